@@ -1,0 +1,511 @@
+"""Our instruments: numbers in cells of float64, updated in well under a microsecond.
+
+A series owns a run of cells in a `Memory`: one for a counter, up-down counter
+or gauge; one per bucket and one for the sum for a histogram (its count is the
+sum of the buckets, never stored). `Memory` is the only part that knows where
+the cells are; here they are private to the process.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from django_otel.core import guard, names
+from django_otel.core.families import (
+    OWN_SCOPE,
+    Attributes,
+    AttributeValue,
+    Exemplar,
+    Family,
+    HistogramValue,
+    Kind,
+    Point,
+)
+
+#: OpenTelemetry metrics SDK, "Overflow attribute".
+OVERFLOW: Attributes = (("otel.metric.overflow", True),)
+_EXEMPLAR_RECORDS = 64
+_CALLBACK_CACHE_S = 15.0
+
+
+class Memory:
+    """Hands out runs of float64 cells, zeroed, that never move.
+
+    Memory grows by whole segments, because a buffer with an exported view
+    cannot be resized; a run never spans two segments.
+    """
+
+    SEGMENT_CELLS = 4096
+
+    def __init__(self) -> None:
+        self._view = memoryview(bytearray())
+        self._free = 0
+
+    def allocate(self, cells: int) -> tuple[memoryview, int]:
+        """Return the view and the index in it at which `cells` cells begin."""
+        if self._free + cells > len(self._view):
+            size = max(self.SEGMENT_CELLS, cells)
+            self._view = memoryview(bytearray(size * 8)).cast("d")
+            self._free = 0
+        base = self._free
+        self._free += cells
+        return self._view, base
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What an instrument is. Two definitions of one name must agree in kind."""
+
+    name: str
+    kind: Kind
+    unit: str = ""
+    description: str = ""
+    bounds: tuple[float, ...] = ()
+    aggregation: str = "sum"
+
+
+def build_attributes(attributes: Mapping[str, object]) -> Attributes:
+    """Sort and clean attributes: values keep their type where OpenTelemetry has it, others become text."""
+    return tuple(sorted(((str(key), _clean(value)) for key, value in attributes.items()), key=_by_key))
+
+
+def _by_key(item: tuple[str, AttributeValue]) -> str:
+    return item[0]
+
+
+def _clean(value: object) -> AttributeValue:
+    if isinstance(value, bool | str):
+        # str() also turns a lazy or safe string into a plain one.
+        return value if isinstance(value, bool) else str(value)
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, list | tuple):
+        cleaned = (_clean(item) for item in value)
+        return tuple(item if isinstance(item, str | bool | int | float) else str(item) for item in cleaned)
+    return str(value)
+
+
+def _identity(attributes: Attributes) -> object:
+    # 1, 1.0 and True are equal in Python and different labels in Prometheus.
+    return tuple((key, value.__class__, value) for key, value in attributes)
+
+
+class Series:
+    """One value with its attributes: counter, up-down counter or gauge."""
+
+    __slots__ = ("_base", "_lock", "_view", "attributes", "is_overflow", "is_set", "start_time_unix_nano")
+
+    def __init__(self, store: CellStore, attributes: Attributes, cells: int, is_overflow: bool) -> None:
+        self.attributes = attributes
+        self.is_overflow = is_overflow
+        self.is_set = False
+        self.start_time_unix_nano = time.time_ns()
+        self._lock = store.lock
+        self._view, self._base = store.memory.allocate(cells)
+
+    def add(self, amount: float) -> None:
+        """Add `amount`, in the instrument's unit."""
+        with self._lock:
+            self._view[self._base] += amount
+            self.is_set = True
+
+    def set(self, value: float) -> None:
+        """Replace the value, in the instrument's unit."""
+        with self._lock:
+            self._view[self._base] = value
+            self.is_set = True
+
+    def read(self) -> float:
+        return self._view[self._base]
+
+    def clear(self) -> None:
+        self._view[self._base] = 0.0
+        self.is_set = False
+        self.start_time_unix_nano = time.time_ns()
+
+
+class HistogramSeries(Series):
+    """One distribution with its attributes."""
+
+    __slots__ = ("_bounds", "_exemplars", "_sum_at")
+
+    def __init__(
+        self, store: CellStore, attributes: Attributes, bounds: tuple[float, ...], is_overflow: bool
+    ) -> None:
+        super().__init__(store, attributes, len(bounds) + 2, is_overflow)
+        self._bounds = bounds
+        self._sum_at = self._base + len(bounds) + 1
+        self._exemplars = store.exemplars
+
+    def observe(self, value: float, trace_id: int = 0, span_id: int = 0) -> None:
+        """Count `value`, in the instrument's unit; with ids it may be shown as the bucket's exemplar."""
+        # A bound is the inclusive upper end of its bucket, in OpenTelemetry and in Prometheus ("le").
+        bucket = bisect.bisect_left(self._bounds, value)
+        view = self._view
+        with self._lock:
+            view[self._base + bucket] += 1.0
+            view[self._sum_at] += value
+            self.is_set = True
+            if trace_id:
+                self._exemplars.put(self, bucket, Exemplar(value, time.time(), trace_id, span_id))
+
+    def read_histogram(self) -> HistogramValue:
+        with self._lock:
+            cells = self._view[self._base : self._sum_at + 1].tolist()
+        return HistogramValue(self._bounds, cells[:-1], cells[-1])
+
+    def clear(self) -> None:
+        for index in range(self._base, self._sum_at + 1):
+            self._view[index] = 0.0
+        self.is_set = False
+        self.start_time_unix_nano = time.time_ns()
+
+
+class ExemplarRing:
+    """The last 64 exemplars of the process, so that their number does not grow with the series."""
+
+    def __init__(self) -> None:
+        self._records: list[tuple[HistogramSeries, int, Exemplar] | None] = [None] * _EXEMPLAR_RECORDS
+        self._next = 0
+
+    def put(self, series: HistogramSeries, bucket: int, exemplar: Exemplar) -> None:
+        self._records[self._next] = (series, bucket, exemplar)
+        self._next = (self._next + 1) % _EXEMPLAR_RECORDS
+
+    def latest(self) -> dict[tuple[int, int], Exemplar]:
+        """The newest exemplar of each (id of the series, bucket)."""
+        found: dict[tuple[int, int], Exemplar] = {}
+        for offset in range(_EXEMPLAR_RECORDS):
+            record = self._records[(self._next + offset) % _EXEMPLAR_RECORDS]
+            if record is not None:
+                found[(id(record[0]), record[1])] = record[2]
+        return found
+
+    def clear(self) -> None:
+        self._records = [None] * _EXEMPLAR_RECORDS
+        self._next = 0
+
+
+class Instrument:
+    """A named instrument and its series. Made by `CellStore`, never directly."""
+
+    def __init__(self, store: CellStore, definition: Definition) -> None:
+        self.definition = definition
+        self.name = definition.name
+        self._store = store
+        self._series: dict[object, Series] = {}
+        self._overflow: Series | None = None
+
+    def series(self, attributes: Mapping[str, object]) -> Series:
+        """The series with these attributes, made if need be; the overflow series at the cardinality limit.
+
+        Look it up once and keep it where the attributes repeat.
+        """
+        cleaned = build_attributes(attributes)
+        identity = _identity(cleaned)
+        found = self._series.get(identity)
+        return found if found is not None else self._make(identity, cleaned)
+
+    def _make(self, identity: object, attributes: Attributes) -> Series:
+        store = self._store
+        with store.lock:
+            found = self._series.get(identity)
+            if found is not None:
+                return found
+            if len(self._series) >= store.cardinality_limit:
+                if self._overflow is None:
+                    self._overflow = self._build(OVERFLOW, is_overflow=True)
+                overflow = self._overflow
+            else:
+                made = self._build(store.scrub(attributes), is_overflow=False)
+                self._series[identity] = made
+                return made
+        store.count_overflow(self.name)
+        return overflow
+
+    def _build(self, attributes: Attributes, *, is_overflow: bool) -> Series:
+        if self.definition.kind is Kind.HISTOGRAM:
+            return HistogramSeries(self._store, attributes, self.definition.bounds, is_overflow)
+        return Series(self._store, attributes, 1, is_overflow)
+
+    def all_series(self) -> list[Series]:
+        with self._store.lock:
+            found = list(self._series.values())
+            if self._overflow is not None:
+                found.append(self._overflow)
+            return found
+
+    def family(self, latest: Mapping[tuple[int, int], Exemplar]) -> Family:
+        definition = self.definition
+        family = Family(definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE)
+        for series in self.all_series():
+            if not series.is_set:
+                continue
+            if isinstance(series, HistogramSeries):
+                value: float | HistogramValue = series.read_histogram()
+                exemplars = [
+                    latest[key] for bucket in range(len(definition.bounds) + 1) if (key := (id(series), bucket)) in latest
+                ]
+            else:
+                value = series.read()
+                exemplars = []
+            family.points.append(Point(series.attributes, value, exemplars, series.start_time_unix_nano))
+        return family
+
+
+class Counter(Instrument):
+    """A sum that only grows."""
+
+    def add(self, amount: float = 1, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006 (never changed)
+        """Add `amount` (in the instrument's unit, not negative: such a call is ignored and logged once)."""
+        if not amount >= 0 or amount == math.inf:
+            guard.warn_once(f"cells.{self.name}", "Counter %s: %r was not added; expected a number >= 0.", self.name, amount)
+            return
+        self.series(attributes).add(amount)
+
+
+class UpDownCounter(Instrument):
+    """A sum that grows and shrinks."""
+
+    def add(self, amount: float, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006
+        """Add `amount`, in the instrument's unit."""
+        if not math.isfinite(amount):
+            guard.warn_once(f"cells.{self.name}", "Up-down counter %s: %r was not added.", self.name, amount)
+            return
+        self.series(attributes).add(amount)
+
+
+class Gauge(Instrument):
+    """A value as it was last set."""
+
+    def set(self, value: float, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006
+        """Replace the value, in the instrument's unit."""
+        self.series(attributes).set(value)
+
+
+class Histogram(Instrument):
+    """A distribution of values in fixed buckets."""
+
+    def record(self, value: float, attributes: Mapping[str, object] = {}, trace_id: int = 0, span_id: int = 0) -> None:  # noqa: B006
+        """Count one value, in the instrument's unit. Values that are not finite are ignored and logged once."""
+        if not math.isfinite(value):
+            guard.warn_once(f"cells.{self.name}", "Histogram %s: %r was not recorded.", self.name, value)
+            return
+        series = self.series(attributes)
+        assert isinstance(series, HistogramSeries)
+        series.observe(value, trace_id, span_id)
+
+
+#: What an observable callback gives: a value, or pairs of value and attributes.
+Observed = float | Iterable[tuple[float, Mapping[str, object]]]
+
+
+class ObservableGauge(Instrument):
+    """A gauge that asks its callback when it is read, at most every 15 seconds."""
+
+    def __init__(self, store: CellStore, definition: Definition, callback: Callable[[], Observed]) -> None:
+        super().__init__(store, definition)
+        self.callback = callback
+        self._read_at_s = -math.inf
+        self._points: list[Point] = []
+
+    def family(self, latest: Mapping[tuple[int, int], Exemplar]) -> Family:
+        definition = self.definition
+        now_s = time.monotonic()
+        if now_s - self._read_at_s >= _CALLBACK_CACHE_S:
+            # Set first: a slow callback must not be run by every scrape that arrives meanwhile.
+            self._read_at_s = now_s
+            # No lock is held here: a callback may itself count something.
+            with guard.contained(f"the callback of {self.name}"):
+                observed = self.callback()
+                pairs = [(observed, {})] if isinstance(observed, int | float) else list(observed)
+                self._points = [
+                    Point(self._store.scrub(build_attributes(attributes)), float(value))
+                    for value, attributes in pairs[: self._store.cardinality_limit]
+                ]
+        return Family(
+            definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE, list(self._points)
+        )
+
+    def forget(self) -> None:
+        """Ask the callback again at the next reading."""
+        self._read_at_s = -math.inf
+        self._points = []
+
+
+_CLASSES: dict[Kind, type[Instrument]] = {
+    Kind.COUNTER: Counter,
+    Kind.UP_DOWN_COUNTER: UpDownCounter,
+    Kind.GAUGE: Gauge,
+    Kind.HISTOGRAM: Histogram,
+}
+
+
+class CellStore:
+    """All instruments of the process, by name.
+
+    `lock` guards every cell. It is re-entrant, because a signal handler may
+    count something in the middle of an update.
+    """
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.lock = threading.RLock()
+        self.memory = memory if memory is not None else Memory()
+        self.exemplars = ExemplarRing()
+        self.cardinality_limit = 2000
+        self.scrub: Callable[[Attributes], Attributes] = _unchanged
+        self._buckets: Mapping[str, tuple[float, ...]] = {}
+        self._instruments: dict[str, Instrument] = {}
+        if hasattr(os, "register_at_fork"):
+            # Taken over the fork, so that the child does not inherit it held by a thread it does not have.
+            os.register_at_fork(
+                before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._after_fork_in_child
+            )
+
+    def _before_fork(self) -> None:
+        self.lock.acquire()
+
+    def _after_fork(self) -> None:
+        self.lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        try:
+            # What the parent counted is the parent's; the child starts at zero.
+            self.clear()
+        finally:
+            self.lock.release()
+
+    def configure(
+        self,
+        *,
+        cardinality_limit: int,
+        buckets: Mapping[str, tuple[float, ...]],
+        scrub: Callable[[Attributes], Attributes] | None = None,
+    ) -> None:
+        """Apply settings. An instrument whose bounds change starts again; the others keep their numbers."""
+        with self.lock:
+            self.cardinality_limit = cardinality_limit
+            self.scrub = scrub or _unchanged
+            self._buckets = dict(buckets)
+            for instrument in self._instruments.values():
+                wanted = self._with_bounds(instrument.definition)
+                if wanted.bounds != instrument.definition.bounds:
+                    instrument.definition = wanted
+                    instrument._series.clear()
+                    instrument._overflow = None
+
+    def _with_bounds(self, definition: Definition) -> Definition:
+        if definition.kind is not Kind.HISTOGRAM:
+            return definition
+        metric = names.CATALOGUE.get(definition.name)
+        default = metric.bounds if metric is not None else (definition.bounds or names.DEFAULT_BOUNDS)
+        bounds = self._buckets.get(definition.name, default)
+        return Definition(
+            definition.name, definition.kind, definition.unit, definition.description, bounds, definition.aggregation
+        )
+
+    def define(self, definition: Definition) -> Instrument:
+        """The instrument of that name, made if need be.
+
+        Errors: `ValueError` when the name is taken by an instrument of another kind.
+        """
+        with self.lock:
+            found = self._instruments.get(definition.name)
+            if found is not None:
+                if found.definition.kind is not definition.kind:
+                    raise ValueError(
+                        f"The instrument {definition.name!r} is a {found.definition.kind.value}; "
+                        f"it cannot be a {definition.kind.value} as well. Choose another name."
+                    )
+                return found
+            made = _CLASSES[definition.kind](self, self._with_bounds(definition))
+            self._instruments[definition.name] = made
+            return made
+
+    def counter(self, name: str, unit: str = "", description: str = "") -> Counter:
+        instrument = self.define(Definition(name, Kind.COUNTER, unit, description))
+        assert isinstance(instrument, Counter)
+        return instrument
+
+    def up_down_counter(self, name: str, unit: str = "", description: str = "") -> UpDownCounter:
+        instrument = self.define(Definition(name, Kind.UP_DOWN_COUNTER, unit, description, aggregation="livesum"))
+        assert isinstance(instrument, UpDownCounter)
+        return instrument
+
+    def gauge(self, name: str, unit: str = "", description: str = "") -> Gauge:
+        instrument = self.define(Definition(name, Kind.GAUGE, unit, description, aggregation="last"))
+        assert isinstance(instrument, Gauge)
+        return instrument
+
+    def histogram(
+        self, name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()
+    ) -> Histogram:
+        instrument = self.define(Definition(name, Kind.HISTOGRAM, unit, description, tuple(bounds)))
+        assert isinstance(instrument, Histogram)
+        return instrument
+
+    def observable_gauge(
+        self, name: str, callback: Callable[[], Observed], unit: str = "", description: str = ""
+    ) -> ObservableGauge:
+        """A gauge read through `callback`; asking again for one name replaces its callback."""
+        with self.lock:
+            found = self._instruments.get(name)
+            if found is None:
+                made = ObservableGauge(self, Definition(name, Kind.GAUGE, unit, description, (), "last"), callback)
+                self._instruments[name] = made
+                return made
+        if not isinstance(found, ObservableGauge):
+            raise ValueError(
+                f"The instrument {name!r} is a {found.definition.kind.value}; it cannot be an observable gauge as well."
+            )
+        found.callback = callback
+        found.forget()
+        return found
+
+    def catalogued(self, name: str) -> Instrument:
+        """The instrument of `core.names.CATALOGUE` with that name."""
+        metric = names.CATALOGUE[name]
+        return self.define(
+            Definition(metric.name, metric.kind, metric.unit, metric.description, metric.bounds, metric.aggregation)
+        )
+
+    def count_overflow(self, name: str) -> None:
+        """Count a measurement that met the cardinality limit of the instrument `name`."""
+        guard.warn_once(
+            f"cells.overflow.{name}",
+            "Metric %s has reached METRICS.CARDINALITY_LIMIT (%d series); further label sets go to one overflow series. "
+            "Is an identifier used as an attribute?",
+            name,
+            self.cardinality_limit,
+        )
+        instrument = self.catalogued("django_otel.cardinality.overflow")
+        assert isinstance(instrument, Counter)
+        instrument.add(1, {"django_otel.reason": "cardinality_limit", "django_otel.signal": "metrics"})
+
+    def collect(self) -> list[Family]:
+        """Read every instrument that has a value."""
+        with self.lock:
+            instruments = list(self._instruments.values())
+            latest = self.exemplars.latest()
+        families = (instrument.family(latest) for instrument in instruments)
+        return [family for family in families if family.points]
+
+    def clear(self) -> None:
+        """Set every number to zero and forget exemplars; instruments and series stay valid."""
+        with self.lock:
+            self.exemplars.clear()
+            for instrument in self._instruments.values():
+                if isinstance(instrument, ObservableGauge):
+                    instrument.forget()
+                for series in instrument.all_series():
+                    series.clear()
+
+
+def _unchanged(attributes: Attributes) -> Attributes:
+    return attributes
