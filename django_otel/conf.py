@@ -1,0 +1,60 @@
+"""`settings.OTEL` as a `Config`, parsed once and again when the setting changes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from django.conf import settings
+from django.core.signals import setting_changed
+
+from django_otel.core.config import Config, ConfigError, Problem, parse
+
+_cached: Config | ConfigError | None = None
+
+
+def get_config() -> Config:
+    """The configuration in force.
+
+    Errors: `ConfigError` with every problem when `settings.OTEL` is faulty.
+    """
+    global _cached
+    if _cached is None:
+        try:
+            _cached = parse(getattr(settings, "OTEL", None), os.environ, _default_service_name())
+        except ConfigError as error:
+            _cached = error
+    if isinstance(_cached, ConfigError):
+        raise _cached
+    return _cached
+
+
+def get_problems() -> list[Problem]:
+    """What is wrong with `settings.OTEL`; empty when nothing is."""
+    try:
+        get_config()
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def forget() -> None:
+    """Parse again at the next look."""
+    global _cached
+    _cached = None
+
+
+def _default_service_name() -> str:
+    module = getattr(settings, "SETTINGS_MODULE", None) or os.environ.get("DJANGO_SETTINGS_MODULE") or "django"
+    return str(module).split(".", 1)[0]
+
+
+def _on_setting_changed(*, setting: str, **_: Any) -> None:
+    if setting == "OTEL":
+        forget()
+        from django_otel import runtime
+
+        runtime.restart()
+
+
+setting_changed.connect(_on_setting_changed, dispatch_uid="django_otel.conf")
