@@ -88,10 +88,15 @@ def _clean(value: object) -> AttributeValue:
     if isinstance(value, list | tuple):
         cleaned = (_clean(item) for item in value)
         return tuple(item if isinstance(item, str | bool | int | float) else str(item) for item in cleaned)
-    return str(value)
+    try:
+        return str(value)
+    except Exception as error:
+        # A __str__ that raises, for example on a query where none is allowed.
+        guard.report(f"str() of an attribute of type {type(value).__name__}", error)
+        return f"<{type(value).__name__}>"
 
 
-def _identity(attributes: Attributes) -> object:
+def identity(attributes: Attributes) -> object:
     # 1, 1.0 and True are equal in Python and different labels in Prometheus.
     return tuple((key, value.__class__, value) for key, value in attributes)
 
@@ -207,8 +212,9 @@ class Instrument:
 
         Look it up once and keep it where the attributes repeat.
         """
-        cleaned = build_attributes(attributes)
-        identity = _identity(cleaned)
+        # None too, as in OpenTelemetry's own instruments.
+        cleaned = build_attributes(attributes) if attributes else ()
+        identity = identity(cleaned)
         found = self._series.get(identity)
         return found if found is not None else self._make(identity, cleaned)
 
@@ -259,15 +265,24 @@ class Instrument:
         return family
 
 
+def _number(value: object) -> float:
+    """A project's number as a cell holds it (Decimal and Fraction too); NaN for what is no number."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 class Counter(Instrument):
     """A sum that only grows."""
 
     def add(self, amount: float = 1, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006 (never changed)
         """Add `amount` (in the instrument's unit, not negative: such a call is ignored and logged once)."""
-        if not amount >= 0 or amount == math.inf:
+        number = _number(amount)
+        if not 0 <= number < math.inf:
             guard.warn_once(f"cells.{self.name}", "Counter %s: %r was not added; expected a number >= 0.", self.name, amount)
             return
-        self.series(attributes).add(amount)
+        self.series(attributes).add(number)
 
 
 class UpDownCounter(Instrument):
@@ -275,18 +290,23 @@ class UpDownCounter(Instrument):
 
     def add(self, amount: float, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006
         """Add `amount`, in the instrument's unit."""
-        if not math.isfinite(amount):
+        number = _number(amount)
+        if not math.isfinite(number):
             guard.warn_once(f"cells.{self.name}", "Up-down counter %s: %r was not added.", self.name, amount)
             return
-        self.series(attributes).add(amount)
+        self.series(attributes).add(number)
 
 
 class Gauge(Instrument):
     """A value as it was last set."""
 
     def set(self, value: float, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006
-        """Replace the value, in the instrument's unit."""
-        self.series(attributes).set(value)
+        """Replace the value, in the instrument's unit. What is not a number is ignored and logged once."""
+        number = _number(value)
+        if math.isnan(number) and value == value:
+            guard.warn_once(f"cells.{self.name}", "Gauge %s was not set to %r.", self.name, value)
+            return
+        self.series(attributes).set(number)
 
 
 class Histogram(Instrument):
@@ -294,12 +314,13 @@ class Histogram(Instrument):
 
     def record(self, value: float, attributes: Mapping[str, object] = {}, trace_id: int = 0, span_id: int = 0) -> None:  # noqa: B006
         """Count one value, in the instrument's unit. Values that are not finite are ignored and logged once."""
-        if not math.isfinite(value):
+        number = _number(value)
+        if not math.isfinite(number):
             guard.warn_once(f"cells.{self.name}", "Histogram %s: %r was not recorded.", self.name, value)
             return
         series = self.series(attributes)
         assert isinstance(series, HistogramSeries)
-        series.observe(value, trace_id, span_id)
+        series.observe(number, trace_id, span_id)
 
 
 #: What an observable callback gives: a value, or pairs of value and attributes.
@@ -418,9 +439,10 @@ class CellStore:
         with self.lock:
             found = self._instruments.get(definition.name)
             if found is not None:
-                if found.definition.kind is not definition.kind:
+                if found.definition.kind is not definition.kind or isinstance(found, ObservableGauge):
+                    kind = "observable gauge" if isinstance(found, ObservableGauge) else found.definition.kind.value
                     raise ValueError(
-                        f"The instrument {definition.name!r} is a {found.definition.kind.value}; "
+                        f"The instrument {definition.name!r} is a {kind}; "
                         f"it cannot be a {definition.kind.value} as well. Choose another name."
                     )
                 return found
@@ -467,6 +489,18 @@ class CellStore:
         found.callback = callback
         found.forget()
         return found
+
+    def kind_of(self, name: str) -> Kind | None:
+        """What kind of instrument has that name; None when none has."""
+        found = self._instruments.get(name)
+        return None if found is None else found.definition.kind
+
+    def forget_observed(self) -> None:
+        """Ask the callbacks of all observable gauges again at the next reading (for tests)."""
+        with self.lock:
+            for instrument in self._instruments.values():
+                if isinstance(instrument, ObservableGauge):
+                    instrument.forget()
 
     def catalogued(self, name: str) -> Instrument:
         """The instrument of `core.names.CATALOGUE` with that name."""
