@@ -214,9 +214,9 @@ class Instrument:
         """
         # None too, as in OpenTelemetry's own instruments.
         cleaned = build_attributes(attributes) if attributes else ()
-        identity = identity(cleaned)
-        found = self._series.get(identity)
-        return found if found is not None else self._make(identity, cleaned)
+        key = identity(cleaned)
+        found = self._series.get(key)
+        return found if found is not None else self._make(key, cleaned)
 
     def _make(self, identity: object, attributes: Attributes) -> Series:
         store = self._store
@@ -442,7 +442,7 @@ class CellStore:
                 if found.definition.kind is not definition.kind or isinstance(found, ObservableGauge):
                     kind = "observable gauge" if isinstance(found, ObservableGauge) else found.definition.kind.value
                     raise ValueError(
-                        f"The instrument {definition.name!r} is a {kind}; "
+                        f"The instrument {definition.name!r} is of kind {kind}; "
                         f"it cannot be a {definition.kind.value} as well. Choose another name."
                     )
                 return found
