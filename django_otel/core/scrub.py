@@ -43,13 +43,18 @@ _CACHE_ENTRIES = 4096
 ScrubCallback = Callable[[str, Any], Any]
 LogRecordT = TypeVar("LogRecordT", "ReadableLogRecord", "ReadWriteLogRecord")
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # --- keys ------------------------------------------------------------------------------------------------------
 
 #: Sensitive as a whole word anywhere in a key.
-_WORDS = frozenset(
+_WORDS = _words(
     "pwd passcode secret secrets token tokens authorization cookie cookies session sessions sessionid "
     "sessid phpsessid jsessionid sid card cards cardno cardnum cardholder giftcard bankcard cvv cvc cvn credential "
-    "credentials creds jwt bearer totp ssn".split()
+    "credentials creds jwt bearer totp ssn"
 )
 #: Sensitive wherever they stand in a key whose separators are taken out.
 _STEMS = (
@@ -60,27 +65,27 @@ _SUFFIXES = (
     "pwd", "secret", "token", "tokens", "cookie", "cookies", "sessionid", "sessid", "credential", "credentials",
 )  # fmt: skip
 #: "... key" and its kind; `primary_key`, `cache_key`, `public_key` and `idempotency_key` are not among them.
-_KEY_OWNERS = frozenset(
+_KEY_OWNERS = _words(
     "api access private secret signing signature encryption master account auth ssh storage shared session service "
-    "license subscription deploy webhook app application client consumer".split()
+    "license subscription deploy webhook app application client consumer"
 )
 #: Sensitive as a key's last word; in running text ("first pass: 3") only in a compound or before "=".
-_LAST_WORDS = frozenset("pass pw auth sig signature hmac pin otp mfa".split())
+_LAST_WORDS = _words("pass pw auth sig signature hmac pin otp mfa")
 #: Sensitive as the name of a query parameter only: OAuth's `code`, Google's `key`, CAS' `ticket`.
-_QUERY_WORDS = frozenset("code key state nonce ticket assertion samlresponse samlrequest hash sign".split())
+_QUERY_WORDS = _words("code key state nonce ticket assertion samlresponse samlrequest hash sign")
 #: A number under such a key is a measurement, not a secret.
-_MEASURES = frozenset(
+_MEASURES = _words(
     "count counts counter total size length len limit max min age ttl expiry expires expiration timeout "
-    "duration seconds ms remaining used attempts failures retries index enabled required".split()
+    "duration seconds ms remaining used attempts failures retries index enabled required"
 )
 _PLURALS = ("tokens", "sessions", "cookies", "cards", "passwords", "secrets", "credentials")
 #: The whole line after such a key belongs to the value.
 _LINE_WORDS = frozenset(("authorization", "cookie", "cookies", "passphrase"))
 #: Keys that are known to hold no secret, though a rule says otherwise, or whose ids could look like card numbers.
-_SAFE_KEYS = frozenset(
+_SAFE_KEYS = _words(
     "trace_id span_id parent_id trace.id span.id parent.id traceparent traceid spanid oteltraceid otelspanid "
     "oteltracesampled otelservicename service.instance.id gen_ai.token.type exception.type code.file.path "
-    "code.function.name code.line.number".split()
+    "code.function.name code.line.number"
 )
 _OTEL_TYPES = (str, bool, int, float, bytes, Sequence, Mapping)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -140,10 +145,10 @@ _SCHEME = re.compile(
     r"""(?!\[redacted\])((?:[^\s"'\\,;<>()\[\]{}&]|\\[^"'\\])++)"""
 )
 #: What follows "Bearer" or "Basic" in sentences.
-_SCHEME_PROSE = frozenset(
+_SCHEME_PROSE = _words(
     "a an and are as at auth authentication authorization by credential credentials error expired expires failed for "
     "format from has header headers http in invalid is key method missing must not of on or realm required scheme "
-    "schemes tests the to token tokens type usage used user value was with".split()
+    "schemes tests the to token tokens type usage used user value was with"
 )
 # A UUID or a traceparent is an id: it is matched first so that its digits are not read as a card.
 _CARD = re.compile(
@@ -173,7 +178,7 @@ _KEY = re.compile(
 )
 _PAIR_OPENING = re.compile(r"""[(\[]\s{0,4}[bu]?\\{0,4}["']\Z""")
 _WORD_BEFORE = re.compile(r"(?:\A|[^A-Za-z])([A-Za-z]{2,30})[ \t]\Z")
-_SECOND_WORDS = frozenset("id ids key value values number no num hash string code data header headers text".split())
+_SECOND_WORDS = _words("id ids key value values number no num hash string code data header headers text")
 _EXCEPTION_NAME = re.compile(r"(?:Error|Exception|Warning|Exit|Interrupt)\Z")
 _CONVERTER = re.compile(r"\w+>")
 _QUOTE = re.compile(r"""(?:[bBuUrRfF]{0,2})(["'`])""")
@@ -498,7 +503,9 @@ class Scrubber:
             if isinstance(value, (int, float)) and _is_measure(split_key(key)):
                 return value
             if isinstance(value, str):
-                return value if value.strip().lower() in _HARMLESS else REDACTED
+                bare = value.strip()
+                harmless = bare.lower() in _HARMLESS or (_NUMBER.match(bare) and _is_measure(split_key(key)))
+                return value if harmless else REDACTED
             if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
                 if _is_measure(split_key(key)) and all(isinstance(item, (int, float)) for item in value):
                     return value
@@ -542,7 +549,7 @@ class Scrubber:
             previous = item
         if all(new is old for new, old in zip(scrubbed, value, strict=True)):
             return value
-        return type(value)(scrubbed) if type(value) in (list, tuple) else tuple(scrubbed)
+        return scrubbed if type(value) is list else tuple(scrubbed)
 
     # --- texts
 
@@ -760,8 +767,8 @@ def _bounded(attributes: Any, dropped: int) -> BoundedAttributes:
     return bounded
 
 
-def _bounded_list(items: Sequence[Any], dropped: int) -> BoundedList:
-    bounded = BoundedList(None)
+def _bounded_list(items: Sequence[Any], dropped: int) -> Sequence[Any]:
+    bounded: Any = BoundedList(None)
     bounded.extend(items)
     bounded.dropped = dropped
     return bounded
