@@ -1,0 +1,71 @@
+"""OpenTelemetry for Django in one app.
+
+Every public name is here and may be imported anywhere, also in a settings
+module: nothing below is loaded before it is asked for, and nothing reads
+settings before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from django_otel import business
+    from django_otel.api import (
+        carrier,
+        counter,
+        current_trace_id,
+        event,
+        flush,
+        from_carrier,
+        gauge,
+        histogram,
+        observable_gauge,
+        set_attributes,
+        set_user,
+        span,
+        timed,
+        trace_url,
+        untraced,
+        up_down_counter,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "__version__",
+    "business",
+    "carrier",
+    "counter",
+    "current_trace_id",
+    "event",
+    "flush",
+    "from_carrier",
+    "gauge",
+    "histogram",
+    "observable_gauge",
+    "set_attributes",
+    "set_user",
+    "span",
+    "timed",
+    "trace_url",
+    "untraced",
+    "up_down_counter",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # importlib and not "from . import": that would ask this function again.
+    import importlib
+
+    if name == "business":
+        return importlib.import_module("django_otel.business")
+    found = getattr(importlib.import_module("django_otel.api"), name)
+    globals()[name] = found
+    return found  # type: ignore[no-any-return]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,757 @@
+"""What a project calls: spans, events, instruments, the way to other threads and queues.
+
+Everything here works before settings are configured (it then records nothing,
+except for instruments, whose numbers are kept) and never raises by a fault of
+its own into the application. Wrong use that shows at import time (a name used
+for two kinds of instrument, `@span` without a name) is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import enum
+import functools
+import inspect
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+
+from django_otel.core import guard, names
+
+if TYPE_CHECKING:
+    from django_otel.core.cells import Counter, Gauge, Histogram, ObservableGauge, Observed, UpDownCounter
+    from django_otel.core.config import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+AttributeValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
+
+_NO_SPANS_KEY = otel_context.create_key("django_otel-no-spans")
+#: OTLP carries integers in 64 bits; a larger one would make its whole batch impossible to encode.
+_SMALLEST_INT = -(2**63)
+_LARGEST_INT = 2**63 - 1
+_NANOSECONDS_PER_S = 1_000_000_000
+_READY_TYPES = frozenset({bool, float})
+
+
+# --- attributes ---------------------------------------------------------------
+
+
+def clean_value(value: object) -> AttributeValue | None:
+    """Turn any value into one that every exporter can send; None when there is nothing to send.
+
+    Text, booleans, integers and floats stay what they are, enumeration members
+    become their value, sequences and sets become lists of one type, all else
+    (Decimal, datetime, UUID, lazy text, model instances) becomes text by `str()`.
+    """
+    if value is None:
+        return None
+    if isinstance(value, list | tuple | set | frozenset):
+        return _clean_items([_clean_scalar(item) for item in value if item is not None])
+    return _clean_scalar(value)
+
+
+def clean_attributes(attributes: Mapping[str, object]) -> dict[str, AttributeValue]:
+    """Clean every attribute; those whose value is None are left out."""
+    cleaned = {}
+    for key, value in attributes.items():
+        # One by one: a value that cannot be read does not cost the others.
+        with guard.contained("the cleaning of an attribute"):
+            kept = clean_value(value)
+            if kept is not None:
+                cleaned[_clean_text(key)] = kept
+    return cleaned
+
+
+def _clean_scalar(value: object) -> str | bool | int | float:
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value) if _SMALLEST_INT <= value <= _LARGEST_INT else _clean_text(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).decode("utf-8", "replace")
+    return _clean_text(value)
+
+
+def _clean_items(items: list[str | bool | int | float]) -> AttributeValue:
+    kinds = {item.__class__ for item in items}
+    if kinds == {int, float}:
+        return [float(item) for item in items]
+    if len(kinds) > 1:
+        # OpenTelemetry's arrays hold one type.
+        return [_clean_text(item) for item in items]
+    return items  # type: ignore[return-value]
+
+
+def _clean_text(value: object) -> str:
+    try:
+        # str.__str__ makes a plain str of a subclass such as SafeString.
+        text = str.__str__(value if isinstance(value, str) else str(value))
+        if not text.isascii():
+            text.encode("utf-8")
+    except UnicodeEncodeError:
+        # A lone surrogate: an exporter could not encode the batch.
+        return text.encode("utf-8", "replace").decode("utf-8")
+    except Exception as error:
+        # A __str__ that raises, for example on a query where none is allowed.
+        guard.report(f"str() of an attribute of type {type(value).__name__}", error)
+        return f"<{type(value).__name__}>"
+    return text
+
+
+def _is_ready(value: object) -> bool:
+    """Whether a value needs no cleaning, so that also samplers may look at it."""
+    kind = value.__class__
+    if kind is str:
+        return value.isascii()  # type: ignore[attr-defined, no-any-return]
+    if kind is int:
+        return _SMALLEST_INT <= value <= _LARGEST_INT  # type: ignore[operator]
+    return kind in _READY_TYPES
+
+
+# --- scopes: something that begins, is current for a while, and ends ------------
+
+
+class _Run:
+    """One run of a scope: the context that is current inside, and what to do at the end."""
+
+    __slots__ = ("context", "on_end", "previous", "span", "token")
+
+    def __init__(
+        self,
+        context: Context | None,
+        span: trace.Span = trace.INVALID_SPAN,
+        on_end: Callable[[BaseException | None], None] | None = None,
+    ) -> None:
+        self.context = context
+        self.span = span
+        self.on_end = on_end
+        self.previous: Context | None = None
+        self.token: object | None = None
+
+    def attach(self) -> None:
+        if self.context is not None:
+            self.previous = otel_context.get_current()
+            self.token = otel_context.attach(self.context)
+
+    def detach(self) -> None:
+        """Make the context before `attach` current again, and keep the one inside for a next `attach`."""
+        token, self.token = self.token, None
+        if token is None:
+            return
+        inside = otel_context.get_current()
+        if isinstance(token, contextvars.Token):
+            # Not otel_context.detach(): that logs an error where the run ends in another
+            # task than it began in (an abandoned generator, a fixture), which is no fault.
+            try:
+                token.var.reset(token)
+            except (ValueError, RuntimeError):
+                if inside is self.context and self.previous is not None:
+                    otel_context.attach(self.previous)
+                return
+        else:
+            otel_context.detach(token)  # type: ignore[arg-type]
+        self.context = inside
+
+    def end(self, error: BaseException | None) -> None:
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            with guard.contained("the end of a span"):
+                on_end(error if isinstance(error, Exception) else None)
+
+
+class _Scope:
+    """A context manager (`with` and `async with`) and a decorator.
+
+    One object may be entered many times, also at once by several threads and
+    tasks and inside itself: each time is a run of its own.
+    """
+
+    _place = "a scope"
+
+    def __init__(self) -> None:
+        self._runs: list[_Run] = []
+
+    def _begin(self) -> _Run:
+        raise NotImplementedError
+
+    def _begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Run:
+        """Begin the run of a decorated function that is called with these arguments."""
+        return self._begin_safely()
+
+    def _begin_safely(self) -> _Run:
+        try:
+            return self._begin()
+        except Exception as error:
+            guard.report(self._place, error)
+            return _Run(None)
+
+    def _entered(self, run: _Run) -> Any:
+        return self
+
+    def __enter__(self) -> Any:
+        run = self._begin_safely()
+        run.attach()
+        self._runs.append(run)
+        return self._entered(run)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        run = self._take_run()
+        if run is not None:
+            run.detach()
+            run.end(error)
+
+    async def __aenter__(self) -> Any:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def _take_run(self) -> _Run | None:
+        """The innermost run of this thread or task: the one whose context is current here."""
+        runs = self._runs
+        if len(runs) > 1:
+            current = otel_context.get_current()
+            for index in range(len(runs) - 1, -1, -1):
+                if runs[index].context is current:
+                    return runs.pop(index)
+        return runs.pop() if runs else None
+
+    def __call__(self, function: F) -> F:
+        return _decorate(function, self)
+
+
+class _SimpleScope(_Scope):
+    """A scope whose begin is a function."""
+
+    def __init__(self, begin: Callable[[], _Run]) -> None:
+        super().__init__()
+        self._begin = begin  # type: ignore[method-assign]
+
+
+def _decorate(function: F, scope: _Scope) -> F:
+    """Wrap a function so that each call is a run of `scope`.
+
+    Errors: `TypeError` for what cannot be called or is a class.
+    """
+    if isinstance(function, staticmethod | classmethod):
+        return type(function)(_decorate(function.__func__, scope))
+    name = type(scope).__name__.strip("_").lower()
+    if inspect.isclass(function):
+        raise TypeError(
+            f"{name} decorates functions and methods; {function.__qualname__} is a class: decorate its methods."
+        )
+    if not callable(function):
+        raise TypeError(f"{name} decorates functions and methods, not {type(function).__name__!r} objects.")
+    if inspect.isasyncgenfunction(function):
+        return _decorate_async_generator(function, scope)  # type: ignore[return-value]
+    if inspect.isgeneratorfunction(function):
+        return _decorate_generator(function, scope)  # type: ignore[return-value]
+    if _is_coroutine_function(function):
+        return _decorate_coroutine(function, scope)  # type: ignore[return-value]
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        run = scope._begin_call(args, kwargs)
+        run.attach()
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            run.detach()
+            run.end(error)
+            raise
+        run.detach()
+        run.end(None)
+        return result
+
+    return call  # type: ignore[return-value]
+
+
+def _is_coroutine_function(function: Callable[..., Any]) -> bool:
+    # asgiref's test also knows what Django marks as a coroutine function, on every Python.
+    from asgiref.sync import iscoroutinefunction
+
+    if iscoroutinefunction(function):
+        return True
+    call = getattr(function, "__call__", None)  # noqa: B004 (the method itself is looked at)
+    return not inspect.isroutine(function) and call is not None and iscoroutinefunction(call)
+
+
+def _decorate_coroutine(function: Callable[..., Any], scope: _Scope) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        run = scope._begin_call(args, kwargs)
+        run.attach()
+        try:
+            result = await function(*args, **kwargs)
+        except BaseException as error:
+            run.detach()
+            run.end(error)
+            raise
+        run.detach()
+        run.end(None)
+        return result
+
+    return call
+
+
+@contextlib.contextmanager
+def _attached(run: _Run) -> Generator[None]:
+    run.attach()
+    try:
+        yield
+    finally:
+        run.detach()
+
+
+def _decorate_generator(function: Callable[..., Any], scope: _Scope) -> Callable[..., Any]:
+    # What `yield from` does (PEP 380), with the run's context current only while the body runs.
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        generator = function(*args, **kwargs)
+        run = scope._begin_call(args, kwargs)
+        step: Callable[[Any], Any] = generator.send
+        argument: Any = None
+        try:
+            while True:
+                with _attached(run):
+                    try:
+                        item = step(argument)
+                    except StopIteration as stop:
+                        result = stop.value
+                        break
+                try:
+                    argument = yield item
+                    step = generator.send
+                except GeneratorExit:
+                    with _attached(run):
+                        result = generator.close()
+                    break
+                except BaseException as error:
+                    step, argument = generator.throw, error
+        except BaseException as error:
+            run.end(error)
+            raise
+        run.end(None)
+        return result
+
+    return call
+
+
+def _decorate_async_generator(function: Callable[..., Any], scope: _Scope) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        generator = function(*args, **kwargs)
+        run = scope._begin_call(args, kwargs)
+        step: Callable[[Any], Any] = generator.asend
+        argument: Any = None
+        try:
+            while True:
+                with _attached(run):
+                    try:
+                        item = await step(argument)
+                    except StopAsyncIteration:
+                        break
+                try:
+                    argument = yield item
+                    step = generator.asend
+                except GeneratorExit:
+                    with _attached(run):
+                        await generator.aclose()
+                    raise
+                except BaseException as error:
+                    step, argument = generator.athrow, error
+        except BaseException as error:
+            run.end(error)
+            raise
+        run.end(None)
+
+    return call
+
+
+# --- spans ----------------------------------------------------------------------
+
+
+class span(_Scope):  # noqa: N801 (used like a function)
+    """A span around a block or a function, a child of what is active.
+
+    `with span("checkout", items=3) as current:`, `async with ...`, or
+    `@span("checkout")` on a function, coroutine function, generator, async
+    generator or method; a generator's span lasts while it is consumed, and is
+    not current in the consumer between items. Attribute names with dots:
+    `span("checkout", **{"cart.items": 3})`. The OpenTelemetry span is yielded.
+
+    An exception is recorded, sets the status ERROR and goes on. Cancellation
+    and other exceptions that are no `Exception` end the span and are no error.
+
+    Errors: `TypeError` for `@span` without a name.
+    """
+
+    _place = "the start of a span"
+
+    def __init__(self, name: str, /, **attributes: Any) -> None:
+        super().__init__()
+        kind = type(self).__name__
+        if inspect.isroutine(name) or inspect.isclass(name):
+            raise TypeError(f'@{kind} needs a name: write @{kind}("{name.__name__}").')
+        self._name = name
+        self._attributes = attributes
+
+    def _begin(self) -> _Run:
+        started = _start_span(self._name, self._attributes)
+        return _Run(trace.set_span_in_context(started), started, functools.partial(_end_span, started))
+
+    def _entered(self, run: _Run) -> trace.Span:
+        return run.span
+
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> trace.Span: ...
+
+        async def __aenter__(self) -> trace.Span: ...
+
+
+def _start_span(name: object, attributes: Mapping[str, object], start_time_unix_ns: int | None = None) -> trace.Span:
+    current = otel_context.get_current()
+    if current.get(_NO_SPANS_KEY):
+        return trace.NonRecordingSpan(trace.get_current_span(current).get_span_context())
+    ready = {key: value for key, value in attributes.items() if _is_ready(value)}
+    tracer = _runtime().tracer()
+    started = tracer.start_span(_clean_text(name) or "span", attributes=ready or None, start_time=start_time_unix_ns)
+    if len(ready) < len(attributes) and started.is_recording():
+        # Only now: text is not made, and no __str__ called, for spans that are not recorded.
+        with guard.contained("the attributes of a span"):
+            started.set_attributes(clean_attributes({k: v for k, v in attributes.items() if k not in ready}))
+    return started
+
+
+def _end_span(span: trace.Span, error: BaseException | None, end_time_unix_ns: int | None = None) -> None:
+    try:
+        if error is not None and span.is_recording():
+            with guard.contained("the recording of an exception"):
+                _record_error(span, error)
+    finally:
+        span.end(end_time_unix_ns)
+
+
+def _record_error(span: trace.Span, error: BaseException) -> None:
+    kind = _type_name(error)
+    span.set_attribute("error.type", kind)
+    # The message is in the exception event; here it only helps a reader of a list of spans.
+    span.set_status(trace.Status(trace.StatusCode.ERROR, f"{kind}: {_clean_text(error)}"))
+    span.record_exception(error)
+
+
+def _type_name(error: BaseException) -> str:
+    # As the SDK names `exception.type`.
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+class timed(span):  # noqa: N801 (used like a function)
+    """A span and a histogram of durations, both called `name`, from one measurement.
+
+    Tags are the span's attributes and the histogram's; `error.type` is added
+    when an exception passes. The histogram counts whatever is sampled. Used as
+    `span` is; the OpenTelemetry span is yielded.
+
+    Units: the histogram is in seconds.
+    Errors: as `span`; a name that another kind of instrument has is logged once
+        and the span is made all the same.
+    """
+
+    _place = "the start of a timed span"
+
+    def _begin(self) -> _Run:
+        started_unix_ns = time.time_ns()
+        started_ns = time.perf_counter_ns()
+        try:
+            started = _start_span(self._name, self._attributes, started_unix_ns)
+            context = trace.set_span_in_context(started)
+        except Exception as error:
+            guard.report(self._place, error)
+            started, context = trace.INVALID_SPAN, None
+
+        def end(error: BaseException | None) -> None:
+            elapsed_ns = time.perf_counter_ns() - started_ns
+            try:
+                _end_span(started, error, started_unix_ns + elapsed_ns)
+            finally:
+                self._record(elapsed_ns / _NANOSECONDS_PER_S, started.get_span_context(), error)
+
+        return _Run(context, started, end)
+
+    @guard.guarded("the duration of a timed span", None)
+    def _record(self, elapsed_s: float, ids: trace.SpanContext, error: BaseException | None) -> None:
+        tags = clean_attributes(self._attributes)
+        if error is not None:
+            tags["error.type"] = _type_name(error)
+        durations = _runtime().store.histogram(
+            _clean_text(self._name), "s", "Durations measured by django_otel.timed.", names.SECONDS_HTTP
+        )
+        if ids.trace_flags.sampled:
+            durations.record(elapsed_s, tags, ids.trace_id, ids.span_id)
+        else:
+            durations.record(elapsed_s, tags)
+
+
+@guard.guarded("event()", None)
+def event(name: str, /, **attributes: Any) -> None:
+    """Add an event to the current span, if one is recorded."""
+    current = trace.get_current_span()
+    if current.is_recording():
+        current.add_event(_clean_text(name), clean_attributes(attributes))
+
+
+@guard.guarded("set_attributes()", None)
+def set_attributes(**attributes: Any) -> None:
+    """Set attributes of the current span, if one is recorded. Names with dots: `**{"cart.items": 3}`."""
+    current = trace.get_current_span()
+    if current.is_recording():
+        current.set_attributes(clean_attributes(attributes))
+
+
+class _Untraced(_Scope):
+    """No spans inside: of ours, of instrumentors, of the OpenTelemetry API. Metrics still count.
+
+    `@untraced` on a view drops the request's own span as well: a function whose
+    first argument (or `request` argument) is a request counts as a view. On
+    any other function, and as `with untraced:`, only what happens inside is
+    left out; the span around it stays current for events and log records.
+    """
+
+    _place = "untraced"
+
+    def _begin(self) -> _Run:
+        # Not at the top: both load a part of the SDK or of the instrumentors.
+        from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+        from django_otel.core import sampling
+
+        with suppress_instrumentation():
+            context = otel_context.get_current()
+        return _Run(otel_context.set_value(_NO_SPANS_KEY, True, sampling.untraced(context)))
+
+    def _begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Run:
+        with guard.contained("untraced on a view"):
+            # A view's request comes first, or after self.
+            for argument in (*args[:2], kwargs.get("request")):
+                observed = getattr(argument, "_django_otel", None)
+                if observed is not None:
+                    observed.discard_span()
+                    break
+        return self._begin_safely()
+
+    def __call__(self, function: Any = None) -> Any:  # type: ignore[override]
+        """Decorate a function; without an argument, so that `untraced()` reads as well as `untraced`, itself."""
+        return self if function is None else _decorate(function, self)
+
+    def __repr__(self) -> str:
+        return "django_otel.untraced"
+
+
+untraced = _Untraced()
+untraced.__doc__ = _Untraced.__doc__
+
+
+# --- users ----------------------------------------------------------------------
+
+
+@guard.guarded("set_user()", None)
+def set_user(user: object) -> None:
+    """Record who the request is for, as far as `OTEL["REQUEST"]["USER"]` allows.
+
+    "none" (the default) records nothing, "id" `user.id`, "hash" `user.hash`
+    (keyed with SECRET_KEY, so that it cannot be reversed by trying ids). `user`
+    is a model instance or a primary key; anonymous users are not recorded. It
+    is set on the request's span, outside of requests on the current one.
+    """
+    config = _config()
+    if config is None or config.request.user == "none":
+        return
+    target = _request_span() or trace.get_current_span()
+    key = getattr(user, "pk", user)
+    if key is None or not target.is_recording() or getattr(user, "is_anonymous", False) is True:
+        return
+    target.set_attributes(user_attributes(key, config.request.user))
+
+
+def user_attributes(key: object, policy: str) -> dict[str, str]:
+    """The attributes for the user with primary key `key` under `policy` ("none", "id", "hash").
+
+    Source: OpenTelemetry semantic conventions, "User" registry.
+    """
+    if policy == "id":
+        return {"user.id": _clean_text(key)}
+    if policy == "hash":
+        from django.utils.crypto import salted_hmac
+
+        return {"user.hash": salted_hmac("django_otel.user", _clean_text(key), algorithm="sha256").hexdigest()}
+    return {}
+
+
+def _request_span() -> trace.Span | None:
+    from django_otel.core import observation
+
+    current = observation.current()
+    return None if current is None else current.span
+
+
+# --- instruments ------------------------------------------------------------------
+
+
+def counter(name: str, unit: str = "", description: str = "") -> Counter:
+    """The counter of that name: `counter("orders.total").add(1, {"region": "eu"})`.
+
+    Asking again gives the same instrument; the first unit and description hold.
+
+    Errors: `ValueError` when the name is another kind of instrument's.
+    """
+    return _runtime().store.counter(_clean_text(name), unit, description)
+
+
+def up_down_counter(name: str, unit: str = "", description: str = "") -> UpDownCounter:
+    """The up-down counter of that name: `.add(1)` and `.add(-1)`. Errors: as `counter`."""
+    return _runtime().store.up_down_counter(_clean_text(name), unit, description)
+
+
+def gauge(name: str, unit: str = "", description: str = "") -> Gauge:
+    """The gauge of that name: `.set(21.5, {"room": "attic"})`. Errors: as `counter`."""
+    return _runtime().store.gauge(_clean_text(name), unit, description)
+
+
+def histogram(name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()) -> Histogram:
+    """The histogram of that name: `.record(0.25)`.
+
+    `bounds` are upper and ascending; `OTEL["METRICS"]["BUCKETS"]` overrides them.
+
+    Errors: as `counter`.
+    """
+    return _runtime().store.histogram(_clean_text(name), unit, description, tuple(bounds))
+
+
+def observable_gauge(
+    name: str, callback: Callable[[], Observed], unit: str = "", description: str = ""
+) -> ObservableGauge:
+    """A gauge that asks `callback` when it is read, at most every 15 seconds.
+
+    `callback` gives a number, or pairs of a number and attributes. Asking again
+    for one name replaces the callback. Errors: as `counter`.
+    """
+    return _runtime().store.observable_gauge(_clean_text(name), callback, unit, description)
+
+
+# --- where we are -------------------------------------------------------------------
+
+
+@guard.guarded("current_trace_id()", None)
+def current_trace_id() -> str | None:
+    """The id of the active trace, 32 hexadecimal digits, or None."""
+    ids = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(ids.trace_id) if ids.is_valid else None
+
+
+@guard.guarded("trace_url()", None)
+def trace_url() -> str | None:
+    """Where the active trace can be looked at: `OTEL["TRACE_URL"]` with its id.
+
+    None without that setting, without a trace, and for a trace that is not
+    recorded, which could be looked at nowhere.
+    """
+    current = trace.get_current_span()
+    ids = current.get_span_context()
+    if not ids.is_valid or not (ids.trace_flags.sampled or current.is_recording()):
+        return None
+    config = _config()
+    if config is None or not config.trace_url:
+        return None
+    # Not str.format: other braces in the URL are the URL's.
+    return config.trace_url.replace("{trace_id}", trace.format_trace_id(ids.trace_id))
+
+
+def carrier() -> dict[str, str]:
+    """The active context as text, for a queue or another thread; give it to `from_carrier` there.
+
+    Empty when there is no trace. In the formats of `OTEL["PROPAGATION"]["FORMATS"]`.
+    """
+    carried: dict[str, str] = {}
+    with guard.contained("carrier()"):
+        propagate.inject(carried)
+    return carried
+
+
+class from_carrier(_Scope):  # noqa: N801 (used like a function)
+    """Continue the context of a `carrier()`: `with from_carrier(message["otel"]): ...`.
+
+    Also a decorator and `async with`. Whatever cannot be read is left out; with
+    nothing readable (None, garbage) the context stays as it is.
+    """
+
+    _place = "from_carrier()"
+
+    def __init__(self, carrier: Mapping[str, str] | None, /) -> None:
+        super().__init__()
+        self._carrier = carrier
+
+    def _begin(self) -> _Run:
+        # The context is given: without it, an unreadable carrier would empty the context.
+        return _Run(propagate.extract(_readable(self._carrier), otel_context.get_current()))
+
+
+#: The W3C limit of one header's length; whatever is longer is not a carrier's.
+_LONGEST_FIELD = 8192
+
+
+def _readable(carrier: object) -> dict[str, str]:
+    if not isinstance(carrier, Mapping):
+        return {}
+    # Lower case: some brokers change the case of header names, and propagators look for theirs in lower case.
+    return {
+        key.lower(): value
+        for key, value in carrier.items()
+        if isinstance(key, str) and isinstance(value, str) and len(value) <= _LONGEST_FIELD
+    }
+
+
+def flush(timeout_s: float = 5.0) -> bool:
+    """Export what is waiting, for at most `timeout_s` seconds; whether all of it went out.
+
+    For scripts and serverless functions that end at once; a server does it by itself.
+    """
+    try:
+        return _runtime().flush(timeout_s)
+    except Exception as error:
+        guard.report("flush()", error)
+        return False
+
+
+# --- the runtime, loaded when first needed ---------------------------------------------
+
+_loaded_runtime: Any = None
+
+
+def _runtime() -> Any:
+    global _loaded_runtime
+    if _loaded_runtime is None:
+        from django_otel import runtime
+
+        _loaded_runtime = runtime
+    return _loaded_runtime
+
+
+def _config() -> Config | None:
+    return _runtime().current().config  # type: ignore[no-any-return]

@@ -1,0 +1,423 @@
+"""A pytest plugin: what the code under test recorded, as fixtures.
+
+    def test_checkout(client, otel_spans, otel_metrics):
+        client.post("/checkout/")
+        assert otel_spans.one("charge_payment").attributes["amount"] == 12
+        assert otel_metrics.value("orders.total", region="eu") == 1
+
+While tests run nothing is exported: exporters are replaced by memory. Spans,
+logs and numbers begin anew with every test. Without django_otel among the
+INSTALLED_APPS of configured settings the plugin does nothing.
+
+pytest loads this module in every project of the environment, so it imports
+nothing but pytest until a test of a project that uses it runs.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+
+import pytest
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk._logs import ReadableLogRecord
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from django_otel.api import _Scope
+    from django_otel.core.families import Family, Point
+
+_ABSENT = (
+    "The fixtures of django_otel need configured Django settings with 'django_otel' in INSTALLED_APPS "
+    "(with pytest-django: set DJANGO_SETTINGS_MODULE)."
+)
+
+
+# --- spans --------------------------------------------------------------------------
+
+
+class SpanTree(list["tuple[str, SpanTree]"]):
+    """Names of spans, nested: a list of (name, children), which compares with plain lists and tuples.
+
+    Siblings stand in the order in which they started. `str()` is an outline.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines(""))
+
+    def _lines(self, indent: str) -> Iterator[str]:
+        for name, children in self:
+            yield f"{indent}{name}"
+            yield from children._lines(indent + "    ")
+
+
+class RecordedSpans(Sequence["ReadableSpan"]):
+    """The finished spans of this test, in the order in which they ended."""
+
+    def __init__(self, read: Callable[[], Iterable[ReadableSpan]], clear: Callable[[], None]) -> None:
+        self._read = read
+        self._clear = clear
+
+    def _all(self) -> list[ReadableSpan]:
+        return list(self._read())
+
+    def __iter__(self) -> Iterator[ReadableSpan]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> ReadableSpan: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ReadableSpan]: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> ReadableSpan | list[ReadableSpan]:
+        return self._all()[index]
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        """Every span of that name."""
+        return [span for span in self._all() if span.name == name]
+
+    def one(self, name: str) -> ReadableSpan:
+        """The only span of that name.
+
+        Errors: `AssertionError`, with all spans there are, when there is none or more than one.
+        """
+        found = self.named(name)
+        if len(found) != 1:
+            raise AssertionError(f"Expected one span named {name!r}, found {len(found)}. {self._described()}")
+        return found[0]
+
+    def tree(self) -> SpanTree:
+        """The spans by parent and child. A span whose parent was not recorded in this test is a root."""
+        spans = sorted(self._all(), key=lambda span: span.start_time or 0)
+        by_id: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, span in enumerate(spans):
+            by_id[span.context.trace_id, span.context.span_id].append(index)
+        children: dict[int | None, list[int]] = defaultdict(list)
+        for index, span in enumerate(spans):
+            parent = span.parent
+            # A seed set anew in the middle of a test (pytest-randomly) makes ids repeat:
+            # the parent is then the last one that had started.
+            same_id = by_id.get((parent.trace_id, parent.span_id), []) if parent is not None else []
+            started = [other for other in same_id if other < index]
+            children[started[-1] if started else None].append(index)
+
+        def build(parent: int | None) -> SpanTree:
+            return SpanTree((spans[index].name, build(index)) for index in children[parent])
+
+        return build(None)
+
+    def clear(self) -> None:
+        """Forget the spans so far."""
+        self._clear()
+
+    def _described(self) -> str:
+        tree = str(self.tree())
+        return f"Recorded spans:\n{tree}" if tree else "No span was recorded."
+
+    def __repr__(self) -> str:
+        return f"<RecordedSpans {[span.name for span in self._all()]}>"
+
+
+# --- metrics ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HistogramDelta:
+    """What a histogram counted since the test began. `sum` is in the metric's unit."""
+
+    count: int = 0
+    sum: float = 0.0
+    bounds: tuple[float, ...] = ()
+    #: One more than `bounds`, not cumulative; empty for exponential histograms.
+    buckets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A point's numbers: value of a number, or sum, count and buckets of a histogram."""
+
+    value: float
+    count: int | None = None
+    bounds: tuple[float, ...] = ()
+    buckets: tuple[int, ...] = ()
+
+
+@dataclass
+class RecordedMetrics:
+    """The metrics of this process, as far as this test changed them."""
+
+    _collect: Callable[[], list[Family]]
+    _baseline: dict[object, _Reading] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Count from here."""
+        self._baseline = {
+            _identity(family, point): _read(point) for family in self._collect() for point in family.points
+        }
+
+    def value(self, name: str, attributes: Mapping[str, object] | None = None, /, **more: Any) -> Any:
+        """What the metric `name` counted since the test began, over all series that have these attributes.
+
+        Attributes with dots go into a mapping, or with two underscores for the
+        dot: `value("http.server.request.duration", {"http.route": "/a/"})` or
+        `value("http.server.request.duration", http__route="/a/")`. Attributes
+        that are not given may have any value.
+
+        Counters and up-down counters give a number, histograms a
+        `HistogramDelta` (`.count`, `.sum`), gauges the value they have now.
+        Nothing counted is 0, and for a gauge None.
+
+        Errors: `AssertionError` for a gauge of which more than one series fits.
+        """
+        wanted = {key.replace("__", "."): value for key, value in more.items()} | dict(attributes or {})
+        found = [
+            (family, point)
+            for family in self._collect()
+            if family.name == name
+            for point in family.points
+            if _fits(dict(point.attributes), wanted)
+        ]
+        if not found:
+            return _nothing(name)
+        kind = found[0][0].kind.value
+        if kind == "gauge":
+            if len(found) > 1:
+                series = "\n".join(str(dict(point.attributes)) for _, point in found)
+                raise AssertionError(
+                    f"{len(found)} series of the gauge {name!r} fit; give more attributes of:\n{series}"
+                )
+            return found[0][1].value
+        deltas = [self._delta(family, point) for family, point in found]
+        if "histogram" not in kind:
+            return math.fsum(delta.value for delta in deltas)
+        same_bounds = len({delta.bounds for delta in deltas}) == 1
+        return HistogramDelta(
+            count=sum(delta.count or 0 for delta in deltas),
+            sum=math.fsum(delta.value for delta in deltas),
+            bounds=deltas[0].bounds if same_bounds else (),
+            buckets=tuple(map(sum, zip(*(delta.buckets for delta in deltas), strict=True))) if same_bounds else (),
+        )
+
+    def series(self, name: str) -> list[dict[str, object]]:
+        """The attributes of every series of the metric `name` that this test changed."""
+        return [
+            dict(point.attributes)
+            for family in self._collect()
+            if family.name == name
+            for point in family.points
+            if _read(point) != self._baseline.get(_identity(family, point))
+        ]
+
+    def names(self) -> list[str]:
+        """The names of all metrics that have a number, from this test or before."""
+        return sorted({family.name for family in self._collect() if family.points})
+
+    def _delta(self, family: Family, point: Point) -> _Reading:
+        now = _read(point)
+        before = self._baseline.get(_identity(family, point))
+        if before is None or before.bounds != now.bounds or (before.count or 0) > (now.count or 0):
+            # New, or begun again (other buckets, a restarted provider).
+            return now
+        if now.count is None:
+            return _Reading(now.value - before.value)
+        buckets = tuple(a - b for a, b in zip(now.buckets, before.buckets, strict=True))
+        return _Reading(now.value - before.value, now.count - (before.count or 0), now.bounds, buckets)
+
+
+def _identity(family: Family, point: Point) -> object:
+    # The start time changes when a series begins again.
+    return (family.scope, family.name, family.kind, point.attributes, point.start_time_unix_nano)
+
+
+def _read(point: Point) -> _Reading:
+    value = point.value
+    if isinstance(value, int | float):
+        return _Reading(float(value))
+    buckets = tuple(int(count) for count in getattr(value, "buckets", ()))
+    return _Reading(value.sum, int(value.count), tuple(getattr(value, "bounds", ())), buckets)
+
+
+def _fits(attributes: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
+    missing = object()
+    for key, value in wanted.items():
+        found = attributes.get(key, missing)
+        if found != value and found != str(value):
+            return False
+    return True
+
+
+def _nothing(name: str) -> object:
+    """What a metric of that name gives when nothing was counted."""
+    from django_otel import runtime
+    from django_otel.core import names
+
+    catalogued = names.CATALOGUE.get(name)
+    kind = runtime.store.kind_of(name) or (catalogued.kind if catalogued is not None else None)
+    if kind is None:
+        return 0
+    if "histogram" in kind.value:
+        return HistogramDelta()
+    return None if kind.value == "gauge" else 0
+
+
+# --- logs ---------------------------------------------------------------------------
+
+
+class RecordedLogs(Sequence["ReadableLogRecord"]):
+    """The log records of this test that would have been exported."""
+
+    def __init__(self, read: Callable[[], Iterable[ReadableLogRecord]], clear: Callable[[], None]) -> None:
+        self._read = read
+        self._clear = clear
+
+    def _all(self) -> list[ReadableLogRecord]:
+        return list(self._read())
+
+    def __iter__(self) -> Iterator[ReadableLogRecord]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> ReadableLogRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ReadableLogRecord]: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> ReadableLogRecord | list[ReadableLogRecord]:
+        return self._all()[index]
+
+    @property
+    def bodies(self) -> list[Any]:
+        """The texts of the records."""
+        return [record.log_record.body for record in self._all()]
+
+    def one(self, text: str) -> ReadableLogRecord:
+        """The only record whose text contains `text`.
+
+        Errors: `AssertionError`, with all texts, when there is none or more than one.
+        """
+        found = [record for record in self._all() if text in str(record.log_record.body)]
+        if len(found) != 1:
+            raise AssertionError(f"Expected one log record with {text!r}, found {len(found)}. Recorded: {self.bodies}")
+        return found[0]
+
+    def clear(self) -> None:
+        """Forget the records so far."""
+        self._clear()
+
+    def __repr__(self) -> str:
+        return f"<RecordedLogs {self.bodies}>"
+
+
+# --- sampling -----------------------------------------------------------------------
+
+
+def override_sampling(ratio: float) -> _Scope:
+    """Record this share (0.0 to 1.0) of new traces inside: context manager and decorator, sync and async.
+
+    Errors: `ValueError` when the ratio is outside 0.0 to 1.0.
+    """
+    from django_otel import runtime
+    from django_otel.api import _Run, _SimpleScope
+    from django_otel.core.sampling import Policy
+
+    policy = Policy(ratio, source="test")
+
+    def begin() -> _Run:
+        sampler = runtime.current().sampler
+        before = sampler.live
+        sampler.swap(policy)
+        return _Run(None, on_end=lambda error: sampler.swap(before))
+
+    return _SimpleScope(begin)
+
+
+# --- the plugin -----------------------------------------------------------------------
+
+_METRICS = pytest.StashKey[RecordedMetrics]()
+
+
+def _is_used() -> bool:
+    """Whether Django is set up with our app, without setting it up or importing it."""
+    if "django" not in sys.modules:
+        return False
+    from django.apps import apps
+    from django.conf import settings
+
+    return settings.configured and apps.ready and apps.is_installed("django_otel")
+
+
+def _memory() -> Any:
+    """The memory that takes the exporters' place, or None where the plugin has nothing to do."""
+    if not _is_used():
+        return None
+    from django_otel import runtime
+
+    return runtime.use_memory_exporters()
+
+
+def _collect() -> list[Family]:
+    from django_otel import runtime
+
+    # Observable gauges keep what they read for some seconds, which is long in a test.
+    runtime.store.forget_observed()
+    return runtime.collect()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection() -> None:
+    # Test modules may run code when they are imported.
+    _memory()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Before the fixtures, so that what they record belongs to the test.
+    memory = _memory()
+    if memory is not None:
+        memory.clear()
+        if "otel_metrics" in getattr(item, "fixturenames", ()):
+            item.stash[_METRICS] = RecordedMetrics(_collect)
+
+
+def _needed_memory() -> Any:
+    memory = _memory()
+    if memory is None:
+        pytest.fail(_ABSENT, pytrace=False)
+    return memory
+
+
+@pytest.fixture
+def otel_spans() -> RecordedSpans:
+    """The finished spans of this test: `.named(name)`, `.one(name)`, `.tree()`, `.clear()`, iteration."""
+    memory = _needed_memory()
+    return RecordedSpans(memory.spans, memory.clear_spans)
+
+
+@pytest.fixture
+def otel_metrics(request: pytest.FixtureRequest) -> RecordedMetrics:
+    """What this test counted: `.value(name, **attributes)`, `.series(name)`, `.clear()`."""
+    _needed_memory()
+    recorded = request.node.stash.get(_METRICS, None)
+    # None when the fixture is asked for by name in the middle of a test.
+    return recorded if recorded is not None else RecordedMetrics(_collect)
+
+
+@pytest.fixture
+def otel_logs() -> RecordedLogs:
+    """The log records of this test that would have been exported: `.bodies`, `.one(text)`, `.clear()`, iteration."""
+    memory = _needed_memory()
+    return RecordedLogs(memory.logs, memory.clear_logs)
