@@ -31,7 +31,6 @@ from django_otel.core.families import (
 #: OpenTelemetry metrics SDK, "Overflow attribute".
 OVERFLOW: Attributes = (("otel.metric.overflow", True),)
 _EXEMPLAR_RECORDS = 64
-_CALLBACK_CACHE_S = 15.0
 
 
 class Memory:
@@ -104,13 +103,14 @@ def identity(attributes: Attributes) -> object:
 class Series:
     """One value with its attributes: counter, up-down counter or gauge."""
 
-    __slots__ = ("_base", "_lock", "_view", "attributes", "is_overflow", "is_set", "start_time_unix_nano")
+    __slots__ = ("_base", "_lock", "_store", "_view", "attributes", "is_overflow", "is_set", "start_time_unix_nano")
 
     def __init__(self, store: CellStore, attributes: Attributes, cells: int, is_overflow: bool) -> None:
         self.attributes = attributes
         self.is_overflow = is_overflow
         self.is_set = False
         self.start_time_unix_nano = time.time_ns()
+        self._store = store
         self._lock = store.lock
         self._view, self._base = store.memory.allocate(cells)
 
@@ -119,12 +119,16 @@ class Series:
         with self._lock:
             self._view[self._base] += amount
             self.is_set = True
+        if not self._store.joined:
+            self._store.wake()
 
     def set(self, value: float) -> None:
         """Replace the value, in the instrument's unit."""
         with self._lock:
             self._view[self._base] = value
             self.is_set = True
+        if not self._store.joined:
+            self._store.wake()
 
     def read(self) -> float:
         return self._view[self._base]
@@ -159,6 +163,8 @@ class HistogramSeries(Series):
             self.is_set = True
             if trace_id:
                 self._exemplars.put(self, bucket, Exemplar(value, time.time(), trace_id, span_id))
+        if not self._store.joined:
+            self._store.wake()
 
     def read_histogram(self) -> HistogramValue:
         with self._lock:
@@ -333,13 +339,15 @@ class ObservableGauge(Instrument):
     def __init__(self, store: CellStore, definition: Definition, callback: Callable[[], Observed]) -> None:
         super().__init__(store, definition)
         self.callback = callback
+        #: How long a reading is used again, in seconds.
+        self.cache_s = 15.0
         self._read_at_s = -math.inf
         self._points: list[Point] = []
 
     def family(self, latest: Mapping[tuple[int, int], Exemplar]) -> Family:
         definition = self.definition
         now_s = time.monotonic()
-        if now_s - self._read_at_s >= _CALLBACK_CACHE_S:
+        if now_s - self._read_at_s >= self.cache_s:
             # Set first: a slow callback must not be run by every scrape that arrives meanwhile.
             self._read_at_s = now_s
             # No lock is held here: a callback may itself count something.
@@ -383,11 +391,21 @@ class CellStore:
         self.scrub: Callable[[Attributes], Attributes] = _unchanged
         self._buckets: Mapping[str, tuple[float, ...]] = {}
         self._instruments: dict[str, Instrument] = {}
+        #: Whether the process has joined, that is, its first measurement was noticed.
+        self.joined = False
+        #: Called by a measurement while `joined` is False.
+        self.on_measurement: Callable[[], None] | None = None
         if hasattr(os, "register_at_fork"):
             # Taken over the fork, so that the child does not inherit it held by a thread it does not have.
             os.register_at_fork(
                 before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._after_fork_in_child
             )
+
+    def wake(self) -> None:
+        """Tell whoever waits for it that something was measured. No lock is held here."""
+        if self.on_measurement is not None:
+            with guard.contained("the first measurement"):
+                self.on_measurement()
 
     def _before_fork(self) -> None:
         self.lock.acquire()

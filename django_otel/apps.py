@@ -1,0 +1,56 @@
+"""The Django app."""
+
+from __future__ import annotations
+
+import logging
+
+from django.apps import AppConfig
+
+logger = logging.getLogger("django_otel")
+
+
+class DjangoOTelConfig(AppConfig):
+    """Starts telemetry in `ready()`: no query, no URLconf, no socket, no thread."""
+
+    name = "django_otel"
+    label = "django_otel"
+    verbose_name = "OpenTelemetry"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from django_otel import checks, conf, runtime
+        from django_otel.core.config import ConfigError
+
+        checks.register()
+        self._connect_parts()
+        try:
+            runtime.start(conf.get_config())
+        except ConfigError as error:
+            runtime.refuse(error.problems)
+            logger.error(
+                "django_otel is off because settings.OTEL is faulty:\n%s",
+                "\n".join(f"- {problem.message} ({problem.id})" for problem in error.problems),
+            )
+        except Exception as error:
+            from django_otel.core import guard
+
+            runtime.refuse([])
+            guard.report("starting django_otel", error)
+
+    def _connect_parts(self) -> None:
+        """Each part switches itself on and off with the settings."""
+        from django_otel import business, instrumentors, live, logs, runtime
+        from django_otel.core import guard
+        import importlib.util
+        parts = [instrumentors, logs, business]
+        if importlib.util.find_spec('django_otel.instruments.database'):
+            from django_otel.instruments import database
+            parts.append(database)
+
+        # Instrumentors first: the stable conventions are opted in before any of them loads.
+        for part in parts:
+            runtime.on_config_change(part.install)
+            runtime.on_refusal(part.uninstall)
+        runtime.on_join(live.ensure_started)
+        with guard.contained("looking for otel.py modules"):
+            business.autodiscover()

@@ -1,0 +1,173 @@
+"""Hands finished things to an exporter in batches, from a thread of its own.
+
+The thread starts with the first item, not before, and again after a fork; a
+full queue drops what comes and counts it; flush and shutdown keep their
+deadline also when the other side is a black hole. The SDK's batch processor
+starts its thread when it is built, drops silently and ignores its timeouts.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from opentelemetry import context as otel_context
+
+from django_otel.core import guard
+from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
+
+T = TypeVar("T")
+
+#: After an export has failed, shutdown tries once more but waits no longer than this for it.
+_UNREACHABLE_GRACE_S = 1.0
+
+
+class BatchWorker(Generic[T]):
+    """A bounded queue with one exporting thread.
+
+    `export` gets a list of items and returns whether they arrived; it runs
+    with OpenTelemetry instrumentation suppressed. `on_drop(count, reason)` is
+    called for items that are lost, `on_failure()` for each export that failed.
+
+    Units: `delay_s` is the longest wait of an item in seconds, sizes are items.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        export: Callable[[list[T]], bool],
+        *,
+        queue_size: int,
+        batch_size: int,
+        delay_s: float,
+        on_drop: Callable[[int, str], None],
+        on_failure: Callable[[], None],
+    ) -> None:
+        self._name = name
+        self._export = export
+        self._queue_size = queue_size
+        self._batch_size = min(batch_size, queue_size)
+        self._delay_s = delay_s
+        self._on_drop = on_drop
+        self._on_failure = on_failure
+        self._is_shut_down = False
+        self._last_failed = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._queue: collections.deque[T] = collections.deque()
+        self._thread: threading.Thread | None = None
+        self._start_lock = threading.Lock()
+        self._wake = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._pid = os.getpid()
+
+    def after_fork(self) -> None:
+        """In the child: what is queued belongs to the parent, and its thread does not exist here."""
+        self._reset()
+
+    def put(self, item: T) -> None:
+        """Queue an item; never blocks on the exporter."""
+        if self._pid != os.getpid():
+            # A fork that ran no hooks (uWSGI's own).
+            self._reset()
+        if self._is_shut_down:
+            self._on_drop(1, "shutdown")
+            return
+        queue = self._queue
+        if len(queue) >= self._queue_size:
+            self._on_drop(1, "queue_full")
+            return
+        queue.append(item)
+        if self._thread is None:
+            self._start()
+        if len(queue) >= self._batch_size and not self._wake.is_set():
+            self._wake.set()
+
+    def _start(self) -> None:
+        with self._start_lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name=f"django_otel-{self._name}", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # The interpreter is shutting down and gives out no new thread; shutdown counts what is left.
+                    return
+                self._thread = thread
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(self._delay_s)
+            self._wake.clear()
+            self._drain()
+            if self._is_shut_down:
+                return
+
+    def _drain(self) -> None:
+        self._idle.clear()
+        try:
+            while self._queue:
+                self._export_one_batch()
+        finally:
+            self._idle.set()
+
+    def _export_one_batch(self) -> None:
+        batch: list[T] = []
+        while len(batch) < self._batch_size:
+            try:
+                batch.append(self._queue.popleft())
+            except IndexError:
+                break
+        if not batch:
+            return
+        token = otel_context.attach(otel_context.set_value(SUPPRESS_INSTRUMENTATION_KEY, True))
+        arrived = False
+        try:
+            with guard.contained(f"the export of {self._name}"):
+                arrived = self._export(batch)
+        finally:
+            otel_context.detach(token)
+        self._last_failed = not arrived
+        if not arrived:
+            self._on_failure()
+            self._on_drop(len(batch), "export_failed")
+
+    def flush(self, timeout_s: float) -> bool:
+        """Export what is queued now; whether that was done within `timeout_s` seconds."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._queue or not self._idle.is_set():
+            if self._thread is None:
+                self._start()
+                if self._thread is None:
+                    return False
+            self._wake.set()
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            # The queue may be seen empty just before the batch is marked as under way; hence short steps.
+            if not self._queue:
+                self._idle.wait(left_s)
+            else:
+                time.sleep(min(0.002, left_s))
+        return True
+
+    def start_shutdown(self) -> None:
+        """Take no more items and let the thread export what is left."""
+        self._is_shut_down = True
+        self._wake.set()
+
+    def finish_shutdown(self, timeout_s: float) -> bool:
+        """Wait for the thread, `timeout_s` seconds at most; whether everything was exported."""
+        thread = self._thread
+        if thread is not None and self._pid == os.getpid():
+            thread.join(min(timeout_s, _UNREACHABLE_GRACE_S) if self._last_failed else timeout_s)
+        left = len(self._queue)
+        if left:
+            self._queue.clear()
+            self._on_drop(left, "shutdown")
+        return not left and self._idle.is_set()

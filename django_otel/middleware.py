@@ -1,0 +1,260 @@
+"""The middleware: where a request's observation begins and ends, sync and async.
+
+The two twins `__call__` and `__acall__` do the same around `get_response`. What
+an observation measures stands in `core.observation`.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.conf import settings
+from django.core.signals import got_request_exception
+from django.http import FileResponse, HttpRequest
+from django.http.response import HttpResponseBase
+from django.utils.cache import patch_cache_control
+from opentelemetry import context as otel_context
+
+from django_otel import runtime
+from django_otel.core import guard
+from django_otel.core.observation import Observation, Observer
+from django_otel.core.pipelines import import_path
+from django_otel.routes import route_template
+
+_observer: Observer | None = None
+_observer_generation = -1
+
+
+def get_observer() -> Observer | None:
+    """The observer for the settings in force; None when telemetry is off."""
+    global _observer, _observer_generation
+    current = runtime.current()
+    if current.generation != _observer_generation:
+        with guard.contained("building the request observer"):
+            _observer = None
+            _observer = _build_observer() if current.enabled else None
+        _observer_generation = current.generation
+    return _observer
+
+
+def _build_observer() -> Observer:
+    current = runtime.current()
+    config = current.config
+    enrich = config.request.enrich
+    return Observer(
+        config,
+        runtime.store,
+        runtime.tracer,
+        runtime.propagator(),
+        makes_spans=config.request.spans == "native" and config.providers != "none",
+        template=route_template,
+        user_attributes=_build_user_attributes(config.request.user),
+        enrich=import_path(enrich) if isinstance(enrich, str) else enrich,
+        secure_header=settings.SECURE_PROXY_SSL_HEADER,
+        forwarded_host=settings.USE_X_FORWARDED_HOST,
+        scrub_url=current.scrubber.url,
+    )
+
+
+def _build_user_attributes(mode: str) -> Callable[[HttpRequest], Mapping[str, Any]] | None:
+    if mode == "none":
+        return None
+    from django_otel.api import user_attributes
+
+    def attributes(request: HttpRequest) -> Mapping[str, Any]:
+        # Only what is loaded already: touching request.user would read the session and add "Vary: Cookie".
+        user = request.__dict__.get("_cached_user") or request.__dict__.get("_acached_user")
+        key = getattr(user, "pk", None)
+        return user_attributes(key, mode) if key is not None else {}
+
+    return attributes
+
+
+@guard.guarded("beginning a request", None)
+def _begin(request: HttpRequest) -> Observation | None:
+    observer = get_observer()
+    if observer is None:
+        return None
+    if not runtime.store.joined:
+        runtime.join()
+    return observer.begin(request)
+
+
+def _abort(observation: Observation, error: BaseException) -> None:
+    """`get_response` raised: put everything back and end the measurement."""
+    observation.detach()
+    observation.observer.finish(observation, None, error=error)
+
+
+def _respond(observation: Observation, response: HttpResponseBase) -> HttpResponseBase:
+    """`get_response` returned: end the measurement now, or with the last byte of a streaming response."""
+    try:
+        if observation.no_store:
+            patch_cache_control(response, private=True, no_store=True)
+        if response.streaming:
+            _follow_stream(observation, response)
+            return response
+        size_bytes = sum(map(len, response)) if observation.request.method != "HEAD" else 0
+    except Exception as fault:
+        guard.report("measuring a response", fault)
+        size_bytes = None
+    finally:
+        observation.detach()
+    observation.observer.finish(observation, response, response_size_bytes=size_bytes)
+    return response
+
+
+def _follow_stream(observation: Observation, response: Any) -> None:
+    if isinstance(response, FileResponse):
+        # Wrapping it would lose the server's sendfile; its end is its close().
+        response._resource_closers.append(lambda: observation.observer.finish(observation, response))
+    elif response.is_async:
+        response.streaming_content = _AsyncStream(response.streaming_content, observation, response)
+    else:
+        response.streaming_content = _SyncStream(response.streaming_content, observation, response)
+
+
+class _SyncStream:
+    """A streaming response's chunks, each produced inside the request's context.
+
+    The context is a copy, so that nothing leaks into the server's thread, also
+    when chunks are produced by another one. Its `close()` is called by Django
+    together with the response's.
+    """
+
+    def __init__(self, chunks: Iterator[bytes], observation: Observation, response: HttpResponseBase) -> None:
+        self._chunks = iter(chunks)
+        self._observation = observation
+        self._response = response
+        self._context = contextvars.copy_context()
+        self._size_bytes = 0
+
+    def __iter__(self) -> _SyncStream:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            chunk = self._context.run(next, self._chunks)
+        except StopIteration:
+            self._finish()
+            raise
+        except BaseException as error:
+            self._finish(error)
+            raise
+        self._size_bytes += len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """The response was closed: whatever was sent by now is all."""
+        self._finish()
+
+    def _finish(self, error: BaseException | None = None) -> None:
+        observation = self._observation
+        if error is not None:
+            observation.exception = observation.exception or error
+        observation.observer.finish(observation, self._response, response_size_bytes=self._size_bytes, error=error)
+
+
+class _AsyncStream:
+    """The same for an async iterator: attached and detached around each chunk, never across a yield."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], observation: Observation, response: HttpResponseBase) -> None:
+        self._source = chunks
+        self._chunks = aiter(chunks)
+        self._observation = observation
+        self._response = response
+        self._otel_context = otel_context.get_current()
+        self._size_bytes = 0
+
+    def __aiter__(self) -> _AsyncStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        observation = self._observation
+        observation.attach(self._otel_context)
+        try:
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            self._finish()
+            raise
+        except BaseException as error:
+            self._finish(error)
+            raise
+        finally:
+            observation.detach()
+        self._size_bytes += len(chunk)
+        return chunk
+
+    async def aclose(self) -> None:
+        """The server stopped reading, perhaps because the client went away."""
+        try:
+            close = getattr(self._chunks, "aclose", None)
+            if close is not None:
+                await close()
+        finally:
+            self._finish()
+
+    def close(self) -> None:
+        """The response was closed: whatever was sent by now is all."""
+        self._finish()
+
+    def _finish(self, error: BaseException | None = None) -> None:
+        observation = self._observation
+        observation.observer.finish(observation, self._response, response_size_bytes=self._size_bytes, error=error)
+
+
+class OTelMiddleware:
+    """Measures every request: the server span and the request metrics. Put it first in `MIDDLEWARE`.
+
+    Source: OpenTelemetry semantic conventions, "HTTP spans" and "HTTP metrics" (stable).
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        self._is_async = iscoroutinefunction(get_response)
+        if self._is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if self._is_async:
+            return self.__acall__(request)
+        observation = _begin(request)
+        if observation is None:
+            response: HttpResponseBase = self.get_response(request)
+            return response
+        try:
+            response = self.get_response(request)
+        except BaseException as error:
+            _abort(observation, error)
+            raise
+        return _respond(observation, response)
+
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
+        observation = _begin(request)
+        if observation is None:
+            response: HttpResponseBase = await self.get_response(request)
+            return response
+        try:
+            response = await self.get_response(request)
+        except BaseException as error:
+            _abort(observation, error)
+            raise
+        return _respond(observation, response)
+
+
+def _on_request_exception(*, request: Any = None, **_: Any) -> None:
+    """Django turned an unhandled exception into a 500 response; note it for the span."""
+    import sys
+
+    observation = getattr(request, "_django_otel", None)
+    if observation is not None:
+        observation.exception = sys.exc_info()[1]
+
+
+got_request_exception.connect(_on_request_exception, dispatch_uid="django_otel.middleware")

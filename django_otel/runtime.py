@@ -1,0 +1,565 @@
+"""The process's one piece of global state: what is running, and with which settings.
+
+`start()` builds; it opens no socket, touches no database and starts no thread.
+`join()` is the moment this process has something to say (its first request or
+measurement): from then on background threads may run. After a fork the child
+starts at zero and joins for itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import propagate, trace
+from opentelemetry.sdk.resources import Resource
+
+from django_otel.core import guard, pipelines, sdk_compat
+from django_otel.core.cells import CellStore, Counter
+from django_otel.core.config import Config, ConfigError, Problem
+from django_otel.core.families import Family
+from django_otel.core.propagation import SwitchPropagator
+from django_otel.core.sampling import LiveSampler, Policy
+from django_otel.core.scrub import Scrubber
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+
+    from django_otel.core.log_pipeline import SwitchLogProcessor
+    from django_otel.core.sdk_metrics import SdkMetrics
+
+logger = logging.getLogger("django_otel")
+
+SCOPE_NAME = "django_otel"
+#: Time for everything that is left to export at the end of the process, in seconds.
+SHUTDOWN_BUDGET_S = 5.0
+
+#: The numbers of this process. It exists before the settings do and outlives a change of them.
+store = CellStore()
+
+ConfigCallback = Callable[[Config], None]
+
+
+class Runtime:
+    """What is in force in this process. Read its attributes; only this module changes them."""
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self.started = False
+        self.config = Config()
+        self.problems: list[Problem] = []
+        self.resource = Resource({})
+        self.sampler = LiveSampler(Policy(1.0, "default"))
+        self.tracer_provider: trace.TracerProvider | None = None
+        self.meter_provider: MeterProvider | None = None
+        self.logger_provider: Any = None
+        self.scrubber = Scrubber()
+        #: Whether the spans go through a provider that another tool has installed.
+        self.is_foreign = False
+        #: Whether this is a management command in which nothing is exported.
+        self.is_skipped = False
+        #: Grows with every (re)start; whoever keeps something derived from the settings compares it.
+        self.generation = 0
+        self.started_at_s = 0.0
+
+
+_current = Runtime()
+_noop_tracer: trace.Tracer = trace.NoOpTracer()
+_tracer: trace.Tracer = _noop_tracer
+_callbacks: list[ConfigCallback] = []
+_join_callbacks: list[Callable[[], None]] = []
+_fork_callbacks: list[Callable[[], None]] = []
+_refusal_callbacks: list[Callable[[], None]] = []
+_lock = threading.RLock()
+_is_testing = False
+#: Kept over restarts: a test sees what was recorded inside its `override_settings` also after it.
+_testing_spans: list[Any] = []
+_testing_logs: list[Any] = []
+_hooks_registered = False
+
+# Ours, made once and kept: whoever asked for a tracer, meter or logger goes on using it.
+_own_tracer_provider: Any = None
+_own_meter_provider: Any = None
+_own_logger_provider: Any = None
+_limits: Any = None
+_switch = pipelines.SwitchProcessor()
+_log_switch: SwitchLogProcessor | None = None
+_propagator = SwitchPropagator()
+_sdk_metrics: SdkMetrics | None = None
+_pump: pipelines.MetricsPump | None = None
+
+
+def current() -> Runtime:
+    """The runtime of this process; before `start()` one that is not enabled."""
+    return _current
+
+
+def tracer() -> trace.Tracer:
+    """The tracer for our own spans, as the settings have it now. Ask each time."""
+    return _tracer
+
+
+def on_config_change(callback: ConfigCallback) -> None:
+    """Call `callback(config)` after every (re)start; faults in it are contained."""
+    if callback not in _callbacks:
+        _callbacks.append(callback)
+
+
+def on_refusal(callback: Callable[[], None]) -> None:
+    """Call `callback()` when telemetry goes off because the settings are faulty."""
+    if callback not in _refusal_callbacks:
+        _refusal_callbacks.append(callback)
+
+
+def on_join(callback: Callable[[], None]) -> None:
+    """Call `callback()` when this process (or a forked child, once more) takes its first measurement."""
+    _join_callbacks.append(callback)
+
+
+def on_fork(callback: Callable[[], None]) -> None:
+    """Call `callback()` in a forked child, before anything else runs there."""
+    _fork_callbacks.append(callback)
+
+
+def command_name() -> str | None:
+    """The management command this process runs, or None."""
+    arguments = sys.argv
+    program = Path(arguments[0]).name if arguments and arguments[0] else ""
+    is_manage = program in ("manage.py", "django-admin", "django-admin.py", "django-admin.exe")
+    is_module = program == "__main__.py" and Path(arguments[0]).parent.name == "django"
+    return arguments[1] if (is_manage or is_module) and len(arguments) > 1 else None
+
+
+# --- Start and stop. ---
+
+
+def start(config: Config) -> None:
+    """Put `config` in force, for the first time or again.
+
+    Errors: `ConfigError` when something it names cannot be imported or is not
+    installed; telemetry is off then.
+    """
+    with _lock:
+        _stop_parts()
+        try:
+            _start(config)
+        except ConfigError as error:
+            refuse(error.problems)
+            raise
+        callbacks = list(_callbacks)
+    for callback in callbacks:
+        with guard.contained(f"switching on {getattr(callback, '__module__', 'a part')}"):
+            callback(config)
+
+
+def refuse(problems: list[Problem]) -> None:
+    """Run without telemetry because of `problems`."""
+    global _tracer
+    with _lock:
+        _current.problems = list(problems)
+        _current.enabled = False
+        _current.started = False
+        _current.generation += 1
+        _tracer = _noop_tracer
+        _switch.parts = ()
+        if _log_switch is not None:
+            _log_switch.parts = ()
+    for callback in _refusal_callbacks:
+        with guard.contained(f"switching off {getattr(callback, '__module__', 'a part')}"):
+            callback()
+
+
+def _start(config: Config) -> None:
+    global _tracer
+    runtime = _current
+    runtime.config = config
+    runtime.problems = []
+    runtime.generation += 1
+    runtime.enabled = config.enabled
+    runtime.is_skipped = command_name() in config.skip_commands
+    runtime.started_at_s = time.time()
+    runtime.scrubber = _build_scrubber(config)
+    runtime.resource = pipelines.build_resource(config)
+    runtime.sampler.rebase(Policy(config.sampling.ratio, config.sources.get("SAMPLING.RATIO", "default").split(" ")[0]))
+    store.configure(
+        cardinality_limit=config.metrics.cardinality_limit,
+        buckets=config.metrics.buckets,
+        scrub=runtime.scrubber.labels,
+    )
+    if not config.enabled:
+        _tracer = _noop_tracer
+        runtime.started = True
+        return
+    for warning in config.warnings:
+        guard.warn_once(f"environment {warning}", "%s", warning)
+    # Everything that may be refused comes before anything global is set.
+    span_processors = _build_span_processors(config, runtime)
+    metric_exporters = [] if _is_quiet() else pipelines.build_metric_exporters(config)
+    propagators = pipelines.build_propagators(config)
+    _start_traces(config, span_processors)
+    _start_metrics(config, metric_exporters)
+    _start_logs(config)
+    _propagator.parts = propagators
+    propagate.set_global_textmap(_propagator)
+    ratio = store.observable_gauge(
+        "django_otel.sampling.ratio", runtime.sampler.ratio_now, "1", "Share of new traces that is recorded."
+    )
+    ratio.cache_s = 0.0
+    # After the providers were made: their own fork hooks, which touch the resource, must run before ours.
+    _register_hooks()
+    store.on_measurement = join
+    store.joined = False
+    runtime.started = True
+
+
+def _is_quiet() -> bool:
+    """Whether nothing may leave this process."""
+    return _is_testing or _current.is_skipped
+
+
+def _build_scrubber(config: Config) -> Scrubber:
+    callback = config.scrub.callback
+    if isinstance(callback, str):
+        callback = pipelines.import_path(callback)
+    return Scrubber(config.scrub.extra, callback)
+
+
+def clean_span(span: Any) -> Any:
+    """A finished span as it may leave: library spans set right, secrets redacted."""
+    from django_otel.core import library_spans
+
+    return _current.scrubber.span(library_spans.clean_span(span))
+
+
+def _build_span_processors(config: Config, runtime: Runtime) -> tuple[Any, ...]:
+    if _is_testing:
+        memory = pipelines.MemorySpanProcessor(clean_span)
+        memory.spans = _testing_spans
+        return (memory,)
+    if runtime.is_skipped:
+        return ()
+    return pipelines.build_span_processors(config, clean_span, _count_drop, _count_failure)
+
+
+def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:
+    global _own_tracer_provider, _limits, _tracer
+    runtime = _current
+    installed = sdk_compat.global_tracer_provider()
+    foreign = installed if installed is not None and installed is not _own_tracer_provider else None
+    runtime.is_foreign = False
+    if config.providers == "none":
+        runtime.tracer_provider = None
+        _tracer = _noop_tracer
+        _switch.parts = ()
+        return
+    if config.providers == "auto" and foreign is not None:
+        runtime.is_foreign = True
+        runtime.tracer_provider = foreign
+        _switch.parts = ()
+        guard.warn_once(
+            "foreign provider",
+            "django_otel: another tool has installed a tracer provider (%s); its exporters and its sampler are used. "
+            "TRACES.EXPORTERS and the admin's sampling have no effect. For our own set OTEL['PROVIDERS'] = 'own'.",
+            type(foreign).__module__,
+        )
+    else:
+        if _own_tracer_provider is None:
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+            _limits = pipelines.build_span_limits()
+            _own_tracer_provider = TracerProvider(
+                sampler=runtime.sampler,
+                resource=runtime.resource,
+                # Ours is one budget for all signals, see _at_exit.
+                shutdown_on_exit=False,
+                id_generator=RandomIdGenerator(),
+                span_limits=_limits,
+            )
+            _own_tracer_provider.add_span_processor(_switch)
+        if foreign is None and installed is None:
+            trace.set_tracer_provider(_own_tracer_provider)
+        pipelines.apply_limits(_limits, config)
+        sdk_compat.set_resource(_own_tracer_provider, runtime.resource)
+        runtime.tracer_provider = _own_tracer_provider
+        _switch.parts = processors
+    _tracer = runtime.tracer_provider.get_tracer(SCOPE_NAME, pipelines.package_version("django-otel-kit"))
+
+
+def _start_metrics(config: Config, exporters: list[Any]) -> None:
+    global _own_meter_provider, _pump
+    from opentelemetry import metrics
+
+    runtime = _current
+    installed = sdk_compat.global_meter_provider()
+    foreign = installed if installed is not None and installed is not _own_meter_provider else None
+    if config.providers == "auto" and foreign is not None:
+        runtime.meter_provider = foreign
+    else:
+        if _own_meter_provider is None:
+            _own_meter_provider = _build_meter_provider(runtime.resource)
+        if installed is None:
+            metrics.set_meter_provider(_own_meter_provider)
+        sdk_compat.set_resource(_own_meter_provider, runtime.resource)
+        runtime.meter_provider = _own_meter_provider
+    _pump = pipelines.MetricsPump(exporters, collect, lambda: _current.resource, config, _count_failure)
+    _switch_registry(config)
+
+
+def _build_meter_provider(resource: Resource) -> Any:
+    global _sdk_metrics
+    from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
+
+    from django_otel.core.sdk_metrics import SdkMetrics, build_reader
+
+    reader = build_reader()
+    provider = MeterProvider(
+        metric_readers=[reader],
+        resource=resource,
+        exemplar_filter=TraceBasedExemplarFilter(),
+        shutdown_on_exit=False,
+        views=(),
+    )
+    _sdk_metrics = SdkMetrics(reader, provider)
+    return provider
+
+
+def _switch_registry(config: Config) -> None:
+    if "prometheus-registry" in config.metrics.exporters and not _current.is_skipped:
+        from django_otel.core.registry import start_registry
+
+        start_registry(collect)
+    elif "django_otel.core.registry" in sys.modules:
+        from django_otel.core.registry import stop_registry
+
+        stop_registry()
+
+
+def _start_logs(config: Config) -> None:
+    global _own_logger_provider, _log_switch
+    runtime = _current
+    if not config.logs.exporters and not _is_testing:
+        if _log_switch is not None:
+            _log_switch.parts = ()
+        runtime.logger_provider = _own_logger_provider
+        return
+    from opentelemetry import _logs
+    from opentelemetry.sdk._logs import LoggerProvider
+
+    from django_otel.core.log_pipeline import MemoryLogProcessor, SwitchLogProcessor
+
+    installed = sdk_compat.global_logger_provider()
+    foreign = installed if installed is not None and installed is not _own_logger_provider else None
+    if config.providers == "auto" and foreign is not None:
+        runtime.logger_provider = foreign
+        return
+    if _own_logger_provider is None:
+        _log_switch = SwitchLogProcessor()
+        _own_logger_provider = LoggerProvider(resource=runtime.resource, shutdown_on_exit=False)
+        _own_logger_provider.add_log_record_processor(_log_switch)
+        if installed is None:
+            _logs.set_logger_provider(_own_logger_provider)
+    assert _log_switch is not None
+    if _is_testing:
+        memory = MemoryLogProcessor(runtime.scrubber, lambda: _current.resource)
+        memory.records = _testing_logs
+        _log_switch.parts = (memory,)
+    elif runtime.is_skipped:
+        _log_switch.parts = ()
+    else:
+        _log_switch.parts = pipelines.build_log_processors(
+            config, runtime.scrubber, _count_drop, _count_failure, lambda: _current.resource
+        )
+    runtime.logger_provider = _own_logger_provider
+
+
+def restart() -> None:
+    """Start again with the settings as they are now (after `override_settings`); numbers are kept."""
+    if not (_current.started or _current.problems):
+        return
+    from django_otel import conf
+
+    try:
+        start(conf.get_config())
+    except ConfigError as error:
+        with _lock:
+            _stop_parts()
+            refuse(error.problems)
+
+
+def stop(budget_s: float = SHUTDOWN_BUDGET_S) -> bool:
+    """Export what is left and stop, within `budget_s` seconds in all; whether everything was exported."""
+    with _lock:
+        return _stop_parts(budget_s)
+
+
+def _stop_parts(budget_s: float = SHUTDOWN_BUDGET_S) -> bool:
+    parts: list[Any] = list(_switch.parts)
+    if _log_switch is not None:
+        parts += _log_switch.parts
+    if _pump is not None:
+        parts.append(_pump)
+    return pipelines.shut_down(parts, budget_s)
+
+
+def _at_exit() -> None:
+    with guard.contained("the shutdown at exit"):
+        stop()
+
+
+def flush(timeout_s: float = SHUTDOWN_BUDGET_S) -> bool:
+    """Export what is finished now; whether that was done within `timeout_s` seconds."""
+    deadline_s = time.monotonic() + timeout_s
+    done = True
+    parts: list[Any] = list(_switch.parts)
+    if _log_switch is not None:
+        parts += _log_switch.parts
+    for part in parts:
+        left_s = max(0.0, deadline_s - time.monotonic())
+        done = part.force_flush(int(left_s * 1000)) is not False and done
+    if _pump is not None:
+        done = _pump.flush(max(0.0, deadline_s - time.monotonic())) and done
+    return done
+
+
+# --- First measurement and fork. ---
+
+
+def join() -> None:
+    """This process has something to say: let background threads begin. Cheap and idempotent."""
+    if store.joined:
+        return
+    from django.apps import apps
+
+    if not apps.ready:
+        # Something was counted while Django is still loading; the next measurement will do.
+        return
+    with _lock:
+        if store.joined or not _current.enabled:
+            return
+        store.joined = True
+    if _is_quiet():
+        return
+    with guard.contained("joining"):
+        if _pump is not None:
+            _pump.start()
+    for callback in _join_callbacks:
+        with guard.contained("joining"):
+            callback()
+
+
+def _register_hooks() -> None:
+    global _hooks_registered
+    if _hooks_registered:
+        return
+    _hooks_registered = True
+    atexit.register(_at_exit)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+    with guard.contained("starting anew after a fork"):
+        _current.resource = pipelines.build_resource(_current.config)
+        _current.started_at_s = time.time()
+        for provider in (_own_tracer_provider, _own_meter_provider, _own_logger_provider):
+            if provider is not None:
+                sdk_compat.set_resource(provider, _current.resource)
+        parts: list[Any] = list(_switch.parts)
+        if _log_switch is not None:
+            parts += _log_switch.parts
+        for part in parts:
+            worker = getattr(part, "worker", None)
+            if worker is not None:
+                worker.after_fork()
+            exporter = getattr(part, "_exporter", None)
+            if isinstance(exporter, pipelines.LazyExporter):
+                exporter.after_fork()
+            if isinstance(part, pipelines.MemorySpanProcessor):
+                part.spans.clear()
+        if _pump is not None:
+            _pump.after_fork()
+        if _sdk_metrics is not None:
+            _sdk_metrics.after_fork()
+        store.joined = False
+    for callback in _fork_callbacks:
+        with guard.contained("starting anew after a fork"):
+            callback()
+
+
+# --- Numbers. ---
+
+
+def collect() -> list[Family]:
+    """Every family of this process: our own cells and what was measured through the SDK."""
+    families = store.collect()
+    if _sdk_metrics is not None:
+        with guard.contained("collecting SDK metrics"):
+            families += _sdk_metrics.collect()
+    return families
+
+
+def _count_drop(count: int, reason: str, signal: str) -> None:
+    if signal == "traces":
+        dropped = store.catalogued("django_otel.spans.dropped")
+        assert isinstance(dropped, Counter)
+        dropped.add(count, {"django_otel.reason": reason})
+
+
+def _count_failure(signal: str) -> None:
+    failures = store.catalogued("django_otel.export.failures")
+    assert isinstance(failures, Counter)
+    failures.add(1, {"django_otel.signal": signal})
+
+
+# --- Tests. ---
+
+
+def use_memory_exporters() -> None:
+    """From now on exporters are replaced by memory, whatever the settings say (for test runs)."""
+    global _is_testing
+    if _is_testing:
+        return
+    _is_testing = True
+    restart()
+
+
+def is_testing() -> bool:
+    """Whether exporters are replaced by memory."""
+    return _is_testing
+
+
+def memory_spans() -> list[Any]:
+    """The finished spans of the memory exporter, oldest first; the list itself, so it may be cleared."""
+    if _is_testing:
+        return _testing_spans
+    for part in _switch.parts:
+        if isinstance(part, pipelines.MemorySpanProcessor):
+            return part.spans
+    return []
+
+
+def memory_logs() -> list[Any]:
+    """The log records of the memory exporter, oldest first; the list itself, so it may be cleared."""
+    if _is_testing:
+        return _testing_logs
+    if _log_switch is not None:
+        for part in _log_switch.parts:
+            if hasattr(part, "records"):
+                found: list[Any] = part.records
+                return found
+    return []
+
+
+def propagator() -> SwitchPropagator:
+    """The process's global propagator, with the formats of the settings."""
+    return _propagator
