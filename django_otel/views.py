@@ -1,0 +1,308 @@
+"""The scrape and the probes: `/metrics`, `/livez`, `/readyz`.
+
+They answer in plain text to GET and HEAD, are never cached, never traced and
+never measured, and a fault in one of them shows no traceback, not even with
+DEBUG. Sync, because collecting may call a project's own callbacks, which may
+use the database; under ASGI Django runs them in its thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+import ipaddress
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.utils.cache import add_never_cache_headers, patch_vary_headers
+from django.utils.module_loading import import_string
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from django_otel import conf, runtime
+from django_otel.core import exposition, guard
+from django_otel.core.config import Config
+
+View = Callable[[HttpRequest], HttpResponse]
+
+#: Scrapes that may be rendered at once in this process, and how long one more waits before it is sent away.
+_MAX_SCRAPES = 4
+_MAX_WAIT_S = 5.0
+
+_PLAIN_TEXT = "text/plain; charset=utf-8"
+
+
+def _answer(text: str, status: int = 200) -> HttpResponse:
+    return HttpResponse(text + "\n", status=status, content_type=_PLAIN_TEXT)
+
+
+def _probe(view: View) -> View:
+    """What the three views have in common."""
+
+    @functools.wraps(view)
+    def wrapper(request: HttpRequest) -> HttpResponse:
+        _discard(request)
+        if request.method not in ("GET", "HEAD"):
+            response = _answer("Only GET and HEAD are allowed here.", 405)
+            response.headers["Allow"] = "GET, HEAD"
+        else:
+            try:
+                # A staff check reads session and user, a callback may query anything: none of it is a trace.
+                with suppress_instrumentation():
+                    response = view(request)
+            except Exception as error:
+                guard.report(f"the view {view.__name__}", error)
+                response = _answer("This page failed; the log says why.", 500)
+        add_never_cache_headers(response)
+        return response
+
+    # Django's LoginRequiredMiddleware and CsrfViewMiddleware: access is decided here, and nothing is ever changed.
+    wrapper.login_required = False  # type: ignore[attr-defined]
+    wrapper.csrf_exempt = True  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _discard(request: HttpRequest) -> None:
+    observation = getattr(request, "_django_otel", None)
+    if observation is not None:
+        with guard.contained("leaving a probe out of the telemetry"):
+            observation.discard()
+
+
+# --- The probes --------------------------------------------------------------------------------------------------
+
+
+@_probe
+def livez(request: HttpRequest) -> HttpResponse:
+    """200 while the process answers."""
+    return _answer("ok")
+
+
+@_probe
+def readyz(request: HttpRequest) -> HttpResponse:
+    """200 when the settings are valid and the runtime has started (or is switched off by them), else 503 and why."""
+    ids = _problem_ids()
+    if ids:
+        return _refuse_faulty(ids)
+    if not runtime.current().started:
+        return _answer("django_otel has not started; is it in INSTALLED_APPS?", 503)
+    return _answer("ok")
+
+
+def _problem_ids() -> list[str]:
+    problems = conf.get_problems() or runtime.current().problems
+    return sorted({problem.id for problem in problems})
+
+
+def _refuse_faulty(ids: list[str]) -> HttpResponse:
+    # Anyone may read this, so it names no value and no key: `manage.py check` does.
+    return _answer(f"settings.OTEL is not valid: {', '.join(ids)}. Run manage.py check.", 503)
+
+
+# --- The scrape --------------------------------------------------------------------------------------------------
+
+
+@_probe
+def metrics(request: HttpRequest) -> HttpResponse:
+    """Every metric of the process, in the format and compression the scraper asks for."""
+    ids = _problem_ids()
+    if ids:
+        return _refuse_faulty(ids)
+    config = runtime.current().config
+    refusal = _refuse(request, config)
+    if refusal is not None:
+        return refusal
+    if not config.enabled or "prometheus" not in config.metrics.exporters:
+        return _answer('This page is off: OTEL["ENABLED"] is False or "prometheus" not in METRICS.EXPORTERS.', 404)
+    slots = _scrape_slots()
+    if not slots.acquire(timeout=_MAX_WAIT_S):
+        response = _answer(f"{_MAX_SCRAPES} scrapes are under way in this process; try again.", 503)
+        response.headers["Retry-After"] = "5"
+        return response
+    try:
+        return _render(request, config)
+    finally:
+        slots.release()
+
+
+def _render(request: HttpRequest, config: Config) -> HttpResponse:
+    page_format = exposition.negotiate(request.META.get("HTTP_ACCEPT"))
+    page = exposition.render(
+        runtime.collect(),
+        openmetrics=page_format.is_openmetrics,
+        resource_attributes=runtime.current().resource.attributes,
+        exemplars=config.metrics.exemplars,
+        extra=_include_registry if config.metrics.include_registry else None,
+    )
+    is_compressed = exposition.accepts_gzip(request.META.get("HTTP_ACCEPT_ENCODING"))
+    response = HttpResponse(exposition.compress(page) if is_compressed else page, content_type=page_format.content_type)
+    if is_compressed:
+        # Also keeps Django's GZipMiddleware from doing it again.
+        response.headers["Content-Encoding"] = "gzip"
+    patch_vary_headers(response, ("Accept", "Accept-Encoding"))
+    return response
+
+
+def _include_registry(page: exposition.Page) -> None:
+    from django_otel.core.registry import render_registry
+
+    render_registry(page)
+
+
+_slots: tuple[int, threading.BoundedSemaphore] | None = None
+
+
+def _scrape_slots() -> threading.BoundedSemaphore:
+    global _slots
+    # Made at the first scrape, after gevent has patched threading, and anew in a forked child: there a slot that
+    # another thread of the parent held would never come back.
+    process_id = os.getpid()
+    if _slots is None or _slots[0] != process_id:
+        _slots = (process_id, threading.BoundedSemaphore(_MAX_SCRAPES))
+    return _slots[1]
+
+
+# --- Who may read the scrape -------------------------------------------------------------------------------------
+
+_PRIVATE_NETWORKS = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16",
+        "::1/128", "fc00::/7", "fe80::/10",
+    )
+)  # fmt: skip
+#: With one of these the request came through a proxy, and REMOTE_ADDR says nothing about who sent it.
+_FORWARDING_HEADERS = frozenset(
+    f"HTTP_{name}"
+    for name in (
+        "FORWARDED", "VIA", "X_REAL_IP", "X_CLIENT_IP", "X_CLUSTER_CLIENT_IP", "X_ORIGINAL_FORWARDED_FOR",
+        "X_ORIGINAL_HOST", "X_PROXYUSER_IP", "X_ENVOY_EXTERNAL_ADDRESS", "X_AZURE_CLIENTIP", "X_AZURE_SOCKETIP",
+        "TRUE_CLIENT_IP", "CF_CONNECTING_IP", "CF_CONNECTING_IPV6", "CF_RAY", "CDN_LOOP", "FASTLY_CLIENT_IP",
+        "FLY_CLIENT_IP", "CLIENT_IP", "X_APPENGINE_USER_IP", "X_AMZN_TRACE_ID", "X_AMZ_CF_ID",
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What one value of `METRICS_VIEW.ALLOW` admits."""
+
+    debug: bool = False
+    token: bool = False
+    staff: bool = False
+    private: bool = False
+
+
+_RULES = {
+    "auto": _Rule(debug=True, token=True, staff=True),
+    "private": _Rule(debug=True, token=True, staff=True, private=True),
+    "token": _Rule(token=True),
+    "staff": _Rule(staff=True),
+}
+
+_SEND_IT = 'Send the metrics token as "Authorization: Bearer <token>" (authorization.credentials in Prometheus).'
+_SET_ONE = (
+    'To let a scraper in, set OTEL["METRICS_VIEW"]["TOKEN"] and have it send "Authorization: Bearer <token>", '
+    'or set OTEL["METRICS_VIEW"]["ALLOW"].'
+)
+_OPEN_IT = (
+    'To let a scraper in, set OTEL["METRICS_VIEW"]["ALLOW"] to "auto" and OTEL["METRICS_VIEW"]["TOKEN"] to what it sends '
+    'as "Authorization: Bearer <token>".'
+)
+
+
+def _refuse(request: HttpRequest, config: Config) -> HttpResponse | None:
+    """None when this client may read the scrape, else the answer that says how to become one that may."""
+    allow = config.metrics_view.allow
+    if allow == "all":
+        return None
+    rule = _RULES.get(allow) if isinstance(allow, str) else None
+    if rule is None:
+        return None if _is_allowed_by(allow, request) else _answer(_OPEN_IT, 403)
+    token = config.metrics_view.token if rule.token else None
+    if (
+        (rule.debug and settings.DEBUG)
+        or (token and _has_token(request, token))
+        or (rule.private and _is_private(request))
+        # Last, because it may read the session.
+        or (rule.staff and _is_staff(request))
+    ):
+        return None
+    if not token:
+        return _answer(_SET_ONE if rule.token else _OPEN_IT, 403)
+    response = _answer(_SEND_IT, 401)
+    # RFC 6750, section 3: the error is named only when a token was sent.
+    error = ', error="invalid_token"' if _bearer(request) is not None else ""
+    response.headers["WWW-Authenticate"] = f'Bearer realm="metrics"{error}'
+    return response
+
+
+def _is_allowed_by(allow: Any, request: HttpRequest) -> bool:
+    """What the project's own function says; when it cannot be asked the answer is no."""
+    with guard.contained("METRICS_VIEW.ALLOW"):
+        decide = import_string(allow) if isinstance(allow, str) else allow
+        verdict = decide(request)
+        # A coroutine or a response is true as well: only True opens the page.
+        if verdict is True:
+            return True
+        if not isinstance(verdict, bool):
+            close = getattr(verdict, "close", None)
+            if callable(close):
+                close()
+            raise TypeError(f"METRICS_VIEW.ALLOW must return True or False, not {type(verdict).__name__}")
+    return False
+
+
+def _bearer(request: HttpRequest) -> bytes | None:
+    """The bearer token as it stood in the request, in bytes; None without one."""
+    scheme, _, credentials = str(request.META.get("HTTP_AUTHORIZATION", "")).strip().partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    credentials = credentials.strip()
+    try:
+        # Headers reach Django as latin-1, whatever the client meant by its bytes.
+        return credentials.encode("latin-1")
+    except UnicodeEncodeError:
+        return credentials.encode("utf-8", "surrogatepass")
+
+
+def _has_token(request: HttpRequest, token: str) -> bool:
+    given = _bearer(request)
+    if given is None:
+        return False
+    # Digests have one length, so that not even the length of the token shows in the time.
+    wanted_digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+    return hmac.compare_digest(hashlib.sha256(given).digest(), wanted_digest)
+
+
+def _is_private(request: HttpRequest) -> bool:
+    """Whether the client is on this machine or a private network and reached us without a proxy."""
+    for key in request.META:
+        if key.startswith("HTTP_X_FORWARDED") or key in _FORWARDING_HEADERS:
+            return False
+    try:
+        # A unix socket gives no address, and behind it is usually a proxy.
+        address = ipaddress.ip_address(str(request.META.get("REMOTE_ADDR") or ""))
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address.version == network.version and address in network for network in _PRIVATE_NETWORKS)
+
+
+def _is_staff(request: HttpRequest) -> bool:
+    with guard.contained("the staff check of /metrics"):
+        # Absent without AuthenticationMiddleware; a user model need not have `is_staff`.
+        user: Any = getattr(request, "user", None)
+        return bool(
+            user is not None
+            and getattr(user, "is_authenticated", False)
+            and getattr(user, "is_active", False)
+            and getattr(user, "is_staff", False)
+        )
+    return False
