@@ -1,0 +1,1 @@
+"""The parts of `manage.py demo`: processes, embedded services, an OTLP receiver that counts, and visitors."""

@@ -1,0 +1,122 @@
+"""Settings of the shop.
+
+Environment: `DJANGO_DEBUG` (default on), `DJANGO_SECRET_KEY`, `DATABASE_URL`
+(default SQLite), `REDIS_URL` (default a cache in each process's memory),
+`PAYMENT_GATEWAY_URL`, and the `OTEL_*` variables of the OpenTelemetry
+specification: `OTEL_EXPORTER_OTLP_ENDPOINT` says where traces go.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from example_project.addresses import parse_database_url, parse_redis_url, sqlite
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+DEBUG = os.environ.get("DJANGO_DEBUG", "1").lower() in ("1", "true", "yes", "on")
+# For trying out on your own machine only; `manage.py demo` makes a new one for each run.
+SECRET_KEY = os.environ.get("DJANGO_SECRET_KEY") or "django-insecure-example-shop-for-your-own-machine-only"
+ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_otel",
+    "example_project.shop",
+]
+
+MIDDLEWARE = [
+    "django_otel.middleware.OTelMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "example_project.shop.middleware.ContentSecurityPolicy",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+OTEL = {
+    "SERVICE_NAME": "shop",
+    "SERVICE_VERSION": "1.0.0",
+    "ENVIRONMENT": "example",
+    # The default list, and our own: what these commands do is not what the shop does.
+    "SKIP_COMMANDS": [
+        *("makemigrations", "migrate", "collectstatic", "check", "test", "shell"),
+        *("demo", "shop_admin"),
+    ],
+    # Style sheets are neither traced nor counted.
+    "REQUEST": {"EXCLUDE": ["/static/*", "/favicon.ico"]},
+    # Trace headers go to our own services, not to strangers.
+    "PROPAGATION": {"OUTBOUND_HOSTS": ["127.0.0.1", "localhost"]},
+    # The shop answers on the loopback address only, with no proxy before it; a public one sets a TOKEN instead.
+    "METRICS_VIEW": {"ALLOW": "private"},
+    # A ratio turned in the admin reaches every worker within this many seconds.
+    "SAMPLING": {"REFRESH_S": 1},
+}
+
+ROOT_URLCONF = "example_project.urls"
+WSGI_APPLICATION = "example_project.wsgi.application"
+ASGI_APPLICATION = "example_project.asgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+DATABASES = {
+    "default": parse_database_url(os.environ["DATABASE_URL"])
+    if os.environ.get("DATABASE_URL")
+    else sqlite(BASE_DIR / "shop.sqlite3"),
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+CACHES = {
+    "default": parse_redis_url(os.environ["REDIS_URL"])
+    if os.environ.get("REDIS_URL")
+    else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+}
+
+STATIC_URL = "/static/"
+# Served from the apps' own folders, so that there is no collectstatic to forget.
+WHITENOISE_USE_FINDERS = True
+
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+PAYMENT_GATEWAY_URL = os.environ.get("PAYMENT_GATEWAY_URL", "http://127.0.0.1:8001")
+PAYMENT_TIMEOUT_S = 2.0
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "traced": {
+            "()": "logging.Formatter",
+            "fmt": "{asctime} {levelname} {name} trace={otelTraceID} {message}",
+            "style": "{",
+            # Records made before telemetry starts, or with it switched off, have no trace id.
+            "defaults": {"otelTraceID": "-"},
+        },
+    },
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "traced"}},
+    "root": {"handlers": ["console"], "level": "INFO"},
+}

@@ -1,0 +1,205 @@
+"""What visitors see."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+import pytest
+from django.core.management import call_command
+from django.test import AsyncClient, Client
+
+from example_project.shop.models import Order, Payment, Product
+
+pytestmark = pytest.mark.django_db
+
+CUSTOMER = {"customer_name": "Ada", "email": "ada@example.com", "card": "tok_visa"}
+
+
+def test_the_front_page_lists_every_product(client: Client) -> None:
+    page = client.get("/").content.decode()
+    for product in Product.objects.all():
+        assert product.name in page
+    assert Product.objects.count() == 9
+
+
+def test_the_product_list_comes_from_the_cache_the_second_time(client: Client, django_assert_num_queries) -> None:
+    client.get("/")
+    with django_assert_num_queries(0):
+        client.get("/")
+
+
+def test_what_is_sold_out_cannot_be_ordered(client: Client) -> None:
+    assert "product=moon-cup" not in client.get("/").content.decode()
+    page = client.get("/order/").content.decode()
+    assert re.search(r'<input[^>]*name="quantity-moon-cup"[^>]*disabled', page)
+    client.post("/order/", {**CUSTOMER, "quantity-moon-cup": "1"})
+    assert not Order.objects.exists()
+
+
+def test_an_order_is_paid_and_shown(client: Client, gateway: str) -> None:
+    stock = Product.objects.get(sku="sencha").stock
+    answer = client.post("/order/", {**CUSTOMER, "quantity-sencha": "2", "quantity-clay-cup": "1"})
+    order = Order.objects.get()
+    assert answer.status_code == 302
+    assert answer.url == f"/orders/{order.key}/"
+    assert (order.status, str(order.total), order.channel) == ("paid", "36.60", "web")
+    assert Product.objects.get(sku="sencha").stock == stock - 2
+    page = client.get(answer.url).content.decode()
+    assert "Thank you, Ada" in page
+    assert "Morning Sencha" in page
+    assert order.payments.get().reference.startswith("ch_")
+    assert order.payments.get().reference in page
+
+
+def test_a_declined_card_leaves_the_order_to_be_paid_with_another(client: Client, gateway: str) -> None:
+    stock = Product.objects.get(sku="sencha").stock
+    answer = client.post("/order/", {**CUSTOMER, "card": "tok_declined", "quantity-sencha": "2"})
+    order = Order.objects.get()
+    assert order.status == "payment_failed"
+    assert Product.objects.get(sku="sencha").stock == stock
+    assert "The bank declined the card." in client.get(answer.url).content.decode()
+
+    client.post(f"{answer.url}pay/", {"card": "tok_visa"})
+    order.refresh_from_db()
+    assert order.status == "paid"
+    assert Product.objects.get(sku="sencha").stock == stock - 2
+    assert [payment.status for payment in order.payments.all()] == ["declined", "captured"]
+
+    client.post(f"{answer.url}pay/", {"card": "tok_visa"})
+    assert Payment.objects.count() == 2, "a paid order was charged again"
+
+
+def test_no_gateway_is_no_failure_of_the_shop(client: Client, no_gateway: None) -> None:
+    answer = client.post("/order/", {**CUSTOMER, "quantity-sencha": "1"}, follow=True)
+    assert answer.status_code == 200
+    assert "The payment service cannot be reached." in answer.content.decode()
+    assert Order.objects.get().payments.get().status == "failed"
+
+
+def test_a_slow_bank_is_not_waited_for_longer_than_the_limit(client: Client, gateway: str, settings) -> None:
+    settings.PAYMENT_TIMEOUT_S = 0.3
+    answer = client.post("/order/", {**CUSTOMER, "card": "tok_slow_bank", "quantity-mint": "1"}, follow=True)
+    assert "The bank took too long to answer." in answer.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({}, "Choose at least one product."),
+        ({"quantity-sencha": "21"}, "less than or equal to 20"),
+        ({"quantity-sencha": "1", "email": "nobody"}, "valid email"),
+        ({"quantity-sencha": "1", "card": "4111111111111111"}, "valid choice"),
+    ],
+)
+def test_a_form_with_a_mistake_comes_back_with_a_sentence(client: Client, fields, complaint) -> None:
+    answer = client.post("/order/", {**CUSTOMER, **fields})
+    assert answer.status_code == 422
+    assert complaint in answer.content.decode()
+    assert not Order.objects.exists()
+
+
+def test_an_order_somebody_else_took_the_last_of(client: Client, gateway: str) -> None:
+    Product.objects.filter(sku="sencha").update(stock=1)
+    answer = client.post("/order/", {**CUSTOMER, "quantity-mint": "1", "quantity-sencha": "2"}, follow=True)
+    assert "Someone was faster" in answer.content.decode()
+    assert Product.objects.get(sku="mint").stock == 5000, "part of an order that failed was kept"
+    assert not Payment.objects.exists()
+
+
+def test_the_form_is_protected_against_forgery() -> None:
+    assert Client(enforce_csrf_checks=True).post("/order/", CUSTOMER).status_code == 403
+
+
+def test_names_are_escaped(client: Client, gateway: str) -> None:
+    answer = client.post(
+        "/order/", {**CUSTOMER, "customer_name": "<script>alert(1)</script>", "quantity-mint": "1"}, follow=True
+    )
+    assert "<script" not in answer.content.decode()
+
+
+def test_sales_are_streamed_without_who_bought(client: Client, gateway: str) -> None:
+    client.post("/order/", {**CUSTOMER, "quantity-sencha": "2", "quantity-mint": "1"})
+    answer = client.get("/sales.csv")
+    assert answer.streaming
+    text = answer.getvalue().decode()
+    header, row = csv.reader(io.StringIO(text))
+    assert header[0] == "order"
+    assert row[2:] == ["web", "paid", "3", "25.80"]
+    assert "Ada" not in text
+    assert "example.com" not in text
+
+
+def test_the_slow_page_counts_every_shelf(client: Client, otel_spans, otel_metrics) -> None:
+    assert "Pieces" in client.get("/slow/").content.decode()
+    shelves = [span.attributes["shelf"] for span in otel_spans.named("warehouse.count")]
+    assert shelves == ["tea", "pot", "cup", "tin"]
+
+
+async def test_the_delivery_page_asks_all_carriers_at_the_same_time(async_client: AsyncClient, otel_spans) -> None:
+    answer = await async_client.get("/delivery/")
+    assert answer.status_code == 200
+    request = otel_spans.one("GET /delivery/")
+    quotes = otel_spans.named("carrier.quote")
+    assert {quote.parent.span_id for quote in quotes} == {request.context.span_id}
+    assert max(quote.start_time for quote in quotes) < min(quote.end_time for quote in quotes)
+
+
+def test_the_page_that_fails_shows_its_trace_and_nothing_of_the_code(client: Client, otel_spans) -> None:
+    client.raise_request_exception = False
+    answer = client.get("/error/")
+    span = otel_spans.one("GET /error/")
+    assert answer.status_code == 500
+    assert f"{span.context.trace_id:032x}" in answer.content.decode()
+    assert "WarehouseDoorStuckError" not in answer.content.decode()
+    assert span.attributes["error.type"].endswith("WarehouseDoorStuckError")
+
+
+def test_an_unknown_page_is_a_friendly_404(client: Client) -> None:
+    answer = client.get("/teas/none/")
+    assert answer.status_code == 404
+    assert "nothing on this shelf" in answer.content.decode()
+
+
+def test_an_unknown_order_is_not_found(client: Client) -> None:
+    assert client.get("/orders/00000000-0000-0000-0000-000000000000/").status_code == 404
+
+
+def test_pages_carry_a_policy_and_nothing_inline(client: Client) -> None:
+    for path in ("/", "/order/", "/slow/"):
+        answer = client.get(path)
+        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+        assert not re.search(r"<script|<style|\sstyle=|\son\w+=", answer.content.decode())
+
+
+def test_pages_say_which_trace_they_are(client: Client, otel_spans) -> None:
+    page = client.get("/").content.decode()
+    span = otel_spans.one("GET /")
+    assert f"<code>{span.context.trace_id:032x}</code>" in page
+    assert f'<meta name="traceparent" content="00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01">' in page
+    assert [event.name for event in span.events] == ["products.shown"]
+    assert otel_spans.one("products.render").attributes["items"] == 9
+
+
+def test_the_style_sheet_and_those_of_the_admin_are_served(client: Client, otel_metrics) -> None:
+    for path in ("/static/shop/shop.css", "/static/admin/css/base.css"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert b"".join(answer)
+        answer.close()
+    assert otel_metrics.value("http.server.request.duration") == 0 or (
+        otel_metrics.value("http.server.request.duration").count == 0
+    )
+
+
+def test_every_model_of_the_shop_is_in_the_admin(admin_client: Client, gateway: str) -> None:
+    admin_client.post("/order/", {**CUSTOMER, "quantity-sencha": "1"})
+    for name in ("product", "order", "payment"):
+        assert admin_client.get(f"/admin/shop/{name}/").status_code == 200
+    assert admin_client.get(f"/admin/shop/order/{Order.objects.get().pk}/change/").status_code == 200
+
+
+def test_migrations_are_complete_and_the_project_is_sound() -> None:
+    call_command("makemigrations", "--check", "--dry-run", verbosity=0)
+    call_command("check", fail_level="WARNING")

@@ -1,0 +1,11 @@
+"""The WSGI application; `DJANGO_SETTINGS_MODULE` chooses the shop (default) or the payment gateway."""
+
+from __future__ import annotations
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "example_project.settings")
+
+application = get_wsgi_application()
