@@ -10,11 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-# The key under which OpenTelemetry marks "do not observe this"; the API has no public name for it.
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, create_key, get_current, set_value
+from opentelemetry.context import Context, create_key, get_current, set_value
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState, get_current_span
 from opentelemetry.util.types import Attributes
+
+from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 
 _LOW_64_BITS = (1 << 64) - 1
 _UNTRACED_KEY = create_key("django_otel-untraced")
@@ -134,7 +135,7 @@ class LiveSampler(Sampler):
         context = get_current() if parent_context is None else parent_context
         parent = get_current_span(context).get_span_context()
         has_parent = parent.is_valid
-        if context.get(_UNTRACED_KEY) or context.get(_SUPPRESS_INSTRUMENTATION_KEY):
+        if context.get(_UNTRACED_KEY) or context.get(SUPPRESS_INSTRUMENTATION_KEY):
             sampled = False
         elif has_parent:
             sampled = parent.trace_flags.sampled
