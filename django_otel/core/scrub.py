@@ -78,7 +78,7 @@ _MEASURES = _words(
     "count counts counter total size length len limit max min age ttl expiry expires expiration timeout "
     "duration seconds ms remaining used attempts failures retries index enabled required"
 )
-_PLURALS = ("tokens", "sessions", "cookies", "cards", "passwords", "secrets", "credentials")
+_PLURALS = ("tokens", "sessions", "cookies", "cards")
 #: The whole line after such a key belongs to the value.
 _LINE_WORDS = frozenset(("authorization", "cookie", "cookies", "passphrase"))
 #: Keys that are known to hold no secret, though a rule says otherwise, or whose ids could look like card numbers.
@@ -141,7 +141,7 @@ _KNOWN_TOKENS = re.compile(
     r")"
 )
 _SCHEME = re.compile(
-    r"(?i)(?<![A-Za-z0-9_])(bearer|basic|token|digest|negotiate|apikey)([ \t]++|%20|\+)"
+    r"(?i)(?<![A-Za-z0-9_\-])(bearer|basic|token|digest|negotiate|apikey)([ \t]++|%20|\+)"
     r"""(?!\[redacted\])((?:[^\s"'\\,;<>()\[\]{}&]|\\[^"'\\])++)"""
 )
 #: What follows "Bearer" or "Basic" in sentences.
@@ -160,6 +160,12 @@ _CARD = re.compile(
 )
 _GROUP = re.compile(r"[0-9]+")
 _HAS_CARD = re.compile(r"[0-9]{3}[0-9 \-.\u00a0\u2010-\u2013]{10}")
+
+# A pair in a URL that is itself a parameter, percent-encoded once or more often.
+_ENCODED_KEY = re.compile(
+    r"(?<![\w.\-])([\w.\-]++)(?:%(?:25){0,4}(?:5[Dd]|2[27])){0,3}%(?:25){0,4}3[DdAa](?:%(?:25){0,4}2[027])?"
+)
+_ENCODED_VALUE = re.compile(r"""(?:[^\s&"'<>%]|%(?!(?:25){0,4}(?:26|3[Bb]|2[027]|0[AaDd])))++""")
 
 # A key: a run of word characters (with "." and "-", percent-encoding), then what may close it, then a separator.
 _TYPE = (
@@ -184,15 +190,17 @@ _CONVERTER = re.compile(r"\w+>")
 _QUOTE = re.compile(r"""(?:[bBuUrRfF]{0,2})(["'`])""")
 _ESCAPED_QUOTE = re.compile(r"""[bBuUrRfF]{0,2}(\\{1,8}+)(["'])""")
 _QUOTED_REST = {
-    '"': re.compile(r'(?:[^"\\]|\\.|"")*+"', re.DOTALL),
-    "'": re.compile(r"(?:[^'\\]|\\.|'')*+'", re.DOTALL),
+    # A quote behind an escaped backslash closes only where a value can end: in the repr of JSON it is in the value.
+    '"': re.compile(r'(?:[^"\\]|\\.|""|(?<=\\)"(?![\s,;:)\]}]|\Z))*+"', re.DOTALL),
+    "'": re.compile(r"(?:[^'\\]|\\.|''|(?<=\\)'(?![\s,;:)\]}]|\Z))*+'", re.DOTALL),
     "`": re.compile(r"[^`]*+`"),
 }
 _RUN = re.compile(
     r"""(?:[^\s&"'\\]|\\.|&(?!(?:amp;)?[\w.%\-\[\]]{1,64}=)|["'](?![\s,;:)\]}>]|\Z))++""",
     re.DOTALL,
 )
-_RUN_GOES_ON = re.compile(r"""[^\s,;:)\]}>&"'|/\\]""")
+_RUN_GOES_ON = re.compile(r"""[.!`]*+[^\s,;:)\]}>&"'|/\\.!`]""")
+_ESCAPED_CLOSING = {quote: re.compile(rf"\\*+{quote}") for quote in "\"'"}
 _BRACKET_TOKEN = re.compile(r"""[\[({]|[\])}]|"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'""", re.DOTALL)
 _CLOSERS = ")]},;.!\"'`>"
 _HARMLESS = frozenset(("none", "null", "nil", "true", "false", "undefined", "", REDACTED))
@@ -218,7 +226,7 @@ _DATABASE_VALUES: tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...] 
     ),
     ("[parameters:", re.compile(r"\[parameters: ?(?=[\[({])"), re.compile(r"[\])}](?=\])"), "()"),
 )  # fmt: skip
-_SQL_LINE = re.compile(r"(?m)^(LINE [0-9]+: )(.*)$")
+_SQL_LINE = re.compile(r"(\bLINE [0-9]+: )(.*)")
 _SQL_LITERAL = re.compile(r"'(?:[^']|'')*+'?|\$(\w*)\$.*?(?:\$\1\$|\Z)")
 
 _MAYBE_PAIR = re.compile(r"[=:,]|%3[AaDd]|--\w|->")
@@ -279,21 +287,20 @@ def _redact_card(match: re.Match[str]) -> str:
 
 def _redact_userinfo(match: re.Match[str]) -> str:
     """Redact `user:password@` and `token@` of every URL in a run without white space."""
-    text = match.group()
-    at_end = match.end() == len(match.string)
-    parts = text.split("://")
+    parts = match.group().split("://")
     for index in range(1, len(parts)):
         part = parts[index]
         stop = _AUTHORITY_END.search(part)
         authority = part[: stop.start()] if stop else part
         cut = authority.rfind("@")
         if cut < 0 and not authority.startswith("["):
-            _, colon, port = authority.partition(":")
+            user, colon, port = authority.partition(":")
+            is_port = _PORT.fullmatch(port) is not None
             # Not a port: a password with a "/" or a quote in it, or one that was cut off before its "@".
-            if colon and (authority[0] == ":" or not _PORT.fullmatch(port)):
+            if colon and (not is_port or not user):
                 cut = part.rfind("@")
-                if cut < 0 and at_end and index == len(parts) - 1:
-                    parts[index] = REDACTED
+                if cut < 0 and not is_port:
+                    parts[index] = f"{user}:{REDACTED}{part[len(authority) :]}"
                     continue
         if cut >= 0:
             parts[index] = REDACTED + part[cut:]
@@ -303,10 +310,12 @@ def _redact_userinfo(match: re.Match[str]) -> str:
 def _redact_scheme(match: re.Match[str]) -> str:
     scheme, space, value = match.groups()
     bare = value.rstrip(".:!?")
+    if not any(character.isalnum() for character in bare):
+        return match.group()
     if scheme.lower() in ("bearer", "basic"):
         if bare.lower() in _SCHEME_PROSE:
             return match.group()
-    elif not bare or (len(bare) < 20 and (bare.isalpha() and (bare.islower() or bare.istitle()))) or "=" in bare[:20]:
+    elif (len(bare) < 20 and (bare.isalpha() and (bare.islower() or bare.istitle()))) or "=" in bare[:20]:
         # "token expired" is a sentence; "token=..." and "token user=..." are the business of the key rule.
         return match.group()
     return f"{scheme}{space}{REDACTED}"
@@ -366,8 +375,32 @@ def _run_end(text: str, pos: int) -> int:
     return end if end > pos else run.end()
 
 
-def _value_span(text: str, pos: int, whole_line: bool) -> tuple[int, int]:
-    """Where the value that begins at `pos` begins and ends, without the quotes around it."""
+def _escaped_end(text: str, pos: int, escapes: int, quote: str) -> int:
+    """Where the string that was opened by `escapes` backslashes and a quote ends; the end of the text if nowhere.
+
+    JSON in JSON doubles backslashes and adds one before a quote, repr only
+    doubles: an opening has (2**depth - 1) * 2**reprs of them. A quote in the
+    value, or one after a backslash in the value, has other numbers.
+    """
+    reprs = 0
+    while escapes % 2 == 0:
+        escapes //= 2
+        reprs += 1
+    for match in _ESCAPED_CLOSING[quote].finditer(text, pos):
+        count = (match.end() - match.start() - 1) >> reprs
+        if count % (2 * (escapes + 1)) == escapes:
+            return match.end() - 1 - (escapes << reprs)
+    return len(text)
+
+
+def _value_span(text: str, pos: int, whole_line: bool, closed_key: bool) -> tuple[int, int]:
+    """Where the value that begins at `pos` begins and ends, without the quotes around it.
+
+    `closed_key`: the key had a quote or bracket around it, so that a quote
+    before the value is one around it, also where a value takes its whole line.
+    """
+    if whole_line and not closed_key:
+        return pos, _line_end(text, pos)
     quote = _QUOTE.match(text, pos)
     if quote is not None:
         start = quote.end()
@@ -375,14 +408,12 @@ def _value_span(text: str, pos: int, whole_line: bool) -> tuple[int, int]:
         if rest is None:
             return start, len(text)
         end = rest.end()
-        if _RUN_GOES_ON.match(text, end):
-            return start, _run_end(text, end)
-        return start, end - 1
+        # 'a'b: what follows belongs to it, and what is left must not look like an open quote.
+        return (pos, _run_end(text, end)) if _RUN_GOES_ON.match(text, end) else (start, end - 1)
     escaped = _ESCAPED_QUOTE.match(text, pos)
     if escaped is not None:
         start = escaped.end()
-        end = text.find(escaped.group(1) + escaped.group(2), start)
-        return start, (len(text) if end < 0 else end)
+        return start, _escaped_end(text, start, len(escaped.group(1)), escaped.group(2))
     if whole_line:
         return pos, _line_end(text, pos)
     if text[pos : pos + 1] in ("[", "(", "{"):
@@ -390,9 +421,7 @@ def _value_span(text: str, pos: int, whole_line: bool) -> tuple[int, int]:
         return pos, (_run_end(text, end) if _RUN_GOES_ON.match(text, end) else end)
     end = _run_end(text, pos)
     if _SCHEME_WORD.match(text[pos:end][:20]) and text[end : end + 1] in (" ", "\t"):
-        after = end
-        while text[after : after + 1] in (" ", "\t"):
-            after += 1
+        after = _skip_blanks(text, end)
         end = max(end, _run_end(text, after))
     return pos, end
 
@@ -591,11 +620,13 @@ class Scrubber:
             text = _PEM.sub(REDACTED, text)
         if "://" in text:
             text = _URL_RUN.sub(_redact_userinfo, text)
-        if "eyJ" in text:
-            text = _JWT.sub(REDACTED, text)
         text = _redact_database_values(text)
         if query or _MAYBE_PAIR.search(text):
             text = self._pairs(text, query)
+        if "%" in text:
+            text = self._encoded_pairs(text)
+        if "eyJ" in text:
+            text = _JWT.sub(REDACTED, text)
         text = _KNOWN_TOKENS.sub(REDACTED, text)
         text = _SCHEME.sub(_redact_scheme, text)
         if _HAS_CARD.search(text):
@@ -614,7 +645,9 @@ class Scrubber:
             if verdict == _PLAIN:
                 continue
             whole_line = verdict == _SENSITIVE_LINE and ":" in separator
-            start, end = _value_span(text, match.end() if separator else _skip_blanks(text, pos), whole_line)
+            closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "")
+            begin = match.end() if separator else _skip_blanks(text, pos)
+            start, end = _value_span(text, begin, whole_line, closed_key)
             value = text[start:end]
             pos = max(pos, start)
             bare = value.strip()
@@ -622,6 +655,25 @@ class Scrubber:
                 continue
             out += (text[done:start], REDACTED)
             done = pos = end
+        if not out:
+            return text
+        out.append(text[done:])
+        return "".join(out)
+
+    def _encoded_pairs(self, text: str) -> str:
+        out: list[str] = []
+        done = pos = 0
+        while (match := _ENCODED_KEY.search(text, pos)) is not None:
+            start, pos = match.span(1)
+            key = match.group(1)
+            # "%3Ftoken%3Dx": the run begins inside the escape of the "?".
+            escape = key[:2] if start and text[start - 1] == "%" else ""
+            if self._judge(key[len(escape) :], loose=True, query=escape.upper() in ("3F", "26")) == _PLAIN:
+                continue
+            value = _ENCODED_VALUE.match(text, match.end())
+            if value is not None and value.group() != REDACTED:
+                out += (text[done : match.end()], REDACTED)
+                done = pos = value.end()
         if not out:
             return text
         out.append(text[done:])
@@ -767,8 +819,8 @@ def _bounded(attributes: Any, dropped: int) -> BoundedAttributes:
     return bounded
 
 
-def _bounded_list(items: Sequence[Any], dropped: int) -> Sequence[Any]:
-    bounded: Any = BoundedList(None)
+def _bounded_list(items: Sequence[Any], dropped: int) -> BoundedList[Any]:
+    bounded: BoundedList[Any] = BoundedList(None)
     bounded.extend(items)
     bounded.dropped = dropped
     return bounded
