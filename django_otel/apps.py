@@ -41,14 +41,10 @@ class DjangoOTelConfig(AppConfig):
         """Each part switches itself on and off with the settings."""
         from django_otel import business, instrumentors, live, logs, runtime
         from django_otel.core import guard
-        import importlib.util
-        parts = [instrumentors, logs, business]
-        if importlib.util.find_spec('django_otel.instruments.database'):
-            from django_otel.instruments import database
-            parts.append(database)
+        from django_otel.instruments import database
 
         # Instrumentors first: the stable conventions are opted in before any of them loads.
-        for part in parts:
+        for part in (instrumentors, logs, database, business):
             runtime.on_config_change(part.install)
             runtime.on_refusal(part.uninstall)
         runtime.on_join(live.ensure_started)

@@ -24,6 +24,7 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from django_otel.core import guard
 from django_otel.core.cells import CellStore, Counter, HistogramSeries, Series
 from django_otel.core.config import Config
+from django_otel.core.errors import record_exception, type_name
 from django_otel.core.propagation import META_GETTER
 
 if TYPE_CHECKING:
@@ -439,7 +440,7 @@ class Observer:
                 lowered = ((name.lower(), value) for name, value in response.items())
                 attributes.update(self._headers("http.response.header.", self._response_headers, lowered))
             if exception is not None:
-                span.record_exception(exception, escaped=response is None)
+                record_exception(span, exception, escaped=response is None)
             if error_type:
                 # For a server span the description is left empty when the status code says it all
                 # (semantic conventions, "HTTP server span status").
@@ -464,12 +465,6 @@ def split_host(host: str) -> tuple[str, str]:
     if not separator or ":" in name:
         return host, ""
     return name, port
-
-
-def type_name(error: BaseException) -> str:
-    """The qualified name of an exception's class, as OpenTelemetry writes `exception.type`."""
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ in ("builtins", None) else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _meta_headers(meta: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
