@@ -22,7 +22,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 
-from django_otel.core import guard, names
+from django_otel.core import errors, guard, names
 
 if TYPE_CHECKING:
     from django_otel.core.cells import Counter, Gauge, Histogram, ObservableGauge, Observed, UpDownCounter
@@ -449,17 +449,11 @@ def _end_span(span: trace.Span, error: BaseException | None, end_time_unix_ns: i
 
 
 def _record_error(span: trace.Span, error: BaseException) -> None:
-    kind = _type_name(error)
+    kind = errors.type_name(error)
     span.set_attribute("error.type", kind)
     # The message is in the exception event; here it only helps a reader of a list of spans.
-    span.set_status(trace.Status(trace.StatusCode.ERROR, f"{kind}: {_clean_text(error)}"))
-    span.record_exception(error)
-
-
-def _type_name(error: BaseException) -> str:
-    # As the SDK names `exception.type`.
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    span.set_status(trace.Status(trace.StatusCode.ERROR, f"{kind}: {errors.message_of(error)}"))
+    errors.record_exception(span, error)
 
 
 class timed(span):  # noqa: N801 (used like a function)
@@ -499,7 +493,7 @@ class timed(span):  # noqa: N801 (used like a function)
     def _record(self, elapsed_s: float, ids: trace.SpanContext, error: BaseException | None) -> None:
         tags = clean_attributes(self._attributes)
         if error is not None:
-            tags["error.type"] = _type_name(error)
+            tags["error.type"] = errors.type_name(error)
         durations = _runtime().store.histogram(
             _clean_text(self._name), "s", "Durations measured by django_otel.timed.", names.SECONDS_HTTP
         )

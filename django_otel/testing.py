@@ -360,13 +360,14 @@ def _is_used() -> bool:
     return settings.configured and apps.ready and apps.is_installed("django_otel")
 
 
-def _memory() -> Any:
-    """The memory that takes the exporters' place, or None where the plugin has nothing to do."""
+def _put_in_memory() -> bool:
+    """Replace the exporters by memory; False where the plugin has nothing to do."""
     if not _is_used():
-        return None
+        return False
     from django_otel import runtime
 
-    return runtime.use_memory_exporters()
+    runtime.use_memory_exporters()
+    return True
 
 
 def _collect() -> list[Family]:
@@ -380,37 +381,55 @@ def _collect() -> list[Family]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection() -> None:
     # Test modules may run code when they are imported.
-    _memory()
+    _put_in_memory()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # Before the fixtures, so that what they record belongs to the test.
-    memory = _memory()
-    if memory is not None:
-        memory.clear()
+    if _put_in_memory():
+        _clear_spans()
+        _clear_logs()
         if "otel_metrics" in getattr(item, "fixturenames", ()):
             item.stash[_METRICS] = RecordedMetrics(_collect)
 
 
-def _needed_memory() -> Any:
-    memory = _memory()
-    if memory is None:
+def _spans() -> list[ReadableSpan]:
+    from django_otel import runtime
+
+    return runtime.memory_spans()
+
+
+def _clear_spans() -> None:
+    _spans().clear()
+
+
+def _logs() -> list[ReadableLogRecord]:
+    from django_otel import runtime
+
+    return runtime.memory_logs()
+
+
+def _clear_logs() -> None:
+    _logs().clear()
+
+
+def _check_used() -> None:
+    if not _put_in_memory():
         pytest.fail(_ABSENT, pytrace=False)
-    return memory
 
 
 @pytest.fixture
 def otel_spans() -> RecordedSpans:
     """The finished spans of this test: `.named(name)`, `.one(name)`, `.tree()`, `.clear()`, iteration."""
-    memory = _needed_memory()
-    return RecordedSpans(memory.spans, memory.clear_spans)
+    _check_used()
+    return RecordedSpans(_spans, _clear_spans)
 
 
 @pytest.fixture
 def otel_metrics(request: pytest.FixtureRequest) -> RecordedMetrics:
     """What this test counted: `.value(name, **attributes)`, `.series(name)`, `.clear()`."""
-    _needed_memory()
+    _check_used()
     recorded = request.node.stash.get(_METRICS, None)
     # None when the fixture is asked for by name in the middle of a test.
     return recorded if recorded is not None else RecordedMetrics(_collect)
@@ -419,5 +438,5 @@ def otel_metrics(request: pytest.FixtureRequest) -> RecordedMetrics:
 @pytest.fixture
 def otel_logs() -> RecordedLogs:
     """The log records of this test that would have been exported: `.bodies`, `.one(text)`, `.clear()`, iteration."""
-    memory = _needed_memory()
-    return RecordedLogs(memory.logs, memory.clear_logs)
+    _check_used()
+    return RecordedLogs(_logs, _clear_logs)
