@@ -118,5 +118,7 @@ LOGGING = {
         },
     },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "traced"}},
+    # Django's own console handler would say everything a second time.
+    "loggers": {"django": {"handlers": [], "level": "INFO"}},
     "root": {"handlers": ["console"], "level": "INFO"},
 }

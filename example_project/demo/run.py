@@ -122,6 +122,8 @@ class Demo:
             ),
         )
         environ["no_proxy"] = environ["NO_PROXY"]
+        # Spans every second, so that the live line has something to show.
+        environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", "1000")
         if not environ.get("DATABASE_URL"):
             environ["DATABASE_URL"] = f"sqlite:///{self._folder / 'shop.sqlite3'}"
         protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")

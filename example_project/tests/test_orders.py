@@ -226,6 +226,7 @@ def test_the_gateway_refuses_nonsense(change, complaint) -> None:
         parse_charge(json.dumps({**charge, **change}).encode())
 
 
+@pytest.mark.django_db
 def test_open_connections_go_up_at_connect_and_down_at_close(tmp_path: Path, otel_metrics) -> None:
     def count() -> float:
         return otel_metrics.value("shop.db.open_connections", {"django.db.alias": "default"})
@@ -243,6 +244,7 @@ def test_open_connections_go_up_at_connect_and_down_at_close(tmp_path: Path, ote
     assert count() == 0, "a connection closed inside a transaction still counts"
 
 
+@pytest.mark.django_db
 def test_a_connection_that_is_lost_with_its_thread_is_no_longer_counted(tmp_path: Path, otel_metrics) -> None:
     def work() -> None:
         database = ConnectionHandler({"default": sqlite(tmp_path / "two.sqlite3")})["default"]
