@@ -235,7 +235,8 @@ def clean_span(span: Any) -> Any:
     """A finished span as it may leave: library spans set right, secrets redacted."""
     from django_otel.core import library_spans
 
-    return _current.scrubber.span(library_spans.clean_span(span))
+    config = _current.config
+    return _current.scrubber.span(library_spans.clean_span(span, config.database.statement, config.request.query))
 
 
 def _build_span_processors(config: Config, runtime: Runtime) -> tuple[Any, ...]:
