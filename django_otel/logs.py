@@ -1,0 +1,536 @@
+"""Logs: the trace's ids on every record, and records to OpenTelemetry.
+
+Correlation is a log record factory in front of the one that was there: every
+record of every logger carries `otelTraceID`, `otelSpanID`, `otelTraceSampled`
+and `otelServiceName`, so a format string or a JSON formatter may name them.
+
+Export is a handler on the root logger. `logging.config.dictConfig` throws root
+handlers away (Django calls it at start, projects call it later); the factory
+sees that ours is missing and puts it back. Loggers with `propagate` off never
+reach the root: name the handler in `LOGGING` for those:
+
+    "handlers": {"otel": {"class": "django_otel.logs.OTelHandler"}}
+
+A record that several of our handlers see is exported once.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import datetime
+import decimal
+import enum
+import functools
+import itertools
+import logging
+import os
+import pathlib
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry._logs import Logger, LoggerProvider, LogRecord, NoOpLogger, SeverityNumber
+from opentelemetry.semconv.attributes import code_attributes, exception_attributes
+from opentelemetry.trace import INVALID_SPAN, TraceFlags
+
+from django_otel.core import guard
+from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
+
+if TYPE_CHECKING:
+    from django_otel.core.config import Config
+
+__all__ = ["OTelHandler", "install", "uninstall"]
+
+#: Longer bodies and stack traces are cut (characters).
+MAX_BODY_LENGTH = 65_536
+MAX_STACKTRACE_LENGTH = 65_536
+_MAX_DEPTH = 5
+_REMEMBERED_RECORDS = 4096
+_CACHED_LOGGERS = 1000
+_CUT_MARK = "... [cut]"
+
+#: The number a record gets when it is made. It stays with copies and pickles, so that they are known as the same.
+_SEQUENCE = "_django_otel_sequence"
+_FIELDS = ("otelTraceID", "otelSpanID", "otelTraceSampled", "otelServiceName")
+#: https://docs.python.org/3/library/logging.html#logrecord-attributes, and ours.
+_NOT_EXTRA = frozenset(
+    (
+        "args", "asctime", "created", "exc_info", "exc_text", "filename", "funcName", "levelname", "levelno", "lineno",
+        "message", "module", "msecs", "msg", "name", "pathname", "process", "processName", "relativeCreated",
+        "stack_info", "taskName", "thread", "threadName", _SEQUENCE, *_FIELDS,
+    )
+)  # fmt: skip
+_EVENT_NAMES = ("otel.event.name", "event.name", "event_name")
+#: Of Django's SQL log: the statement with its literals. The database layer has spans for it, without them.
+_SQL_LOGGER = "django.db.backends"
+_SQL_EXTRA = frozenset(("sql", "params"))
+
+#: Never exported: what we and the SDK say about exporting.
+_OWN_LOGGERS = ("django_otel", "opentelemetry")
+#: Not exported when they speak while an export is under way.
+_EXPORT_LOGGERS = ("urllib3", "requests", "charset_normalizer", "grpc")
+
+# OpenTelemetry logs data model, "Displaying severity" and its mapping: ten Python levels are four numbers.
+_SEVERITY_TEXT = {"WARNING": "WARN", "CRITICAL": "FATAL"}
+_STACK_INFO = getattr(code_attributes, "CODE_STACKTRACE", "code.stacktrace")
+
+RecordFactory = Callable[..., logging.LogRecord]
+
+_sequence = itertools.count(1).__next__
+_seen: dict[tuple[int | None, int], object] = {}
+_emitting: contextvars.ContextVar[bool] = contextvars.ContextVar("django_otel_log_emitting", default=False)
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    # The thread that held it does not exist in the child.
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+# --- correlation -----------------------------------------------------------------------------------------------
+
+
+class _CorrelatingFactory:
+    """The log record factory: the earlier one, then our fields.
+
+    It stays in the chain when another factory was put in front of it after
+    us; `correlate` and `export` then say whether it does anything.
+    """
+
+    def __init__(self, earlier: RecordFactory) -> None:
+        self.earlier = earlier
+        self.correlate = False
+        self.export = False
+        self.calls = 0
+        self.outside_span: dict[str, Any] = {}
+        self.service_name = ""
+
+    def set_service_name(self, name: str) -> None:
+        self.service_name = name
+        self.outside_span = {
+            "otelSpanID": "0",
+            "otelTraceID": "0",
+            "otelTraceSampled": False,
+            "otelServiceName": name,
+        }
+
+    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = self.earlier(*args, **kwargs)
+        self.calls += 1
+        try:
+            if self.correlate:
+                span = trace.get_current_span()
+                context = None if span is INVALID_SPAN else span.get_span_context()
+                if context is None or not context.is_valid:
+                    record.__dict__.update(self.outside_span)
+                else:
+                    fields = record.__dict__
+                    fields["otelSpanID"] = format(context.span_id, "016x")
+                    fields["otelTraceID"] = format(context.trace_id, "032x")
+                    fields["otelTraceSampled"] = context.trace_flags.sampled
+                    fields["otelServiceName"] = self.service_name
+            if self.export:
+                record.__dict__[_SEQUENCE] = _sequence()
+                if _root_handler not in logging.root.handlers:
+                    logging.root.addHandler(_root_handler)
+        except Exception as error:
+            guard.report("logs.correlate", error)
+        return record
+
+
+_factory: _CorrelatingFactory | None = None
+
+
+def _factory_in_chain() -> _CorrelatingFactory:
+    """Our factory, put in front unless it is already called for every record."""
+    global _factory
+    current = logging.getLogRecordFactory()
+    if _factory is not None:
+        if current is _factory:
+            return _factory
+        # Somebody's factory is in front. It may call ours, or have replaced it: one record tells.
+        calls = _factory.calls
+        with guard.contained("logs.probe"):
+            current("django_otel.logs", logging.NOTSET, __file__, 0, "probe", (), None)
+        if _factory.calls != calls:
+            return _factory
+        _factory.correlate = _factory.export = False
+    _factory = _CorrelatingFactory(current)
+    logging.setLogRecordFactory(_factory)
+    return _factory
+
+
+# --- export ----------------------------------------------------------------------------------------------------
+
+
+class OTelHandler(logging.Handler):
+    """Sends log records to OpenTelemetry; for `LOGGING`, and on the root logger by itself when `LOGS.EXPORTERS` is set.
+
+    Without a level of its own it takes `OTEL["LOGS"]["LEVEL"]`. With a
+    formatter the body is what it formats, otherwise the message. Attributes:
+    `extra` (values of OpenTelemetry's types, and dates, decimals, UUIDs, paths
+    as text; other objects are left out), `exception.*`, `code.*`. Trace and
+    span are those the record was made in, also when a `QueueListener` handles
+    it in another thread.
+
+    Errors: none reach the application (`core.guard`, place "logs.emit").
+    """
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Filter and emit. No lock is taken: the SDK's pipeline is thread-safe, and an exporter may be slow."""
+        if self is _root_handler:
+            _stand_in_for_last_resort(record)
+        accepted: Any = self.filter(record)
+        if isinstance(accepted, logging.LogRecord):
+            record = accepted  # Python 3.12: a filter may replace it
+        if accepted:
+            self.emit(record)
+        return accepted
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand the record to the current logger provider, unless it is below the level, our own, or already sent."""
+        if (self.level == logging.NOTSET and record.levelno < _level) or _emitting.get() or _is_excluded(record.name):
+            return
+        token = _emitting.set(True)
+        try:
+            logger = _logger(record.name)
+            if logger is not None and _is_first(record):
+                built = self._build(record)
+                if _is_foreign:
+                    _scrub(built)
+                logger.emit(built)
+        except Exception as error:
+            guard.report("logs.emit", error)
+        finally:
+            _emitting.reset(token)
+
+    def flush(self) -> None:
+        """Nothing: the runtime flushes with its own time budget; `logging.shutdown` must not wait here."""
+
+    def _build(self, record: logging.LogRecord) -> LogRecord:
+        attributes, event_name = _extra(record)
+        attributes[code_attributes.CODE_FILE_PATH] = record.pathname
+        if record.funcName:
+            attributes[code_attributes.CODE_FUNCTION_NAME] = record.funcName
+        attributes[code_attributes.CODE_LINE_NUMBER] = record.lineno
+        attributes.update(_exception(record))
+        if record.stack_info:
+            attributes[_STACK_INFO] = _cut(str(record.stack_info), MAX_STACKTRACE_LENGTH)
+        level_name = str(record.levelname)
+        built = LogRecord(
+            timestamp=int(record.created * 1e9),
+            observed_timestamp=time.time_ns(),
+            context=otel_context.get_current(),
+            severity_text=_SEVERITY_TEXT.get(level_name, level_name),
+            severity_number=severity_number(record.levelno),
+            body=_cut(self._body(record), MAX_BODY_LENGTH),
+            attributes=attributes,
+            event_name=event_name,
+        )
+        _take_trace_of(record, built)
+        return built
+
+    def _body(self, record: logging.LogRecord) -> str:
+        if _is_below(record.name, _SQL_LOGGER):
+            return str(record.msg)
+        try:
+            return self.format(record) if self.formatter is not None else record.getMessage()
+        except Exception:
+            # Arguments that do not fit the message: the application's fault, which its own handlers report.
+            return str(record.msg)
+
+
+_root_handler = OTelHandler()
+_level = logging.INFO
+_excluded: tuple[str, ...] = _OWN_LOGGERS
+_loggers: dict[str, Logger] = {}
+_loggers_of: LoggerProvider | None = None
+_is_foreign = False
+
+
+def _logger(name: str) -> Logger | None:
+    """The OpenTelemetry logger of that name from the provider of now; None when nothing is exported."""
+    global _loggers, _loggers_of, _is_foreign
+    from django_otel import runtime
+
+    provider: LoggerProvider | None = runtime.current().logger_provider
+    if provider is None:
+        return None
+    if provider is not _loggers_of:
+        _loggers, _loggers_of = {}, provider
+        _is_foreign = provider is not runtime._own_logger_provider
+    loggers = _loggers
+    logger = loggers.get(name)
+    if logger is None:
+        logger = provider.get_logger(name)
+        if len(loggers) < _CACHED_LOGGERS:
+            loggers[name] = logger
+    return None if isinstance(logger, NoOpLogger) else logger
+
+
+def _scrub(built: LogRecord) -> None:
+    """Redact a record for a provider that another tool has installed: its pipeline does not do so, ours does."""
+    from django_otel import runtime
+
+    scrubber = runtime.current().scrubber
+    built.body = scrubber.value("body", built.body)
+    built.attributes = scrubber.attributes(built.attributes)
+
+
+def _is_below(name: str, parent: str) -> bool:
+    return name.startswith(parent) and (len(name) == len(parent) or name[len(parent)] == ".")
+
+
+def _is_excluded(name: str) -> bool:
+    for parent in _excluded:
+        if _is_below(name, parent):
+            return True
+    for parent in _EXPORT_LOGGERS:
+        if _is_below(name, parent):
+            return bool(otel_context.get_value(SUPPRESS_INSTRUMENTATION_KEY))
+    return False
+
+
+def _is_first(record: logging.LogRecord) -> bool:
+    """Whether none of our handlers has seen this record, or the one it is a copy of."""
+    number = record.__dict__.get(_SEQUENCE)
+    if number is None:
+        number = record.__dict__[_SEQUENCE] = _sequence()
+    key = (record.process, number)
+    mine = object()
+    if _seen.setdefault(key, mine) is not mine:
+        return False
+    while len(_seen) > _REMEMBERED_RECORDS:
+        try:
+            _seen.pop(next(iter(_seen)), None)
+        except (RuntimeError, StopIteration):
+            break  # another thread is at it
+    return True
+
+
+def _stand_in_for_last_resort(record: logging.LogRecord) -> None:
+    """Show a warning on stderr if, but for our handler, no handler had seen it.
+
+    Python shows such records through `logging.lastResort`; a root handler
+    switches that off, and our being there must not silence anybody.
+    """
+    last_resort = logging.lastResort
+    if last_resort is None or record.levelno < last_resort.level:
+        return
+    logger: logging.Logger | None = logging.root
+    if record.name != logging.root.name:
+        known = logging.root.manager.loggerDict.get(record.name)
+        if isinstance(known, logging.Logger):
+            logger = known
+    while logger is not None:
+        for handler in logger.handlers:
+            if handler is not _root_handler:
+                return
+        logger = logger.parent if logger.propagate else None
+    last_resort.handle(record)
+
+
+def severity_number(level: int) -> SeverityNumber:
+    """The severity of a Python level: 10 to 13 are DEBUG to DEBUG4, 20 INFO, 30 WARN, 40 ERROR, 50 and up FATAL.
+
+    Source: OpenTelemetry logs data model, "Severity fields".
+    """
+    if level <= 0:
+        return SeverityNumber.UNSPECIFIED
+    if level < 10:
+        return SeverityNumber.TRACE
+    tens = min(level // 10, 5)
+    return SeverityNumber(1 + 4 * tens + min(level - 10 * tens, 3))
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + _CUT_MARK
+
+
+def _extra(record: logging.LogRecord) -> tuple[dict[str, Any], str | None]:
+    """The attributes the application gave, and the name of the event if it gave one."""
+    left_out = _SQL_EXTRA if _is_below(record.name, _SQL_LOGGER) else ()
+    attributes: dict[str, Any] = {}
+    event_name: str | None = None
+    for key, value in tuple(record.__dict__.items()):
+        if key in _NOT_EXTRA or key in left_out or not isinstance(key, str) or not key:
+            continue
+        if key in _EVENT_NAMES and isinstance(value, str):
+            event_name = event_name or value
+            continue
+        fitting = _fitting(value, 0)
+        if fitting is not None:
+            attributes[key] = fitting
+    return attributes, event_name
+
+
+_AS_TEXT = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID, pathlib.PurePath)
+
+
+def _fitting(value: Any, depth: int) -> Any:
+    """The value as OpenTelemetry knows it; None when it has no such type."""
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, str):
+        return _cut(str(value), MAX_BODY_LENGTH)
+    if isinstance(value, (bool, int, float, bytes)):
+        return value
+    if isinstance(value, _AS_TEXT):
+        return str(value)
+    if depth >= _MAX_DEPTH:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in _each_fitting(value.items(), depth) if item is not None}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return tuple(item for _, item in _each_fitting(enumerate(value), depth) if item is not None)
+    return None
+
+
+def _each_fitting(items: Any, depth: int) -> Iterator[tuple[Any, Any]]:
+    for key, item in items:
+        yield key, _fitting(item, depth + 1)
+
+
+def _exception(record: logging.LogRecord) -> dict[str, str]:
+    info = record.exc_info
+    if isinstance(info, tuple) and len(info) == 3 and info[0] is not None:
+        kind, error, trace_back = info
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        attributes = {exception_attributes.EXCEPTION_TYPE: name}
+        try:
+            attributes[exception_attributes.EXCEPTION_MESSAGE] = _cut(str(error), MAX_BODY_LENGTH)
+            lines = "".join(traceback.format_exception(kind, error, trace_back))
+            attributes[exception_attributes.EXCEPTION_STACKTRACE] = _cut(lines, MAX_STACKTRACE_LENGTH)
+        except Exception:
+            # The exception's own __str__ fails: its type is what is known.
+            return attributes
+        return attributes
+    if record.exc_text:
+        # A record that came through a pickle has the text alone.
+        return {exception_attributes.EXCEPTION_STACKTRACE: _cut(str(record.exc_text), MAX_STACKTRACE_LENGTH)}
+    return {}
+
+
+def _take_trace_of(record: logging.LogRecord, built: LogRecord) -> None:
+    """Set the ids from the record's own fields: the thread that handles it may be in another trace, or in none."""
+    trace_id = record.__dict__.get("otelTraceID")
+    span_id = record.__dict__.get("otelSpanID")
+    if not isinstance(trace_id, str) or not isinstance(span_id, str):
+        return
+    try:
+        built.trace_id = int(trace_id, 16)
+        built.span_id = int(span_id, 16)
+    except ValueError:
+        return
+    sampled = bool(record.__dict__.get("otelTraceSampled"))
+    built.trace_flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
+
+
+# --- on and off ------------------------------------------------------------------------------------------------
+
+
+def install(config: Config) -> None:
+    """Make log records carry and go where `config` says. Again with another configuration: that one holds.
+
+    Errors: none; a fault is contained and reported.
+    """
+    with guard.contained("logs.install"), _lock:
+        _install(config)
+
+
+def _install(config: Config) -> None:
+    global _level, _excluded
+    correlate = config.enabled and config.logs.correlation
+    export = config.enabled and _is_wanted(config)
+    if not correlate and not export:
+        _uninstall()
+        return
+    _level = logging.getLevelNamesMapping()[config.logs.level]
+    # gRPC logs from threads of its own, where nothing says that it is exporting.
+    _excluded = (*_OWN_LOGGERS, "grpc") if "otlp-grpc" in config.logs.exporters else _OWN_LOGGERS
+    factory = _factory_in_chain()
+    factory.set_service_name(_service_name(config))
+    factory.correlate = correlate
+    factory.export = export
+    if export:
+        if _root_handler not in logging.root.handlers:
+            logging.root.addHandler(_root_handler)
+        _wrap_basic_config()
+    else:
+        logging.root.removeHandler(_root_handler)
+        _unwrap_basic_config()
+
+
+def _is_wanted(config: Config) -> bool:
+    from django_otel import runtime
+
+    # In tests the memory stands for exporters, also for those that are not configured.
+    return runtime.is_testing() or (
+        any(name != "none" for name in config.logs.exporters) and not runtime.current().is_skipped
+    )
+
+
+def _service_name(config: Config) -> str:
+    from django_otel import runtime
+
+    # The resource knows more than the setting: the default, and OTEL_RESOURCE_ATTRIBUTES.
+    return str(runtime.current().resource.attributes.get("service.name") or config.service_name or "")
+
+
+def uninstall() -> None:
+    """Take everything back: handler, factory. A factory that others have covered stays, and does nothing."""
+    with guard.contained("logs.uninstall"), _lock:
+        _uninstall()
+
+
+def _uninstall() -> None:
+    global _factory, _loggers, _loggers_of
+    if _factory is not None:
+        _factory.correlate = _factory.export = False
+        if logging.getLogRecordFactory() is _factory:
+            logging.setLogRecordFactory(_factory.earlier)
+            _factory = None
+    logging.root.removeHandler(_root_handler)
+    _unwrap_basic_config()
+    _loggers, _loggers_of = {}, None
+
+
+_basic_config: Callable[..., None] | None = None
+
+
+def _wrap_basic_config() -> None:
+    """Keep `logging.basicConfig` working: it does nothing when the root logger has a handler, and ours is no reason."""
+    global _basic_config
+    if _basic_config is not None and logging.basicConfig is _basic_config:
+        return
+    original = logging.basicConfig
+
+    @functools.wraps(original)
+    def basic_config(**options: Any) -> None:
+        ours = _root_handler in logging.root.handlers
+        logging.root.removeHandler(_root_handler)
+        try:
+            original(**options)
+        finally:
+            if ours:
+                logging.root.addHandler(_root_handler)
+
+    _basic_config = basic_config
+    logging.basicConfig = basic_config
+
+
+def _unwrap_basic_config() -> None:
+    global _basic_config
+    if _basic_config is not None and logging.basicConfig is _basic_config:
+        logging.basicConfig = _basic_config.__wrapped__  # type: ignore[attr-defined]
+        _basic_config = None
