@@ -211,8 +211,8 @@ _SET_ONE = (
     'or set OTEL["METRICS_VIEW"]["ALLOW"].'
 )
 _OPEN_IT = (
-    'To let a scraper in, set OTEL["METRICS_VIEW"]["ALLOW"] to "auto" and OTEL["METRICS_VIEW"]["TOKEN"] to what it sends '
-    'as "Authorization: Bearer <token>".'
+    'To let a scraper in, set OTEL["METRICS_VIEW"]["ALLOW"] to "auto" and OTEL["METRICS_VIEW"]["TOKEN"] to what it '
+    'sends as "Authorization: Bearer <token>".'
 )
 
 

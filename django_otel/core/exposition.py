@@ -113,6 +113,9 @@ def family_name(name: str, unit: str, kind: Kind) -> tuple[str, str]:
     word = "ratio" if kind is Kind.GAUGE and unit == "1" else unit_word(unit)
     if word and clean != word and not clean.endswith("_" + word):
         clean = f"{clean.rstrip('_')}_{word}"
+    elif kind is not Kind.GAUGE and kind is not Kind.UP_DOWN_COUNTER:
+        # A suffix follows, and consecutive underscores are one.
+        clean = clean.rstrip("_") or clean
     # OpenMetrics: a family with a UNIT must end in "_" and that unit.
     return clean, word if word and clean.endswith("_" + word) else ""
 
