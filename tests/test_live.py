@@ -339,8 +339,10 @@ def test_without_its_table_the_settings_hold_with_one_warning(sampler, policy_in
 
     assert sampler.policy is sampler.base
     assert [record.getMessage() for record in caplog.records] == [
-        'django_otel: The table of the sampling policy is missing in database "other"; the settings apply. '
-        "Run: manage.py migrate django_otel --database other"
+        (
+            'django_otel: The table of the sampling policy is missing in database "other"; the settings apply. '
+            "Run: manage.py migrate django_otel --database other"
+        )
     ]
     assert in_thread(live.table_problem) == live.status()["error"]
 
