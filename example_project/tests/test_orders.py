@@ -100,6 +100,7 @@ def test_the_api_lists_products(client: Client) -> None:
 
 @pytest.mark.django_db
 def test_processing_an_order_is_one_trace_with_its_steps(client: Client, gateway: str, otel_spans) -> None:
+    otel_spans.clear()
     post(client, ORDER)
     request = otel_spans.one("POST /api/orders/")
     process = otel_spans.one("process_order")

@@ -7,7 +7,10 @@ import io
 import re
 
 import pytest
+from asgiref.sync import sync_to_async
+from django.core.checks import run_checks
 from django.core.management import call_command
+from django.db import connections
 from django.test import AsyncClient, Client
 from opentelemetry.trace import StatusCode
 
@@ -140,6 +143,8 @@ def test_the_slow_page_counts_every_shelf(client: Client, otel_spans, otel_metri
 
 async def test_the_delivery_page_asks_all_carriers_at_the_same_time(async_client: AsyncClient, otel_spans) -> None:
     answer = await async_client.get("/delivery/")
+    # The view's queries ran in a thread of their own; its connection would keep PostgreSQL from dropping the database.
+    await sync_to_async(connections.close_all)()
     assert answer.status_code == 200
     request = otel_spans.one("GET /delivery/")
     quotes = otel_spans.named("carrier.quote")
@@ -205,4 +210,5 @@ def test_every_model_of_the_shop_is_in_the_admin(admin_client: Client, gateway: 
 
 def test_migrations_are_complete_and_the_project_is_sound() -> None:
     call_command("makemigrations", "--check", "--dry-run", verbosity=0)
-    call_command("check", fail_level="WARNING")
+    # W009 is right where psycopg 3 is installed beside psycopg2, as for the tests of django_otel.
+    assert [problem for problem in run_checks() if problem.id != "django_otel.W009"] == []
