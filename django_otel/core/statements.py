@@ -36,7 +36,7 @@ class Statement:
     """What may be told about a statement.
 
     `text` has no literal. `operation` is one of `OPERATIONS` or `OTHER`, so it
-    may become a label. `table` is the first table named, or None. `summary` is
+    may become a label. `table` is the first table named (of a CALL the procedure), or None. `summary` is
     `{operation} {table}`, the name of the span.
     """
 
@@ -67,6 +67,8 @@ _SAVEPOINTS = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
 _SAVEPOINT_WORDS = _SAVEPOINTS | {"TO", "WORK", "TRANSACTION"}
 
 _TABLE_FOLLOWS = frozenset({"FROM", "JOIN", "INTO", "UPDATE"})
+#: The target of CALL and EXEC is a procedure.
+_TARGET_FOLLOWS = frozenset({"TABLE", "TRUNCATE", "CALL", "EXEC"})
 #: Words between those and the table: `DELETE FROM ONLY t`, `CREATE TABLE IF NOT EXISTS t`, `UPDATE OR IGNORE t`.
 _NOISE = _words(
     "ONLY LATERAL TABLE IF NOT EXISTS OR IGNORE REPLACE ROLLBACK ABORT FAIL LOW_PRIORITY HIGH_PRIORITY QUICK DELAYED "
@@ -448,7 +450,7 @@ class _Reader:
         if word in _TABLE_FOLLOWS:
             # Not: IS DISTINCT FROM x, EXTRACT(YEAR FROM x), FOR UPDATE.
             self._expects_table = not self.table and level.is_query and last not in {"DISTINCT", "FOR"}
-        elif word in {"TABLE", "TRUNCATE"} or (word == "ON" and self._object == "INDEX"):
+        elif word in _TARGET_FOLLOWS or (word == "ON" and self._object == "INDEX"):
             self._expects_table = not self.table and self.operation in OPERATIONS
         elif word in _NOISE:
             self._expects_table = expects_table

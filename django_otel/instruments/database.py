@@ -1,0 +1,433 @@
+"""Spans and `db.client.operation.duration` of every query Django makes, whatever the database.
+
+Django offers `connection.execute_wrappers` for this: one `QueryWrapper` goes
+to the front of each connection's list, so that it is the outermost and a
+user's `with connection.execute_wrapper(...)`, which pops the last, leaves it in
+place. It stays there over reconnects.
+
+- A query inside a recorded span gets a span of its own. A query outside any
+  span (a management command, a shell) is counted by the metrics and makes no
+  trace: each would be a trace of a single span, and there would be many.
+- No literal leaves: the text is `core.statements`'; of an error only its type
+  and the database's code are told, since messages repeat values ("DETAIL: Key
+  (email)=(...) already exists").
+- One span per query: where an OpenTelemetry instrumentor has put itself into
+  the driver's connection, it is taken out of Django's connections again, which
+  costs nothing. What cannot be taken out is told to keep silent, which costs
+  some microseconds per query. Either way the comments that its `enable_commenter`
+  adds to SQL are lost. With `DATABASE.SPANS` off the driver's spans stay.
+- Fetching rows, connecting, commit, rollback and PostgreSQL's COPY do not pass
+  here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+from django.db.backends.utils import CursorWrapper
+from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
+
+from django_otel import runtime
+from django_otel.core import guard, observation
+from django_otel.core.cells import Counter, Histogram, HistogramSeries
+from django_otel.core.config import Config
+from django_otel.core.observation import type_name
+from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
+from django_otel.core.statements import Statement, parameterise
+
+Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
+
+_PLACE = "the database layer"
+#: `connection.vendor`, in the words of the semantic conventions ("db.system.name").
+_SYSTEMS = {
+    "postgresql": "postgresql",
+    "sqlite": "sqlite",
+    "mysql": "mysql",
+    "oracle": "oracle.db",
+    "microsoft": "microsoft.sql_server",
+    "mssql": "microsoft.sql_server",
+    "cockroachdb": "cockroachdb",
+    "redshift": "aws.redshift",
+    "spanner": "gcp.spanner",
+    "clickhouse": "clickhouse",
+    "firebird": "firebirdsql",
+    "db2": "ibm.db2",
+    "trino": "trino",
+}
+#: Operations whose target is a procedure, not a table.
+_PROCEDURES = frozenset({"CALL", "EXEC"})
+#: Where the official instrumentors' cursor and connection classes live.
+_INSTRUMENTORS = "opentelemetry."
+#: The key that `suppress_instrumentation` of older instrumentors sets.
+_PLAIN_SUPPRESS_KEY = "suppress_instrumentation"
+_MAX_SERIES_KEPT = 500
+
+
+class _Settings(NamedTuple):
+    """What is in force. A new object with every (re)start, so that its identity tells what was derived from it."""
+
+    makes_spans: bool
+    measures: bool
+    tells_text: bool
+    makes_exemplars: bool
+    duration: Histogram
+    connections: Counter
+
+
+_settings: _Settings | None = None
+
+
+class QueryWrapper:
+    """Measures the queries of one Django connection; it is an execute wrapper."""
+
+    __slots__ = ("_attributes", "_labels", "_series", "_settings", "_taken", "_traced", "_vendor")
+
+    def __init__(self) -> None:
+        self._vendor = ""
+        self._attributes: dict[str, Any] = {}
+        self._labels: dict[str, Any] = {}
+        self._settings: _Settings | None = None
+        self._series: dict[object, HistogramSeries] = {}
+        #: Cursor classes of this connection, and whether an instrumentor has them.
+        self._traced: dict[type, bool] = {}
+        #: The driver's connection and what was taken out of it.
+        self._taken: tuple[Any, Any] | None = None
+
+    # --- The path of a query. ---
+
+    def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        settings = _settings
+        outer = get_current()
+        if settings is None or outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY):
+            return execute(sql, params, many, context)
+        span = token = None
+        operation = ""
+        try:
+            request = observation.current()
+            if request is not None:
+                request.queries += 1
+            if settings is not self._settings:
+                self._adopt(settings)
+            statement = parameterise(sql, self._vendor)
+            if many:
+                statement = _as_batch(statement, params)
+            operation = statement.operation
+            inner = outer
+            if settings.makes_spans:
+                if get_current_span(outer).is_recording():
+                    span = self._start(settings, statement, outer, params if many else None)
+                    inner = set_span_in_context(span, outer)
+                cursor_class = type(context["cursor"].cursor)
+                if self._traced[cursor_class] if cursor_class in self._traced else self._examine(cursor_class):
+                    inner = Context({**inner, SUPPRESS_INSTRUMENTATION_KEY: True, _PLAIN_SUPPRESS_KEY: True})
+            if inner is not outer:
+                token = attach(inner)
+        except Exception as error:
+            guard.report(_PLACE, error)
+        started_s = perf_counter()
+        try:
+            result = execute(sql, params, many, context)
+        except BaseException as error:
+            self._finish(settings, operation, perf_counter() - started_s, span, token, error)
+            raise
+        self._finish(settings, operation, perf_counter() - started_s, span, token, None)
+        return result
+
+    def _start(self, settings: _Settings, statement: Statement, outer: Context, batch: Any) -> Span:
+        attributes = self._attributes.copy()
+        attributes["db.operation.name"] = statement.operation
+        attributes["db.query.summary"] = statement.summary
+        if statement.table is not None:
+            is_procedure = statement.operation in _PROCEDURES
+            attributes["db.stored_procedure.name" if is_procedure else "db.collection.name"] = statement.table
+        if settings.tells_text and statement.text:
+            attributes["db.query.text"] = statement.text
+        if batch is not None and (size := _size(batch)) is not None and size != 1:
+            attributes["db.operation.batch.size"] = size
+        return runtime.tracer().start_span(statement.summary, outer, SpanKind.CLIENT, attributes)
+
+    def _finish(
+        self,
+        settings: _Settings,
+        operation: str,
+        duration_s: float,
+        span: Span | None,
+        token: Any,
+        error: BaseException | None,
+    ) -> None:
+        if token is not None:
+            detach(token)
+        try:
+            if settings.measures:
+                key = operation if error is None else (operation, type(error))
+                series = self._series.get(key) or self._make_series(settings, key, operation, error)
+                if span is None or not settings.makes_exemplars:
+                    series.observe(duration_s)
+                else:
+                    own = span.get_span_context()
+                    series.observe(duration_s, own.trace_id if own.trace_flags.sampled else 0, own.span_id)
+            if span is not None:
+                if error is not None:
+                    _tell_error(span, error)
+                span.end()
+        except Exception as fault:
+            guard.report(_PLACE, fault)
+
+    # --- Once per setting, series, cursor class or connection. ---
+
+    def _adopt(self, settings: _Settings) -> None:
+        # A change of buckets has made the old series invalid.
+        self._series = {}
+        self._settings = settings
+
+    def _make_series(
+        self, settings: _Settings, key: object, operation: str, error: BaseException | None
+    ) -> HistogramSeries:
+        labels = {**self._labels, "db.operation.name": operation}
+        if error is not None:
+            labels["error.type"] = type_name(error)
+        series = settings.duration.series(labels)
+        assert isinstance(series, HistogramSeries)
+        if len(self._series) < _MAX_SERIES_KEPT and not series.is_overflow:
+            self._series[key] = series
+        return series
+
+    def _examine(self, cursor_class: type) -> bool:
+        """Whether an instrumentor makes a span of what this cursor executes."""
+        traced = any(_is_instrumentors(base) for base in cursor_class.__mro__)
+        self._traced[cursor_class] = traced
+        return traced
+
+    def connected(self, connection: BaseDatabaseWrapper) -> None:
+        """Learn which database this is, each time the connection is opened."""
+        attributes = _describe(connection)
+        # The instrumentors make a new class for each connection.
+        self._traced = {}
+        self._vendor = connection.vendor
+        if attributes != self._attributes:
+            self._attributes = attributes
+            self._labels = {
+                key: attributes[key]
+                for key in ("db.system.name", "db.namespace", "django.db.alias")
+                if key in attributes
+            }
+            self._series = {}
+
+    def take_over(self, connection: BaseDatabaseWrapper) -> None:
+        """Take an OpenTelemetry instrumentor out of the driver's connection, so that a query has one span."""
+        driver = connection.connection
+        factory = getattr(driver, "cursor_factory", None)
+        if isinstance(factory, type) and _is_instrumentors(factory):
+            # psycopg and psycopg2: a subclass of the cursor class that Django asked for.
+            self._taken = (driver, factory)
+            base = factory
+            while _is_instrumentors(base):
+                base = base.__bases__[0]
+            driver.cursor_factory = base
+        elif _is_instrumentors(type(driver)) and hasattr(driver, "__wrapped__"):
+            # sqlite3, MySQLdb, pymysql and the others: a proxy around the connection.
+            self._taken = (driver.__wrapped__, driver)
+            connection.connection = driver.__wrapped__
+
+    def give_back(self, connection: BaseDatabaseWrapper) -> None:
+        """Undo `take_over`."""
+        taken, self._taken = self._taken, None
+        if taken is None or connection.connection is not taken[0]:
+            return
+        driver, given = taken
+        if isinstance(given, type):
+            driver.cursor_factory = given
+        else:
+            connection.connection = given
+
+
+def _is_instrumentors(kind: type) -> bool:
+    # A proxy's class may answer with what it wraps; its own dictionary does not.
+    return str(vars(kind).get("__module__", "")).startswith(_INSTRUMENTORS)
+
+
+def _size(batch: Any) -> int | None:
+    # An iterator has no length, and counting would use it up.
+    return len(batch) if hasattr(batch, "__len__") else None
+
+
+def _as_batch(statement: Statement, batch: Any) -> Statement:
+    """Semantic conventions, "db.operation.name": a batch is told from a single operation, which it is with one row."""
+    if _size(batch) == 1:
+        return statement
+    return dataclasses.replace(
+        statement, operation=f"BATCH {statement.operation}", summary=f"BATCH {statement.summary}"
+    )
+
+
+# --- Errors. ---
+
+
+def _tell_error(span: Span, error: BaseException) -> None:
+    name = type_name(error)
+    span.set_attribute("error.type", name)
+    code = _status_code(error)
+    if code:
+        span.set_attribute("db.response.status_code", code)
+    if isinstance(error, Exception):
+        # Being cancelled or told to exit is not the query's failure.
+        span.set_status(Status(StatusCode.ERROR, name))
+
+
+def _status_code(error: BaseException) -> str | None:
+    """The database's own code: SQLSTATE, SQLite's name, the number of MySQL or Oracle."""
+    cause = error.__cause__ or error
+    for name in ("sqlstate", "pgcode", "sqlite_errorname"):
+        code = getattr(cause, name, None)
+        if isinstance(code, str) and code:
+            return code
+    first = cause.args[0] if cause.args else None
+    if isinstance(first, int) and not isinstance(first, bool):
+        return str(first)
+    code = getattr(first, "full_code", None)
+    return code if isinstance(code, str) and code else None
+
+
+# --- What a connection leads to. ---
+
+
+def _describe(connection: BaseDatabaseWrapper) -> dict[str, Any]:
+    """The attributes that all queries of a connection share. Asks the database nothing."""
+    vendor = connection.vendor
+    system = _SYSTEMS.get(vendor.lower(), "other_sql")
+    if vendor == "mysql" and "mysql_server_data" in vars(connection) and connection.mysql_is_mariadb:
+        # Only when Django has already asked: a query of ours would change what assertNumQueries counts.
+        system = "mariadb"
+    given: Mapping[str, Any] = connection.settings_dict
+    namespace, host, port = given.get("NAME"), given.get("HOST"), given.get("PORT")
+    info = getattr(connection.connection, "info", None) if vendor != "sqlite" else None
+    if info is not None and hasattr(info, "dbname"):
+        # psycopg knows where it is connected to, also with several hosts, a service file or PGHOST.
+        namespace, host, port = info.dbname or namespace, info.host or host, info.port or port
+    attributes: dict[str, Any] = {"db.system.name": system, "django.db.alias": connection.alias}
+    name = _database_name(vendor, namespace)
+    if name:
+        attributes["db.namespace"] = name
+    if vendor != "sqlite" and host:
+        attributes["server.address"] = str(host)
+        if str(port).isascii() and str(port).isdigit() and not str(host).startswith("/"):
+            attributes["server.port"] = int(port)
+    return attributes
+
+
+def _database_name(vendor: str, name: object) -> str | None:
+    text = str(name) if name else ""
+    if vendor == "sqlite":
+        # A file's folder says something about the machine, nothing about the database.
+        return ":memory:" if ":memory:" in text or "mode=memory" in text else text.replace("\\", "/").rpartition("/")[2]
+    if vendor == "oracle":
+        # host:port/service, or a connect descriptor.
+        return None if "(" in text else text.rpartition("/")[2]
+    return text
+
+
+# --- On and off. ---
+
+
+def install(config: Config) -> None:
+    """Follow the settings: measure every connection, present and to come, or none. May be called again and again.
+
+    Connections that other threads have open already are measured from their
+    next opening on.
+    """
+    global _settings
+    if not config.enabled or not (config.database.spans or config.database.metrics):
+        uninstall()
+        return
+    duration = runtime.store.catalogued("db.client.operation.duration")
+    opened = runtime.store.catalogued("django.db.connections")
+    assert isinstance(duration, Histogram)
+    assert isinstance(opened, Counter)
+    _settings = _Settings(
+        makes_spans=config.database.spans,
+        measures=config.database.metrics,
+        tells_text=config.database.statement != "off",
+        makes_exemplars=config.metrics.exemplars,
+        duration=duration,
+        connections=opened,
+    )
+    connection_created.connect(_on_connection_created, dispatch_uid=__name__)
+    if CursorWrapper.callproc is _plain_callproc:
+        # Django has execute wrappers for execute() and executemany() only.
+        CursorWrapper.callproc = _callproc  # type: ignore[method-assign, assignment]
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is not None:
+            _attach(connection, _settings)
+
+
+def uninstall() -> None:
+    """Measure nothing more.
+
+    The wrappers of this thread's connections go; those of other threads stay,
+    since a list must not shrink under the thread that walks through it, and
+    pass queries on untouched.
+    """
+    global _settings
+    _settings = None
+    connection_created.disconnect(dispatch_uid=__name__)
+    if CursorWrapper.callproc is _callproc:
+        CursorWrapper.callproc = _plain_callproc  # type: ignore[method-assign]
+    for connection in connections.all(initialized_only=True):
+        wrapper = _wrapper_of(connection)
+        if wrapper is not None:
+            connection.execute_wrappers.remove(wrapper)
+            wrapper.give_back(connection)
+
+
+def _wrapper_of(connection: BaseDatabaseWrapper) -> QueryWrapper | None:
+    for wrapper in connection.execute_wrappers:
+        if isinstance(wrapper, QueryWrapper):
+            return wrapper
+    return None
+
+
+def _attach(connection: BaseDatabaseWrapper, settings: _Settings) -> None:
+    wrapper = _wrapper_of(connection)
+    if wrapper is None:
+        wrapper = QueryWrapper()
+        connection.execute_wrappers.insert(0, wrapper)
+    wrapper.connected(connection)
+    if settings.makes_spans:
+        wrapper.take_over(connection)
+    else:
+        wrapper.give_back(connection)
+
+
+def _on_connection_created(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    settings = _settings
+    if settings is None:
+        return
+    with guard.contained(_PLACE):
+        _attach(connection, settings)
+        outer = get_current()
+        is_suppressed = outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY)
+        if settings.measures and not is_suppressed:
+            settings.connections.add(1, {"django.db.alias": connection.alias})
+
+
+_plain_callproc = CursorWrapper.callproc
+
+
+def _callproc(self: CursorWrapper, procname: Any, params: Any = None, kparams: Any = None) -> Any:
+    """`CursorWrapper.callproc`, passing the connection's `QueryWrapper` as a CALL of that procedure."""
+
+    def execute(sql: Any, given: Any, many: bool, context: dict[str, Any]) -> Any:
+        return _plain_callproc(self, procname, params, kparams)
+
+    wrapper = _wrapper_of(self.db)
+    if wrapper is None:
+        return execute("", None, False, {})
+    call = f"CALL {procname}" if isinstance(procname, str) else "CALL"
+    return wrapper(execute, call, None, False, {"connection": self.db, "cursor": self})
