@@ -1,0 +1,277 @@
+"""`manage.py otel`: what is configured, whether it works, and what is measured."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from django_otel import conf, doctor
+from django_otel.core import names
+from django_otel.core.config import SECRET_KEYS, Config, ConfigError
+from django_otel.core.scrub import REDACTED, Scrubber
+
+OK = 0
+NOT_WORKING = 1
+BAD_CONFIGURATION = 3
+
+_EXIT_CODES = """\
+Exit codes: 0 all is well; 1 something does not work (doctor, send-test);
+2 the command line is wrong; 3 settings.OTEL is faulty, nothing was tried.
+"""
+
+
+class Command(BaseCommand):
+    help = "Shows the configuration of django_otel and tries it out."
+    # It is there to say what is wrong, so it must run when the checks fail.
+    requires_system_checks: list[str] = []
+    requires_migrations_checks = False
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        kwargs.setdefault("epilog", _EXIT_CODES)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        return super().create_parser(prog_name, subcommand, **kwargs)
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        self._parser = parser
+        commands = parser.add_subparsers(dest="subcommand", metavar="subcommand")
+
+        config = commands.add_parser("config", help="every setting, its value and where it came from; secrets masked")
+        config.add_argument("--format", choices=("text", "json"), default="text")
+
+        examine = commands.add_parser(
+            "doctor", help="send a span, a metric and a log record through every exporter and look for faults"
+        )
+        examine.add_argument(
+            "--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="longest time for an exporter (default 5)"
+        )
+        examine.add_argument("--format", choices=("text", "json"), default="text")
+
+        send = commands.add_parser("send-test", help="send one test trace and print its id and where to look at it")
+        send.add_argument(
+            "--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="longest time for an exporter (default 5)"
+        )
+
+        catalogue = commands.add_parser("catalogue", help="every metric this package emits")
+        catalogue.add_argument("--format", choices=("md", "json"), default="md")
+
+    def handle(self, *args: Any, subcommand: str | None, **options: Any) -> None:
+        code = OK
+        if subcommand == "config":
+            code = self._config(options["format"])
+        elif subcommand == "doctor":
+            code = self._doctor(options["timeout"], options["format"])
+        elif subcommand == "send-test":
+            code = self._send_test(options["timeout"])
+        elif subcommand == "catalogue":
+            self._catalogue(options["format"])
+        else:
+            self._parser.print_help(self.stdout)
+        if code != OK:
+            self._exit(code)
+
+    def _exit(self, code: int) -> NoReturn:
+        self.stdout.flush()
+        sys.exit(code)
+
+    # --- config ---
+
+    def _config(self, form: str) -> int:
+        config = self._read_config(form)
+        if config is None:
+            return BAD_CONFIGURATION
+        values = {dotted: mask(dotted, value) for dotted, value in config.flat().items()}
+        if form == "json":
+            shown = {dotted: {"value": value, "source": config.sources[dotted]} for dotted, value in values.items()}
+            self._write_json({"settings": shown, "ignored": list(config.warnings)})
+            return OK
+        rows = [(dotted, _show(value), config.sources[dotted]) for dotted, value in values.items()]
+        self._write_table(("key", "value", "source"), rows)
+        for warning in config.warnings:
+            self.stdout.write(f"\n{warning}")
+        return OK
+
+    def _read_config(self, form: str = "text") -> Config | None:
+        """The configuration; None after its problems were printed."""
+        try:
+            return conf.get_config()
+        except ConfigError as error:
+            if form == "json":
+                problems = [{"id": problem.id, "message": problem.message} for problem in error.problems]
+                self._write_json({"problems": problems})
+            else:
+                self.stdout.write("settings.OTEL is faulty; django_otel runs without telemetry:\n")
+                for problem in error.problems:
+                    self._write_wrapped(f"{problem.message} ({problem.id})", "  ")
+            return None
+
+    # --- doctor ---
+
+    def _doctor(self, timeout_s: float, form: str) -> int:
+        config = self._read_config(form)
+        if config is None:
+            return BAD_CONFIGURATION
+        findings = doctor.examine(config, timeout_s)
+        failures = [finding for finding in findings if finding.outcome == "failed"]
+        warnings = [finding for finding in findings if finding.outcome == "warning"]
+        if form == "json":
+            self._write_json(
+                {
+                    "healthy": not failures,
+                    "findings": [
+                        {"subject": item.subject, "outcome": item.outcome, "text": item.text, "advice": item.advice}
+                        for item in findings
+                    ],
+                }
+            )
+            return NOT_WORKING if failures else OK
+        for finding in findings:
+            mark = {"ok": "ok     ", "note": "-      ", "warning": "warning", "failed": "FAILED "}[finding.outcome]
+            styled = {"ok": self.style.SUCCESS, "failed": self.style.ERROR, "warning": self.style.WARNING}.get(
+                finding.outcome, str
+            )(mark)
+            self._write_wrapped(f"{finding.subject}: {finding.text}", "        ", first=f"{styled} ")
+            if finding.advice:
+                self._write_wrapped(finding.advice, "        ", first="        ")
+        self.stdout.write("")
+        if failures:
+            self.stdout.write(f"{_count(len(failures), 'thing')} {'does' if len(failures) == 1 else 'do'} not work.")
+            return NOT_WORKING
+        with_warnings = f", with {_count(len(warnings), 'warning')}" if warnings else ""
+        self.stdout.write(f"All is well{with_warnings}.")
+        return OK
+
+    # --- send-test ---
+
+    def _send_test(self, timeout_s: float) -> int:
+        config = self._read_config()
+        if config is None:
+            return BAD_CONFIGURATION
+        if not config.traces.exporters:
+            self.stdout.write(
+                'Nothing to send to: no trace exporter is configured. Set OTEL["TRACES"]["ENDPOINT"] or '
+                'OTEL["TRACES"]["EXPORTERS"].'
+            )
+            return NOT_WORKING
+        trace_id, findings = doctor.send_test_trace(config, timeout_s)
+        self.stdout.write(f"trace id: {trace_id}")
+        if config.trace_url:
+            self.stdout.write(f"look at:  {config.trace_url.replace('{trace_id}', trace_id)}")
+        for finding in findings:
+            self._write_wrapped(f"{finding.subject}: {finding.text} {finding.advice}".rstrip(), "  ", first="")
+        return NOT_WORKING if any(finding.outcome == "failed" for finding in findings) else OK
+
+    # --- catalogue ---
+
+    def _catalogue(self, form: str) -> None:
+        if form == "json":
+            self._write_json(
+                [
+                    {
+                        "name": metric.name,
+                        "kind": metric.kind.value,
+                        "unit": metric.unit,
+                        "description": metric.description,
+                        "attributes": list(metric.attributes),
+                        "bounds": list(metric.bounds),
+                        "cardinality": metric.cardinality,
+                        "source": metric.source,
+                    }
+                    for metric in names.CATALOGUE.values()
+                ]
+            )
+            return
+        self.stdout.write(build_catalogue_markdown(names.CATALOGUE.values()), ending="")
+
+    # --- output ---
+
+    def _write_json(self, content: object) -> None:
+        self.stdout.write(json.dumps(content, indent=2, ensure_ascii=False))
+
+    def _write_table(self, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+        lines = [head, *rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+        # One long value must not push the source off the screen for all others.
+        widths[1] = min(widths[1], 48)
+        for line in lines:
+            cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+            self.stdout.write("  ".join(cells).rstrip())
+
+    def _write_wrapped(self, text: str, indent: str, first: str | None = None) -> None:
+        width = max(40, min(100, shutil.get_terminal_size().columns))
+        lines = textwrap.wrap(text, width - len(indent), break_long_words=False, break_on_hyphens=False)
+        for index, line in enumerate(lines):
+            self.stdout.write((first if index == 0 and first is not None else indent) + line)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and at most 600")
+    return value
+
+
+def mask(dotted: str, value: object) -> Any:
+    """A value as it may be shown, made of what JSON has; secrets become "[redacted]"."""
+    if dotted in SECRET_KEYS:
+        if isinstance(value, Mapping):
+            return dict.fromkeys(map(str, value), REDACTED)
+        return REDACTED if value else value
+    return _simplify(Scrubber(), dotted.rsplit(".", 1)[-1], value)
+
+
+def _simplify(scrubber: Scrubber, key: str, value: object) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return scrubber.url(value) if "://" in value else scrubber.text(value)
+    if isinstance(value, Mapping):
+        return {
+            str(name): REDACTED if scrubber.is_sensitive(str(name)) else _simplify(scrubber, str(name), content)
+            for name, content in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_simplify(scrubber, key, item) for item in value]
+    if callable(value):
+        return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__name__)}"
+    # Networks of TRUST_INBOUND and whatever a project hands to an instrumentor.
+    with contextlib.suppress(Exception):
+        return scrubber.text(str(value))
+    return f"a {type(value).__name__}"
+
+
+def _show(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def build_catalogue_markdown(metrics: Iterable[names.Metric]) -> str:
+    """The catalogue as a Markdown table, with a heading."""
+    lines = [
+        "# Metrics",
+        "",
+        "| name | type | unit | meaning | attributes | series | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for metric in metrics:
+        attributes = ", ".join(f"`{name}`" for name in metric.attributes)
+        meaning = metric.description
+        if metric.bounds:
+            meaning += " Buckets: " + " ".join(f"{bound:g}" for bound in metric.bounds) + "."
+        kind = metric.kind.value.replace("_", "-")
+        cells = (f"`{metric.name}`", kind, metric.unit, meaning, attributes, metric.cardinality, metric.source)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
