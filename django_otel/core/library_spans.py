@@ -23,6 +23,8 @@ from django_otel.core import statements
 
 #: Scopes of the official instrumentors and of whatever follows their naming.
 SCOPE_PREFIX = "opentelemetry.instrumentation."
+#: Libraries that make their own spans without an instrumentor (newer FastAPI).
+_NATIVE_SCOPES = frozenset({"fastapi"})
 _STATEMENTS = ("db.query.text", "db.statement")
 _PARAMETERS = ("db.statement.parameters", "db.query.parameter.")
 _URLS = ("url.full", "http.url", "http.target")
@@ -75,7 +77,7 @@ class LibrarySpanCleaner:
     def span(self, span: ReadableSpan) -> ReadableSpan:
         """The cleaned span; the same object when there is nothing to clean."""
         scope = span.instrumentation_scope
-        if scope is None or not scope.name.startswith(SCOPE_PREFIX):
+        if scope is None or not (scope.name.startswith(SCOPE_PREFIX) or scope.name in _NATIVE_SCOPES):
             return span
         given = span.attributes or {}
         changes: dict[str, Any] = {}
