@@ -39,7 +39,7 @@ class DjangoOTelConfig(AppConfig):
 
     def _connect_parts(self) -> None:
         """Each part switches itself on and off with the settings."""
-        from django_otel import business, instrumentors, live, logs, runtime
+        from django_otel import asgi, business, instrumentors, live, logs, runtime
         from django_otel.core import guard
         from django_otel.instruments import database
 
@@ -48,5 +48,6 @@ class DjangoOTelConfig(AppConfig):
             runtime.on_config_change(part.install)
             runtime.on_refusal(part.uninstall)
         runtime.on_join(live.ensure_started)
+        asgi.answer_lifespan()
         with guard.contained("looking for otel.py modules"):
             business.autodiscover()
