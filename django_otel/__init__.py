@@ -62,9 +62,9 @@ def __getattr__(name: str) -> object:
 
     if name == "business":
         return importlib.import_module("django_otel.business")
-    found = getattr(importlib.import_module("django_otel.api"), name)
+    found: object = getattr(importlib.import_module("django_otel.api"), name)
     globals()[name] = found
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def __dir__() -> list[str]:

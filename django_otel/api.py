@@ -429,8 +429,10 @@ def _start_span(name: object, attributes: Mapping[str, object], start_time_unix_
     current = otel_context.get_current()
     if current.get(_NO_SPANS_KEY):
         return trace.NonRecordingSpan(trace.get_current_span(current).get_span_context())
-    ready = {key: value for key, value in attributes.items() if _is_ready(value)}
-    tracer = _runtime().tracer()
+    ready: dict[str, Any] = {key: value for key, value in attributes.items() if _is_ready(value)}
+    from django_otel import runtime
+
+    tracer = runtime.tracer()
     started = tracer.start_span(_clean_text(name) or "span", attributes=ready or None, start_time=start_time_unix_ns)
     if len(ready) < len(attributes) and started.is_recording():
         # Only now: text is not made, and no __str__ called, for spans that are not recorded.
@@ -494,7 +496,9 @@ class timed(span):  # noqa: N801 (used like a function)
         tags = clean_attributes(self._attributes)
         if error is not None:
             tags["error.type"] = errors.type_name(error)
-        durations = _runtime().store.histogram(
+        from django_otel import runtime
+
+        durations = runtime.store.histogram(
             _clean_text(self._name), "s", "Durations measured by django_otel.timed.", names.SECONDS_HTTP
         )
         if ids.trace_flags.sampled:
@@ -550,7 +554,7 @@ class _Untraced(_Scope):
                     break
         return self._begin_safely()
 
-    def __call__(self, function: Any = None) -> Any:  # type: ignore[override]
+    def __call__(self, function: Any = None) -> Any:
         """Decorate a function; without an argument, so that `untraced()` reads as well as `untraced`, itself."""
         return self if function is None else _decorate(function, self)
 
@@ -575,7 +579,7 @@ def set_user(user: object) -> None:
     is set on the request's span, outside of requests on the current one.
     """
     config = _config()
-    if config is None or config.request.user == "none":
+    if config.request.user == "none":
         return
     target = _request_span() or trace.get_current_span()
     key = getattr(user, "pk", user)
@@ -615,17 +619,23 @@ def counter(name: str, unit: str = "", description: str = "") -> Counter:
 
     Errors: `ValueError` when the name is another kind of instrument's.
     """
-    return _runtime().store.counter(_clean_text(name), unit, description)
+    from django_otel import runtime
+
+    return runtime.store.counter(_clean_text(name), unit, description)
 
 
 def up_down_counter(name: str, unit: str = "", description: str = "") -> UpDownCounter:
     """The up-down counter of that name: `.add(1)` and `.add(-1)`. Errors: as `counter`."""
-    return _runtime().store.up_down_counter(_clean_text(name), unit, description)
+    from django_otel import runtime
+
+    return runtime.store.up_down_counter(_clean_text(name), unit, description)
 
 
 def gauge(name: str, unit: str = "", description: str = "") -> Gauge:
     """The gauge of that name: `.set(21.5, {"room": "attic"})`. Errors: as `counter`."""
-    return _runtime().store.gauge(_clean_text(name), unit, description)
+    from django_otel import runtime
+
+    return runtime.store.gauge(_clean_text(name), unit, description)
 
 
 def histogram(name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()) -> Histogram:
@@ -635,7 +645,9 @@ def histogram(name: str, unit: str = "", description: str = "", bounds: tuple[fl
 
     Errors: as `counter`.
     """
-    return _runtime().store.histogram(_clean_text(name), unit, description, tuple(bounds))
+    from django_otel import runtime
+
+    return runtime.store.histogram(_clean_text(name), unit, description, tuple(bounds))
 
 
 def observable_gauge(
@@ -646,7 +658,9 @@ def observable_gauge(
     `callback` gives a number, or pairs of a number and attributes. Asking again
     for one name replaces the callback. Errors: as `counter`.
     """
-    return _runtime().store.observable_gauge(_clean_text(name), callback, unit, description)
+    from django_otel import runtime
+
+    return runtime.store.observable_gauge(_clean_text(name), callback, unit, description)
 
 
 # --- where we are -------------------------------------------------------------------
@@ -670,11 +684,11 @@ def trace_url() -> str | None:
     ids = current.get_span_context()
     if not ids.is_valid or not (ids.trace_flags.sampled or current.is_recording()):
         return None
-    config = _config()
-    if config is None or not config.trace_url:
+    url = _config().trace_url
+    if not url:
         return None
     # Not str.format: other braces in the URL are the URL's.
-    return config.trace_url.replace("{trace_id}", trace.format_trace_id(ids.trace_id))
+    return url.replace("{trace_id}", trace.format_trace_id(ids.trace_id))
 
 
 def carrier() -> dict[str, str]:
@@ -727,25 +741,15 @@ def flush(timeout_s: float = 5.0) -> bool:
     For scripts and serverless functions that end at once; a server does it by itself.
     """
     try:
-        return _runtime().flush(timeout_s)
+        from django_otel import runtime
+
+        return runtime.flush(timeout_s)
     except Exception as error:
         guard.report("flush()", error)
         return False
 
 
-# --- the runtime, loaded when first needed ---------------------------------------------
+def _config() -> Config:
+    from django_otel import runtime
 
-_loaded_runtime: Any = None
-
-
-def _runtime() -> Any:
-    global _loaded_runtime
-    if _loaded_runtime is None:
-        from django_otel import runtime
-
-        _loaded_runtime = runtime
-    return _loaded_runtime
-
-
-def _config() -> Config | None:
-    return _runtime().current().config  # type: ignore[no-any-return]
+    return runtime.current().config

@@ -19,7 +19,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import pytest
@@ -150,14 +150,12 @@ class _Reading:
     buckets: tuple[int, ...] = ()
 
 
-@dataclass
 class RecordedMetrics:
     """The metrics of this process, as far as this test changed them."""
 
-    _collect: Callable[[], list[Family]]
-    _baseline: dict[object, _Reading] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(self, collect: Callable[[], list[Family]]) -> None:
+        self._collect = collect
+        self._baseline: dict[object, _Reading] = {}
         self.clear()
 
     def clear(self) -> None:
@@ -222,6 +220,9 @@ class RecordedMetrics:
     def names(self) -> list[str]:
         """The names of all metrics that have a number, from this test or before."""
         return sorted({family.name for family in self._collect() if family.points})
+
+    def __repr__(self) -> str:
+        return f"<RecordedMetrics {self.names()}>"
 
     def _delta(self, family: Family, point: Point) -> _Reading:
         now = _read(point)

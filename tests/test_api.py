@@ -8,6 +8,7 @@ import datetime
 import decimal
 import enum
 import gc
+import inspect
 import logging
 import threading
 import uuid
@@ -238,7 +239,7 @@ async def test_a_decorated_coroutine_function_is_a_span_while_it_runs(otel_spans
         assert current_name() == "work"
         return value
 
-    assert asyncio.iscoroutinefunction(work)
+    assert inspect.iscoroutinefunction(work)
     assert await work(4) == 4
     recorded = otel_spans.one("work")
     assert recorded.end_time - recorded.start_time >= 15_000_000

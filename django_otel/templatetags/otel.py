@@ -170,7 +170,7 @@ def otel_trace_id() -> str:
 def otel_trace_link(text: object) -> SafeString:
     """A link to the active trace at `OTEL["TRACE_URL"]`; the text alone where there is nothing to link to."""
     url = api.trace_url()
-    return conditional_escape(text) if url is None else format_html('<a href="{}">{}</a>', url, text)
+    return conditional_escape(str(text)) if url is None else format_html('<a href="{}">{}</a>', url, text)
 
 
 @register.simple_tag(takes_context=True)
