@@ -356,8 +356,9 @@ def test_extra_keeps_opentelemetrys_types_and_leaves_objects_out(log, otel_logs)
         "x",
         extra={
             "when": datetime.date(2026, 1, 2), "amount": decimal.Decimal("1.50"), "id": uuid.UUID(int=7),
-            "raw": b"\x00", "path": pathlib.PurePosixPath("/a"), "color": Color.RED,
-            "nested": {"a": [1, {"b": 2}], "c": object()}, "request": object(), "nothing": None, "endless": endless, 5: "key is no text",
+            "raw": b"\x00", "path": pathlib.PurePosixPath("/a"),
+            "color": Color.RED, "nested": {"a": [1, {"b": 2}], "c": object()},
+            "request": object(), "nothing": None, "endless": endless, 5: "key is no text",
         },
     )  # fmt: skip
     attributes = dict(otel_logs[0].log_record.attributes)

@@ -51,7 +51,8 @@ def _clean_guard():
         "http.request.header.proxy_authorization", "cookie", "http.request.header.cookie",
         "http.response.header.set-cookie", "session", "sessionid", "session_id", "session.id", "session_key",
         "csrf", "csrftoken", "X-CSRFToken", "xsrf-token", "api_key", "apiKey", "APIKEY", "x-api-key", "HTTP_X_API_KEY",
-        "stripe.api_keys", "card", "credit_card", "creditCard", "card_number", "cardNumber", "cvv", "cvc2", "private_key",
+        "stripe.api_keys", "card", "credit_card", "creditCard", "card_number", "cardNumber", "cvv", "cvc2",
+        "private_key",
         "privateKey", "access_key", "aws_access_key_id", "credential", "credentials", "jwt", "auth", "x-hub-signature",
         "pass_word", "card_type", "token_type",
     ],
@@ -87,7 +88,7 @@ def test_a_key_that_only_looks_sensitive_is_left_alone(key):
         ("token.limit", 12.5),
         ("gen_ai.usage.input_tokens", 811),
         ("cookies_total", 3),
-        ("session_count", "5"),
+        ("visit_token_count", "5"),
         ("password_required", True),
         ("session", None),
         ("token", False),
@@ -296,7 +297,8 @@ def test_only_the_secret_goes_and_the_rest_of_the_text_stays(text, expected):
 @pytest.mark.parametrize(
     "token",
     [
-        "AKIAIOSFODNN7EXAMPLE", "ASIAIOSFODNN7EXAMPLE", "ghp_" + "a1B2" * 9, "github_pat_" + "a1B2" * 9,
+        "AKIAIOSFODNN7EXAMPLE", "ASIAIOSFODNN7EXAMPLE", "AROAIOSFODNN7EXAMPLE", "gho_" + "a1B2" * 9, "rk_" + "a1B2" * 5,
+        "whsec_" + "a1B2" * 6, "pypi-" + "a1B2" * 9, "ghp_" + "a1B2" * 9, "github_pat_" + "a1B2" * 9,
         "glpat-" + "a1B2" * 5, "xoxb-123456789012-abcdef", "sk_live_" + "a1B2" * 6, "sk-" + "a1B2" * 10,
         "AIza" + "a1B2" * 9, "npm_" + "a1B2" * 9, "SG." + "a1B2" * 5 + "." + "a1B2" * 5,
     ],
@@ -485,8 +487,10 @@ def test_any_text_is_scrubbed_without_an_error_and_for_good(text):
 
 FRAGMENTS = [
     "password", "=", ":", " ", '"', "'", "\\", "[", "]", "(", ")", "{", "}", "&", "?", ",", "://", "@", "eyJabcdefghij",
-    "Bearer ", "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "Key (a)=(", ") already exists", "4111 ", "\n",
-    "LINE 1: ", "$a$", "--token ", "=>", REDACTED, "cookie: ", "%3D", "x", "1", ".", "-", "secret", "Failing row contains (",
+    "Bearer ", "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----", "Key (a)=(", ") already exists", "4111 ",
+    "\n",
+    "LINE 1: ", "$a$", "--token ", "=>", REDACTED, "cookie: ", "%3D", "x", "1", ".", "-", "secret",
+    "Failing row contains (",
     "api key", "Duplicate entry '", "' for key", "value=", ": str = ", "None", "http", "<", ">", "``", "b'", "&amp;",
 ]  # fmt: skip
 
@@ -503,9 +507,11 @@ HOSTILE = {
     "json": '"password": "', "bracket": "password=[", "backslash": "\\", "escaped": 'password=\\"', "digits": "4",
     "groups": "4111 ", "detail": "Key (a)=(", "nested": "Key (a(b)(c)", "row": "Failing row contains (", "blank": " ",
     "words": "a ", "amp": "&", "amp_key": "password=&", "pem": "-----BEGIN PRIVATE KEY-----", "bearer": "Bearer ",
-    "list": "'a', ", "dash": "--", "option": "--password ", "colon": "a:", "percent": "%", "token": "sk_", "line": "LINE 1: '",
+    "list": "'a', ", "dash": "--", "option": "--password ", "colon": "a:", "percent": "%", "token": "sk_",
+    "line": "LINE 1: '",
     "dollar": "LINE 1: $a$", "at": "x://@", "cookie": "cookie: ", "annotation": "password: str | ", "open": "[((",
-    "duplicate": "Duplicate entry '", "dots": "a.", "newlines": "password\n", "uuid": "00000000-", "parameters": "[parameters: [",
+    "duplicate": "Duplicate entry '", "dots": "a.", "newlines": "password\n", "uuid": "00000000-",
+    "parameters": "[parameters: [",
     "invalid": 'invalid input syntax for a: "', "quotes": "''", "value": 'name="password" value ', "scheme_key": "key ",
     "userinfo": "://a:b", "end": "-----END ", "open_url": "://x:y'z",
 }  # fmt: skip

@@ -140,8 +140,14 @@ _KNOWN_TOKENS = re.compile(
     r"|SG\.[A-Za-z0-9_\-]{16,}+\.[A-Za-z0-9_\-]{16,}+"
     r")"
 )
+#: Looking for a word is much cheaper than searching for a pattern. Each alternative above begins with one of these.
+_KNOWN_MARKS = (
+    "AKIA", "ASIA", "ABIA", "ACCA", "AGPA", "AIDA", "AIPA", "ANPA", "ANVA", "AROA", "ghp_", "gho_", "ghu_", "ghs_",
+    "ghr_", "github_pat_", "glpat-", "xox", "sk_", "rk_", "pk_", "whsec_", "sk-", "AIza", "npm_", "pypi-", "SG.",
+)  # fmt: skip
+_SCHEME_NAMES = ("bearer", "basic", "token", "digest", "negotiate", "apikey")
 _SCHEME = re.compile(
-    r"(?i)(?<![A-Za-z0-9_\-])(bearer|basic|token|digest|negotiate|apikey)([ \t]++|%20|\+)"
+    rf"(?i)(?<![A-Za-z0-9_\-])({'|'.join(_SCHEME_NAMES)})([ \t]++|%20|\+)"
     r"""(?!\[redacted\])((?:[^\s"'\\,;<>()\[\]{}&]|\\[^"'\\])++)"""
 )
 #: What follows "Bearer" or "Basic" in sentences.
@@ -627,8 +633,11 @@ class Scrubber:
             text = self._encoded_pairs(text)
         if "eyJ" in text:
             text = _JWT.sub(REDACTED, text)
-        text = _KNOWN_TOKENS.sub(REDACTED, text)
-        text = _SCHEME.sub(_redact_scheme, text)
+        if any(mark in text for mark in _KNOWN_MARKS):
+            text = _KNOWN_TOKENS.sub(REDACTED, text)
+        lowered = text.lower()
+        if any(name in lowered for name in _SCHEME_NAMES):
+            text = _SCHEME.sub(_redact_scheme, text)
         if _HAS_CARD.search(text):
             text = _CARD.sub(_redact_card, text)
         return original if text == original else text
@@ -640,6 +649,9 @@ class Scrubber:
         while (match := _KEY.search(text, pos)) is not None:
             key = match.group(1)
             pos = match.end(1)
+            # Most keys are no secret wherever they stand.
+            if self._judge(key, loose=True, query=True) == _PLAIN and key.lower() not in _SECOND_WORDS:
+                continue
             separator = text[pos : match.end()]
             verdict = self._judge_in_text(text, match.start(), key, separator, query)
             if verdict == _PLAIN:
