@@ -394,6 +394,9 @@ class _Reader:
             # -1 and 1 are the same statement.
             self.out.pop()
             self._last = self._before_last
+            self._space = bool(self.out) and self.out[-1] == " "
+            if self._space:
+                self.out.pop()
         elif last == "value" or _is_word(last):
             self._space = True
         self._columns_follow = False
@@ -461,7 +464,7 @@ class _Reader:
             self._columns_follow = True
         elif word == "ON":
             self._columns_follow = self._object == "INDEX"
-        elif word in _NO_OPERAND or word in OPERATIONS or word == "AS" or word == "CHECK":
+        elif word not in _NOISE and (word in _NO_OPERAND or word in OPERATIONS or word == "AS" or word == "CHECK"):
             self._columns_follow = False
         if word in OPERATIONS or word in _CLAUSES:
             level.clause = word
