@@ -118,6 +118,13 @@ def _settled(held: Values | _Provisional | None) -> Values | _Provisional | None
     return held
 
 
+def _below(held: Values | _Provisional | None, unit: Unit) -> Values | _Provisional | None:
+    """What holds if `unit` is undone."""
+    while isinstance(held, _Provisional) and held.unit.find() is unit:
+        held = held.previous
+    return held
+
+
 def _loaded_values(instance: models.Model) -> Values | None:
     """The watched values as they are in the database, as far as this instance knows."""
     state = instance._state.__dict__
@@ -134,9 +141,11 @@ def _set_loaded(instance: models.Model, values: Values, unit: Unit | None, is_ne
         state[_LOADED] = values
         return
     previous = _settled(state.get(_LOADED))
-    if isinstance(previous, _Provisional) and previous.unit.find() is unit:
-        # Undone together: no chain of all saves of one instance.
-        previous = previous.previous
+    if isinstance(previous, _Provisional):
+        # What is undone together needs no entry of its own: else a chain of all saves of one instance.
+        root = previous.unit.find()
+        below = _below(previous, root)
+        previous = below if root is unit else _Provisional(previous.values, below, root)
     if previous is None and is_new:
         previous = _NO_ROW
     state[_LOADED] = _Provisional(values, previous, unit)

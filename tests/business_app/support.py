@@ -34,8 +34,8 @@ ORDER_EVENTS = {
 }
 
 
-@pytest.fixture
-def registered() -> Iterator[Callable[..., type[business.ModelEvents]]]:
+@pytest.fixture(name="registered")
+def registered_fixture() -> Iterator[Callable[..., type[business.ModelEvents]]]:
     """`registered(Order, created="order.placed", ...)`: register for the duration of the test."""
     targets: list[Any] = []
 
@@ -48,8 +48,8 @@ def registered() -> Iterator[Callable[..., type[business.ModelEvents]]]:
     business.unregister(*targets)
 
 
-@pytest.fixture
-def faults() -> None:
+@pytest.fixture(name="faults")
+def faults_fixture() -> None:
     """Faults of our own are what the test is about."""
 
 
@@ -74,8 +74,8 @@ def business_spans(spans: Any) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.fixture
-def sent() -> Iterator[list[dict[str, Any]]]:
+@pytest.fixture(name="sent")
+def sent_fixture() -> Iterator[list[dict[str, Any]]]:
     """What the signal `business_event` was sent with."""
     received: list[dict[str, Any]] = []
 
