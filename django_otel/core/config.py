@@ -609,12 +609,14 @@ def _unknown_key(name: object, prefix: str, known: tuple[str, ...]) -> Problem:
     near = ""
     if isinstance(name, str):
         here = max(known, key=lambda candidate: _likeness(name, candidate))
-        if _likeness(name, here) >= 0.6:
+        everywhere = [dotted for dotted, _ in walk(Config)]
+        there = max(everywhere, key=lambda dotted: _likeness(name, dotted.rsplit(".", 1)[-1]))
+        likeness_here, likeness_there = _likeness(name, here), _likeness(name, there.rsplit(".", 1)[-1])
+        # A key of this very section is the likelier slip, unless another fits much better.
+        if likeness_here >= 0.6 and likeness_here + 0.15 >= likeness_there:
             near = _place(prefix + here)
-        else:
-            everywhere = [dotted for dotted, _ in walk(Config)]
-            there = max(everywhere, key=lambda dotted: _likeness(name, dotted.rsplit(".", 1)[-1]))
-            near = _place(there) if _likeness(name, there.rsplit(".", 1)[-1]) >= 0.75 else ""
+        elif likeness_there >= 0.75:
+            near = _place(there)
     hint = f"Did you mean {near}?" if near else "Its keys are " + ", ".join(known) + "."
     return Problem("django_otel.E001", f"{message} {hint}", hint)
 
