@@ -393,4 +393,3 @@ def _on_config_change(config: Config) -> None:
 
 
 runtime.on_config_change(_on_config_change)
-runtime.on_join(ensure_started)

