@@ -177,7 +177,7 @@ def _warnings(status: dict[str, Any], row: SamplingPolicy | None) -> list[str]:
         if expires_at_s is None or expires_at_s > timezone.now().timestamp():
             found.append(
                 f"This process has not yet applied version {row.version}; "
-                f"it does so within {status['refresh_s']:g} seconds."
+                f"it does so within {status['refresh_s']:g} s."
             )
     if status["error"]:
         found.append(status["error"])

@@ -277,7 +277,7 @@ def test_the_page_says_when_this_process_has_yet_to_apply_the_row():
     """As in a worker that did not take the save itself."""
     client = login(is_superuser=True)
     SamplingPolicy.objects.bulk_create([SamplingPolicy(pk=1, ratio=0.5, version=3)])
-    assert "This process has not yet applied version 3; it does so within 5 seconds." in text(client.get(ROW))
+    assert "This process has not yet applied version 3; it does so within 5 s." in text(client.get(ROW))
 
 
 def test_a_hostile_note_is_escaped():
