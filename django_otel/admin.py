@@ -176,8 +176,7 @@ def _warnings(status: dict[str, Any], row: SamplingPolicy | None) -> list[str]:
         expires_at_s = live.epoch_s(row.expires_at)
         if expires_at_s is None or expires_at_s > timezone.now().timestamp():
             found.append(
-                f"This process has not yet applied version {row.version}; "
-                f"it does so within {status['refresh_s']:g} s."
+                f"This process has not yet applied version {row.version}; it does so within {status['refresh_s']:g} s."
             )
     if status["error"]:
         found.append(status["error"])
