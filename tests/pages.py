@@ -37,7 +37,7 @@ class Parsed:
         comments = [line.split(" ", 3)[1:3] for line in self.text.splitlines() if line.startswith("# ")]
         assert len(comments) == len({tuple(comment) for comment in comments}), "metadata twice"
 
-    def value(self, name: str, **labels: str) -> float:
+    def value(self, name: str, /, **labels: str) -> float:
         return self.samples[name, frozenset(labels.items())]
 
     def names(self) -> set[str]:
