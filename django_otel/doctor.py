@@ -344,7 +344,7 @@ def explain_answer(status: int, headers: Any, url: str, signal: str) -> _Reason 
         401: ("401 Unauthorized: credentials are missing or wrong.", f'Look at {place}["HEADERS"].'),
         403: (
             "403 Forbidden: the credentials may not write there.",
-            f'Look at the key\'s rights and at {place}["HEADERS"].',
+            f'Look at {place}["HEADERS"] and at the rights of its key.',
         ),
         404: (
             f"404 Not Found: nothing at the path {urlsplit(url).path or '/'}.",

@@ -23,7 +23,7 @@ from django_otel import conf, instrumentors, runtime
 from django_otel.core import guard, library_spans, outbound
 from django_otel.core.config import parse
 from tests.http_echo import start_echo
-from tests.services import ROOT, server_env
+from tests.services import ROOT, serve, server_env, wait_until
 
 SECRETS = ("alice@example.org", "hunter2", "078-05-1120")
 HOOK_CALLS: list[str] = []
@@ -305,7 +305,12 @@ def run_python(code: str, **env: str) -> str:
     """Run `code` with the test project set up in a process of its own; what it printed."""
     environment = server_env(None, TEST_SQLITE=":memory:", **env)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -543,7 +548,9 @@ def test_names_and_statements_of_driver_spans_hold_no_literal(statement, text, n
 
 def test_spans_of_the_project_pass_untouched():
     """Cleaning is for the official instrumentors; a project's own span is its own business (and the scrubber's)."""
-    span = build_span("shop", "x?y", **{"url.full": "http://h/?a=1", "db.system.name": "redis", "db.statement": "SET a b"})
+    span = build_span(
+        "shop", "x?y", **{"url.full": "http://h/?a=1", "db.system.name": "redis", "db.statement": "SET a b"}
+    )
     assert library_spans.clean_span(span) is span
 
 
@@ -573,3 +580,94 @@ def test_importing_instrumentors_imports_no_instrumented_library():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# --- REQUEST.SPANS = "instrumentor": the official DjangoInstrumentor. ---
+
+
+@pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
+def test_official_instrumentor_makes_the_span_and_we_the_metrics(kind, receiver):
+    """One server span, theirs; one count per request, ours; our own pages and excluded paths in neither."""
+    otel = {
+        "REQUEST": {"SPANS": "instrumentor", "EXCLUDE": ["/hello*"]},
+        "TRACES": {"ENDPOINT": receiver.url, "BATCH": {"DELAY_S": 0.1}},
+        "METRICS_VIEW": {"ALLOW": "all"},
+    }
+    with serve(kind, otel) as server:
+        assert server.get("/orders/3/?token=hunter2")[0] == 200
+        assert server.get("/hello/")[0] == 200
+        assert server.get("/livez")[0] == 200
+        wait_until(lambda: any(span.name == "order.load" for _, span in receiver.spans()), 10, "the view's span")
+        wait_until(lambda: any(span.kind == 2 for _, span in receiver.spans()), 10, "the server span")
+        page = server.get("/metrics")[2].decode()
+    servers = [span for _, span in receiver.spans() if span.kind == 2]
+    assert len(servers) == 1
+    assert "hunter2" not in str(servers[0])
+    inner = next(span for _, span in receiver.spans() if span.name == "order.load")
+    assert inner.parent_span_id == servers[0].span_id
+    counts = [line for line in page.splitlines() if line.startswith("http_server_request_duration_seconds_count")]
+    assert len(counts) == 1, counts
+    assert 'http_route="/orders/<int:pk>/"' in counts[0]
+    assert counts[0].endswith(" 1") or counts[0].endswith(" 1.0")
+
+
+def test_our_own_exports_are_not_measured(receiver):
+    """The OTLP exporter calls with requests, which is instrumented: a span for each export would never end."""
+    with serve("gunicorn", {"TRACES": {"ENDPOINT": receiver.url, "BATCH": {"DELAY_S": 0.05}}}) as server:
+        for count in (1, 2, 3, 4):
+            assert server.get("/hello/")[0] == 200
+            wait_until(lambda wanted=count: len(receiver.spans()) >= wanted, 10, "the span")
+            wait_until(lambda wanted=count: len(receiver.requests) >= wanted, 10, "the export")
+    assert {span.name for _, span in receiver.spans()} == {"GET /hello/"}
+    assert "traceparent" not in {name for _, headers, _ in receiver.requests for name in headers}
+
+
+def test_official_instrumentor_goes_out_of_the_middleware_again(settings):
+    """The project's own list is not edited, and the setting is as it was."""
+    before = settings.MIDDLEWARE
+    kept = list(before)
+    settings.OTEL = {"REQUEST": {"SPANS": "instrumentor"}}
+    assert settings.MIDDLEWARE[0] == instrumentors.DJANGO_MIDDLEWARE
+    assert before == kept
+    settings.OTEL = {"REQUEST": {"SPANS": "instrumentor", "EXCLUDE": ["/x*"]}}
+    assert settings.MIDDLEWARE.count(instrumentors.DJANGO_MIDDLEWARE) == 1
+    settings.OTEL = {}
+    assert settings.MIDDLEWARE == kept
+
+
+def test_official_instrumentor_of_another_tool_is_left_alone(settings):
+    """Switching ours off must not take theirs out."""
+    from opentelemetry.instrumentation.django import DjangoInstrumentor
+
+    settings.MIDDLEWARE = list(settings.MIDDLEWARE)
+    DjangoInstrumentor().instrument()
+    try:
+        assert instrumentors.is_django_instrumented_elsewhere()
+        settings.OTEL = {"REQUEST": {"SPANS": "instrumentor"}}
+        settings.OTEL = {}
+        assert instrumentors.DJANGO_MIDDLEWARE in settings.MIDDLEWARE
+    finally:
+        DjangoInstrumentor().uninstrument()
+    assert not instrumentors.is_django_instrumented_elsewhere()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "url", "is_excluded"),
+    [
+        ("/health", "http://h/health", True),
+        ("/health", "http://h:8000/health?", True),
+        ("/health", "http://h/healthy", False),
+        ("/health", "http://h/a/health", False),
+        ("/static/*", "https://h/static/a/b.css?v=1", True),
+        ("/a,b/*", "http://h/a,b/c", True),
+        ("*.ico", "http://h/favicon.ico", True),
+        ("*.ico", "http://h/page?x=.ico", False),
+        ("/none", "http://h/metrics", True),
+    ],
+)
+def test_path_patterns_become_the_instrumentors_url_patterns(pattern, url, is_excluded):
+    """Its exclude list is searched for in whole URLs and split at commas; ours is globs on paths."""
+    from opentelemetry.util.http import parse_excluded_urls
+
+    excluded = parse_excluded_urls(instrumentors.build_excluded_urls([pattern]))
+    assert excluded.url_disabled(url) is is_excluded

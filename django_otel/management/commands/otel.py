@@ -8,12 +8,13 @@ import json
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from django_otel import conf, doctor
+from django_otel import conf, doctor, live
 from django_otel.core import names
 from django_otel.core.config import SECRET_KEYS, Config, ConfigError
 from django_otel.core.scrub import REDACTED, Scrubber
@@ -88,11 +89,15 @@ class Command(BaseCommand):
         if config is None:
             return BAD_CONFIGURATION
         values = {dotted: mask(dotted, value) for dotted, value in config.flat().items()}
+        sources = dict(config.sources)
+        admin_ratio = find_admin_ratio(config)
+        if admin_ratio is not None:
+            values["SAMPLING.RATIO"], sources["SAMPLING.RATIO"] = admin_ratio, "admin"
         if form == "json":
-            shown = {dotted: {"value": value, "source": config.sources[dotted]} for dotted, value in values.items()}
+            shown = {dotted: {"value": value, "source": sources[dotted]} for dotted, value in values.items()}
             self._write_json({"settings": shown, "ignored": list(config.warnings)})
             return OK
-        rows = [(dotted, _show(value), config.sources[dotted]) for dotted, value in values.items()]
+        rows = [(dotted, _show(value), sources[dotted]) for dotted, value in values.items()]
         self._write_table(("key", "value", "source"), rows)
         for warning in config.warnings:
             self.stdout.write(f"\n{warning}")
@@ -219,6 +224,17 @@ def _seconds(text: str) -> float:
     if not 0 < value <= 600:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and at most 600")
     return value
+
+
+def find_admin_ratio(config: Config) -> float | None:
+    """The ratio of the admin's policy in the database, if there is one in force; None also when nobody can tell."""
+    if not (config.enabled and config.sampling.live):
+        return None
+    with contextlib.suppress(Exception):
+        policy = live._read_policy(live.policy_alias())
+        if policy is not None and (policy.expires_at_s is None or policy.expires_at_s > time.time()):
+            return policy.ratio
+    return None
 
 
 def mask(dotted: str, value: object) -> Any:

@@ -1,0 +1,139 @@
+"""Writes docs/settings.md from the table of settings: `python docs/build_settings.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import Any
+
+from django_otel.core.config import _SIMPLE, Config, walk
+
+PAGE = Path(__file__).with_name("settings.md")
+
+_HEAD = """\
+# Settings
+
+Everything stands in one dict, `settings.OTEL`. A nested key such as `TRACES.ENDPOINT` is written
+`OTEL = {"TRACES": {"ENDPOINT": ...}}`. Every key may be left out.
+
+Precedence, highest first: the admin (the sampling ratio only), the `OTEL_*` environment variables of the
+OpenTelemetry specification, `settings.OTEL`, the default. `manage.py otel config` prints every value and where it
+came from. An unknown key, a wrong type or a value out of range is an error of `manage.py check`.
+
+*This page is made from `django_otel/core/config.py` by `python docs/build_settings.py`.*
+"""
+
+_TAIL = """
+## Instrumentors
+
+`INSTRUMENT` takes the names of OpenTelemetry instrumentors, as their packages register them (entry points
+`opentelemetry_instrumentor`): `httpx`, `sqlalchemy`, `fastapi`, `celery`, ... A name works once its package
+(`opentelemetry-instrumentation-<name>`) and its library are installed; `manage.py otel doctor` says which are on, and
+why the others are not. Naming them replaces the default list. A dict passes arguments:
+
+```python
+OTEL = {
+    "INSTRUMENT": {
+        "requests": {"excluded_urls": "internal/health", "request_hook": "shop.telemetry.name_partner"},
+        "httpx": {},
+    }
+}
+```
+
+- A hook is a function or the dotted path of one. When it raises, the fault is logged once and the call goes on.
+- A library that another tool (`opentelemetry-instrument`) has instrumented is left alone.
+- `"django"` is not accepted here: `OTelMiddleware` measures requests. `REQUEST.SPANS = "instrumentor"` has the official
+  DjangoInstrumentor make the span, with its own behaviour (no native async, `build_absolute_uri` on each request);
+  metrics stay ours. `REQUEST.EXCLUDE` is handed over to it.
+- What they record is put right before it leaves: SQL without literals (`DATABASE.STATEMENT`), no query string unless
+  `REQUEST.QUERY`, no documents found by a Redis search, short names for Redis pipelines. Arguments of statements stay
+  out unless the instrumentor is told `capture_parameters`.
+- `PROPAGATION.OUTBOUND_HOSTS` is kept for requests, httpx, urllib3, urllib and aiohttp-client, redirects included. A
+  pattern is a glob on the host (`*.internal`), with `:port` on both (`pay.internal:8443`). Instrumentors of other
+  clients (message queues, gRPC, cloud SDKs) send their headers as they like.
+- FastAPI in the same ASGI application: create the Django application first (`get_asgi_application()`), import FastAPI
+  after it. Newer FastAPI measures itself, also without its instrumentor. With Django *mounted inside* FastAPI the
+  server span is FastAPI's, ours joins it, and both count the request; leave Django's paths out of FastAPI's with
+  `{"fastapi": {"excluded_urls": "..."}}`.
+- Newer than the instrumentor allows (SQLAlchemy 2.1 with instrumentor 0.66, say), a library stays off, and the check
+  W012 says which versions fit.
+
+## manage.py otel
+
+| subcommand | what it does | exit code |
+|---|---|---|
+| `config [--format json]` | every value and where it came from; secrets masked | 0, or 3 when `settings.OTEL` is faulty |
+| `doctor [--timeout 5] [--format json]` | sends a span, a metric and a log record through every exporter, explains what does not arrive, looks at middleware, page, table and instrumentors | 0, 1 when something does not work, 3 |
+| `send-test [--timeout 5]` | sends one test trace and prints its id and `TRACE_URL` | 0, 1, 3 |
+| `catalogue [--format md or json]` | every metric | 0 |
+
+## System checks
+
+| id | meaning |
+|---|---|
+| `E001` | unknown key |
+| `E002` | wrong type or value out of range |
+| `E003` | an import path that leads nowhere |
+| `E004` | a package that the settings need is not installed |
+| `W001` | OTelMiddleware is not in MIDDLEWARE |
+| `W002` | OTelMiddleware is not first |
+| `W003` | requests are measured twice |
+| `W004` | `/metrics` is open to all (`check --deploy`) |
+| `W006` | the sampling ratio is 1.0 (`check --deploy`) |
+| `W007` | an environment variable overrides a setting |
+| `W008` | live sampling without its table (`check --database default`) |
+| `W009` | the driver that is instrumented is not the one in use |
+| `W010` | a sensitive header is to be recorded; it is not |
+| `W011` | live sampling has no effect: another tool's provider is in use |
+| `W012` | a name in INSTRUMENT cannot be switched on |
+| `W013` | an environment variable was ignored |
+"""  # noqa: E501 (rows of tables)
+
+
+def build() -> str:
+    """The whole page."""
+    lines = [_HEAD, "| key | default | environment | meaning |", "|---|---|---|---|"]
+    variables = _find_variables()
+    for dotted, entry in walk(Config):
+        environment = ", ".join(f"`{name}`" for name in variables.get(dotted, ()))
+        meaning = str(entry.metadata["doc"]).replace("|", "\\|")
+        lines.append(f"| `{dotted}` | `{_show_default(entry)}` | {environment} | {meaning} |")
+    return "\n".join(lines) + "\n" + _TAIL
+
+
+def _show_default(entry: Field[Any]) -> str:
+    value = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+    if isinstance(value, tuple):
+        value = list(value)
+    if isinstance(value, Mapping) and value and not any(value.values()):
+        value = list(value)
+    return str(value) if value is None or isinstance(value, bool) else json.dumps(value)
+
+
+def _find_variables() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {
+        "ENABLED": ["OTEL_SDK_DISABLED"],
+        "SERVICE_VERSION": ["OTEL_RESOURCE_ATTRIBUTES"],
+        "ENVIRONMENT": ["OTEL_RESOURCE_ATTRIBUTES"],
+        "RESOURCE": ["OTEL_RESOURCE_ATTRIBUTES"],
+        "SAMPLING.RATIO": ["OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"],
+    }
+    for variable, dotted, _, _ in _SIMPLE:
+        found.setdefault(dotted, []).append(variable)
+    found["SERVICE_NAME"].append("OTEL_RESOURCE_ATTRIBUTES")
+    for signal in ("TRACES", "METRICS", "LOGS"):
+        found[f"{signal}.EXPORTERS"] = [f"OTEL_{signal}_EXPORTER", "OTEL_EXPORTER_OTLP_PROTOCOL"]
+        for key, suffix in (
+            ("ENDPOINT", "ENDPOINT"),
+            ("HEADERS", "HEADERS"),
+            ("TIMEOUT_S", "TIMEOUT"),
+            ("COMPRESSION", "COMPRESSION"),
+        ):
+            found[f"{signal}.{key}"] = [f"OTEL_EXPORTER_OTLP_{suffix}", f"OTEL_EXPORTER_OTLP_{signal}_{suffix}"]
+    return found
+
+
+if __name__ == "__main__":
+    PAGE.write_text(build())

@@ -1,0 +1,286 @@
+"""System checks: each id is reachable, says what to do, never tells a secret; a default project hears nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.core import checks as django_checks
+from django.db import connection
+from opentelemetry.instrumentation.django import DjangoInstrumentor
+
+from django_otel import checks, runtime
+from tests.services import ROOT, server_env
+
+SECRET = "hunter2-very-secret"
+
+
+def find(messages, check_id):
+    found = [message for message in messages if message.id == f"django_otel.{check_id}"]
+    assert found, [message.id for message in messages]
+    return found[0]
+
+
+def run_all(**kwargs):
+    """Everything that `check --deploy --database default` would say."""
+    return [
+        *checks.check_configuration(),
+        *checks.check_project(),
+        *checks.check_deployment(),
+        *checks.check_live_table(databases=["default"]),
+    ]
+
+
+BAD = [
+    ("E001", {"SERVICENAME": "x"}, "OTEL has no key 'SERVICENAME'. Did you mean OTEL[\"SERVICE_NAME\"]?"),
+    ("E001", {"SAMPLING": {"SAMPLE_RATE": 0.1}}, 'Did you mean OTEL["SAMPLING"]["RATIO"]?'),
+    ("E001", {"CACHE": {"METRICS": True}}, "OTEL has no key 'CACHE'."),
+    ("E002", {"SAMPLING": {"RATIO": 25}}, "expected a number from 0.0 to 1.0. For 25 % write 0.25."),
+    ("E002", {"TRACES": {"HEADERS": {"authorization": [SECRET]}}}, 'The value of "authorization" is a list.'),
+    ("E002", {"METRICS_VIEW": {"TOKEN": [SECRET]}}, 'OTEL["METRICS_VIEW"]["TOKEN"] is a list'),
+    ("E002", {"INSTRUMENT": ["django"]}, 'OTEL["REQUEST"]["SPANS"] = "instrumentor"'),
+    ("E002", ["SERVICE_NAME"], "OTEL is a list; expected a dict."),
+    ("E003", {"REQUEST": {"ENRICH": "tests.nowhere.enrich"}}, "No module named 'tests.nowhere'"),
+    ("E003", {"SCRUB": {"CALLBACK": "tests.settings.NOTHING"}}, "OTEL"),
+    ("E003", {"TRACES": {"EXPORTERS": ["tests.nowhere.Exporter"]}}, "'tests.nowhere.Exporter'"),
+    ("E003", {"METRICS_VIEW": {"ALLOW": "tests.nowhere.allow"}}, 'OTEL["METRICS_VIEW"]["ALLOW"] names'),
+    ("E004", {"PROPAGATION": {"FORMATS": ["jaeger"]}}, "opentelemetry-propagator-jaeger is not installed"),
+]
+
+
+@pytest.mark.parametrize(("check_id", "otel", "text"), BAD)
+def test_every_error_is_reached_by_a_bad_dict(check_id, otel, text, settings):
+    """Id and text; an Error, so that `check` refuses."""
+    settings.OTEL = otel
+    message = find(checks.check_configuration(), check_id)
+    assert text in message.msg
+    assert isinstance(message, django_checks.Error)
+    assert SECRET not in str(message)
+
+
+def test_missing_exporter_packages_are_named(settings, monkeypatch):
+    """E004 says what to install, for gRPC by the name of our extra."""
+    monkeypatch.setattr(checks, "package_version", lambda name: "")
+    settings.OTEL = {
+        "TRACES": {"EXPORTERS": ["otlp-grpc", "otlp"], "ENDPOINT": "http://127.0.0.1:4317"},
+        "METRICS": {"INCLUDE_REGISTRY": True},
+    }
+    messages = [message for message in checks.check_configuration() if message.id == "django_otel.E004"]
+    assert [message.hint for message in messages] == [
+        "Run: pip install opentelemetry-exporter-otlp-proto-http",
+        'Run: pip install "django-otel-kit[grpc]"',
+        "Run: pip install prometheus-client",
+    ]
+
+
+WARNINGS = [
+    ("W004", {"METRICS_VIEW": {"ALLOW": "all"}}, "anyone who can reach the site can read /metrics"),
+    ("W006", {"SAMPLING": {"RATIO": 1.0}}, "is 1.0"),
+    ("W010", {"REQUEST": {"REQUEST_HEADERS": ["x-tenant", "Authorization"]}}, "'Authorization'"),
+    ("W010", {"REQUEST": {"RESPONSE_HEADERS": ["Set-Cookie"]}}, "'Set-Cookie'"),
+    ("W012", {"INSTRUMENT": ["no-such-thing"]}, "opentelemetry-instrumentation-no-such-thing"),
+]
+
+
+@pytest.mark.parametrize(("check_id", "otel", "text"), WARNINGS)
+def test_every_warning_of_a_setting_is_reached(check_id, otel, text, settings):
+    """Id and text; a Warning, so that nothing refuses to run."""
+    settings.OTEL = otel
+    message = find(run_all(), check_id)
+    assert text in message.msg
+    assert isinstance(message, django_checks.Warning)
+    assert message.hint
+
+
+def test_missing_middleware(settings):
+    """W001."""
+    settings.MIDDLEWARE = [path for path in settings.MIDDLEWARE if "django_otel" not in path]
+    message = find(checks.check_project(), "W001")
+    assert "OTelMiddleware is not in MIDDLEWARE" in message.msg
+    assert "django_otel.middleware.OTelMiddleware" in message.hint
+
+
+def test_middleware_not_first(settings):
+    """W002 says how many are before it."""
+    own, *others = settings.MIDDLEWARE
+    settings.MIDDLEWARE = [*others[:4], own, *others[4:]]
+    message = find(checks.check_project(), "W002")
+    assert message.msg == (
+        "OTelMiddleware is at position 4 of MIDDLEWARE; time spent in the 4 before it is not measured."
+    )
+
+
+def test_the_official_instrumentor_before_ours_is_no_wrong_place(settings):
+    """It puts itself first, and ours joins its span."""
+    settings.OTEL = {"REQUEST": {"SPANS": "instrumentor"}}
+    assert settings.MIDDLEWARE[1] == checks.MIDDLEWARE
+    assert checks.check_project() == []
+
+
+def test_middleware_twice(settings):
+    """W003: each request would be counted twice."""
+    settings.MIDDLEWARE = [checks.MIDDLEWARE, *settings.MIDDLEWARE]
+    assert "stands 2 times in MIDDLEWARE" in find(checks.check_project(), "W003").msg
+
+
+def test_django_instrumented_by_another_tool(settings):
+    """W003: their metrics double ours."""
+    settings.MIDDLEWARE = list(settings.MIDDLEWARE)
+    DjangoInstrumentor().instrument()
+    try:
+        assert (
+            "The official DjangoInstrumentor was switched on by another tool"
+            in find(checks.check_project(), "W003").msg
+        )
+    finally:
+        DjangoInstrumentor().uninstrument()
+
+
+def test_environment_overrides_a_setting(settings, monkeypatch):
+    """W007 names the variable, and shows neither value; equal values are no conflict."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"authorization={SECRET}")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
+    settings.OTEL = {"TRACES": {"HEADERS": {"authorization": "other-" + SECRET}}, "SERVICE_NAME": "shop"}
+    messages = checks.check_project()
+    assert [message.id for message in messages] == ["django_otel.W007"]
+    assert messages[0].msg == (
+        'OTEL["TRACES"]["HEADERS"] is overridden by the environment variable OTEL_EXPORTER_OTLP_HEADERS.'
+    )
+    assert SECRET not in str(messages)
+
+
+def test_ignored_environment_variable(settings, monkeypatch):
+    """W013: the specification wants a warning, not an error."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "soon")
+    settings.OTEL = {"SERVICE_NAME": "shop"}
+    assert "OTEL_BSP_SCHEDULE_DELAY is ignored" in find(checks.check_project(), "W013").msg
+
+
+@pytest.mark.django_db(transaction=True)
+def test_live_sampling_without_its_table(settings, monkeypatch):
+    """W008 asks the database, so only where databases are checked; not while migrate makes the table."""
+    from django_otel.models import SamplingPolicy
+
+    settings.OTEL = {"SERVICE_NAME": "shop"}
+    assert checks.check_live_table(databases=["default"]) == []
+    with connection.schema_editor() as editor:
+        editor.delete_model(SamplingPolicy)
+    try:
+        message = find(checks.check_live_table(databases=["default"]), "W008")
+        assert "table of the sampling policy is missing" in message.msg
+        assert "migrate django_otel" in message.hint
+        assert checks.check_live_table(databases=None) == []
+        monkeypatch.setattr(sys, "argv", ["manage.py", "migrate"])
+        assert checks.check_live_table(databases=["default"]) == []
+        monkeypatch.undo()
+        settings.OTEL = {"SAMPLING": {"LIVE": False}}
+        assert checks.check_live_table(databases=["default"]) == []
+    finally:
+        with connection.schema_editor() as editor:
+            editor.create_model(SamplingPolicy)
+
+
+def manage(*arguments, otel=None, **env):
+    """`manage.py` in a process of its own: code, and all it printed."""
+    environment = server_env(otel, **env)
+    done = subprocess.run(
+        [sys.executable, "-m", "django", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_driver_instrumented_is_not_the_driver_in_use():
+    """W009: Django prefers psycopg 3 when both are there, so spans of psycopg2 would be waited for in vain."""
+    url = "postgresql://shop@127.0.0.1:9/shop"
+    code, text = manage("check", otel={"INSTRUMENT": ["psycopg2"]}, TEST_DATABASE_URL=url)
+    assert code == 0
+    assert "(django_otel.W009)" in text
+    assert """names "psycopg2", but Django talks to PostgreSQL (database 'default') with psycopg 3.""" in text
+    assert "W009" not in manage("check", otel={"INSTRUMENT": ["psycopg"]}, TEST_DATABASE_URL=url)[1]
+    assert "W009" not in manage("check", otel={}, TEST_DATABASE_URL=url)[1], "nobody asked for the default"
+
+
+def test_foreign_provider_takes_no_live_sampling():
+    """W011: another tool's provider has its own sampler."""
+    code = (
+        "from opentelemetry import trace; from opentelemetry.sdk.trace import TracerProvider;"
+        "trace.set_tracer_provider(TracerProvider());"
+        "import django; django.setup();"
+        "from django_otel import checks;"
+        "print([m.id + ' ' + m.msg for m in checks.check_project()])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=server_env({}), capture_output=True, text=True, timeout=60
+    )
+    assert "django_otel.W011 Sampling is to follow the admin, but another tool's tracer provider" in done.stdout
+
+
+def test_a_default_project_hears_nothing():
+    """`check` and the first `migrate` print no warning, and neither does the log."""
+    code, text = manage("check", otel={"SERVICE_NAME": "shop"})
+    assert (code, text) == (0, "System check identified no issues (0 silenced).\n")
+    code, text = manage("migrate", "-v", "0", otel={"SERVICE_NAME": "shop"}, TEST_SQLITE=":memory:")
+    assert (code, text) == (0, "")
+
+
+def test_a_default_project_hears_of_the_ratio_alone_when_deploying():
+    """What is fine while developing is said by `check --deploy`."""
+    _, text = manage("check", "--deploy", otel={"SERVICE_NAME": "shop"})
+    assert sorted(set(re.findall(r"django_otel\.\w+", text))) == ["django_otel.W006"]
+
+
+def test_a_bad_dict_stops_check_and_migrate_but_not_django():
+    """Refused through the check framework; importing the project goes on, with one error in the log."""
+    otel = {"SAMPLING": {"RATIO": 25}, "NONSENSE": 1, "METRICS_VIEW": {"TOKEN": [SECRET]}}
+    for command in (["check"], ["migrate", "-v", "0"]):
+        code, text = manage(*command, otel=otel, TEST_SQLITE=":memory:")
+        assert code == 1
+        assert "(django_otel.E001)" in text
+        assert "(django_otel.E002)" in text
+        assert SECRET not in text
+    done = subprocess.run(
+        [sys.executable, "-c", "import django; django.setup(); print('up')"],
+        cwd=ROOT, env=server_env(otel), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "up\n"
+    assert done.stderr.count("django_otel is off because settings.OTEL is faulty") == 1
+
+
+def test_nothing_is_said_when_telemetry_is_off(settings):
+    """ENABLED = False: there is nothing that could go wrong."""
+    settings.OTEL = {"ENABLED": False, "METRICS_VIEW": {"ALLOW": "all"}}
+    settings.MIDDLEWARE = []
+    assert run_all() == []
+
+
+def test_a_check_that_fails_itself_is_contained(settings, monkeypatch):
+    """The other checks still speak."""
+    settings.MIDDLEWARE = []
+    monkeypatch.setattr(checks.instrumentors, "is_django_instrumented_elsewhere", lambda: 1 / 0)
+    assert [message.id for message in checks.check_project()] == ["django_otel.W001"]
+
+
+def test_ids_are_unique_and_all_tested():
+    """Each id stands for one thing; W003 and W010 each have two ways to say it, in one function."""
+    source = (ROOT / "django_otel" / "checks.py").read_text()
+    functions = re.split(r"\ndef ", source)
+    places: dict[str, set[str]] = {}
+    for function in functions:
+        for check_id in re.findall(r'"django_otel\.([EW]\d{3})"', function):
+            places.setdefault(check_id, set()).add(function.split("(")[0])
+    assert {check_id: where for check_id, where in places.items() if len(where) > 1} == {}
+    tested = Path(__file__).read_text()
+    assert [check_id for check_id in places if check_id not in tested] == []
+
+
+def test_checks_are_registered():
+    """With the database tag for the one that asks the database, and `deploy` for the two of production."""
+    registry = django_checks.registry.registry
+    assert {checks.check_configuration, checks.check_project, checks.check_live_table} <= registry.registered_checks
+    assert checks.check_deployment in registry.deployment_checks
+    assert django_checks.Tags.database in checks.check_live_table.tags
+    assert runtime.current().problems == []
