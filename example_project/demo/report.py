@@ -86,6 +86,6 @@ def _counted(outcome: Outcome) -> tuple[str, str]:
         return str(outcome.counted), "every request that was answered"
     remark = (
         f"{abs(missing)} {'fewer' if missing > 0 else 'more'} than were answered: "
-        f"each of the {outcome.workers} workers keeps numbers of its own, and one of them answered"
+        f"each worker counts for itself, and one of the {outcome.workers} answered"
     )
     return str(outcome.counted), remark

