@@ -37,6 +37,7 @@ _CUT_MARK = "... [cut]"
 #: Nested values below this depth are redacted unseen.
 _MAX_DEPTH = 8
 _MAX_KEY_LENGTH = 256
+_MAX_PASSES = 6
 _CACHED_TEXT_LENGTH = 128
 _CACHE_ENTRIES = 4096
 
@@ -127,7 +128,7 @@ def _is_measure(words: tuple[str, ...]) -> bool:
 _PEM = re.compile(r"-----BEGIN [^-\n]{0,60}PRIVATE KEY[^-\n]{0,20}-----.*?(?:-----END [^-\n]{0,80}-----|\Z)", re.DOTALL)
 _URL_RUN = re.compile(r"://\S++")
 _AUTHORITY_END = re.compile(r"""[/?#"'<>\\`]""")
-_PORT = re.compile(r"[0-9]{0,5}[).,;:\]}]*")
+_PORT = re.compile(r"(?:[0-9]{0,5}|\[redacted\])[).,;:\]}]*")
 # base64url of '{"': a JWT, and what django.core.signing makes. Possessive, so a failure is at most eight characters.
 _JWT = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}+(?:[.:][A-Za-z0-9_\-=]++)*+")
 _KNOWN_TOKENS = re.compile(
@@ -619,6 +620,15 @@ class Scrubber:
         return text if known == text else known
 
     def _text_uncached(self, text: str, query: bool) -> str:
+        once = self._pass(text, query)
+        # What one rule leaves may look new to another. Only a text with a secret in it is passed again.
+        for _ in range(_MAX_PASSES - 1):
+            if once is text:
+                break
+            text, once = once, self._pass(once, query)
+        return once
+
+    def _pass(self, text: str, query: bool) -> str:
         original = text
         if len(text) > MAX_TEXT_LENGTH and not text.endswith(_CUT_MARK):
             text = text[:MAX_TEXT_LENGTH] + _CUT_MARK
