@@ -25,6 +25,8 @@ from django_otel.core import guard, pipelines, sdk_compat
 from django_otel.core.cells import CellStore, Counter
 from django_otel.core.config import Config, ConfigError, Problem
 from django_otel.core.families import Family
+from django_otel.core.ids import OwnRandomIdGenerator
+from django_otel.core.observation import SpanBudget
 from django_otel.core.propagation import SwitchPropagator
 from django_otel.core.sampling import LiveSampler, Policy
 from django_otel.core.scrub import Scrubber
@@ -59,7 +61,6 @@ class Runtime:
         self.sampler = LiveSampler(Policy(1.0, "default"))
         self.tracer_provider: trace.TracerProvider | None = None
         self.meter_provider: MeterProvider | None = None
-        self.logger_provider: Any = None
         self.scrubber = Scrubber()
         #: Whether the spans go through a provider that another tool has installed.
         self.is_foreign = False
@@ -68,6 +69,11 @@ class Runtime:
         #: Grows with every (re)start; whoever keeps something derived from the settings compares it.
         self.generation = 0
         self.started_at_s = 0.0
+
+    @property
+    def logger_provider(self) -> Any:
+        """The logger provider in use, built when it is first asked for; None when no logs are exported."""
+        return _logger_provider()
 
 
 _current = Runtime()
@@ -88,7 +94,10 @@ _hooks_registered = False
 _own_tracer_provider: Any = None
 _own_meter_provider: Any = None
 _own_logger_provider: Any = None
+_chosen_logger_provider: Any = None
+_logs_generation = -1
 _limits: Any = None
+_ids = OwnRandomIdGenerator()
 _switch = pipelines.SwitchProcessor()
 _log_switch: SwitchLogProcessor | None = None
 _propagator = SwitchPropagator()
@@ -188,6 +197,9 @@ def _start(config: Config) -> None:
     runtime.scrubber = _build_scrubber(config)
     runtime.resource = pipelines.build_resource(config)
     runtime.sampler.rebase(Policy(config.sampling.ratio, config.sources.get("SAMPLING.RATIO", "default").split(" ")[0]))
+    runtime.sampler.budget = SpanBudget(
+        config.traces.limits.spans_per_trace, lambda: _count_drop(1, "trace_limit", "traces")
+    ).take
     store.configure(
         cardinality_limit=config.metrics.cardinality_limit,
         buckets=config.metrics.buckets,
@@ -273,15 +285,13 @@ def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:
     else:
         if _own_tracer_provider is None:
             from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-
             _limits = pipelines.build_span_limits()
             _own_tracer_provider = TracerProvider(
                 sampler=runtime.sampler,
                 resource=runtime.resource,
                 # Ours is one budget for all signals, see _at_exit.
                 shutdown_on_exit=False,
-                id_generator=RandomIdGenerator(),
+                id_generator=_ids,
                 span_limits=_limits,
             )
             _own_tracer_provider.add_span_processor(_switch)
@@ -344,23 +354,47 @@ def _switch_registry(config: Config) -> None:
 
 
 def _start_logs(config: Config) -> None:
-    global _own_logger_provider, _log_switch
+    """Look whether logs can be exported; the provider is built by the first record, see `_logger_provider`."""
+    global _logs_generation
+    if not _is_quiet():
+        for name in config.logs.exporters:
+            pipelines.check_installed(name, "logs")
+    _logs_generation = -1
+    if _log_switch is not None:
+        _log_switch.parts = ()
+
+
+def _logger_provider() -> Any:
+    """The logger provider of now; None when no logs are exported.
+
+    Built late, because importing the SDK's logs starts a thread (it runs
+    resource detectors in a pool), and `ready()` must not.
+    """
+    global _logs_generation
     runtime = _current
-    if not config.logs.exporters and not _is_testing:
-        if _log_switch is not None:
-            _log_switch.parts = ()
-        runtime.logger_provider = _own_logger_provider
+    if not runtime.enabled or not (runtime.config.logs.exporters or _is_testing):
+        return None
+    if _logs_generation != runtime.generation:
+        with _lock:
+            if _logs_generation != runtime.generation:
+                _build_logger_provider(runtime)
+                _logs_generation = runtime.generation
+    return _chosen_logger_provider
+
+
+def _build_logger_provider(runtime: Runtime) -> None:
+    global _own_logger_provider, _chosen_logger_provider, _log_switch
+    config = runtime.config
+    installed = sdk_compat.global_logger_provider()
+    foreign = installed if installed is not None and installed is not _own_logger_provider else None
+    if config.providers == "auto" and foreign is not None:
+        _chosen_logger_provider = foreign
         return
     from opentelemetry import _logs
     from opentelemetry.sdk._logs import LoggerProvider
 
     from django_otel.core.log_pipeline import MemoryLogProcessor, SwitchLogProcessor
 
-    installed = sdk_compat.global_logger_provider()
-    foreign = installed if installed is not None and installed is not _own_logger_provider else None
-    if config.providers == "auto" and foreign is not None:
-        runtime.logger_provider = foreign
-        return
     if _own_logger_provider is None:
         _log_switch = SwitchLogProcessor()
         _own_logger_provider = LoggerProvider(resource=runtime.resource, shutdown_on_exit=False)
@@ -378,7 +412,7 @@ def _start_logs(config: Config) -> None:
         _log_switch.parts = pipelines.build_log_processors(
             config, runtime.scrubber, _count_drop, _count_failure, lambda: _current.resource
         )
-    runtime.logger_provider = _own_logger_provider
+    _chosen_logger_provider = _own_logger_provider
 
 
 def restart() -> None:
@@ -470,6 +504,7 @@ def _after_fork() -> None:
     global _lock
     _lock = threading.RLock()
     with guard.contained("starting anew after a fork"):
+        _ids.after_fork()
         _current.resource = pipelines.build_resource(_current.config)
         _current.started_at_s = time.time()
         for provider in (_own_tracer_provider, _own_meter_provider, _own_logger_provider):

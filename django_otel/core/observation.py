@@ -8,6 +8,7 @@ same for all requests of one (method, route, status, ...) was looked up once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fnmatch
 import ipaddress
 import re
@@ -48,6 +49,41 @@ def current() -> Observation | None:
     return _current.get()
 
 
+class SpanBudget:
+    """Most spans recorded in one trace by this process: per request, or per trace id outside of one.
+
+    `on_drop()` is called for each span above the limit.
+    """
+
+    #: Traces outside of requests that are counted at a time; the oldest is forgotten.
+    MAX_TRACES = 1000
+
+    def __init__(self, limit: int, on_drop: Callable[[], None]) -> None:
+        self._limit = limit
+        self._on_drop = on_drop
+        self._counts: dict[int, int] = {}
+
+    def take(self, trace_id: int) -> bool:
+        """Whether one more span of this trace may be recorded."""
+        observation = _current.get()
+        if observation is not None:
+            if observation.is_span_discarded:
+                return False
+            observation.spans += 1
+            taken = observation.spans
+        else:
+            # The root was the first; a race between threads of one trace may let a span too many through.
+            taken = self._counts.pop(trace_id, 1) + 1
+            self._counts[trace_id] = taken
+            if len(self._counts) > self.MAX_TRACES:
+                with contextlib.suppress(KeyError, StopIteration, RuntimeError):
+                    del self._counts[next(iter(self._counts))]
+        if taken <= self._limit:
+            return True
+        self._on_drop()
+        return False
+
+
 class Observation:
     """One request under way. `queries` is counted up by the database layer."""
 
@@ -59,6 +95,7 @@ class Observation:
         "is_discarded",
         "is_finished",
         "is_joined",
+        "is_span_discarded",
         "method",
         "no_store",
         "observer",
@@ -81,11 +118,12 @@ class Observation:
         self.span: trace.Span = trace.INVALID_SPAN
         self.queries = 0
         #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
-        self.spans = 0
+        self.spans = 1
         self.exception: BaseException | None = None
         #: Whether the span belongs to another tool, which ends it.
         self.is_joined = False
         self.is_discarded = False
+        self.is_span_discarded = False
         self.is_finished = False
         #: Whether the page shows trace ids and so must not be cached.
         self.no_store = False
@@ -97,8 +135,9 @@ class Observation:
         self.is_discarded = True
 
     def discard_span(self) -> None:
-        """No span for this request; its metrics still count."""
+        """No span for this request, nor further ones in it; its metrics still count."""
         if not self.is_joined:
+            self.is_span_discarded = True
             self.span = trace.INVALID_SPAN
 
     def attach(self, context: Context) -> None:

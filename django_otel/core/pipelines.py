@@ -343,7 +343,7 @@ class LazyExporter:
         return True
 
 
-def _check_installed(kind: str, signal: str) -> None:
+def check_installed(kind: str, signal: str) -> None:
     """Find a missing exporter package without importing it. Errors: `ConfigError` (E004)."""
     if kind not in ("otlp", "otlp-grpc"):
         return
@@ -362,7 +362,7 @@ def build_span_processors(
     processors: list[SpanProcessor] = []
     for name in config.traces.exporters:
         if name in ("otlp", "otlp-grpc"):
-            _check_installed(name, "traces")
+            check_installed(name, "traces")
             lazy = LazyExporter(lambda name=name: build_otlp_exporter(name, "traces", config))  # type: ignore[misc]
             exporter = cast(SpanExporter, lazy)
             processors.append(SpanBatchProcessor(exporter, clean, config, on_drop, on_failure))
@@ -510,7 +510,7 @@ def build_metric_exporters(config: Config) -> list[Any]:
     exporters: list[Any] = []
     for name in config.metrics.exporters:
         if name in ("otlp", "otlp-grpc"):
-            _check_installed(name, "metrics")
+            check_installed(name, "metrics")
             exporters.append(LazyExporter(lambda name=name: build_otlp_exporter(name, "metrics", config)))  # type: ignore[misc]
         elif name == "console":
             from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
@@ -540,7 +540,7 @@ def build_log_processors(
             exporter: Any = exporter_class()
             delay_s = _CONSOLE_DELAY_S
         else:
-            _check_installed(name, "logs")
+            check_installed(name, "logs")
             exporter = LazyExporter(lambda name=name: build_otlp_exporter(name, "logs", config))  # type: ignore[misc]
             delay_s = config.traces.batch.delay_s
         processors.append(

@@ -7,7 +7,7 @@ would not reach them; a new policy in the old sampler does.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from opentelemetry.context import Context, create_key, get_current, set_value
@@ -70,6 +70,8 @@ class LiveSampler(Sampler):
 
     def __init__(self, base: Policy) -> None:
         self._live: Policy | None = None
+        #: Asked for each further span of a recorded local trace; False drops it (LIMITS.SPANS_PER_TRACE).
+        self.budget: Callable[[int], bool] | None = None
         self.rebase(base)
 
     @property
@@ -139,6 +141,8 @@ class LiveSampler(Sampler):
             sampled = False
         elif has_parent:
             sampled = parent.trace_flags.sampled
+            if sampled and self.budget is not None and not parent.is_remote:
+                sampled = self.budget(trace_id)
         else:
             sampled = self.decide(trace_id)
 
