@@ -19,8 +19,9 @@ What counts as an event:
 - `updated`: a save that updated a row.
 - `transitions`: a save that wrote another value of the field than the one last
   loaded or saved through this instance. If none is known (the field was
-  deferred, or assigned without loading; an expression such as `F()`), there is
-  nothing to compare with and no event; nothing is ever queried.
+  deferred, or assigned without loading; the result of an expression such as
+  `F()` before Django 6.0), there is nothing to compare with and no event;
+  nothing is ever queried.
 - `deleted`: a deletion through Django's Collector. Only this key connects the
   delete signals, because with them Django loads what it deletes.
 - A save that fails is no event. Its span, which already has the SQL inside it,

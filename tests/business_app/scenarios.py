@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 from django.db import DatabaseError, Error, IntegrityError, connections, transaction
+from django.db.models.signals import pre_save
 from django.test import TestCase, TransactionTestCase
 from opentelemetry import trace
 
@@ -20,6 +21,10 @@ from django_otel import api, business, model_events, transactions
 from django_otel.signals import business_event
 from tests.business_app.models import Customer, Order, RushOrder
 from tests.business_app.support import ORDER_EVENTS, business_spans, is_hooked
+
+
+#: Renamed in Django 6.1.
+create_savepoint = getattr(transaction, "savepoint_create", None) or transaction.savepoint
 
 
 class Undo(Exception):
@@ -198,7 +203,7 @@ class Scenarios:
         """on_commit would still run; the row is gone."""
         with self.atomic():
             self.place(1)
-            sid = transaction.savepoint(using=self.using)
+            sid = create_savepoint(using=self.using)
             self.place(2)
             transaction.savepoint_rollback(sid, using=self.using)
             self.place(3)
@@ -211,7 +216,7 @@ class Scenarios:
     def test_a_manual_savepoint_released(self, otel_spans):
         """It follows the transaction."""
         with self.atomic():
-            sid = transaction.savepoint(using=self.using)
+            sid = create_savepoint(using=self.using)
             self.place(1)
             transaction.savepoint_commit(sid, using=self.using)
             assert business_spans(otel_spans) == []
@@ -220,9 +225,9 @@ class Scenarios:
     def test_a_rollback_to_an_earlier_savepoint_undoes_later_ones(self, otel_spans):
         """SQL forgets the savepoints after it."""
         with self.atomic():
-            first = transaction.savepoint(using=self.using)
+            first = create_savepoint(using=self.using)
             self.place(1)
-            transaction.savepoint(using=self.using)
+            create_savepoint(using=self.using)
             self.place(2)
             transaction.savepoint_rollback(first, using=self.using)
         assert [outcome for _, outcome in business_spans(otel_spans)] == ["rolled_back", "rolled_back"]
@@ -231,7 +236,7 @@ class Scenarios:
         """Django ignores them in autocommit; so do we, with our wrappers on."""
         with self.atomic():
             self.place(1)
-        sid = transaction.savepoint(using=self.using)
+        sid = create_savepoint(using=self.using)
         self.place(2)
         transaction.savepoint_rollback(sid, using=self.using)
         transaction.savepoint_commit(sid, using=self.using)
@@ -749,6 +754,37 @@ class Scenarios:
             thread.join(20)
             assert settled == [[]]
         assert business_spans(otel_spans) == [("order.placed", "committed")]
+
+    def test_threads_do_not_see_each_others_saves(self, otel_spans):
+        """What is current belongs to a thread: two saves under way at once keep their own parents."""
+        barrier = threading.Barrier(2, timeout=10)
+        errors = []
+
+        def pause(**kwargs):
+            barrier.wait()
+
+        def work(number):
+            try:
+                with api.span(f"thread {number}"):
+                    self.place(number)
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                connections[self.using].close()
+
+        pre_save.connect(pause, sender=Order)
+        try:
+            threads = [threading.Thread(target=work, args=(number,)) for number in (1, 2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(20)
+        finally:
+            pre_save.disconnect(pause, sender=Order)
+        assert errors == []
+        for span in otel_spans.named("order.placed"):
+            parent = otel_spans.one(f"thread {span.attributes['business.number']}")
+            assert span.parent.span_id == parent.context.span_id
 
 
 def outcome(span):
