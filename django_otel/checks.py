@@ -17,7 +17,7 @@ from django.core.checks import register as register_check
 from django.db import connections
 from django.utils.module_loading import import_string
 
-from django_otel import conf, instrumentors, runtime
+from django_otel import business, conf, instrumentors, runtime
 from django_otel.core import guard
 from django_otel.core.config import Config, ConfigError, Problem, parse
 from django_otel.core.observation import DENIED_HEADER
@@ -41,13 +41,14 @@ def register() -> None:
 
 
 def check_configuration(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
-    """E001, E002, E003, E004: what `settings.OTEL` says cannot be done."""
+    """E001, E002, E003, E004, E005: what `settings.OTEL`, or a registration of business events, says cannot be done."""
     problems = list(conf.get_problems())
     if not problems:
         problems = list(_find_missing(conf.get_config()))
         known = {problem.id for problem in problems}
         # What only showed when the providers were built, such as an exporter factory that raises.
         problems += [problem for problem in runtime.current().problems if problem.id not in known]
+        problems += business.problems(conf.get_config())
     return [_build_error(problem) for problem in problems]
 
 

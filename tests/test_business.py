@@ -1436,6 +1436,20 @@ def test_problems_of_settings_name_the_setting():
     ]
 
 
+def test_problems_are_errors_of_the_system_check(registered):
+    """manage.py check refuses, with the id, the place and the nearest name."""
+    from django.core import checks
+
+    registered(Order, attributes=["totl"])
+    with override_settings(OTEL={"BUSINESS": {"shop.Order": {"created": "x"}}}):
+        found = [message for message in checks.run_checks(tags=["django_otel"]) if message.is_serious()]
+    assert [(message.id, message.level) for message in found] == [
+        ("django_otel.E001", checks.ERROR),
+        ("django_otel.E002", checks.ERROR),
+    ]
+    assert "Did you mean 'total'?" in found[1].hint
+
+
 def test_registering_a_model_twice_is_told_and_the_first_holds(registered, otel_spans):
     """Two places that do not know each other."""
     registered(Order, created="first")

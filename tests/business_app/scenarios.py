@@ -22,7 +22,6 @@ from django_otel.signals import business_event
 from tests.business_app.models import Customer, Order, RushOrder
 from tests.business_app.support import ORDER_EVENTS, business_spans, is_hooked
 
-
 #: Renamed in Django 6.1.
 create_savepoint = getattr(transaction, "savepoint_create", None) or transaction.savepoint
 
