@@ -135,6 +135,14 @@ def test_sales_are_streamed_without_who_bought(client: Client, gateway: str) -> 
     assert "example.com" not in text
 
 
+async def test_sales_are_streamed_under_asgi_too(async_client: AsyncClient, otel_spans) -> None:
+    answer = await async_client.get("/sales.csv")
+    text = b"".join([part async for part in answer]).decode()
+    await sync_to_async(connections.close_all)()
+    assert text.startswith("order,placed at,")
+    assert otel_spans.one("GET /sales.csv").attributes["http.response.status_code"] == 200
+
+
 def test_the_slow_page_counts_every_shelf(client: Client, otel_spans, otel_metrics) -> None:
     assert "Pieces" in client.get("/slow/").content.decode()
     shelves = [span.attributes["shelf"] for span in otel_spans.named("warehouse.count")]
