@@ -89,6 +89,9 @@ _is_testing = False
 _testing_spans: list[Any] = []
 _testing_logs: list[Any] = []
 _hooks_registered = False
+_pid = os.getpid()
+#: What `threading.Lock` was when the locks were made; gevent puts another in its place.
+_lock_type = threading.Lock
 
 # Ours, made once and kept: whoever asked for a tracer, meter or logger goes on using it.
 _own_tracer_provider: Any = None
@@ -224,11 +227,22 @@ def _start(config: Config) -> None:
         "django_otel.sampling.ratio", runtime.sampler.ratio_now, "1", "Share of new traces that is recorded."
     )
     ratio.cache_s = 0.0
+    logging.getLogger("opentelemetry.attributes").addFilter(_no_truncation_notes)
     # After the providers were made: their own fork hooks, which touch the resource, must run before ours.
     _register_hooks()
     store.on_measurement = join
     store.joined = False
     runtime.started = True
+
+
+class _NoTruncationNotes(logging.Filter):
+    """Cutting a long attribute is what LIMITS.ATTRIBUTE_LENGTH asks for; a line per cut would fill the log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "truncating" not in str(record.msg)
+
+
+_no_truncation_notes = _NoTruncationNotes()
 
 
 def _is_quiet() -> bool:
@@ -346,7 +360,7 @@ def _switch_registry(config: Config) -> None:
     if "prometheus-registry" in config.metrics.exporters and not _current.is_skipped:
         from django_otel.core.registry import start_registry
 
-        start_registry(collect)
+        start_registry(collect, lambda: _current.resource.attributes)
     elif "django_otel.core.registry" in sys.modules:
         from django_otel.core.registry import stop_registry
 
@@ -436,12 +450,15 @@ def stop(budget_s: float = SHUTDOWN_BUDGET_S) -> bool:
 
 
 def _stop_parts(budget_s: float = SHUTDOWN_BUDGET_S) -> bool:
-    parts: list[Any] = list(_switch.parts)
-    if _log_switch is not None:
-        parts += _log_switch.parts
+    parts = _processors()
     if _pump is not None:
         parts.append(_pump)
     return pipelines.shut_down(parts, budget_s)
+
+
+def _processors() -> list[Any]:
+    """What spans and log records are handed to, in force now."""
+    return [*_switch.parts, *(_log_switch.parts if _log_switch is not None else ())]
 
 
 def _at_exit() -> None:
@@ -453,10 +470,7 @@ def flush(timeout_s: float = SHUTDOWN_BUDGET_S) -> bool:
     """Export what is finished now; whether that was done within `timeout_s` seconds."""
     deadline_s = time.monotonic() + timeout_s
     done = True
-    parts: list[Any] = list(_switch.parts)
-    if _log_switch is not None:
-        parts += _log_switch.parts
-    for part in parts:
+    for part in _processors():
         left_s = max(0.0, deadline_s - time.monotonic())
         done = part.force_flush(int(left_s * 1000)) is not False and done
     if _pump is not None:
@@ -476,6 +490,8 @@ def join() -> None:
     if not apps.ready:
         # Something was counted while Django is still loading; the next measurement will do.
         return
+    _notice_fork()
+    _notice_patch()
     with _lock:
         if store.joined or not _current.enabled:
             return
@@ -500,9 +516,34 @@ def _register_hooks() -> None:
         os.register_at_fork(after_in_child=_after_fork)
 
 
-def _after_fork() -> None:
-    global _lock
+def _notice_fork() -> None:
+    """In a child whose fork ran none of Python's hooks (uWSGI's own): do now what they would have done."""
+    if _pid != os.getpid():
+        store.clear()
+        _after_fork()
+
+
+def _notice_patch() -> None:
+    """Make our locks anew if gevent has patched `threading` since (gunicorn's --preload with gevent workers).
+
+    All greenlets share one thread: a lock of the system's that is held over a
+    switch, say during an export, would stop them all for ever.
+    """
+    global _lock, _lock_type
+    if threading.Lock is _lock_type:
+        return
+    _lock_type = threading.Lock
     _lock = threading.RLock()
+    with guard.contained("making locks anew after a monkey-patch"):
+        for part in (*_processors(), _pump, _sdk_metrics):
+            if hasattr(part, "renew_locks"):
+                part.renew_locks()
+
+
+def _after_fork() -> None:
+    global _lock, _pid
+    _lock = threading.RLock()
+    _pid = os.getpid()
     with guard.contained("starting anew after a fork"):
         _ids.after_fork()
         _current.resource = pipelines.build_resource(_current.config)
@@ -510,18 +551,9 @@ def _after_fork() -> None:
         for provider in (_own_tracer_provider, _own_meter_provider, _own_logger_provider):
             if provider is not None:
                 sdk_compat.set_resource(provider, _current.resource)
-        parts: list[Any] = list(_switch.parts)
-        if _log_switch is not None:
-            parts += _log_switch.parts
-        for part in parts:
-            worker = getattr(part, "worker", None)
-            if worker is not None:
-                worker.after_fork()
-            exporter = getattr(part, "_exporter", None)
-            if isinstance(exporter, pipelines.LazyExporter):
-                exporter.after_fork()
-            if isinstance(part, pipelines.MemorySpanProcessor):
-                part.spans.clear()
+        for part in _processors():
+            if hasattr(part, "after_fork"):
+                part.after_fork()
         if _pump is not None:
             _pump.after_fork()
         if _sdk_metrics is not None:

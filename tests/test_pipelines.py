@@ -476,6 +476,13 @@ def test_limits_of_the_settings_hold_for_tracers_that_exist(otel_spans):
     assert {len(value) for value in found.attributes.values() if isinstance(value, str)} <= {3}
 
 
+def test_a_long_attribute_is_cut_without_a_line_in_the_log(otel_spans, caplog):
+    with django_otel.span("long", text="x" * 10_000):
+        pass
+    assert len(otel_spans.one("long").attributes["text"]) == 4096
+    assert not caplog.records
+
+
 def test_a_trace_records_no_more_spans_than_its_limit(client, otel_spans, otel_metrics):
     with override_settings(OTEL={"TRACES": {"LIMITS": {"SPANS_PER_TRACE": 3}}}):
         client.get("/stream/").getvalue()

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from opentelemetry import context as otel_context
 
@@ -70,6 +70,12 @@ class BatchWorker(Generic[T]):
     def after_fork(self) -> None:
         """In the child: what is queued belongs to the parent, and its thread does not exist here."""
         self._reset()
+
+    def renew_locks(self) -> None:
+        """Make the locks anew, of what `threading` gives now; only before the thread has started."""
+        if self._thread is None:
+            self._start_lock = threading.Lock()
+            self._wake = threading.Event()
 
     def put(self, item: T) -> None:
         """Queue an item; never blocks on the exporter."""
@@ -171,3 +177,37 @@ class BatchWorker(Generic[T]):
             self._queue.clear()
             self._on_drop(left, "shutdown")
         return not left and self._idle.is_set()
+
+
+class WorkerOwner:
+    """The end of a processor that hands its items to a `BatchWorker`."""
+
+    worker: BatchWorker[Any]
+    exporter: Any
+
+    def shutdown(self) -> None:
+        """Take no more items; `finish_shutdown` waits for what is left."""
+        self.worker.start_shutdown()
+
+    def finish_shutdown(self, timeout_s: float) -> bool:
+        """Wait for the exporting thread, `timeout_s` seconds at most; whether everything was exported."""
+        done = self.worker.finish_shutdown(timeout_s)
+        # Ends the waiting between retries of an export that is still under way.
+        self.exporter.shutdown()
+        return done
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Export what is queued now; whether that was done in time."""
+        return self.worker.flush(timeout_millis / 1000)
+
+    def after_fork(self) -> None:
+        """In the child: the queue, the thread and the connection are the parent's."""
+        self.worker.after_fork()
+        if hasattr(self.exporter, "after_fork"):
+            self.exporter.after_fork()
+
+    def renew_locks(self) -> None:
+        """Make the locks anew, of what `threading` gives now."""
+        self.worker.renew_locks()
+        if hasattr(self.exporter, "renew_locks"):
+            self.exporter.renew_locks()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
 from opentelemetry.sdk.resources import Resource
 
-from django_otel.core.batch import BatchWorker
+from django_otel.core.batch import BatchWorker, WorkerOwner
 from django_otel.core.config import Config
 from django_otel.core.scrub import Scrubber
 
@@ -38,7 +38,7 @@ def _readable(record: ReadWriteLogRecord, resource: Resource) -> ReadableLogReco
     return ReadableLogRecord(record.log_record, resource, record.instrumentation_scope, record.limits)
 
 
-class LogBatchProcessor(LogRecordProcessor):
+class LogBatchProcessor(WorkerOwner, LogRecordProcessor):
     """Log records to an exporter in batches; each is scrubbed on the way, in the exporting thread."""
 
     def __init__(
@@ -52,7 +52,7 @@ class LogBatchProcessor(LogRecordProcessor):
         *,
         delay_s: float,
     ) -> None:
-        self._exporter = exporter
+        self.exporter = exporter
         self._scrubber = scrubber
         self._resource = resource
         batch = config.traces.batch
@@ -67,23 +67,11 @@ class LogBatchProcessor(LogRecordProcessor):
         )
 
     def _export(self, records: list[ReadableLogRecord]) -> bool:
-        result: Any = self._exporter.export([self._scrubber.log_record(record) for record in records])
+        result: Any = self.exporter.export([self._scrubber.log_record(record) for record in records])
         return bool(result.name == "SUCCESS")
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
         self.worker.put(_readable(log_record, self._resource()))
-
-    def shutdown(self) -> None:
-        self.worker.start_shutdown()
-
-    def finish_shutdown(self, timeout_s: float) -> bool:
-        """Wait for the exporting thread, `timeout_s` seconds at most; whether everything was exported."""
-        done = self.worker.finish_shutdown(timeout_s)
-        self._exporter.shutdown()
-        return done
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return self.worker.flush(timeout_millis / 1000)
 
 
 class MemoryLogProcessor(LogRecordProcessor):

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcesso
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from django_otel.core import guard
-from django_otel.core.batch import BatchWorker
+from django_otel.core.batch import BatchWorker, WorkerOwner
 from django_otel.core.config import Config, ConfigError, Problem
 from django_otel.core.families import Family
 from django_otel.core.propagation import BaggagePropagator, TraceContextPropagator
@@ -42,7 +42,6 @@ DropCounter = Callable[[int, str, str], None]
 FailureCounter = Callable[[str], None]
 
 _CONSOLE_DELAY_S = 0.2
-_METRICS_HTTP_PATH = "/v1/metrics"
 _DEFAULT_HTTP_ENDPOINT = "http://localhost:4318"
 _DEFAULT_GRPC_ENDPOINT = "http://localhost:4317"
 
@@ -124,7 +123,7 @@ class SwitchProcessor(SpanProcessor):
         return all([part.force_flush(timeout_millis) for part in self.parts])
 
 
-class SpanBatchProcessor(SpanProcessor):
+class SpanBatchProcessor(WorkerOwner, SpanProcessor):
     """Sampled spans to an exporter in batches; each is scrubbed on the way, in the exporting thread."""
 
     def __init__(
@@ -137,7 +136,7 @@ class SpanBatchProcessor(SpanProcessor):
         *,
         delay_s: float | None = None,
     ) -> None:
-        self._exporter = exporter
+        self.exporter = exporter
         self._clean = clean
         batch = config.traces.batch
         self.worker: BatchWorker[ReadableSpan] = BatchWorker(
@@ -151,23 +150,11 @@ class SpanBatchProcessor(SpanProcessor):
         )
 
     def _export(self, spans: list[ReadableSpan]) -> bool:
-        return self._exporter.export([self._clean(span) for span in spans]) is SpanExportResult.SUCCESS
+        return self.exporter.export([self._clean(span) for span in spans]) is SpanExportResult.SUCCESS
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is not None and span.context.trace_flags.sampled:
             self.worker.put(span)
-
-    def shutdown(self) -> None:
-        self.worker.start_shutdown()
-
-    def finish_shutdown(self, timeout_s: float) -> bool:
-        done = self.worker.finish_shutdown(timeout_s)
-        # Ends the waiting between retries of an export that is still under way.
-        self._exporter.shutdown()
-        return done
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return self.worker.flush(timeout_millis / 1000)
 
 
 class CleanProcessor(SpanProcessor):
@@ -208,6 +195,10 @@ class MemorySpanProcessor(SpanProcessor):
             self.spans.append(self._clean(span))
             if len(self.spans) > self.MAX_SPANS:
                 del self.spans[: self.MAX_SPANS // 10]
+
+    def after_fork(self) -> None:
+        """In the child: what is kept was recorded by the parent."""
+        self.spans.clear()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return True
@@ -333,6 +324,11 @@ class LazyExporter:
         self._lock = threading.Lock()
         self._inner = None
 
+    def renew_locks(self) -> None:
+        """Make the lock anew, of what `threading` gives now; only before the first batch."""
+        if self._inner is None:
+            self._lock = threading.Lock()
+
     def shutdown(self, *args: Any, **kwargs: Any) -> None:
         inner = self._inner
         if inner is not None and not self._is_shut_down:
@@ -442,6 +438,14 @@ class MetricsPump:
         for exporter in self._exporters:
             if isinstance(exporter, LazyExporter):
                 exporter.after_fork()
+
+    def renew_locks(self) -> None:
+        """Make the locks anew, of what `threading` gives now; only before the thread has started."""
+        if self._thread is None:
+            self._reset()
+            for exporter in self._exporters:
+                if isinstance(exporter, LazyExporter):
+                    exporter.renew_locks()
 
     def start(self) -> None:
         """Start the thread if there is none; idempotent."""
@@ -572,10 +576,6 @@ def build_propagators(config: Config) -> tuple[TextMapPropagator, ...]:
 
 
 # --- The end. ---
-
-
-class Stoppable:
-    """Anything with `start_shutdown` and `finish_shutdown(timeout_s)`."""
 
 
 def shut_down(parts: Sequence[Any], budget_s: float) -> bool:
