@@ -198,7 +198,7 @@ def _start(config: Config) -> None:
     runtime.is_skipped = command_name() in config.skip_commands
     runtime.started_at_s = time.time()
     runtime.scrubber = _build_scrubber(config)
-    runtime.resource = pipelines.build_resource(config)
+    runtime.resource = pipelines.build_resource(config, runtime.scrubber.attributes)
     runtime.sampler.rebase(Policy(config.sampling.ratio, config.sources.get("SAMPLING.RATIO", "default").split(" ")[0]))
     runtime.sampler.budget = SpanBudget(
         config.traces.limits.spans_per_trace, lambda: _count_drop(1, "trace_limit", "traces")
@@ -334,6 +334,8 @@ def _start_metrics(config: Config, exporters: list[Any]) -> None:
             metrics.set_meter_provider(_own_meter_provider)
         sdk_compat.set_resource(_own_meter_provider, runtime.resource)
         runtime.meter_provider = _own_meter_provider
+    if _sdk_metrics is not None:
+        _sdk_metrics.scrub = runtime.scrubber.labels
     _pump = pipelines.MetricsPump(exporters, collect, lambda: _current.resource, config, _count_failure)
     _switch_registry(config)
 
@@ -546,7 +548,7 @@ def _after_fork() -> None:
     _pid = os.getpid()
     with guard.contained("starting anew after a fork"):
         _ids.after_fork()
-        _current.resource = pipelines.build_resource(_current.config)
+        _current.resource = pipelines.build_resource(_current.config, _current.scrubber.attributes)
         _current.started_at_s = time.time()
         for provider in (_own_tracer_provider, _own_meter_provider, _own_logger_provider):
             if provider is not None:
