@@ -55,6 +55,11 @@ async def async_ids(request, number):
     return JsonResponse({"ids": [before, inner, django_otel.current_trace_id()]})
 
 
+async def async_slow(request):
+    await asyncio.sleep(30)
+    return HttpResponse("late")
+
+
 def big(request):
     """More than the socket buffers take, so that a client that goes away is noticed."""
 
@@ -153,6 +158,7 @@ urlpatterns = [
     path("stream/<int:number>/", stream),
     path("async-stream/<int:number>/", async_stream),
     path("async-ids/<int:number>/", async_ids),
+    path("async-slow/", async_slow),
     path("big/", big),
     path("fine/", fine),
     path("fine/<str:token>/", fine),
