@@ -130,8 +130,8 @@ class _SyncStream:
     """
 
     def __init__(self, chunks: Iterator[bytes], observation: Observation, response: HttpResponseBase) -> None:
-        self._chunks = iter(chunks)
         self._observation = observation
+        self._chunks = iter(chunks)
         self._response: HttpResponseBase | None = response
         self._context = contextvars.copy_context()
         self._size_bytes = 0
@@ -155,6 +155,11 @@ class _SyncStream:
         """The response was closed: whatever was sent by now is all."""
         self._finish()
 
+    def __del__(self) -> None:
+        # Somebody threw the response away without closing it.
+        if not self._observation.is_finished:
+            self._finish()
+
     def _finish(self, error: BaseException | None = None) -> None:
         observation = self._observation
         if error is not None:
@@ -168,9 +173,8 @@ class _AsyncStream:
     """The same for an async iterator: attached and detached around each chunk, never across a yield."""
 
     def __init__(self, chunks: AsyncIterator[bytes], observation: Observation, response: HttpResponseBase) -> None:
-        self._source = chunks
-        self._chunks = aiter(chunks)
         self._observation = observation
+        self._chunks = aiter(chunks)
         self._response: HttpResponseBase | None = response
         self._otel_context = otel_context.get_current()
         self._size_bytes = 0
@@ -206,6 +210,11 @@ class _AsyncStream:
     def close(self) -> None:
         """The response was closed: whatever was sent by now is all."""
         self._finish()
+
+    def __del__(self) -> None:
+        # Somebody threw the response away without closing it.
+        if not self._observation.is_finished:
+            self._finish()
 
     def _finish(self, error: BaseException | None = None) -> None:
         observation = self._observation

@@ -189,7 +189,8 @@ def test_error_that_the_test_client_raises_again(otel_spans):
 
 
 @pytest.mark.parametrize(
-    ("code", "is_error"), [(200, False), (302, False), (400, False), (404, False), (499, False), (500, True), (503, True)]
+    ("code", "is_error"),
+    [(200, False), (302, False), (400, False), (404, False), (499, False), (500, True), (503, True)],
 )
 def test_status_codes(otel_spans, otel_metrics, code, is_error):
     """Semantic conventions, "HTTP server span status": 4xx is the client's fault, 5xx ours."""
@@ -432,7 +433,9 @@ def test_response_headers(otel_spans):
     span = only(otel_spans)
     found = {key: value for key, value in span.attributes.items() if key.startswith("http.response.header")}
     assert found["http.response.header.custom-test-header-1"] == ("test-header-value-1",)
-    assert found["http.response.header.my-custom-regex-header-1"] == ("my-custom-regex-value-1,my-custom-regex-value-2",)
+    assert found["http.response.header.my-custom-regex-header-1"] == (
+        "my-custom-regex-value-1,my-custom-regex-value-2",
+    )
     assert "my-secret-value" not in str(dict(span.attributes))
     assert "my-cookie-value" not in str(dict(span.attributes))
 
@@ -468,7 +471,9 @@ def test_an_instrumentor_started_by_the_project_makes_the_span_and_ours_joins(re
     with services.serve("gunicorn", otel, arguments=("--config", str(config))) as server:
         for _ in range(3):
             assert server.get("/orders/5/?token=hunter2")[0] == 200
-        services.wait_until(lambda: sum(span.name == "order.load" for _, span in receiver.spans()) == 3, what="the spans")
+        services.wait_until(
+            lambda: sum(span.name == "order.load" for _, span in receiver.spans()) == 3, what="the spans"
+        )
         services.wait_until(lambda: sum(span.kind == 2 for _, span in receiver.spans()) == 3, what="the server spans")
         # Which pages theirs leaves out is its own setting (OTEL_PYTHON_DJANGO_EXCLUDED_URLS).
         seen = receiver.spans()
