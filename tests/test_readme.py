@@ -695,7 +695,7 @@ def test_the_collectors_file_is_whole():
     listens = config["receivers"]["otlp"]["protocols"]["http"]["endpoint"]
     assert settings_of("collector-settings")["TRACES"]["ENDPOINT"] == f"http://{listens}"
     assert (
-        config["exporters"]["otlphttp/grafana_cloud"]["endpoint"] == settings_of("grafana-cloud")["TRACES"]["ENDPOINT"]
+        config["exporters"]["otlp_http/grafana_cloud"]["endpoint"] == settings_of("grafana-cloud")["TRACES"]["ENDPOINT"]
     )
 
 
