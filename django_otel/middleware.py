@@ -114,7 +114,8 @@ def _respond(observation: Observation, response: HttpResponseBase) -> HttpRespon
 def _follow_stream(observation: Observation, response: Any) -> None:
     if isinstance(response, FileResponse):
         # Wrapping it would lose the server's sendfile; its end is its close().
-        response._resource_closers.append(lambda: observation.observer.finish(observation, response))
+        closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]
+        closers.append(lambda: observation.observer.finish(observation, response))
     elif response.is_async:
         response.streaming_content = _AsyncStream(response.streaming_content, observation, response)
     else:
@@ -143,6 +144,8 @@ class _SyncStream:
         try:
             chunk = self._context.run(next, self._chunks)
         except StopIteration:
+            # Django's iterator holds the response, which holds this stream.
+            self._chunks = iter(())
             self._finish()
             raise
         except BaseException as error:
@@ -169,6 +172,12 @@ class _SyncStream:
         observation.observer.finish(observation, response, response_size_bytes=self._size_bytes, error=error)
 
 
+async def _nothing() -> AsyncIterator[bytes]:
+    """No chunks."""
+    return
+    yield b""
+
+
 class _AsyncStream:
     """The same for an async iterator: attached and detached around each chunk, never across a yield."""
 
@@ -188,6 +197,7 @@ class _AsyncStream:
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
+            self._chunks = _nothing()
             self._finish()
             raise
         except BaseException as error:

@@ -640,7 +640,9 @@ def test_a_request_is_freed_without_the_garbage_collector(where):
         alive.append(weakref.ref(request))
         if where == "/broken/":
             raise ValueError("broken")
-        return short(request) if where == "/short/" else streamed(request)
+        response = short(request) if where == "/short/" else streamed(request)
+        alive.append(weakref.ref(response))
+        return response
 
     middleware = OTelMiddleware(get_response)
     with contextlib.suppress(ValueError):
@@ -651,7 +653,8 @@ def test_a_request_is_freed_without_the_garbage_collector(where):
         alive.clear()
         with contextlib.suppress(ValueError):
             b"".join(middleware(RequestFactory().get(where)))
-        assert alive[0]() is None
+        assert alive
+        assert [reference() for reference in alive] == [None] * len(alive)
     finally:
         gc.enable()
 

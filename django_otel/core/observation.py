@@ -116,6 +116,7 @@ class Observation:
         self.protocol = protocol
         self.active = active
         self.span: trace.Span = trace.INVALID_SPAN
+        self.started_s = 0.0
         self.queries = 0
         #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
         self.spans = 1
