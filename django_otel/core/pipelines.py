@@ -28,6 +28,7 @@ from django_otel.core.config import Config, ConfigError, Problem
 from django_otel.core.families import Family
 from django_otel.core.propagation import BaggagePropagator, TraceContextPropagator
 from django_otel.core.scrub import Scrubber
+from django_otel.core.sdk_compat import LOG_EXPORTER_MODULE
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
@@ -281,7 +282,7 @@ def _import_exporter(kind: str, signal: str) -> Any:
     module, name = {
         "traces": ("trace_exporter", "OTLPSpanExporter"),
         "metrics": ("metric_exporter", "OTLPMetricExporter"),
-        "logs": ("_log_exporter", "OTLPLogExporter"),
+        "logs": (LOG_EXPORTER_MODULE, "OTLPLogExporter"),
     }[signal]
     try:
         return getattr(importlib.import_module(f"opentelemetry.exporter.otlp.proto.{transport}.{module}"), name)

@@ -51,7 +51,7 @@ from django_otel.core.families import (
     Point,
     Scope,
 )
-from django_otel.core.sdk_compat import renew_collection_lock, replace_reader
+from django_otel.core.sdk_compat import renew_collection_lock
 
 #: Delta for whatever is counted; observed values (gauges, observable up-down counters) are absolute anyway.
 _TEMPORALITY: dict[type, AggregationTemporality] = {
@@ -76,7 +76,6 @@ class SdkMetrics:
         self._lock = threading.Lock()
         self._families: dict[object, Family] = {}
         self._points: dict[object, Point] = {}
-        self._discard_next = False
         #: Cleans the attributes of every point; those that look alike then are one series.
         self.scrub: Callable[[Attributes], Attributes] = _unchanged
 
@@ -85,12 +84,13 @@ class SdkMetrics:
         self._lock = threading.Lock()
         self._families = {}
         self._points = {}
+        # Another of the parent's threads may have held it.
+        renew_collection_lock(self._provider)
         fresh = build_reader()
         with guard.contained("starting SDK metrics anew after a fork"):
-            if replace_reader(self._provider, self._reader, fresh):
-                self._reader = fresh
-            else:
-                self._discard_next = True
+            self._provider.remove_metric_reader(self._reader)
+            self._provider.add_metric_reader(fresh)
+            self._reader = fresh
 
     def renew_locks(self) -> None:
         """Make the locks anew, of what `threading` gives now: one is held while callbacks run, which may wait."""
@@ -101,10 +101,6 @@ class SdkMetrics:
         """Read the SDK and return all families, cumulative since the process began."""
         with self._lock:
             data = self._reader.get_metrics_data()
-            if self._discard_next:
-                # The parent's increments; gauges come again with the next reading.
-                self._discard_next = False
-                data = self._reader.get_metrics_data()
             # None is normal: no instrument has measured anything yet.
             if data is not None:
                 self._add(data)
