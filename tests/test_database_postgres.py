@@ -22,7 +22,8 @@ def test_the_database_layer_on_postgresql(driver, postgres):
     start = ["-m", "pytest"] if driver == "psycopg" else ["-c", HIDING]
     plugin = [] if os.environ.get("PYTEST_PLUGINS") else ["-p", "django_otel.testing"]
     finished = subprocess.run(
-        [sys.executable, *start, CASES, "-q", "--create-db", "-p", "no:cacheprovider", *plugin],
+        # Not spread over workers: those import the driver that is hidden here.
+        [sys.executable, *start, CASES, "-q", "-n", "0", "--create-db", "-p", "no:cacheprovider", *plugin],
         cwd=ROOT,
         env={**os.environ, "TEST_DATABASE_URL": postgres, "TEST_DRIVER": driver},
         stdout=subprocess.PIPE,
