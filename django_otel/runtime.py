@@ -299,6 +299,7 @@ def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:
     else:
         if _own_tracer_provider is None:
             from opentelemetry.sdk.trace import TracerProvider
+
             _limits = pipelines.build_span_limits()
             _own_tracer_provider = TracerProvider(
                 sampler=runtime.sampler,

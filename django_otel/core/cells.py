@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from django_otel.core import guard, names
 from django_otel.core.families import (
@@ -43,10 +44,10 @@ class Memory:
     SEGMENT_CELLS = 4096
 
     def __init__(self) -> None:
-        self._view = memoryview(bytearray())
+        self._view: memoryview[float] = memoryview(bytearray()).cast("d")
         self._free = 0
 
-    def allocate(self, cells: int) -> tuple[memoryview, int]:
+    def allocate(self, cells: int) -> tuple[memoryview[float], int]:
         """Return the view and the index in it at which `cells` cells begin."""
         if self._free + cells > len(self._view):
             size = max(self.SEGMENT_CELLS, cells)
@@ -144,9 +145,7 @@ class HistogramSeries(Series):
 
     __slots__ = ("_bounds", "_exemplars", "_sum_at")
 
-    def __init__(
-        self, store: CellStore, attributes: Attributes, bounds: tuple[float, ...], is_overflow: bool
-    ) -> None:
+    def __init__(self, store: CellStore, attributes: Attributes, bounds: tuple[float, ...], is_overflow: bool) -> None:
         super().__init__(store, attributes, len(bounds) + 2, is_overflow)
         self._bounds = bounds
         self._sum_at = self._base + len(bounds) + 1
@@ -168,7 +167,8 @@ class HistogramSeries(Series):
 
     def read_histogram(self) -> HistogramValue:
         with self._lock:
-            cells = self._view[self._base : self._sum_at + 1].tolist()
+            # typeshed has it as integers, whatever the format.
+            cells = cast("list[float]", self._view[self._base : self._sum_at + 1].tolist())
         return HistogramValue(self._bounds, cells[:-1], cells[-1])
 
     def clear(self) -> None:
@@ -289,11 +289,13 @@ def _number(value: object) -> float:
 class Counter(Instrument):
     """A sum that only grows."""
 
-    def add(self, amount: float = 1, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006 (never changed)
+    def add(self, amount: float = 1, attributes: Mapping[str, object] = {}) -> None:
         """Add `amount` (in the instrument's unit, not negative: such a call is ignored and logged once)."""
         number = _number(amount)
         if not 0 <= number < math.inf:
-            guard.warn_once(f"cells.{self.name}", "Counter %s: %r was not added; expected a number >= 0.", self.name, amount)
+            guard.warn_once(
+                f"cells.{self.name}", "Counter %s: %r was not added; expected a number >= 0.", self.name, amount
+            )
             return
         self.series(attributes).add(number)
 
@@ -301,7 +303,7 @@ class Counter(Instrument):
 class UpDownCounter(Instrument):
     """A sum that grows and shrinks."""
 
-    def add(self, amount: float, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006
+    def add(self, amount: float, attributes: Mapping[str, object] = {}) -> None:
         """Add `amount`, in the instrument's unit."""
         number = _number(amount)
         if not math.isfinite(number):
@@ -313,7 +315,7 @@ class UpDownCounter(Instrument):
 class Gauge(Instrument):
     """A value as it was last set."""
 
-    def set(self, value: float, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006
+    def set(self, value: float, attributes: Mapping[str, object] = {}) -> None:
         """Replace the value, in the instrument's unit. What is not a number is ignored and logged once."""
         number = _number(value)
         if math.isnan(number) and value == value:
@@ -325,7 +327,7 @@ class Gauge(Instrument):
 class Histogram(Instrument):
     """A distribution of values in fixed buckets."""
 
-    def record(self, value: float, attributes: Mapping[str, object] = {}, trace_id: int = 0, span_id: int = 0) -> None:  # noqa: B006
+    def record(self, value: float, attributes: Mapping[str, object] = {}, trace_id: int = 0, span_id: int = 0) -> None:
         """Count one value, in the instrument's unit. Values that are not finite are ignored and logged once."""
         number = _number(value)
         if not math.isfinite(number):
@@ -490,9 +492,7 @@ class CellStore:
         assert isinstance(instrument, Gauge)
         return instrument
 
-    def histogram(
-        self, name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()
-    ) -> Histogram:
+    def histogram(self, name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()) -> Histogram:
         instrument = self.define(Definition(name, Kind.HISTOGRAM, unit, description, tuple(bounds)))
         assert isinstance(instrument, Histogram)
         return instrument
@@ -538,8 +538,8 @@ class CellStore:
         """Count a measurement that met the cardinality limit of the instrument `name`."""
         guard.warn_once(
             f"cells.overflow.{name}",
-            "Metric %s has reached METRICS.CARDINALITY_LIMIT (%d series); further label sets go to one overflow series. "
-            "Is an identifier used as an attribute?",
+            "Metric %s has reached METRICS.CARDINALITY_LIMIT (%d series); further label sets go to one overflow series."
+            " Is an identifier used as an attribute?",
             name,
             self.cardinality_limit,
         )

@@ -67,7 +67,7 @@ def set_resource(provider: Any, resource: Resource) -> None:
 def renew_collection_lock(provider: MeterProvider) -> None:
     """Make the lock that the SDK holds over callbacks anew, of what `threading` gives now."""
     consumer = getattr(provider, "_measurement_consumer", None)
-    if hasattr(consumer, "_lock"):
+    if consumer is not None and hasattr(consumer, "_lock"):
         consumer._lock = threading.Lock()
 
 

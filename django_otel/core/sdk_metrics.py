@@ -128,7 +128,8 @@ class SdkMetrics:
             family = Family(metric.name, kind, metric.unit or "", metric.description or "", scope)
             self._families[key] = family
         is_absolute = (
-            isinstance(data, Gauge) or getattr(data, "aggregation_temporality", None) == AggregationTemporality.CUMULATIVE
+            isinstance(data, Gauge)
+            or getattr(data, "aggregation_temporality", None) == AggregationTemporality.CUMULATIVE
         )
         if is_absolute and not isinstance(data, Gauge | Sum):
             is_absolute = False
@@ -146,7 +147,6 @@ class SdkMetrics:
                     family.points.remove(known)
                 self._points[point_key] = point
                 family.points.append(point)
-
 
     def _parse_point(self, data_point: Any) -> Point:
         point = _parse_point(data_point)
@@ -287,11 +287,7 @@ class MetricsDataBuilder:
         now_ns = time.time_ns()
         scopes: dict[Scope, list[Metric]] = {}
         for family in families:
-            points = [
-                made
-                for point in family.points
-                if (made := self._build_point(family, point, now_ns)) is not None
-            ]
+            points = [made for point in family.points if (made := self._build_point(family, point, now_ns)) is not None]
             if points:
                 metric = Metric(family.name, family.description, family.unit, self._build_data(family.kind, points))
                 scopes.setdefault(family.scope, []).append(metric)
@@ -302,10 +298,7 @@ class MetricsDataBuilder:
             [
                 ResourceMetrics(
                     resource,
-                    [
-                        ScopeMetrics(_build_scope(scope), metrics, scope.schema_url)
-                        for scope, metrics in scopes.items()
-                    ],
+                    [ScopeMetrics(_build_scope(scope), metrics, scope.schema_url) for scope, metrics in scopes.items()],
                     "",
                 )
             ]
@@ -411,7 +404,9 @@ def _subtract(now: Any, before: Any) -> Any:
 
 
 def _build_scope(scope: Scope) -> InstrumentationScope:
-    return InstrumentationScope(scope.name, scope.version or None, scope.schema_url or None, dict(scope.attributes) or None)
+    return InstrumentationScope(
+        scope.name, scope.version or None, scope.schema_url or None, dict(scope.attributes) or None
+    )
 
 
 def _build_exemplar(exemplar: Exemplar) -> SdkExemplar:
