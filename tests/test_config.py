@@ -199,7 +199,9 @@ def test_core_imports_no_django():
     import subprocess
     import sys
 
-    modules = [f"django_otel.core.{path.stem}" for path in Path("django_otel/core").glob("*.py") if path.stem != "__init__"]
+    modules = [
+        f"django_otel.core.{path.stem}" for path in Path("django_otel/core").glob("*.py") if path.stem != "__init__"
+    ]
     assert len(modules) > 15
     code = (
         "import sys, types, importlib\n"
