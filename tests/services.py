@@ -211,7 +211,8 @@ def server_command(kind: str, port: int, workers: int = 1, *extra: str) -> list[
         worker_class = kind.partition("-")[2] or "sync"
         return [
             sys.executable, "-m", "gunicorn", "tests.wsgi:application", "--bind", f"127.0.0.1:{port}",
-            "--workers", str(workers), "--worker-class", worker_class, "--threads", "4" if worker_class == "gthread" else "1",
+            "--workers", str(workers), "--worker-class", worker_class,
+            "--threads", "4" if worker_class == "gthread" else "1",
             "--access-logfile", "-", "--graceful-timeout", "5", *extra,
         ]  # fmt: skip
     return [

@@ -75,7 +75,7 @@ def all_bytes(receiver) -> bytes:
 
 @pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
 def test_no_planted_secret_is_among_the_bytes_a_receiver_gets(kind, receiver):
-    """pitfalls 3.1, 3.2, 3.3, 3.5, 3.8: by URL, header, body of a log, SQL, exception, status, event, label, baggage."""
+    """pitfalls 3.1-3.3, 3.5, 3.8: by URL, header, body of a log, SQL, exception, status, event, label, baggage."""
     secret, credential, in_path = "Zx81secretQ", "Qv77headerW", "Pk55pathR"
     otel = exporting(
         receiver,
@@ -137,7 +137,7 @@ def test_text_that_no_encoder_takes_costs_no_batch(receiver):
 
 
 def test_a_query_string_stays_out_of_everything_by_default(receiver):
-    """pitfalls 2 (Django), 3.2: a 404 under gunicorn, which sets RAW_URI, leaks its query nowhere; nor does the host."""
+    """pitfalls 2 (Django), 3.2: a 404 under gunicorn, which sets RAW_URI, leaks neither its query nor the host."""
     with services.serve("gunicorn", exporting(receiver), **HARD) as server:
         assert server.get("/nope/123?token=SECRETtok&x=PLAINquery", {"Host": "localhost:1"})[0] == 404
         assert server.get("/fine/?token=SECRETtok&x=PLAINquery", {"Host": "127.0.0.1:9"})[0] == 200
@@ -201,7 +201,8 @@ def test_concurrent_requests_never_share_a_trace(kind, path, receiver):
     """Threads and tasks: what a request sees first is what it sees last, and its spans hang on its own span."""
     with services.serve(kind, exporting(receiver), **HARD) as server:
         with ThreadPoolExecutor(12) as pool:
-            answers = list(pool.map(lambda n: server.get(f"{path}{n}/", {"traceparent": f"00-{n + 1:032x}-{n + 1:016x}-01"}),
+            answers = list(pool.map(lambda n: server.get(f"{path}{n}/",
+                                                         {"traceparent": f"00-{n + 1:032x}-{n + 1:016x}-01"}),
                                     range(120)))  # fmt: skip
         seen = [json.loads(body)["ids"] for _, _, body in answers]
         assert seen == [[f"{n + 1:032x}"] * 3 for n in range(120)]
@@ -220,7 +221,8 @@ def test_what_no_client_should_send_is_answered_as_ever_and_exported(kind, recei
     """Huge, latin-1 and control bytes in headers and paths: answered, measured, and every span arrives."""
     wanted = {"REQUEST_HEADERS": ["x-*"]}
     raw = [
-        b"GET /fine/ HTTP/1.1\r\nHost: localhost\r\nX-Latin: caf\xe9 \xff\r\nUser-Agent: \xfc\xf6\r\nConnection: close\r\n\r\n",
+        (b"GET /fine/ HTTP/1.1\r\nHost: localhost\r\nX-Latin: caf\xe9 \xff\r\n"
+         b"User-Agent: \xfc\xf6\r\nConnection: close\r\n\r\n"),
         b"GET /fine/ HTTP/1.1\r\nHost: localhost\r\nX-Huge: " + b"h" * 7000 + b"\r\nUser-Agent: " + b"u" * 7000
         + b"\r\nConnection: close\r\n\r\n",
         b"GET /fine/a%00b%ff%ed%a0%80/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
@@ -274,13 +276,14 @@ def test_a_websocket_is_refused_by_django_as_without_us():
 
 
 def test_uwsgi_workers_have_identities_ids_and_exports_of_their_own(receiver):
-    """pitfalls A8, A9: uWSGI's fork runs none of Python's hooks; workers must share neither instance id nor trace ids."""
+    """pitfalls A8, A9: uWSGI's fork runs no hooks of Python's; workers must share neither instance id nor trace ids."""
     binary = shutil.which("uwsgi", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if binary is None:
         pytest.skip("uWSGI is not installed (pip install uwsgi; it compiles)")
     port = services.free_port()
     command = [
-        binary, "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "3", "--enable-threads", "--die-on-term",
+        binary, "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "3",
+        "--enable-threads", "--die-on-term",
         "--need-app", "--module", "tests.wsgi:application", "--home", sys.prefix, "--pythonpath", str(services.ROOT),
     ]  # fmt: skip
     environment = services.server_env(exporting(receiver), **HARD)
@@ -329,7 +332,8 @@ def test_stopping_twice_is_as_good_as_once():
     )
     otel = {"TRACES": {"EXPORTERS": ["console"]}, "METRICS": {"EXPORTERS": ["console", "prometheus-registry"]}}
     environment = services.server_env({**OPEN, **otel})
-    done = subprocess.run([sys.executable, "-c", code], cwd=services.ROOT, env=environment, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-c", code], cwd=services.ROOT, env=environment,
+                          capture_output=True, text=True,
                           timeout=30)  # fmt: skip
     assert done.returncode == 0
     assert "True True True" in done.stdout
@@ -344,7 +348,8 @@ def test_a_check_command_takes_no_longer_with_a_collector_that_is_a_black_hole(t
 
     def duration_s(otel) -> float:
         begun_s = time.monotonic()
-        subprocess.run([sys.executable, str(script), "check"], cwd=services.ROOT, env=services.server_env(otel), check=True,
+        subprocess.run([sys.executable, str(script), "check"], cwd=services.ROOT,
+                       env=services.server_env(otel), check=True,
                        capture_output=True, timeout=60)  # fmt: skip
         return time.monotonic() - begun_s
 
