@@ -809,14 +809,16 @@ class Oracle:
 def test_the_official_exporter_gives_the_same_samples(instruments):
     """Same names, same labels, same numbers: from our cells and from the SDK's instruments."""
     oracle = Oracle(instruments)
-    theirs = oracle.official().samples
+    # Once: before 1.45 the SDK gives a gauge at the first reading after it was set.
+    official = oracle.official()
+    theirs = official.samples
     for families in (oracle.store.collect(), oracle.sdk.collect()):
         text = parse_text(render(families, openmetrics=False, resource_attributes={}))
         newer = parse_openmetrics(render(families, openmetrics=True, resource_attributes={}))
         assert_same_samples(text.samples, theirs)
         assert_same_samples(newer.samples, theirs)
         assert {name: f.type for name, f in text.families.items()} == {
-            name: f.type for name, f in oracle.official().families.items()
+            name: f.type for name, f in official.families.items()
         }
 
 

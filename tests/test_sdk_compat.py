@@ -249,6 +249,30 @@ def test_a_child_counts_for_itself_from_its_first_measurement():
     assert [family.points[0].value for family in numbers.collect()] == [100]
 
 
+def test_a_gauge_that_is_set_keeps_its_series_and_one_that_is_observed_does_not():
+    """A series is gone when its callback does not give it any more, not when nobody has set it for a while."""
+    from django_otel.core.sdk_metrics import SdkMetrics, build_reader
+
+    observed = [metrics.Observation(1, {"queue": "a"}), metrics.Observation(2, {"queue": "b"})]
+    reader = build_reader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    numbers = SdkMetrics(reader, provider)
+    meter = provider.get_meter("m")
+    meter.create_observable_gauge("observed", [lambda options: observed])
+    gauge = meter.create_gauge("set")
+    gauge.set(1, {"queue": "a"})
+    gauge.set(2, {"queue": "b"})
+    assert sdk_compat.is_observed(provider, "m", "observed")
+    assert not sdk_compat.is_observed(provider, "m", "set")
+    assert not sdk_compat.is_observed(provider, "other", "observed")
+    numbers.collect()
+    del observed[1]
+    gauge.set(3, {"queue": "a"})
+    families = {family.name: {p.attributes: p.value for p in family.points} for family in numbers.collect()}
+    a, b = (("queue", "a"),), (("queue", "b"),)
+    assert families == {"observed": {a: 1}, "set": {a: 3, b: 2}}
+
+
 def test_the_collection_lock_is_made_anew():
     """A lock of before gevent's monkey-patch is replaced, and collecting goes on."""
     reader = InMemoryMetricReader()

@@ -64,6 +64,15 @@ def set_resource(provider: Any, resource: Resource) -> None:
         logger._resource = resource
 
 
+def is_observed(provider: Any, scope_name: str, name: str) -> bool:
+    """Whether callbacks give an instrument's values; those of all others are set. True where the SDK does not tell."""
+    instruments = getattr(getattr(provider, "_measurement_consumer", None), "_async_instruments", None)
+    return instruments is None or any(
+        instrument.name == name and instrument.instrumentation_scope.name == scope_name
+        for instrument in list(instruments)
+    )
+
+
 def renew_collection_lock(provider: MeterProvider) -> None:
     """Make the lock that the SDK holds over callbacks anew, of what `threading` gives now."""
     consumer = getattr(provider, "_measurement_consumer", None)

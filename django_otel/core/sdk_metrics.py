@@ -51,7 +51,7 @@ from django_otel.core.families import (
     Point,
     Scope,
 )
-from django_otel.core.sdk_compat import renew_collection_lock
+from django_otel.core.sdk_compat import is_observed, renew_collection_lock
 
 #: Delta for whatever is counted; observed values (gauges, observable up-down counters) are absolute anyway.
 _TEMPORALITY: dict[type, AggregationTemporality] = {
@@ -134,9 +134,12 @@ class SdkMetrics:
         if is_absolute and not isinstance(data, Gauge | Sum):
             is_absolute = False
         if is_absolute:
-            # Observed now, all of them: a series that is not observed any more is gone.
-            points = (self._parse_point(point) for point in data.data_points)
-            family.points = list({identity(point.attributes): point for point in points}.values())
+            now = {identity(point.attributes): point for point in map(self._parse_point, data.data_points)}
+            if isinstance(data, Gauge) and not is_observed(self._provider, scope.name, metric.name):
+                # Before 1.45 the SDK gives only the series that were set since the last reading.
+                now = {identity(point.attributes): point for point in family.points} | now
+            # Otherwise observed now, all of them: a series that is not observed any more is gone.
+            family.points = list(now.values())
             return
         for data_point in data.data_points:
             point = self._parse_point(data_point)
