@@ -573,9 +573,12 @@ def _after_fork() -> None:
 # --- Numbers. ---
 
 
-def collect() -> list[Family]:
-    """Every family of this process: our own cells and what was measured through the SDK."""
-    families = store.collect()
+def collect(*, observed: bool = True) -> list[Family]:
+    """Every family of this process: our own cells and what was measured through the SDK.
+
+    Without `observed` the callbacks of our own observable gauges are not asked.
+    """
+    families = store.collect(observed=observed)
     if _sdk_metrics is not None:
         with guard.contained("collecting SDK metrics"):
             families += _sdk_metrics.collect()

@@ -1084,3 +1084,18 @@ def test_log_records_inside_a_span_carry_its_ids(otel_spans, caplog):
     with caplog.at_level(logging.INFO), span("s") as current:
         logging.getLogger("shop").info("hello")
     assert caplog.records[0].otelTraceID == format(current.get_span_context().trace_id, "032x")
+
+
+@pytest.mark.django_db
+def test_the_metrics_fixture_asks_no_callback_before_the_test_has_its_database(otel_metrics):
+    """A gauge that counts rows is read when the test asks for it, and only then."""
+    from django_otel.core import guard
+    from tests.app.models import Item
+
+    guard.reset()
+    django_otel.observable_gauge("t.items", lambda: Item.objects.count())
+    otel_metrics.clear()
+    Item.objects.create(name="one")
+    assert otel_metrics.value("t.items") == 1
+    assert not guard.fault_counts()
+    django_otel.observable_gauge("t.items", lambda: 0)

@@ -547,10 +547,12 @@ class CellStore:
         assert isinstance(instrument, Counter)
         instrument.add(1, {"django_otel.reason": "cardinality_limit", "django_otel.signal": "metrics"})
 
-    def collect(self) -> list[Family]:
-        """Read every instrument that has a value."""
+    def collect(self, *, observed: bool = True) -> list[Family]:
+        """Read every instrument that has a value; without `observed` no callback is asked."""
         with self.lock:
-            instruments = list(self._instruments.values())
+            instruments = [
+                found for found in self._instruments.values() if observed or not isinstance(found, ObservableGauge)
+            ]
             latest = self.exemplars.latest()
         families = (instrument.family(latest) for instrument in instruments)
         return [family for family in families if family.points]
