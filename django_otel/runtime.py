@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from django_otel.core.log_pipeline import SwitchLogProcessor
     from django_otel.core.sdk_metrics import SdkMetrics
+    from django_otel.core.sharing import Sharing
 
 logger = logging.getLogger("django_otel")
 
@@ -106,6 +107,9 @@ _log_switch: SwitchLogProcessor | None = None
 _propagator = SwitchPropagator()
 _sdk_metrics: SdkMetrics | None = None
 _pump: pipelines.MetricsPump | None = None
+_sharing: Sharing | None = None
+#: The process in which the settings were put in force; another one was forked from it.
+_configured_pid = os.getpid()
 
 
 def current() -> Runtime:
@@ -189,7 +193,7 @@ def refuse(problems: list[Problem]) -> None:
 
 
 def _start(config: Config) -> None:
-    global _tracer
+    global _configured_pid, _tracer
     runtime = _current
     runtime.config = config
     runtime.problems = []
@@ -197,6 +201,8 @@ def _start(config: Config) -> None:
     runtime.enabled = config.enabled
     runtime.is_skipped = command_name() in config.skip_commands
     runtime.started_at_s = time.time()
+    if not _hooks_registered:
+        _configured_pid = os.getpid()
     runtime.scrubber = _build_scrubber(config)
     runtime.resource = pipelines.build_resource(config)
     runtime.sampler.rebase(Policy(config.sampling.ratio, config.sources.get("SAMPLING.RATIO", "default").split(" ")[0]))
@@ -334,7 +340,7 @@ def _start_metrics(config: Config, exporters: list[Any]) -> None:
             metrics.set_meter_provider(_own_meter_provider)
         sdk_compat.set_resource(_own_meter_provider, runtime.resource)
         runtime.meter_provider = _own_meter_provider
-    _pump = pipelines.MetricsPump(exporters, collect, lambda: _current.resource, config, _count_failure)
+    _pump = pipelines.MetricsPump(exporters, collect_process, lambda: _current.resource, config, _count_failure)
     _switch_registry(config)
 
 
@@ -462,6 +468,9 @@ def _processors() -> list[Any]:
 
 
 def _at_exit() -> None:
+    if _sharing is not None:
+        with guard.contained("the last snapshot"):
+            _sharing.write_snapshot()
     with guard.contained("the shutdown at exit"):
         stop()
 
@@ -498,12 +507,22 @@ def join() -> None:
         store.joined = True
     if _is_quiet():
         return
+    with guard.contained("sharing numbers"):
+        _start_sharing()
     with guard.contained("joining"):
         if _pump is not None:
             _pump.start()
     for callback in _join_callbacks:
         with guard.contained("joining"):
             callback()
+
+
+def _start_sharing() -> None:
+    """Take a slot of the group's folder, where there is more than this one process to share with."""
+    global _sharing
+    from django_otel.core.sharing import start_sharing
+
+    _sharing = start_sharing(_current.config, store, _collect_sdk, _configured_pid)
 
 
 def _register_hooks() -> None:
@@ -567,13 +586,29 @@ def _after_fork() -> None:
 # --- Numbers. ---
 
 
-def collect() -> list[Family]:
-    """Every family of this process: our own cells and what was measured through the SDK."""
-    families = store.collect()
+def collect_process() -> list[Family]:
+    """Every family of this process alone, as OTLP gets them: our own cells and the SDK's instruments."""
+    return store.collect() + _collect_sdk()
+
+
+def _collect_sdk() -> list[Family]:
     if _sdk_metrics is not None:
         with guard.contained("collecting SDK metrics"):
-            families += _sdk_metrics.collect()
-    return families
+            return _sdk_metrics.collect()
+    return []
+
+
+def collect() -> list[Family]:
+    """Every family, as a scrape shows them: over all processes of this server instance where they share numbers."""
+    if _sharing is not None:
+        with guard.contained("merging the processes' numbers"):
+            return _sharing.collect()
+    return collect_process()
+
+
+def sharing() -> Sharing | None:
+    """How this process shares its numbers; None when it keeps them to itself."""
+    return _sharing
 
 
 def _count_drop(count: int, reason: str, signal: str) -> None:

@@ -1,0 +1,731 @@
+"""Numbers that all worker processes share: leased slots in a folder, and their merge.
+
+Every process holds one numbered slot for its life by `flock` on `N.lock`; the
+kernel frees it at death, however the process dies, so no pid is ever compared.
+A slot's numbers live in the memory-mapped `N.cells`, described by the
+append-only `N.keys`; what was measured through the SDK stands in `N.snap`. A
+process that takes a dead one's slot goes on from the counters and histograms
+it finds there and zeroes what only a living process has. So every count lives
+in exactly one place, and counters never go backwards.
+
+Any process reads all slots with `pread`, never through a mapping: a file that
+is truncated beneath a mapping kills the reader.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import json
+import mmap
+import os
+import stat
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import add
+from pathlib import Path
+from typing import Any
+
+from django_otel.core import guard
+from django_otel.core.cells import Definition, Memory, cells_of, identity
+from django_otel.core.families import (
+    OWN_SCOPE,
+    Attributes,
+    Exemplar,
+    ExponentialValue,
+    Family,
+    HistogramValue,
+    Kind,
+    Point,
+    Scope,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows: no leases, so plain memory.
+    fcntl = None  # type: ignore[assignment]
+
+#: File format; a file of another format is foreign and skipped.
+MAGIC = 20261122.0
+_MAGIC, _KEYS_LENGTH, _ADOPTIONS, _JOINED_AT_S, _PID = range(5)
+_RING_OFFSET = 1024
+_RING_RECORDS = 64
+_RECORD = struct.Struct("<QIIddQQQ")
+_RECORD_SIZE = 64
+_HEADER_CELLS = 1024
+_HEADER_BYTES = _HEADER_CELLS * 8
+_SEGMENT_CELLS = 8192
+_SEGMENT_BYTES = _SEGMENT_CELLS * 8
+_ENTRY = struct.Struct("<II")
+_MAX_SLOTS = 4096
+_MAX_KEYS_BYTES = 64 << 20
+_LIVE_KINDS = frozenset({Kind.UP_DOWN_COUNTER, Kind.GAUGE})
+
+
+class Unusable(OSError):
+    """The shared folder cannot be used; the text says which and why."""
+
+
+# --- The folder. ---
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that others could write to. Errors: `Unusable`."""
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise Unusable(f"{path} is a link or no folder; expected a folder of this user's own.")
+    if status.st_uid != os.geteuid():
+        raise Unusable(f"{path} belongs to user {status.st_uid}; expected user {os.geteuid()}.")
+    if status.st_mode & 0o077:
+        raise Unusable(f"{path} has mode {stat.S_IMODE(status.st_mode):o}; expected 700.")
+
+
+def make_folder(path: Path) -> None:
+    """Make a private folder, or check the one that is there. Errors: `Unusable`, `OSError`."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    check_folder(path)
+
+
+def open_file(path: Path, flags: int) -> int:
+    """Open a regular file of our own, never through a link. Errors: `OSError`."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise Unusable(f"{path} is no regular file of this user's own.")
+    return descriptor
+
+
+# --- Leases. ---
+
+
+class Lease:
+    """The lowest free slot of a folder, held until `close()` or the process's death."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with _joining(folder, fcntl.LOCK_EX):
+            for number in range(_MAX_SLOTS):
+                descriptor = open_file(folder / f"{number}.lock", os.O_RDWR | os.O_CREAT)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    os.close(descriptor)
+                    if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                        raise
+                    continue
+                self.number = number
+                self._descriptor = descriptor
+                return
+        raise Unusable(f"{folder} has {_MAX_SLOTS} slots in use.")
+
+    def close(self) -> None:
+        """Give the slot up. In a forked child this leaves the parent's lease alone: it is never unlocked."""
+        os.close(self._descriptor)
+
+
+@contextlib.contextmanager
+def _joining(folder: Path, how: int) -> Iterator[None]:
+    """Hold `join.lock`: exclusively to join, shared to probe, else a probe's lock would make a joiner skip a slot."""
+    descriptor = open_file(folder / "join.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def living_slots(folder: Path, numbers: Iterable[int]) -> set[int]:
+    """Which of these slots are held by a process, this one included."""
+    living = set()
+    with _joining(folder, fcntl.LOCK_SH):
+        for number in numbers:
+            try:
+                descriptor = open_file(folder / f"{number}.lock", os.O_RDWR)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                living.add(number)
+            finally:
+                os.close(descriptor)
+    return living
+
+
+# --- The dictionary of a slot. ---
+
+
+@dataclass(slots=True)
+class Entry:
+    """One series of a slot: where its cells are."""
+
+    definition: Definition
+    attributes: Attributes
+    base: int
+    cells: int
+    start_time_unix_nano: int
+
+
+@dataclass(slots=True)
+class Keys:
+    """A slot's dictionary, as far as it was read."""
+
+    length: int = 0
+    definitions: list[tuple[Definition, float]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    is_damaged: bool = False
+
+    def read(self, data: bytes) -> None:
+        """Take in further bytes; stop at the first entry that is torn or damaged."""
+        position = 0
+        while position + _ENTRY.size <= len(data):
+            size, checksum = _ENTRY.unpack_from(data, position)
+            payload = data[position + _ENTRY.size : position + _ENTRY.size + size]
+            if len(payload) < size or zlib.crc32(payload) != checksum:
+                self.is_damaged = True
+                break
+            try:
+                self._take(json.loads(payload))
+            except (ValueError, KeyError, TypeError, IndexError):
+                self.is_damaged = True
+                break
+            position += _ENTRY.size + size
+        self.length += position
+
+    def _take(self, content: Any) -> None:
+        if "d" in content:
+            name, kind, unit, description, bounds, aggregation, defined_at_s = content["d"]
+            definition = Definition(name, Kind(kind), unit, description, tuple(bounds), aggregation)
+            self.definitions.append((definition, float(defined_at_s)))
+            return
+        index, attributes, base, start = content["s"]
+        definition = self.definitions[index][0]
+        base = int(base)
+        if base < _HEADER_CELLS:
+            raise ValueError("cells inside the header")
+        self.entries.append(
+            Entry(definition, _parse_attributes(attributes), base, cells_of(definition), int(start))
+        )
+
+
+def _parse_attributes(pairs: Any) -> Attributes:
+    return tuple((str(key), tuple(value) if isinstance(value, list) else value) for key, value in pairs)
+
+
+def _pack_entry(content: Any) -> bytes:
+    payload = json.dumps(content, separators=(",", ":")).encode()
+    return _ENTRY.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+# --- The memory of this process. ---
+
+
+class SharedMemory(Memory):
+    """Cells in this process's slot. Errors of the constructor: `OSError`, among them `Unusable`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.lease = Lease(folder)
+        self._segments: list[memoryview] = []
+        self._maps: list[mmap.mmap] = []
+        self._cells_file = self._keys_file = -1
+        self._ring_next = 0
+        self._sequence = 0
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def path(self, suffix: str) -> Path:
+        """The file of this slot with that suffix."""
+        return self.folder / f"{self.lease.number}.{suffix}"
+
+    # Adoption.
+
+    def _open(self) -> None:
+        self._cells_file = open_file(self.path("cells"), os.O_RDWR | os.O_CREAT)
+        self._keys_file = open_file(self.path("keys"), os.O_RDWR | os.O_CREAT)
+        size = os.fstat(self._cells_file).st_size
+        header = os.pread(self._cells_file, 5 * 8, 0)
+        is_ours = len(header) == 40 and struct.unpack_from("<d", header)[0] == MAGIC
+        self.keys = Keys()
+        if is_ours and size >= _HEADER_BYTES:
+            length = int(struct.unpack_from("<d", header, _KEYS_LENGTH * 8)[0])
+            self.keys.read(os.pread(self._keys_file, max(0, min(length, _MAX_KEYS_BYTES)), 0))
+            highest = max((entry.base + entry.cells for entry in self.keys.entries), default=_HEADER_CELLS)
+            if highest * 8 > size:
+                # Truncated by somebody: what is gone is gone, the rest would be read at wrong places.
+                is_ours = False
+        if not is_ours:
+            os.ftruncate(self._cells_file, 0)
+            self.keys = Keys()
+        os.ftruncate(self._keys_file, self.keys.length)
+        self._reserve(_HEADER_BYTES)
+        self._header_map = mmap.mmap(self._cells_file, _HEADER_BYTES)
+        self._header = memoryview(self._header_map).cast("d")
+        self._adopt()
+
+    def _adopt(self) -> None:
+        header = self._header
+        header[_KEYS_LENGTH] = float(self.keys.length)
+        header[_ADOPTIONS] += 1.0
+        header[_JOINED_AT_S] = time.time()
+        header[_PID] = float(os.getpid())
+        header[_MAGIC] = MAGIC
+        self._known = {
+            (entry.definition, identity(entry.attributes)): entry for entry in self.keys.entries
+        }
+        self._definition_indexes = {definition: index for index, (definition, _) in enumerate(self.keys.definitions)}
+        self._per_definition: dict[Definition, int] = {}
+        for entry in self.keys.entries:
+            self._per_definition[entry.definition] = self._per_definition.get(entry.definition, 0) + 1
+        self._free = max((entry.base + entry.cells for entry in self.keys.entries), default=_HEADER_CELLS)
+        for entry in self.keys.entries:
+            if entry.definition.kind in _LIVE_KINDS:
+                view, base = self._locate(entry.base)
+                for index in range(base, base + entry.cells):
+                    view[index] = 0.0
+        # The dead process's exemplars stay: they are still true.
+
+    # Places.
+
+    def _reserve(self, size: int) -> None:
+        """Make the file that large for certain: a full disk is an error here and not a bus error in a request."""
+        if os.fstat(self._cells_file).st_size >= size:
+            return
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._cells_file, 0, size)
+        else:  # macOS
+            os.ftruncate(self._cells_file, size)
+
+    def _locate(self, base: int) -> tuple[memoryview, int]:
+        """The view and the index in it of the cell number `base` of the file."""
+        segment, index = divmod(base - _HEADER_CELLS, _SEGMENT_CELLS)
+        while len(self._segments) <= segment:
+            offset = _HEADER_BYTES + len(self._segments) * _SEGMENT_BYTES
+            self._reserve(offset + _SEGMENT_BYTES)
+            mapped = mmap.mmap(self._cells_file, _SEGMENT_BYTES, offset=offset)
+            self._maps.append(mapped)
+            self._segments.append(memoryview(mapped).cast("d"))
+        return self._segments[segment], index
+
+    def has_room(self, definition: Definition, attributes: Attributes, limit: int) -> bool:
+        if self._per_definition.get(definition, 0) < limit:
+            return True
+        return (definition, identity(attributes)) in self._known
+
+    def place(self, definition: Definition, attributes: Attributes, start_time_unix_nano: int) -> tuple[memoryview, int]:
+        """Where the cells of a series are, found or made; plain memory when the disk is full."""
+        key = (definition, identity(attributes))
+        entry = self._known.get(key)
+        try:
+            if entry is None:
+                entry = self._append(definition, attributes, start_time_unix_nano)
+                self._known[key] = entry
+            return self._locate(entry.base)
+        except OSError as error:
+            self.is_degraded = True
+            guard.warn_once(
+                "shared memory growth",
+                "django_otel: %s cannot grow (%s); new series of this process are not shared until it can.",
+                self.path("cells"),
+                error,
+            )
+            return super().place(definition, attributes, start_time_unix_nano)
+
+    def _append(self, definition: Definition, attributes: Attributes, start_time_unix_nano: int) -> Entry:
+        cells = cells_of(definition)
+        base = self._free
+        room = _SEGMENT_CELLS - (base - _HEADER_CELLS) % _SEGMENT_CELLS
+        if cells > _SEGMENT_CELLS:
+            raise OSError(errno.EFBIG, "a histogram with so many buckets does not fit into a segment")
+        if room < cells:
+            base += room
+        view, index = self._locate(base)
+        # A killed process may have left something here that it never committed.
+        for position in range(index, index + cells):
+            view[position] = 0.0
+        data = b""
+        number = self._definition_indexes.get(definition)
+        if number is None:
+            number = len(self.keys.definitions)
+            data = _pack_entry(
+                {
+                    "d": [
+                        definition.name, definition.kind.value, definition.unit, definition.description,
+                        definition.bounds, definition.aggregation, time.time(),
+                    ]
+                }
+            )  # fmt: skip
+        data += _pack_entry({"s": [number, attributes, base, start_time_unix_nano]})
+        written = os.pwrite(self._keys_file, data, self.keys.length)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if number == len(self.keys.definitions):
+            self.keys.definitions.append((definition, time.time()))
+            self._definition_indexes[definition] = number
+        self.keys.length += len(data)
+        # Last: before this a reader, or the next process, does not see the entry.
+        self._header[_KEYS_LENGTH] = float(self.keys.length)
+        self._free = base + cells
+        self._per_definition[definition] = self._per_definition.get(definition, 0) + 1
+        entry = Entry(definition, attributes, base, cells, start_time_unix_nano)
+        self.keys.entries.append(entry)
+        return entry
+
+    def put_exemplar(self, definition: Definition, attributes: Attributes, bucket: int, exemplar: Exemplar) -> None:
+        """Keep an exemplar in the slot's ring of 64, for the other processes."""
+        entry = self._known.get((definition, identity(attributes)))
+        if entry is None:
+            return
+        self._sequence += 1
+        content = (
+            self._sequence, entry.base, bucket, exemplar.value, exemplar.time_unix_s,
+            exemplar.trace_id >> 64, exemplar.trace_id & (1 << 64) - 1, exemplar.span_id,
+        )  # fmt: skip
+        packed = _RECORD.pack(*content)
+        offset = _RING_OFFSET + self._ring_next * _RECORD_SIZE
+        self._header_map[offset : offset + _RECORD_SIZE] = packed + struct.pack("<Q", zlib.crc32(packed))
+        self._ring_next = (self._ring_next + 1) % _RING_RECORDS
+
+    # The end.
+
+    def is_intact(self) -> bool:
+        """Whether the files are still where others look for them."""
+        try:
+            here, there = os.fstat(self._cells_file), os.stat(self.path("cells"), follow_symlinks=False)
+            lock = os.stat(self.path("lock"), follow_symlinks=False)
+            held = os.fstat(self.lease._descriptor)
+        except OSError:
+            return False
+        return here.st_ino == there.st_ino and lock.st_ino == held.st_ino
+
+    def close(self) -> None:
+        """Close the files; mapped views stay valid as long as a series uses them."""
+        for descriptor in (self._cells_file, self._keys_file):
+            if descriptor >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+        self._cells_file = self._keys_file = -1
+        self.lease.close()
+
+
+# --- Snapshots of what was measured through the SDK. ---
+
+
+def write_snapshot(path: Path, families: Sequence[Family]) -> None:
+    """Write families to a temporary name and rename it, so that a reader sees the old or the new, whole."""
+    payload = json.dumps([_dump_family(family) for family in families], separators=(",", ":")).encode()
+    temporary = path.with_suffix(".tmp")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        data = _ENTRY.pack(len(payload), zlib.crc32(payload)) + payload
+        if os.write(descriptor, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(descriptor)
+    temporary.rename(path)
+
+
+def read_snapshot(path: Path) -> list[Family] | None:
+    """The families of a snapshot; None when there is none or it is damaged."""
+    try:
+        descriptor = open_file(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        data = os.pread(descriptor, _MAX_KEYS_BYTES, 0)
+    finally:
+        os.close(descriptor)
+    if len(data) < _ENTRY.size:
+        return None
+    size, checksum = _ENTRY.unpack_from(data)
+    payload = data[_ENTRY.size : _ENTRY.size + size]
+    if len(payload) != size or zlib.crc32(payload) != checksum:
+        return None
+    try:
+        return [_parse_family(item) for item in json.loads(payload)]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _dump_family(family: Family) -> Any:
+    return [
+        family.name, family.kind.value, family.unit, family.description,
+        [family.scope.name, family.scope.version, family.scope.schema_url, family.scope.attributes],
+        [
+            [point.attributes, _dump_value(point.value), point.start_time_unix_nano,
+             [[e.value, e.time_unix_s, f"{e.trace_id:x}", f"{e.span_id:x}"] for e in point.exemplars]]
+            for point in family.points
+        ],
+    ]  # fmt: skip
+
+
+def _dump_value(value: Any) -> Any:
+    if isinstance(value, HistogramValue):
+        return {"b": value.bounds, "c": value.buckets, "s": value.sum}
+    if isinstance(value, ExponentialValue):
+        return {"e": [value.scale, value.zero_count, value.positive_offset, value.positive, value.negative_offset,
+                      value.negative, value.sum, value.count]}  # fmt: skip
+    return value
+
+
+def _parse_family(item: Any) -> Family:
+    name, kind, unit, description, scope, points = item
+    family = Family(
+        name, Kind(kind), unit, description, Scope(scope[0], scope[1], scope[2], _parse_attributes(scope[3]))
+    )
+    for attributes, value, start, exemplars in points:
+        found = [Exemplar(e[0], e[1], int(e[2], 16), int(e[3], 16)) for e in exemplars]
+        family.points.append(Point(_parse_attributes(attributes), _parse_value(value), found, start))
+    return family
+
+
+def _parse_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        if "e" in value:
+            return ExponentialValue(*value["e"])
+        return HistogramValue(tuple(value["b"]), list(value["c"]), value["s"])
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("no number")
+    return value
+
+
+# --- The merge. ---
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What a reader remembers of a slot between two scrapes."""
+
+    inode: int
+    keys: Keys
+    layout_of: int = -1
+    gather: Any = None
+
+
+class Reader:
+    """Reads all slots of a folder and adds them up. `on_skip(reason)` is called once for each file that is unreadable."""
+
+    def __init__(self, folder: Path, on_skip: Callable[[str], None] = lambda reason: None) -> None:
+        self.folder = folder
+        self._on_skip = on_skip
+        self._slots: dict[int, _Slot] = {}
+        self._snapshots: dict[int, tuple[tuple[int, int, int], list[Family]]] = {}
+        self._warned: set[tuple[int, str]] = set()
+
+    def numbers(self) -> list[int]:
+        """The slots that have numbers."""
+        try:
+            found = [name[:-6] for name in os.listdir(self.folder) if name.endswith(".cells")]
+        except OSError:
+            return []
+        return sorted(int(name) for name in found if name.isdigit())
+
+    def _skip(self, number: int, reason: str) -> None:
+        # A damaged file stays damaged: counted once, not with every scrape.
+        if (number, reason) not in self._warned:
+            self._warned.add((number, reason))
+            self._on_skip(reason)
+
+    def merge(self) -> list[Family]:
+        """Add up our own instruments over all slots, living and free."""
+        numbers = self.numbers()
+        living = living_slots(self.folder, numbers) if numbers else set()
+        loaded: list[tuple[int, Keys, Sequence[float], dict[tuple[int, int], Exemplar]]] = []
+        for number in numbers:
+            with guard.contained("reading a slot of the shared folder"):
+                found = self._load(number, number in living)
+                if found is not None:
+                    loaded.append((number, *found))
+        return _merge_slots(loaded, living)
+
+    def _load(self, number: int, is_living: bool) -> tuple[Keys, Sequence[float], dict[tuple[int, int], Exemplar]] | None:
+        try:
+            descriptor = open_file(self.folder / f"{number}.cells", os.O_RDONLY)
+        except OSError:
+            self._skip(number, "unreadable")
+            return None
+        try:
+            status = os.fstat(descriptor)
+            data = os.pread(descriptor, status.st_size, 0)
+        finally:
+            os.close(descriptor)
+        if len(data) < _HEADER_BYTES:
+            # A living process may just be making the file.
+            if not (is_living and not data):
+                self._skip(number, "truncated")
+            return None
+        data = data[: len(data) // 8 * 8]
+        cells = array.array("d")
+        cells.frombytes(data)
+        if cells[_MAGIC] != MAGIC:
+            if not (is_living and not cells[_MAGIC]):
+                self._skip(number, "foreign")
+            return None
+        keys = self._keys(number, status.st_ino, cells[_KEYS_LENGTH])
+        if keys is None:
+            return None
+        return keys, cells, _read_ring(data)
+
+    def _keys(self, number: int, inode: int, committed: float) -> Keys | None:
+        known = self._slots.get(number)
+        if known is None or known.inode != inode or known.keys.length > committed:
+            known = _Slot(inode, Keys())
+            self._slots[number] = known
+        keys = known.keys
+        length = int(committed) if 0 <= committed <= _MAX_KEYS_BYTES else 0
+        if keys.length < length and not keys.is_damaged:
+            try:
+                descriptor = open_file(self.folder / f"{number}.keys", os.O_RDONLY)
+            except OSError:
+                self._skip(number, "unreadable")
+                return None
+            try:
+                keys.read(os.pread(descriptor, length - keys.length, keys.length))
+            finally:
+                os.close(descriptor)
+            if keys.is_damaged or keys.length < length:
+                self._skip(number, "damaged")
+        return keys
+
+    def snapshots(self, *, except_slot: int | None = None) -> Iterator[tuple[int, list[Family]]]:
+        """What the slots measured through the SDK, with the slot's number; damaged ones as they last were."""
+        for number in self.numbers():
+            if number == except_slot:
+                continue
+            path = self.folder / f"{number}.snap"
+            try:
+                status = os.stat(path, follow_symlinks=False)
+            except OSError:
+                continue
+            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+            known = self._snapshots.get(number)
+            if known is None or known[0] != stamp:
+                families = read_snapshot(path)
+                if families is None:
+                    self._skip(number, "damaged")
+                    if known is not None:
+                        yield number, known[1]
+                    continue
+                known = (stamp, families)
+                self._snapshots[number] = known
+            yield number, known[1]
+
+
+def _read_ring(data: bytes) -> dict[tuple[int, int], Exemplar]:
+    """The newest exemplar of each (base of the series, bucket)."""
+    found: dict[tuple[int, int], Exemplar] = {}
+    for index in range(_RING_RECORDS):
+        offset = _RING_OFFSET + index * _RECORD_SIZE
+        sequence, base, bucket, value, at_s, high, low, span_id = _RECORD.unpack_from(data, offset)
+        if not sequence:
+            continue
+        packed = data[offset : offset + _RECORD.size]
+        if zlib.crc32(packed) != struct.unpack_from("<Q", data, offset + _RECORD.size)[0]:
+            continue
+        known = found.get((base, bucket))
+        if known is None or known.time_unix_s <= at_s:
+            found[(base, bucket)] = Exemplar(value, at_s, high << 64 | low, span_id)
+    return found
+
+
+@dataclass(slots=True)
+class _Total:
+    entry: Entry
+    value: Any = None
+    set_at_s: float = 0.0
+    start_time_unix_nano: int = 0
+    exemplars: dict[int, Exemplar] = field(default_factory=dict)
+
+
+def _merge_slots(
+    loaded: Sequence[tuple[int, Keys, Sequence[float], dict[tuple[int, int], Exemplar]]], living: set[int]
+) -> list[Family]:
+    # An instrument whose definition changed starts again, once: the newest definition counts, everywhere.
+    newest: dict[str, tuple[Definition, float]] = {}
+    for _, keys, _, _ in loaded:
+        for definition, defined_at_s in keys.definitions:
+            known = newest.get(definition.name)
+            if known is None or known[1] < defined_at_s and known[0] != definition:
+                newest[definition.name] = (definition, defined_at_s)
+    totals: dict[tuple[Definition, object], _Total] = {}
+    for number, keys, cells, exemplars in loaded:
+        is_living = number in living
+        exemplar_bases = {base for base, _ in exemplars}
+        size = len(cells)
+        for entry in keys.entries:
+            definition = entry.definition
+            if newest[definition.name][0] != definition or entry.base + entry.cells > size:
+                continue
+            if definition.kind in _LIVE_KINDS and not is_living:
+                continue
+            key = (definition, identity(entry.attributes))
+            total = totals.get(key)
+            if total is None:
+                total = totals[key] = _Total(entry, start_time_unix_nano=entry.start_time_unix_nano)
+            elif entry.start_time_unix_nano < total.start_time_unix_nano:
+                total.start_time_unix_nano = entry.start_time_unix_nano
+            _add_entry(total, definition, entry, cells)
+            if entry.base in exemplar_bases:
+                for (base, bucket), exemplar in exemplars.items():
+                    if base == entry.base:
+                        known_exemplar = total.exemplars.get(bucket)
+                        if known_exemplar is None or known_exemplar.time_unix_s < exemplar.time_unix_s:
+                            total.exemplars[bucket] = exemplar
+    return _build_families(totals)
+
+
+def _add_entry(total: _Total, definition: Definition, entry: Entry, cells: Sequence[float]) -> None:
+    base = entry.base
+    if definition.kind is Kind.HISTOGRAM:
+        found = cells[base : base + entry.cells]
+        total.value = found if total.value is None else list(map(add, total.value, found))
+    elif definition.kind is Kind.GAUGE:
+        value, set_at_s = cells[base], cells[base + 1]
+        if not set_at_s:
+            return
+        if total.value is None:
+            total.value, total.set_at_s = value, set_at_s
+        elif definition.aggregation == "max":
+            total.value = max(total.value, value)
+        elif definition.aggregation == "min":
+            total.value = min(total.value, value)
+        elif definition.aggregation in ("sum", "livesum"):
+            total.value += value
+        elif set_at_s >= total.set_at_s:
+            total.value, total.set_at_s = value, set_at_s
+    else:
+        total.value = cells[base] if total.value is None else total.value + cells[base]
+
+
+def _build_families(totals: dict[tuple[Definition, object], _Total]) -> list[Family]:
+    families: dict[Definition, Family] = {}
+    for (definition, _), total in totals.items():
+        value = total.value
+        if value is None:
+            continue
+        if definition.kind is Kind.HISTOGRAM:
+            buckets = list(value[:-1])
+            if not any(buckets):
+                continue
+            value = HistogramValue(definition.bounds, buckets, value[-1])
+        family = families.get(definition)
+        if family is None:
+            family = families[definition] = Family(
+                definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE
+            )
+        exemplars = [total.exemplars[bucket] for bucket in sorted(total.exemplars)] if total.exemplars else ()
+        family.points.append(Point(total.entry.attributes, value, exemplars, total.start_time_unix_nano))
+    return list(families.values())
+
