@@ -38,7 +38,7 @@ from opentelemetry._logs import Logger, LoggerProvider, LogRecord, NoOpLogger, S
 from opentelemetry.semconv.attributes import code_attributes, exception_attributes
 from opentelemetry.trace import INVALID_SPAN, TraceFlags
 
-from django_otel.core import guard
+from django_otel.core import guard, observation
 from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class OTelHandler(logging.Handler):
             context=otel_context.get_current(),
             severity_text=_SEVERITY_TEXT.get(level_name, level_name),
             severity_number=severity_number(record.levelno),
-            body=_cut(self._body(record), MAX_BODY_LENGTH),
+            body=_cut(_without_path_secrets(self._body(record)), MAX_BODY_LENGTH),
             attributes=attributes,
             event_name=event_name,
         )
@@ -248,6 +248,17 @@ class OTelHandler(logging.Handler):
         except Exception:
             # Arguments that do not fit the message: the application's fault, which its own handlers report.
             return str(record.msg)
+
+
+def _without_path_secrets(text: str) -> str:
+    """Django logs the paths of failed requests, and "reset/<token>/" has its token in the path."""
+    current = observation.current()
+    match = getattr(current.request, "resolver_match", None) if current is not None else None
+    if match is None or not match.kwargs:
+        return text
+    from django_otel import runtime
+
+    return runtime.current().scrubber.path(text, match.kwargs)
 
 
 _root_handler = OTelHandler()

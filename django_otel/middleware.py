@@ -12,7 +12,7 @@ from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
-from django.core.signals import got_request_exception
+from django.core.signals import got_request_exception, setting_changed
 from django.http import FileResponse, HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.cache import patch_cache_control
@@ -32,12 +32,15 @@ def get_observer() -> Observer | None:
     """The observer for the settings in force; None when telemetry is off."""
     global _observer, _observer_generation
     current = runtime.current()
-    if current.generation != _observer_generation:
-        with guard.contained("building the request observer"):
-            _observer = None
-            _observer = _build_observer() if current.enabled else None
-        _observer_generation = current.generation
-    return _observer
+    if current.generation == _observer_generation:
+        return _observer
+    generation = current.generation
+    # Local until it is there: another thread may be at the same.
+    built = None
+    with guard.contained("building the request observer"):
+        built = _build_observer() if current.enabled else None
+    _observer, _observer_generation = built, generation
+    return built
 
 
 def _build_observer() -> Observer:
@@ -56,6 +59,7 @@ def _build_observer() -> Observer:
         secure_header=settings.SECURE_PROXY_SSL_HEADER,
         forwarded_host=settings.USE_X_FORWARDED_HOST,
         scrub_url=current.scrubber.url,
+        scrub_path=current.scrubber.path,
     )
 
 
@@ -128,7 +132,7 @@ class _SyncStream:
     def __init__(self, chunks: Iterator[bytes], observation: Observation, response: HttpResponseBase) -> None:
         self._chunks = iter(chunks)
         self._observation = observation
-        self._response = response
+        self._response: HttpResponseBase | None = response
         self._context = contextvars.copy_context()
         self._size_bytes = 0
 
@@ -155,7 +159,9 @@ class _SyncStream:
         observation = self._observation
         if error is not None:
             observation.exception = observation.exception or error
-        observation.observer.finish(observation, self._response, response_size_bytes=self._size_bytes, error=error)
+        # The response holds this stream: let go of it.
+        response, self._response = self._response, None
+        observation.observer.finish(observation, response, response_size_bytes=self._size_bytes, error=error)
 
 
 class _AsyncStream:
@@ -165,7 +171,7 @@ class _AsyncStream:
         self._source = chunks
         self._chunks = aiter(chunks)
         self._observation = observation
-        self._response = response
+        self._response: HttpResponseBase | None = response
         self._otel_context = otel_context.get_current()
         self._size_bytes = 0
 
@@ -203,7 +209,8 @@ class _AsyncStream:
 
     def _finish(self, error: BaseException | None = None) -> None:
         observation = self._observation
-        observation.observer.finish(observation, self._response, response_size_bytes=self._size_bytes, error=error)
+        response, self._response = self._response, None
+        observation.observer.finish(observation, response, response_size_bytes=self._size_bytes, error=error)
 
 
 class OTelMiddleware:
@@ -257,4 +264,11 @@ def _on_request_exception(*, request: Any = None, **_: Any) -> None:
         observation.exception = sys.exc_info()[1]
 
 
+def _on_setting_changed(*, setting: str, **_: Any) -> None:
+    global _observer_generation
+    if setting in ("SECURE_PROXY_SSL_HEADER", "USE_X_FORWARDED_HOST"):
+        _observer_generation = -1
+
+
 got_request_exception.connect(_on_request_exception, dispatch_uid="django_otel.middleware")
+setting_changed.connect(_on_setting_changed, dispatch_uid="django_otel.middleware")

@@ -204,7 +204,7 @@ def _start(config: Config) -> None:
     if not _hooks_registered:
         _configured_pid = os.getpid()
     runtime.scrubber = _build_scrubber(config)
-    runtime.resource = pipelines.build_resource(config)
+    runtime.resource = pipelines.build_resource(config, runtime.scrubber.attributes)
     runtime.sampler.rebase(Policy(config.sampling.ratio, config.sources.get("SAMPLING.RATIO", "default").split(" ")[0]))
     runtime.sampler.budget = SpanBudget(
         config.traces.limits.spans_per_trace, lambda: _count_drop(1, "trace_limit", "traces")
@@ -340,6 +340,8 @@ def _start_metrics(config: Config, exporters: list[Any]) -> None:
             metrics.set_meter_provider(_own_meter_provider)
         sdk_compat.set_resource(_own_meter_provider, runtime.resource)
         runtime.meter_provider = _own_meter_provider
+    if _sdk_metrics is not None:
+        _sdk_metrics.scrub = runtime.scrubber.labels
     _pump = pipelines.MetricsPump(exporters, collect_process, lambda: _current.resource, config, _count_failure)
     _switch_registry(config)
 
@@ -565,7 +567,7 @@ def _after_fork() -> None:
     _pid = os.getpid()
     with guard.contained("starting anew after a fork"):
         _ids.after_fork()
-        _current.resource = pipelines.build_resource(_current.config)
+        _current.resource = pipelines.build_resource(_current.config, _current.scrubber.attributes)
         _current.started_at_s = time.time()
         for provider in (_own_tracer_provider, _own_meter_provider, _own_logger_provider):
             if provider is not None:

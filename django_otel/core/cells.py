@@ -290,21 +290,24 @@ class Instrument:
         found = self._series.get(key)
         return found if found is not None else self._make(key, cleaned)
 
-    def _make(self, identity: object, attributes: Attributes) -> Series:
+    def _make(self, key: object, attributes: Attributes) -> Series:
         store = self._store
         with store.lock:
-            found = self._series.get(identity)
+            scrubbed = store.scrub(attributes)
+            if scrubbed is not attributes:
+                # Known by what is shown: every secret would be a series of its own otherwise, all looking alike.
+                key = identity(scrubbed)
+            found = self._series.get(key)
             if found is not None:
                 return found
-            cleaned = store.scrub(attributes)
             limit = store.cardinality_limit
-            if len(self._series) >= limit or not store.memory.has_room(self.definition, cleaned, limit):
+            if len(self._series) >= limit or not store.memory.has_room(self.definition, scrubbed, limit):
                 if self._overflow is None:
                     self._overflow = self._build(OVERFLOW, is_overflow=True)
                 overflow = self._overflow
             else:
-                made = self._build(cleaned, is_overflow=False)
-                self._series[identity] = made
+                made = self._build(scrubbed, is_overflow=False)
+                self._series[key] = made
                 return made
         store.count_overflow(self.name)
         return overflow

@@ -23,7 +23,7 @@ def format_stack(error: BaseException, limit: int = _MAX_STACK) -> str:
     Never raises an `Exception`, also when the exception's own text does.
     """
     try:
-        text = _encodable("".join(traceback.format_exception(error)))
+        text = encodable("".join(traceback.format_exception(error)))
     except Exception:
         return type_name(error)
     if len(text) <= limit:
@@ -33,7 +33,7 @@ def format_stack(error: BaseException, limit: int = _MAX_STACK) -> str:
     return text[:head] + mark + text[-(limit - head - len(mark)) :]
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """`text` without lone surrogates: a client can send one in JSON, and OTLP could not encode the whole batch."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
@@ -41,7 +41,7 @@ def _encodable(text: str) -> str:
 def message_of(error: BaseException) -> str:
     """`str(error)`, cut; the class name when that fails."""
     try:
-        return _encodable(str(error)[:_MAX_MESSAGE])
+        return encodable(str(error)[:_MAX_MESSAGE])
     except Exception:
         return type_name(error)
 

@@ -152,7 +152,11 @@ class Observation:
             otel_context.detach(token)
         token, self._current_token = self._current_token, None
         if token is not None:
-            _current.reset(token)
+            try:
+                _current.reset(token)
+            except ValueError:
+                # Ended in another context than it began in (an abandoned coroutine): nothing of ours is current there.
+                pass
 
 
 class _Handles:
@@ -189,6 +193,7 @@ class Observer:
         secure_header: tuple[str, str] | None = None,
         forwarded_host: bool = False,
         scrub_url: Callable[[str], str] | None = None,
+        scrub_path: Callable[[str, Mapping[str, Any]], str] | None = None,
     ) -> None:
         self._store = store
         self._tracer = tracer
@@ -200,6 +205,7 @@ class Observer:
         self._secure_header = secure_header
         self._forwarded_host = forwarded_host
         self._scrub_url = scrub_url
+        self._scrub_path = scrub_path
         request = config.request
         self._records_query = request.query
         self._records_client = request.client_address
@@ -229,6 +235,10 @@ class Observer:
         """Start measuring `request`, which has `META`, `method`, `path` and `path_info`; None when it is excluded."""
         path = request.path_info
         if path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None):
+            return None
+        outer = request.__dict__.get("_django_otel")
+        if outer is not None and not outer.is_finished:
+            # The middleware stands in the list twice: the first one measures.
             return None
         meta = request.META
         method = request.method
@@ -366,14 +376,19 @@ class Observer:
         observation.is_finished = True
         duration_s = time.perf_counter() - observation.started_s
         observation.active.add(-1.0)
-        if observation.is_discarded:
-            return
         try:
-            self._measure(observation, response, duration_s, response_size_bytes, error)
-        except Exception as fault:
-            guard.report("finishing a request", fault)
+            if not observation.is_discarded:
+                self._measure(observation, response, duration_s, response_size_bytes, error)
+        except BaseException as fault:
+            # Also when REQUEST.ENRICH is interrupted; ending the span is the last thing that _measure does.
             if not observation.is_joined:
                 observation.span.end()
+            if not isinstance(fault, Exception):
+                raise
+            guard.report("finishing a request", fault)
+        finally:
+            # The request holds the observation: without this, only the garbage collector would free both.
+            observation.request = observation.exception = None
 
     def _measure(
         self,
@@ -464,6 +479,12 @@ class Observer:
             view = getattr(match, "_func_path", None) or getattr(match, "view_name", None)
             if view:
                 attributes["django.view"] = str(view)
+            captured = getattr(match, "kwargs", None)
+            if captured and self._scrub_path is not None:
+                path = observation.request.path
+                scrubbed = self._scrub_path(path, captured)
+                if scrubbed is not path:
+                    attributes["url.path"] = scrubbed
         if self._user_attributes is not None:
             attributes.update(self._user_attributes(observation.request))
         if not observation.is_joined:

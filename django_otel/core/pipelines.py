@@ -54,8 +54,8 @@ def package_version(distribution: str) -> str:
         return ""
 
 
-def build_resource(config: Config) -> Resource:
-    """The resource of this process; `service.instance.id` is new with each call.
+def build_resource(config: Config, clean: Callable[[Mapping[str, Any]], Any] | None = None) -> Resource:
+    """The resource of this process, through `clean`; `service.instance.id` is new with each call.
 
     Not `Resource.create`, which runs detectors in a thread pool and reads the
     environment a second time.
@@ -75,7 +75,7 @@ def build_resource(config: Config) -> Resource:
     if config.environment is not None:
         attributes["deployment.environment.name"] = config.environment
     attributes["service.instance.id"] = str(uuid.uuid4())
-    return Resource(attributes)
+    return Resource(attributes if clean is None else clean(attributes))
 
 
 def build_span_limits() -> SpanLimits:
@@ -150,7 +150,12 @@ class SpanBatchProcessor(WorkerOwner, SpanProcessor):
         )
 
     def _export(self, spans: list[ReadableSpan]) -> bool:
-        return self.exporter.export([self._clean(span) for span in spans]) is SpanExportResult.SUCCESS
+        cleaned: list[ReadableSpan] = []
+        for span in spans:
+            # One that cannot be cleaned may not leave, and must not take its batch along.
+            with guard.contained("cleaning a span"):
+                cleaned.append(self._clean(span))
+        return self.exporter.export(cleaned) is SpanExportResult.SUCCESS
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is not None and span.context.trace_flags.sampled:

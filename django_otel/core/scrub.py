@@ -25,6 +25,7 @@ from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import Link, Status
 
 from django_otel.core import guard
+from django_otel.core.errors import encodable
 from django_otel.core.families import Attributes
 
 if TYPE_CHECKING:
@@ -551,7 +552,10 @@ class Scrubber:
             if key.lower() in _SAFE_KEYS:
                 return value
             return self._text(value, query=key.endswith(("url.query", "QUERY_STRING", "query_string")))
-        if isinstance(value, (int, float)):
+        if isinstance(value, int):
+            # OTLP has 64 bits; a larger number would cost its batch, or a traceback in the log.
+            return value if -(2**63) <= value < 2**63 else str(value)
+        if isinstance(value, float):
             return value
         if depth >= _MAX_DEPTH:
             return REDACTED
@@ -605,6 +609,13 @@ class Scrubber:
             guard.report("core.scrub.url", error)
             return REDACTED
 
+    def path(self, text: str, captured: Mapping[str, Any]) -> str:
+        """Take out of a text with a URL path what the URL pattern `captured` under a sensitive name ("reset/<token>/")."""
+        for name, value in captured.items():
+            if isinstance(value, str) and value and value in text and self.is_sensitive(name):
+                text = text.replace(value, REDACTED)
+        return text
+
     def _text(self, text: str, query: bool = False) -> str:
         if len(text) > _CACHED_TEXT_LENGTH or query:
             return self._text_uncached(text, query)
@@ -630,6 +641,8 @@ class Scrubber:
 
     def _pass(self, text: str, query: bool) -> str:
         original = text
+        if not text.isascii():
+            text = encodable(text)
         if len(text) > MAX_TEXT_LENGTH and not text.endswith(_CUT_MARK):
             text = text[:MAX_TEXT_LENGTH] + _CUT_MARK
         if "-----BEGIN " in text:

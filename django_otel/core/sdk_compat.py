@@ -6,6 +6,7 @@ version lacks it, so that a new SDK breaks one file and one test.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from opentelemetry import metrics, trace
@@ -67,3 +68,10 @@ def replace_reader(provider: MeterProvider, old: MetricReader, new: MetricReader
     remove(old)
     add(new)
     return True
+
+
+def renew_collection_lock(provider: MeterProvider) -> None:
+    """Make the lock that the SDK holds over callbacks anew, of what `threading` gives now."""
+    consumer = getattr(provider, "_measurement_consumer", None)
+    if hasattr(consumer, "_lock"):
+        consumer._lock = threading.Lock()

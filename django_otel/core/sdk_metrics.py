@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry.sdk.metrics import (
@@ -42,6 +42,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from django_otel.core import guard
 from django_otel.core.cells import build_attributes, identity
 from django_otel.core.families import (
+    Attributes,
     Exemplar,
     ExponentialValue,
     Family,
@@ -50,7 +51,7 @@ from django_otel.core.families import (
     Point,
     Scope,
 )
-from django_otel.core.sdk_compat import replace_reader
+from django_otel.core.sdk_compat import renew_collection_lock, replace_reader
 
 #: Delta for whatever is counted; observed values (gauges, observable up-down counters) are absolute anyway.
 _TEMPORALITY: dict[type, AggregationTemporality] = {
@@ -76,6 +77,8 @@ class SdkMetrics:
         self._families: dict[object, Family] = {}
         self._points: dict[object, Point] = {}
         self._discard_next = False
+        #: Cleans the attributes of every point; those that look alike then are one series.
+        self.scrub: Callable[[Attributes], Attributes] = _unchanged
 
     def after_fork(self) -> None:
         """In the child: start at zero; what the SDK still holds was counted by the parent."""
@@ -88,6 +91,11 @@ class SdkMetrics:
                 self._reader = fresh
             else:
                 self._discard_next = True
+
+    def renew_locks(self) -> None:
+        """Make the locks anew, of what `threading` gives now: one is held while callbacks run, which may wait."""
+        self._lock = threading.Lock()
+        renew_collection_lock(self._provider)
 
     def collect(self) -> list[Family]:
         """Read the SDK and return all families, cumulative since the process began."""
@@ -130,10 +138,11 @@ class SdkMetrics:
             is_absolute = False
         if is_absolute:
             # Observed now, all of them: a series that is not observed any more is gone.
-            family.points = [_parse_point(point) for point in data.data_points]
+            points = (self._parse_point(point) for point in data.data_points)
+            family.points = list({identity(point.attributes): point for point in points}.values())
             return
         for data_point in data.data_points:
-            point = _parse_point(data_point)
+            point = self._parse_point(data_point)
             point_key = (key, identity(point.attributes))
             known = self._points.get(point_key)
             if known is None or not _merge(known, point):
@@ -141,6 +150,16 @@ class SdkMetrics:
                     family.points.remove(known)
                 self._points[point_key] = point
                 family.points.append(point)
+
+
+    def _parse_point(self, data_point: Any) -> Point:
+        point = _parse_point(data_point)
+        point.attributes = self.scrub(point.attributes)
+        return point
+
+
+def _unchanged(attributes: Attributes) -> Attributes:
+    return attributes
 
 
 def _kind_of(data: object) -> Kind | None:
