@@ -15,6 +15,7 @@ is truncated beneath a mapping kills the reader.
 from __future__ import annotations
 
 import array
+import bisect
 import contextlib
 import errno
 import json
@@ -22,11 +23,11 @@ import mmap
 import os
 import stat
 import struct
+import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -200,9 +201,7 @@ class Keys:
 
     def _take(self, content: Any) -> None:
         if "d" in content:
-            name, kind, unit, description, bounds, aggregation, defined_at_s = content["d"]
-            definition = Definition(name, Kind(kind), unit, description, tuple(bounds), aggregation)
-            self.definitions.append((definition, float(defined_at_s)))
+            self.definitions.append(_parse_definition(content["d"]))
             return
         index, attributes, base, start = content["s"]
         definition = self.definitions[index][0]
@@ -212,6 +211,12 @@ class Keys:
         self.entries.append(
             Entry(definition, _parse_attributes(attributes), base, cells_of(definition), int(start))
         )
+
+
+def _parse_definition(content: Any) -> tuple[Definition, float]:
+    """A definition and when it was made, in seconds since the epoch."""
+    name, kind, unit, description, bounds, aggregation, defined_at_s = content
+    return Definition(name, Kind(kind), unit, description, tuple(bounds), aggregation), float(defined_at_s)
 
 
 def _parse_attributes(pairs: Any) -> Attributes:
@@ -504,14 +509,141 @@ def _parse_value(value: Any) -> Any:
 # --- The merge. ---
 
 
-@dataclass(slots=True)
-class _Slot:
-    """What a reader remembers of a slot between two scrapes."""
+#: What begins the payload of a series, up to the number of its definition.
+_SERIES_START = b'{"s":['
 
-    inode: int
-    keys: Keys
-    layout_of: int = -1
-    gather: Any = None
+
+class _Series:
+    """One series, whichever slots have it, so that its attributes are parsed and kept once. Compared by identity."""
+
+    __slots__ = ("attributes", "instrument")
+
+    def __init__(self, instrument: _Instrument, attributes: Attributes = ()) -> None:
+        self.instrument = instrument
+        self.attributes = attributes
+
+
+class _Instrument:
+    """A definition and its series over all slots, by the bytes that describe them."""
+
+    __slots__ = ("definition", "series")
+
+    def __init__(self, definition: Definition) -> None:
+        self.definition = definition
+        self.series: dict[bytes, _Series] = {}
+
+
+class _Layout:
+    """A slot's dictionary as a reader remembers it between two scrapes: 24 bytes per series.
+
+    Most series are the same in all workers, so equal bytes are parsed once, and
+    what is new is parsed by a single call: one call per entry would take longer
+    than all the rest of the first scrape.
+    """
+
+    def __init__(self, stamp: tuple[float, ...]) -> None:
+        self.stamp = stamp
+        self.length = 0
+        self.is_damaged = False
+        self.definitions: list[tuple[_Instrument, float]] = []
+        self.series: list[_Series] = []
+        self.bases = array.array("q")
+        self.starts = array.array("q")
+        #: No series has a cell at or after this one.
+        self.end = 0
+
+    def read(self, data: bytes, instruments: dict[Definition, _Instrument]) -> None:
+        """Take in further bytes; stop at the first entry that is torn or damaged."""
+        position, size = 0, len(data)
+        found: list[_Series] = []
+        fresh: dict[bytes, list[_Series]] = {}
+        bases: list[bytes] = []
+        starts: list[bytes] = []
+        # What a payload begins with, up to the definition's number, is the same for a whole instrument.
+        by_prefix: dict[bytes, _Instrument] = {}
+        unpack, header, checksum_of = _ENTRY.unpack_from, _ENTRY.size, zlib.crc32
+        try:
+            while position + header <= size:
+                length, checksum = unpack(data, position)
+                end = position + header + length
+                payload = data[position + header : end]
+                if checksum_of(payload) != checksum or len(payload) < length:
+                    raise ValueError("torn or damaged")
+                head, base, start = payload.rsplit(b",", 2)
+                prefix, _, attributes = head.partition(b",")
+                instrument = by_prefix.get(prefix)
+                if instrument is None:
+                    if not prefix.startswith(_SERIES_START):
+                        definition, defined_at_s = _parse_definition(json.loads(payload)["d"])
+                        instrument = instruments.setdefault(definition, _Instrument(definition))
+                        self.definitions.append((instrument, defined_at_s))
+                        position = end
+                        continue
+                    instrument = by_prefix[prefix] = self.definitions[int(prefix[len(_SERIES_START) :])][0]
+                series = instrument.series.get(attributes)
+                if series is None:
+                    series = instrument.series[attributes] = _Series(instrument)
+                    fresh.setdefault(attributes, []).append(series)
+                found.append(series)
+                bases.append(base)
+                # Without the brackets that close the entry.
+                starts.append(start[:-2])
+                position = end
+        except (ValueError, KeyError, TypeError, IndexError):
+            self.is_damaged = True
+        try:
+            self._take(found, fresh, bases, starts)
+        except (ValueError, TypeError, OverflowError):
+            # A checksum that is right and a content that is not: foreign, and nothing in it is to be trusted.
+            self.is_damaged = True
+            for attributes, made in fresh.items():
+                for series in made:
+                    del series.instrument.series[attributes]
+        self.length += position
+
+    def _take(
+        self, found: list[_Series], fresh: Mapping[bytes, list[_Series]], bases: list[bytes], starts: list[bytes]
+    ) -> None:
+        new_bases, new_starts = array.array("q", _parse_all(bases)), array.array("q", _parse_all(starts))
+        if new_bases and min(new_bases) < _HEADER_CELLS:
+            raise ValueError("cells inside the header")
+        share: dict[str, str] = {}
+        for pairs, made in zip(_parse_all(fresh), fresh.values(), strict=True):
+            attributes = _share(_parse_attributes(pairs), share)
+            for series in made:
+                series.attributes = attributes
+        seen = set(self.series)
+        if len(seen) + len(found) > len(seen.union(found)):
+            # Twice in one slot: a NaN among the attributes differs from itself. Each has cells of its own.
+            for index, series in enumerate(found):
+                if series in seen:
+                    found[index] = _Series(series.instrument, series.attributes)
+                seen.add(found[index])
+        self.series += found
+        self.bases += new_bases
+        self.starts += new_starts
+        widest = max((cells_of(instrument.definition) for instrument, _ in self.definitions), default=0)
+        self.end = max(self.end, max(new_bases, default=0) + widest)
+
+
+def _parse_all(texts: Collection[bytes]) -> list[Any]:
+    """The values of many JSON texts. Errors: `ValueError`."""
+    found: list[Any] = json.loads((b"[%b]" % b",".join(texts)).decode())
+    if len(found) != len(texts):
+        raise ValueError("not one value each")
+    return found
+
+
+def _share(attributes: Attributes, known: dict[str, str]) -> Attributes:
+    """The same attributes, equal keys and texts being one object: a quarter of the memory."""
+    share = known.setdefault
+    return tuple(
+        [(share(key, key), share(value, value) if value.__class__ is str else value) for key, value in attributes]  # type: ignore[arg-type,misc]
+    )
+
+
+#: What a scrape reads of a slot: its number, what is in it, the bytes of its cells.
+_Loaded = tuple[int, _Layout, bytes]
 
 
 class Reader:
@@ -520,7 +652,11 @@ class Reader:
     def __init__(self, folder: Path, on_skip: Callable[[str], None] = lambda reason: None) -> None:
         self.folder = folder
         self._on_skip = on_skip
-        self._slots: dict[int, _Slot] = {}
+        #: Scrapes may run at once, in threads; what is remembered is changed by one of them at a time.
+        self._lock = threading.Lock()
+        self._layouts: dict[int, _Layout] = {}
+        self._instruments: dict[Definition, _Instrument] = {}
+        self._plan: _Plan | None = None
         self._snapshots: dict[int, tuple[tuple[int, int, int], list[Family]]] = {}
         self._warned: set[tuple[int, str]] = set()
 
@@ -542,15 +678,38 @@ class Reader:
         """Add up our own instruments over all slots, living and free."""
         numbers = self.numbers()
         living = living_slots(self.folder, numbers) if numbers else set()
-        loaded: list[tuple[int, Keys, Sequence[float], dict[tuple[int, int], Exemplar]]] = []
-        for number in numbers:
-            with guard.contained("reading a slot of the shared folder"):
-                found = self._load(number, number in living)
-                if found is not None:
-                    loaded.append((number, *found))
-        return _merge_slots(loaded, living)
+        with self._lock:
+            for number in self._layouts.keys() - set(numbers):
+                del self._layouts[number]
+            loaded: list[_Loaded] = []
+            for number in numbers:
+                with guard.contained("reading a slot of the shared folder"):
+                    found = self._load(number, number in living)
+                    if found is not None:
+                        loaded.append((number, *found))
+            state = [
+                (number, layout, len(layout.series), len(layout.definitions), number in living,
+                 # Beyond the end of a truncated file there is nothing to read.
+                 min(len(data) // 8, layout.end))
+                for number, layout, data in loaded
+            ]  # fmt: skip
+            if self._plan is None or self._plan.state != state:
+                self._plan = _Plan(state)
+                self._forget()
+            return self._plan.read([data for _, _, data in loaded])
 
-    def _load(self, number: int, is_living: bool) -> tuple[Keys, Sequence[float], dict[tuple[int, int], Exemplar]] | None:
+    def _forget(self) -> None:
+        """Drop the series that no slot has any more, when they are as many as those in use."""
+        known = sum(len(instrument.series) for instrument in self._instruments.values())
+        used: set[_Series] = set()
+        for layout in self._layouts.values():
+            used.update(layout.series)
+        if known <= 2 * len(used):
+            return
+        for instrument in self._instruments.values():
+            instrument.series = {key: series for key, series in instrument.series.items() if series in used}
+
+    def _load(self, number: int, is_living: bool) -> tuple[_Layout, bytes] | None:
         try:
             descriptor = open_file(self.folder / f"{number}.cells", os.O_RDONLY)
         except OSError:
@@ -566,38 +725,35 @@ class Reader:
             if not (is_living and not data):
                 self._skip(number, "truncated")
             return None
-        data = data[: len(data) // 8 * 8]
-        cells = array.array("d")
-        cells.frombytes(data)
-        if cells[_MAGIC] != MAGIC:
-            if not (is_living and not cells[_MAGIC]):
+        header = struct.unpack_from("<5d", data)
+        if header[_MAGIC] != MAGIC:
+            if not (is_living and not header[_MAGIC]):
                 self._skip(number, "foreign")
             return None
-        keys = self._keys(number, status.st_ino, cells[_KEYS_LENGTH])
-        if keys is None:
-            return None
-        return keys, cells, _read_ring(data)
+        layout = self._layout(number, status.st_ino, header)
+        return None if layout is None else (layout, data)
 
-    def _keys(self, number: int, inode: int, committed: float) -> Keys | None:
-        known = self._slots.get(number)
-        if known is None or known.inode != inode or known.keys.length > committed:
-            known = _Slot(inode, Keys())
-            self._slots[number] = known
-        keys = known.keys
+    def _layout(self, number: int, inode: int, header: Sequence[float]) -> _Layout | None:
+        committed = header[_KEYS_LENGTH]
+        # A process that takes a slot may cut damaged keys off and write others in their place.
+        stamp = (inode, header[_ADOPTIONS], header[_JOINED_AT_S])
+        layout = self._layouts.get(number)
+        if layout is None or layout.stamp != stamp or layout.length > committed:
+            layout = self._layouts[number] = _Layout(stamp)
         length = int(committed) if 0 <= committed <= _MAX_KEYS_BYTES else 0
-        if keys.length < length and not keys.is_damaged:
+        if layout.length < length and not layout.is_damaged:
             try:
                 descriptor = open_file(self.folder / f"{number}.keys", os.O_RDONLY)
             except OSError:
                 self._skip(number, "unreadable")
                 return None
             try:
-                keys.read(os.pread(descriptor, length - keys.length, keys.length))
+                layout.read(os.pread(descriptor, length - layout.length, layout.length), self._instruments)
             finally:
                 os.close(descriptor)
-            if keys.is_damaged or keys.length < length:
+            if layout.is_damaged or layout.length < length:
                 self._skip(number, "damaged")
-        return keys
+        return layout
 
     def snapshots(self, *, except_slot: int | None = None) -> Iterator[tuple[int, list[Family]]]:
         """What the slots measured through the SDK, with the slot's number; damaged ones as they last were."""
@@ -640,92 +796,205 @@ def _read_ring(data: bytes) -> dict[tuple[int, int], Exemplar]:
     return found
 
 
+#: What a plan is made for: number, layout, series, definitions, whether it lives, and readable cells of each slot.
+_State = list[tuple[int, _Layout, int, int, bool, int]]
+
+
 @dataclass(slots=True)
-class _Total:
-    entry: Entry
-    value: Any = None
-    set_at_s: float = 0.0
-    start_time_unix_nano: int = 0
-    exemplars: dict[int, Exemplar] = field(default_factory=dict)
+class _Block:
+    """Series of one instrument that the same slots have: their cells are gathered from each slot and added at once."""
+
+    instrument: _Instrument
+    series: list[_Series]
+    starts: list[int]
+    #: For each slot that has them its index in the state and where the cells are in its bytes, in the order of
+    #: `series`; neighbours are one run.
+    runs: list[tuple[int, list[slice]]]
 
 
-def _merge_slots(
-    loaded: Sequence[tuple[int, Keys, Sequence[float], dict[tuple[int, int], Exemplar]]], living: set[int]
-) -> list[Family]:
-    # An instrument whose definition changed starts again, once: the newest definition counts, everywhere.
-    newest: dict[str, tuple[Definition, float]] = {}
-    for _, keys, _, _ in loaded:
-        for definition, defined_at_s in keys.definitions:
-            known = newest.get(definition.name)
-            if known is None or known[1] < defined_at_s and known[0] != definition:
-                newest[definition.name] = (definition, defined_at_s)
-    totals: dict[tuple[Definition, object], _Total] = {}
-    for number, keys, cells, exemplars in loaded:
-        is_living = number in living
-        exemplar_bases = {base for base, _ in exemplars}
-        size = len(cells)
-        for entry in keys.entries:
-            definition = entry.definition
-            if newest[definition.name][0] != definition or entry.base + entry.cells > size:
+class _Plan:
+    """Where the cells of every series are in every slot. Made anew when a slot, or who lives, has changed.
+
+    A scrape then looks nothing up: it copies runs of bytes, adds columns of numbers and cuts the result into points.
+    """
+
+    def __init__(self, state: _State) -> None:
+        self.state = state
+        # An instrument whose definition changed starts again, once: the newest definition counts, everywhere.
+        newest: dict[str, tuple[_Instrument, float]] = {}
+        for _, layout, *_ in state:
+            for instrument, defined_at_s in layout.definitions:
+                name = instrument.definition.name
+                known = newest.get(name)
+                if known is None or known[1] < defined_at_s:
+                    newest[name] = (instrument, defined_at_s)
+        wanted = {instrument for instrument, _ in newest.values()}
+        #: For each slot, the series that count and where they are.
+        self._places = [_places(layout, wanted, is_living, cells) for _, layout, _, _, is_living, cells in state]
+        holders: dict[_Series, int] = {}
+        for index, places in enumerate(self._places):
+            bit = 1 << index
+            for series in places:
+                holders[series] = holders.get(series, 0) | bit
+        grouped: dict[tuple[_Instrument, int], list[_Series]] = {}
+        for series, mask in holders.items():
+            grouped.setdefault((series.instrument, mask), []).append(series)
+        self._blocks = [
+            self._block(instrument, mask, series) for (instrument, mask), series in grouped.items()
+        ]  # fmt: skip
+
+    def _block(self, instrument: _Instrument, mask: int, series: list[_Series]) -> _Block:
+        size = cells_of(instrument.definition)
+        runs: list[tuple[int, list[slice]]] = []
+        starts: list[int] = []
+        for index, places in enumerate(self._places):
+            if not mask >> index & 1:
                 continue
-            if definition.kind in _LIVE_KINDS and not is_living:
+            layout = self.state[index][1]
+            positions = [places[item] for item in series]
+            own_starts = [layout.starts[position] for position in positions]
+            starts = list(map(min, starts, own_starts)) if starts else own_starts
+            runs.append((index, _runs([layout.bases[position] for position in positions], size)))
+        return _Block(instrument, series, starts, runs)
+
+    def read(self, slots: Sequence[bytes]) -> list[Family]:
+        """The families that these bytes hold."""
+        exemplars = self._exemplars(slots)
+        families: dict[_Instrument, Family] = {}
+        for block in self._blocks:
+            definition = block.instrument.definition
+            columns = [_gather(slots[index], runs) for index, runs in block.runs]
+            if definition.kind is Kind.HISTOGRAM:
+                points = _histogram_points(block, definition, columns, exemplars)
+            elif definition.kind is Kind.GAUGE:
+                points = _gauge_points(block, definition, columns)
+            else:
+                # Series and sums are of one length, and nothing is measured by their mere existence but zero.
+                points = list(map(_point, block.series, _add_columns(columns), block.starts))
+            if not points:
                 continue
-            key = (definition, identity(entry.attributes))
-            total = totals.get(key)
-            if total is None:
-                total = totals[key] = _Total(entry, start_time_unix_nano=entry.start_time_unix_nano)
-            elif entry.start_time_unix_nano < total.start_time_unix_nano:
-                total.start_time_unix_nano = entry.start_time_unix_nano
-            _add_entry(total, definition, entry, cells)
-            if entry.base in exemplar_bases:
-                for (base, bucket), exemplar in exemplars.items():
-                    if base == entry.base:
-                        known_exemplar = total.exemplars.get(bucket)
-                        if known_exemplar is None or known_exemplar.time_unix_s < exemplar.time_unix_s:
-                            total.exemplars[bucket] = exemplar
-    return _build_families(totals)
+            family = families.get(block.instrument)
+            if family is None:
+                families[block.instrument] = Family(
+                    definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE, points
+                )
+            else:
+                family.points += points
+        return list(families.values())
+
+    def _exemplars(self, slots: Sequence[bytes]) -> dict[_Series, dict[int, Exemplar]]:
+        """The newest exemplar of each series and bucket."""
+        newest: dict[_Series, dict[int, Exemplar]] = {}
+        for data, places, (_, layout, *_) in zip(slots, self._places, self.state, strict=True):
+            for (base, bucket), exemplar in _read_ring(data).items():
+                # Cells are handed out in ascending order.
+                position = bisect.bisect_left(layout.bases, base)
+                if position == len(layout.bases) or layout.bases[position] != base:
+                    continue
+                series = layout.series[position]
+                if series not in places:
+                    continue
+                known = newest.setdefault(series, {})
+                if bucket not in known or known[bucket].time_unix_s < exemplar.time_unix_s:
+                    known[bucket] = exemplar
+        return newest
 
 
-def _add_entry(total: _Total, definition: Definition, entry: Entry, cells: Sequence[float]) -> None:
-    base = entry.base
-    if definition.kind is Kind.HISTOGRAM:
-        found = cells[base : base + entry.cells]
-        total.value = found if total.value is None else list(map(add, total.value, found))
-    elif definition.kind is Kind.GAUGE:
-        value, set_at_s = cells[base], cells[base + 1]
-        if not set_at_s:
-            return
-        if total.value is None:
-            total.value, total.set_at_s = value, set_at_s
-        elif definition.aggregation == "max":
-            total.value = max(total.value, value)
-        elif definition.aggregation == "min":
-            total.value = min(total.value, value)
-        elif definition.aggregation in ("sum", "livesum"):
-            total.value += value
-        elif set_at_s >= total.set_at_s:
-            total.value, total.set_at_s = value, set_at_s
-    else:
-        total.value = cells[base] if total.value is None else total.value + cells[base]
+def _places(layout: _Layout, wanted: set[_Instrument], is_living: bool, cells: int) -> dict[_Series, int]:
+    """The series of a slot that count, and their positions in its layout."""
+    places = {series: position for position, series in enumerate(layout.series)}
+    refused = {
+        instrument
+        for instrument, _ in layout.definitions
+        if instrument not in wanted or (instrument.definition.kind in _LIVE_KINDS and not is_living)
+    }
+    if refused or layout.end > cells:
+        return {
+            series: position
+            for series, position in places.items()
+            if series.instrument not in refused
+            and layout.bases[position] + cells_of(series.instrument.definition) <= cells
+        }
+    return places
 
 
-def _build_families(totals: dict[tuple[Definition, object], _Total]) -> list[Family]:
-    families: dict[Definition, Family] = {}
-    for (definition, _), total in totals.items():
-        value = total.value
-        if value is None:
-            continue
-        if definition.kind is Kind.HISTOGRAM:
-            buckets = list(value[:-1])
-            if not any(buckets):
-                continue
-            value = HistogramValue(definition.bounds, buckets, value[-1])
-        family = families.get(definition)
-        if family is None:
-            family = families[definition] = Family(
-                definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE
-            )
-        exemplars = [total.exemplars[bucket] for bucket in sorted(total.exemplars)] if total.exemplars else ()
-        family.points.append(Point(total.entry.attributes, value, exemplars, total.start_time_unix_nano))
-    return list(families.values())
+def _runs(bases: Sequence[int], size: int) -> list[slice]:
+    """Where runs of `size` cells are in the bytes of a file."""
+    runs: list[slice] = []
+    first = end = bases[0]
+    for base in bases:
+        if base != end:
+            runs.append(slice(first * 8, end * 8))
+            first = base
+        end = base + size
+    runs.append(slice(first * 8, end * 8))
+    return runs
 
+
+def _gather(data: bytes, runs: Sequence[slice]) -> array.array[float]:
+    cells = array.array("d")
+    cells.frombytes(b"".join([data[run] for run in runs]))
+    return cells
+
+
+def _add_columns(columns: Sequence[array.array[float]]) -> list[float]:
+    # One sum() over a row of all slots makes half the numbers that adding the slots one after another does.
+    return columns[0].tolist() if len(columns) == 1 else list(map(sum, zip(*columns, strict=True)))
+
+
+def _point(series: _Series, value: float, start_time_unix_nano: int) -> Point:
+    return Point(series.attributes, value, (), start_time_unix_nano)
+
+
+def _histogram_points(
+    block: _Block,
+    definition: Definition,
+    columns: Sequence[array.array[float]],
+    exemplars: Mapping[_Series, Mapping[int, Exemplar]],
+) -> list[Point]:
+    cells = _add_columns(columns)
+    size = cells_of(definition)
+    bounds = definition.bounds
+    points: list[Point] = []
+    first = 0
+    for series, start in zip(block.series, block.starts, strict=True):
+        to_sum = first + size - 1
+        buckets = cells[first:to_sum]
+        # Made and not used yet, or zeroed.
+        if any(buckets):
+            shown: Sequence[Exemplar] = ()
+            if exemplars and series in exemplars:
+                by_bucket = exemplars[series]
+                shown = [by_bucket[bucket] for bucket in sorted(by_bucket)]
+            points.append(Point(series.attributes, HistogramValue(bounds, buckets, cells[to_sum]), shown, start))
+        first += size
+    return points
+
+
+def _gauge_points(block: _Block, definition: Definition, columns: Sequence[array.array[float]]) -> list[Point]:
+    points: list[Point] = []
+    for index, (series, start) in enumerate(zip(block.series, block.starts, strict=True)):
+        values = [(column[2 * index + 1], column[2 * index]) for column in columns]
+        value = _combine(definition.aggregation, [(set_at_s, value) for set_at_s, value in values if set_at_s])
+        if value is not None:
+            points.append(Point(series.attributes, value, (), start))
+    return points
+
+
+def _combine(aggregation: str, found: Sequence[tuple[float, float]]) -> float | None:
+    """One gauge over the processes that have set it; `found` is (when, value) of each."""
+    if not found:
+        return None
+    values = [value for _, value in found]
+    if aggregation == "max":
+        return max(values)
+    if aggregation == "min":
+        return min(values)
+    if aggregation in ("sum", "livesum"):
+        return sum(values)
+    # Of two that were set at one time the one in the higher slot.
+    return max(reversed(found), key=_set_at)[1]
+
+
+def _set_at(item: tuple[float, float]) -> float:
+    return item[0]
