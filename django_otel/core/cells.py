@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from django_otel.core import guard, names
 from django_otel.core.families import (
@@ -40,7 +40,8 @@ class Definition:
     name: str
     kind: Kind
     unit: str = ""
-    description: str = ""
+    #: Another wording is not another instrument.
+    description: str = field(default="", compare=False)
     bounds: tuple[float, ...] = ()
     aggregation: str = "sum"
 
@@ -153,10 +154,22 @@ class Series:
 
     def move(self, memory: Memory) -> None:
         """Go on in other memory, with what this process has counted so far. The store's lock is held."""
-        own = self._own()
+        own, before, place, baseline = self._own(), self._view, self._base, self._baseline
         self._put(memory)
+        if self._view is before and self._base == place:
+            # It is there already (others were not, because the memory could not grow).
+            self._baseline = baseline
+            return
         for index, value in enumerate(own):
             self._view[self._base + index] += value
+
+    def rebase(self) -> None:
+        """Take the cells as they are for what this process has counted, where they are below the baseline.
+
+        Somebody has cut the file beneath this process. The store's lock is held.
+        """
+        if self._baseline is not None and any(value < 0 for value in self._own()):
+            self._baseline = None
 
     def leave(self, memory: Memory) -> None:
         """Go on at zero in private memory (in a forked child)."""
@@ -629,6 +642,13 @@ class CellStore:
             for instrument in self._instruments.values():
                 for series in instrument.all_series():
                     series.move(memory)
+
+    def rebase(self) -> None:
+        """Set right what this process counts as its own after cells were lost."""
+        with self.lock:
+            for instrument in self._instruments.values():
+                for series in instrument.all_series():
+                    series.rebase()
 
     def observed(self) -> list[Family]:
         """The observable gauges, as this process reads them."""

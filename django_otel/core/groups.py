@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from django_otel.core import guard
-from django_otel.core.shared import Unusable, check_folder, fcntl, living_slots, make_folder
+from django_otel.core.shared import Unusable, check_folder, fcntl, living_slots, make_folder, open_file
 
 _OWNER_FILE = "owner"
 #: A group's folder may be half made by a process that is just starting; it is not swept before this age, in seconds.
@@ -121,9 +121,25 @@ def _write_owner(folder: Path, owner: int) -> None:
     if path.exists():
         return
     temporary = folder / f"{_OWNER_FILE}.{os.getpid()}"
-    temporary.write_text(f"{owner} {start_time(owner)} {_pid_namespace()}")
-    temporary.chmod(0o600)
-    temporary.replace(path)
+    try:
+        descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{owner} {start_time(owner)} {_pid_namespace()}")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _has_owner(folder: Path) -> bool:
+    """Whether the master of a group may still live. Without its file, it died while it made the folder."""
+    try:
+        pid, _, rest = (folder / _OWNER_FILE).read_text().partition(" ")
+    except FileNotFoundError:
+        return False
+    began, _, namespace = rest.partition(" ")
+    # The pids of another namespace (a container beside this one) mean nothing here.
+    return namespace != _pid_namespace() or bool(began) and start_time(int(pid)) == began
 
 
 def sweep(parent: Path, keep: str) -> list[str]:
@@ -137,9 +153,7 @@ def sweep(parent: Path, keep: str) -> list[str]:
             continue
         try:
             check_folder(folder)
-            pid, _, rest = (folder / _OWNER_FILE).read_text().partition(" ")
-            began, _, namespace = rest.partition(" ")
-            if namespace != _pid_namespace() or (start_time(int(pid)) == began and began):
+            if _has_owner(folder):
                 continue
             if time.time() - folder.stat().st_mtime < _SWEEP_AGE_S:
                 continue

@@ -51,8 +51,8 @@ except ImportError:  # Windows: no leases, so plain memory.
     fcntl = None  # type: ignore[assignment]
 
 #: File format; a file of another format is foreign and skipped.
-MAGIC = 20261122.0
-_MAGIC, _KEYS_LENGTH, _ADOPTIONS, _JOINED_AT_S, _PID = range(5)
+MAGIC = 20261123.0
+_MAGIC, _KEYS_LENGTH, _ADOPTIONS, _JOINED_AT_S, _PID, _READY = range(6)
 _RING_OFFSET = 1024
 _RING_RECORDS = 64
 _RECORD = struct.Struct("<QIIddQQQ")
@@ -64,7 +64,13 @@ _SEGMENT_BYTES = _SEGMENT_CELLS * 8
 _ENTRY = struct.Struct("<II")
 _MAX_SLOTS = 4096
 _MAX_KEYS_BYTES = 64 << 20
+#: Beyond this a slot does not grow, and a file is not read: a length may be garbage.
+_MAX_CELLS_BYTES = 256 << 20
 _LIVE_KINDS = frozenset({Kind.UP_DOWN_COUNTER, Kind.GAUGE})
+
+
+#: What reading a file raises whose checksums are right and whose content is not ours.
+_MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 class Unusable(OSError):
@@ -87,18 +93,32 @@ def check_folder(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a private folder, or check the one that is there. Errors: `Unusable`, `OSError`."""
-    with contextlib.suppress(FileExistsError):
+    try:
         path.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    else:
+        # Whatever the umask says: one that takes the owner's own rights away would lock the others out.
+        path.chmod(0o700)
     check_folder(path)
 
 
 def open_file(path: Path, flags: int) -> int:
-    """Open a regular file of our own, never through a link. Errors: `OSError`."""
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    """Open a regular file of our own, never through a link. Errors: `OSError`, `Unusable` for what is no such file."""
+    try:
+        # Not blocking: a pipe of that name would be waited for.
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise Unusable(f"{path} is a link or no regular file; expected a file of this user's own.") from error
+        raise
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         os.close(descriptor)
-        raise Unusable(f"{path} is no regular file of this user's own.")
+        raise Unusable(f"{path} is a link or no regular file; expected a file of this user's own.")
+    if flags & os.O_CREAT and stat.S_IMODE(status.st_mode) != 0o600:
+        # An umask that takes the owner's own rights away would lock the other processes out.
+        os.fchmod(descriptor, 0o600)
     return descriptor
 
 
@@ -106,13 +126,20 @@ def open_file(path: Path, flags: int) -> int:
 
 
 class Lease:
-    """The lowest free slot of a folder, held until `close()` or the process's death."""
+    """The lowest free slot of a folder, held until `close()` or the process's death.
 
-    def __init__(self, folder: Path) -> None:
+    Slots below `first` are passed over, and those whose lock is no file of our own.
+    """
+
+    def __init__(self, folder: Path, first: int = 0) -> None:
         self.folder = folder
+        self._descriptor = -1
         with _joining(folder, fcntl.LOCK_EX):
-            for number in range(_MAX_SLOTS):
-                descriptor = open_file(folder / f"{number}.lock", os.O_RDWR | os.O_CREAT)
+            for number in range(first, _MAX_SLOTS):
+                try:
+                    descriptor = open_file(folder / f"{number}.lock", os.O_RDWR | os.O_CREAT)
+                except Unusable:
+                    continue
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError as error:
@@ -122,18 +149,61 @@ class Lease:
                     continue
                 self.number = number
                 self._descriptor = descriptor
+                # Still inside the lock: who asks now whether the slot lives must not see the dead one's gauges.
+                _mark_unready(folder / f"{number}.cells")
                 return
         raise Unusable(f"{folder} has {_MAX_SLOTS} slots in use.")
 
+    def renew(self) -> None:
+        """Make the lock file anew after somebody has removed it; the caller still holds the slot's cells."""
+        with _joining(self.folder, fcntl.LOCK_EX):
+            descriptor = open_file(self.folder / f"{self.number}.lock", os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(descriptor)
+                raise
+        self.close()
+        self._descriptor = descriptor
+
+    def is_intact(self) -> bool:
+        """Whether the lock is still where others look for it."""
+        try:
+            there = os.stat(self.folder / f"{self.number}.lock", follow_symlinks=False)
+            here = os.fstat(self._descriptor)
+        except OSError:
+            return False
+        return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)
+
     def close(self) -> None:
         """Give the slot up. In a forked child this leaves the parent's lease alone: it is never unlocked."""
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _mark_unready(path: Path) -> None:
+    """Note in a slot's cells that its new owner has not zeroed yet what only a living process has."""
+    try:
+        descriptor = open_file(path, os.O_RDWR)
+    except OSError:
+        return
+    try:
+        if os.fstat(descriptor).st_size >= _HEADER_BYTES:
+            os.pwrite(descriptor, struct.pack("<d", 0.0), _READY * 8)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _joining(folder: Path, how: int) -> Iterator[None]:
     """Hold `join.lock`: exclusively to join, shared to probe, else a probe's lock would make a joiner skip a slot."""
-    descriptor = open_file(folder / "join.lock", os.O_RDWR | os.O_CREAT)
+    path = folder / "join.lock"
+    try:
+        # For reading, so that a probe works in a file system that has become read-only.
+        descriptor = open_file(path, os.O_RDONLY)
+    except FileNotFoundError:
+        descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, how)
         yield
@@ -147,7 +217,7 @@ def living_slots(folder: Path, numbers: Iterable[int]) -> set[int]:
     with _joining(folder, fcntl.LOCK_SH):
         for number in numbers:
             try:
-                descriptor = open_file(folder / f"{number}.lock", os.O_RDWR)
+                descriptor = open_file(folder / f"{number}.lock", os.O_RDONLY)
             except OSError:
                 continue
             try:
@@ -193,7 +263,7 @@ class Keys:
                 break
             try:
                 self._take(json.loads(payload))
-            except (ValueError, KeyError, TypeError, IndexError):
+            except _MALFORMED:
                 self.is_damaged = True
                 break
             position += _ENTRY.size + size
@@ -206,8 +276,8 @@ class Keys:
         index, attributes, base, start = content["s"]
         definition = self.definitions[index][0]
         base = int(base)
-        if base < _HEADER_CELLS:
-            raise ValueError("cells inside the header")
+        if not _HEADER_CELLS <= base < _MAX_CELLS_BYTES // 8:
+            raise ValueError("cells outside the file")
         self.entries.append(
             Entry(definition, _parse_attributes(attributes), base, cells_of(definition), int(start))
         )
@@ -216,11 +286,31 @@ class Keys:
 def _parse_definition(content: Any) -> tuple[Definition, float]:
     """A definition and when it was made, in seconds since the epoch."""
     name, kind, unit, description, bounds, aggregation, defined_at_s = content
-    return Definition(name, Kind(kind), unit, description, tuple(bounds), aggregation), float(defined_at_s)
+    if not all(isinstance(text, str) for text in (name, unit, description, aggregation)):
+        raise TypeError("not texts")
+    return Definition(name, Kind(kind), unit, description, _parse_bounds(bounds), aggregation), float(defined_at_s)
+
+
+def _parse_bounds(bounds: Any) -> tuple[float, ...]:
+    if not all(isinstance(bound, int | float) for bound in bounds) or len(bounds) >= _SEGMENT_CELLS:
+        raise TypeError("no bounds")
+    return tuple(bounds)
 
 
 def _parse_attributes(pairs: Any) -> Attributes:
-    return tuple((str(key), tuple(value) if isinstance(value, list) else value) for key, value in pairs)
+    return tuple((str(key), _parse_attribute(value)) for key, value in pairs)
+
+
+def _parse_attribute(value: Any) -> Any:
+    if value.__class__ is str:
+        # Nearly all are; the checks below take most of the time of a first scrape.
+        return value
+    if isinstance(value, list):
+        value = tuple(value)
+    items = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(item, str | bool | int | float) for item in items):
+        raise TypeError("no attribute")
+    return value
 
 
 def _pack_entry(content: Any) -> bytes:
@@ -237,17 +327,49 @@ class SharedMemory(Memory):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
-        self.lease = Lease(folder)
         self._segments: list[memoryview] = []
         self._maps: list[mmap.mmap] = []
         self._cells_file = self._keys_file = -1
+        self._is_appending = False
         self._ring_next = 0
         self._sequence = 0
+        #: What was found in the slot and could not be used: "foreign", "truncated", "damaged".
+        self.problems: list[str] = []
+        #: What the process before had measured through the SDK, without what only a living one has.
+        self.inherited: list[Family] = []
+        self.lease = self._take_slot(folder)
         try:
             self._open()
         except BaseException:
             self.close()
             raise
+
+    def _take_slot(self, folder: Path) -> Lease:
+        """The lowest free slot whose files are, or can be made, our own."""
+        first = 0
+        while True:
+            lease = Lease(folder, first)
+            try:
+                for suffix in ("cells", "keys"):
+                    path = folder / f"{lease.number}.{suffix}"
+                    if path.is_symlink() or (path.exists() and not path.is_file()):
+                        path.unlink()
+                self._cells_file = open_file(folder / f"{lease.number}.cells", os.O_RDWR | os.O_CREAT)
+                # Somebody who tidies up may have removed the lock of a process that lives.
+                fcntl.flock(self._cells_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._keys_file = open_file(folder / f"{lease.number}.keys", os.O_RDWR | os.O_CREAT)
+                return lease
+            except OSError as error:
+                self._close_files()
+                lease.close()
+                is_this_slot = isinstance(error, Unusable | BlockingIOError | IsADirectoryError | PermissionError)
+                if not is_this_slot or lease.number + 1 >= _MAX_SLOTS:
+                    raise
+                first = lease.number + 1
+            except BaseException:
+                self._close_files()
+                lease.close()
+                raise
 
     def path(self, suffix: str) -> Path:
         """The file of this slot with that suffix."""
@@ -256,27 +378,36 @@ class SharedMemory(Memory):
     # Adoption.
 
     def _open(self) -> None:
-        self._cells_file = open_file(self.path("cells"), os.O_RDWR | os.O_CREAT)
-        self._keys_file = open_file(self.path("keys"), os.O_RDWR | os.O_CREAT)
         size = os.fstat(self._cells_file).st_size
         header = os.pread(self._cells_file, 5 * 8, 0)
-        is_ours = len(header) == 40 and struct.unpack_from("<d", header)[0] == MAGIC
         self.keys = Keys()
-        if is_ours and size >= _HEADER_BYTES:
-            length = int(struct.unpack_from("<d", header, _KEYS_LENGTH * 8)[0])
-            self.keys.read(os.pread(self._keys_file, max(0, min(length, _MAX_KEYS_BYTES)), 0))
-            highest = max((entry.base + entry.cells for entry in self.keys.entries), default=_HEADER_CELLS)
-            if highest * 8 > size:
-                # Truncated by somebody: what is gone is gone, the rest would be read at wrong places.
-                is_ours = False
-        if not is_ours:
-            os.ftruncate(self._cells_file, 0)
-            self.keys = Keys()
+        if size and (size < _HEADER_BYTES or struct.unpack_from("<d", header)[0] != MAGIC):
+            if size < _HEADER_BYTES or struct.unpack_from("<d", header)[0]:
+                self.problems.append("truncated" if size < _HEADER_BYTES else "foreign")
+            self._begin_anew()
+        elif size:
+            committed = struct.unpack_from("<d", header, _KEYS_LENGTH * 8)[0]
+            length = int(committed) if 0 <= committed <= _MAX_KEYS_BYTES else 0
+            self.keys.read(os.pread(self._keys_file, length, 0))
+            if self.keys.is_damaged or self.keys.length != committed:
+                self.problems.append("damaged")
+            if any((entry.base + entry.cells) * 8 > size for entry in self.keys.entries):
+                # What is beyond the end is gone and starts again at zero; the others go on.
+                self.problems.append("truncated")
         os.ftruncate(self._keys_file, self.keys.length)
         self._reserve(_HEADER_BYTES)
         self._header_map = mmap.mmap(self._cells_file, _HEADER_BYTES)
         self._header = memoryview(self._header_map).cast("d")
         self._adopt()
+
+    def _begin_anew(self) -> None:
+        """Make new files in the place of foreign ones. Those are not cut: somebody may have them mapped."""
+        self._close_files()
+        for suffix in ("keys", "cells"):
+            self.path(suffix).unlink(missing_ok=True)
+        self._cells_file = open_file(self.path("cells"), os.O_RDWR | os.O_CREAT)
+        fcntl.flock(self._cells_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._keys_file = open_file(self.path("keys"), os.O_RDWR | os.O_CREAT)
 
     def _adopt(self) -> None:
         header = self._header
@@ -298,17 +429,33 @@ class SharedMemory(Memory):
                 view, base = self._locate(entry.base)
                 for index in range(base, base + entry.cells):
                     view[index] = 0.0
+        self._adopt_snapshot()
         # The dead process's exemplars stay: they are still true.
+        header[_READY] = 1.0
+
+    def _adopt_snapshot(self) -> None:
+        path = self.path("snap")
+        found = read_snapshot(path)
+        if found is None:
+            if path.exists():
+                self.problems.append("damaged")
+            return
+        self.inherited = [family for family in found if family.kind not in _LIVE_KINDS]
+        if len(self.inherited) != len(found):
+            # Readers take the slot for living now.
+            with contextlib.suppress(OSError):
+                write_snapshot(path, self.inherited)
 
     # Places.
 
     def _reserve(self, size: int) -> None:
         """Make the file that large for certain: a full disk is an error here and not a bus error in a request."""
-        if os.fstat(self._cells_file).st_size >= size:
-            return
+        if size > _MAX_CELLS_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        # Also where the file is that long already: a copied one may have holes.
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self._cells_file, 0, size)
-        else:  # macOS
+        elif os.fstat(self._cells_file).st_size < size:  # macOS
             os.ftruncate(self._cells_file, size)
 
     def _locate(self, base: int) -> tuple[memoryview, int]:
@@ -331,12 +478,20 @@ class SharedMemory(Memory):
         """Where the cells of a series are, found or made; plain memory when the disk is full."""
         key = (definition, identity(attributes))
         entry = self._known.get(key)
+        if entry is None and self._is_appending:
+            # A signal handler in the middle of an append; the next look after the folder moves the series here.
+            self.is_degraded = True
+            return super().place(definition, attributes, start_time_unix_nano)
         try:
             if entry is None:
-                entry = self._append(definition, attributes, start_time_unix_nano)
+                self._is_appending = True
+                try:
+                    entry = self._append(definition, attributes, start_time_unix_nano)
+                finally:
+                    self._is_appending = False
                 self._known[key] = entry
             return self._locate(entry.base)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.is_degraded = True
             guard.warn_once(
                 "shared memory growth",
@@ -407,20 +562,41 @@ class SharedMemory(Memory):
         """Whether the files are still where others look for them."""
         try:
             here, there = os.fstat(self._cells_file), os.stat(self.path("cells"), follow_symlinks=False)
-            lock = os.stat(self.path("lock"), follow_symlinks=False)
-            held = os.fstat(self.lease._descriptor)
+            keys_here, keys_there = os.fstat(self._keys_file), os.stat(self.path("keys"), follow_symlinks=False)
         except OSError:
             return False
-        return here.st_ino == there.st_ino and lock.st_ino == held.st_ino
+        return here.st_ino == there.st_ino and keys_here.st_ino == keys_there.st_ino
+
+    def restore_size(self) -> bool:
+        """Make a file that somebody has cut as long as what is mapped: touching what lies beyond kills.
+
+        Return whether it was cut. Errors: `OSError`.
+        """
+        size = _HEADER_BYTES + len(self._segments) * _SEGMENT_BYTES
+        if os.fstat(self._cells_file).st_size >= size:
+            return False
+        self._reserve(size)
+        if self._header[_MAGIC] != MAGIC:
+            self._header[_ADOPTIONS] += 1.0
+            self._header[_JOINED_AT_S] = time.time()
+            self._header[_PID] = float(os.getpid())
+            self._header[_KEYS_LENGTH] = float(self.keys.length)
+            self._header[_READY] = 1.0
+            self._header[_MAGIC] = MAGIC
+        return True
 
     def close(self) -> None:
         """Close the files; mapped views stay valid as long as a series uses them."""
-        for descriptor in (self._cells_file, self._keys_file):
+        self._close_files()
+        self.lease.close()
+
+    def _close_files(self) -> None:
+        descriptors = (self._cells_file, self._keys_file)
+        self._cells_file = self._keys_file = -1
+        for descriptor in descriptors:
             if descriptor >= 0:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
-        self._cells_file = self._keys_file = -1
-        self.lease.close()
 
 
 # --- Snapshots of what was measured through the SDK. ---
@@ -434,12 +610,18 @@ def write_snapshot(path: Path, families: Sequence[Family]) -> None:
         temporary.unlink()
     descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        data = _ENTRY.pack(len(payload), zlib.crc32(payload)) + payload
-        if os.write(descriptor, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(descriptor)
-    temporary.rename(path)
+        try:
+            data = _ENTRY.pack(len(payload), zlib.crc32(payload)) + payload
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
+    except BaseException:
+        # Space that nobody else would give back.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def read_snapshot(path: Path) -> list[Family] | None:
@@ -460,7 +642,7 @@ def read_snapshot(path: Path) -> list[Family] | None:
         return None
     try:
         return [_parse_family(item) for item in json.loads(payload)]
-    except (ValueError, KeyError, TypeError, IndexError):
+    except _MALFORMED:
         return None
 
 
@@ -487,23 +669,40 @@ def _dump_value(value: Any) -> Any:
 
 def _parse_family(item: Any) -> Family:
     name, kind, unit, description, scope, points = item
+    if not all(isinstance(text, str) for text in (name, unit, description, *scope[:3])):
+        raise TypeError("not texts")
     family = Family(
         name, Kind(kind), unit, description, Scope(scope[0], scope[1], scope[2], _parse_attributes(scope[3]))
     )
     for attributes, value, start, exemplars in points:
-        found = [Exemplar(e[0], e[1], int(e[2], 16), int(e[3], 16)) for e in exemplars]
-        family.points.append(Point(_parse_attributes(attributes), _parse_value(value), found, start))
+        found = [Exemplar(float(e[0]), float(e[1]), int(e[2], 16), int(e[3], 16)) for e in exemplars]
+        parsed = _parse_value(value)
+        expected = {Kind.HISTOGRAM: HistogramValue, Kind.EXPONENTIAL_HISTOGRAM: ExponentialValue}.get(family.kind)
+        if not (_is_number(parsed) if expected is None else isinstance(parsed, expected)):
+            raise TypeError("a value of another kind")
+        family.points.append(Point(_parse_attributes(attributes), parsed, found, int(start)))
     return family
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _parse_value(value: Any) -> Any:
-    if isinstance(value, dict):
-        if "e" in value:
-            return ExponentialValue(*value["e"])
-        return HistogramValue(tuple(value["b"]), list(value["c"]), value["s"])
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("no number")
-    return value
+    if not isinstance(value, dict):
+        if not _is_number(value):
+            raise TypeError("no number")
+        return value
+    if "e" in value:
+        scale, zero_count, positive_offset, positive, negative_offset, negative, total, count = value["e"]
+        whole = (scale, zero_count, positive_offset, *positive, negative_offset, *negative, count)
+        if not all(isinstance(number, int) for number in whole) or not _is_number(total):
+            raise TypeError("no exponential histogram")
+        return ExponentialValue(scale, zero_count, positive_offset, positive, negative_offset, negative, total, count)
+    bounds, buckets = _parse_bounds(value["b"]), list(value["c"])
+    if len(buckets) != len(bounds) + 1 or not all(map(_is_number, (*buckets, value["s"]))):
+        raise TypeError("no histogram")
+    return HistogramValue(bounds, buckets, value["s"])
 
 
 # --- The merge. ---
@@ -589,11 +788,11 @@ class _Layout:
                 # Without the brackets that close the entry.
                 starts.append(start[:-2])
                 position = end
-        except (ValueError, KeyError, TypeError, IndexError):
+        except _MALFORMED:
             self.is_damaged = True
         try:
             self._take(found, fresh, bases, starts)
-        except (ValueError, TypeError, OverflowError):
+        except _MALFORMED:
             # A checksum that is right and a content that is not: foreign, and nothing in it is to be trusted.
             self.is_damaged = True
             for attributes, made in fresh.items():
@@ -646,6 +845,11 @@ def _share(attributes: Attributes, known: dict[str, str]) -> Attributes:
 _Loaded = tuple[int, _Layout, bytes]
 
 
+def _is_slot(name: str) -> bool:
+    # As we write them: "05" and "²" are somebody else's.
+    return name.isascii() and name.isdecimal() and str(int(name)) == name and int(name) < _MAX_SLOTS
+
+
 class Reader:
     """Reads all slots of a folder and adds them up. `on_skip(reason)` is called once for each file that is unreadable."""
 
@@ -666,7 +870,7 @@ class Reader:
             found = [name[:-6] for name in os.listdir(self.folder) if name.endswith(".cells")]
         except OSError:
             return []
-        return sorted(int(name) for name in found if name.isdigit())
+        return sorted(int(name) for name in found if _is_slot(name))
 
     def _skip(self, number: int, reason: str) -> None:
         # A damaged file stays damaged: counted once, not with every scrape.
@@ -688,7 +892,9 @@ class Reader:
                     if found is not None:
                         loaded.append((number, *found))
             state = [
-                (number, layout, len(layout.series), len(layout.definitions), number in living,
+                (number, layout, len(layout.series), len(layout.definitions),
+                 # Only taken, the slot still has the dead process's gauges.
+                 number in living and struct.unpack_from("<d", data, _READY * 8)[0] == 1.0,
                  # Beyond the end of a truncated file there is nothing to read.
                  min(len(data) // 8, layout.end))
                 for number, layout, data in loaded
@@ -717,6 +923,9 @@ class Reader:
             return None
         try:
             status = os.fstat(descriptor)
+            if status.st_size > _MAX_CELLS_BYTES:
+                self._skip(number, "foreign")
+                return None
             data = os.pread(descriptor, status.st_size, 0)
         finally:
             os.close(descriptor)
@@ -725,7 +934,7 @@ class Reader:
             if not (is_living and not data):
                 self._skip(number, "truncated")
             return None
-        header = struct.unpack_from("<5d", data)
+        header = struct.unpack_from("<6d", data)
         if header[_MAGIC] != MAGIC:
             if not (is_living and not header[_MAGIC]):
                 self._skip(number, "foreign")
@@ -740,7 +949,10 @@ class Reader:
         layout = self._layouts.get(number)
         if layout is None or layout.stamp != stamp or layout.length > committed:
             layout = self._layouts[number] = _Layout(stamp)
-        length = int(committed) if 0 <= committed <= _MAX_KEYS_BYTES else 0
+        if not 0 <= committed <= _MAX_KEYS_BYTES:
+            self._skip(number, "damaged")
+            committed = 0.0
+        length = int(committed)
         if layout.length < length and not layout.is_damaged:
             try:
                 descriptor = open_file(self.folder / f"{number}.keys", os.O_RDONLY)

@@ -7,7 +7,9 @@ share again.
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from django_otel.core.cells import CellStore, Counter, Memory
 from django_otel.core.config import Config
 from django_otel.core.families import OWN_SCOPE, Family, Kind, Point
 from django_otel.core.sdk_metrics import merge_processes
-from django_otel.core.shared import Reader, SharedMemory, Unusable, living_slots, read_snapshot, write_snapshot
+from django_otel.core.shared import Reader, SharedMemory, Unusable, living_slots, write_snapshot
 
 _TICK_S = 1.0
+#: So that a forked child can close what it has inherited, whoever forks and when.
+_all: weakref.WeakSet[Sharing] = weakref.WeakSet()
 
 
 def start_sharing(
@@ -32,6 +36,11 @@ def start_sharing(
     if name is None:
         return None
     bases = groups.candidate_bases(config.metrics.shared_dir, config.surroundings)
+    for known in list(_all):
+        if known.serves(name, bases, store):
+            # New settings, same folder: in another slot, what was counted would be there twice.
+            return known
+        known.stop()
     sharing = Sharing(name, owner, bases, store, collect_sdk)
     sharing.join()
     sharing.start()
@@ -49,6 +58,7 @@ class Sharing:
         self._bases = bases
         self._store = store
         self._collect_sdk = collect_sdk
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -59,6 +69,7 @@ class Sharing:
         self.reader: Reader | None = None
         #: Why numbers are not shared now; empty when they are.
         self.problem = ""
+        _all.add(self)
 
     @property
     def folder(self) -> Path | None:
@@ -73,10 +84,15 @@ class Sharing:
         except OSError as error:
             self._fall_back(error)
             return False
-        inherited = read_snapshot(memory.path("snap")) or []
-        self._inherited = [family for family in inherited if family.kind not in (Kind.UP_DOWN_COUNTER, Kind.GAUGE)]
+        except Exception as error:
+            guard.report("taking a slot of the shared folder", error)
+            self._fall_back(Unusable(f"{type(error).__name__}: {error}"))
+            return False
+        self._inherited, self._written = memory.inherited, None
         self._store.move(memory)
         self.memory, self.reader, self.problem = memory, Reader(folder, self._count_skipped), ""
+        for reason in memory.problems:
+            self._count_skipped(reason)
         return True
 
     def _fall_back(self, error: OSError) -> None:
@@ -95,11 +111,24 @@ class Sharing:
         self._thread = threading.Thread(target=self._run, name="django_otel-shared", daemon=True)
         self._thread.start()
 
+    def serves(self, name: str, bases: list[Path], store: CellStore) -> bool:
+        """Whether this is how the process already shares that store's numbers in that folder."""
+        return (
+            self._pid == os.getpid() and not self._stop.is_set()
+            and (self._name, self._bases) == (name, bases) and self._store is store
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """Leave the group; what this process has counted there stays."""
+        self._stop.set()
+        self.abandon()
+
     def abandon(self) -> None:
-        """In a forked child: close what belongs to the parent, without unlocking it."""
-        if self.memory is not None:
-            self.memory.close()
-            self.memory = None
+        """Close what belongs to this slot without unlocking it (in a forked child it is the parent's)."""
+        self._lock = threading.Lock()
+        memory, self.memory, self.reader = self.memory, None, None
+        if memory is not None:
+            memory.close()
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK_S):
@@ -117,9 +146,14 @@ class Sharing:
             memory.close()
             self.memory = None
             self.join()
-        elif memory.is_degraded:
-            memory.is_degraded = False
-            self._store.move(memory)
+        else:
+            if not memory.lease.is_intact():
+                memory.lease.renew()
+            if memory.restore_size():
+                self._store.rebase()
+            if memory.is_degraded:
+                memory.is_degraded = False
+                self._store.move(memory)
         self.write_snapshot()
 
     # Snapshots.
@@ -153,8 +187,8 @@ class Sharing:
         """Every family over all processes of the group, at this moment."""
         own_sdk = self.write_snapshot()
         memory, reader = self.memory, self.reader
-        if memory is None or reader is None:
-            return [*self._store.collect(), *own_sdk, *self._state()]
+        if memory is None or reader is None or not memory.is_intact():
+            return [*self._store.collect(), *own_sdk, *self._state(is_shared=False)]
         own = memory.lease.number
         others = list(reader.snapshots(except_slot=own))
         living = living_slots(reader.folder, [number for number, _ in others]) if others else set()
@@ -163,7 +197,7 @@ class Sharing:
         merged = reader.merge()
         if memory.is_degraded:
             self._degraded(merged)
-        return [*merged, *self._store.observed(), *sdk, *self._state()]
+        return [*merged, *self._store.observed(), *sdk, *self._state(is_shared=not memory.is_degraded)]
 
     def _degraded(self, merged: list[Family]) -> None:
         """Growth has failed: add the series that only this process has, so that at least its own page shows them."""
@@ -175,8 +209,7 @@ class Sharing:
                         Family(family.name, family.kind, family.unit, family.description, family.scope, [point])
                     )
 
-    def _state(self) -> list[Family]:
-        is_shared = self.memory is not None and not self.memory.is_degraded
+    def _state(self, *, is_shared: bool) -> list[Family]:
         return [
             Family(
                 "django_otel.shared.active",
@@ -209,3 +242,11 @@ class Sharing:
         return found
 
 
+def _abandon_all() -> None:
+    for sharing in list(_all):
+        with guard.contained("leaving the parent's slot after a fork"):
+            sharing.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
