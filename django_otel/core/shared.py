@@ -394,6 +394,11 @@ class SharedMemory(Memory):
             if any((entry.base + entry.cells) * 8 > size for entry in self.keys.entries):
                 # What is beyond the end is gone and starts again at zero; the others go on.
                 self.problems.append("truncated")
+            end = max((entry.base + entry.cells for entry in self.keys.entries), default=_HEADER_CELLS)
+            whole = _HEADER_BYTES - (_HEADER_CELLS - end) // _SEGMENT_CELLS * _SEGMENT_BYTES
+            if size > whole:
+                # Grown by a process that died before it used it, or stretched by somebody: then it has holes.
+                os.ftruncate(self._cells_file, whole)
         os.ftruncate(self._keys_file, self.keys.length)
         self._reserve(_HEADER_BYTES)
         self._header_map = mmap.mmap(self._cells_file, _HEADER_BYTES)
@@ -430,7 +435,9 @@ class SharedMemory(Memory):
                 for index in range(base, base + entry.cells):
                     view[index] = 0.0
         self._adopt_snapshot()
-        # The dead process's exemplars stay: they are still true.
+        # The dead process's exemplars stay, they are still true; ours come after them.
+        self._sequence = _last_sequence(self._header_map[:])
+        self._ring_next = self._sequence % _RING_RECORDS
         header[_READY] = 1.0
 
     def _adopt_snapshot(self) -> None:
@@ -452,10 +459,13 @@ class SharedMemory(Memory):
         """Make the file that large for certain: a full disk is an error here and not a bus error in a request."""
         if size > _MAX_CELLS_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        # Also where the file is that long already: a copied one may have holes.
+        here = os.fstat(self._cells_file).st_size
+        if here >= size:
+            return
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._cells_file, 0, size)
-        elif os.fstat(self._cells_file).st_size < size:  # macOS
+            # Only what is missing: where there is no room, tmpfs takes back the whole range, with what is written in it.
+            os.posix_fallocate(self._cells_file, here, size - here)
+        else:  # macOS
             os.ftruncate(self._cells_file, size)
 
     def _locate(self, base: int) -> tuple[memoryview, int]:
@@ -808,7 +818,7 @@ class _Layout:
             raise ValueError("cells inside the header")
         share: dict[str, str] = {}
         for pairs, made in zip(_parse_all(fresh), fresh.values(), strict=True):
-            attributes = _share(_parse_attributes(pairs), share)
+            attributes = _parse_shared(pairs, share)
             for series in made:
                 series.attributes = attributes
         seen = set(self.series)
@@ -833,11 +843,14 @@ def _parse_all(texts: Collection[bytes]) -> list[Any]:
     return found
 
 
-def _share(attributes: Attributes, known: dict[str, str]) -> Attributes:
-    """The same attributes, equal keys and texts being one object: a quarter of the memory."""
+def _parse_shared(pairs: Any, known: dict[str, str]) -> Attributes:
+    """Attributes whose equal keys and texts are one object over all series: a quarter of the memory."""
     share = known.setdefault
     return tuple(
-        [(share(key, key), share(value, value) if value.__class__ is str else value) for key, value in attributes]  # type: ignore[arg-type,misc]
+        [
+            (share(key, key), share(value, value) if value.__class__ is str else _parse_attribute(value))
+            for key, value in pairs
+        ]
     )
 
 
@@ -989,6 +1002,17 @@ class Reader:
                 known = (stamp, families)
                 self._snapshots[number] = known
             yield number, known[1]
+
+
+def _last_sequence(data: bytes) -> int:
+    """The number of the newest record in a ring; 0 when it is empty."""
+    last = 0
+    for offset in range(_RING_OFFSET, _RING_OFFSET + _RING_RECORDS * _RECORD_SIZE, _RECORD_SIZE):
+        sequence: int = struct.unpack_from("<Q", data, offset)[0]
+        packed = data[offset : offset + _RECORD.size]
+        if sequence > last and zlib.crc32(packed) == struct.unpack_from("<Q", data, offset + _RECORD.size)[0]:
+            last = sequence
+    return last
 
 
 def _read_ring(data: bytes) -> dict[tuple[int, int], Exemplar]:
