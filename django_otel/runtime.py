@@ -91,6 +91,9 @@ _testing_spans: list[Any] = []
 _testing_logs: list[Any] = []
 _hooks_registered = False
 _pid = os.getpid()
+#: The process for which `_notice_fork` has looked.
+_noticed_pid = 0
+_notice_lock = threading.Lock()
 #: What `threading.Lock` was when the locks were made; gevent puts another in its place.
 _lock_type = threading.Lock
 
@@ -539,9 +542,17 @@ def _register_hooks() -> None:
 
 def _notice_fork() -> None:
     """In a child whose fork ran none of Python's hooks (uWSGI's own): do now what they would have done."""
-    if _pid != os.getpid():
-        store.clear()
-        _after_fork()
+    global _noticed_pid
+    if _noticed_pid == os.getpid():
+        return
+    # Several threads may have their first request at once (uWSGI with threads): one does it, the others wait for it.
+    with _notice_lock:
+        if _noticed_pid == os.getpid():
+            return
+        if _pid != os.getpid():
+            store.clear()
+            _after_fork()
+        _noticed_pid = os.getpid()
 
 
 def _notice_patch() -> None:
