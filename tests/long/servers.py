@@ -116,6 +116,8 @@ def _runserver(port: int) -> list[str]:
 
 
 _RECYCLE = ("--max-requests", "15")
+#: uWSGI lets a worker live for a minute before it recycles it.
+_RECYCLE_UWSGI = (*_RECYCLE, "--min-worker-lifetime", "1")
 
 KINDS: dict[str, Kind] = {}
 for _class in ("sync", "gthread", "gevent"):
@@ -134,9 +136,9 @@ for _interface in ("asgi", "wsgi"):
     KINDS[f"granian-{_interface}"] = Kind(
         _granian(_interface), ("granian",), worker_mark=b"spawn_main", stop_worker=None, respawn_s=3
     )
-KINDS["uwsgi"] = Kind(_uwsgi(), ("uwsgi",), _RECYCLE, stop_worker=None)
-KINDS["uwsgi-threads"] = Kind(_uwsgi("--enable-threads", "--threads", "4"), ("uwsgi",), _RECYCLE, stop_worker=None)
-KINDS["uwsgi-lazy"] = Kind(_uwsgi("--enable-threads", "--lazy-apps"), ("uwsgi",), _RECYCLE, stop_worker=None)
+KINDS["uwsgi"] = Kind(_uwsgi(), ("uwsgi",), _RECYCLE_UWSGI, stop_worker=None)
+KINDS["uwsgi-threads"] = Kind(_uwsgi("--enable-threads", "--threads", "4"), ("uwsgi",), _RECYCLE_UWSGI, stop_worker=None)
+KINDS["uwsgi-lazy"] = Kind(_uwsgi("--enable-threads", "--lazy-apps"), ("uwsgi",), _RECYCLE_UWSGI, stop_worker=None)
 KINDS["runserver"] = Kind(_runserver, (), has_hup=False, has_workers=False)
 
 #: One of each family.
