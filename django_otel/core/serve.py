@@ -45,6 +45,7 @@ class ScrapeServer(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 64
 
     def __init__(self, host: str, port: int, source: Source) -> None:
         self.source = source
