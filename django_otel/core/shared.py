@@ -428,7 +428,7 @@ class SharedMemory(Memory):
         self._per_definition: dict[Definition, int] = {}
         for entry in self.keys.entries:
             self._per_definition[entry.definition] = self._per_definition.get(entry.definition, 0) + 1
-        self._free = max((entry.base + entry.cells for entry in self.keys.entries), default=_HEADER_CELLS)
+        self._next_cell = max((entry.base + entry.cells for entry in self.keys.entries), default=_HEADER_CELLS)
         for entry in self.keys.entries:
             if entry.definition.kind in _LIVE_KINDS:
                 view, base = self._locate(entry.base)
@@ -463,7 +463,6 @@ class SharedMemory(Memory):
         if here >= size:
             return
         if hasattr(os, "posix_fallocate"):
-            # Only what is missing: where there is no room, tmpfs takes back the whole range, with what is written in it.
             os.posix_fallocate(self._cells_file, here, size - here)
         else:  # macOS
             os.ftruncate(self._cells_file, size)
@@ -513,7 +512,7 @@ class SharedMemory(Memory):
 
     def _append(self, definition: Definition, attributes: Attributes, start_time_unix_nano: int) -> Entry:
         cells = cells_of(definition)
-        base = self._free
+        base = self._next_cell
         room = _SEGMENT_CELLS - (base - _HEADER_CELLS) % _SEGMENT_CELLS
         if cells > _SEGMENT_CELLS:
             raise OSError(errno.EFBIG, "a histogram with so many buckets does not fit into a segment")
@@ -545,7 +544,7 @@ class SharedMemory(Memory):
         self.keys.length += len(data)
         # Last: before this a reader, or the next process, does not see the entry.
         self._header[_KEYS_LENGTH] = float(self.keys.length)
-        self._free = base + cells
+        self._next_cell = base + cells
         self._per_definition[definition] = self._per_definition.get(definition, 0) + 1
         entry = Entry(definition, attributes, base, cells, start_time_unix_nano)
         self.keys.entries.append(entry)
