@@ -195,7 +195,8 @@ class _Catch(SpanProcessor):
 def build_test_spans(config: Config, name: str = "django_otel doctor") -> list[ReadableSpan]:
     """A finished trace of a parent with an event and its child, sampled whatever the settings say."""
     catch = _Catch()
-    provider = TracerProvider(sampler=ALWAYS_ON, resource=pipelines.build_resource(config), shutdown_on_exit=False)
+    resource = pipelines.build_resource(config, Scrubber(config.scrub.extra).attributes)
+    provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(catch)
     tracer = provider.get_tracer(SCOPE, pipelines.package_version("django-otel-kit"))
     # An empty context: the test is a trace of its own, whatever is current.
@@ -210,7 +211,7 @@ def build_test_batch(signal: str, config: Config) -> Any:
     """What the SDK would hand to an exporter of `signal`: one span, metric or log record that is marked as a test."""
     if signal == "traces":
         return build_test_spans(config)[-1:]
-    resource = pipelines.build_resource(config)
+    resource = pipelines.build_resource(config, Scrubber(config.scrub.extra).attributes)
     return _build_test_metric(resource) if signal == "metrics" else _build_test_log(resource)
 
 

@@ -30,16 +30,16 @@ from opentelemetry import metrics, propagate, trace
 from opentelemetry.propagators.textmap import Setter
 
 from django_otel import runtime
-from django_otel.core import guard, outbound
+from django_otel.core import guard, outbound, sdk_compat
 from django_otel.core.config import Config
 from django_otel.core.observation import OWN_PATHS
+from django_otel.core.sdk_compat import DJANGO_MIDDLEWARE as DJANGO_MIDDLEWARE
 
 GROUP = "opentelemetry_instrumentor"
 OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 #: Read once per process by the first instrumentor. Without it they use names that are deprecated, and an
 #: `http.target` with the query string in a metric label.
 STABLE = "http,database"
-DJANGO_MIDDLEWARE = "opentelemetry.instrumentation.django.middleware.otel_middleware._DjangoMiddleware"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +175,12 @@ def _find_conflict(entry: EntryPoint) -> str:
 
 
 def _say(name: str, conflict: Any) -> str:
+    wanted = " or ".join(map(str, [conflict.required] if conflict.required else (conflict.required_any or ())))
+    found = " and ".join(map(str, [conflict.found] if conflict.found else (conflict.found_any or ())))
     # Packaging's marker says which extra of the instrumentor's package names the library: of no use to a reader.
-    return re.sub(r"""\s*;\s*extra == ['"]instruments(-any)?['"]""", "", conflict._format_message(name))
+    wanted = re.sub(r"""\s*;\s*extra == ['"]instruments(-any)?['"]""", "", wanted)
+    state = f"{found} is installed" if found else "it is not installed"
+    return f"the instrumentor {name} is for {wanted or 'another library'}, and {state}."
 
 
 def _switch_on(name: str, wish: _Wish, is_user_list: bool) -> State:
@@ -194,7 +198,7 @@ def _switch_on(name: str, wish: _Wish, is_user_list: bool) -> State:
         instrumentor: Any = entry.load()()
         if instrumentor.is_instrumented_by_opentelemetry:
             return State(name, False, "already instrumented by another tool; left alone")
-        conflict = instrumentor._check_dependency_conflicts()
+        conflict = sdk_compat.find_dependency_conflict(instrumentor)
         if conflict is not None:
             return State(name, False, _say(name, conflict), is_user_list)
         return _instrument(name, instrumentor, wish, is_user_list)
@@ -215,7 +219,7 @@ def _instrument(name: str, instrumentor: Any, wish: _Wish, is_user_list: bool) -
     except Exception:
         # It may have patched half of its library before it failed.
         with guard.contained(f"instrumentors.{name} clean-up"):
-            instrumentor._uninstrument()
+            sdk_compat.unpatch(instrumentor)
         raise
     if not instrumentor.is_instrumented_by_opentelemetry:
         return State(name, False, "the instrumentor refused; its own log line says why", is_user_list)

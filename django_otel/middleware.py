@@ -114,7 +114,8 @@ def _respond(observation: Observation, response: HttpResponseBase) -> HttpRespon
 def _follow_stream(observation: Observation, response: Any) -> None:
     if isinstance(response, FileResponse):
         # Wrapping it would lose the server's sendfile; its end is its close().
-        response._resource_closers.append(lambda: observation.observer.finish(observation, response))
+        closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]
+        closers.append(lambda: observation.observer.finish(observation, response))
     elif response.is_async:
         response.streaming_content = _AsyncStream(response.streaming_content, observation, response)
     else:
@@ -130,8 +131,8 @@ class _SyncStream:
     """
 
     def __init__(self, chunks: Iterator[bytes], observation: Observation, response: HttpResponseBase) -> None:
-        self._chunks = iter(chunks)
         self._observation = observation
+        self._chunks = iter(chunks)
         self._response: HttpResponseBase | None = response
         self._context = contextvars.copy_context()
         self._size_bytes = 0
@@ -143,6 +144,8 @@ class _SyncStream:
         try:
             chunk = self._context.run(next, self._chunks)
         except StopIteration:
+            # Django's iterator holds the response, which holds this stream.
+            self._chunks = iter(())
             self._finish()
             raise
         except BaseException as error:
@@ -155,6 +158,11 @@ class _SyncStream:
         """The response was closed: whatever was sent by now is all."""
         self._finish()
 
+    def __del__(self) -> None:
+        # Somebody threw the response away without closing it.
+        if not self._observation.is_finished:
+            self._finish()
+
     def _finish(self, error: BaseException | None = None) -> None:
         observation = self._observation
         if error is not None:
@@ -164,13 +172,18 @@ class _SyncStream:
         observation.observer.finish(observation, response, response_size_bytes=self._size_bytes, error=error)
 
 
+async def _nothing() -> AsyncIterator[bytes]:
+    """No chunks."""
+    return
+    yield b""
+
+
 class _AsyncStream:
     """The same for an async iterator: attached and detached around each chunk, never across a yield."""
 
     def __init__(self, chunks: AsyncIterator[bytes], observation: Observation, response: HttpResponseBase) -> None:
-        self._source = chunks
-        self._chunks = aiter(chunks)
         self._observation = observation
+        self._chunks = aiter(chunks)
         self._response: HttpResponseBase | None = response
         self._otel_context = otel_context.get_current()
         self._size_bytes = 0
@@ -184,6 +197,7 @@ class _AsyncStream:
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
+            self._chunks = _nothing()
             self._finish()
             raise
         except BaseException as error:
@@ -206,6 +220,11 @@ class _AsyncStream:
     def close(self) -> None:
         """The response was closed: whatever was sent by now is all."""
         self._finish()
+
+    def __del__(self) -> None:
+        # Somebody threw the response away without closing it.
+        if not self._observation.is_finished:
+            self._finish()
 
     def _finish(self, error: BaseException | None = None) -> None:
         observation = self._observation

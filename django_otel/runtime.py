@@ -308,6 +308,7 @@ def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:
     else:
         if _own_tracer_provider is None:
             from opentelemetry.sdk.trace import TracerProvider
+
             _limits = pipelines.build_span_limits()
             _own_tracer_provider = TracerProvider(
                 sampler=runtime.sampler,
@@ -486,7 +487,10 @@ def flush(timeout_s: float = SHUTDOWN_BUDGET_S) -> bool:
     done = True
     for part in _processors():
         left_s = max(0.0, deadline_s - time.monotonic())
-        done = part.force_flush(int(left_s * 1000)) is not False and done
+        part_done = False
+        with guard.contained(f"flushing {type(part).__name__}"):
+            part_done = part.force_flush(int(left_s * 1000)) is not False
+        done = part_done and done
     if _pump is not None:
         done = _pump.flush(max(0.0, deadline_s - time.monotonic())) and done
     return done

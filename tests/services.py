@@ -144,7 +144,13 @@ def running(command: list[str], env: dict[str, str] | None = None, log: Path | N
     """A process in its own group, stopped at the end: TERM, then KILL."""
     output = log.open("wb") if log is not None else subprocess.DEVNULL
     process = subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=env,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         yield process
@@ -167,7 +173,9 @@ class Server:
     process: Any
     log_path: Path
 
-    def get(self, path: str, headers: dict[str, str] | None = None, timeout_s: float = 10.0) -> tuple[int, dict[str, str], bytes]:
+    def get(
+        self, path: str, headers: dict[str, str] | None = None, timeout_s: float = 10.0
+    ) -> tuple[int, dict[str, str], bytes]:
         return self.request("GET", path, headers=headers, timeout_s=timeout_s)
 
     def request(
@@ -203,7 +211,8 @@ def server_command(kind: str, port: int, workers: int = 1, *extra: str) -> list[
         worker_class = kind.partition("-")[2] or "sync"
         return [
             sys.executable, "-m", "gunicorn", "tests.wsgi:application", "--bind", f"127.0.0.1:{port}",
-            "--workers", str(workers), "--worker-class", worker_class, "--threads", "4" if worker_class == "gthread" else "1",
+            "--workers", str(workers), "--worker-class", worker_class,
+            "--threads", "4" if worker_class == "gthread" else "1",
             "--access-logfile", "-", "--graceful-timeout", "5", *extra,
         ]  # fmt: skip
     return [
@@ -283,7 +292,11 @@ class Receiver:
             if path.endswith("/metrics"):
                 for group in message.resource_metrics:
                     resource = attributes_of(group.resource)
-                    found += [(resource, scope.scope.name, metric) for scope in group.scope_metrics for metric in scope.metrics]
+                    found += [
+                        (resource, scope.scope.name, metric)
+                        for scope in group.scope_metrics
+                        for metric in scope.metrics
+                    ]
         return found
 
     def logs(self) -> list[tuple[dict[str, Any], Any]]:
@@ -339,7 +352,9 @@ def start_receiver() -> Iterator[Receiver]:
             if kind is None:
                 self.send_response(404)
             else:
-                receiver.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, kind.FromString(body)))
+                receiver.requests.append(
+                    (self.path, {k.lower(): v for k, v in self.headers.items()}, kind.FromString(body))
+                )
                 self.send_response(receiver.status)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -395,7 +410,9 @@ def start_rotel() -> Iterator[Rotel]:
         import rotel
     except ImportError:
         pytest.skip("rotel has no wheel for this Python; the receiver of tests/services.py covers the same ground")
-    binary = next((path for path in Path(rotel.__file__).parent.rglob("rotel-agent*") if os.access(path, os.X_OK)), None)
+    binary = next(
+        (path for path in Path(rotel.__file__).parent.rglob("rotel-agent*") if os.access(path, os.X_OK)), None
+    )
     if binary is None:
         missing("the package rotel brings no rotel-agent here")
     folder = Path(tempfile.mkdtemp(prefix="django_otel-rotel-"))

@@ -45,7 +45,9 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         # Servers started by the tests share the file that the variable names.
-        "NAME": os.environ.get("TEST_SQLITE", os.path.join(tempfile.gettempdir(), f"django_otel-{os.getpid()}.sqlite3")),
+        "NAME": os.environ.get(
+            "TEST_SQLITE", os.path.join(tempfile.gettempdir(), f"django_otel-{os.getpid()}.sqlite3")
+        ),
         "TEST": {"NAME": None},
     },
     # A second alias, for what must hold with several databases.

@@ -19,10 +19,12 @@ def problems_of(mapping, environ=None):
     [
         ({"NO_SUCH": 1}, "E001", "OTEL has no key 'NO_SUCH'."),
         ({"SERVICENAME": "x"}, "E001", "Did you mean OTEL[\"SERVICE_NAME\"]?"),
-        ({"SAMPLING": {"SAMPLE_RATE": 1}}, "E001", 'OTEL["SAMPLING"] has no key \'SAMPLE_RATE\'. Did you mean OTEL["SAMPLING"]["RATIO"]?'),
+        ({"SAMPLING": {"SAMPLE_RATE": 1}}, "E001",
+         'OTEL["SAMPLING"] has no key \'SAMPLE_RATE\'. Did you mean OTEL["SAMPLING"]["RATIO"]?'),
         ({"RATIO": 1}, "E001", 'Did you mean OTEL["SAMPLING"]["RATIO"]?'),
         ({1: 2}, "E001", "OTEL has no key 1."),
-        ({"SAMPLING": {"RATIO": 25}}, "E002", 'OTEL["SAMPLING"]["RATIO"] is 25; expected a number from 0.0 to 1.0. For 25 % write 0.25.'),
+        ({"SAMPLING": {"RATIO": 25}}, "E002",
+         'OTEL["SAMPLING"]["RATIO"] is 25; expected a number from 0.0 to 1.0. For 25 % write 0.25.'),
         ({"SAMPLING": {"RATIO": True}}, "E002", "expected a number"),
         ({"SAMPLING": {"RATIO": float("nan")}}, "E002", "expected a number"),
         ({"SAMPLING": 1}, "E002", 'OTEL["SAMPLING"] is 1; expected a dict with RATIO, LIVE, REFRESH_S.'),
@@ -34,7 +36,8 @@ def problems_of(mapping, environ=None):
         ({"TRACES": {"ENDPOINT": "localhost:4317"}}, "E002", "Write 'http://localhost:4317'."),
         ({"TRACES": {"ENDPOINT": "ftp://x"}}, "E002", "It begins with http://"),
         ({"TRACES": {"HEADERS": {"authorization": ["x"]}}}, "E002", 'The value of "authorization" is a list.'),
-        ({"TRACES": {"BATCH": {"BATCH_SIZE": 100, "QUEUE_SIZE": 10}}}, "E002", "expected at most QUEUE_SIZE, which is 10"),
+        ({"TRACES": {"BATCH": {"BATCH_SIZE": 100, "QUEUE_SIZE": 10}}}, "E002",
+         "expected at most QUEUE_SIZE, which is 10"),
         ({"TRACES": {"LIMITS": {"ATTRIBUTES": 0}}}, "E002", "a whole number of at least 1"),
         ({"TRACES": {"COMPRESSION": "zip"}}, "E002", "Did you mean 'gzip'?"),
         ({"METRICS": {"BUCKETS": {"x": [2, 1]}}}, "E002", "each list ascends"),
@@ -199,12 +202,15 @@ def test_core_imports_no_django():
     import subprocess
     import sys
 
-    modules = [f"django_otel.core.{path.stem}" for path in Path("django_otel/core").glob("*.py") if path.stem != "__init__"]
+    modules = [
+        f"django_otel.core.{path.stem}" for path in Path("django_otel/core").glob("*.py") if path.stem != "__init__"
+    ]
     assert len(modules) > 15
     code = (
         "import sys, types, importlib\n"
         # The package's own __init__ is the shell; core must do without it.
-        "package = types.ModuleType('django_otel'); package.__path__ = ['django_otel']; sys.modules['django_otel'] = package\n"
+        "package = types.ModuleType('django_otel'); package.__path__ = ['django_otel']\n"
+        "sys.modules['django_otel'] = package\n"
         "class Block:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] == 'django': raise ImportError('core must not import Django: ' + name)\n"

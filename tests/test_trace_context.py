@@ -140,7 +140,8 @@ def test_traceparent_version_malformed(call, version):
 
 
 @pytest.mark.parametrize(
-    "trace_id", ["0" * 32, ".2345678901234567890123456789012", "1234567890123456789012345678901", TRACE_ID + "3", "A" * 32]
+    "trace_id",
+    ["0" * 32, ".2345678901234567890123456789012", "1234567890123456789012345678901", TRACE_ID + "3", "A" * 32],
 )
 def test_traceparent_trace_id_malformed(call, trace_id):
     assert call(("traceparent", f"00-{trace_id}-{PARENT_ID}-01"))[0] != trace_id
@@ -208,7 +209,9 @@ def test_tracestate_all_allowed_characters(call):
     assert members == {key: value, f"{key}@a-z0-9_-*/": value}
 
 
-@pytest.mark.parametrize("value", ["foo=1 \t , \t bar=2, \t baz=3", "foo=1\t \t,\t \tbar=2,\t \tbaz=3", " foo=1,bar=2,baz=3 "])
+@pytest.mark.parametrize(
+    "value", ["foo=1 \t , \t bar=2, \t baz=3", "foo=1\t \t,\t \tbar=2,\t \tbaz=3", " foo=1,bar=2,baz=3 "]
+)
 def test_tracestate_ows_handling(call, value):
     assert call(("traceparent", GOOD), ("tracestate", value))[2] == {"foo": "1", "bar": "2", "baz": "3"}
 

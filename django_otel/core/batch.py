@@ -107,12 +107,17 @@ class BatchWorker(Generic[T]):
                 self._thread = thread
 
     def _run(self) -> None:
-        while True:
-            self._wake.wait(self._delay_s)
-            self._wake.clear()
-            self._drain()
-            if self._is_shut_down:
-                return
+        try:
+            while True:
+                self._wake.wait(self._delay_s)
+                self._wake.clear()
+                self._drain()
+                if self._is_shut_down:
+                    return
+        except BaseException:
+            # An exporter that raises SystemExit ends this thread; the next item starts another.
+            self._thread = None
+            raise
 
     def _drain(self) -> None:
         self._idle.clear()

@@ -65,10 +65,10 @@ class Memory:
     is_degraded = False
 
     def __init__(self) -> None:
-        self._view = memoryview(bytearray())
+        self._view: memoryview[float] = memoryview(bytearray()).cast("d")
         self._free = 0
 
-    def allocate(self, cells: int) -> tuple[memoryview, int]:
+    def allocate(self, cells: int) -> tuple[memoryview[float], int]:
         """Return the view and the index in it at which `cells` cells begin."""
         if self._free + cells > len(self._view):
             size = max(self.SEGMENT_CELLS, cells)
@@ -367,11 +367,13 @@ def _number(value: object) -> float:
 class Counter(Instrument):
     """A sum that only grows."""
 
-    def add(self, amount: float = 1, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006 (never changed)
+    def add(self, amount: float = 1, attributes: Mapping[str, object] = {}) -> None:
         """Add `amount` (in the instrument's unit, not negative: such a call is ignored and logged once)."""
         number = _number(amount)
         if not 0 <= number < math.inf:
-            guard.warn_once(f"cells.{self.name}", "Counter %s: %r was not added; expected a number >= 0.", self.name, amount)
+            guard.warn_once(
+                f"cells.{self.name}", "Counter %s: %r was not added; expected a number >= 0.", self.name, amount
+            )
             return
         self.series(attributes).add(number)
 
@@ -379,7 +381,7 @@ class Counter(Instrument):
 class UpDownCounter(Instrument):
     """A sum that grows and shrinks."""
 
-    def add(self, amount: float, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006
+    def add(self, amount: float, attributes: Mapping[str, object] = {}) -> None:
         """Add `amount`, in the instrument's unit."""
         number = _number(amount)
         if not math.isfinite(number):
@@ -391,7 +393,7 @@ class UpDownCounter(Instrument):
 class Gauge(Instrument):
     """A value as it was last set."""
 
-    def set(self, value: float, attributes: Mapping[str, object] = {}) -> None:  # noqa: B006
+    def set(self, value: float, attributes: Mapping[str, object] = {}) -> None:
         """Replace the value, in the instrument's unit. What is not a number is ignored and logged once."""
         number = _number(value)
         if math.isnan(number) and value == value:
@@ -405,7 +407,7 @@ class Gauge(Instrument):
 class Histogram(Instrument):
     """A distribution of values in fixed buckets."""
 
-    def record(self, value: float, attributes: Mapping[str, object] = {}, trace_id: int = 0, span_id: int = 0) -> None:  # noqa: B006
+    def record(self, value: float, attributes: Mapping[str, object] = {}, trace_id: int = 0, span_id: int = 0) -> None:
         """Count one value, in the instrument's unit. Values that are not finite are ignored and logged once."""
         number = _number(value)
         if not math.isfinite(number):
@@ -578,9 +580,7 @@ class CellStore:
         assert isinstance(instrument, Gauge)
         return instrument
 
-    def histogram(
-        self, name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()
-    ) -> Histogram:
+    def histogram(self, name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()) -> Histogram:
         instrument = self.define(Definition(name, Kind.HISTOGRAM, unit, description, tuple(bounds)))
         assert isinstance(instrument, Histogram)
         return instrument
@@ -626,8 +626,8 @@ class CellStore:
         """Count a measurement that met the cardinality limit of the instrument `name`."""
         guard.warn_once(
             f"cells.overflow.{name}",
-            "Metric %s has reached METRICS.CARDINALITY_LIMIT (%d series); further label sets go to one overflow series. "
-            "Is an identifier used as an attribute?",
+            "Metric %s has reached METRICS.CARDINALITY_LIMIT (%d series); further label sets go to one overflow series."
+            " Is an identifier used as an attribute?",
             name,
             self.cardinality_limit,
         )

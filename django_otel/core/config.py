@@ -56,7 +56,7 @@ class ConfigError(ValueError):
         super().__init__("\n".join(f"{problem.message} ({problem.id})" for problem in problems))
 
 
-class Misfit(Exception):
+class Misfit(Exception):  # noqa: N818 (a value that does not fit is no fault of the program)
     """A value does not fit its rule. `expected` completes the sentence "expected ..."."""
 
     def __init__(self, expected: str, hint: str = "", problem_id: str = "django_otel.E002") -> None:
@@ -170,7 +170,11 @@ def resource(value: object) -> Mapping[str, object]:
         raise Misfit(expected)
     for name, content in value.items():
         items = content if isinstance(content, list | tuple) else [content]
-        if not isinstance(name, str) or not name or not all(isinstance(item, str | bool | int | float) for item in items):
+        if (
+            not isinstance(name, str)
+            or not name
+            or not all(isinstance(item, str | bool | int | float) for item in items)
+        ):
             raise Misfit(expected, f"Look at {name!r}.")
     return dict(value)
 
@@ -365,7 +369,9 @@ class Limits:
     attributes: int = key(128, whole(1), "Most attributes of a span.")
     attribute_length: int = key(4096, whole(1), "Longest text of an attribute, in characters.")
     events: int = key(128, whole(0), "Most events of a span.")
-    spans_per_trace: int = key(1000, whole(1), "Most spans one process records in one trace; more are dropped and counted.")
+    spans_per_trace: int = key(
+        1000, whole(1), "Most spans one process records in one trace; more are dropped and counted."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,14 +379,16 @@ class Traces:
     exporters: tuple[str, ...] | str = key(
         "auto",
         exporters(*SPAN_EXPORTERS, auto=True, paths=True),
-        '"auto" (OTLP when an endpoint is set, else none) or a list of "otlp", "otlp-grpc", "console", "memory", "none", '
-        "or a dotted path to a class or factory that gives a SpanExporter or a SpanProcessor.",
+        '"auto" (OTLP when an endpoint is set, else none) or a list of "otlp", "otlp-grpc", "console", "memory",'
+        ' "none", or a dotted path to a class or factory that gives a SpanExporter or a SpanProcessor.',
     )
     endpoint: str | None = key(
         None, optional(endpoint), "OTLP endpoint: a base URL (`/v1/traces` is added) or a URL that ends in `/traces`."
     )
     headers: Mapping[str, str] = key({}, headers, "Headers of OTLP requests, for example an API key.")
-    timeout_s: float = key(10.0, number(0, exclusive=True), "Longest time for one export, retries included, in seconds.")
+    timeout_s: float = key(
+        10.0, number(0, exclusive=True), "Longest time for one export, retries included, in seconds."
+    )
     compression: str = key("gzip", one_of("gzip", "deflate", "none"), "Compression of OTLP requests.")
     batch: Batch = section(Batch)
     limits: Limits = section(Limits)
@@ -391,10 +399,12 @@ class Metrics:
     exporters: tuple[str, ...] = key(
         ("prometheus",),
         exporters(*METRIC_EXPORTERS),
-        'A list of "prometheus" (`/metrics`), "prometheus-registry" (our families as a collector in prometheus_client\'s '
-        'registry), "otlp", "otlp-grpc", "console".',
+        'A list of "prometheus" (`/metrics`), "prometheus-registry" (our families as a collector in'
+        ' prometheus_client\'s registry), "otlp", "otlp-grpc", "console".',
     )
-    include_registry: bool = key(False, boolean, "Show the collectors of prometheus_client's registry on `/metrics` too.")
+    include_registry: bool = key(
+        False, boolean, "Show the collectors of prometheus_client's registry on `/metrics` too."
+    )
     endpoint: str | None = key(None, optional(endpoint), "OTLP endpoint; None takes that of TRACES.")
     headers: Mapping[str, str] = key({}, headers, "Headers of OTLP requests; with TRACES' endpoint, TRACES' headers.")
     timeout_s: float = key(10.0, number(0, exclusive=True), "Longest time for one export, in seconds.")
@@ -414,19 +424,25 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Logs:
-    exporters: tuple[str, ...] = key((), exporters(*LOG_EXPORTERS), 'A list of "otlp", "otlp-grpc", "console", "memory".')
+    exporters: tuple[str, ...] = key(
+        (), exporters(*LOG_EXPORTERS), 'A list of "otlp", "otlp-grpc", "console", "memory".'
+    )
     endpoint: str | None = key(None, optional(endpoint), "OTLP endpoint; None takes that of TRACES.")
     headers: Mapping[str, str] = key({}, headers, "Headers of OTLP requests; with TRACES' endpoint, TRACES' headers.")
     timeout_s: float = key(10.0, number(0, exclusive=True), "Longest time for one export, in seconds.")
     compression: str = key("gzip", one_of("gzip", "deflate", "none"), "Compression of OTLP requests.")
     level: str = key("INFO", log_level, "Lowest level that is exported.")
-    correlation: bool = key(True, boolean, "otelTraceID, otelSpanID, otelTraceSampled, otelServiceName on every record.")
+    correlation: bool = key(
+        True, boolean, "otelTraceID, otelSpanID, otelTraceSampled, otelServiceName on every record."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Propagation:
     formats: tuple[str, ...] = key(
-        ("tracecontext", "baggage"), list_of(one_of(*PROPAGATORS), "formats"), "Formats read from and written to requests."
+        ("tracecontext", "baggage"),
+        list_of(one_of(*PROPAGATORS), "formats"),
+        "Formats read from and written to requests.",
     )
     trust_inbound: Any = key(
         True,
@@ -463,7 +479,9 @@ class Request:
 class Database:
     spans: bool = key(True, boolean, "A span per query of a recorded request.")
     metrics: bool = key(True, boolean, "db.client.operation.duration for every Django connection.")
-    statement: str = key("parameterised", one_of("parameterised", "off"), "The statement on spans, without any literal.")
+    statement: str = key(
+        "parameterised", one_of("parameterised", "off"), "The statement on spans, without any literal."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,7 +493,9 @@ class Scrub:
 @dataclass(frozen=True, slots=True)
 class MetricsView:
     token: str | None = key(None, optional(text), "Bearer token for `/metrics`.")
-    allow: Any = key("auto", allow, 'Who may read `/metrics`: "auto", "private", "token", "staff", "all", or a dotted path.')
+    allow: Any = key(
+        "auto", allow, 'Who may read `/metrics`: "auto", "private", "token", "staff", "all", or a dotted path.'
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,7 +521,7 @@ class Config:
     propagation: Propagation = section(Propagation)
     sampling: Sampling = section(Sampling)
     instrument: Mapping[str, Mapping[str, object]] = key(
-        dict.fromkeys(DEFAULT_INSTRUMENT, {}),
+        {name: {} for name in DEFAULT_INSTRUMENT},
         instrument,
         "OpenTelemetry instrumentors by entry-point name, or a dict {name: {keyword: value}}.",
     )
@@ -599,7 +619,9 @@ def _read_section(
             else:
                 keys = ", ".join(item.name.upper() for item in dataclasses.fields(nested))
                 problems.append(
-                    Problem("django_otel.E002", f"{_place(dotted)} is {_show(dotted, value)}; expected a dict with {keys}.")
+                    Problem(
+                        "django_otel.E002", f"{_place(dotted)} is {_show(dotted, value)}; expected a dict with {keys}."
+                    )
                 )
             continue
         try:
@@ -660,13 +682,18 @@ def _check_together(given: Mapping[str, object], problems: list[Problem]) -> Non
         problems.append(
             Problem(
                 "django_otel.E002",
-                f'OTEL["TRACES"]["BATCH"]["BATCH_SIZE"] is {batch_size}; expected at most QUEUE_SIZE, which is {queue_size}.',
+                f'OTEL["TRACES"]["BATCH"]["BATCH_SIZE"] is {batch_size}; '
+                f"expected at most QUEUE_SIZE, which is {queue_size}.",
             )
         )
     for signal in ("TRACES", "METRICS", "LOGS"):
         url = given.get(f"{signal}.ENDPOINT")
         chosen = given.get(f"{signal}.EXPORTERS", ())
-        if isinstance(url, str) and "://" not in url and "otlp-grpc" not in (chosen if isinstance(chosen, tuple) else ()):
+        if (
+            isinstance(url, str)
+            and "://" not in url
+            and "otlp-grpc" not in (chosen if isinstance(chosen, tuple) else ())
+        ):
             problems.append(
                 Problem(
                     "django_otel.E002",
@@ -909,8 +936,8 @@ def _read_sampler(environ: Mapping[str, str], found: dict[str, tuple[object, str
         found["SAMPLING.RATIO"] = (ratio, "OTEL_TRACES_SAMPLER_ARG")
     else:
         warnings.append(
-            f"The environment variable OTEL_TRACES_SAMPLER is ignored: {sampler[:80]!r}; expected always_on, always_off "
-            "or traceidratio, with or without parentbased_."
+            f"The environment variable OTEL_TRACES_SAMPLER is ignored: {sampler[:80]!r}; expected always_on, always_off"
+            " or traceidratio, with or without parentbased_."
         )
 
 

@@ -31,7 +31,8 @@ class SwitchLogProcessor(LogRecordProcessor):
             part.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return all([part.force_flush(timeout_millis) for part in self.parts])
+        # A list: each one is flushed, also after one has failed.
+        return all([part.force_flush(timeout_millis) for part in self.parts])  # noqa: C419
 
 
 def _readable(record: ReadWriteLogRecord, resource: Resource) -> ReadableLogRecord:

@@ -36,7 +36,9 @@ UNMATCHED = "<unmatched>"
 #: Always excluded where `django_otel.urls` is mounted at the root; other places are learned by `Observer.learn`.
 OWN_PATHS = ("/metrics", "/livez", "/readyz")
 #: Headers that are never recorded, whatever was asked for (and whose capture check W010 warns about).
-DENIED_HEADER = re.compile(r"(?i)authori[sz]ation|cookie|csrf|xsrf|api[-_]?key|token|secret|password|session|credential")
+DENIED_HEADER = re.compile(
+    r"(?i)authori[sz]ation|cookie|csrf|xsrf|api[-_]?key|token|secret|password|session|credential"
+)
 _PROTOCOL_VERSIONS = {"0.9": "0.9", "1.0": "1.0", "1.1": "1.1", "2": "2", "2.0": "2", "3": "3", "3.0": "3"}
 _MAX_LEARNED_PATHS = 64
 _MAX_TEXT = 1024
@@ -108,7 +110,9 @@ class Observation:
         "started_s",
     )
 
-    def __init__(self, observer: Observer, request: Any, method: str, scheme: str, protocol: str, active: Series) -> None:
+    def __init__(
+        self, observer: Observer, request: Any, method: str, scheme: str, protocol: str, active: Series
+    ) -> None:
         self.observer = observer
         self.request = request
         self.method = method
@@ -116,6 +120,7 @@ class Observation:
         self.protocol = protocol
         self.active = active
         self.span: trace.Span = trace.INVALID_SPAN
+        self.started_s = 0.0
         self.queries = 0
         #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
         self.spans = 1

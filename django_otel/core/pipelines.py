@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import inspect
 import threading
 import time
 import uuid
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from django_otel.core import guard
@@ -28,11 +27,11 @@ from django_otel.core.config import Config, ConfigError, Problem
 from django_otel.core.families import Family
 from django_otel.core.propagation import BaggagePropagator, TraceContextPropagator
 from django_otel.core.scrub import Scrubber
+from django_otel.core.sdk_compat import LOG_EXPORTER_MODULE
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
     from opentelemetry.sdk._logs.export import LogRecordExporter
-    from opentelemetry.sdk.metrics.export import MetricExporter
 
     from django_otel.core.sdk_metrics import MetricsDataBuilder
 
@@ -120,7 +119,8 @@ class SwitchProcessor(SpanProcessor):
             part.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return all([part.force_flush(timeout_millis) for part in self.parts])
+        # A list: each one is flushed, also after one has failed.
+        return all([part.force_flush(timeout_millis) for part in self.parts])  # noqa: C419
 
 
 class SpanBatchProcessor(WorkerOwner, SpanProcessor):
@@ -281,7 +281,7 @@ def _import_exporter(kind: str, signal: str) -> Any:
     module, name = {
         "traces": ("trace_exporter", "OTLPSpanExporter"),
         "metrics": ("metric_exporter", "OTLPMetricExporter"),
-        "logs": ("_log_exporter", "OTLPLogExporter"),
+        "logs": (LOG_EXPORTER_MODULE, "OTLPLogExporter"),
     }[signal]
     try:
         return getattr(importlib.import_module(f"opentelemetry.exporter.otlp.proto.{transport}.{module}"), name)
@@ -402,7 +402,8 @@ def _build_own(
         [
             Problem(
                 "django_otel.E003",
-                f"{path!r} in TRACES.EXPORTERS gave a {type(made).__name__}; expected a SpanExporter or a SpanProcessor.",
+                f"{path!r} in TRACES.EXPORTERS gave a {type(made).__name__}; "
+                "expected a SpanExporter or a SpanProcessor.",
             )
         ]
     )
@@ -532,7 +533,11 @@ def build_metric_exporters(config: Config) -> list[Any]:
 
 
 def build_log_processors(
-    config: Config, scrubber: Scrubber, on_drop: DropCounter, on_failure: FailureCounter, resource: Callable[[], Resource]
+    config: Config,
+    scrubber: Scrubber,
+    on_drop: DropCounter,
+    on_failure: FailureCounter,
+    resource: Callable[[], Resource],
 ) -> tuple[Any, ...]:
     """What `LOGS.EXPORTERS` names. Errors: `ConfigError` (E004)."""
     from django_otel.core.log_pipeline import LogBatchProcessor, MemoryLogProcessor

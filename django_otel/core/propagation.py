@@ -92,7 +92,7 @@ class TraceContextPropagator(TextMapPropagator):
         self,
         carrier: CarrierT,
         context: Context | None = None,
-        getter: Getter[CarrierT] = default_getter,  # type: ignore[assignment]
+        getter: Getter[CarrierT] = default_getter,
     ) -> Context:
         context = get_current() if context is None else context
         header = getter.get(carrier, "traceparent")
@@ -110,7 +110,7 @@ class TraceContextPropagator(TextMapPropagator):
         self,
         carrier: CarrierT,
         context: Context | None = None,
-        setter: Setter[CarrierT] = default_setter,  # type: ignore[assignment]
+        setter: Setter[CarrierT] = default_setter,
     ) -> None:
         span_context = get_current_span(context).get_span_context()
         if not span_context.is_valid:
@@ -135,7 +135,7 @@ class BaggagePropagator(TextMapPropagator):
         self,
         carrier: CarrierT,
         context: Context | None = None,
-        getter: Getter[CarrierT] = default_getter,  # type: ignore[assignment]
+        getter: Getter[CarrierT] = default_getter,
     ) -> Context:
         context = get_current() if context is None else context
         headers = getter.get(carrier, "baggage")
@@ -161,7 +161,7 @@ class BaggagePropagator(TextMapPropagator):
         self,
         carrier: CarrierT,
         context: Context | None = None,
-        setter: Setter[CarrierT] = default_setter,  # type: ignore[assignment]
+        setter: Setter[CarrierT] = default_setter,
     ) -> None:
         entries = baggage.get_all(context)
         if not entries:
@@ -192,7 +192,7 @@ class SwitchPropagator(TextMapPropagator):
         self,
         carrier: CarrierT,
         context: Context | None = None,
-        getter: Getter[CarrierT] = default_getter,  # type: ignore[assignment]
+        getter: Getter[CarrierT] = default_getter,
     ) -> Context:
         context = get_current() if context is None else context
         for part in self.parts:
@@ -203,7 +203,7 @@ class SwitchPropagator(TextMapPropagator):
         self,
         carrier: CarrierT,
         context: Context | None = None,
-        setter: Setter[CarrierT] = default_setter,  # type: ignore[assignment]
+        setter: Setter[CarrierT] = default_setter,
     ) -> None:
         if not outbound.allowed(context):
             return

@@ -610,7 +610,7 @@ class Scrubber:
             return REDACTED
 
     def path(self, text: str, captured: Mapping[str, Any]) -> str:
-        """Take out of a text with a URL path what the URL pattern `captured` under a sensitive name ("reset/<token>/")."""
+        """Take out of a text with a URL path what its pattern `captured` under a sensitive name ("reset/<token>/")."""
         for name, value in captured.items():
             if isinstance(value, str) and value and value in text and self.is_sensitive(name):
                 text = text.replace(value, REDACTED)

@@ -12,11 +12,14 @@ from typing import Any
 from opentelemetry import metrics, trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.resources import Resource
 
 #: Marks a context in which nothing may be instrumented.
 SUPPRESS_INSTRUMENTATION_KEY = _SUPPRESS_INSTRUMENTATION_KEY
+#: The module below `opentelemetry.exporter.otlp.proto.http` (or `.grpc`) with the exporter of logs.
+LOG_EXPORTER_MODULE = "_log_exporter"
+#: What the official DjangoInstrumentor puts into `settings.MIDDLEWARE`.
+DJANGO_MIDDLEWARE = "opentelemetry.instrumentation.django.middleware.otel_middleware._DjangoMiddleware"
 
 
 def is_placeholder(provider: object) -> bool:
@@ -49,29 +52,31 @@ def global_logger_provider() -> object | None:
 
 
 def set_resource(provider: Any, resource: Resource) -> None:
-    """Give a provider another resource; its tracers, meters and loggers follow."""
+    """Give a provider another resource; its tracers, meters and loggers follow, also those handed out before."""
     if hasattr(provider, "_sdk_config"):
         provider._sdk_config.resource = resource
         return
     provider._resource = resource
-    for child in list(getattr(provider, "_tracers", {}).values()):
-        child.resource = resource
-    for child in list(getattr(provider, "_loggers", getattr(provider, "_logger_cache", {})).values()):
-        child._resource = resource
-
-
-def replace_reader(provider: MeterProvider, old: MetricReader, new: MetricReader) -> bool:
-    """Put a fresh reader, which starts at zero, in the place of an old one; False where the SDK cannot."""
-    add, remove = getattr(provider, "add_metric_reader", None), getattr(provider, "remove_metric_reader", None)
-    if add is None or remove is None:
-        return False
-    remove(old)
-    add(new)
-    return True
+    for tracer in list(getattr(provider, "_tracers", {}).values()):
+        tracer.resource = resource
+    # Not the cache of loggers: those with attributes are not in it.
+    for logger in list(getattr(provider, "_active_loggers", ())):
+        logger._resource = resource
 
 
 def renew_collection_lock(provider: MeterProvider) -> None:
     """Make the lock that the SDK holds over callbacks anew, of what `threading` gives now."""
     consumer = getattr(provider, "_measurement_consumer", None)
-    if hasattr(consumer, "_lock"):
+    if consumer is not None and hasattr(consumer, "_lock"):
         consumer._lock = threading.Lock()
+
+
+def find_dependency_conflict(instrumentor: Any) -> object | None:
+    """What an official instrumentor has against the installed version of its library, or None."""
+    conflict: object | None = instrumentor._check_dependency_conflicts()
+    return conflict
+
+
+def unpatch(instrumentor: Any) -> None:
+    """Take out whatever an instrumentor has patched, also when it does not count as installed."""
+    instrumentor._uninstrument()

@@ -51,7 +51,7 @@ from django_otel.core.families import (
     Point,
     Scope,
 )
-from django_otel.core.sdk_compat import renew_collection_lock, replace_reader
+from django_otel.core.sdk_compat import renew_collection_lock
 
 #: Delta for whatever is counted; observed values (gauges, observable up-down counters) are absolute anyway.
 _TEMPORALITY: dict[type, AggregationTemporality] = {
@@ -76,7 +76,6 @@ class SdkMetrics:
         self._lock = threading.Lock()
         self._families: dict[object, Family] = {}
         self._points: dict[object, Point] = {}
-        self._discard_next = False
         #: Cleans the attributes of every point; those that look alike then are one series.
         self.scrub: Callable[[Attributes], Attributes] = _unchanged
 
@@ -85,12 +84,13 @@ class SdkMetrics:
         self._lock = threading.Lock()
         self._families = {}
         self._points = {}
+        # Another of the parent's threads may have held it.
+        renew_collection_lock(self._provider)
         fresh = build_reader()
         with guard.contained("starting SDK metrics anew after a fork"):
-            if replace_reader(self._provider, self._reader, fresh):
-                self._reader = fresh
-            else:
-                self._discard_next = True
+            self._provider.remove_metric_reader(self._reader)
+            self._provider.add_metric_reader(fresh)
+            self._reader = fresh
 
     def renew_locks(self) -> None:
         """Make the locks anew, of what `threading` gives now: one is held while callbacks run, which may wait."""
@@ -101,10 +101,6 @@ class SdkMetrics:
         """Read the SDK and return all families, cumulative since the process began."""
         with self._lock:
             data = self._reader.get_metrics_data()
-            if self._discard_next:
-                # The parent's increments; gauges come again with the next reading.
-                self._discard_next = False
-                data = self._reader.get_metrics_data()
             # None is normal: no instrument has measured anything yet.
             if data is not None:
                 self._add(data)
@@ -132,7 +128,8 @@ class SdkMetrics:
             family = Family(metric.name, kind, metric.unit or "", metric.description or "", scope)
             self._families[key] = family
         is_absolute = (
-            isinstance(data, Gauge) or getattr(data, "aggregation_temporality", None) == AggregationTemporality.CUMULATIVE
+            isinstance(data, Gauge)
+            or getattr(data, "aggregation_temporality", None) == AggregationTemporality.CUMULATIVE
         )
         if is_absolute and not isinstance(data, Gauge | Sum):
             is_absolute = False
@@ -150,7 +147,6 @@ class SdkMetrics:
                     family.points.remove(known)
                 self._points[point_key] = point
                 family.points.append(point)
-
 
     def _parse_point(self, data_point: Any) -> Point:
         point = _parse_point(data_point)
@@ -323,11 +319,7 @@ class MetricsDataBuilder:
         now_ns = time.time_ns()
         scopes: dict[Scope, list[Metric]] = {}
         for family in families:
-            points = [
-                made
-                for point in family.points
-                if (made := self._build_point(family, point, now_ns)) is not None
-            ]
+            points = [made for point in family.points if (made := self._build_point(family, point, now_ns)) is not None]
             if points:
                 metric = Metric(family.name, family.description, family.unit, self._build_data(family.kind, points))
                 scopes.setdefault(family.scope, []).append(metric)
@@ -338,10 +330,7 @@ class MetricsDataBuilder:
             [
                 ResourceMetrics(
                     resource,
-                    [
-                        ScopeMetrics(_build_scope(scope), metrics, scope.schema_url)
-                        for scope, metrics in scopes.items()
-                    ],
+                    [ScopeMetrics(_build_scope(scope), metrics, scope.schema_url) for scope, metrics in scopes.items()],
                     "",
                 )
             ]
@@ -447,7 +436,9 @@ def _subtract(now: Any, before: Any) -> Any:
 
 
 def _build_scope(scope: Scope) -> InstrumentationScope:
-    return InstrumentationScope(scope.name, scope.version or None, scope.schema_url or None, dict(scope.attributes) or None)
+    return InstrumentationScope(
+        scope.name, scope.version or None, scope.schema_url or None, dict(scope.attributes) or None
+    )
 
 
 def _build_exemplar(exemplar: Exemplar) -> SdkExemplar:

@@ -224,6 +224,7 @@ _ORACLE_CLOSING = {"[": "]", "{": "}", "(": ")", "<": ">"}
 _COMMENT_BOUNDS = re.compile(r"/\*|\*/")
 _QUALIFIES = re.compile(r"[\s\x00-\x1f]*+\.(?![0-9])")
 _ASSIGNS = re.compile(r"[\s\x00-\x1f]*+=")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 _UNREADABLE_CHARACTERS = re.compile(r"[\s\x00-\x1f\x7f]+")
 
 _VALUE = r"(?:\?[0-9]*+|%(?:\([\w .-]*+\))?[sbt]|[$:@]\w++|NULL|TRUE|FALSE)(?:::\w++(?:\[\])?)?"
@@ -295,7 +296,8 @@ def _remembered(sql: str, vendor: str, is_cut: bool) -> Statement:
 
 
 def _printable(text: str) -> str:
-    # Half a surrogate pair cannot be encoded by any exporter.
+    # Quoted names may hold anything; half a surrogate pair cannot be encoded by any exporter.
+    text = _CONTROL_CHARACTERS.sub(" ", text)
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 

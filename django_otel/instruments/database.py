@@ -16,8 +16,8 @@ place. It stays there over reconnects.
   costs nothing. What cannot be taken out is told to keep silent, which costs
   some microseconds per query. Either way the comments that its `enable_commenter`
   adds to SQL are lost. With `DATABASE.SPANS` off the driver's spans stay.
-- Fetching rows, connecting, commit, rollback and PostgreSQL's COPY do not pass
-  here.
+- Fetching rows, connecting (with what Django then asks the driver directly, such
+  as the time zone), commit, rollback and PostgreSQL's COPY do not pass here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from django_otel import runtime
 from django_otel.core import guard, observation
 from django_otel.core.cells import Counter, Histogram, HistogramSeries
 from django_otel.core.config import Config
-from django_otel.core.observation import type_name
+from django_otel.core.errors import type_name
 from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.core.statements import Statement, parameterise
 
@@ -302,7 +302,7 @@ def _describe(connection: BaseDatabaseWrapper) -> dict[str, Any]:
     """The attributes that all queries of a connection share. Asks the database nothing."""
     vendor = connection.vendor
     system = _SYSTEMS.get(vendor.lower(), "other_sql")
-    if vendor == "mysql" and "mysql_server_data" in vars(connection) and connection.mysql_is_mariadb:
+    if vendor == "mysql" and "mysql_server_data" in vars(connection) and getattr(connection, "mysql_is_mariadb", False):
         # Only when Django has already asked: a query of ours would change what assertNumQueries counts.
         system = "mariadb"
     given: Mapping[str, Any] = connection.settings_dict
@@ -317,8 +317,9 @@ def _describe(connection: BaseDatabaseWrapper) -> dict[str, Any]:
         attributes["db.namespace"] = name
     if vendor != "sqlite" and host:
         attributes["server.address"] = str(host)
-        if str(port).isascii() and str(port).isdigit() and not str(host).startswith("/"):
-            attributes["server.port"] = int(port)
+        number = str(port)
+        if number.isascii() and number.isdigit() and not str(host).startswith("/"):
+            attributes["server.port"] = int(number)
     return attributes
 
 
@@ -361,10 +362,14 @@ def install(config: Config) -> None:
     connection_created.connect(_on_connection_created, dispatch_uid=__name__)
     if CursorWrapper.callproc is _plain_callproc:
         # Django has execute wrappers for execute() and executemany() only.
-        CursorWrapper.callproc = _callproc  # type: ignore[method-assign, assignment]
+        CursorWrapper.callproc = _callproc  # type: ignore[method-assign]
+    if BaseDatabaseWrapper.init_connection_state is _plain_init_connection_state:
+        # connection_created comes after Django's first queries to the driver.
+        BaseDatabaseWrapper.init_connection_state = _init_connection_state  # type: ignore[method-assign]
     for connection in connections.all(initialized_only=True):
         if connection.connection is not None:
-            _attach(connection, _settings)
+            with guard.contained(_PLACE):
+                _attach(connection, _settings)
 
 
 def uninstall() -> None:
@@ -379,11 +384,14 @@ def uninstall() -> None:
     connection_created.disconnect(dispatch_uid=__name__)
     if CursorWrapper.callproc is _callproc:
         CursorWrapper.callproc = _plain_callproc  # type: ignore[method-assign]
+    if BaseDatabaseWrapper.init_connection_state is _init_connection_state:
+        BaseDatabaseWrapper.init_connection_state = _plain_init_connection_state  # type: ignore[method-assign]
     for connection in connections.all(initialized_only=True):
         wrapper = _wrapper_of(connection)
         if wrapper is not None:
             connection.execute_wrappers.remove(wrapper)
-            wrapper.give_back(connection)
+            with guard.contained(_PLACE):
+                wrapper.give_back(connection)
 
 
 def _wrapper_of(connection: BaseDatabaseWrapper) -> QueryWrapper | None:
@@ -415,6 +423,18 @@ def _on_connection_created(connection: BaseDatabaseWrapper, **kwargs: Any) -> No
         is_suppressed = outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY)
         if settings.measures and not is_suppressed:
             settings.connections.add(1, {"django.db.alias": connection.alias})
+
+
+_plain_init_connection_state = BaseDatabaseWrapper.init_connection_state
+
+
+def _init_connection_state(self: BaseDatabaseWrapper) -> None:
+    """`BaseDatabaseWrapper.init_connection_state`, once the connection is ours: the driver is silent from its start."""
+    settings = _settings
+    if settings is not None:
+        with guard.contained(_PLACE):
+            _attach(self, settings)
+    _plain_init_connection_state(self)
 
 
 _plain_callproc = CursorWrapper.callproc
