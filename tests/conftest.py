@@ -1,5 +1,7 @@
 """Fixtures of the whole suite; the parts they start stand in `tests.services`."""
 
+import os
+
 import pytest
 
 from tests import services
@@ -31,3 +33,22 @@ def receiver():
     """An OTLP/HTTP receiver that keeps what it gets."""
     with services.start_receiver() as found:
         yield found
+
+
+@pytest.fixture(autouse=True)
+def settings_as_the_environment_has_them():
+    """A test may set OTEL_* variables; what was parsed with them must not outlive it."""
+    yield
+    # Set up before monkeypatch and settings, this ends after them.
+    from django.conf import settings
+
+    from django_otel import conf, runtime
+    from django_otel.core.config import ConfigError, parse
+
+    try:
+        parsed = conf.get_config()
+    except ConfigError:
+        parsed = None
+    if parsed != parse(settings.OTEL, os.environ, "tests"):
+        conf.forget()
+        runtime.restart()

@@ -81,6 +81,11 @@ def open_page(chromium: Any, shop: Demo) -> Iterator[Any]:
     contexts = []
     complaints: list[str] = []
 
+    def note_failure(request: Any) -> None:
+        # The browser gives up by itself what it was loading when the page is left.
+        if request.failure != "net::ERR_ABORTED":
+            complaints.append(f"{request.url} {request.failure}")
+
     def open_it(path: str, scheme: str = "light", width: int = 1600) -> Any:
         context = chromium.new_context(
             base_url=f"http://127.0.0.1:{shop.port}", viewport={"width": width, "height": 900}, color_scheme=scheme
@@ -90,7 +95,7 @@ def open_page(chromium: Any, shop: Demo) -> Iterator[Any]:
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("requestfailed", lambda request: complaints.append(f"{request.url} {request.failure}"))
+        page.on("requestfailed", note_failure)
         page.goto(path)
         return page
 

@@ -126,7 +126,8 @@ def test_the_same_with_the_other_driver(postgres):
     script = "import sys; sys.modules['psycopg'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     tests = [f"{__file__}::TestPostgreSQL", f"{__file__}::test_the_driver_that_was_asked_for_is_the_one_in_use"]
     done = subprocess.run(
-        [sys.executable, "-c", script, "-q", "-p", "no:randomly", "-p", "no:cacheprovider", *tests],
+        # Not spread over workers: those import the driver that is hidden here.
+        [sys.executable, "-c", script, "-q", "-n", "0", "-p", "no:randomly", "-p", "no:cacheprovider", *tests],
         capture_output=True,
         text=True,
         cwd=ROOT,

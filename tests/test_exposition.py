@@ -788,14 +788,16 @@ class Oracle:
             theirs = getattr(meter, f"create_{kind}")(name, unit=unit, description="Something.")
             ours = getattr(self.store, kind)(name, unit, "Something.")
             for attributes, amount in measurements:
+                # The SDK before 1.45 raises for a list.
+                hashable = {key: tuple(v) if isinstance(v, list) else v for key, v in attributes.items()}
                 if kind == "histogram":
-                    theirs.record(amount, attributes)
+                    theirs.record(amount, hashable)
                     ours.record(amount, attributes)
                 elif kind == "gauge":
-                    theirs.set(amount, attributes)
+                    theirs.set(amount, hashable)
                     ours.set(amount, attributes)
                 else:
-                    theirs.add(amount, attributes)
+                    theirs.add(amount, hashable)
                     ours.add(amount, attributes)
 
     def official(self):

@@ -127,11 +127,13 @@ def test_psycopg2_statements_leave_without_literals(otel_spans, postgres):
     connection.close()
     queries = [span for span in otel_spans if span.name != "caller"]
     assert len(queries) == 4
-    assert {span.name for span in queries} == {"SELECT"}
+    # Before 0.66b0 the instrumentor records nothing of an `SQL` but the database's name.
+    composed = {"SELECT"} if "db.query.text" in queries[1].attributes else {"postgres"}
+    assert [{span.name} for span in queries] == [{"SELECT"}, composed, {"SELECT"}, {"SELECT"}]
     assert {span.attributes["db.system.name"] for span in queries} == {"postgresql"}
     assert {span.parent.span_id for span in queries} == {otel_spans.one("caller").context.span_id}
     assert queries[0].attributes["db.query.text"] == "SELECT ?, ? WHERE ? = %s"
-    assert queries[1].attributes["db.query.text"] == "SELECT ?"
+    assert queries[1].attributes.get("db.query.text", "SELECT ?") == "SELECT ?"
     assert not [secret for secret in SECRETS if secret in "".join(map(everything, queries))]
 
 
