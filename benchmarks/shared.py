@@ -56,7 +56,7 @@ def values_of(number: int) -> list[float]:
 def numbers_of(worker: int, series: int, *, same: bool) -> list[int]:
     """The label sets of a worker, in an order of its own: no two workers answer the same requests first."""
     numbers = [number if same else worker * series + number for number in range(series)]
-    random.Random(worker).shuffle(numbers)  # noqa: S311
+    random.Random(worker).shuffle(numbers)
     return numbers
 
 
@@ -112,7 +112,7 @@ def run_child(work: Callable[[], object]) -> Any:
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    base = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108
+    base = "/dev/shm" if os.path.isdir("/dev/shm") else None
     path = Path(tempfile.mkdtemp(prefix="django-otel-benchmark-", dir=base))
     try:
         yield path
@@ -185,7 +185,9 @@ def bench_scrape(workers: int, series: int, rounds: int, *, same: bool) -> None:
             if number < theirs_rounds:
                 found["theirs"].append(time_ms(theirs))
         kind = "the same" if same else "different"
-        print(f"\nmerge and render, {workers} workers x {series} series, {kind} label sets ({len(text) / 1e6:.1f} MB), ms")
+        print(
+            f"\nmerge and render, {workers} workers x {series} series, {kind} label sets ({len(text) / 1e6:.1f} MB), ms"
+        )
         print(f"  {'':34}{'first':>9}{'worst':>9}{'median':>9}{'worst':>9}")
         ratio = statistics.median(a / b for a, b in zip(found["theirs"], found["later"], strict=False))
         ratio_first = statistics.median(a / b for a, b in zip(found["theirs"], found["first"], strict=False))
@@ -288,7 +290,9 @@ def bench_http(workers: int, series: int, rounds: int) -> None:
                 for line in body.split(b"\n")
                 if line.startswith(b"http_server_request_duration_seconds_count")
             )
-            print(f"\nover HTTP, gunicorn with {workers} workers ({lines} series, {counted:.0f} of {expected} requests), ms")
+            print(
+                f"\nover HTTP, gunicorn with {workers} workers ({lines} series, {counted:.0f} of {expected} requests), ms"
+            )
             print(f"  {'':34}{'first':>9}{'':9}{'median':>9}{'worst':>9}")
             print_row("ours /metrics", ours[:1], ours, "worst includes the first scrape of each worker")
             print_row("prometheus_client, multiprocess", theirs[:1], theirs)

@@ -222,7 +222,9 @@ def _check_shared_folder(config: Config) -> Iterator[CheckMessage]:
         if is_asked_for:
             yield _warn_shared("this system has no file locks (fcntl)", "Remove METRICS.SHARED_DIR and METRICS.GROUP.")
         return
-    obstacles = [_find_obstacle(base) for base in groups.candidate_bases(config.metrics.shared_dir, config.surroundings)]
+    obstacles = [
+        _find_obstacle(base) for base in groups.candidate_bases(config.metrics.shared_dir, config.surroundings)
+    ]
     if not obstacles or not all(obstacles):
         return
     if config.metrics.shared_dir is not None:

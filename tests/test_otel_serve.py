@@ -46,7 +46,12 @@ def command(*arguments):
 
 def run(otel, *arguments):
     return subprocess.run(
-        command(*arguments), cwd=services.ROOT, env=services.server_env(otel), capture_output=True, text=True, timeout=60
+        command(*arguments),
+        cwd=services.ROOT,
+        env=services.server_env(otel),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 
@@ -259,4 +264,6 @@ def test_the_folder_is_left_as_it_was_when_it_vanishes(shared, tmp_path):
         web.get("/hello/")
         assert requests_counted(scrape) == 1
         shutil.rmtree(next(shared.glob(f"django-otel-{os.geteuid()}/*")))
-        services.wait_until(lambda: scrape.get("/metrics")[0] == 200 and requests_counted(scrape) == 1, 10, "the new folder")
+        services.wait_until(
+            lambda: scrape.get("/metrics")[0] == 200 and requests_counted(scrape) == 1, 10, "the new folder"
+        )

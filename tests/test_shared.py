@@ -570,7 +570,10 @@ def test_a_deleted_folder_is_made_anew_with_what_the_living_counted(tmp_path):
 @contextlib.contextmanager
 def small_disk(path, size="64k"):
     path.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True).returncode
+    ):
         pytest.skip("may not mount")
     try:
         yield path
@@ -647,7 +650,9 @@ def test_a_file_system_that_becomes_read_only_breaks_no_scrape(tmp_path):
 
 
 def test_a_child_starts_at_zero_in_a_slot_of_its_own_and_never_touches_its_parents(tmp_path):
-    parent = sharing_in(tmp_path, collect_sdk=lambda: [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])])
+    parent = sharing_in(
+        tmp_path, collect_sdk=lambda: [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
+    )
     parent._store.counter("n").add(5)
     parent._store.gauge("g").set(1)
     parent.write_snapshot()
@@ -773,7 +778,11 @@ def test_snapshots_merge_by_name_scope_and_attributes_and_only_the_living_have_g
     mine = sharing_in(tmp_path)
     with living(work, 3, 8, 7.0):
         with living(work, 2, 4, 9.0):
-            found = {(family.name, family.scope, point.attributes): point.value for family in mine.collect() for point in family.points}
+            found = {
+                (family.name, family.scope, point.attributes): point.value
+                for family in mine.collect()
+                for point in family.points
+            }
             assert found["c", one, (("k", 1),)] == 4 and found["c", one, (("k", "1"),)] == 6
             assert found["c", other, (("k", 1),)] == 20
             assert found["u", one, ()] == 2 and found["g", one, ()] in (7.0, 9.0)
@@ -795,7 +804,9 @@ def test_snapshots_merge_by_name_scope_and_attributes_and_only_the_living_have_g
 
 def test_a_snapshot_of_another_shape_is_no_snapshot(folder):
     path = folder / "0.snap"
-    good = Family("h", Kind.HISTOGRAM, "", "", Scope("s"), [Point((("a", (1, 2)),), HistogramValue((1.0,), [1, 2], 4.0), [])])
+    good = Family(
+        "h", Kind.HISTOGRAM, "", "", Scope("s"), [Point((("a", (1, 2)),), HistogramValue((1.0,), [1, 2], 4.0), [])]
+    )
     write_snapshot(path, [good])
     assert read_snapshot(path) == [good]
     text = json.loads(path.read_bytes()[8:])
@@ -818,7 +829,7 @@ def test_a_snapshot_of_another_shape_is_no_snapshot(folder):
 def test_exemplars_of_several_slots_are_merged_the_newest_of_a_bucket(folder):
     def work(trace_id, value):
         join(folder).histogram("h", bounds=(1.0, 2.0)).record(value, trace_id=trace_id, span_id=trace_id)
-        return None
+        return
 
     with living(lambda: join(folder).histogram("h", bounds=(1.0, 2.0)).record(0.5, trace_id=1 << 100, span_id=1)):
         run(work, 2, 1.5)
@@ -832,12 +843,20 @@ def test_exemplars_of_several_slots_are_merged_the_newest_of_a_bucket(folder):
 
 
 def test_group_names_differ_by_master_start_project_and_namespace(monkeypatch):
-    names = {groups.build_group_name("p", None, 1), groups.build_group_name("q", None, 1), groups.build_group_name("p", None, os.getpid())}
+    names = {
+        groups.build_group_name("p", None, 1),
+        groups.build_group_name("q", None, 1),
+        groups.build_group_name("p", None, os.getpid()),
+    }
     monkeypatch.setattr(groups, "start_time", lambda pid: "another")
     names.add(groups.build_group_name("p", None, 1))
     monkeypatch.setattr(groups, "_pid_namespace", lambda: "another")
     names.add(groups.build_group_name("p", None, 1))
-    names |= {groups.build_group_name("p", "a", None), groups.build_group_name("p", "b", None), groups.build_group_name("q", "a", None)}
+    names |= {
+        groups.build_group_name("p", "a", None),
+        groups.build_group_name("p", "b", None),
+        groups.build_group_name("q", "a", None),
+    }
     names |= {groups.build_group_name("p", "../a/b", None), groups.build_group_name("p", ".._a_b", None)}
     assert len(names) == 10 and None not in names
     assert all("/" not in name for name in names)
@@ -903,4 +922,6 @@ def test_work_outside_the_web_server_is_seen_in_its_scrape(tmp_path):
 def test_nothing_unpickles():
     for path in (services.ROOT / "django_otel").rglob("*.py"):
         text = path.read_text()
-        assert not any(word in text for word in ("import pickle", "from pickle", "marshal", "shelve", "allow_pickle")), path
+        assert not any(
+            word in text for word in ("import pickle", "from pickle", "marshal", "shelve", "allow_pickle")
+        ), path

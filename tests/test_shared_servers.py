@@ -15,7 +15,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests import services
 
-OTEL = {"SERVICE_NAME": "shared", "SAMPLING": {"LIVE": False}, "METRICS_VIEW": {"ALLOW": "all"}, "REQUEST": {"EXCLUDE": ["/pid/"]}}
+OTEL = {
+    "SERVICE_NAME": "shared",
+    "SAMPLING": {"LIVE": False},
+    "METRICS_VIEW": {"ALLOW": "all"},
+    "REQUEST": {"EXCLUDE": ["/pid/"]},
+}
 KINDS = {
     "gunicorn": ("gunicorn", ()),
     "gunicorn-preload": ("gunicorn", ("--preload",)),
@@ -166,7 +171,11 @@ def test_nothing_is_lost_when_uvicorn_workers_are_killed_under_load(tmp_path):
         with Load(server) as load:
             for _ in range(2):
                 time.sleep(0.8)
-                victims = [pid for pid in workers_of(server) if b"spawn_main" in services.Path(f"/proc/{pid}/cmdline").read_bytes()]
+                victims = [
+                    pid
+                    for pid in workers_of(server)
+                    if b"spawn_main" in services.Path(f"/proc/{pid}/cmdline").read_bytes()
+                ]
                 os.kill(victims[0], signal.SIGKILL)
             time.sleep(1.5)
         counted = requests_counted(server)
@@ -210,7 +219,11 @@ def test_a_new_master_begins_at_zero_and_two_deployments_do_not_mix(tmp_path):
 
 
 def test_otlp_over_all_instances_adds_up_to_the_requests_answered(tmp_path, receiver):
-    otel = {**OTEL, "TRACES": {"ENDPOINT": receiver.url}, "METRICS": {"EXPORTERS": ["prometheus", "otlp"], "INTERVAL_S": 0.3}}
+    otel = {
+        **OTEL,
+        "TRACES": {"ENDPOINT": receiver.url},
+        "METRICS": {"EXPORTERS": ["prometheus", "otlp"], "INTERVAL_S": 0.3},
+    }
     KINDS["recycling"] = ("gunicorn", ("--max-requests", "30"))
     with serve("recycling", tmp_path, workers=2, otel=otel) as server:
         with Load(server, clients=2) as load:

@@ -78,7 +78,9 @@ class Memory:
         self._free += cells
         return self._view, base
 
-    def place(self, definition: Definition, attributes: Attributes, start_time_unix_nano: int) -> tuple[memoryview, int]:
+    def place(
+        self, definition: Definition, attributes: Attributes, start_time_unix_nano: int
+    ) -> tuple[memoryview, int]:
         """Where the cells of a series are; they may hold what an earlier process counted."""
         return self.allocate(cells_of(definition))
 

@@ -139,7 +139,7 @@ def _has_owner(folder: Path) -> bool:
         return False
     began, _, namespace = rest.partition(" ")
     # The pids of another namespace (a container beside this one) mean nothing here.
-    return namespace != _pid_namespace() or bool(began) and start_time(int(pid)) == began
+    return namespace != _pid_namespace() or (bool(began) and start_time(int(pid)) == began)
 
 
 def sweep(parent: Path, keep: str) -> list[str]:

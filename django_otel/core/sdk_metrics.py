@@ -283,9 +283,7 @@ def merge_processes(parts: Iterable[tuple[Iterable[Family], bool]]) -> list[Fami
             key = (family.scope, family.name, family.kind, family.unit)
             total = families.get(key)
             if total is None:
-                total = families[key] = Family(
-                    family.name, family.kind, family.unit, family.description, family.scope
-                )
+                total = families[key] = Family(family.name, family.kind, family.unit, family.description, family.scope)
             for point in family.points:
                 point_key = (key, identity(point.attributes))
                 known = points.get(point_key)

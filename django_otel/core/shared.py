@@ -278,9 +278,7 @@ class Keys:
         base = int(base)
         if not _HEADER_CELLS <= base < _MAX_CELLS_BYTES // 8:
             raise ValueError("cells outside the file")
-        self.entries.append(
-            Entry(definition, _parse_attributes(attributes), base, cells_of(definition), int(start))
-        )
+        self.entries.append(Entry(definition, _parse_attributes(attributes), base, cells_of(definition), int(start)))
 
 
 def _parse_definition(content: Any) -> tuple[Definition, float]:
@@ -421,9 +419,7 @@ class SharedMemory(Memory):
         header[_JOINED_AT_S] = time.time()
         header[_PID] = float(os.getpid())
         header[_MAGIC] = MAGIC
-        self._known = {
-            (entry.definition, identity(entry.attributes)): entry for entry in self.keys.entries
-        }
+        self._known = {(entry.definition, identity(entry.attributes)): entry for entry in self.keys.entries}
         self._definition_indexes = {definition: index for index, (definition, _) in enumerate(self.keys.definitions)}
         self._per_definition: dict[Definition, int] = {}
         for entry in self.keys.entries:
@@ -483,7 +479,9 @@ class SharedMemory(Memory):
             return True
         return (definition, identity(attributes)) in self._known
 
-    def place(self, definition: Definition, attributes: Attributes, start_time_unix_nano: int) -> tuple[memoryview, int]:
+    def place(
+        self, definition: Definition, attributes: Attributes, start_time_unix_nano: int
+    ) -> tuple[memoryview, int]:
         """Where the cells of a series are, found or made; plain memory when the disk is full."""
         key = (definition, identity(attributes))
         entry = self._known.get(key)

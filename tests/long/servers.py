@@ -137,7 +137,9 @@ for _interface in ("asgi", "wsgi"):
         _granian(_interface), ("granian",), worker_mark=b"spawn_main", stop_worker=None, respawn_s=3
     )
 KINDS["uwsgi"] = Kind(_uwsgi(), ("uwsgi",), _RECYCLE_UWSGI, stop_worker=None)
-KINDS["uwsgi-threads"] = Kind(_uwsgi("--enable-threads", "--threads", "4"), ("uwsgi",), _RECYCLE_UWSGI, stop_worker=None)
+KINDS["uwsgi-threads"] = Kind(
+    _uwsgi("--enable-threads", "--threads", "4"), ("uwsgi",), _RECYCLE_UWSGI, stop_worker=None
+)
 KINDS["uwsgi-lazy"] = Kind(_uwsgi("--enable-threads", "--lazy-apps"), ("uwsgi",), _RECYCLE_UWSGI, stop_worker=None)
 KINDS["runserver"] = Kind(_runserver, (), has_hup=False, has_workers=False)
 
