@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
@@ -387,6 +387,22 @@ def _collect(*, observed: bool = True) -> list[Family]:
 def pytest_collection() -> None:
     # Test modules may run code when they are imported.
     _put_in_memory()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+    # pytest-django makes the test database in the first test that wants it; its queries are not that test's.
+    if fixturedef.argname != "django_db_setup" or not _is_used():
+        return (yield)
+    from opentelemetry import context
+
+    from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
+
+    token = context.attach(context.set_value(SUPPRESS_INSTRUMENTATION_KEY, True))
+    try:
+        return (yield)
+    finally:
+        context.detach(token)
 
 
 @pytest.hookimpl(tryfirst=True)
