@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -99,6 +100,33 @@ class Process:
         if self._popen.stdin is not None:
             with contextlib.suppress(OSError):
                 self._popen.stdin.close()
+
+
+class StopFlag:
+    """Like `threading.Event`, for signal handlers.
+
+    A handler runs in the main thread, perhaps in the middle of `Event.wait()`,
+    whose lock `Event.set()` would then wait for without end.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._told, self._tell = os.pipe()
+
+    def set(self) -> None:
+        """Set the flag; takes no lock."""
+        if not self._is_set:
+            self._is_set = True
+            # Never read, so that everybody who waits wakes up, now and later.
+            os.write(self._tell, b".")
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the flag is set, `timeout` seconds at most; whether it is."""
+        select.select([self._told], [], [], timeout)
+        return self._is_set
 
 
 def stop_all(processes: Sequence[Process]) -> None:

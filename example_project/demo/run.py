@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from django.conf import settings
 
 from example_project.demo import report
-from example_project.demo.processes import Process, ProcessFailedError, describe_exit, free_port, stop_all
+from example_project.demo.processes import Process, ProcessFailedError, StopFlag, describe_exit, free_port, stop_all
 from example_project.demo.receiver import Receiver, otlp_endpoint
 from example_project.demo.services import READY_FILE
 from example_project.demo.visitors import Crowd
@@ -52,7 +51,7 @@ class Options:
 class Demo:
     """Owns everything the demo starts; `close()` stops it all, whatever has happened."""
 
-    def __init__(self, options: Options, stop: threading.Event, say: Callable[[str], None]) -> None:
+    def __init__(self, options: Options, stop: StopFlag, say: Callable[[str], None]) -> None:
         self._options = options
         self._stop = stop
         self._say = say

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import threading
 from argparse import ArgumentParser, ArgumentTypeError
 from types import FrameType
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from example_project.demo.processes import ProcessFailedError, free_port, is_free
+from example_project.demo.processes import ProcessFailedError, StopFlag, free_port, is_free
 from example_project.demo.run import Demo, Options, StoppedEarlyError
 
 DEFAULT_PORT = 8000
@@ -36,7 +35,7 @@ class Command(BaseCommand):
     def handle(
         self, *args: Any, seconds: float | None, port: int | None, services: bool, rate: float, **options: Any
     ) -> None:
-        stop = threading.Event()
+        stop = StopFlag()
 
         def note(signal_number: int, frame: FrameType | None) -> None:
             stop.set()
