@@ -1,0 +1,1 @@
+"""What django_otel costs, and what the alternatives cost. See README.md in this folder."""
