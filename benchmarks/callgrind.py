@@ -1,11 +1,15 @@
-"""Instructions that a piece of Python executes, counted by valgrind's callgrind.
+"""Counting instructions of parts of a Python process with valgrind's callgrind.
 
 The same program, inputs and environment give the same count to about 1 %,
 whatever else the machine does, so this is the figure to steer by; wall time is
-not. A process started with `command()` runs almost at its usual speed until it
-asks for a count itself, with `count()`: start-up is neither counted nor slow.
+not. A process that runs under callgrind tells it what to count with client
+requests: a sequence of instructions that does nothing on a real processor.
+Python cannot write it, so it is kept here as machine code (valgrind.h, x86-64).
+Until it asks for a count the process runs almost at its usual speed, so that
+start-up is neither counted nor slow.
 
-Needs valgrind (Debian: `apt-get install valgrind`), Linux and an x86-64 processor.
+`run()` for a program that counts and ends; `command()` and `environment()` to
+start one that is talked to. Inside: `Counter`, `count()`, `count_each()`.
 """
 
 from __future__ import annotations
@@ -17,115 +21,134 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-#: callgrind.h: VG_USERREQ_TOOL_BASE('C', 'T') and what follows it.
-_BASE = (ord("C") << 24) | (ord("T") << 16)
-_DUMP_STATS, _ZERO_STATS, _START, _STOP = _BASE, _BASE + 1, _BASE + 4, _BASE + 5
-#: valgrind.h: VG_USERREQ__RUNNING_ON_VALGRIND.
-_RUNNING_ON_VALGRIND = 0x1001
-#: A function (request) -> answer around the client request of valgrind.h for amd64. Valgrind knows the five
-#: instructions in the middle; to the processor they do nothing. Through ctypes it needs no compiler.
-_CLIENT_REQUEST = bytes.fromhex(
-    "48 89 f8"  # mov rax, rdi: the six words of the request
-    "31 d2"  # xor edx, edx: the answer without valgrind
-    "48 c1 c7 03  48 c1 c7 0d  48 c1 c7 3d  48 c1 c7 33"  # rol rdi by 3, 13, 61, 51: as it was
-    "48 87 db"  # xchg rbx, rbx
-    "48 89 d0  c3"  # mov rax, rdx; ret
-)
-_ENVIRONMENT = {
-    # Sets and dicts of strings in one order, and no code that differs from run to run.
-    "PYTHONHASHSEED": "0",
-    # A first run writes bytecode, a second one reads it.
-    "PYTHONDONTWRITEBYTECODE": "",
-}
+# mov rax, rdi; xor edx, edx; rol rdi, 3; rol rdi, 13; rol rdi, 61; rol rdi, 51; xchg rbx, rbx; mov rax, rdx; ret
+_REQUEST_CODE = bytes.fromhex("4889f8 31d2 48c1c703 48c1c70d 48c1c73d 48c1c733 4887db 4889d0 c3")
+_TOOL_BASE = ord("C") << 24 | ord("T") << 16
+_ZERO, _DUMP_AT, _START, _STOP = _TOOL_BASE + 1, _TOOL_BASE + 3, _TOOL_BASE + 4, _TOOL_BASE + 5
+_TRIGGER = re.compile(r"^desc: Trigger: Client Request: (.*)$", re.MULTILINE)
+_TOTALS = re.compile(r"^totals: (\d+)$", re.MULTILINE)
+#: Where a process started by `command()` finds its dumps.
+_FOLDER = "BENCHMARK_CALLGRIND_FOLDER"
 
 
 def why_not() -> str:
     """Why instructions cannot be counted here, in a sentence; "" when they can."""
-    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
-        return "Instructions are counted on Linux with an x86-64 processor."
     if shutil.which("valgrind") is None:
-        return "valgrind is missing (Debian: apt-get install valgrind)."
+        return "valgrind is not installed (apt-get install valgrind)."
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return f"callgrind's client requests are written for x86-64; this machine is {platform.machine()}."
     return ""
 
 
-def command(arguments: list[str], folder: Path) -> list[str]:
-    """The command that runs `arguments` so that it can call `count()`; it leaves its files in `folder`."""
-    return [
-        "valgrind", "--tool=callgrind", "--instr-atstart=no", "--quiet",
-        # Other ways to run threads one at a time are unfair or not repeatable.
-        "--fair-sched=no", f"--callgrind-out-file={folder}/callgrind.%p", *arguments,
-    ]  # fmt: skip
+# --- Inside the counted process. ---
 
 
-def environment(environ: dict[str, str], folder: Path) -> dict[str, str]:
-    """The environment for `command()`."""
-    return {**environ, **_ENVIRONMENT, "BENCHMARK_CALLGRIND": str(folder)}
+class Counter:
+    """Inside the counted process: `count(name, function)` runs `function` and has its instructions counted."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._memory.write(_REQUEST_CODE)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._send = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(address)
+
+    def _request(self, code: int, argument: int = 0) -> None:
+        arguments = (ctypes.c_uint64 * 6)(code, argument, 0, 0, 0, 0)
+        self._send(ctypes.addressof(arguments))
+
+    def start(self) -> None:
+        """Count from here, in all threads; what was counted before is forgotten."""
+        self._request(_START)
+        self._request(_ZERO)
+
+    def stop(self, name: str) -> None:
+        """Write what was counted since `start` down as `name`."""
+        text = ctypes.create_string_buffer(name.encode())
+        self._request(_DUMP_AT, ctypes.addressof(text))
+        self._request(_STOP)
+
+    def count(self, name: str, function: Callable[[], object]) -> None:
+        """Count the instructions of one call of `function`."""
+        self.start()
+        function()
+        self.stop(name)
 
 
 @lru_cache(maxsize=1)
-def _request_function() -> Callable[[int], int]:
-    # Kept by the function's attribute: unmapped it would crash.
-    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    page.write(_CLIENT_REQUEST)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-    prototype = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)
-    function = prototype(address)
-    words = ctypes.c_uint64 * 6
-
-    def ask(request: int) -> int:
-        asked = words(request, 0, 0, 0, 0, 0)
-        return int(function(ctypes.addressof(asked)))
-
-    ask.page = page  # type: ignore[attr-defined]
-    return ask
-
-
-def is_counting_possible() -> bool:
-    """Whether this process runs under valgrind, started by `command()`."""
-    return "BENCHMARK_CALLGRIND" in os.environ and not why_not() and bool(_request_function()(_RUNNING_ON_VALGRIND))
+def _counter() -> Counter:
+    return Counter()
 
 
 def count(function: Callable[[], object]) -> int:
-    """Instructions of one call of `function`, of all threads while it lasts.
+    """Instructions of one call of `function`, of all threads meanwhile, known at once.
 
-    Errors: `RuntimeError` when the process was not started by `command()`.
+    Errors: `RuntimeError` in a process that was not started by `command()` with `environment()`.
     """
-    if not is_counting_possible():
+    if _FOLDER not in os.environ:
         raise RuntimeError("Instructions can only be counted in a process started by callgrind.command().")
-    ask = _request_function()
-    folder = Path(os.environ["BENCHMARK_CALLGRIND"])
-    ask(_ZERO_STATS)
-    ask(_START)
-    function()
-    ask(_STOP)
-    before = set(folder.glob(f"callgrind.{os.getpid()}.*"))
-    ask(_DUMP_STATS)
-    (dump,) = set(folder.glob(f"callgrind.{os.getpid()}.*")) - before
-    found = re.search(rb"^totals: (\d+)", dump.read_bytes(), re.MULTILINE)
-    if not os.environ.get("BENCHMARK_KEEP_DUMPS"):
-        dump.unlink()
-    if found is None:
-        raise RuntimeError(f"callgrind wrote no total into {dump}.")
-    return int(found.group(1))
+    _counter().count("at once", function)
+    (dump,) = Path(os.environ[_FOLDER]).glob(f"out.{os.getpid()}.*")
+    found = _read(dump)
+    dump.unlink()
+    return found["at once"]
 
 
-def count_each(loop: Callable[[int], object], low: int, high: int, warm_up: int = 0) -> float:
+def count_each(loop: Callable[[int], object], few: int, many: int) -> float:
     """Instructions of one of the things that `loop(n)` does n times.
 
     The difference of two loops leaves out what a loop costs whatever its
     length. The garbage collector stays on, as in a server, but does not walk
     through what start-up left behind, which no two programs have alike.
     """
-    if warm_up:
-        loop(warm_up)
     gc.collect()
     gc.freeze()
-    few = count(lambda: loop(low))
-    many = count(lambda: loop(high))
-    gc.unfreeze()
-    return (many - few) / (high - low)
+    try:
+        return (count(lambda: loop(many)) - count(lambda: loop(few))) / (many - few)
+    finally:
+        gc.unfreeze()
+
+
+# --- Around it. ---
+
+
+def command(arguments: Sequence[str], folder: str | Path) -> list[str]:
+    """The command that runs `arguments` under callgrind, with its files in `folder`."""
+    return [
+        "valgrind", "--tool=callgrind", "--instr-atstart=no", "-q", f"--callgrind-out-file={folder}/out.%p", *arguments,
+    ]  # fmt: skip
+
+
+def environment(environ: dict[str, str], folder: str | Path) -> dict[str, str]:
+    """The environment for `command()`. Hashes are fixed, so that sets and dicts are the same in every run."""
+    return {**environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", _FOLDER: str(folder)}
+
+
+def run(arguments: Sequence[str], environ: dict[str, str]) -> dict[str, int]:
+    """Run `python *arguments` under callgrind; instructions by the names given to `Counter`.
+
+    Errors: `RuntimeError` when the process fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        whole = command([sys.executable, *arguments], folder)
+        variables = environment({**os.environ, **environ}, folder)
+        done = subprocess.run(whole, env=variables, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(whole)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        found: dict[str, int] = {}
+        for path in Path(folder).iterdir():
+            found.update(_read(path))
+        return found
+
+
+def _read(path: Path) -> dict[str, int]:
+    """Name and instructions of a dump; nothing of the one that is written at the end of the process."""
+    text = path.read_text(errors="replace")
+    name, totals = _TRIGGER.search(text), _TOTALS.search(text)
+    return {name[1]: int(totals[1])} if name is not None and totals is not None else {}
