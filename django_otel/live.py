@@ -17,6 +17,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -30,7 +31,8 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from django_otel import runtime
 from django_otel.core import guard
 from django_otel.core.config import Config
-from django_otel.core.sampling import LiveSampler, Policy
+from django_otel.core.policy import Policy, Rule
+from django_otel.core.sampling import LiveSampler
 
 #: While the database does not answer, the pause between two attempts doubles up to this.
 _LONGEST_PAUSE_S = 30.0
@@ -267,6 +269,34 @@ def _build_policy(enabled: Any, ratio: Any, expires_at: datetime | None, note: s
         return Policy(ratio=float(ratio), source="admin", version=version, expires_at_s=epoch_s(expires_at), note=note)
     except (ValueError, TypeError, OverflowError) as error:
         raise _RowFaultyError(_faulty_row_text(f"the ratio {ratio!r}")) from error
+
+
+def policy_from_rows(row: Any, rules: Iterable[Any] = ()) -> Policy | None:
+    """The admin's policy, from its row (or None) and the rows of its rules; None where nothing is set.
+
+    A row that is not enabled ignores its rules as well. Rules without a row, or
+    beside one that has run out, apply above the settings: each has its own end.
+    `row` has `enabled`, `ratio`, `expires_at`, `note`, `version`, `max_per_second`,
+    `keep_errors`, `keep_slow_s`; a rule has `path`, `route`, `method`, `ratio`,
+    `priority`, `expires_at`, `note`.
+
+    Errors: `ValueError` for values that make no sense.
+    """
+    if row is not None and not row.enabled:
+        return None
+    built = tuple(
+        Rule(
+            rule.ratio, path=rule.path or "", route=rule.route or "", method=rule.method or "",
+            priority=rule.priority, expires_at_s=epoch_s(rule.expires_at), note=rule.note or "",
+        )
+        for rule in rules
+    )  # fmt: skip
+    if row is None:
+        return Policy(None, source="admin", rules=built) if built else None
+    return Policy(
+        float(row.ratio), source="admin", version=row.version, expires_at_s=epoch_s(row.expires_at), note=row.note,
+        rules=built, max_per_second=row.max_per_second, keep_errors=row.keep_errors, keep_slow_s=row.keep_slow_s,
+    )  # fmt: skip
 
 
 def epoch_s(moment: datetime | None) -> float | None:

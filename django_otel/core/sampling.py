@@ -8,50 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from opentelemetry.context import Context, create_key, get_current, set_value
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState, get_current_span
 from opentelemetry.util.types import Attributes
 
+from django_otel.core.policy import Policy, Rule
 from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
+
+__all__ = ["LiveSampler", "Policy", "Rule", "untraced"]
 
 _LOW_64_BITS = (1 << 64) - 1
 _UNTRACED_KEY = create_key("django_otel-untraced")
 
 _RECORD = SamplingResult(Decision.RECORD_AND_SAMPLE)
 _DROP = SamplingResult(Decision.DROP)
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What share of new traces is recorded, and who said so.
-
-    `source` is "settings", "environment", "default" or "admin"; `version` the
-    version of the admin's row, 0 for any other source.
-
-    Units: `ratio` is a share from 0.0 to 1.0, `expires_at_s` seconds since the
-        Unix epoch (None: never).
-    Errors: `ValueError` when the ratio is outside 0.0 to 1.0.
-    """
-
-    ratio: float
-    source: str = "settings"
-    version: int = 0
-    expires_at_s: float | None = None
-    note: str = ""
-    #: Trace ids whose low 64 bits are below this are recorded. Source: `TraceIdRatioBased` of the SDK.
-    bound: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.ratio <= 1.0:
-            raise ValueError(f"The sampling ratio is {self.ratio!r}; expected a number from 0.0 to 1.0.")
-        object.__setattr__(self, "bound", round(self.ratio * (_LOW_64_BITS + 1)))
-
-    def is_expired(self, now_s: float) -> bool:
-        """Whether the policy has run out at `now_s` (seconds since the Unix epoch)."""
-        return self.expires_at_s is not None and now_s >= self.expires_at_s
 
 
 def untraced(context: Context | None = None) -> Context:
@@ -86,6 +58,8 @@ class LiveSampler(Sampler):
         """
         if base.expires_at_s is not None:
             raise ValueError("The base policy of the sampler cannot expire.")
+        if base.ratio is None:
+            raise ValueError("The base policy of the sampler has no ratio.")
         self._base = base
 
     @property
@@ -108,7 +82,7 @@ class LiveSampler(Sampler):
 
     def ratio_now(self) -> float:
         """The share of new traces that is recorded now, from 0.0 to 1.0."""
-        return self.policy.ratio
+        return self.policy.ratio or 0.0
 
     def decide(self, trace_id: int) -> bool:
         """Whether a trace that begins here is recorded.
