@@ -1,15 +1,29 @@
-"""The only table of this app: one row with the sampling policy that the admin sets."""
+"""The tables of this app: the sampling policy that the admin sets, its rules, and the version of both together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
+from datetime import datetime
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import models, router, transaction
-from django.db.models.signals import post_delete, post_save
+from django.db.models.signals import post_save, pre_delete
 
-from django_otel import live
+from django_otel import conf, live
+from django_otel.core.config import ConfigError
+from django_otel.core.policy import MAX_PATTERN
+
+#: In the order of a list to choose from: what is asked for most comes first.
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY", "_OTHER")
+#: In which rules are asked. The newest of equal ones comes first, so that a rule added last has its effect.
+RULE_ORDER = ("-priority", "-id")
+#: Above it a limit limits nothing; it also keeps infinity and "not a number" out of the column.
+HIGHEST_PER_SECOND = 1_000_000.0
+LONGEST_SLOW_S = 86_400.0
 
 
 def validate_ratio(value: float) -> None:
@@ -21,11 +35,69 @@ def validate_ratio(value: float) -> None:
     raise ValidationError(f"The ratio is {value:g}; expected a number from 0.0 to 1.0.{hint}", code="ratio_range")
 
 
+def validate_max_per_second(value: float) -> None:
+    """Refuse what is no limit; 0 would read as "no limit" to one and as "nothing" to another."""
+    if not 0.0 < value <= HIGHEST_PER_SECOND:
+        raise ValidationError(
+            f"The limit is {value:g}; expected a number above 0 and at most {HIGHEST_PER_SECOND:g}. "
+            "To record nothing set the ratio to 0.",
+            code="limit_range",
+        )
+
+
+def validate_keep_slow_s(value: float) -> None:
+    """Refuse what is no duration of a request, in seconds."""
+    if not 0.0 < value <= LONGEST_SLOW_S:
+        raise ValidationError(
+            f"The duration is {value:g}; expected seconds above 0 and at most {LONGEST_SLOW_S:g}. "
+            "To record all set the ratio to 1.",
+            code="slow_range",
+        )
+
+
+def validate_path(value: str) -> None:
+    """Refuse a glob that can match no path, as it begins with neither "/" nor a wildcard."""
+    if value and value[0] not in "/*?[":
+        raise ValidationError(f'{value!r} matches nothing: begin it with "/" or "*".', code="path_start")
+
+
+def default_keep_errors() -> bool:
+    """`SAMPLING.KEEP_ERRORS` of the settings: a new policy changes only what its author has changed.
+
+    The other values of the settings show through where the policy has none.
+    """
+    try:
+        return bool(getattr(conf.get_config().sampling, "keep_errors", False))
+    except ConfigError:
+        return False
+
+
+class SamplingVersion(models.Model):
+    """How often the policy or a rule was saved or deleted. It outlives the deletion of the policy.
+
+    Its one row is also what writers wait for: whoever changes the policy or a
+    rule updates it first, so two changes at once come one after the other.
+    """
+
+    ONLY_ID = 1
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=ONLY_ID, editable=False)
+    version = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        default_permissions = ()
+        constraints = (models.CheckConstraint(condition=models.Q(id=1), name="django_otel_samplingversion_one_row"),)
+
+    def __str__(self) -> str:
+        return f"version {self.version}"
+
+
 class SamplingPolicy(models.Model):
     """What share of traces is recorded, from now until `expires_at`, whatever the settings say.
 
     There is one row or none. Saving an instance writes that row; its `version`
-    grows by one with each save, so that a process can say which it applied.
+    grows by one with each save of it or of a rule, so that a process can say
+    which it applied.
     """
 
     ONLY_ID = 1
@@ -33,12 +105,30 @@ class SamplingPolicy(models.Model):
     id = models.PositiveSmallIntegerField(primary_key=True, editable=False)
     enabled = models.BooleanField(
         default=True,
-        help_text="Off: this policy is ignored and the settings apply. Tracing itself goes on.",
+        help_text="Off: this policy and its rules are ignored and the settings apply. Tracing itself goes on.",
     )
     ratio = models.FloatField(
         validators=[validate_ratio],
         help_text="Share of new traces to record: 0 is none, 0.25 is every fourth, 1 is all. "
         "Metrics count every request, whatever the ratio.",
+    )
+    max_per_second = models.FloatField(
+        "limit per second",
+        null=True,
+        blank=True,
+        validators=[validate_max_per_second],
+        help_text="New traces per second of one server, all its processes together. Empty: as in the settings.",
+    )
+    keep_errors = models.BooleanField(
+        default=default_keep_errors,
+        help_text="Record every request that ends in an error, whatever the ratio.",
+    )
+    keep_slow_s = models.FloatField(
+        "keep slow, seconds",
+        null=True,
+        blank=True,
+        validators=[validate_keep_slow_s],
+        help_text="Record every request that takes at least as long, whatever the ratio. Empty: as in the settings.",
     )
     expires_at = models.DateTimeField(
         "until",
@@ -63,6 +153,21 @@ class SamplingPolicy(models.Model):
                 violation_error_message="The ratio must be a number from 0.0 to 1.0.",
                 violation_error_code="ratio_range",
             ),
+            # The upper bounds are there for "not a number", which PostgreSQL takes for the greatest of all.
+            models.CheckConstraint(
+                condition=models.Q(max_per_second__isnull=True)
+                | models.Q(max_per_second__gt=0.0, max_per_second__lte=HIGHEST_PER_SECOND),
+                name="django_otel_samplingpolicy_limit",
+                violation_error_message="The limit must be a number above 0, or empty.",
+                violation_error_code="limit_range",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(keep_slow_s__isnull=True)
+                | models.Q(keep_slow_s__gt=0.0, keep_slow_s__lte=LONGEST_SLOW_S),
+                name="django_otel_samplingpolicy_slow",
+                violation_error_message="The duration must be a number of seconds above 0, or empty.",
+                violation_error_code="slow_range",
+            ),
         )
 
     def __str__(self) -> str:
@@ -81,16 +186,13 @@ class SamplingPolicy(models.Model):
         """Write the row with the next version; every process applies it once it is committed.
 
         Errors: `IntegrityError` from the database for a second row
-            (`objects.create`) or a ratio outside 0.0 to 1.0.
+            (`objects.create`) or a value out of its range.
         """
         if self.pk is None:
             self.pk = self.ONLY_ID
         alias = using or router.db_for_write(type(self), instance=self)
-        rows = type(self)._base_manager.using(alias).filter(pk=self.pk)
-        with transaction.atomic(using=alias):
-            # The update comes first: it locks the row, so two saves at once take two versions.
-            rows.update(version=models.F("version") + 1)
-            self.version = rows.values_list("version", flat=True).first() or 1
+        with single_change(alias) as change:
+            self.version = change.version
             super().save(
                 force_insert=force_insert,
                 force_update=force_update,
@@ -99,10 +201,258 @@ class SamplingPolicy(models.Model):
             )
 
 
-def _on_change(*, using: str, **_: object) -> None:
+class SamplingRule(models.Model):
+    """A ratio of its own for the requests that a path or a route, and perhaps a method, names.
+
+    Rules are asked in the order of `Meta.ordering`: the highest priority
+    first, of equal ones the newest; the first that matches decides.
+    """
+
+    policy = models.ForeignKey(
+        SamplingPolicy,
+        on_delete=models.CASCADE,
+        related_name="rules",
+        default=SamplingPolicy.ONLY_ID,
+        editable=False,
+        # A rule may stand without a policy: then it applies over the ratio of the settings.
+        db_constraint=False,
+    )
+    path = models.CharField(
+        max_length=MAX_PATTERN,
+        blank=True,
+        default="",
+        validators=[validate_path],
+        help_text="A path with wildcards: /checkout/* is everything below /checkout/.",
+    )
+    route = models.CharField(
+        max_length=MAX_PATTERN,
+        blank=True,
+        default="",
+        help_text="A URL pattern of the project, as in http.route: /orders/<int:pk>/.",
+    )
+    method = models.CharField(
+        max_length=16,
+        blank=True,
+        default="",
+        choices=[(method, method) for method in METHODS],
+        help_text="Empty: every method.",
+    )
+    ratio = models.FloatField(validators=[validate_ratio], help_text="Share of new traces to record, from 0 to 1.")
+    priority = models.SmallIntegerField(
+        default=0, help_text="The highest is asked first, of equal ones the newest; the first that matches decides."
+    )
+    expires_at = models.DateTimeField(
+        "until", null=True, blank=True, help_text="From then on the rule is ignored. Empty: until it is changed."
+    )
+    note = models.CharField(max_length=200, blank=True, default="")
+
+    class Meta:
+        verbose_name = "sampling rule"
+        ordering = RULE_ORDER
+        constraints = (
+            models.CheckConstraint(condition=models.Q(policy=1), name="django_otel_samplingrule_policy"),
+            models.CheckConstraint(
+                condition=(models.Q(path="") & ~models.Q(route="")) | (~models.Q(path="") & models.Q(route="")),
+                name="django_otel_samplingrule_path_or_route",
+                violation_error_message="Name a path or a route, and not both.",
+                violation_error_code="path_or_route",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(ratio__gte=0.0, ratio__lte=1.0),
+                name="django_otel_samplingrule_ratio",
+                violation_error_message="The ratio must be a number from 0.0 to 1.0.",
+                violation_error_code="ratio_range",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(method__in=("", *METHODS)),
+                name="django_otel_samplingrule_method",
+                violation_error_message="The method is not known.",
+                violation_error_code="method",
+            ),
+        )
+
+    def __str__(self) -> str:
+        share = "" if self.ratio is None else f": {self.ratio * 100:g} %"
+        return f"{self.method} {self.path or self.route}".strip() + share
+
+    def normalise(self) -> None:
+        """Bring path, route and method into the form in which they are compared."""
+        self.path, self.route, self.method = self.path.strip(), self.route.strip(), self.method.strip().upper()
+        if self.route and self.route[0] not in "/*?[":
+            # As it stands in a URLconf.
+            self.route = f"/{self.route}"
+
+    def clean_fields(self, exclude: Iterable[str] | None = None) -> None:
+        """As Django does, but without asking whether there is a policy: a rule may stand without one."""
+        self.normalise()
+        super().clean_fields(exclude={*(exclude or ()), "policy"})
+
+    def save(
+        self,
+        *,
+        force_insert: Any = False,
+        force_update: bool = False,
+        using: str | None = None,
+        update_fields: Iterable[str] | None = None,
+    ) -> None:
+        """Write the rule; the version of the policy grows, and every process applies it once it is committed.
+
+        Errors: `IntegrityError` from the database for both or neither of path
+            and route, and for a value out of its range.
+        """
+        self.normalise()
+        alias = using or router.db_for_write(type(self), instance=self)
+        with single_change(alias):
+            super().save(force_insert=force_insert, force_update=force_update, using=alias, update_fields=update_fields)
+
+
+# --- The version of both. ---
+
+
+@dataclass
+class Change:
+    """What is changed together and so has one version."""
+
+    alias: str
+    version: int
+    is_noticed: bool = False
+
+
+_open_change: ContextVar[Change | None] = ContextVar("django_otel-sampling-change", default=None)
+
+
+def lock_version(using: str) -> int:
+    """Make every other change of the policy and its rules wait until this transaction ends; gives the version.
+
+    Must be called inside `transaction.atomic`, and there before anything else
+    is read: SQLite gives a lock for writing to nobody who has an old reading.
+    """
+    rows = SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID)
+    if not rows.update(version=models.F("version")):
+        # The first change of all. If somebody else makes the row just now, this waits and leaves theirs.
+        SamplingVersion._base_manager.using(using).bulk_create([SamplingVersion()], ignore_conflicts=True)
+        rows.update(version=models.F("version"))
+    return current_version(using)
+
+
+def current_version(using: str) -> int:
+    """The version of the policy and its rules; 0 when there was never any."""
+    # A row that was put in by other means than `save()` has a version of its own.
+    policies = SamplingPolicy._base_manager.using(using).filter(pk=SamplingPolicy.ONLY_ID)
+    return max(_counted_version(using), next(iter(policies.values_list("version", flat=True)[:1]), 0))
+
+
+def _counted_version(using: str) -> int:
+    rows = SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID)
+    return next(iter(rows.values_list("version", flat=True)[:1]), 0)
+
+
+@contextlib.contextmanager
+def single_change(using: str) -> Iterator[Change]:
+    """Everything that is saved or deleted inside, in one transaction, is one change with one version."""
+    outer = _open_change.get()
+    if outer is not None and outer.alias == using:
+        yield outer
+        return
+    with transaction.atomic(using=using):
+        change = Change(using, lock_version(using) + 1)
+        SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID).update(version=change.version)
+        SamplingPolicy._base_manager.using(using).filter(pk=SamplingPolicy.ONLY_ID).update(version=change.version)
+        token = _open_change.set(change)
+        try:
+            yield change
+        finally:
+            _open_change.reset(token)
+
+
+def _on_saved(*, using: str, raw: bool = False, **_: object) -> None:
+    _notice(using)
+
+
+def _on_delete(*, using: str, **_: object) -> None:
+    # Before the deletion, not after it: whoever changes something locks the version first, or two could wait
+    # for each other.
+    with single_change(using):
+        _notice(using)
+
+
+def _notice(using: str) -> None:
+    change = _open_change.get()
+    if change is not None and change.alias == using:
+        if change.is_noticed:
+            return
+        change.is_noticed = True
     live.after_commit(using)
 
 
 # Signals rather than the methods: they also tell of fixtures and of QuerySet.delete().
-post_save.connect(_on_change, sender=SamplingPolicy, dispatch_uid="django_otel.models.saved")
-post_delete.connect(_on_change, sender=SamplingPolicy, dispatch_uid="django_otel.models.deleted")
+for _model in (SamplingPolicy, SamplingRule):
+    post_save.connect(_on_saved, sender=_model, dispatch_uid=f"django_otel.models.saved.{_model.__name__}")
+    pre_delete.connect(_on_delete, sender=_model, dispatch_uid=f"django_otel.models.deleted.{_model.__name__}")
+
+
+# --- What all rows say together. ---
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """The policy as the database has it; the values are not checked."""
+
+    enabled: bool
+    ratio: float
+    max_per_second: float | None
+    keep_errors: bool
+    keep_slow_s: float | None
+    expires_at: datetime | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRow:
+    """A rule as the database has it; the values are not checked."""
+
+    id: int
+    path: str
+    route: str
+    method: str
+    ratio: float
+    priority: int
+    expires_at: datetime | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingState:
+    """The policy (None: no row) and its rules, in the order they are asked, at one moment."""
+
+    version: int
+    policy: PolicyRow | None
+    rules: tuple[RuleRow, ...]
+
+
+_POLICY_FIELDS = tuple(field.name for field in fields(PolicyRow))
+_RULE_FIELDS = tuple(field.name for field in fields(RuleRow))
+#: A change that is committed between two of the queries shows in the version; this often one may come.
+_MOST_READINGS = 5
+
+
+def read_state(using: str) -> SamplingState:
+    """The policy, its rules and their version, as of one moment.
+
+    Errors: what the database raises. Four queries, and no transaction: the
+    version is read again at the end, and everything anew when it has grown.
+    """
+    after = _counted_version(using)
+    for _ in range(_MOST_READINGS):
+        before = after
+        policies = SamplingPolicy._base_manager.using(using).filter(pk=SamplingPolicy.ONLY_ID)
+        row: dict[str, Any] | None = next(iter(policies.values("version", *_POLICY_FIELDS)[:1]), None)
+        ordered = SamplingRule._base_manager.using(using).order_by(*RULE_ORDER)
+        rules = tuple(RuleRow(**values) for values in ordered.values(*_RULE_FIELDS))
+        after = _counted_version(using)
+        if after == before:
+            break
+    if row is None:
+        return SamplingState(after, None, rules)
+    # A row that was put in by other means than `save()` has a version of its own.
+    return SamplingState(max(after, row.pop("version")), PolicyRow(**row), rules)
