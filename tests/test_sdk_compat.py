@@ -358,6 +358,7 @@ OTHERS_PRIVATE_NAMES = {
     "_names_to_collectors": "prometheus_client.CollectorRegistry",
     "_collector_to_names": "prometheus_client.CollectorRegistry",
     "_exit": "os",
+    "_value_": "enum, documented; half the time of .value",
     "_getframe": "sys",
     "_django_otel": "our mark on a request",
     "_answers_lifespan": "our mark on an ASGI application",

@@ -480,6 +480,11 @@ class Scrubber:
         self._judged: dict[tuple[str, bool, bool], int] = {}
         self._texts: dict[str, str] = {}
 
+    @property
+    def is_pure(self) -> bool:
+        """Whether equal values are scrubbed equally each time, so that the result may be remembered."""
+        return self._callback is None
+
     # --- keys
 
     def is_sensitive(self, key: str) -> bool:
