@@ -357,7 +357,7 @@ def status() -> dict[str, Any]:
     sampler = current.sampler
     found = _followers.get(os.getpid())
     policy, live = sampler.policy, sampler.live
-    expired = live is not None and live is not policy
+    expired = live is not None and live.is_expired(time.time())
     since_s = found.applied_at_s if found is not None else None
     if live is not None and expired:
         since_s = live.expires_at_s

@@ -22,6 +22,7 @@ from django_otel import runtime
 from django_otel.core import guard
 from django_otel.core.observation import Observation, Observer
 from django_otel.core.pipelines import import_path
+from django_otel.core.sampling import untraced
 from django_otel.routes import route_template
 
 _observer: Observer | None = None
@@ -55,6 +56,7 @@ def _build_observer() -> Observer:
         makes_spans=config.request.spans == "native" and config.providers != "none",
         template=route_template,
         user_attributes=_build_user_attributes(config.request.user),
+        sampler=None if current.is_foreign else current.sampler,
         enrich=import_path(enrich) if isinstance(enrich, str) else enrich,
         secure_header=settings.SECURE_PROXY_SSL_HEADER,
         forwarded_host=settings.USE_X_FORWARDED_HOST,
@@ -85,6 +87,20 @@ def _begin(request: HttpRequest) -> Observation | None:
     if not runtime.store.joined:
         runtime.join()
     return observer.begin(request)
+
+
+@guard.guarded("shielding an excluded request", None)
+def _shield(request: HttpRequest) -> Any:
+    """For an excluded request: queries and calls inside it must not become traces of their own."""
+    observer = get_observer()
+    if observer is None or not observer.is_excluded(request.path_info):
+        return None
+    return otel_context.attach(untraced())
+
+
+def _unshield(token: Any) -> None:
+    if token is not None:
+        otel_context.detach(token)
 
 
 def _abort(observation: Observation, error: BaseException) -> None:
@@ -252,8 +268,12 @@ class OTelMiddleware:
             return self.__acall__(request)
         observation = _begin(request)
         if observation is None:
-            response: HttpResponseBase = self.get_response(request)
-            return response
+            token = _shield(request)
+            try:
+                response: HttpResponseBase = self.get_response(request)
+                return response
+            finally:
+                _unshield(token)
         try:
             response = self.get_response(request)
         except BaseException as error:
@@ -264,8 +284,12 @@ class OTelMiddleware:
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         observation = _begin(request)
         if observation is None:
-            response: HttpResponseBase = await self.get_response(request)
-            return response
+            token = _shield(request)
+            try:
+                response: HttpResponseBase = await self.get_response(request)
+                return response
+            finally:
+                _unshield(token)
         try:
             response = await self.get_response(request)
         except BaseException as error:

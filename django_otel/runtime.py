@@ -22,7 +22,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.sdk.resources import Resource
 
 from django_otel.core import guard, pipelines, sdk_compat
-from django_otel.core.cells import CellStore, Counter
+from django_otel.core.cells import CellStore, Counter, Series
 from django_otel.core.config import Config, ConfigError, Problem
 from django_otel.core.families import Family
 from django_otel.core.ids import OwnRandomIdGenerator
@@ -199,7 +199,8 @@ def _start(config: Config) -> None:
     runtime.started_at_s = time.time()
     runtime.scrubber = _build_scrubber(config)
     runtime.resource = pipelines.build_resource(config, runtime.scrubber.attributes)
-    runtime.sampler.rebase(Policy(config.sampling.ratio, config.sources.get("SAMPLING.RATIO", "default").split(" ")[0]))
+    runtime.sampler.open_series = _open_decisions
+    runtime.sampler.rebase(_build_base_policy(config))
     runtime.sampler.budget = SpanBudget(
         config.traces.limits.spans_per_trace, lambda: _count_drop(1, "trace_limit", "traces")
     ).take
@@ -233,6 +234,25 @@ def _start(config: Config) -> None:
     store.on_measurement = join
     store.joined = False
     runtime.started = True
+
+
+def _build_base_policy(config: Config) -> Policy:
+    """The sampling policy of settings and environment, below the admin's."""
+    wanted = config.sampling
+    return Policy(
+        wanted.ratio,
+        config.sources.get("SAMPLING.RATIO", "default").split(" ")[0],
+        rules=wanted.rules,
+        max_per_second=wanted.max_per_second,
+    )
+
+
+def _open_decisions(rule: str, decision: str, reason: str) -> Series:
+    """The series that counts traces decided like this."""
+    attributes = {"sampling.rule": rule} if rule else {}
+    decisions = store.catalogued("django_otel.sampling.decisions")
+    assert isinstance(decisions, Counter)
+    return decisions.series({**attributes, "sampling.decision": decision, "sampling.reason": reason})
 
 
 class _NoTruncationNotes(logging.Filter):
@@ -552,6 +572,7 @@ def _after_fork() -> None:
     _pid = os.getpid()
     with guard.contained("starting anew after a fork"):
         _ids.after_fork()
+        _current.sampler.after_fork()
         _current.resource = pipelines.build_resource(_current.config, _current.scrubber.attributes)
         _current.started_at_s = time.time()
         for provider in (_own_tracer_provider, _own_meter_provider, _own_logger_provider):

@@ -339,7 +339,7 @@ def override_sampling(ratio: float) -> _Scope:
     from django_otel.api import _Run, _SimpleScope
     from django_otel.core.sampling import Policy
 
-    policy = Policy(ratio, source="test")
+    policy = Policy(ratio, source="test", is_whole=True)
 
     def begin() -> _Run:
         sampler = runtime.current().sampler

@@ -77,6 +77,7 @@ OTEL = {
 | `E002` | wrong type or value out of range |
 | `E003` | an import path that leads nowhere |
 | `E004` | a package that the settings need is not installed |
+| `E005` | a sampling rule could never match or makes no sense |
 | `W001` | OTelMiddleware is not in MIDDLEWARE |
 | `W002` | OTelMiddleware is not first |
 | `W003` | requests are measured twice |

@@ -47,6 +47,7 @@ BAD = [
     ("E003", {"SCRUB": {"CALLBACK": "tests.settings.NOTHING"}}, "OTEL"),
     ("E003", {"TRACES": {"EXPORTERS": ["tests.nowhere.Exporter"]}}, "'tests.nowhere.Exporter'"),
     ("E003", {"METRICS_VIEW": {"ALLOW": "tests.nowhere.allow"}}, 'OTEL["METRICS_VIEW"]["ALLOW"] names'),
+    ("E005", {"SAMPLING": {"RULES": [{"path": "checkout/*", "ratio": 1}]}}, "such as '/checkout/*'"),
     ("E004", {"PROPAGATION": {"FORMATS": ["jaeger"]}}, "opentelemetry-propagator-jaeger is not installed"),
 ]
 

@@ -27,7 +27,15 @@ def problems_of(mapping, environ=None):
          'OTEL["SAMPLING"]["RATIO"] is 25; expected a number from 0.0 to 1.0. For 25 % write 0.25.'),
         ({"SAMPLING": {"RATIO": True}}, "E002", "expected a number"),
         ({"SAMPLING": {"RATIO": float("nan")}}, "E002", "expected a number"),
-        ({"SAMPLING": 1}, "E002", 'OTEL["SAMPLING"] is 1; expected a dict with RATIO, LIVE, REFRESH_S.'),
+        ({"SAMPLING": 1}, "E002", 'OTEL["SAMPLING"] is 1; expected a dict with RATIO, RULES, MAX_PER_SECOND, '),
+        ({"SAMPLING": {"RULES": {"path": "/a", "ratio": 1}}}, "E005", "Write a list, even for one rule."),
+        ({"SAMPLING": {"RULES": [{"path": "/a", "ratio": 1}, {"path": "b", "ratio": 1}]}}, "E005",
+         "Look at rule 2: The path of a sampling rule is 'b' and could never match"),
+        ({"SAMPLING": {"RULES": [{"path": "/a", "ratio": 50}]}}, "E005", "For 50 % write 0.5."),
+        ({"SAMPLING": {"RULES": [{"path": "/a"}]}}, "E005", "has no ratio"),
+        ({"SAMPLING": {"RULES": [{"pth": "/a", "ratio": 1}]}}, "E005", "has the key 'pth'"),
+        ({"SAMPLING": {"RULES": ["/a"]}}, "E005", "Look at rule 1"),
+        ({"SAMPLING": {"MAX_PER_SECOND": 0}}, "E002", "above 0"),
         ({"ENABLED": "yes"}, "E002", "expected True or False"),
         ({"SERVICE_NAME": ""}, "E002", "None or a text that is not empty"),
         ({"TRACES": {"EXPORTERS": "otlp"}}, "E002", "Write ['otlp']."),
@@ -93,9 +101,8 @@ def test_a_key_whose_feature_is_not_built_is_unknown(key):
 
 @pytest.mark.parametrize(
     ("section", "key"),
-    [("METRICS", "SHARED_DIR"), ("METRICS", "GROUP"), ("METRICS", "NAMES"), ("SAMPLING", "RULES"),
-     ("SAMPLING", "KEEP_ERRORS"),
-     ("SAMPLING", "MAX_PER_SECOND"), ("SAMPLING", "FORCE"), ("REQUEST", "SERVER_TIMING"), ("REQUEST", "TRACERESPONSE")],
+    [("METRICS", "SHARED_DIR"), ("METRICS", "GROUP"), ("METRICS", "NAMES"),
+     ("SAMPLING", "KEEP_ERRORS"), ("SAMPLING", "FORCE"), ("REQUEST", "SERVER_TIMING"), ("REQUEST", "TRACERESPONSE")],
 )  # fmt: skip
 def test_a_key_within_a_section_whose_feature_is_not_built_is_unknown(section, key):
     assert problems_of({section: {key: None}})[0].id == "django_otel.E001"

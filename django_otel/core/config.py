@@ -21,6 +21,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from django_otel.core.policy import MAX_RULES
+from django_otel.core.policy import Rule as SamplingRule
+
 Rule = Callable[[object], object]
 
 DEFAULT_SKIP_COMMANDS = ("makemigrations", "migrate", "collectstatic", "check", "test", "shell")
@@ -245,6 +248,23 @@ def trust_inbound(value: object) -> object:
     return tuple(networks)
 
 
+def sampling_rules(value: object) -> tuple[SamplingRule, ...]:
+    expected = "a list of dicts with path or route, method (optional) and ratio"
+    if not isinstance(value, list | tuple):
+        raise Misfit(
+            expected, "Write a list, even for one rule." if isinstance(value, Mapping) else "", "django_otel.E005"
+        )
+    if len(value) > MAX_RULES:
+        raise Misfit(expected, f"There are {len(value)}; {MAX_RULES} is the most.", "django_otel.E005")
+    rules = []
+    for place, item in enumerate(value):
+        try:
+            rules.append(SamplingRule.from_settings(item))
+        except ValueError as error:
+            raise Misfit(expected, f"Look at rule {place + 1}: {error}", "django_otel.E005") from None
+    return tuple(rules)
+
+
 def instrument(value: object) -> Mapping[str, Mapping[str, object]]:
     expected = "a list of instrumentor names, or a dict that maps names to dicts of keyword arguments"
     if isinstance(value, Mapping):
@@ -444,6 +464,17 @@ class Propagation:
 @dataclass(frozen=True, slots=True)
 class Sampling:
     ratio: float = key(1.0, number(0.0, 1.0, hint="For {value} % write {fraction}."), "Share of new traces to record.")
+    rules: tuple[SamplingRule, ...] = key(
+        (),
+        sampling_rules,
+        'A list of {"path": glob or "route": URL pattern, "method": optional, "ratio": share}; the first that matches'
+        " a request decides instead of RATIO.",
+    )
+    max_per_second: float | None = key(
+        None,
+        optional(number(0, exclusive=True)),
+        "Most traces recorded per second, over all processes of the server; None is no limit.",
+    )
     live: bool = key(True, boolean, "Whether the admin's sampling policy is followed.")
     refresh_s: float = key(5.0, number(0.1), "Longest time until a policy reaches every process, in seconds.")
 

@@ -161,6 +161,16 @@ CATALOGUE: dict[str, Metric] = {
             aggregation="last",
         ),
         Metric(
+            "django_otel.sampling.decisions",
+            Kind.COUNTER,
+            "{trace}",
+            "Traces that began here, by what was decided (recorded, dropped) and why (ratio, rule, parent, forced, "
+            "rate_limit); kept: dropped at first, exported because of how they ended (error, slow).",
+            ("sampling.rule", "sampling.decision", "sampling.reason"),
+            "(rules + 4) x 2",
+            OWN,
+        ),
+        Metric(
             "django_otel.spans.dropped",
             Kind.COUNTER,
             "{span}",

@@ -25,8 +25,10 @@ from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from django_otel.core import guard
 from django_otel.core.cells import CellStore, Counter, HistogramSeries, Series
 from django_otel.core.config import Config
+from django_otel.core.deferred import DeferredSpan
 from django_otel.core.errors import record_exception, type_name
 from django_otel.core.propagation import META_GETTER
+from django_otel.core.sampling import InForce, LiveSampler, with_branch
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
@@ -195,6 +197,7 @@ class Observer:
         template: Callable[[str], str],
         user_attributes: Callable[[Any], Mapping[str, Any]] | None = None,
         enrich: Callable[[trace.Span, Any, Any], None] | None = None,
+        sampler: LiveSampler | None = None,
         secure_header: tuple[str, str] | None = None,
         forwarded_host: bool = False,
         scrub_url: Callable[[str], str] | None = None,
@@ -207,6 +210,8 @@ class Observer:
         self._template = template
         self._user_attributes = user_attributes
         self._enrich = enrich
+        #: None where another tool's provider decides.
+        self._sampler = sampler
         self._secure_header = secure_header
         self._forwarded_host = forwarded_host
         self._scrub_url = scrub_url
@@ -240,6 +245,7 @@ class Observer:
         """Start measuring `request`, which has `META`, `method`, `path` and `path_info`; None when it is excluded."""
         path = request.path_info
         if path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None):
+            # What happens inside has no spans either, see `is_excluded`.
             return None
         outer = request.__dict__.get("_django_otel")
         if outer is not None and not outer.is_finished:
@@ -298,25 +304,63 @@ class Observer:
             observation.is_joined = True
             return context
         links: Sequence[Link] = ()
+        has_parent = False
         for name in self._inbound_keys:
             if name in meta:
                 inbound = self._propagator.extract(meta, context, META_GETTER)
+                remote = trace.get_current_span(inbound).get_span_context()
+                is_caller = remote.is_valid and remote.is_remote
                 if self._trust is True or self._is_trusted(meta.get("REMOTE_ADDR")):
-                    context = inbound
-                else:
-                    remote = trace.get_current_span(inbound).get_span_context()
-                    if remote.is_valid and remote.is_remote:
-                        links = (Link(remote),)
+                    context, has_parent = inbound, is_caller
+                elif is_caller:
+                    links = (Link(remote),)
                 break
-        span = self._tracer().start_span(
-            "HTTP" if observation.method == "_OTHER" else observation.method,
-            context,
-            SpanKind.SERVER,
-            self._start_attributes(observation, request, meta),
-            links,
-        )
+        policy = self._sampler.policy if self._sampler is not None else None
+        if policy is None or has_parent or not policy.has_rules:
+            span = self._open_span(observation, request, context, links, context)
+        else:
+            branch = policy.branch(observation.method, request.path_info)
+            if branch is None:
+                # It depends on the route, which Django has yet to find.
+                span = self._defer_span(observation, request, context, links, policy)
+            else:
+                span = self._open_span(observation, request, context, links, with_branch(branch, context))
         observation.span = span
         return trace.set_span_in_context(span, context)
+
+    def _open_span(
+        self,
+        observation: Observation,
+        request: Any,
+        context: Context,
+        links: Sequence[Link],
+        decided: Context,
+        start_time_unix_nano: int | None = None,
+    ) -> trace.Span:
+        """Start the server span; `decided` is `context` with what the sampler is to know besides."""
+        return self._tracer().start_span(
+            "HTTP" if observation.method == "_OTHER" else observation.method,
+            decided,
+            SpanKind.SERVER,
+            self._start_attributes(observation, request, request.META),
+            links,
+            start_time_unix_nano,
+        )
+
+    def _defer_span(
+        self, observation: Observation, request: Any, context: Context, links: Sequence[Link], policy: InForce
+    ) -> DeferredSpan:
+        begun_unix_nano = time.time_ns()
+
+        def decide() -> trace.Span:
+            match = getattr(request, "resolver_match", None)
+            route = self._template(match.route) if match is not None else None
+            branch = policy.branch_of_route(observation.method, request.path_info, route)
+            return self._open_span(
+                observation, request, context, links, with_branch(branch, context), begun_unix_nano
+            )  # fmt: skip
+
+        return DeferredSpan(decide)
 
     def _is_trusted(self, address: Any) -> bool:
         if not self._trust or self._trust is True or not address:
@@ -394,6 +438,9 @@ class Observer:
         finally:
             # The request holds the observation: without this, only the garbage collector would free both.
             observation.request = observation.exception = None
+            if observation.is_discarded:
+                # One whose decision was put off holds the request as well.
+                observation.span = trace.INVALID_SPAN
 
     def _measure(
         self,
@@ -514,6 +561,10 @@ class Observer:
         if self._enrich is not None:
             with guard.contained("REQUEST.ENRICH"):
                 self._enrich(span, observation.request, response)
+
+    def is_excluded(self, path: str) -> bool:
+        """Whether requests for this path have neither span nor metrics, nor spans of what happens inside."""
+        return path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None)
 
     def learn(self, path: str) -> None:
         """From now on exclude the exact path `path`: one of our own pages, mounted elsewhere."""

@@ -81,6 +81,8 @@ class Rule:
     priority: int = 0
     expires_at_s: float | None = None
     note: str = ""
+    #: The glob as a regular expression for `re.match`; "" without path and route.
+    pattern: str = field(init=False, repr=False, compare=False)
     _match: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -119,8 +121,12 @@ class Rule:
                 f"The method of a sampling rule is {self.method!r}; expected one of "
                 + ", ".join(sorted(METHODS)) + ", or '' for all."
             )  # fmt: skip
-        pattern = self.path or self.route
-        put(self, "_match", re.compile(fnmatch.translate(pattern)).match if pattern else None)
+        glob = self.path or self.route
+        put(self, "pattern", fnmatch.translate(glob) if glob else "")
+        put(self, "_match", re.compile(self.pattern).match if glob else None)
+
+    def __str__(self) -> str:
+        return f"{self.label} {self.ratio:g}"
 
     @property
     def label(self) -> str:
@@ -220,11 +226,6 @@ class Policy:
     def is_expired(self, now_s: float) -> bool:
         """Whether the policy, its rules aside, has run out at `now_s` (seconds since the Unix epoch)."""
         return self.expires_at_s is not None and now_s >= self.expires_at_s
-
-    @property
-    def bound(self) -> int:
-        """Trace ids whose low 64 bits are below this are recorded. Source: `TraceIdRatioBased` of the SDK."""
-        return round((self.ratio or 0.0) * (1 << 64))
 
     @property
     def fingerprint(self) -> str:
