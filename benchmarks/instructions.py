@@ -1,0 +1,401 @@
+"""Instructions that django_otel adds per request and per query, counted by callgrind.
+
+    python benchmarks/instructions.py [--check] [--plain] [--case NAME ...] [--requests N]
+
+One bare and one instrumented process drive the same Django views in process, by
+calling the WSGI or ASGI handler; start-up and warm-up are not counted. The
+figures repeat to about 1 % on any machine, loaded or not, which no time does.
+
+Everything present is on with its defaults: span and metrics of requests and
+queries, exemplars, a batch processor (whose thread does not run meanwhile) in
+front of an exporter that does nothing.
+
+`--check` compares with the targets and fails when one is exceeded by more than
+15 %; without valgrind it says so and succeeds. `--plain` puts a provider of
+another tool in front, so that the plain API path is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import io
+import random
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import callgrind
+
+#: A target may be exceeded by this share before `--check` fails.
+TOLERANCE = 0.15
+_TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One view at one sampling ratio. Targets are thousand instructions added per request."""
+
+    name: str
+    path: str
+    ratio: float
+    target_ki: float | None = None
+    plain_target_ki: float | None = None
+    traceparent_flag: str = ""
+    is_async: bool = False
+    #: How many requests are counted; the shares of 10 % need many.
+    times: float = 1
+
+
+CASES = (
+    Case("JSON view, unsampled", "/json/", 0.0, 30, 220),
+    Case("JSON view, 10 % sampled", "/json/", 0.1, 40, None, times=8),
+    Case("JSON view, all sampled", "/json/", 1.0, 85, 480),
+    Case("1 query, unsampled", "/queries/1/", 0.0),
+    Case("1 query, all sampled", "/queries/1/", 1.0),
+    Case("10 queries, unsampled", "/queries/10/", 0.0),
+    Case("10 queries, 10 % sampled", "/queries/10/", 0.1, times=8),
+    Case("10 queries, all sampled", "/queries/10/", 1.0),
+    Case("template, unsampled", "/template/", 0.0),
+    Case("template, all sampled", "/template/", 1.0),
+    Case("404, unsampled", "/missing/", 0.0),
+    Case("404, all sampled", "/missing/", 1.0),
+    Case("traceparent, flag 00", "/json/", 1.0, traceparent_flag="0"),
+    Case("traceparent, flag 01", "/json/", 0.0, traceparent_flag="1"),
+    Case("async view under ASGI, unsampled", "/async/", 0.0, 45, is_async=True),
+    Case("async view under ASGI, all sampled", "/async/", 1.0, 95, is_async=True),
+)
+#: Per query: the difference of two cases, over nine queries.
+PER_QUERY = (
+    ("per query, dropped", "10 queries, unsampled", "1 query, unsampled", 18.0),
+    ("per query, recorded", "10 queries, all sampled", "1 query, all sampled", 60.0),
+)
+
+
+# --- The counted process. ---
+
+
+class NothingExporter:
+    """Takes spans at no cost."""
+
+    def export(self, spans: object) -> object:
+        from opentelemetry.sdk.trace.export import SpanExportResult
+
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        pass
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return True
+
+
+def configure(*, is_instrumented: bool, is_async: bool) -> None:
+    """Django with the middleware of a new project; with the app in front when `is_instrumented`."""
+    import django
+    from django.conf import settings
+
+    middleware = [
+        "django.middleware.security.SecurityMiddleware",
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.middleware.common.CommonMiddleware",
+        "django.middleware.csrf.CsrfViewMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "django.contrib.messages.middleware.MessageMiddleware",
+        "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    ]
+    apps = ["contenttypes", "auth", "sessions", "messages"]
+    if is_async:
+        # Django's own run in a thread under ASGI.
+        middleware = []
+    settings.configure(
+        SECRET_KEY="only for measuring",
+        ALLOWED_HOSTS=["*"],
+        ROOT_URLCONF="benchmarks.pages",
+        MIDDLEWARE=["django_otel.middleware.OTelMiddleware"] * is_instrumented + middleware,
+        INSTALLED_APPS=[f"django.contrib.{name}" for name in apps] + ["django_otel"] * is_instrumented,
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        TEMPLATES=[
+            {
+                "BACKEND": "django.template.backends.django.DjangoTemplates",
+                "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", {"page.html": _template()})]},
+            }
+        ],
+        LOGGING={"version": 1, "loggers": {"django.request": {"level": "CRITICAL"}}},
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        OTEL={
+            "SERVICE_NAME": "measured",
+            # Its thread would set the ratio back; it does nothing on the path of a request.
+            "SAMPLING": {"LIVE": False},
+            "TRACES": {
+                "EXPORTERS": ["benchmarks.instructions.NothingExporter"],
+                # The exporting thread sleeps while requests are counted.
+                "BATCH": {"QUEUE_SIZE": 100_000, "BATCH_SIZE": 100_000, "DELAY_S": 3600},
+            },
+        },
+    )
+    django.setup()
+
+
+def _template() -> str:
+    return "<ul>{% for number in numbers %}<li>{{ number }}: {{ title|upper }}</li>{% endfor %}</ul>"
+
+
+def build_environ(case: Case) -> dict[str, Any]:
+    """What a WSGI server gives for a request of a browser behind nothing."""
+    environ: dict[str, Any] = {
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": False,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        "REQUEST_METHOD": "GET",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": case.path,
+        "QUERY_STRING": "page=1",
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "8000",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": "127.0.0.1",
+        "HTTP_HOST": "shop.example:8000",
+        "HTTP_USER_AGENT": "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+        "HTTP_ACCEPT": "text/html,application/json",
+        "HTTP_ACCEPT_ENCODING": "gzip, deflate",
+    }
+    if case.traceparent_flag:
+        environ["HTTP_TRACEPARENT"] = _TRACEPARENT + case.traceparent_flag
+    return environ
+
+
+def build_scope(case: Case) -> dict[str, Any]:
+    """The same from an ASGI server."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": case.path,
+        "raw_path": case.path.encode(),
+        "query_string": b"page=1",
+        "root_path": "",
+        "server": ("127.0.0.1", 8000),
+        "client": ("127.0.0.1", 40000),
+        "headers": [
+            (b"host", b"shop.example:8000"),
+            (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"),
+            (b"accept", b"text/html,application/json"),
+            (b"accept-encoding", b"gzip, deflate"),
+        ],
+    }
+
+
+def build_sync_loop(case: Case) -> Callable[[int], None]:
+    from django.core.wsgi import get_wsgi_application
+
+    application = get_wsgi_application()
+    template = build_environ(case)
+
+    def start_response(status: str, headers: object, exc_info: object = None) -> Callable[[bytes], object]:
+        return print
+
+    def loop(times: int) -> None:
+        for _ in range(times):
+            response = application({**template, "wsgi.input": io.BytesIO(b"")}, start_response)
+            for _chunk in response:
+                pass
+            response.close()  # type: ignore[attr-defined]
+
+    return loop
+
+
+class Receiver:
+    """What a client sends that has no body and stays connected."""
+
+    def __init__(self) -> None:
+        self._is_sent = False
+
+    async def receive(self) -> dict[str, Any]:
+        if self._is_sent:
+            await asyncio.Event().wait()
+        self._is_sent = True
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def loop_async(case: Case, counter: callgrind.Counter, times: int) -> None:
+    from django.core.asgi import get_asgi_application
+
+    application = get_asgi_application()
+    scope = build_scope(case)
+
+    async def send(message: Mapping[str, Any]) -> None:
+        pass
+
+    async def serve(times: int) -> None:
+        for _ in range(times):
+            await application(dict(scope), Receiver().receive, send)  # type: ignore[arg-type]
+
+    await serve(max(20, times // 5))
+    gc.collect()
+    counter.start()
+    await serve(times)
+    counter.stop(case.name)
+
+
+def set_ratio(ratio: float) -> None:
+    """The sampling of what follows: ours, live, or that of the other tool's provider."""
+    from django_otel import runtime
+    from django_otel.core.sampling import Policy
+
+    runtime.current().sampler.swap(Policy(ratio, "admin", 1))
+    provider = runtime.current().tracer_provider
+    if runtime.current().is_foreign:
+        provider.sampler.ratio = ratio  # type: ignore[union-attr]
+
+
+def install_other_tool() -> None:
+    """A tracer provider such as another tool installs, with the SDK's batch processor and sampler."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
+
+    class Switched(Sampler):
+        """A ratio as the SDK samples it, which can be changed."""
+
+        ratio = 1.0
+
+        def should_sample(self, *arguments: Any, **keywords: Any) -> Any:
+            root = {0.0: ALWAYS_OFF, 1.0: ALWAYS_ON}.get(self.ratio) or TraceIdRatioBased(self.ratio)
+            return ParentBased(root).should_sample(*arguments, **keywords)
+
+        def get_description(self) -> str:
+            return "Switched"
+
+    provider = TracerProvider(sampler=Switched(), shutdown_on_exit=False)
+    processor = BatchSpanProcessor(
+        NothingExporter(),  # type: ignore[arg-type]
+        max_queue_size=100_000,
+        max_export_batch_size=100_000,
+        schedule_delay_millis=3_600_000,
+    )
+    provider.add_span_processor(processor)
+    trace.set_tracer_provider(provider)
+
+
+def count_here(kind: str, names: list[str], requests: int) -> None:
+    """Run the cases `names` in this process, which runs under callgrind. `kind`: "bare", "app", "plain"."""
+    cases = [case for case in CASES if case.name in names]
+    is_instrumented = kind != "bare"
+    if kind == "plain":
+        install_other_tool()
+    configure(is_instrumented=is_instrumented, is_async=cases[0].is_async)
+    if is_instrumented:
+        from django_otel import runtime
+
+        runtime._ids._bits = random.Random(1).getrandbits  # type: ignore[attr-defined]
+    counter = callgrind.Counter()
+    for case in cases:
+        if is_instrumented:
+            set_ratio(case.ratio)
+        times = int(requests * case.times) if is_instrumented else requests
+        if case.is_async:
+            asyncio.run(loop_async(case, counter, times))
+        else:
+            loop = build_sync_loop(case)
+            loop(max(20, times // 5))
+            # Full collections are rare, and whether one falls into what is counted would be chance.
+            gc.collect()
+            counter.start()
+            loop(times)
+            counter.stop(case.name)
+        if is_instrumented:
+            runtime.flush()
+
+
+# --- The counting process. ---
+
+
+def count(kind: str, cases: list[Case], requests: int) -> dict[str, float]:
+    """Thousand instructions per request of each case."""
+    found: dict[str, float] = {}
+    # Threads that an earlier loop has left behind change what an asynchronous case costs: a process for each.
+    groups = [[case] for case in cases if case.is_async]
+    if together := [case for case in cases if not case.is_async]:
+        groups.append(together)
+    for chosen in groups:
+        if kind == "bare":
+            # The ratio makes no difference there.
+            chosen = list({(case.path, case.traceparent_flag): case for case in chosen}.values())
+        arguments = [__file__, "--count", kind, "--requests", str(requests)]
+        for case in chosen:
+            arguments += ["--case", case.name]
+        counts = callgrind.run(arguments, {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)})
+        for case in chosen:
+            found[case.name] = counts[case.name] / (requests * (case.times if kind != "bare" else 1)) / 1000
+    return found
+
+
+def added(kind: str, cases: list[Case], requests: int) -> dict[str, float]:
+    """Thousand instructions that `kind` adds per request, by the case's name, and per query."""
+    bare = count("bare", cases, requests)
+    by_view = {(case.path, case.traceparent_flag): bare[case.name] for case in cases if case.name in bare}
+    with_app = count(kind, cases, requests)
+    found = {case.name: with_app[case.name] - by_view[case.path, case.traceparent_flag] for case in cases}
+    for name, ten, one, _ in PER_QUERY:
+        if ten in found and one in found:
+            found[name] = (found[ten] - found[one]) / 9
+    return found
+
+
+def targets(kind: str) -> dict[str, float]:
+    """What each case may cost, by its name."""
+    wanted = {case.name: case.plain_target_ki if kind == "plain" else case.target_ki for case in CASES}
+    if kind != "plain":
+        wanted.update((name, target) for name, _, _, target in PER_QUERY)
+    return {name: target for name, target in wanted.items() if target is not None}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fail when a target is exceeded by more than 15 %%")
+    parser.add_argument("--plain", action="store_true", help="count the plain API path, under a foreign provider")
+    parser.add_argument("--case", action="append", help="only cases whose name contains this; may be repeated")
+    parser.add_argument("--requests", type=int, default=100, help="requests counted per case (default 100)")
+    parser.add_argument("--count", choices=("bare", "app", "plain"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.count:
+        count_here(options.count, options.case, options.requests)
+        return 0
+    reason = callgrind.why_not()
+    if reason:
+        print(f"No instructions were counted: {reason}")
+        return 0 if options.check else 1
+    kind = "plain" if options.plain else "app"
+    wanted = targets(kind)
+    needed = set(wanted) | {name for _, *pair, _ in PER_QUERY for name in pair}
+    cases = [
+        case
+        for case in CASES
+        if (not options.check or case.name in needed)
+        and (not options.case or any(part in case.name for part in options.case))
+    ]
+    found = added(kind, cases, options.requests)
+    failed = False
+    print(f"{'thousand instructions added':<40}{'kI':>8}{'target':>8}")
+    for name, value in found.items():
+        target = wanted.get(name)
+        exceeded = target is not None and value > target * (1 + TOLERANCE)
+        failed = failed or exceeded
+        print(f"{name:<40}{value:>8.1f}{target if target is not None else '':>8}{'  EXCEEDED' if exceeded else ''}")
+    return 1 if options.check and failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
