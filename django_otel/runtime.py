@@ -28,8 +28,9 @@ from django_otel.core.families import Family
 from django_otel.core.ids import OwnRandomIdGenerator
 from django_otel.core.observation import SpanBudget
 from django_otel.core.propagation import SwitchPropagator
-from django_otel.core.sampling import LiveSampler, Policy
+from django_otel.core.sampling import InForce, LiveSampler, Policy
 from django_otel.core.scrub import Scrubber
+from django_otel.core.tail import TailBuffer
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -102,6 +103,7 @@ _logs_generation = -1
 _limits: Any = None
 _ids = OwnRandomIdGenerator()
 _switch = pipelines.SwitchProcessor()
+_tail: TailBuffer | None = None
 _log_switch: SwitchLogProcessor | None = None
 _propagator = SwitchPropagator()
 _sdk_metrics: SdkMetrics | None = None
@@ -200,6 +202,7 @@ def _start(config: Config) -> None:
     runtime.scrubber = _build_scrubber(config)
     runtime.resource = pipelines.build_resource(config, runtime.scrubber.attributes)
     runtime.sampler.open_series = _open_decisions
+    runtime.sampler.on_compose = _switch_tail
     runtime.sampler.rebase(_build_base_policy(config))
     runtime.sampler.budget = SpanBudget(
         config.traces.limits.spans_per_trace, lambda: _count_drop(1, "trace_limit", "traces")
@@ -244,6 +247,29 @@ def _build_base_policy(config: Config) -> Policy:
         config.sources.get("SAMPLING.RATIO", "default").split(" ")[0],
         rules=wanted.rules,
         max_per_second=wanted.max_per_second,
+        keep_errors=wanted.keep_errors,
+        keep_slow_s=wanted.keep_slow_s,
+    )
+
+
+def _switch_tail(policy: InForce) -> None:
+    """Hold back the spans of dropped traces while a policy asks for it, and do nothing about it otherwise."""
+    tail = _tail if policy.keeps else None
+    if _switch.tail is not tail:
+        before, _switch.tail = _switch.tail, tail
+        if before is not None:
+            before.clear()
+
+
+def _build_tail(config: Config) -> TailBuffer:
+    """What holds back the spans of dropped traces, empty as long as no policy asks for it."""
+    return TailBuffer(
+        config.sampling.tail_buffer_spans,
+        policy=lambda: _current.sampler.policy,
+        emit=_switch.emit,
+        discard=_switch.discard,
+        on_keep=lambda reason: _open_decisions("", "kept", reason).add(1.0),
+        on_drop=lambda count: _count_drop(count, "tail_buffer", "traces"),
     )
 
 
@@ -296,7 +322,7 @@ def _build_span_processors(config: Config, runtime: Runtime) -> tuple[Any, ...]:
 
 
 def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:
-    global _own_tracer_provider, _limits, _tracer
+    global _own_tracer_provider, _limits, _tail, _tracer
     runtime = _current
     installed = sdk_compat.global_tracer_provider()
     foreign = installed if installed is not None and installed is not _own_tracer_provider else None
@@ -336,6 +362,8 @@ def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:
         sdk_compat.set_resource(_own_tracer_provider, runtime.resource)
         runtime.tracer_provider = _own_tracer_provider
         _switch.parts = processors
+        _tail = _build_tail(config)
+        _switch_tail(runtime.sampler.policy)
     _tracer = runtime.tracer_provider.get_tracer(SCOPE_NAME, pipelines.package_version("django-otel-kit"))
 
 
@@ -561,7 +589,7 @@ def _notice_patch() -> None:
     _lock_type = threading.Lock
     _lock = threading.RLock()
     with guard.contained("making locks anew after a monkey-patch"):
-        for part in (*_processors(), _pump, _sdk_metrics):
+        for part in (*_processors(), _switch.tail, _pump, _sdk_metrics):
             if hasattr(part, "renew_locks"):
                 part.renew_locks()
 
@@ -578,7 +606,7 @@ def _after_fork() -> None:
         for provider in (_own_tracer_provider, _own_meter_provider, _own_logger_provider):
             if provider is not None:
                 sdk_compat.set_resource(provider, _current.resource)
-        for part in _processors():
+        for part in (*_processors(), _switch.tail):
             if hasattr(part, "after_fork"):
                 part.after_fork()
         if _pump is not None:

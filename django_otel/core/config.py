@@ -475,6 +475,19 @@ class Sampling:
         optional(number(0, exclusive=True)),
         "Most traces recorded per second, over all processes of the server; None is no limit.",
     )
+    keep_errors: bool = key(
+        False,
+        boolean,
+        "Record what ends in an error whatever the ratio: its spans are held back until it is known how it ends.",
+    )
+    keep_slow_s: float | None = key(
+        None, optional(number(0, exclusive=True)), "Record what takes at least so many seconds whatever the ratio."
+    )
+    tail_buffer_spans: int = key(
+        10_000,
+        whole(1),
+        "Most spans one process holds back for KEEP_ERRORS and KEEP_SLOW_S; above it the oldest trace is dropped.",
+    )
     live: bool = key(True, boolean, "Whether the admin's sampling policy is followed.")
     refresh_s: float = key(5.0, number(0.1), "Longest time until a policy reaches every process, in seconds.")
 

@@ -20,6 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import StatusCode
 
 from django_otel.core import guard
 from django_otel.core.batch import BatchWorker, WorkerOwner
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter
 
     from django_otel.core.sdk_metrics import MetricsDataBuilder
+    from django_otel.core.tail import TailBuffer
 
 #: Counts lost items: number, reason, signal ("traces", "metrics", "logs").
 DropCounter = Callable[[int, str, str], None]
@@ -105,14 +107,35 @@ class SwitchProcessor(SpanProcessor):
 
     def __init__(self) -> None:
         self.parts: tuple[SpanProcessor, ...] = ()
+        #: Where the spans of traces go that are recorded and not sampled; they exist only with tail keeping.
+        self.tail: TailBuffer | None = None
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         for part in self.parts:
             part.on_start(span, parent_context)
+        if self.tail is not None and not span.context.trace_flags.sampled:
+            self.tail.start(span)
 
     def on_end(self, span: ReadableSpan) -> None:
+        if self.tail is not None and span.context is not None:
+            if not span.context.trace_flags.sampled:
+                self.tail.end(span)
+                return
+            if span.status.status_code is StatusCode.ERROR:
+                span = self.tail.correct(span)
         for part in self.parts:
             part.on_end(span)
+
+    def emit(self, span: ReadableSpan) -> None:
+        """Hand on a span that was held back and is kept."""
+        for part in self.parts:
+            part.on_end(span)
+
+    def discard(self, span: ReadableSpan) -> None:
+        """Tell a project's own processors of the end of a span that is not kept; they have seen it begin."""
+        for part in self.parts:
+            if isinstance(part, CleanProcessor):
+                part.on_end(span)
 
     def shutdown(self) -> None:
         for part in self.parts:

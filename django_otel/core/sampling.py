@@ -377,6 +377,8 @@ class LiveSampler(Sampler):
         self.budget: Callable[[int], bool] | None = None
         #: Where decisions are counted; None counts nothing. Takes effect with the next policy.
         self.open_series: OpenSeries | None = None
+        #: Called with what is put in force, before it is.
+        self.on_compose: Callable[[InForce], None] | None = None
         self._limiter: Limiter | None = None
         self._processes = 1
         self.rebase(base)
@@ -433,6 +435,8 @@ class LiveSampler(Sampler):
         elif self._limiter is None or self._limiter.max_per_second != built.max_per_second:
             self._limiter = Limiter(built.max_per_second, self._processes)
         built.limiter = self._limiter
+        if self.on_compose is not None:
+            self.on_compose(built)
         self._in_force = built
         return built
 

@@ -140,6 +140,27 @@ def read_events(span: ReadableSpan) -> Sequence[Any]:
     return span.events
 
 
+def rebuild_span(span: ReadableSpan, attributes: Mapping[str, Any], context: trace.SpanContext | None) -> ReadableSpan:
+    """The same finished span with other attributes and context; counts of what was dropped are kept."""
+    bounded = BoundedAttributes(attributes=dict(attributes))
+    bounded.dropped = span.dropped_attributes
+    is_raw = type(span) in _RAW_SPAN_TYPES
+    return ReadableSpan(
+        name=span.name,
+        context=context,
+        parent=span.parent,
+        resource=span.resource,
+        attributes=bounded,
+        events=span._events if is_raw else span.events,
+        links=span._links if is_raw else span.links,
+        kind=span.kind,
+        status=span.status,
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )
+
+
 def read_links(span: ReadableSpan) -> Sequence[Any]:
     """A finished span's links, not to be changed."""
     if type(span) in _RAW_SPAN_TYPES:
