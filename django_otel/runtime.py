@@ -318,7 +318,8 @@ def _build_span_processors(config: Config, runtime: Runtime) -> tuple[Any, ...]:
         return (memory,)
     if runtime.is_skipped:
         return ()
-    return pipelines.build_span_processors(config, clean_span, _count_drop, _count_failure)
+    clean = pipelines.SpanCleaner(runtime.scrubber, config.database.statement, config.request.query)
+    return pipelines.build_span_processors(config, clean, _count_drop, _count_failure)
 
 
 def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:

@@ -30,8 +30,15 @@ class BatchWorker(Generic[T]):
     """A bounded queue with one exporting thread.
 
     `export` gets a list of items and returns whether they arrived; it runs
-    with OpenTelemetry instrumentation suppressed. `on_drop(count, reason)` is
-    called for items that are lost, `on_failure()` for each export that failed.
+    with OpenTelemetry instrumentation suppressed. What it loses for a reason of
+    its own it counts itself and takes out of the list. `on_drop(count, reason)`
+    is called for all other items that are lost ("queue_full", "export_failed",
+    "shutdown"), `on_failure()` for each export that failed.
+
+    The thread wakes when a whole batch is there, exports whole batches and
+    leaves the rest for the next one: under load every request is full, and
+    sending one costs as much as encoding a hundred spans. What has waited
+    `delay_s` is exported however little it is.
 
     Units: `delay_s` is the longest wait of an item in seconds, sizes are items.
     """
@@ -65,6 +72,7 @@ class BatchWorker(Generic[T]):
         self._wake = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
+        self._is_all_wanted = False
         self._pid = os.getpid()
 
     def after_fork(self) -> None:
@@ -89,11 +97,17 @@ class BatchWorker(Generic[T]):
         if len(queue) >= self._queue_size:
             self._on_drop(1, "queue_full")
             return
+        # A deque's append and popleft need no lock of ours; two threads at once may pass the test by one item each.
         queue.append(item)
         if self._thread is None:
             self._start()
         if len(queue) >= self._batch_size and not self._wake.is_set():
             self._wake.set()
+        if self._is_shut_down:
+            # Shut down between the two tests; the thread may have looked for the last time.
+            self._wake.set()
+            if self._thread is None or not self._thread.is_alive():
+                self._drop_what_is_left()
 
     def _start(self) -> None:
         with self._start_lock:
@@ -109,20 +123,23 @@ class BatchWorker(Generic[T]):
     def _run(self) -> None:
         try:
             while True:
-                self._wake.wait(self._delay_s)
+                is_woken = self._wake.wait(self._delay_s)
                 self._wake.clear()
-                self._drain()
-                if self._is_shut_down:
+                is_last = self._is_shut_down
+                at_least = 1 if is_last or self._is_all_wanted or not is_woken else self._batch_size
+                self._is_all_wanted = False
+                self._drain(at_least)
+                if is_last:
                     return
         except BaseException:
             # An exporter that raises SystemExit ends this thread; the next item starts another.
             self._thread = None
             raise
 
-    def _drain(self) -> None:
+    def _drain(self, at_least: int) -> None:
         self._idle.clear()
         try:
-            while self._queue:
+            while len(self._queue) >= at_least:
                 self._export_one_batch()
         finally:
             self._idle.set()
@@ -143,10 +160,12 @@ class BatchWorker(Generic[T]):
                 arrived = self._export(batch)
         finally:
             otel_context.detach(token)
-        self._last_failed = not arrived
-        if not arrived:
-            self._on_failure()
-            self._on_drop(len(batch), "export_failed")
+            self._last_failed = not arrived
+            # Here, so that a batch is counted also when a BaseException ends this thread.
+            if not arrived:
+                self._on_failure()
+                if batch:
+                    self._on_drop(len(batch), "export_failed")
 
     def flush(self, timeout_s: float) -> bool:
         """Export what is queued now; whether that was done within `timeout_s` seconds."""
@@ -156,6 +175,7 @@ class BatchWorker(Generic[T]):
                 self._start()
                 if self._thread is None:
                     return False
+            self._is_all_wanted = True
             self._wake.set()
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
@@ -177,11 +197,19 @@ class BatchWorker(Generic[T]):
         thread = self._thread
         if thread is not None and self._pid == os.getpid():
             thread.join(min(timeout_s, _UNREACHABLE_GRACE_S) if self._last_failed else timeout_s)
-        left = len(self._queue)
-        if left:
-            self._queue.clear()
-            self._on_drop(left, "shutdown")
-        return not left and self._idle.is_set()
+        return not self._drop_what_is_left() and self._idle.is_set()
+
+    def _drop_what_is_left(self) -> int:
+        dropped = 0
+        while self._queue:
+            try:
+                self._queue.popleft()
+            except IndexError:
+                break
+            dropped += 1
+        if dropped:
+            self._on_drop(dropped, "shutdown")
+        return dropped
 
 
 class WorkerOwner:

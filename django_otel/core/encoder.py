@@ -109,8 +109,9 @@ _FIRST_VARINTS = tuple(
 class ValueScrubber(Protocol):
     """What the encoder needs of `core.scrub.Scrubber`."""
 
-    #: Whether equal values give equal results each time.
-    is_pure: bool
+    @property
+    def is_pure(self) -> bool:
+        """Whether equal values give equal results each time."""
 
     def value(self, key: str, value: Any) -> Any: ...
 

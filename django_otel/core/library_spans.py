@@ -17,6 +17,7 @@ from typing import Any
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util import BoundedList
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Status
 
 from django_otel.core import statements
@@ -63,6 +64,11 @@ def clean_span(span: ReadableSpan, statement: str = "parameterised", keep_query:
     return _cleaner(statement, keep_query).span(span)
 
 
+def is_library_scope(scope: InstrumentationScope | None) -> bool:
+    """Whether spans of this scope are cleaned; all others pass untouched."""
+    return scope is not None and (scope.name.startswith(SCOPE_PREFIX) or scope.name in _NATIVE_SCOPES)
+
+
 class LibrarySpanCleaner:
     """Cleans spans of official instrumentors; all other spans pass untouched.
 
@@ -77,7 +83,7 @@ class LibrarySpanCleaner:
     def span(self, span: ReadableSpan) -> ReadableSpan:
         """The cleaned span; the same object when there is nothing to clean."""
         scope = span.instrumentation_scope
-        if scope is None or not (scope.name.startswith(SCOPE_PREFIX) or scope.name in _NATIVE_SCOPES):
+        if not is_library_scope(scope):
             return span
         given = span.attributes or {}
         changes: dict[str, Any] = {}

@@ -146,13 +146,39 @@ class SwitchProcessor(SpanProcessor):
         return all([part.force_flush(timeout_millis) for part in self.parts])  # noqa: C419
 
 
+class SpanCleaner:
+    """What is done to a finished span before it leaves: library spans set right, then secrets redacted.
+
+    Calling it does both. The encoder takes the parts: `prepare` for spans of
+    official instrumentors, and the scrubber for each text that it has not seen.
+    """
+
+    def __init__(self, scrubber: Scrubber, statement: str = "parameterised", keep_query: bool = False) -> None:
+        self.scrubber = scrubber
+        self._statement = statement
+        self._keep_query = keep_query
+
+    def __call__(self, span: ReadableSpan) -> ReadableSpan:
+        return self.scrubber.span(self.prepare(span))
+
+    def prepare(self, span: ReadableSpan) -> ReadableSpan:
+        """The span with what an official instrumentor has written into it set right."""
+        from django_otel.core import library_spans
+
+        return library_spans.clean_span(span, self._statement, self._keep_query)
+
+
 class SpanBatchProcessor(WorkerOwner, SpanProcessor):
-    """Sampled spans to an exporter in batches; each is scrubbed on the way, in the exporting thread."""
+    """Sampled spans to an exporter in batches; each is scrubbed on the way, in the exporting thread.
+
+    Without `clean` the exporter does that itself. Spans that cannot be cleaned
+    or encoded are counted as dropped for the reason "encode".
+    """
 
     def __init__(
         self,
         exporter: SpanExporter,
-        clean: Callable[[ReadableSpan], ReadableSpan],
+        clean: Callable[[ReadableSpan], ReadableSpan] | None,
         config: Config,
         on_drop: DropCounter,
         on_failure: FailureCounter,
@@ -161,6 +187,8 @@ class SpanBatchProcessor(WorkerOwner, SpanProcessor):
     ) -> None:
         self.exporter = exporter
         self._clean = clean
+        self._on_drop = on_drop
+        self._lost = 0
         batch = config.traces.batch
         self.worker: BatchWorker[ReadableSpan] = BatchWorker(
             "spans",
@@ -173,12 +201,29 @@ class SpanBatchProcessor(WorkerOwner, SpanProcessor):
         )
 
     def _export(self, spans: list[ReadableSpan]) -> bool:
+        self._lost = 0
+        try:
+            return self.exporter.export(self._cleaned(spans)) is SpanExportResult.SUCCESS
+        finally:
+            # They are counted; should the export have failed, the worker counts what stays in its list.
+            del spans[: self._lost]
+
+    def _cleaned(self, spans: list[ReadableSpan]) -> list[ReadableSpan]:
+        if self._clean is None:
+            return spans
         cleaned: list[ReadableSpan] = []
         for span in spans:
             # One that cannot be cleaned may not leave, and must not take its batch along.
             with guard.contained("cleaning a span"):
                 cleaned.append(self._clean(span))
-        return self.exporter.export(cleaned) is SpanExportResult.SUCCESS
+        if len(cleaned) < len(spans):
+            self.lose(len(spans) - len(cleaned))
+        return cleaned
+
+    def lose(self, count: int) -> None:
+        """Count spans of the batch under way that cannot be exported whatever the other side says."""
+        self._lost += count
+        self._on_drop(count, "encode", "traces")
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is not None and span.context.trace_flags.sampled:
@@ -313,16 +358,32 @@ def _import_exporter(kind: str, signal: str) -> Any:
         raise _missing_package(kind, package, "django-otel-kit[grpc]" if transport == "grpc" else package) from error
 
 
-def build_otlp_exporter(kind: str, signal: str, config: Config) -> Any:
-    """The OTLP exporter `kind` ("otlp", "otlp-grpc") of a signal ("traces", "metrics", "logs"), as configured."""
-    exporter_class = _import_exporter(kind, signal)
+def _otlp_arguments(kind: str, signal: str, config: Config) -> dict[str, Any]:
     settings = getattr(config, signal)
     arguments = _grpc_arguments(settings) if kind == "otlp-grpc" else _http_arguments(settings, signal)
     if signal == "metrics":
         # Ours: what is handed over is already cumulative or delta.
         arguments["preferred_temporality"] = {}
         arguments["preferred_aggregation"] = {}
-    return exporter_class(**arguments)
+    return arguments
+
+
+def build_otlp_exporter(kind: str, signal: str, config: Config) -> Any:
+    """The stock OTLP exporter `kind` ("otlp", "otlp-grpc") of a signal ("traces", "metrics", "logs"), as configured."""
+    return _import_exporter(kind, signal)(**_otlp_arguments(kind, signal, config))
+
+
+def build_direct_exporter(
+    kind: str, config: Config, clean: Callable[[ReadableSpan], ReadableSpan], on_lost: Callable[[int], None]
+) -> Any:
+    """An exporter that takes spans as they are, cleans and encodes them, and sends them as the stock exporter does.
+
+    Where the installed exporter is not built as we know it, the stock one with its own encoding.
+    """
+    from django_otel.core import direct
+
+    exporter_class = _import_exporter(kind, "traces")
+    return direct.build(kind, exporter_class, _otlp_arguments(kind, "traces", config), config, clean, on_lost)
 
 
 class LazyExporter:
@@ -386,10 +447,7 @@ def build_span_processors(
     processors: list[SpanProcessor] = []
     for name in config.traces.exporters:
         if name in ("otlp", "otlp-grpc"):
-            check_installed(name, "traces")
-            lazy = LazyExporter(lambda name=name: build_otlp_exporter(name, "traces", config))  # type: ignore[misc]
-            exporter = cast(SpanExporter, lazy)
-            processors.append(SpanBatchProcessor(exporter, clean, config, on_drop, on_failure))
+            processors.append(_build_otlp_processor(name, config, clean, on_drop, on_failure))
         elif name == "console":
             from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
@@ -401,6 +459,20 @@ def build_span_processors(
         else:
             processors.append(_build_own(name, config, clean, on_drop, on_failure))
     return tuple(processors)
+
+
+def _build_otlp_processor(
+    name: str,
+    config: Config,
+    clean: Callable[[ReadableSpan], ReadableSpan],
+    on_drop: DropCounter,
+    on_failure: FailureCounter,
+) -> SpanBatchProcessor:
+    check_installed(name, "traces")
+    exporter = LazyExporter(lambda: build_direct_exporter(name, config, clean, lambda count: processor.lose(count)))
+    # Cleaned while they are encoded: a text that was seen before is not scrubbed a second time.
+    processor = SpanBatchProcessor(cast(SpanExporter, exporter), None, config, on_drop, on_failure)
+    return processor
 
 
 def _build_own(

@@ -7,6 +7,7 @@ version lacks it, so that a new SDK breaks one file and one test.
 from __future__ import annotations
 
 import threading
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -93,6 +94,85 @@ def find_dependency_conflict(instrumentor: Any) -> object | None:
 def unpatch(instrumentor: Any) -> None:
     """Take out whatever an instrumentor has patched, also when it does not count as installed."""
     instrumentor._uninstrument()
+
+
+# --- The stock span exporters with another encoding. ---
+
+_GRPC_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+
+
+class EncodedSpans:
+    """A batch of spans that is encoded already, in the place of the batch and of its protobuf message."""
+
+    __slots__ = ("_count", "data")
+
+    def __init__(self, data: bytes, count: int) -> None:
+        self.data = data
+        self._count = count
+
+    def __len__(self) -> int:
+        """For the exporter's own metrics."""
+        return self._count
+
+    def SerializePartialToString(self) -> bytes:  # noqa: N802
+        return self.data
+
+    SerializeToString = SerializePartialToString
+
+
+def build_encoded_exporter_class(kind: str, exporter_class: type) -> type | None:
+    """A subclass of the stock OTLP span exporter whose `export` takes `EncodedSpans`; everything else is the stock's.
+
+    `kind`: "otlp" (HTTP) or "otlp-grpc". None where the exporter is not built as we know it.
+    """
+    return _build_grpc_class(exporter_class) if kind == "otlp-grpc" else _build_http_class(exporter_class)
+
+
+def _build_http_class(exporter_class: type) -> type | None:
+    export: Any = exporter_class.__dict__.get("export")
+    names = getattr(getattr(export, "__code__", None), "co_names", ())
+    if "encode_spans" not in names or not {"SerializePartialToString", "SerializeToString"} & set(names):
+        return None
+    # The stock function with its own names but one. Its checks, retries, timeouts and metrics stay, which differ from
+    # version to version; nothing of the module is replaced, so other exporters in the process are as they were.
+    own_names = {**export.__globals__, "encode_spans": _as_it_is}
+    rebound = types.FunctionType(export.__code__, own_names, "export", export.__defaults__, export.__closure__)
+    rebound.__kwdefaults__ = export.__kwdefaults__
+    return type(exporter_class.__name__, (exporter_class,), {"export": rebound, "__module__": __name__})
+
+
+def _as_it_is(encoded: EncodedSpans) -> EncodedSpans:
+    return encoded
+
+
+def _build_grpc_class(exporter_class: type) -> type | None:
+    wanted = ("_translate_data", "_count_data", "_initialize_channel_and_stub")
+    if not all(callable(getattr(exporter_class, name, None)) for name in wanted):
+        return None
+
+    class Stub:
+        """The generated stub, but for bytes."""
+
+        def __init__(self, channel: Any) -> None:
+            from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+            self.Export = channel.unary_unary(
+                _GRPC_METHOD, request_serializer=bytes, response_deserializer=ExportTraceServiceResponse.FromString
+            )
+
+    class Exporter(exporter_class):  # type: ignore[misc]
+        def _initialize_channel_and_stub(self) -> None:
+            # Made anew with each connection, by what is in `_stub`.
+            self._stub = Stub
+            super()._initialize_channel_and_stub()
+
+        def _translate_data(self, data: EncodedSpans) -> bytes:
+            return data.data
+
+        def _count_data(self, data: EncodedSpans) -> int:
+            return len(data)
+
+    return Exporter
 
 
 # --- Reading the SDK's finished spans. The public properties copy, under a lock, what does not change any more. ---
