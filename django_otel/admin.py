@@ -1,49 +1,228 @@
-"""The admin page of the sampling policy: one row, its history, and what is in force in this process."""
+"""The admin page of the sampling policy: its row, its rules, their history, what is in force and in which process."""
 
 from __future__ import annotations
 
 import datetime
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.core.exceptions import ValidationError
-from django.db import IntegrityError
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import reverse
-from django.utils import formats, timezone
+from django.contrib.admin.models import LogEntry
+from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import IntegrityError, router, transaction
+from django.forms.models import BaseInlineFormSet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.template.loader import render_to_string
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
 
-from django_otel import live
-from django_otel.models import SamplingPolicy
+from django_otel import live, models, route_preview, runtime, untraced
+from django_otel import sampling_text as text
+from django_otel.core import guard
+from django_otel.core.policy import MAX_PATTERN, MAX_RULES
+from django_otel.core.sampling import InForce
+from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
 
 if TYPE_CHECKING:
-    _ModelForm = forms.ModelForm[SamplingPolicy]
+    _ModelForm = forms.ModelForm[Any]
     _ModelAdmin = admin.ModelAdmin[SamplingPolicy]
+    _StackedInline = admin.StackedInline[SamplingRule, SamplingPolicy]
+    _InlineFormSet = BaseInlineFormSet[SamplingRule, SamplingPolicy, Any]
 else:
     # Generic only for the type checker.
     _ModelForm, _ModelAdmin = forms.ModelForm, admin.ModelAdmin
+    _StackedInline, _InlineFormSet = admin.StackedInline, BaseInlineFormSet
+
+#: Routes that are named for a rule before the rest is only counted.
+_ROUTES_SHOWN = 12
+#: The pages' own requests are sent at most this often, in seconds.
+_POLL_S, _POLL_WHILE_CHANGING_S = 4.0, 0.7
+
+_POLICY_FIELDS = ("enabled", "ratio", "expires_at", "note", "max_per_second", "keep_errors", "keep_slow_s")
+_RULE_FIELDS = ("path", "route", "method", "ratio", "priority", "expires_at", "note")
+
+_OPEN_END, _GIVEN_END = "open", ""
+_ENDS = (
+    (_OPEN_END, "Until changed"),
+    *((code, words) for code, _, words in text.DURATIONS),
+    (_GIVEN_END, "Until a time"),
+)
+_SECONDS = {code: seconds for code, seconds, _ in text.DURATIONS}
 
 
-class SamplingPolicyForm(_ModelForm):
+class _EndingForm(_ModelForm):
+    """A form with an end, which may be chosen as a duration: then the server's clock counts, not the browser's."""
+
+    lasts = forms.ChoiceField(
+        label="For how long",
+        choices=_ENDS,
+        required=False,
+        help_text="By the server's clock, from the moment of saving. "
+        "For a time of your own choose “Until a time” and enter it below.",
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["lasts"].initial = _GIVEN_END if self.instance.expires_at else _OPEN_END
+
+    def choose_end(self) -> None:
+        """Put the end that was chosen into `expires_at`, and refuse one that has passed."""
+        if "expires_at" not in self.cleaned_data:
+            return
+        lasts, is_typed = self.cleaned_data.get("lasts", _GIVEN_END), "expires_at" in self.changed_data
+        if lasts in _SECONDS:
+            self.cleaned_data["expires_at"] = text.now() + datetime.timedelta(seconds=_SECONDS[lasts])
+            return
+        if lasts == _OPEN_END and not (is_typed and self.cleaned_data["expires_at"]):
+            self.cleaned_data["expires_at"] = None
+        expires_at = self.cleaned_data["expires_at"]
+        # What has run out by itself may stay as it is while something else is changed.
+        is_of_now = is_typed or not self.instance.pk or {"enabled", "ratio"} & set(self.changed_data)
+        if expires_at is not None and expires_at <= text.now() and self.cleaned_data.get("enabled", True) and is_of_now:
+            self.add_error(
+                "expires_at",
+                ValidationError(
+                    f"{text.show(expires_at)} has passed (it is {text.show(text.now())}), so this would never apply. "
+                    "Choose a later time, or leave it empty.",
+                    code="expired",
+                ),
+            )
+
+
+class SamplingPolicyForm(_EndingForm):
+    #: The version that the form was made from: what was saved since then must not be lost without a word.
+    seen_version = forms.IntegerField(required=False, widget=forms.HiddenInput)
+
+    field_order = ("enabled", "ratio", "lasts", "expires_at", "note", "max_per_second", "keep_errors", "keep_slow_s")
+
     class Meta:
         model = SamplingPolicy
-        fields = ("enabled", "ratio", "expires_at", "note")
+        fields = _POLICY_FIELDS
         widgets = {
-            "ratio": forms.NumberInput(attrs={"min": "0", "max": "1", "step": "any"}),
+            "ratio": forms.NumberInput(attrs={"min": "0", "max": "1", "step": "any", "data-otel-ratio": ""}),
             "note": forms.TextInput(attrs={"class": "vTextField"}),
+            "max_per_second": forms.NumberInput(attrs={"min": "0", "step": "any"}),
+            "keep_slow_s": forms.NumberInput(attrs={"min": "0", "step": "any"}),
         }
 
-    def clean_expires_at(self) -> datetime.datetime | None:
-        """Refuse a policy that would be over before it begins."""
-        expires_at: datetime.datetime | None = self.cleaned_data["expires_at"]
-        now = timezone.now() if expires_at is None or timezone.is_aware(expires_at) else datetime.datetime.now()
-        if expires_at is not None and expires_at <= now and self.cleaned_data.get("enabled"):
-            raise ValidationError(
-                f"{_show(expires_at)} has passed (it is {_show(now)}), so this policy would never apply. "
-                "Choose a later time, or leave it empty.",
-                code="expired",
-            )
-        return expires_at
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "lasts" in self.fields:
+            self.fields["lasts"].widget = forms.RadioSelect(choices=_ENDS)
+        # Read with the row where there is one: what is read later may only be newer.
+        seen = models.current_version(_alias()) if self.instance.pk is None else self.instance.version
+        self.fields["seen_version"].initial = seen
+        if self.instance.pk is None and not self.is_bound:
+            self.initial.setdefault("ratio", live.status()["base_ratio"])
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        self.choose_end()
+        seen = cleaned.get("seen_version")
+        if seen is not None:
+            current = models.lock_version(_alias())
+            if current != seen:
+                self.add_error(None, ValidationError(_describe_conflict(), code="conflict"))
+                # Whoever has read that may save again.
+                data: Any = self.data
+                self.data = data.copy()
+                self.data[self.add_prefix("seen_version")] = str(current)  # type: ignore[index]
+        return cleaned
+
+
+def _describe_conflict() -> str:
+    author = _last_author()
+    who = "somebody else" if author is None else author.name
+    what = f" ({author.message})" if author is not None and author.message else ""
+    return (
+        f"Not saved: {who} has changed the policy or its rules meanwhile{what}. What you have entered is still here. "
+        "Look at what is in force above; save again to put yours in its place, or reload the page to start from theirs."
+    )
+
+
+class SamplingRuleForm(_EndingForm):
+    class Meta:
+        model = SamplingRule
+        fields = _RULE_FIELDS
+        widgets = {
+            "path": forms.TextInput(attrs={"placeholder": "/checkout/*", "spellcheck": "false"}),
+            "route": forms.TextInput(
+                attrs={"placeholder": "/orders/<int:pk>/", "spellcheck": "false", "list": "django-otel-routes"}
+            ),
+            "ratio": forms.NumberInput(attrs={"min": "0", "max": "1", "step": "any", "list": "django-otel-ratios"}),
+            "expires_at": forms.DateTimeInput(
+                format="%Y-%m-%dT%H:%M:%S", attrs={"type": "datetime-local", "step": "1"}
+            ),
+            "note": forms.TextInput(),
+        }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["method"].choices = [("", "any"), *((method, method) for method in models.METHODS)]  # type: ignore[attr-defined]
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        self.choose_end()
+        return cleaned
+
+
+class SamplingRuleFormSet(_InlineFormSet):
+    def __init__(self, data: Any = None, *, prefix: str | None = None, **kwargs: Any) -> None:
+        if data is not None and f"{prefix}-TOTAL_FORMS" not in data:
+            # A script that sends the policy alone: the rules stay as they are.
+            data = data.copy()
+            data[f"{prefix}-TOTAL_FORMS"] = data[f"{prefix}-INITIAL_FORMS"] = "0"
+        super().__init__(data, prefix=prefix, **kwargs)
+
+    def add_fields(self, form: Any, index: int | None) -> None:
+        super().add_fields(form, index)
+        form.fields["id"].error_messages["invalid_choice"] = (
+            "Somebody else has removed this rule meanwhile. Remove it here as well, or reload the page."
+        )
+
+    def in_order(self) -> list[Any]:
+        """The forms in the order in which their rules are asked; those without a pattern are left out."""
+
+        def place(form: Any) -> tuple[int, float]:
+            try:
+                priority = int(form["priority"].value() or 0)
+            except ValueError:
+                priority = 0
+            # What has no number yet will be the newest.
+            return (-priority, -(form.instance.pk or 1e18 + (form.index or 0)))
+
+        for index, form in enumerate(self.forms):
+            form.index = index
+        return sorted((form for form in self.forms if form["path"].value() or form["route"].value()), key=place)
+
+
+class SamplingRuleInline(_StackedInline):
+    model = SamplingRule
+    form = SamplingRuleForm
+    formset = SamplingRuleFormSet
+    template = "admin/django_otel/samplingpolicy/rules.html"
+    fields = ("path", "route", "method", "ratio", "priority", "lasts", "expires_at", "note")
+    extra = 1
+    max_num = MAX_RULES
+    verbose_name = "rule"
+    verbose_name_plural = "rules"
+
+    @property
+    def media(self) -> forms.Media:
+        # The admin's own scripts for inlines do not know this template.
+        return forms.Media()
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        # The widgets of the form rather than the admin's.
+        return db_field.formfield(**kwargs)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Who sees the policy sees its rules: without them it could not be understood."""
+        return _may_see(request) or super().has_view_permission(request, obj)
 
 
 @admin.register(SamplingPolicy)
@@ -51,18 +230,38 @@ class SamplingPolicyAdmin(_ModelAdmin):
     """The one row, without a list: its address leads to the row, or to the form that makes it."""
 
     form = SamplingPolicyForm
-    fields = ("enabled", "ratio", "expires_at", "note", "version", "updated_at")
-    readonly_fields = ("version", "updated_at")
+    inlines = (SamplingRuleInline,)
 
     class Media:
         css = {"all": ("django_otel/admin.css",)}
+        js = ("django_otel/sampling.js",)
+
+    def get_urls(self) -> list[URLPattern]:
+        """The addresses that the page's script asks, before Django's own."""
+        own = [
+            path("status/", self.admin_site.admin_view(self.status_view), name="django_otel_samplingpolicy_status"),
+            path("routes/", self.admin_site.admin_view(self.routes_view), name="django_otel_samplingpolicy_routes"),
+        ]
+        return [*own, *super().get_urls()]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        first: tuple[str, ...] = ("enabled", "ratio", "lasts", "expires_at", "note")
+        may_write = self.has_change_permission(request, obj) if obj is not None else self.has_add_permission(request)
+        if not may_write:
+            first = tuple(name for name in first if name != "lasts")
+        return (
+            ("Policy", {"fields": first}),
+            ("Limit and keep", {"fields": ("max_per_second", "keep_errors", "keep_slow_s")}),
+        )
+
+    # --- The pages. ---
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         if self._row_exists():
             return HttpResponseRedirect(self._row_url())
         if self.has_add_permission(request):
             return HttpResponseRedirect(self._url("add"))
-        return super().changelist_view(request, {**(extra_context or {}), **self._status_context(None)})
+        return super().changelist_view(request, {**(extra_context or {}), **self._overview()})
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
@@ -80,41 +279,138 @@ class SamplingPolicyAdmin(_ModelAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        row = SamplingPolicy.objects.filter(pk=SamplingPolicy.ONLY_ID).first()
         context = {
             **(extra_context or {}),
-            **self._status_context(row),
-            # There is no other to add.
+            **self._overview(),
+            # There is no other to add, and every button stays on this page.
             "show_save_and_add_another": False,
+            "show_save_and_continue": False,
         }
-        try:
+        if request.method != "POST":
             return super().changeform_view(request, object_id, form_url, context)
-        except IntegrityError:
-            # The form's own checks have passed, so the row was made meanwhile by somebody else.
-            if not self._row_exists():
-                raise
-            self._say_somebody_was_first(request)
-            return HttpResponseRedirect(self._row_url())
+        with transaction.atomic(using=_alias()):
+            # The first statement of the transaction: two who save at once come one after the other.
+            models.lock_version(_alias())
+            try:
+                return super().changeform_view(request, object_id, form_url, context)
+            except IntegrityError:
+                # The form's own checks have passed, so the row was made meanwhile by somebody else.
+                if not self._row_exists():
+                    raise
+                self._say_somebody_was_first(request)
+                return HttpResponseRedirect(self._row_url())
+
+    def get_formset_kwargs(self, request: HttpRequest, obj: Any, inline: Any, prefix: str) -> dict[str, Any]:
+        if obj.pk is None:
+            # Rules may be there before the policy.
+            obj.pk = SamplingPolicy.ONLY_ID
+        kwargs: dict[str, Any] = super().get_formset_kwargs(request, obj, inline, prefix)
+        return kwargs
+
+    def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        formsets = context["inline_admin_formsets"]
+        if formsets:
+            context["otel"].update(_build_preview(formsets[0].formset))
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    # --- Saving. ---
+
+    def save_model(self, request: HttpRequest, obj: SamplingPolicy, form: Any, change: bool) -> None:
+        """Nothing yet: policy and rules are saved together, as one change."""
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        with models.single_change(_alias()):
+            if change:
+                form.instance.save()
+            else:
+                form.instance.save(force_insert=True)
+            super().save_related(request, form, formsets, change)
 
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
         """For the history: what each changed field was and is."""
-        changed = form.changed_data
+        values = {_label(form, name): form.cleaned_data[name] for name in _POLICY_FIELDS if name in form.fields}
         if add:
-            changed = [name for name in form.fields if name == "ratio" or form.cleaned_data[name] not in ("", None)]
-            return "; ".join(f"{_label(form, name)}: {_show(form.cleaned_data[name])}" for name in changed)
-        return "; ".join(
-            f"{_label(form, name)}: {_show(form.initial.get(name))} → {_show(form.cleaned_data[name])}"
-            for name in changed
+            said = [text.list_values(values, always=("Ratio",))]
+        else:
+            before = {_label(form, name): form.initial.get(name) for name in _POLICY_FIELDS if name in form.fields}
+            said = [text.list_changes(before, values)]
+        for formset in formsets or ():
+            said += _describe_rules(formset)
+        return "; ".join(part for part in said if part)
+
+    # --- What the page's script asks, again and again: no trace is to come of it. ---
+
+    @untraced
+    def status_view(self, request: HttpRequest) -> HttpResponse:
+        """What is in force, and which process applies which version; JSON."""
+        if not _may_see(request):
+            raise PermissionDenied
+        overview = self._overview()
+        otel = overview["otel"]
+        return JsonResponse(
+            {
+                "version": otel["version"],
+                "in_force": overview["otel_status"],
+                "processes": [
+                    {
+                        "host": process.host,
+                        "pid": process.pid,
+                        "version": process.version,
+                        "is_current": process.is_current,
+                        "applied_s_ago": process.applied_s_ago,
+                        "seen_s_ago": process.seen_s_ago,
+                    }
+                    for process in otel["processes"]
+                ],
+                "summary": otel["summary"],
+                "is_settled": otel["is_settled"],
+                "next_s": _POLL_S if otel["is_settled"] else _POLL_WHILE_CHANGING_S,
+                "html": {
+                    name: render_to_string(f"admin/django_otel/samplingpolicy/{name}.html", overview, request)
+                    for name in ("in_force", "processes")
+                },
+            }
         )
 
-    def save_model(self, request: HttpRequest, obj: SamplingPolicy, form: Any, change: bool) -> None:
-        if change:
-            obj.save()
-        else:
-            obj.save(force_insert=True)
+    @untraced
+    def routes_view(self, request: HttpRequest) -> HttpResponse:
+        """Which routes the rules of a form would match, as it is now, saved or not; JSON."""
+        if not _may_see(request):
+            raise PermissionDenied
+        if request.method != "POST":
+            return JsonResponse({"routes": [route.label for route in _project_routes()]})
+        formset_class = SamplingRuleInline(SamplingPolicy, self.admin_site).get_formset(request, None)
+        data = request.POST.copy()
+        prefix = formset_class.get_default_prefix()
+        # As if all were new: what is asked for is what they would match, not what may be saved.
+        data[f"{prefix}-INITIAL_FORMS"] = "0"
+        formset: Any = formset_class(
+            data,
+            instance=SamplingPolicy(pk=SamplingPolicy.ONLY_ID),
+            prefix=prefix,
+            queryset=SamplingRule.objects.none(),
+        )
+        if not formset.management_form.is_valid():
+            return JsonResponse({"problem": "The form is not whole."}, status=400)
+        for form in formset.forms:
+            number = form["id"].value()
+            # The number counts among rules of equal priority.
+            form.instance.pk = int(number) if number and str(number).isdecimal() else None
+        preview = _build_preview(formset)
+        return JsonResponse(
+            {
+                "total": preview["routes_total"],
+                "rules": [
+                    {"summary": form.preview.summary, "routes": form.preview.routes, "more": form.preview.more}
+                    for form in formset.forms
+                ],
+            }
+        )
+
+    # --- Small parts. ---
 
     def _row_exists(self) -> bool:
-        return SamplingPolicy.objects.filter(pk=SamplingPolicy.ONLY_ID).exists()
+        return SamplingPolicy.objects.using(_alias()).filter(pk=SamplingPolicy.ONLY_ID).exists()
 
     def _url(self, page: str, *arguments: object) -> str:
         return reverse(f"{self.admin_site.name}:django_otel_samplingpolicy_{page}", args=arguments)
@@ -129,32 +425,147 @@ class SamplingPolicyAdmin(_ModelAdmin):
             messages.WARNING,
         )
 
-    def _status_context(self, row: SamplingPolicy | None) -> dict[str, Any]:
+    def _overview(self) -> dict[str, Any]:
+        row = SamplingPolicy.objects.using(_alias()).filter(pk=SamplingPolicy.ONLY_ID).first()
+        version = models.current_version(_alias())
         status = live.status()
-        return {"otel": describe(status, row), "otel_status": status}
+        in_force = runtime.current().sampler.policy
+        processes = _processes(status, version, row)
+        otel = describe(status, row, in_force)
+        changed = _last_change()
+        if changed:
+            otel["facts"].append(("Version", f"{version}, {changed}"))
+        otel |= {
+            "version": version,
+            "processes": processes,
+            **_summarise(processes, version),
+            "status_url": self._url("status"),
+            "routes_url": self._url("routes"),
+        }
+        return {"otel": otel, "otel_status": status}
 
 
-def describe(status: dict[str, Any], row: SamplingPolicy | None) -> dict[str, Any]:
-    """`live.status()` in words: `headline`, `reason`, `facts` (label, value) and `warnings`."""
-    headline = f"{_percent(status['ratio'])} of new traces are recorded"
+def _alias() -> str:
+    return router.db_for_write(SamplingPolicy)
+
+
+def _may_see(request: HttpRequest) -> bool:
+    user: Any = request.user
+    return bool(user.has_perm("django_otel.view_samplingpolicy") or user.has_perm("django_otel.change_samplingpolicy"))
+
+
+# --- The history. ---
+
+
+def _label(form: Any, name: str) -> str:
+    label = form.fields[name].label or name
+    return str(label)[:1].upper() + str(label)[1:]
+
+
+def _describe_rules(formset: Any) -> list[str]:
+    said = []
+    for form in formset.forms:
+        if form in formset.deleted_forms:
+            if form.instance.pk or form.initial.get("ratio") is not None:
+                said.append(f"Rule {_initial_name(form)} removed")
+        elif form.has_changed():
+            values = {_label(form, name): form.cleaned_data.get(name) for name in _RULE_FIELDS}
+            if form in formset.initial_forms:
+                before = {_label(form, name): form.initial.get(name) for name in _RULE_FIELDS}
+                changes = text.list_changes(before, values)
+                said += [f"Rule {_initial_name(form)} changed ({changes})"] if changes else []
+            else:
+                for name in ("path", "route", "method"):
+                    values.pop(_label(form, name))
+                said.append(
+                    f"Rule {text.rule_name(form.instance)} added ({text.list_values(values, always=('Ratio',))})"
+                )
+    return said
+
+
+def _initial_name(form: Any) -> str:
+    pattern = form.initial.get("path") or form.initial.get("route") or ""
+    return f"{form.initial.get('method') or ''} {pattern}".strip()
+
+
+@dataclass(frozen=True)
+class _Author:
+    name: str
+    message: str
+
+
+def _last_author() -> _Author | None:
+    """Who made the change that the version is of; None when that is not in the history."""
+    versions = SamplingVersion._base_manager.using(_alias()).filter(pk=SamplingVersion.ONLY_ID)
+    changed_at = next(iter(versions.values_list("changed_at", flat=True)[:1]), None)
+    if changed_at is None:
+        return None
+    content_type = ContentType.objects.get_for_model(SamplingPolicy)
+    entries = LogEntry.objects.filter(
+        content_type=content_type,
+        object_id=str(SamplingPolicy.ONLY_ID),
+        # The entry is written after the change, in the same transaction.
+        action_time__gte=changed_at,
+    ).select_related("user")
+    entry = entries.order_by("action_time").first()
+    return None if entry is None else _Author(str(entry.user), entry.get_change_message())
+
+
+def _last_change() -> str:
+    """When and by whom, for a reader; empty when nothing was ever changed."""
+    versions = SamplingVersion._base_manager.using(_alias()).filter(pk=SamplingVersion.ONLY_ID)
+    changed_at = next(iter(versions.values_list("changed_at", flat=True)[:1]), None)
+    if changed_at is None:
+        return ""
+    author = _last_author()
+    ago_s = timezone.now().timestamp() - (live.epoch_s(changed_at) or 0.0)
+    return f"saved {text.span(ago_s)} ago" + (f" by {author.name}" if author is not None else "")
+
+
+# --- What is in force, in words. ---
+
+
+def describe(status: dict[str, Any], row: SamplingPolicy | None, in_force: InForce) -> dict[str, Any]:
+    """What this process applies in words: `headline`, `reason`, `facts` (label, value), `rules` and `warnings`."""
+    headline = f"{text.percent(status['ratio'])} of new traces are recorded"
     reason = _reason(status, row)
     if not status["enabled"]:
         headline, reason = "Nothing is recorded", "Telemetry is off in this process."
     facts: list[tuple[str, str]] = []
     if status["since_s"] is not None:
-        facts.append(("Since", _show(_moment(status["since_s"]))))
-    if status["expires_at_s"] is not None:
-        facts.append(("Until", _show(_moment(status["expires_at_s"]))))
+        facts.append(("Since", text.at(status["since_s"])))
     if status["source"] == "admin":
-        facts.append(("Then", f"{_percent(status['base_ratio'])}, from {_source(status['base_source'])}"))
+        if status["expires_at_s"] is not None:
+            facts.append(("Until", text.until(status["expires_at_s"])))
+        facts.append(("Then", f"{text.percent(status['base_ratio'])}, from {text.source(status['base_source'])}"))
+    if in_force.max_per_second is not None:
+        facts.append(("Limit", text.limit(in_force.max_per_second)))
+    kept = text.kept(in_force.keep_errors, in_force.keep_slow_s)
+    if kept:
+        facts.append(("Kept", kept))
     facts.append(("Process", f"pid {status['pid']}"))
-    return {"headline": headline, "reason": reason, "facts": facts, "warnings": _warnings(status, row)}
+    rules = [
+        {
+            "name": rule.label,
+            "share": text.percent(rule.ratio),
+            "until": "" if rule.expires_at_s is None else text.until(rule.expires_at_s),
+            "source": "" if source == "admin" else "settings",
+        }
+        for rule, source in zip(in_force.rules, in_force.rule_sources, strict=True)
+    ]
+    return {
+        "headline": headline,
+        "reason": reason,
+        "facts": facts,
+        "rules": rules if status["enabled"] else [],
+        "warnings": _warnings(status, row),
+    }
 
 
 def _reason(status: dict[str, Any], row: SamplingPolicy | None) -> str:
     if status["source"] == "admin":
         return f"Set by the policy on this page, version {status['version']}."
-    source = f"Set by {_source(status['base_source'])}"
+    source = f"Set by {text.source(status['base_source'])}"
     if status["expired"]:
         return f"{source}: the policy on this page has run out."
     if row is None:
@@ -183,33 +594,119 @@ def _warnings(status: dict[str, Any], row: SamplingPolicy | None) -> list[str]:
     return found
 
 
-def _source(source: str) -> str:
-    if source.startswith("environment"):
-        return f"the environment variable {source.removeprefix('environment').strip() or 'OTEL_TRACES_SAMPLER_ARG'}"
-    return {
-        "settings": 'settings, OTEL["SAMPLING"]["RATIO"]',
-        "default": 'the default of OTEL["SAMPLING"]["RATIO"]',
-    }.get(source, source)
+# --- The processes. ---
 
 
-def _percent(ratio: float) -> str:
-    return f"{ratio * 100:.10g} %"
+@dataclass(frozen=True)
+class _Process:
+    """A process as the page shows it. Units: seconds."""
+
+    host: str
+    pid: int
+    version: int
+    is_current: bool
+    is_self: bool
+    applied_s_ago: float | None
+    seen_s_ago: float
+    fault: str = ""
+
+    @property
+    def applied(self) -> str:
+        return "" if self.applied_s_ago is None else f"{text.span(self.applied_s_ago)} ago"
+
+    @property
+    def seen(self) -> str:
+        return "now" if self.seen_s_ago < 1.5 else f"{text.span(self.seen_s_ago)} ago"
 
 
-def _moment(epoch_s: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(epoch_s, tz=datetime.UTC)
+def _processes(status: dict[str, Any], version: int, row: SamplingPolicy | None) -> list[_Process]:
+    now_s = timezone.now().timestamp()
+    # Telemetry off, or another tool's provider: then no version is ever applied.
+    applied = status.get("applied_version", status["version"])
+    if not row or not row.enabled or status["expired"]:
+        applied = max(applied, version) if not status.get("applied_version") else applied
+    own = _Process(
+        socket.gethostname(), status["pid"], applied, applied == version, True,
+        None if status["since_s"] is None else now_s - status["since_s"], 0.0,
+    )  # fmt: skip
+    return [own]
 
 
-def _label(form: Any, name: str) -> str:
-    label = form.fields[name].label or name
-    return str(label)[:1].upper() + str(label)[1:]
+def _summarise(processes: Sequence[_Process], version: int) -> dict[str, Any]:
+    current = sum(process.is_current for process in processes)
+    total = len(processes)
+    if current == total:
+        all_of_them = "The process that answers applies" if total == 1 else f"All {total} processes apply"
+        return {"summary": f"{all_of_them} version {version}.", "is_settled": True}
+    return {"summary": f"{current} of {total} processes apply version {version}.", "is_settled": False}
 
 
-def _show(value: object) -> str:
-    if isinstance(value, datetime.datetime):
-        return formats.date_format(timezone.localtime(value) if timezone.is_aware(value) else value, "Y-m-d H:i:s")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return "none" if value is None or value == "" else str(value)
+# --- What rules match. ---
+
+
+@dataclass(frozen=True)
+class _Preview:
+    summary: str
+    routes: list[dict[str, str]]
+    more: int
+
+
+def _project_routes() -> Sequence[route_preview.ProjectRoute]:
+    # The page must come up when the URLconf is broken for another part of it.
+    with guard.contained("reading the URLconf"):
+        return route_preview.project_routes()
+    return ()
+
+
+@dataclass(frozen=True)
+class _Entered:
+    path: str
+    route: str
+    method: str
+
+
+def _build_preview(formset: Any) -> dict[str, Any]:
+    """Gives each form of the formset its `preview`."""
+    routes = _project_routes()
+    ordered = formset.in_order()
+    entered = []
+    for form in ordered:
+        rule = SamplingRule(
+            **{name: str(form[name].value() or "")[:MAX_PATTERN] for name in ("path", "route", "method")}
+        )
+        rule.normalise()
+        # Of both only one may be saved.
+        entered.append(_Entered(rule.path, "" if rule.path else rule.route, rule.method))
+    matches: list[list[route_preview.Match]] = [[] for _ in entered]
+    with guard.contained("matching rules with the routes of the project"):
+        matches = route_preview.match_rules(entered, routes)
+    for form in formset.forms:
+        form.preview = None
+    for form, found in zip(ordered, matches, strict=True):
+        form.preview = _describe_matches(found, len(routes))
+    for form in formset.forms:
+        if form.preview is None:
+            form.preview = _Preview("", [], 0)
+        if form.instance.pk:
+            form.name, form.share = text.rule_name(form.instance), text.percent(form.instance.ratio)
+    return {"routes_total": len(routes), "routes": [route.label for route in routes][:500]}
+
+
+def _describe_matches(found: Sequence[route_preview.Match], total: int) -> _Preview:
+    if not found:
+        return _Preview("Matches no route of the project.", [], 0)
+    taken = sum(match.is_taken for match in found)
+    summary = f"Matches {len(found)} of {total} route{'' if total == 1 else 's'}"
+    if taken == len(found):
+        summary += ", all of them decided by rules before this one"
+    elif taken:
+        summary += f", {taken} of them decided by rules before this one"
+    shown = [
+        {
+            "route": match.route,
+            "kind": "taken" if match.is_taken else "whole" if match.is_whole else "part",
+            "note": "decided by a rule before" if match.is_taken else "" if match.is_whole else "some of its paths",
+        }
+        for match in found[:_ROUTES_SHOWN]
+    ]
+    return _Preview(f"{summary}.", shown, len(found) - len(shown))

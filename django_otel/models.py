@@ -10,8 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, router, transaction
 from django.db.models.signals import post_save, pre_delete
+from django.utils import timezone
 
 from django_otel import conf, live
 from django_otel.core.config import ConfigError
@@ -24,6 +26,7 @@ RULE_ORDER = ("-priority", "-id")
 #: Above it a limit limits nothing; it also keeps infinity and "not a number" out of the column.
 HIGHEST_PER_SECOND = 1_000_000.0
 LONGEST_SLOW_S = 86_400.0
+HIGHEST_PRIORITY = 10_000
 
 
 def validate_ratio(value: float) -> None:
@@ -83,6 +86,7 @@ class SamplingVersion(models.Model):
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=ONLY_ID, editable=False)
     version = models.PositiveBigIntegerField(default=0)
+    changed_at = models.DateTimeField(null=True, default=None)
 
     class Meta:
         default_permissions = ()
@@ -228,7 +232,7 @@ class SamplingRule(models.Model):
         max_length=MAX_PATTERN,
         blank=True,
         default="",
-        help_text="A URL pattern of the project, as in http.route: /orders/<int:pk>/.",
+        help_text="A URL pattern of the project, written as in the attribute http.route.",
     )
     method = models.CharField(
         max_length=16,
@@ -239,7 +243,10 @@ class SamplingRule(models.Model):
     )
     ratio = models.FloatField(validators=[validate_ratio], help_text="Share of new traces to record, from 0 to 1.")
     priority = models.SmallIntegerField(
-        default=0, help_text="The highest is asked first, of equal ones the newest; the first that matches decides."
+        default=0,
+        # SQLite has no bounds of its own.
+        validators=[MinValueValidator(-HIGHEST_PRIORITY), MaxValueValidator(HIGHEST_PRIORITY)],
+        help_text="The highest is asked first, of equal ones the newest; the first that matches decides.",
     )
     expires_at = models.DateTimeField(
         "until", null=True, blank=True, help_text="From then on the rule is ignored. Empty: until it is changed."
@@ -356,7 +363,8 @@ def single_change(using: str) -> Iterator[Change]:
         return
     with transaction.atomic(using=using):
         change = Change(using, lock_version(using) + 1)
-        SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID).update(version=change.version)
+        versions = SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID)
+        versions.update(version=change.version, changed_at=timezone.now())
         SamplingPolicy._base_manager.using(using).filter(pk=SamplingPolicy.ONLY_ID).update(version=change.version)
         token = _open_change.set(change)
         try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import html
+import os
 import re
+import socket
 import time
 
 import pytest
@@ -15,15 +17,18 @@ from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.test import Client, override_settings
 from django.utils import timezone
+from opentelemetry.trace import SpanKind
 
 from django_otel import live, runtime
-from django_otel.models import SamplingPolicy
+from django_otel.models import SamplingPolicy, SamplingRule
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 LIST = "/admin/django_otel/samplingpolicy/"
 ADD = f"{LIST}add/"
 ROW = f"{LIST}1/change/"
+STATUS = f"{LIST}status/"
+ROUTES = f"{LIST}routes/"
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +72,7 @@ def test_a_save_is_in_force_in_this_process_at_once():
     assert save(client, ROW, ratio="0.5").status_code == 302
     assert sampler.ratio_now() == 0.5
     assert client.post(f"{LIST}1/delete/", {"post": "yes"}).status_code == 302
-    assert sampler.policy is sampler.base
+    assert (sampler.live, sampler.ratio_now()) == (None, 1.0)
 
 
 def test_the_address_of_the_list_leads_to_the_row_or_to_the_form_that_makes_it():
@@ -216,6 +221,402 @@ def test_the_model_validates_as_the_form_does(ratio):
     for bad in (ratio - 1.001, ratio + 1.001, float("nan")):
         with pytest.raises(ValidationError, match="expected a number from 0.0 to 1.0"):
             SamplingPolicy(ratio=bad).full_clean()
+
+
+# --- Limit, kept requests, ends. ---
+
+
+def test_limit_and_kept_requests_are_saved_and_said():
+    """In the history and in what is in force."""
+    client = login(is_superuser=True)
+    save(client, ADD, ratio="0.1", max_per_second="5", keep_errors="on", keep_slow_s="1.5")
+    policy = SamplingPolicy.objects.get()
+    assert (policy.max_per_second, policy.keep_errors, policy.keep_slow_s) == (5, True, 1.5)
+    assert log() == ["Enabled: yes; Ratio: 0.1; Limit per second: 5; Keep errors: yes; Keep slow, seconds: 1.5"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_per_second": "0"}, "The limit is 0; expected a number above 0"),
+        ({"max_per_second": "inf"}, "Enter a number."),
+        ({"keep_slow_s": "-1"}, "The duration is -1; expected seconds above 0"),
+        ({"lasts": "3m"}, "Select a valid choice."),
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_refused(values, message):
+    """Beside its field, and nothing is stored."""
+    response = save(login(is_superuser=True), ADD, **values)
+    assert message in text(response)
+    assert not SamplingPolicy.objects.exists()
+
+
+def test_an_end_can_be_chosen_as_a_duration():
+    """By the server's clock: the browser's may be wrong, and no script is needed."""
+    client = login(is_superuser=True)
+    before_s = time.time()
+    save(client, ADD, ratio="1", lasts="15m")
+    policy = SamplingPolicy.objects.get()
+    assert policy.expires_at.timestamp() == pytest.approx(before_s + 900, abs=5)
+    page = client.get(ROW)
+    assert re.search(r"Until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+ \(in 1[45] min", text(page))
+    assert re.search(r'<input[^>]*name="lasts" value=""[^>]*checked', page.content.decode())
+
+    # "Until changed" takes the end away although its fields are still filled in.
+    kept = timezone.localtime(policy.expires_at)
+    typed = {"expires_at_0": f"{kept:%Y-%m-%d}", "expires_at_1": f"{kept:%H:%M:%S}"}
+    save(client, ROW, ratio="1", lasts="", **typed)
+    policy.refresh_from_db()
+    assert policy.expires_at == kept
+    save(client, ROW, ratio="1", lasts="open", **typed)
+    policy.refresh_from_db()
+    assert policy.expires_at is None
+    # But a time that was entered now counts, whatever stood selected beside it.
+    save(client, ROW, ratio="1", lasts="open", expires_at_0="2099-01-02", expires_at_1="03:04:05")
+    policy.refresh_from_db()
+    assert timezone.localtime(policy.expires_at).year == 2099
+
+
+def test_what_has_run_out_does_not_stand_in_the_way_of_a_rule():
+    """The policy may stay over while its note or a rule is changed; not while its ratio is."""
+    client = login(is_superuser=True)
+    SamplingPolicy.objects.create(ratio=0.5, expires_at=timezone.now() - datetime.timedelta(hours=1))
+    expires_at = timezone.localtime(SamplingPolicy.objects.get().expires_at)
+    old = {"lasts": "", "expires_at_0": f"{expires_at:%Y-%m-%d}", "expires_at_1": f"{expires_at:%H:%M:%S}"}
+    assert save(client, ROW, ratio="0.5", note="over", **old).status_code == 302
+    response = save(client, ROW, ratio="0.9", **old)
+    assert response.status_code == 200
+    assert "has passed" in text(response)
+
+
+# --- Rules. ---
+
+
+def rules(*rows: dict[str, str], initial: int = 0) -> dict[str, str]:
+    """The part of the form with the rules."""
+    data = {"rules-TOTAL_FORMS": str(len(rows)), "rules-INITIAL_FORMS": str(initial)}
+    for number, row in enumerate(rows):
+        whole = {"path": "", "route": "", "method": "", "ratio": "1", "priority": "0", "lasts": "open",
+                 "expires_at": "", "note": "", **row}  # fmt: skip
+        data |= {f"rules-{number}-{name}": value for name, value in whole.items()}
+    return data
+
+
+def test_rules_are_added_changed_and_removed_with_the_policy():
+    """In one form, as one change, told in the history with what was and what is."""
+    client = login(is_superuser=True)
+    save(
+        client, ADD, ratio="0.1",
+        **rules({"path": "/checkout/*", "lasts": "15m", "note": "incident 7"}, {"route": "orders/", "method": "POST"}),
+    )  # fmt: skip
+    first, second = SamplingRule.objects.order_by("pk")
+    assert (first.path, first.ratio, first.note) == ("/checkout/*", 1.0, "incident 7")
+    assert first.expires_at.timestamp() == pytest.approx(time.time() + 900, abs=5)
+    assert (second.route, second.method) == ("/orders/", "POST")
+    assert SamplingPolicy.objects.get().version == 1
+
+    kept = timezone.localtime(first.expires_at).strftime("%Y-%m-%dT%H:%M:%S")
+    save(
+        client, ROW, ratio="0.1",
+        **rules(
+            {"id": str(second.pk), "route": "/orders/", "method": "POST", "DELETE": "on"},
+            {"id": str(first.pk), "path": "/checkout/*", "ratio": "0.5", "note": "incident 7", "lasts": "",
+             "expires_at": kept},
+            {"path": "/health*", "ratio": "0", "priority": "-1"},
+            initial=2,
+        ),
+    )  # fmt: skip
+    assert [str(rule) for rule in SamplingRule.objects.all()] == ["/checkout/*: 50 %", "/health*: 0 %"]
+    first.refresh_from_db()
+    assert timezone.localtime(first.expires_at).strftime("%Y-%m-%dT%H:%M:%S") == kept
+    assert SamplingPolicy.objects.get().version == 2
+
+    end = kept.replace("T", " ")
+    assert log() == [
+        (
+            f"Enabled: yes; Ratio: 0.1; Rule /checkout/* added (Ratio: 1; Until: {end}; Note: incident 7); "
+            "Rule POST /orders/ added (Ratio: 1)"
+        ),
+        (
+            "Rule POST /orders/ removed; Rule /checkout/* changed (Ratio: 1 → 0.5); "
+            "Rule /health* added (Ratio: 0; Priority: -1)"
+        ),
+    ]
+
+
+def test_a_row_that_was_left_empty_is_no_rule():
+    """There is always one more to fill in where there is no script."""
+    client = login(is_superuser=True)
+    assert save(client, ADD, **rules({"ratio": ""})).status_code == 302
+    assert not SamplingRule.objects.exists()
+
+
+def test_a_form_without_rules_leaves_them_alone():
+    """A script that sends the policy alone does not remove them."""
+    client = login(is_superuser=True)
+    SamplingRule.objects.create(path="/a/*", ratio=1)
+    SamplingPolicy.objects.create(ratio=0.5)
+    assert save(client, ROW, ratio="0.25").status_code == 302
+    assert SamplingRule.objects.count() == 1
+    assert SamplingPolicy.objects.get().ratio == 0.25
+
+
+def test_rules_without_a_policy_stand_in_the_form_that_makes_one():
+    """They are there and must be seen; they stay what they are."""
+    client = login(is_superuser=True)
+    rule = SamplingRule.objects.create(path="/a/*", ratio=0.5)
+    assert 'value="/a/*"' in client.get(ADD).content.decode()
+    save(client, ADD, **rules({"id": str(rule.pk), "path": "/a/*", "ratio": "0.75"}, initial=1))
+    assert [str(rule) for rule in SamplingRule.objects.all()] == ["/a/*: 75 %"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"path": "/a", "route": "/a"}, "Name a path or a route, and not both."),
+        ({"note": "nothing to match"}, "Name a path or a route, and not both."),
+        ({"path": "checkout/*"}, '\'checkout/*\' matches nothing: begin it with "/" or "*".'),
+        ({"path": "/a", "ratio": "25"}, "For 25 % write 0.25."),
+        ({"path": "/a", "ratio": ""}, "This field is required."),
+        ({"path": "/a", "method": "BREW"}, "Select a valid choice."),
+        ({"path": "/a", "priority": "99999"}, "less than or equal to 10000"),
+        ({"path": "/a", "lasts": "", "expires_at": "2020-01-01T00:00:00"}, "2020-01-01 00:00:00 has passed"),
+        ({"path": "/" + "a" * 200}, "at most 200 characters"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused_beside_its_fields(row, message):
+    """And neither policy nor rules are stored."""
+    client = login(is_superuser=True)
+    response = save(client, ADD, **rules({"path": "/good/*"}, row))
+    assert response.status_code == 200
+    assert message in text(response)
+    assert not SamplingRule.objects.exists()
+    assert not SamplingPolicy.objects.exists()
+    # What was entered is still there.
+    assert 'value="/good/*"' in response.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("permissions", "may_add", "may_change", "may_remove"),
+    [
+        (("change_samplingpolicy",), False, False, False),
+        (("change_samplingpolicy", "add_samplingrule"), True, False, False),
+        (("change_samplingpolicy", "change_samplingrule"), False, True, False),
+        (("change_samplingpolicy", "change_samplingrule", "delete_samplingrule"), False, True, True),
+    ],
+)
+def test_rules_have_permissions_of_their_own(permissions, may_add, may_change, may_remove):
+    """Whoever sees the policy sees them; a form that was forged changes nothing."""
+    SamplingPolicy.objects.create(ratio=0.5)
+    kept = SamplingRule.objects.create(path="/kept/*", ratio=0.5)
+    gone = SamplingRule.objects.create(path="/gone/*", ratio=0.5)
+    client = login(*permissions)
+    page = client.get(ROW)
+    assert "/kept/*" in page.content.decode()
+    assert (b'name="rules-0-path"' in page.content) is may_change
+    assert (b'name="rules-2-path"' in page.content) is may_add
+
+    save(
+        client, ROW, ratio="0.5",
+        **rules(
+            {"id": str(gone.pk), "path": "/gone/*", "ratio": "0.5", "DELETE": "on"},
+            {"id": str(kept.pk), "path": "/kept/*", "ratio": "0.9"},
+            {"path": "/new/*"},
+            initial=2,
+        ),
+    )  # fmt: skip
+    kept.refresh_from_db()
+    assert kept.ratio == (0.9 if may_change else 0.5)
+    assert SamplingRule.objects.filter(path="/new/*").exists() is may_add
+    assert SamplingRule.objects.filter(path="/gone/*").exists() is not may_remove
+
+
+def test_who_may_only_look_reads_the_rules():
+    """As text, with what they match, and no form to send."""
+    SamplingPolicy.objects.create(ratio=0.5)
+    SamplingRule.objects.create(path="/orders/*", ratio=0.25, method="POST", note="<b>why</b>")
+    page = login("view_samplingpolicy").get(ROW)
+    said = text(page)
+    assert "POST /orders/* 25 %" in said
+    assert "Matches 1 of" in said
+    assert b"<b>why" not in page.content
+    assert b"rules-0-path" not in page.content
+
+
+# --- Two at once. ---
+
+
+def seen(client: Client, url: str = ROW) -> str:
+    """The version that the form was made from."""
+    found = re.search(r'name="seen_version" value="(\d+)"', client.get(url).content.decode())
+    assert found
+    return found.group(1)
+
+
+def test_who_saves_second_is_told_and_loses_nothing():
+    """Neither what the first has saved nor what the second has typed; a second save is a decision."""
+    SamplingPolicy.objects.create(ratio=0.5)
+    ada, bob = login(is_superuser=True), Client()
+    bob.force_login(User.objects.create_superuser("bob"))
+    before = seen(ada), seen(bob)
+    assert save(ada, ROW, ratio="0.1", note="ada's", seen_version=before[0]).status_code == 302
+
+    response = save(bob, ROW, ratio="0.9", note="bob's", seen_version=before[1], **rules({"path": "/bob/*"}))
+    said = text(response)
+    assert response.status_code == 200
+    assert "Not saved: op has changed the policy or its rules meanwhile (Ratio: 0.5 → 0.1; Note: none → ada's)" in said
+    assert 'value="bob&#x27;s"' in response.content.decode()
+    assert 'value="/bob/*"' in response.content.decode()
+    assert (SamplingPolicy.objects.get().ratio, SamplingPolicy.objects.get().note) == (0.1, "ada's")
+    assert not SamplingRule.objects.exists()
+
+    again = re.search(r'name="seen_version" value="(\d+)"', response.content.decode())
+    assert save(bob, ROW, ratio="0.9", note="bob's", seen_version=again.group(1)).status_code == 302
+    assert SamplingPolicy.objects.get().note == "bob's"
+
+
+def test_a_rule_that_was_changed_meanwhile_counts_as_well():
+    """By a command, another form, or the project's own code: then nobody's name is made up."""
+    SamplingPolicy.objects.create(ratio=0.5)
+    client = login(is_superuser=True)
+    save(client, ROW, ratio="0.4")
+    version = seen(client)
+    SamplingRule.objects.create(path="/a/*", ratio=1)
+    response = save(client, ROW, ratio="0.9", seen_version=version)
+    assert "Not saved: somebody else has changed the policy or its rules meanwhile. What you" in text(response)
+    assert SamplingPolicy.objects.get().ratio == 0.4
+
+
+def test_a_first_policy_is_not_made_over_rules_that_came_meanwhile():
+    """The form that adds remembers its version, too."""
+    client = login(is_superuser=True)
+    version = seen(client, ADD)
+    SamplingRule.objects.create(path="/a/*", ratio=1)
+    assert "Not saved" in text(save(client, ADD, ratio="0.9", seen_version=version))
+    assert not SamplingPolicy.objects.exists()
+
+
+def test_a_rule_that_was_removed_meanwhile_is_named():
+    """When the form is sent again all the same."""
+    SamplingPolicy.objects.create(ratio=0.5)
+    rule = SamplingRule.objects.create(path="/a/*", ratio=1)
+    client = login(is_superuser=True)
+    data = rules({"id": str(rule.pk), "path": "/a/*", "ratio": "0.5"}, initial=1)
+    rule.delete()
+    response = save(client, ROW, **data)
+    assert "Somebody else has removed this rule meanwhile." in text(response)
+    assert not SamplingRule.objects.exists()
+
+
+# --- What the page's script asks. ---
+
+
+def test_the_status_is_there_as_json():
+    """What is in force, the version that is wanted, and each process with what it applies."""
+    client = login(is_superuser=True)
+    save(client, ADD, ratio="0.25")
+    answer = client.get(STATUS)
+    found = answer.json()
+    assert answer["Content-Type"] == "application/json"
+    assert found["version"] == 1
+    assert found["in_force"]["ratio"] == 0.25
+    (process,) = found["processes"]
+    assert (process["pid"], process["host"]) == (os.getpid(), socket.gethostname())
+    assert (process["version"], process["is_current"], found["is_settled"]) == (1, True, True)
+    assert "25 % of new traces are recorded" in found["html"]["in_force"]
+
+
+def test_a_process_that_is_behind_is_shown_as_such():
+    """And the script asks again sooner."""
+    client = login(is_superuser=True)
+    SamplingPolicy.objects.bulk_create([SamplingPolicy(pk=1, ratio=0.5, version=3)])
+    found = client.get(STATUS).json()
+    assert (found["version"], found["is_settled"]) == (3, False)
+    assert found["processes"][0]["is_current"] is False
+    assert "0 of 1 processes apply version 3." in found["summary"]
+    assert found["next_s"] < 1
+
+
+def test_routes_are_matched_as_they_are_typed():
+    """For each row of the form, saved or not, whole or not."""
+    client = login(is_superuser=True)
+    found = client.post(
+        ROUTES,
+        rules(
+            {"path": "/orders/*"},
+            {"path": "", "route": "/articles/*", "ratio": "nonsense"},
+            {"path": "/orders/1*", "priority": "-3"},
+            {"path": ""},
+            {"path": "/nowhere"},
+            {"path": "/orders/1*", "method": "POST", "priority": "7"},
+        ),
+    ).json()
+    total = found["total"]
+    assert total == len(client.get(ROUTES).json()["routes"]) > 30
+    assert [rule["summary"] for rule in found["rules"]] == [
+        f"Matches 1 of {total} routes.",
+        f"Matches 1 of {total} routes.",
+        f"Matches 1 of {total} routes, all of them decided by rules before this one.",
+        "",
+        "Matches no route of the project.",
+        f"Matches 1 of {total} routes.",
+    ]
+    assert found["rules"][0]["routes"] == [{"route": "/orders/<int:pk>/", "kind": "whole", "note": ""}]
+    assert found["rules"][5]["routes"][0]["note"] == "some of its paths"
+
+
+def test_the_preview_stands_in_the_page_itself():
+    """Without a script, too, for what is saved and for what was refused."""
+    client = login(is_superuser=True)
+    SamplingPolicy.objects.create(ratio=0.5)
+    SamplingRule.objects.create(path="/orders/*", ratio=1)
+    assert re.search(r"Matches 1 of \d+ routes\. /orders/<int:pk>/", text(client.get(ROW)))
+    assert re.search(r"Matches 2 of \d+ routes\.", text(save(client, ROW, ratio="7", **rules({"path": "/async-s*"}))))
+
+
+@pytest.mark.parametrize(
+    ("permissions", "status"),
+    [((), 403), (("add_samplingpolicy",), 403), (("view_samplingpolicy",), 200), (("change_samplingpolicy",), 200)],
+)
+def test_what_the_script_asks_needs_a_permission(permissions, status):
+    """Who may not see the page gets nothing from its addresses."""
+    client = login(*permissions)
+    assert client.get(STATUS).status_code == status
+    assert client.post(ROUTES, rules({"path": "/*"})).status_code == status
+    for url in STATUS, ROUTES:
+        assert "/admin/login/" in Client().get(url).url
+
+
+def test_routes_are_only_told_to_the_page_itself():
+    """Another site cannot ask in a visitor's name."""
+    user = User.objects.create_superuser("op2")
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(user)
+    assert client.post(ROUTES, rules({"path": "/*"})).status_code == 403
+
+
+def test_what_the_script_asks_leaves_no_trace(otel_spans):
+    """It asks again and again while the page is open."""
+    client = login(is_superuser=True)
+    otel_spans.clear()
+    client.get(STATUS)
+    client.post(ROUTES, rules({"path": "/*"}))
+    assert [span.name for span in otel_spans if span.kind is SpanKind.SERVER] == []
+    client.get(ADD)
+    assert any("samplingpolicy" in span.name for span in otel_spans)
+
+
+def test_a_broken_urlconf_does_not_break_the_page(monkeypatch):
+    """The preview is empty then."""
+    from django_otel import route_preview
+
+    def broken():
+        raise ImportError("no such module")
+
+    client = login(is_superuser=True)
+    SamplingRule.objects.create(path="/a/*", ratio=1)
+    monkeypatch.setattr(route_preview, "project_routes", broken)
+    assert "Matches no route" in text(client.get(ADD))
 
 
 # --- What is in force. ---

@@ -46,7 +46,7 @@ def insert(table: str, **values: object) -> None:
             "policy_id": 1, "path": "/checkout/*", "route": "", "method": "", "ratio": 1.0, "priority": 0,
             "expires_at": None, "note": "",
         },
-        "django_otel_samplingversion": {"id": 1, "version": 0},
+        "django_otel_samplingversion": {"id": 1, "version": 0, "changed_at": None},
     }[table] | values  # fmt: skip
     names = ", ".join(whole)
     places = ", ".join("%s" for _ in whole)

@@ -137,12 +137,18 @@ def test_without_a_subcommand_it_prints_help():
     code, text = manage(otel={})
     assert code == 0
     assert "Exit codes: 0 all is well" in text
-    assert re.findall(r"^    (\w[\w-]*) ", text, re.MULTILINE) == ["config", "doctor", "send-test", "catalogue"]
+    assert re.findall(r"^    (\w[\w-]*) ", text, re.MULTILINE) == [
+        "config",
+        "doctor",
+        "send-test",
+        "sampling",
+        "catalogue",
+    ]
 
 
 def test_a_nonsense_subcommand_is_an_error_of_the_command_line():
     """argparse's exit code."""
-    code, text = manage("sampling", otel={})
+    code, text = manage("nonsense", otel={})
     assert code == 2
     assert "invalid choice" in text
     assert manage("doctor", "--timeout", "-1", otel={})[0] == 2

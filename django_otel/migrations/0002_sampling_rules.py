@@ -1,3 +1,4 @@
+import django.core.validators
 import django.db.models.deletion
 from django.db import migrations, models
 
@@ -29,7 +30,7 @@ class Migration(migrations.Migration):
                     models.CharField(
                         blank=True,
                         default="",
-                        help_text="A URL pattern of the project, as in http.route: /orders/<int:pk>/.",
+                        help_text="A URL pattern of the project, written as in the attribute http.route.",
                         max_length=200,
                     ),
                 ),
@@ -66,6 +67,10 @@ class Migration(migrations.Migration):
                     "priority",
                     models.SmallIntegerField(
                         default=0,
+                        validators=[
+                            django.core.validators.MinValueValidator(-10000),
+                            django.core.validators.MaxValueValidator(10000),
+                        ],
                         help_text="The highest is asked first, of equal ones the newest; "
                         "the first that matches decides.",
                     ),
@@ -91,6 +96,7 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.PositiveSmallIntegerField(default=1, editable=False, primary_key=True, serialize=False)),
                 ("version", models.PositiveBigIntegerField(default=0)),
+                ("changed_at", models.DateTimeField(default=None, null=True)),
             ],
             options={
                 "default_permissions": (),

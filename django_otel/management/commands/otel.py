@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from django_otel import conf, doctor, live
+from django_otel import conf, doctor, live, sampling_command
 from django_otel.core import names
 from django_otel.core.config import SECRET_KEYS, Config, ConfigError
 from django_otel.core.scrub import REDACTED, Scrubber
@@ -60,6 +60,8 @@ class Command(BaseCommand):
             "--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="longest time for an exporter (default 5)"
         )
 
+        sampling_command.add_arguments(commands)
+
         catalogue = commands.add_parser("catalogue", help="every metric this package emits")
         catalogue.add_argument("--format", choices=("md", "json"), default="md")
 
@@ -71,6 +73,8 @@ class Command(BaseCommand):
             code = self._doctor(options["timeout"], options["format"])
         elif subcommand == "send-test":
             code = self._send_test(options["timeout"])
+        elif subcommand == "sampling":
+            code = self._sampling(options)
         elif subcommand == "catalogue":
             self._catalogue(options["format"])
         else:
@@ -172,6 +176,14 @@ class Command(BaseCommand):
         for finding in findings:
             self._write_wrapped(f"{finding.subject}: {finding.text} {finding.advice}".rstrip(), "  ", first="")
         return NOT_WORKING if any(finding.outcome == "failed" for finding in findings) else OK
+
+    # --- sampling ---
+
+    def _sampling(self, options: dict[str, Any]) -> int:
+        config = self._read_config(options.get("format", "text"))
+        if config is None:
+            return BAD_CONFIGURATION
+        return sampling_command.SamplingCommand(config, self.stdout.write).run(options)
 
     # --- catalogue ---
 
