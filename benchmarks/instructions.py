@@ -299,7 +299,7 @@ def count_here(kind: str, names: list[str], requests: int) -> None:
     if is_instrumented:
         from django_otel import runtime
 
-        runtime._ids._bits = random.Random(1).getrandbits  # type: ignore[attr-defined]
+        runtime._ids.bits = random.Random(1).getrandbits  # type: ignore[attr-defined]
     counter = callgrind.Counter()
     for case in cases:
         if is_instrumented:

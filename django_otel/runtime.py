@@ -30,6 +30,7 @@ from django_otel.core.observation import SpanBudget
 from django_otel.core.propagation import SwitchPropagator
 from django_otel.core.sampling import InForce, LiveSampler, Policy
 from django_otel.core.scrub import Scrubber
+from django_otel.core.spans import OwnTracerProvider
 from django_otel.core.tail import TailBuffer
 
 if TYPE_CHECKING:
@@ -345,23 +346,16 @@ def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:
         )
     else:
         if _own_tracer_provider is None:
-            from opentelemetry.sdk.trace import TracerProvider
-
             _limits = pipelines.build_span_limits()
-            _own_tracer_provider = TracerProvider(
-                sampler=runtime.sampler,
-                resource=runtime.resource,
-                # Ours is one budget for all signals, see _at_exit.
-                shutdown_on_exit=False,
-                id_generator=_ids,
-                span_limits=_limits,
-            )
+            # Shut down by us: ours is one budget for all signals, see _at_exit.
+            _own_tracer_provider = OwnTracerProvider(runtime.sampler, runtime.resource, _ids, _limits)
             _own_tracer_provider.add_span_processor(_switch)
         if foreign is None and installed is None:
             trace.set_tracer_provider(_own_tracer_provider)
         pipelines.apply_limits(_limits, config)
         sdk_compat.set_resource(_own_tracer_provider, runtime.resource)
         runtime.tracer_provider = _own_tracer_provider
+        # Has the provider look at its resource, too.
         _switch.parts = processors
         _tail = _build_tail(config)
         _switch_tail(runtime.sampler.policy)
@@ -607,6 +601,8 @@ def _after_fork() -> None:
         for provider in (_own_tracer_provider, _own_meter_provider, _own_logger_provider):
             if provider is not None:
                 sdk_compat.set_resource(provider, _current.resource)
+        if _own_tracer_provider is not None:
+            _own_tracer_provider.refresh()
         for part in (*_processors(), _switch.tail):
             if hasattr(part, "after_fork"):
                 part.after_fork()

@@ -19,13 +19,14 @@ class OwnRandomIdGenerator(IdGenerator):
 
     def after_fork(self) -> None:
         """In a forked child: the parent's state would give the parent's ids."""
-        self._bits = random.Random().getrandbits  # noqa: S311 (ids are no secrets)
+        #: So many random bits.
+        self.bits = random.Random().getrandbits  # noqa: S311 (ids are no secrets)
 
     def generate_trace_id(self) -> int:
-        return self._bits(128) or self.generate_trace_id()
+        return self.bits(128) or self.generate_trace_id()
 
     def generate_span_id(self) -> int:
-        return self._bits(64) or self.generate_span_id()
+        return self.bits(64) or self.generate_span_id()
 
     def is_trace_id_random(self) -> bool:
         return True

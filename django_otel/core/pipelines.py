@@ -28,7 +28,8 @@ from django_otel.core.config import Config, ConfigError, Problem
 from django_otel.core.families import Family
 from django_otel.core.propagation import BaggagePropagator, TraceContextPropagator
 from django_otel.core.scrub import Scrubber
-from django_otel.core.sdk_compat import LOG_EXPORTER_MODULE
+from django_otel.core.sdk_compat import LOG_EXPORTER_MODULE, EndingForwarder
+from django_otel.core.spans import Distributor
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
@@ -102,13 +103,36 @@ def apply_limits(limits: SpanLimits, config: Config) -> None:
     limits.max_events = wanted.events
 
 
-class SwitchProcessor(SpanProcessor):
+class SwitchProcessor(EndingForwarder, Distributor):
     """The one processor our tracer provider knows; what it hands on to changes with the settings."""
 
     def __init__(self) -> None:
-        self.parts: tuple[SpanProcessor, ...] = ()
-        #: Where the spans of traces go that are recorded and not sampled; they exist only with tail keeping.
-        self.tail: TailBuffer | None = None
+        self._parts: tuple[SpanProcessor, ...] = ()
+        self._tail: TailBuffer | None = None
+
+    @property
+    def parts(self) -> tuple[SpanProcessor, ...]:
+        """What spans are handed on to; assign it."""
+        return self._parts
+
+    @parts.setter
+    def parts(self, parts: tuple[SpanProcessor, ...]) -> None:
+        self._parts = parts
+        self.changed()
+
+    @property
+    def tail(self) -> TailBuffer | None:
+        """Where the spans of traces go that are recorded and not sampled; they exist only with tail keeping."""
+        return self._tail
+
+    @tail.setter
+    def tail(self, tail: TailBuffer | None) -> None:
+        self._tail = tail
+        self.changed()
+
+    def targets(self) -> tuple[SpanProcessor, ...]:
+        # Two calls per span less where nothing is held back.
+        return self._parts if self._tail is None else (self,)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         for part in self.parts:
@@ -230,12 +254,13 @@ class SpanBatchProcessor(WorkerOwner, SpanProcessor):
             self.worker.put(span)
 
 
-class CleanProcessor(SpanProcessor):
+class CleanProcessor(EndingForwarder, SpanProcessor):
     """A project's own span processor, which gets spans scrubbed and whose faults are contained."""
 
     def __init__(self, inner: SpanProcessor, clean: Callable[[ReadableSpan], ReadableSpan]) -> None:
         self._inner = inner
         self._clean = clean
+        self.parts = (inner,)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         with guard.contained(f"the span processor {type(self._inner).__name__}"):

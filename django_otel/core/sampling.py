@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from opentelemetry.context import Context, create_key, get_current, set_value
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
-from opentelemetry.trace import Link, SpanContext, SpanKind, TraceState, get_current_span
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, TraceState, get_current_span
 from opentelemetry.util.types import Attributes
 
 from django_otel.core.policy import METHODS, Policy, Rule
@@ -502,6 +502,14 @@ class LiveSampler(Sampler):
         # The SDK gives the new span the result's attributes, not those it was asked with.
         both = {**attributes, **result.attributes} if result.attributes else attributes
         return SamplingResult(result.decision, both, passed_on)
+
+    def follows(self, context: Context, parent: Span, parent_context: SpanContext) -> bool:
+        """Whether a child of `parent`, a local span that is or was recorded, is recorded: `should_sample` in short."""
+        if context.get(_UNTRACED_KEY) or context.get(SUPPRESS_INSTRUMENTATION_KEY):
+            return False
+        if not parent_context.trace_flags & 1 and not parent.is_recording():
+            return False
+        return self.budget is None or self.budget(parent_context.trace_id)
 
     def get_description(self) -> str:
         policy = self.policy

@@ -6,18 +6,25 @@ version lacks it, so that a new SDK breaks one file and one test.
 
 from __future__ import annotations
 
+import logging
 import threading
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, cast
 
 from opentelemetry import metrics, trace
 from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
+from opentelemetry.context import _RUNTIME_CONTEXT, _SUPPRESS_INSTRUMENTATION_KEY, Context
+from opentelemetry.context import attach as _attach
+from opentelemetry.context import detach as _detach
+from opentelemetry.context import get_current as _get_current
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.util import BoundedList
+from opentelemetry.trace import SpanContext, TraceFlags, TraceState
+from opentelemetry.trace.propagation import _SPAN_KEY
 
 #: Marks a context in which nothing may be instrumented.
 SUPPRESS_INSTRUMENTATION_KEY = _SUPPRESS_INSTRUMENTATION_KEY
@@ -249,3 +256,129 @@ def read_links(span: ReadableSpan) -> Sequence[Any]:
             links = cast(Any, links)._dq
         return cast("Sequence[Any]", links)
     return span.links
+
+
+# --- Making our own spans (`core.spans`). ---
+
+#: Where a context holds its span.
+SPAN_KEY = _SPAN_KEY
+#: The trace state of a span whose parent has none.
+EMPTY_TRACE_STATE: TraceState = SpanContext(1, 1, False).trace_state
+
+_logger = logging.getLogger("opentelemetry.context")
+
+
+def _build_quickly(trace_id: int, span_id: int, trace_flags: TraceFlags, trace_state: TraceState) -> SpanContext:
+    # Its __new__ tests what is known to hold, for half a kilo-instruction.
+    return tuple.__new__(SpanContext, (trace_id, span_id, False, trace_flags, trace_state, True))
+
+
+def _is_context_known() -> bool:
+    flags, state = TraceFlags(1), TraceState([("a", "b")])
+    try:
+        quick, plain = _build_quickly(3, 4, flags, state), SpanContext(3, 4, False, flags, state)
+        return (
+            tuple(quick) == tuple(plain)
+            and repr(quick) == repr(plain)
+            and (quick[0], quick[3], quick[4], quick.is_valid) == (3, flags, state, True)
+        )
+    except (TypeError, ValueError, AttributeError, IndexError):
+        return False
+
+
+_IS_CONTEXT_KNOWN = _is_context_known()
+
+
+def build_root_context(trace_id: int, span_id: int, trace_flags: TraceFlags) -> SpanContext:
+    """The context of a local span without a parent; the ids are not zero."""
+    if _IS_CONTEXT_KNOWN:
+        return tuple.__new__(SpanContext, (trace_id, span_id, False, trace_flags, EMPTY_TRACE_STATE, True))
+    return SpanContext(trace_id, span_id, False, trace_flags)
+
+
+def build_child_context(parent: SpanContext, span_id: int) -> SpanContext:
+    """The context of a child of a local span, with the parent's flags and state."""
+    if _IS_CONTEXT_KNOWN:
+        return tuple.__new__(SpanContext, (parent[0], span_id, False, parent[3], parent[4], True))
+    return SpanContext(parent.trace_id, span_id, False, parent.trace_flags, parent.trace_state)
+
+
+def _find_context_variable() -> ContextVar[Context] | None:
+    """The variable that holds the current context, where the default implementation is in use."""
+    found = getattr(_RUNTIME_CONTEXT, "_current_context", None)
+    name = type(_RUNTIME_CONTEXT).__name__
+    if name != "ContextVarsRuntimeContext" or not isinstance(found, ContextVar) or found.get() is not _get_current():
+        return None
+    return found
+
+
+_variable = _find_context_variable()
+
+
+def _detach_quickly(token: Any) -> None:
+    try:
+        _reset(token)
+    except ValueError:
+        # Ended in another context than it began in (an abandoned coroutine): nothing of ours is current there.
+        _logger.debug("Failed to detach context", exc_info=True)
+
+
+if _variable is not None:
+    # The API's functions go through two more calls each.
+    get_current: Callable[[], Context] = _variable.get
+    attach: Callable[[Context], Any] = _variable.set
+    detach: Callable[[Any], None] = _detach_quickly
+    _reset = _variable.reset
+else:
+    get_current, attach, detach = _get_current, _attach, _detach
+
+
+def find_unknown_names(own: type) -> list[str]:
+    """Public names of the SDK's Span that `own`, a subclass, does not define: not empty in an SDK we do not know."""
+    return sorted(
+        name
+        for kind in (Span, ReadableSpan)
+        for name in vars(kind)
+        if not name.startswith("_") and name not in vars(own)
+    )
+
+
+def sees_ending(processor: Any) -> bool:
+    """Whether a span processor has the SDK's private hook that sees a span just before it ends."""
+    plain = getattr(SpanProcessor, "_on_ending", None)
+    own = getattr(type(processor), "_on_ending", None)
+    if own is EndingForwarder._on_ending:
+        return any(map(sees_ending, processor.parts))
+    return own is not None and own is not plain
+
+
+class EndingForwarder:
+    """For a processor that hands spans on to `parts`: hands on the private hook as well."""
+
+    parts: tuple[Any, ...]
+
+    def _on_ending(self, span: Any) -> None:
+        for part in self.parts:
+            hook = getattr(part, "_on_ending", None)
+            if hook is not None:
+                hook(span)
+
+
+def counts_spans(tracer: Any) -> bool:
+    """Whether the SDK measures the spans of its own tracer (OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED)."""
+    metrics = getattr(tracer, "_tracer_metrics", None)
+    return metrics is not None and type(metrics).__name__ != "NoOpTracerMetrics"
+
+
+class WatchedTracerProvider(TracerProvider):
+    """Tells by `is_configured` whether somebody has switched single tracers on or off, by a private method."""
+
+    is_configured = False
+
+    def refresh(self) -> None:
+        """Called when that has happened."""
+
+    def _set_tracer_configurator(self, **arguments: Any) -> None:
+        super()._set_tracer_configurator(**arguments)
+        self.is_configured = True
+        self.refresh()
