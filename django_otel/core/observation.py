@@ -12,9 +12,9 @@ import contextlib
 import fnmatch
 import ipaddress
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
@@ -266,7 +266,7 @@ class Observer:
         context = self._start_span(observation, request, meta) if self._makes_spans else self._join_span(observation)
         observation.attach(context)
         active.add(1.0)
-        observation.started_s = time.perf_counter()
+        observation.started_s = perf_counter()
         return observation
 
     def _scheme_and_protocol(self, request: Any, meta: Mapping[str, Any]) -> tuple[str, str]:
@@ -350,7 +350,7 @@ class Observer:
     def _defer_span(
         self, observation: Observation, request: Any, context: Context, links: Sequence[Link], policy: InForce
     ) -> DeferredSpan:
-        begun_unix_nano = time.time_ns()
+        begun_unix_nano = time_ns()
 
         def decide() -> trace.Span:
             match = getattr(request, "resolver_match", None)
@@ -423,7 +423,7 @@ class Observer:
         if observation.is_finished:
             return
         observation.is_finished = True
-        duration_s = time.perf_counter() - observation.started_s
+        duration_s = perf_counter() - observation.started_s
         observation.active.add(-1.0)
         try:
             if not observation.is_discarded:

@@ -116,6 +116,15 @@ def _store(kept: dict[str, Any], cleaned: Mapping[str, Any], most: int | None) -
     return dropped
 
 
+def _warn_full(times: int, most: int | None) -> None:
+    # A limit of none is no accident, and the SDK says nothing then.
+    for _ in range(times if most else 0):
+        _attributes_logger.warning(
+            "Attributes dict is full. Dropping the oldest key-value pair from attributes to make space for the new "
+            "key-value pair."
+        )
+
+
 def _is_valid_link(context: Any, attributes: Any) -> bool:
     return bool(context and (context.is_valid or attributes or context.trace_state))
 
@@ -187,7 +196,7 @@ class RecordedSpan(SdkSpan):
             else:
                 full = -1
         if full > 0:
-            _attributes_logger.warning("Attributes dict is full. Dropping the oldest key-value pair.")
+            _warn_full(full, most)
         elif full:
             _logger.warning(refusal)
 
@@ -198,7 +207,7 @@ class RecordedSpan(SdkSpan):
         with self._lock:
             is_recording = self._end_time is None
             if is_recording:
-                if not self._events:
+                if type(self._events) is tuple:
                     self._events = BoundedList(limits.max_events)
                 self._events.append(event)
         if not is_recording:
@@ -213,7 +222,7 @@ class RecordedSpan(SdkSpan):
         with self._lock:
             is_recording = self._end_time is None
             if is_recording:
-                if not self._links:
+                if type(self._links) is tuple:
                     self._links = BoundedList(limits.max_links)
                 self._links.append(link)
         if not is_recording:
@@ -562,8 +571,9 @@ class Tracer(trace.Tracer):
                 span._dropped = dropped
             else:
                 span._attributes = {}
-                span._dropped = dropped + _store(span._attributes, cleaned, most)
-                _attributes_logger.warning("Attributes dict is full. Dropping the oldest key-value pair.")
+                full = _store(span._attributes, cleaned, most)
+                span._dropped = dropped + full
+                _warn_full(full, most)
         else:
             span._attributes = {}
         if links:
