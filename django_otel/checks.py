@@ -7,8 +7,10 @@ Everything but errors of the configuration is a Warning: an Error keeps
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -18,7 +20,7 @@ from django.db import connections
 from django.utils.module_loading import import_string
 
 from django_otel import business, conf, instrumentors, runtime
-from django_otel.core import guard
+from django_otel.core import groups, guard, shared
 from django_otel.core.config import Config, ConfigError, Problem, parse
 from django_otel.core.observation import DENIED_HEADER
 from django_otel.core.pipelines import import_path, package_version
@@ -117,9 +119,9 @@ def _iterate_paths(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def check_project(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
-    """W001, W002, W003, W007, W009 to W013: what is probably not meant."""
+    """W001, W002, W003, W005, W007, W009 to W013: what is probably not meant."""
     return list(_run((_check_middleware, _check_double, _check_environment, _check_driver, _check_headers,
-                      _check_provider, _check_instrumentors)))  # fmt: skip
+                      _check_provider, _check_instrumentors, _check_shared_folder)))  # fmt: skip
 
 
 def check_deployment(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
@@ -210,6 +212,56 @@ def _check_double(config: Config) -> Iterator[CheckMessage]:
             'OTEL["REQUEST"]["SPANS"] = "instrumentor" as well.',
             id="django_otel.W003",
         )
+
+
+def _check_shared_folder(config: Config) -> Iterator[CheckMessage]:
+    if not {"prometheus", "prometheus-registry"} & set(config.metrics.exporters):
+        return
+    is_asked_for = config.metrics.shared_dir is not None or config.metrics.group is not None
+    if not shared.HAS_LOCKS:
+        if is_asked_for:
+            yield _warn_shared("this system has no file locks (fcntl)", "Remove METRICS.SHARED_DIR and METRICS.GROUP.")
+        return
+    obstacles = [
+        _find_obstacle(base) for base in groups.candidate_bases(config.metrics.shared_dir, config.surroundings)
+    ]
+    if not obstacles or not all(obstacles):
+        return
+    if config.metrics.shared_dir is not None:
+        hint = 'Make OTEL["METRICS"]["SHARED_DIR"] a folder that exists and that the server\'s user may write to.'
+    else:
+        hint = (
+            'Set OTEL["METRICS"]["SHARED_DIR"] to a folder that the server\'s user may write to; in a container with a '
+            "read-only root an emptyDir or a tmpfs."
+        )
+    yield _warn_shared("; ".join(filter(None, obstacles)), hint)
+
+
+def _warn_shared(reason: str, hint: str) -> CheckMessage:
+    return Warning(
+        f"Worker processes cannot share their numbers ({reason}); /metrics shows those of the process that answers.",
+        hint=hint,
+        id="django_otel.W005",
+    )
+
+
+def _find_obstacle(base: Path) -> str:
+    """Why the shared folder cannot be in `base`; "" when it can. Makes nothing."""
+    folder = base / f"django-otel-{os.geteuid()}"
+    try:
+        shared.check_folder(folder)
+        place = folder
+    except FileNotFoundError:
+        # A folder named in the settings is made.
+        place = base if base.exists() else base.parent
+    except OSError as error:
+        return str(error) if isinstance(error, shared.Unusable) else f"{folder}: {error.strerror}"
+    if not place.is_dir():
+        return f"{place} is not a folder"
+    # Asked with the effective user, as the kernel will; also says no for a file system that is mounted read-only.
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        return f"{place} is not writable"
+    return ""
 
 
 def _check_metrics_access(config: Config) -> Iterator[CheckMessage]:

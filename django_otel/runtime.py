@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from django_otel.core.log_pipeline import SwitchLogProcessor
     from django_otel.core.sdk_metrics import SdkMetrics
+    from django_otel.core.sharing import Sharing
 
 logger = logging.getLogger("django_otel")
 
@@ -92,6 +93,9 @@ _testing_spans: list[Any] = []
 _testing_logs: list[Any] = []
 _hooks_registered = False
 _pid = os.getpid()
+#: The process for which `_notice_fork` has looked.
+_noticed_pid = 0
+_notice_lock = threading.Lock()
 #: What `threading.Lock` was when the locks were made; gevent puts another in its place.
 _lock_type = threading.Lock
 
@@ -109,6 +113,9 @@ _log_switch: SwitchLogProcessor | None = None
 _propagator = SwitchPropagator()
 _sdk_metrics: SdkMetrics | None = None
 _pump: pipelines.MetricsPump | None = None
+_sharing: Sharing | None = None
+#: The process in which the settings were put in force; another one was forked from it.
+_configured_pid = os.getpid()
 
 
 def current() -> Runtime:
@@ -192,7 +199,7 @@ def refuse(problems: list[Problem]) -> None:
 
 
 def _start(config: Config) -> None:
-    global _tracer
+    global _configured_pid, _tracer
     runtime = _current
     runtime.config = config
     runtime.problems = []
@@ -200,6 +207,8 @@ def _start(config: Config) -> None:
     runtime.enabled = config.enabled
     runtime.is_skipped = command_name() in config.skip_commands
     runtime.started_at_s = time.time()
+    if not _hooks_registered:
+        _configured_pid = os.getpid()
     runtime.scrubber = _build_scrubber(config)
     runtime.resource = pipelines.build_resource(config, runtime.scrubber.attributes)
     runtime.sampler.open_series = _open_decisions
@@ -380,7 +389,7 @@ def _start_metrics(config: Config, exporters: list[Any]) -> None:
         runtime.meter_provider = _own_meter_provider
     if _sdk_metrics is not None:
         _sdk_metrics.scrub = runtime.scrubber.labels
-    _pump = pipelines.MetricsPump(exporters, collect, lambda: _current.resource, config, _count_failure)
+    _pump = pipelines.MetricsPump(exporters, collect_process, lambda: _current.resource, config, _count_failure)
     _switch_registry(config)
 
 
@@ -508,6 +517,9 @@ def _processors() -> list[Any]:
 
 
 def _at_exit() -> None:
+    if _sharing is not None:
+        with guard.contained("the last snapshot"):
+            _sharing.write_snapshot()
     with guard.contained("the shutdown at exit"):
         stop()
 
@@ -522,6 +534,9 @@ def flush(timeout_s: float = SHUTDOWN_BUDGET_S) -> bool:
         with guard.contained(f"flushing {type(part).__name__}"):
             part_done = part.force_flush(int(left_s * 1000)) is not False
         done = part_done and done
+    if _sharing is not None:
+        with guard.contained("the last snapshot"):
+            _sharing.write_snapshot()
     if _pump is not None:
         done = _pump.flush(max(0.0, deadline_s - time.monotonic())) and done
     return done
@@ -539,6 +554,8 @@ def join() -> None:
     if not apps.ready:
         # Something was counted while Django is still loading; the next measurement will do.
         return
+    if _is_uwsgi_master():
+        return
     _notice_fork()
     _notice_patch()
     with _lock:
@@ -547,12 +564,34 @@ def join() -> None:
         store.joined = True
     if _is_quiet():
         return
+    with guard.contained("sharing numbers"):
+        _start_sharing()
+        _finish_with_multiprocessing()
     with guard.contained("joining"):
         if _pump is not None:
             _pump.start()
     for callback in _join_callbacks:
         with guard.contained("joining"):
             callback()
+
+
+def _finish_with_multiprocessing() -> None:
+    """A child of `multiprocessing` ends by `os._exit`, which runs only its own finalizers."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing is None or multiprocessing.parent_process() is None:
+        return
+    from multiprocessing.util import Finalize
+
+    # After those of higher priority, which may still count something.
+    Finalize(None, _at_exit, exitpriority=-100)
+
+
+def _start_sharing() -> None:
+    """Take a slot of the group's folder, where there is more than this one process to share with."""
+    global _sharing
+    from django_otel.core.sharing import start_sharing
+
+    _sharing = start_sharing(_current.config, store, _collect_sdk, _configured_pid)
 
 
 def _register_hooks() -> None:
@@ -565,11 +604,34 @@ def _register_hooks() -> None:
         os.register_at_fork(after_in_child=_after_fork)
 
 
+def _is_uwsgi_master() -> bool:
+    """Whether uWSGI will fork workers from this process.
+
+    Its fork runs none of Python's hooks. So the master never joins: what it
+    counts stays in private memory, and its children join with their first
+    measurement.
+    """
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return False
+    roles = ("worker_id", "mule_id", "i_am_the_spooler")
+    # Which of these there are depends on how uWSGI was built.
+    return not any(getattr(uwsgi, role)() for role in roles if hasattr(uwsgi, role))
+
+
 def _notice_fork() -> None:
     """In a child whose fork ran none of Python's hooks (uWSGI's own): do now what they would have done."""
-    if _pid != os.getpid():
-        store.clear()
-        _after_fork()
+    global _noticed_pid
+    if _noticed_pid == os.getpid():
+        return
+    # Several threads may have their first request at once (uWSGI with threads): one does it, the others wait for it.
+    with _notice_lock:
+        if _noticed_pid == os.getpid():
+            return
+        if _pid != os.getpid():
+            store.leave()
+            _after_fork()
+        _noticed_pid = os.getpid()
 
 
 def _notice_patch() -> None:
@@ -578,11 +640,12 @@ def _notice_patch() -> None:
     All greenlets share one thread: a lock of the system's that is held over a
     switch, say during an export, would stop them all for ever.
     """
-    global _lock, _lock_type
+    global _lock, _lock_type, _notice_lock
     if threading.Lock is _lock_type:
         return
     _lock_type = threading.Lock
     _lock = threading.RLock()
+    _notice_lock = threading.Lock()
     with guard.contained("making locks anew after a monkey-patch"):
         for part in (*_processors(), _switch.tail, _pump, _sdk_metrics):
             if hasattr(part, "renew_locks"):
@@ -590,9 +653,12 @@ def _notice_patch() -> None:
 
 
 def _after_fork() -> None:
-    global _lock, _pid
+    global _lock, _notice_lock, _pid, _sharing
     _lock = threading.RLock()
-    _pid = os.getpid()
+    if _pid != os.getpid():
+        _pid = os.getpid()
+        # The parent's; this process joins with its first measurement.
+        _sharing = None
     with guard.contained("starting anew after a fork"):
         _ids.after_fork()
         _current.sampler.after_fork()
@@ -619,16 +685,32 @@ def _after_fork() -> None:
 # --- Numbers. ---
 
 
-def collect(*, observed: bool = True) -> list[Family]:
-    """Every family of this process: our own cells and what was measured through the SDK.
+def collect_process(*, observed: bool = True) -> list[Family]:
+    """Every family of this process alone, as OTLP gets them: our own cells and the SDK's instruments.
 
     Without `observed` the callbacks of our own observable gauges are not asked.
     """
-    families = store.collect(observed=observed)
+    return store.collect(observed=observed) + _collect_sdk()
+
+
+def _collect_sdk() -> list[Family]:
     if _sdk_metrics is not None:
         with guard.contained("collecting SDK metrics"):
-            families += _sdk_metrics.collect()
-    return families
+            return _sdk_metrics.collect()
+    return []
+
+
+def collect() -> list[Family]:
+    """Every family, as a scrape shows them: over all processes of this server instance where they share numbers."""
+    if _sharing is not None:
+        with guard.contained("merging the processes' numbers"):
+            return _sharing.collect()
+    return collect_process()
+
+
+def sharing() -> Sharing | None:
+    """How this process shares its numbers; None when it keeps them to itself."""
+    return _sharing
 
 
 def _count_drop(count: int, reason: str, signal: str) -> None:

@@ -380,7 +380,7 @@ def _collect(*, observed: bool = True) -> list[Family]:
 
     # Observable gauges keep what they read for some seconds, which is long in a test.
     runtime.store.forget_observed()
-    return runtime.collect(observed=observed)
+    return runtime.collect_process(observed=observed)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,8 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
 
 from django_otel.core import guard, names
 from django_otel.core.families import (
@@ -34,14 +33,36 @@ OVERFLOW: Attributes = (("otel.metric.overflow", True),)
 _EXEMPLAR_RECORDS = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What an instrument is. Two definitions of one name must agree in kind."""
+
+    name: str
+    kind: Kind
+    unit: str = ""
+    #: Another wording is not another instrument.
+    description: str = field(default="", compare=False)
+    bounds: tuple[float, ...] = ()
+    aggregation: str = "sum"
+
+
+def cells_of(definition: Definition) -> int:
+    """How many cells a series takes: buckets and sum, value and time of setting, or a value."""
+    if definition.kind is Kind.HISTOGRAM:
+        return len(definition.bounds) + 2
+    return 2 if definition.kind is Kind.GAUGE else 1
+
+
 class Memory:
-    """Hands out runs of float64 cells, zeroed, that never move.
+    """Hands out runs of float64 cells, zeroed, that never move. These are private to the process.
 
     Memory grows by whole segments, because a buffer with an exported view
     cannot be resized; a run never spans two segments.
     """
 
     SEGMENT_CELLS = 4096
+    #: Whether a growth has failed, so that some series are not where they should be.
+    is_degraded = False
 
     def __init__(self) -> None:
         self._view: memoryview[float] = memoryview(bytearray()).cast("d")
@@ -57,17 +78,18 @@ class Memory:
         self._free += cells
         return self._view, base
 
+    def place(
+        self, definition: Definition, attributes: Attributes, start_time_unix_nano: int
+    ) -> tuple[memoryview[float], int]:
+        """Where the cells of a series are; they may hold what an earlier process counted."""
+        return self.allocate(cells_of(definition))
 
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """What an instrument is. Two definitions of one name must agree in kind."""
+    def has_room(self, definition: Definition, attributes: Attributes, limit: int) -> bool:
+        """Whether one more series fits below the cardinality limit, earlier processes' series included."""
+        return True
 
-    name: str
-    kind: Kind
-    unit: str = ""
-    description: str = ""
-    bounds: tuple[float, ...] = ()
-    aggregation: str = "sum"
+    def put_exemplar(self, definition: Definition, attributes: Attributes, bucket: int, exemplar: Exemplar) -> None:
+        """Show an exemplar to the other processes."""
 
 
 def build_attributes(attributes: Mapping[str, object]) -> Attributes:
@@ -102,18 +124,59 @@ def identity(attributes: Attributes) -> object:
 
 
 class Series:
-    """One value with its attributes: counter, up-down counter or gauge."""
+    """One value with its attributes: counter or up-down counter."""
 
-    __slots__ = ("_base", "_lock", "_store", "_view", "attributes", "is_overflow", "is_set", "start_time_unix_nano")
+    __slots__ = (
+        "_base", "_baseline", "_cells", "_definition", "_lock", "_store", "_view", "attributes", "is_overflow",
+        "is_set", "start_time_unix_nano",
+    )  # fmt: skip
 
-    def __init__(self, store: CellStore, attributes: Attributes, cells: int, is_overflow: bool) -> None:
+    def __init__(self, store: CellStore, definition: Definition, attributes: Attributes, is_overflow: bool) -> None:
         self.attributes = attributes
         self.is_overflow = is_overflow
         self.is_set = False
         self.start_time_unix_nano = time.time_ns()
+        self._definition = definition
+        self._cells = cells_of(definition)
         self._store = store
         self._lock = store.lock
-        self._view, self._base = store.memory.allocate(cells)
+        self._put(store.memory)
+
+    def _put(self, memory: Memory) -> None:
+        self._view, self._base = memory.place(self._definition, self.attributes, self.start_time_unix_nano)
+        found: list[float] = self._view[self._base : self._base + self._cells].tolist()  # type: ignore[assignment]
+        #: What an earlier process had counted in these cells; None where that is nothing.
+        self._baseline: list[float] | None = found if any(found) else None
+
+    def _own(self) -> list[float]:
+        """What this process has counted."""
+        cells: list[float] = self._view[self._base : self._base + self._cells].tolist()  # type: ignore[assignment]
+        baseline = self._baseline
+        return cells if baseline is None else [now - before for now, before in zip(cells, baseline, strict=True)]
+
+    def move(self, memory: Memory) -> None:
+        """Go on in other memory, with what this process has counted so far. The store's lock is held."""
+        own, before, place, baseline = self._own(), self._view, self._base, self._baseline
+        self._put(memory)
+        if self._view is before and self._base == place:
+            # It is there already (others were not, because the memory could not grow).
+            self._baseline = baseline
+            return
+        for index, value in enumerate(own):
+            self._view[self._base + index] += value
+
+    def rebase(self) -> None:
+        """Take the cells as they are for what this process has counted, where they are below the baseline.
+
+        Somebody has cut the file beneath this process. The store's lock is held.
+        """
+        if self._baseline is not None and any(value < 0 for value in self._own()):
+            self._baseline = None
+
+    def leave(self, memory: Memory) -> None:
+        """Go on at zero in private memory (in a forked child)."""
+        self._put(memory)
+        self.clear()
 
     def add(self, amount: float) -> None:
         """Add `amount`, in the instrument's unit."""
@@ -123,59 +186,77 @@ class Series:
         if not self._store.joined:
             self._store.wake()
 
+    def read(self) -> float:
+        """The value, as far as this process has counted it."""
+        baseline = self._baseline
+        value: float = self._view[self._base]
+        return value if baseline is None else value - baseline[0]
+
+    def clear(self) -> None:
+        for index in range(self._base, self._base + self._cells):
+            self._view[index] = 0.0
+        self._baseline = None
+        self.is_set = False
+        self.start_time_unix_nano = time.time_ns()
+
+
+class GaugeSeries(Series):
+    """One value that is set, and when it was."""
+
+    __slots__ = ()
+
     def set(self, value: float) -> None:
         """Replace the value, in the instrument's unit."""
         with self._lock:
             self._view[self._base] = value
+            self._view[self._base + 1] = time.time()
             self.is_set = True
         if not self._store.joined:
             self._store.wake()
 
     def read(self) -> float:
-        return self._view[self._base]
+        value: float = self._view[self._base]
+        return value
 
-    def clear(self) -> None:
-        self._view[self._base] = 0.0
-        self.is_set = False
-        self.start_time_unix_nano = time.time_ns()
+    def move(self, memory: Memory) -> None:
+        value, set_at_s = self._view[self._base], self._view[self._base + 1]
+        self._put(memory)
+        if self.is_set:
+            self._view[self._base], self._view[self._base + 1] = value, set_at_s
 
 
 class HistogramSeries(Series):
     """One distribution with its attributes."""
 
-    __slots__ = ("_bounds", "_exemplars", "_sum_at")
+    __slots__ = ("_bounds", "_exemplars", "_to_sum")
 
-    def __init__(self, store: CellStore, attributes: Attributes, bounds: tuple[float, ...], is_overflow: bool) -> None:
-        super().__init__(store, attributes, len(bounds) + 2, is_overflow)
-        self._bounds = bounds
-        self._sum_at = self._base + len(bounds) + 1
+    def __init__(self, store: CellStore, definition: Definition, attributes: Attributes, is_overflow: bool) -> None:
+        self._bounds = definition.bounds
+        self._to_sum = len(definition.bounds) + 1
         self._exemplars = store.exemplars
+        super().__init__(store, definition, attributes, is_overflow)
 
     def observe(self, value: float, trace_id: int = 0, span_id: int = 0) -> None:
         """Count `value`, in the instrument's unit; with ids it may be shown as the bucket's exemplar."""
         # A bound is the inclusive upper end of its bucket, in OpenTelemetry and in Prometheus ("le").
         bucket = bisect.bisect_left(self._bounds, value)
-        view = self._view
         with self._lock:
-            view[self._base + bucket] += 1.0
-            view[self._sum_at] += value
+            view, base = self._view, self._base
+            view[base + bucket] += 1.0
+            view[base + self._to_sum] += value
             self.is_set = True
             if trace_id:
-                self._exemplars.put(self, bucket, Exemplar(value, time.time(), trace_id, span_id))
+                exemplar = Exemplar(value, time.time(), trace_id, span_id)
+                self._exemplars.put(self, bucket, exemplar)
+                self._store.memory.put_exemplar(self._definition, self.attributes, bucket, exemplar)
         if not self._store.joined:
             self._store.wake()
 
     def read_histogram(self) -> HistogramValue:
+        """The distribution, as far as this process has counted it."""
         with self._lock:
-            # typeshed has it as integers, whatever the format.
-            cells = cast("list[float]", self._view[self._base : self._sum_at + 1].tolist())
+            cells = self._own()
         return HistogramValue(self._bounds, cells[:-1], cells[-1])
-
-    def clear(self) -> None:
-        for index in range(self._base, self._sum_at + 1):
-            self._view[index] = 0.0
-        self.is_set = False
-        self.start_time_unix_nano = time.time_ns()
 
 
 class ExemplarRing:
@@ -234,7 +315,8 @@ class Instrument:
             found = self._series.get(key)
             if found is not None:
                 return found
-            if len(self._series) >= store.cardinality_limit:
+            limit = store.cardinality_limit
+            if len(self._series) >= limit or not store.memory.has_room(self.definition, scrubbed, limit):
                 if self._overflow is None:
                     self._overflow = self._build(OVERFLOW, is_overflow=True)
                 overflow = self._overflow
@@ -246,9 +328,7 @@ class Instrument:
         return overflow
 
     def _build(self, attributes: Attributes, *, is_overflow: bool) -> Series:
-        if self.definition.kind is Kind.HISTOGRAM:
-            return HistogramSeries(self._store, attributes, self.definition.bounds, is_overflow)
-        return Series(self._store, attributes, 1, is_overflow)
+        return _SERIES.get(self.definition.kind, Series)(self._store, self.definition, attributes, is_overflow)
 
     def all_series(self) -> list[Series]:
         with self._store.lock:
@@ -260,7 +340,7 @@ class Instrument:
     def family(self, latest: Mapping[tuple[int, int], Exemplar]) -> Family:
         definition = self.definition
         family = Family(definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE)
-        # Few series have exemplars; asking once per series, not per bucket, reads in a third of the time.
+        # Few series have exemplars: ask once per series, not once per bucket.
         shown = {series_id for series_id, _ in latest}
         for series in self.all_series():
             if not series.is_set:
@@ -321,7 +401,9 @@ class Gauge(Instrument):
         if math.isnan(number) and value == value:
             guard.warn_once(f"cells.{self.name}", "Gauge %s was not set to %r.", self.name, value)
             return
-        self.series(attributes).set(number)
+        series = self.series(attributes)
+        assert isinstance(series, GaugeSeries)
+        series.set(number)
 
 
 class Histogram(Instrument):
@@ -377,6 +459,7 @@ class ObservableGauge(Instrument):
         self._points = []
 
 
+_SERIES: dict[Kind, type[Series]] = {Kind.HISTOGRAM: HistogramSeries, Kind.GAUGE: GaugeSeries}
 _CLASSES: dict[Kind, type[Instrument]] = {
     Kind.COUNTER: Counter,
     Kind.UP_DOWN_COUNTER: UpDownCounter,
@@ -424,10 +507,21 @@ class CellStore:
 
     def _after_fork_in_child(self) -> None:
         try:
-            # What the parent counted is the parent's; the child starts at zero.
-            self.clear()
+            self.leave()
         finally:
             self.lock.release()
+
+    def leave(self) -> None:
+        """Go on at zero in private memory: in a forked child, what the parent counted is the parent's, as its cells."""
+        with self.lock:
+            self.joined = False
+            self.memory = Memory()
+            self.exemplars.clear()
+            for instrument in self._instruments.values():
+                if isinstance(instrument, ObservableGauge):
+                    instrument.forget()
+                for series in instrument.all_series():
+                    series.leave(self.memory)
 
     def configure(
         self,
@@ -547,8 +641,33 @@ class CellStore:
         assert isinstance(instrument, Counter)
         instrument.add(1, {"django_otel.reason": "cardinality_limit", "django_otel.signal": "metrics"})
 
+    def move(self, memory: Memory) -> None:
+        """Go on in other memory: what this process has counted so far is added to what is there."""
+        with self.lock:
+            self.memory = memory
+            for instrument in self._instruments.values():
+                for series in instrument.all_series():
+                    series.move(memory)
+
+    def rebase(self) -> None:
+        """Set right what this process counts as its own after cells were lost."""
+        with self.lock:
+            for instrument in self._instruments.values():
+                for series in instrument.all_series():
+                    series.rebase()
+
+    def observed(self) -> list[Family]:
+        """The observable gauges, as this process reads them."""
+        with self.lock:
+            instruments = [found for found in self._instruments.values() if isinstance(found, ObservableGauge)]
+        families = (instrument.family({}) for instrument in instruments)
+        return [family for family in families if family.points]
+
     def collect(self, *, observed: bool = True) -> list[Family]:
-        """Read every instrument that has a value; without `observed` no callback is asked."""
+        """Read every instrument that has a value, as far as this process has counted.
+
+        Without `observed` no callback is asked.
+        """
         with self.lock:
             instruments = [
                 found for found in self._instruments.values() if observed or not isinstance(found, ObservableGauge)

@@ -15,9 +15,11 @@ import dataclasses
 import difflib
 import ipaddress
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -33,6 +35,8 @@ METRIC_EXPORTERS = ("prometheus", "prometheus-registry", "otlp", "otlp-grpc", "c
 LOG_EXPORTERS = ("otlp", "otlp-grpc", "console", "memory", "none")
 PROPAGATORS = ("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none")
 ALLOW = ("auto", "private", "token", "staff", "all")
+#: Variables that are kept beside the settings, in `Config.surroundings`.
+SURROUNDINGS = ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", "RUN_MAIN")
 #: Dotted keys whose value is never shown.
 SECRET_KEYS = frozenset(
     {"TRACES.HEADERS", "METRICS.HEADERS", "LOGS.HEADERS", "METRICS_VIEW.TOKEN"},
@@ -233,6 +237,12 @@ def buckets(value: object) -> Mapping[str, tuple[float, ...]]:
     return parsed
 
 
+def absolute_path(value: object) -> str:
+    if not isinstance(value, str | os.PathLike) or not Path(value).is_absolute():
+        raise Misfit("an absolute path")
+    return str(Path(value))
+
+
 def trust_inbound(value: object) -> object:
     expected = "True, False or a list of networks such as '10.0.0.0/8'"
     if isinstance(value, bool):
@@ -424,6 +434,12 @@ class Metrics:
     temporality: str = key("cumulative", one_of("cumulative", "delta"), "Temporality of exported sums and histograms.")
     buckets: Mapping[str, tuple[float, ...]] = key({}, buckets, "Bucket bounds by metric name, ascending.")
     cardinality_limit: int = key(2000, whole(1), "Most series of an instrument; the rest share one overflow series.")
+    shared_dir: str | None = key(
+        None, optional(absolute_path), "Folder in which worker processes share their numbers; None finds or makes one."
+    )
+    group: str | None = key(
+        None, optional(text), "Name of the processes that share their numbers; None is one group per server instance."
+    )
     exemplars: bool = key(True, boolean, "Trace ids beside histogram buckets (OpenMetrics), for sampled requests.")
 
 
@@ -564,6 +580,8 @@ class Config:
     sources: Mapping[str, str] = field(default_factory=dict, metadata={"internal": True})
     #: Environment variables that were ignored, and why (the specification wants a warning, not an error).
     warnings: tuple[str, ...] = field(default=(), metadata={"internal": True})
+    #: Variables of the system that are no settings: where run-time folders are, whether the reloader runs.
+    surroundings: Mapping[str, str] = field(default_factory=dict, metadata={"internal": True})
 
     def flat(self) -> dict[str, object]:
         """Every value by its dotted key, in the order of the table."""
@@ -621,7 +639,8 @@ def parse(mapping: object, environ: Mapping[str, str], default_service_name: str
         sources[dotted] = f"environment {variable}"
     _resolve(given, sources, environ, default_service_name)
     config: Config = _build_section(Config, given, "")
-    return dataclasses.replace(config, sources=sources, warnings=tuple(warnings))
+    surroundings = {name: environ[name] for name in SURROUNDINGS if name in environ}
+    return dataclasses.replace(config, sources=sources, warnings=tuple(warnings), surroundings=surroundings)
 
 
 def _place(dotted: str) -> str:

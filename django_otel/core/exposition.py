@@ -184,6 +184,29 @@ def format_labels(pairs: Iterable[tuple[str, str]]) -> bytes:
     return ",".join([f'{name}="{_escape(text)}"' for name, text in pairs]).encode()
 
 
+@functools.lru_cache(maxsize=1024)
+def _label_template(keys: tuple[str, ...], is_histogram: bool) -> str | None:
+    """The labels of a point with these keys, `%s` for the values; None when the order or the number is another."""
+    names = ["exported_le" if is_histogram and key == "le" else label_name(key) for key in keys]
+    if list(keys) != sorted(keys) or names != sorted(set(names)):
+        return None
+    return ",".join([f'{name}="%s"' for name in names])
+
+
+@functools.lru_cache(maxsize=4096)
+def _text_in_label(value: str) -> str:
+    return _escape(_printable(value))
+
+
+def _labels_of(attributes: Attributes, *, is_histogram: bool) -> bytes:
+    """`format_labels(label_pairs(...))`, faster for the usual point: the first scrape makes thousands."""
+    template = _label_template(tuple([key for key, _ in attributes]), is_histogram)
+    texts = [_text_in_label(value) if value.__class__ is str else _escape(label_text(value)) for _, value in attributes]
+    if template is None or not all(texts):
+        return format_labels(label_pairs(attributes, is_histogram=is_histogram))
+    return (template % tuple(texts)).encode()
+
+
 def _escape(text: str) -> str:
     if "\\" in text or '"' in text or "\n" in text:
         return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
@@ -361,7 +384,7 @@ def _add_points(
             key = id(attributes)
             entry = known.get(key)
             if entry is None or entry[0] is not attributes:
-                entry = (attributes, format_labels(label_pairs(attributes, is_histogram=is_histogram)))
+                entry = (attributes, _labels_of(attributes, is_histogram=is_histogram))
             fresh[key] = entry
             labels = entry[1]
             if labels in series:

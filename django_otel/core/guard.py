@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
@@ -25,6 +26,16 @@ _counts: dict[str, int] = {}
 _lock = threading.Lock()
 #: A place is a fixed string in our code, so this bound is never met; it guards against a place made from data.
 _MAX_PLACES = 500
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    # A thread that the child does not have may hold it.
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def report(place: str, error: BaseException) -> None:

@@ -269,6 +269,36 @@ def _add_sides(one: Mapping[int, int], other: Mapping[int, int]) -> tuple[int, l
     return low, [one.get(index, 0) + other.get(index, 0) for index in range(low, high + 1)]
 
 
+def merge_processes(parts: Iterable[tuple[Iterable[Family], bool]]) -> list[Family]:
+    """Add up the families of several processes, each with whether the process lives.
+
+    Counters and histograms add over all; up-down counters over the living; of
+    gauges the last living process given counts. Instruments merge by scope,
+    name, kind and unit, series by attributes; where bounds differ, the later
+    process's distribution starts again.
+    """
+    families: dict[object, Family] = {}
+    points: dict[object, Point] = {}
+    for found, is_living in parts:
+        for family in found:
+            if not is_living and family.kind in (Kind.UP_DOWN_COUNTER, Kind.GAUGE):
+                continue
+            key = (family.scope, family.name, family.kind, family.unit)
+            total = families.get(key)
+            if total is None:
+                total = families[key] = Family(family.name, family.kind, family.unit, family.description, family.scope)
+            for point in family.points:
+                point_key = (key, identity(point.attributes))
+                known = points.get(point_key)
+                if known is None:
+                    copy = Point(point.attributes, point.value, point.exemplars, point.start_time_unix_nano)
+                    points[point_key] = copy
+                    total.points.append(copy)
+                elif family.kind is Kind.GAUGE or not _merge(known, point):
+                    known.value, known.exemplars = point.value, point.exemplars
+    return list(families.values())
+
+
 # --- Out. ---
 
 

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import ipaddress
 import json
+import os
 import shutil
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandParser
+from django.http import HttpRequest
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from django_otel import conf, doctor, live, sampling_command
-from django_otel.core import names
+from django_otel import conf, doctor, live, runtime, sampling_command, views
+from django_otel.core import discovery, groups, names
+from django_otel.core import serve as serving
 from django_otel.core.config import SECRET_KEYS, Config, ConfigError
+from django_otel.core.families import Family
 from django_otel.core.scrub import REDACTED, Scrubber
+from django_otel.core.serve import Unavailable
 
 OK = 0
 NOT_WORKING = 1
 BAD_CONFIGURATION = 3
 
 _EXIT_CODES = """\
-Exit codes: 0 all is well; 1 something does not work (doctor, send-test);
+Exit codes: 0 all is well; 1 something does not work (doctor, send-test, serve) or is not there (folder);
 2 the command line is wrong; 3 settings.OTEL is faulty, nothing was tried.
 """
 
@@ -65,6 +75,21 @@ class Command(BaseCommand):
         catalogue = commands.add_parser("catalogue", help="every metric this package emits")
         catalogue.add_argument("--format", choices=("md", "json"), default="md")
 
+        serve = commands.add_parser(
+            "serve",
+            help="answer /metrics for the web server's worker processes on a port of its own",
+            description="Shows what the worker processes of this project's web server have counted, without being one "
+            "of them, so that /metrics need not be reachable on the public port. Run it on the same host (in a "
+            "container: with the same SHARED_DIR), as the same user. METRICS_VIEW.TOKEN is asked for when it is set.",
+        )
+        serve.add_argument("--port", type=_port, required=True, help="0 takes a free one and prints it")
+        serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+        serve.add_argument("--folder", type=Path, help="the group's folder, where there are several")
+
+        folder = commands.add_parser("folder", help="what the worker processes have put into their shared folder")
+        folder.add_argument("--folder", type=Path, help="only this group's folder")
+        folder.add_argument("--format", choices=("text", "json"), default="text")
+
     def handle(self, *args: Any, subcommand: str | None, **options: Any) -> None:
         code = OK
         if subcommand == "config":
@@ -77,6 +102,10 @@ class Command(BaseCommand):
             code = self._sampling(options)
         elif subcommand == "catalogue":
             self._catalogue(options["format"])
+        elif subcommand == "serve":
+            code = self._serve(options["host"], options["port"], options["folder"])
+        elif subcommand == "folder":
+            code = self._folder(options["folder"], options["format"])
         else:
             self._parser.print_help(self.stdout)
         if code != OK:
@@ -207,6 +236,99 @@ class Command(BaseCommand):
             return
         self.stdout.write(build_catalogue_markdown(names.CATALOGUE.values()), ending="")
 
+    # --- serve and folder ---
+
+    def _serve(self, host: str, port: int, folder: Path | None) -> int:
+        config = self._read_config()
+        if config is None:
+            return BAD_CONFIGURATION
+        if not config.enabled or "prometheus" not in config.metrics.exporters:
+            self._write_wrapped(
+                'There is nothing to serve: OTEL["ENABLED"] is False or "prometheus" not in METRICS.EXPORTERS.', ""
+            )
+            return NOT_WORKING
+        found = _GroupFinder(config, folder)
+        try:
+            self._write_wrapped(f"Shows the numbers in {found.find()}.", "")
+        except Unavailable as error:
+            if found.is_ambiguous or folder is not None:
+                self._write_wrapped(str(error), "")
+                return NOT_WORKING
+            # The web server may be started later.
+            self._write_wrapped(f"{error} Waiting for it.", "")
+        # A policy of the admin is followed here too, so that the page shows the ratio in force.
+        live.ensure_started()
+        source = serving.Source(
+            collect=found.collect,
+            resource_attributes=runtime.current().resource.attributes,
+            exemplars=config.metrics.exemplars,
+            is_allowed=functools.partial(_is_allowed, config.metrics_view.token),
+        )
+        stop = serving.stop_on_signals()
+        try:
+            server = serving.ScrapeServer(host, port, source)
+        except OSError as error:
+            self._write_wrapped(f"Cannot listen on {host}:{port}: {error.strerror or error}.", "")
+            return NOT_WORKING
+        if not config.metrics_view.token and not _is_loopback(host):
+            self._write_wrapped(
+                f'Whoever reaches {host} can read the page. Set OTEL["METRICS_VIEW"]["TOKEN"], or listen on 127.0.0.1.',
+                "",
+            )
+        shown_host = f"[{host}]" if ":" in host else host
+        self.stdout.write(f"Listening on http://{shown_host}:{server.server_port}/metrics")
+        self.stdout.flush()
+        server.run_until(stop)
+        return OK
+
+    def _folder(self, folder: Path | None, form: str) -> int:
+        config = self._read_config(form)
+        if config is None:
+            return BAD_CONFIGURATION
+        try:
+            found = [discovery.open_folder(folder)] if folder is not None else discovery.find_groups(config)
+        except OSError as error:
+            self._write_wrapped(str(error), "")
+            return NOT_WORKING
+        described = []
+        for group in found:
+            # It may be swept while we look.
+            with contextlib.suppress(OSError):
+                described.append((group, discovery.Outsider(group.folder).slots()))
+        if form == "json":
+            self._write_json({"groups": [_describe_group(group, slots) for group, slots in described]})
+            return OK if described else NOT_WORKING
+        if not described:
+            self._write_wrapped(_NO_GROUP.format(places=_show_places(config)), "")
+            return NOT_WORKING
+        for group, slots in described:
+            state = "living" if group.is_living else "all its processes are gone"
+            master = f", master {group.owner_pid}" if group.owner_pid is not None else ""
+            self.stdout.write(f"{group.folder} ({state}{master})")
+            rows = [
+                (
+                    str(slot.number),
+                    "living" if slot.is_living else "free",
+                    str(slot.pid or "-"),
+                    time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(slot.joined_at_s)) if slot.joined_at_s else "-",
+                    f"{slot.size_bytes / 1024:.0f} KiB",
+                    str(slot.series),
+                    str(len(slot.instruments)),
+                )
+                for slot in slots
+            ]
+            if rows:
+                self._write_table(("slot", "state", "pid", "joined", "size", "series", "instruments"), rows)
+            instruments = set().union(*(slot.instruments for slot in slots))
+            self._write_wrapped(
+                f"{_count(len(slots), 'slot')}, {sum(slot.is_living for slot in slots)} held by a living process, "
+                f"{sum(slot.size_bytes for slot in slots) / 1024:.0f} KiB, {_count(len(instruments), 'instrument')}: "
+                f"{', '.join(sorted(instruments)) or 'none'}.",
+                "",
+            )
+            self.stdout.write("")
+        return OK
+
     # --- output ---
 
     def _write_json(self, content: object) -> None:
@@ -226,6 +348,112 @@ class Command(BaseCommand):
         lines = textwrap.wrap(text, width - len(indent), break_long_words=False, break_on_hyphens=False)
         for index, line in enumerate(lines):
             self.stdout.write((first if index == 0 and first is not None else indent) + line)
+
+
+_NO_GROUP = (
+    "No worker process of this project has put numbers into {places}. Either none has answered a request yet, or the "
+    "server is a single process (its own /metrics is whole; a METRICS.GROUP makes it share), or it runs as another "
+    "user, in another container or with another SERVICE_NAME or METRICS.SHARED_DIR."
+)
+
+
+def _show_places(config: Config) -> str:
+    bases = groups.candidate_bases(config.metrics.shared_dir, config.surroundings)
+    return " or ".join(str(base / f"django-otel-{os.geteuid()}") for base in bases)
+
+
+class _GroupFinder:
+    """Which group `serve` shows: the one that was named, else the only living one. A new master's is found again."""
+
+    def __init__(self, config: Config, folder: Path | None) -> None:
+        self._config = config
+        self._named = folder
+        self._outsider: discovery.Outsider | None = None
+        self._lock = threading.Lock()
+        self.is_ambiguous = False
+
+    def find(self) -> Path:
+        """The folder. Errors: `Unavailable`."""
+        self.is_ambiguous = False
+        if self._named is not None:
+            try:
+                return discovery.open_folder(self._named).folder
+            except OSError as error:
+                raise Unavailable(f"{self._named} cannot be read: {error}") from error
+        try:
+            found = discovery.find_groups(self._config)
+        except OSError as error:
+            raise Unavailable(str(error)) from error
+        if self._config.metrics.group is None:
+            # What a dead master left is no longer anyone's; a named group's numbers outlive its processes.
+            found = [group for group in found if group.is_living]
+        if self._outsider is not None and any(group.folder == self._outsider.folder for group in found):
+            return self._outsider.folder
+        if not found:
+            raise Unavailable(_NO_GROUP.format(places=_show_places(self._config)))
+        if len(found) > 1:
+            self.is_ambiguous = True
+            listed = ", ".join(str(group.folder) for group in found)
+            raise Unavailable(
+                f"Several servers of this project run here: {listed}. Name one with --folder, or give each a "
+                'METRICS.GROUP ("manage.py otel folder" shows what is in them).'
+            )
+        return found[0].folder
+
+    def collect(self) -> list[Family]:
+        """The group's families, and the observable gauges as this process reads them. Errors: `Unavailable`."""
+        with self._lock:
+            folder = self.find()
+            if self._outsider is None or self._outsider.folder != folder:
+                self._outsider = discovery.Outsider(folder)
+            outsider = self._outsider
+            try:
+                families = outsider.collect()
+            except OSError as error:
+                raise Unavailable(f"{folder} cannot be read: {error}") from error
+        with suppress_instrumentation():
+            return [*families, *runtime.store.observed()]
+
+
+def _is_allowed(token: str | None, header: str) -> bool:
+    if not token:
+        return True
+    request = HttpRequest()
+    request.META["HTTP_AUTHORIZATION"] = header
+    return views._has_token(request, token)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _describe_group(group: discovery.Group, slots: Iterable[discovery.Slot]) -> dict[str, Any]:
+    return {
+        "folder": str(group.folder),
+        "living": group.is_living,
+        "owner_pid": group.owner_pid,
+        "slots": [
+            {
+                "slot": slot.number,
+                "living": slot.is_living,
+                "pid": slot.pid,
+                "joined_at": slot.joined_at_s,
+                "size_bytes": slot.size_bytes,
+                "series": slot.series,
+                "instruments": sorted(slot.instruments),
+            }
+            for slot in slots
+        ],
+    }
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
