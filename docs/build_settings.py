@@ -82,6 +82,7 @@ OTEL = {
 | `W002` | OTelMiddleware is not first |
 | `W003` | requests are measured twice |
 | `W004` | `/metrics` is open to all (`check --deploy`) |
+| `W005` | the folder in which worker processes share their numbers cannot be used |
 | `W006` | the sampling ratio is 1.0 (`check --deploy`) |
 | `W007` | an environment variable overrides a setting |
 | `W008` | live sampling without its table (`check --database default`) |

@@ -84,8 +84,5 @@ def _counted(outcome: Outcome) -> tuple[str, str]:
     missing = outcome.results.answered - outcome.counted
     if missing == 0:
         return str(outcome.counted), "every request that was answered"
-    remark = (
-        f"{abs(missing)} {'fewer' if missing > 0 else 'more'} than were answered: "
-        f"each worker counts for itself, and one of the {outcome.workers} answered"
-    )
+    remark = f"{abs(missing)} {'fewer' if missing > 0 else 'more'} than were answered"
     return str(outcome.counted), remark
