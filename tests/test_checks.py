@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -94,6 +95,35 @@ def test_every_warning_of_a_setting_is_reached(check_id, otel, text, settings):
     assert text in message.msg
     assert isinstance(message, django_checks.Warning)
     assert message.hint
+
+
+def test_a_shared_folder_that_cannot_be_used(settings, tmp_path):
+    """W005 with the reason; only where numbers are to be shared, and nothing is made by asking."""
+    missing = tmp_path / "missing" / "deeper"
+    settings.OTEL = {"METRICS": {"SHARED_DIR": str(missing)}}
+    message = find(checks.check_project(), "W005")
+    assert isinstance(message, django_checks.Warning)
+    assert f"{missing.parent} is not a folder" in message.msg
+    assert "SHARED_DIR" in message.hint
+    assert not missing.parent.exists()
+    settings.OTEL = {"METRICS": {"SHARED_DIR": str(missing), "EXPORTERS": ["otlp"], "ENDPOINT": "http://127.0.0.1:1"}}
+    assert not [found for found in checks.check_project() if found.id == "django_otel.W005"]
+    for usable in (tmp_path, tmp_path / "made by the first process"):
+        settings.OTEL = {"METRICS": {"SHARED_DIR": str(usable)}}
+        assert not [found for found in checks.check_project() if found.id == "django_otel.W005"]
+    settings.OTEL = {"METRICS": {"SHARED_DIR": str(tmp_path)}}
+    own = tmp_path / f"django-otel-{os.geteuid()}"
+    own.mkdir(mode=0o777)
+    own.chmod(0o777)
+    assert "has mode 777; expected 700" in find(checks.check_project(), "W005").msg
+    own.rmdir()
+    own.symlink_to(tmp_path)
+    assert "is a link or no folder" in find(checks.check_project(), "W005").msg
+    own.unlink()
+    own.mkdir(mode=0o500)
+    if os.geteuid():
+        # Root may write anywhere.
+        assert "is not writable" in find(checks.check_project(), "W005").msg
 
 
 def test_missing_middleware(settings):

@@ -155,9 +155,8 @@ def assert_good_table(run: Demo) -> None:
     sent, counted = int(table["Requests sent"][0]), int(table["Requests /metrics counted"][0])
     assert sent > 20, run.output
     assert 0 < counted <= sent, run.output
-    if counted < sent:
-        assert f"{sent - counted} fewer than were answered" in table["Requests /metrics counted"][1]
-        assert "each worker counts for itself" in table["Requests /metrics counted"][1]
+    # Whichever worker answers the scrape.
+    assert "every request that was answered" in table["Requests /metrics counted"][1]
     services_named = dict(re.findall(r"([a-z-]+) (\d+)", table["Spans exported"][1]))
     assert sum(map(int, services_named.values())) == int(table["Spans exported"][0])
     assert set(services_named) == {"shop", "payment-gateway"}
@@ -446,7 +445,6 @@ def test_the_table_says_how_far_the_numbers_agree(counted: int | None, words: st
     results = Results(latencies_s=[0.1, 0.2, 0.3], statuses=Counter({200: 2, 500: 1}), unanswered=1)
     text = report.table(report.Outcome(results, counted, Tally(spans=Counter(shop=5)), workers=2, elapsed_s=5))
     assert words in text
-    assert ("each worker counts for itself" in text) == (counted in (1, 4))
     assert "50.0%  2 of 4" in text
 
 

@@ -138,12 +138,8 @@ def test_without_a_subcommand_it_prints_help():
     assert code == 0
     assert "Exit codes: 0 all is well" in text
     assert re.findall(r"^    (\w[\w-]*) ", text, re.MULTILINE) == [
-        "config",
-        "doctor",
-        "send-test",
-        "sampling",
-        "catalogue",
-    ]
+        "config", "doctor", "send-test", "sampling", "catalogue", "serve", "folder",
+    ]  # fmt: skip
 
 
 def test_a_nonsense_subcommand_is_an_error_of_the_command_line():

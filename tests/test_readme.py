@@ -29,7 +29,13 @@ from tests.services import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-PAGES = {"README.md": README, "docs/architecture.md": ARCHITECTURE, "CHANGELOG.md": CHANGELOG}
+WORKERS = (ROOT / "docs" / "workers.md").read_text(encoding="utf-8")
+PAGES = {
+    "README.md": README,
+    "docs/architecture.md": ARCHITECTURE,
+    "docs/workers.md": WORKERS,
+    "CHANGELOG.md": CHANGELOG,
+}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 SNIPPETS = {
@@ -333,7 +339,7 @@ def test_the_queries_are_promql_over_metrics_that_exist():
 
 @contextlib.contextmanager
 def served_shop(shop, otel, **environ):
-    """The shop under the command that the README gives for one exact process."""
+    """The shop under the command that the README gives: several processes, one /metrics."""
     [command] = [text for text in re.findall(r"`(gunicorn [^`]+)`", README) if "--threads" in text]
     program, *arguments = command.split()
     port = services.free_port()

@@ -24,6 +24,7 @@ urlpatterns = [
     path("async-stream/", views.async_stream),
     path("queries/", views.queries),
     path("echo/", views.echo),
+    path("sdk-count/", views.sdk_count),
     path("call/", views.call_out),
     path("test/", views.conformance),
     path("nested/", include([path("deep/<slug:name>/", views.hello)])),

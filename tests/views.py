@@ -118,3 +118,10 @@ def conformance(request):
     for action in json.loads(request.body or b"[]"):
         requests.post(action["url"], json=action["arguments"], timeout=5)
     return HttpResponse("ok")
+
+
+def sdk_count(request):
+    from opentelemetry import metrics
+
+    metrics.get_meter("another library").create_counter("sdk.counted").add(1, {"a": "b"})
+    return HttpResponse("counted")

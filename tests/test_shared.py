@@ -1,0 +1,1020 @@
+"""The shared folder with real files and real processes: leases, adoption, growth, damage, full disks, forks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import mmap
+import os
+import random
+import signal
+import stat
+import struct
+import subprocess
+import threading
+import time
+import traceback
+import zlib
+from pathlib import Path
+
+import pytest
+
+from django_otel.core import groups, shared
+from django_otel.core.cells import CellStore
+from django_otel.core.families import ExponentialValue, Family, HistogramValue, Kind, Point, Scope
+from django_otel.core.shared import Lease, Reader, SharedMemory, living_slots, read_snapshot, write_snapshot
+from django_otel.core.sharing import Sharing
+from tests import services
+
+# Forking beside other tests' threads is what is tested; Python warns of it from 3.12 on.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "group"
+    shared.make_folder(path)
+    return path
+
+
+def start(work, *arguments) -> int:
+    """Run `work` in a forked process that ends with 0, or with 1 and a traceback."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        work(*arguments)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def wait(pid) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def run(work, *arguments, expect=0):
+    assert wait(start(work, *arguments)) == expect
+
+
+@contextlib.contextmanager
+def living(work, *arguments):
+    """A process that has run `work` and lives on; SIGKILLed at the end."""
+    reading, writing = os.pipe()
+
+    def body():
+        os.close(reading)
+        kept = work(*arguments)
+        os.write(writing, b"x")
+        time.sleep(60)
+        del kept
+
+    pid = start(body)
+    os.close(writing)
+    try:
+        assert os.read(reading, 1) == b"x"
+        yield pid
+    finally:
+        os.close(reading)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def kill_self():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def join(folder) -> CellStore:
+    return CellStore(SharedMemory(folder))
+
+
+def merged(folder, skipped=None) -> dict:
+    reader = Reader(folder, skipped.append if skipped is not None else lambda reason: None)
+    return values(reader.merge())
+
+
+def values(families) -> dict:
+    found = {}
+    for family in families:
+        for point in family.points:
+            key = (family.name, point.attributes) if point.attributes else family.name
+            if family.scope.version:
+                key = (key, family.scope.version)
+            assert key not in found, f"{key} twice"
+            found[key] = point.value
+    return found
+
+
+def sharing_in(base, store=None, collect_sdk=list, name="named-test") -> Sharing:
+    made = Sharing(name, None, [base], store or CellStore(), collect_sdk)
+    made.join()
+    return made
+
+
+# --- Leases. ---
+
+
+def test_the_lowest_free_slot_is_taken_and_freed_by_sigkill(folder):
+    with living(Lease, folder):
+        with living(Lease, folder):
+            assert living_slots(folder, range(4)) == {0, 1}
+            third = Lease(folder)
+            assert third.number == 2
+            third.close()
+        assert living_slots(folder, range(4)) == {0}
+        again = Lease(folder)
+        assert again.number == 1
+        again.close()
+        again.close()
+
+
+def test_a_joiner_skips_no_free_slot_while_others_probe(folder):
+    """Twelve processes that come and go, probed all the time, never take more than twelve slots."""
+
+    def come_and_go():
+        for _ in range(40):
+            lease = Lease(folder)
+            assert lease.number < 12, lease.number
+            lease.close()
+
+    def probe():
+        while True:
+            living_slots(folder, range(12))
+
+    probes = [start(probe) for _ in range(2)]
+    workers = [start(come_and_go) for _ in range(12)]
+    try:
+        assert [wait(pid) for pid in workers] == [0] * 12
+    finally:
+        for pid in probes:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def test_nobody_waits_long_for_a_process_that_was_stopped_while_it_joined(tmp_path):
+    """Whoever holds join.lock and is not let run: joiners keep their numbers for now, scrapes go on."""
+    base = tmp_path / "base"
+    base.mkdir()
+    mine = sharing_in(base)
+    mine._store.counter("a").add(1)
+
+    folder = mine.folder
+
+    def hold():
+        with shared._joining(folder, shared.fcntl.LOCK_EX):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    pid = start(hold)
+    os.waitpid(pid, os.WUNTRACED)
+    try:
+        other = Sharing("named-test", None, [base], CellStore(), list)
+        began_s = time.monotonic()
+        assert not other.join()
+        assert time.monotonic() - began_s < 5
+        assert "is held by another process" in other.problem
+        other._store.counter("a").add(2)
+        assert values(mine.merge())["a"] == 1
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    other.tick()
+    assert values(mine.merge())["a"] == 3
+    other.stop()
+    mine.stop()
+
+
+def test_a_removed_lock_does_not_give_a_living_slot_away(tmp_path):
+    mine = sharing_in(tmp_path)
+    store = mine._store
+    store.counter("n").add(3)
+    (mine.folder / "0.lock").unlink()
+
+    folder = mine.folder
+
+    def other():
+        memory = SharedMemory(folder)
+        assert memory.lease.number == 1
+        CellStore(memory).counter("n").add(1)
+
+    run(other)
+    mine.tick()
+    assert living_slots(mine.folder, [0, 1]) == {0}
+    assert values(mine.collect())["n"] == 4
+    mine.stop()
+
+
+@pytest.mark.parametrize("make", ["link", "folder", "pipe"])
+@pytest.mark.parametrize("suffix", ["lock", "cells", "keys"])
+def test_what_is_no_file_in_a_slot_is_never_followed_and_stops_nobody(folder, tmp_path, make, suffix):
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    path = folder / f"0.{suffix}"
+    {"link": lambda: path.symlink_to(target), "folder": path.mkdir, "pipe": lambda: os.mkfifo(path)}[make]()
+    merged(folder)
+    join(folder).counter("n").add(1)
+    assert merged(folder)["n"] == 1
+    assert target.read_bytes() == b"precious"
+
+
+# --- Adoption. ---
+
+
+def count_everything(folder, amount=1):
+    store = join(folder)
+    store.counter("n").add(amount)
+    store.histogram("h", bounds=(1.0, 2.0)).record(1.5)
+    store.gauge("g").set(7)
+    store.up_down_counter("u").add(4)
+    return store
+
+
+def test_a_new_owner_goes_on_from_counters_and_zeroes_what_only_the_living_have(folder):
+    with living(count_everything, folder):
+        assert merged(folder)["u"] == 4 and merged(folder)["g"] == 7
+    dead = merged(folder)
+    assert dead["n"] == 1 and "u" not in dead and "g" not in dead
+    store = count_everything(folder, 2)
+    assert len(list(folder.glob("*.cells"))) == 1
+    found = merged(folder)
+    assert found["n"] == 3 and found["h"].buckets == [0, 2, 0] and found["h"].sum == 3 and found["u"] == 4
+    # What goes to OTLP is this process's part alone.
+    assert values(store.collect())["n"] == 2 and values(store.collect())["h"].buckets == [0, 1, 0]
+
+
+def test_between_taking_a_slot_and_zeroing_it_the_dead_ones_gauges_are_not_shown(folder):
+    with living(count_everything, folder):
+        pass
+    lease = Lease(folder)
+    found = merged(folder)
+    assert found["n"] == 1 and "u" not in found and "g" not in found
+    lease.close()
+
+
+def test_five_hundred_killed_workers_lose_nothing_and_leave_no_more_files_than_the_first(folder):
+    def work():
+        store = join(folder)
+        store.counter("n").add(1)
+        store.histogram("h").record(1)
+        kill_self()
+
+    for first in range(0, 500, 4):
+        for pid in [start(work) for _ in range(min(4, 500 - first))]:
+            assert wait(pid) == -signal.SIGKILL
+    found = merged(folder)
+    assert found["n"] == 500 and found["h"].count == 500
+    # Cells, keys and lock of four, and join.lock.
+    assert len(list(folder.iterdir())) <= 13
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4 * 80_000
+
+
+SYSTEM_CALLS = ["pwrite", "posix_fallocate", "ftruncate", "pread", "fstat", "mmap", "flock"]
+
+
+@pytest.mark.parametrize("call", SYSTEM_CALLS)
+def test_a_kill_at_any_step_of_adoption_and_growth_loses_nothing(folder, call, monkeypatch):
+    """A child is killed just before, or just after, the n-th system call of its kind, for every n."""
+    owners = {"mmap": shared.mmap, "flock": shared.fcntl}
+    owner = owners.get(call, os)
+    real = getattr(owner, call)
+    counted = memoryview(mmap.mmap(-1, 64)).cast("d")
+
+    def work(at, before):
+        left = [at]
+
+        def killing(*arguments, **named):
+            left[0] -= 1
+            if not left[0] and before:
+                kill_self()
+            result = real(*arguments, **named)
+            if not left[0]:
+                kill_self()
+            return result
+
+        setattr(owner, call, killing)
+        store = join(folder)
+        for number in range(4):
+            # The series are of this size so that every second one begins a segment.
+            store.histogram(f"h{number}", bounds=tuple(range(5000))).record(1)
+            counted[number + 1] += 1
+            store.counter("n").add(1)
+            counted[0] += 1
+
+    for at in range(1, 40):
+        codes = [wait(start(work, at, before)) for before in (True, False)]
+        assert set(codes) <= {0, -signal.SIGKILL}
+        found = merged(folder, skipped := [])
+        # Killed before anything was committed, what it leaves is no file of ours yet.
+        assert not skipped or not any(counted)
+        assert found.get("n", 0) == counted[0]
+        for number in range(4):
+            assert not counted[number + 1] or found[f"h{number}"].count == counted[number + 1]
+        if codes == [0, 0]:
+            break
+    assert counted[0] >= 8
+    assert len(list(folder.glob("*.cells"))) == 1
+
+
+def test_kills_at_random_moments_lose_nothing(folder, tmp_path):
+    """Each child writes down before and after what it counts, in a mapping that outlives it."""
+    noted = memoryview(mmap.mmap(-1, 16)).cast("d")
+
+    def work(seed):
+        store = join(folder)
+        counter, drawn = store.counter("n"), random.Random(seed)
+        while True:
+            noted[0] += 1
+            counter.add(1)
+            noted[1] += 1
+            if drawn.random() < 0.2:
+                store.histogram(f"h{drawn.randrange(200)}", bounds=tuple(range(300))).record(1)
+
+    for seed in range(40):
+        pid = start(work, seed)
+        time.sleep(random.random() * 0.03)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        # Killed after the note, before the count.
+        noted[0] = noted[1] = max(noted[1], merged(folder).get("n", 0.0))
+        assert merged(folder, skipped := []).get("n", 0.0) == noted[1] and not skipped
+
+
+# --- Growth. ---
+
+
+def test_growth_over_several_segments_with_histograms_that_do_not_fit_an_end(folder):
+    store = join(folder)
+    for number in range(30):
+        histogram = store.histogram(f"h{number}", bounds=tuple(float(bound) for bound in range(1500)))
+        histogram.record(number)
+        store.counter("n").add(1, {"series": number})
+    found = merged(folder)
+    for number in range(30):
+        assert found[f"h{number}"].count == 1 and found[f"h{number}"].buckets[number] == 1
+        assert found["n", (("series", number),)] == 1
+    assert (folder / "0.cells").stat().st_size > 5 * 65536
+
+
+def test_the_cardinality_limit_holds_over_adopted_series(folder):
+    def work(first):
+        store = join(folder)
+        store.configure(cardinality_limit=50, buckets={})
+        for number in range(first, first + 80):
+            store.counter("n").add(1, {"series": number})
+
+    for first in range(0, 800, 80):
+        run(work, first)
+    found = {key: value for key, value in merged(folder).items() if key[0] == "n"}
+    assert len(found) <= 51
+    assert sum(found.values()) == 800
+
+
+# --- Definitions. ---
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (("histogram", {"bounds": (1.0,)}), ("histogram", {"bounds": (1.0, 2.0)})),
+        (("counter", {"unit": "s"}), ("counter", {"unit": "ms"})),
+        (("counter", {}), ("up_down_counter", {})),
+    ],
+)
+@pytest.mark.parametrize("old_lives", [True, False])
+def test_a_changed_definition_starts_again_once_and_the_others_go_on(folder, before, after, old_lives):
+    def work(definition):
+        kind, named = definition
+        store = join(folder)
+        store.counter("other").add(1)
+        made = getattr(store, kind)("x", **named)
+        made.record(0.5) if kind == "histogram" else made.add(5)
+        return store
+
+    def count(value):
+        return value.count if isinstance(value, HistogramValue) else value
+
+    with living(work, before) if old_lives else contextlib.nullcontext(run(work, before) if not old_lives else None):
+        with living(work, after):
+            found = merged(folder)
+            assert count(found["x"]) == (1 if after[0] == "histogram" else 5)
+            assert found["other"] == 2
+    work(after)
+    assert merged(folder)["other"] == 3
+
+
+def test_a_definition_that_was_rolled_back_starts_to_count_again_in_the_slot_it_had(tmp_path):
+    """Buckets changed by a deployment and changed back by the next: what the dead left is of an older date."""
+
+    def count(bounds):
+        sharing = sharing_in(tmp_path)
+        sharing._store.histogram("took", bounds=bounds).record(0.5)
+        sharing._store.counter("kept").add(1)
+        return sharing
+
+    def shown(sharing):
+        found = values(sharing.merge())
+        return found["took"].bounds, sum(found["took"].buckets), found["kept"]
+
+    def first():
+        assert shown(count((1.0,))) == ((1.0,), 1, 1)
+        kill_self()
+
+    def second():
+        mine = count((2.0,))
+        assert mine.memory.lease.number == 0
+        assert shown(mine) == ((2.0,), 1, 2)
+        kill_self()
+
+    run(first, expect=-signal.SIGKILL)
+    run(second, expect=-signal.SIGKILL)
+    with living(count, (2.0,)):
+        # The adopted definition of the slot 0 is in use there; slot 1 makes its own.
+        assert shown(count((1.0,)))[0] == (1.0,)
+    rolled_back = count((1.0,))
+    assert rolled_back.memory.lease.number == 0
+    bounds, observations, kept = shown(rolled_back)
+    assert bounds == (1.0,)
+    assert kept == 5
+    assert observations == 3
+    size = rolled_back.memory.path("keys").stat().st_size
+    assert shown(rolled_back)[0] == (1.0,)
+    # Said once, not with every scrape.
+    assert rolled_back.memory.path("keys").stat().st_size == size
+    rolled_back.stop()
+
+
+def test_another_description_is_no_other_instrument(folder):
+    run(lambda: join(folder).counter("n", description="old words").add(1))
+    join(folder).counter("n", description="new words").add(1)
+    assert merged(folder)["n"] == 2
+
+
+# --- Damage. ---
+
+
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    if how == "empty":
+        path.write_bytes(b"")
+    elif how == "truncated":
+        path.write_bytes(data[: len(data) // 3])
+    elif how == "garbage":
+        path.write_bytes(random.Random(1).randbytes(len(data)))
+    elif how == "a bit":
+        middle = min(len(data), 60) // 2
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 0x40]) + data[middle + 1 :])
+    elif how == "huge length":
+        path.write_bytes(struct.pack("<II", 0xFFFFFFFF, 0) + data[8:])
+    elif how == "sparse":
+        os.truncate(path, 1 << 42)
+    elif how == "foreign JSON":
+        payload = json.dumps({"d": [[], 3, {}, None, ["x"], 1, "y"], "s": [0, 5, -1e300, "z"]}).encode()
+        path.write_bytes(struct.pack("<II", len(payload), zlib.crc32(payload)) + payload)
+    elif how == "deep JSON":
+        payload = b"[" * 100_000
+        path.write_bytes(struct.pack("<II", len(payload), zlib.crc32(payload)) + payload)
+    elif how == "not a number":
+        path.write_bytes(struct.pack("<6d", *([math.nan] * 6)) + data[48:])
+    elif how == "length not a number":
+        path.write_bytes(data[:8] + struct.pack("<d", math.nan) + data[16:])
+    elif how == "length infinite":
+        path.write_bytes(data[:8] + struct.pack("<d", math.inf) + data[16:])
+
+
+DAMAGES = [
+    "empty", "truncated", "garbage", "a bit", "huge length", "sparse", "foreign JSON", "deep JSON", "not a number",
+    "length not a number", "length infinite",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("suffix", ["cells", "keys", "snap"])
+def test_a_damaged_file_is_skipped_counted_once_and_taken_over(tmp_path, suffix, how):
+    if suffix != "cells" and how in ("sparse", "not a number", "length not a number", "length infinite"):
+        pytest.skip("of cells only")
+
+    def work():
+        sdk = [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
+        sharing = sharing_in(tmp_path, collect_sdk=lambda: sdk)
+        for number in range(20):
+            sharing._store.counter("n").add(1, {"series": number})
+        sharing.write_snapshot()
+
+    with living(work):
+        mine = sharing_in(tmp_path)
+        mine._store.counter("mine").add(1)
+        before = values(mine.collect())
+        assert before["sdk"] == 3 and before["n", (("series", 7),)] == 1
+        target = mine.folder / f"0.{suffix}"
+        if suffix == "snap":
+            damage(target, how)
+            # The last good one.
+            assert values(mine.collect())["sdk"] == 3
+    if suffix != "snap":
+        damage(target, how)
+    for _ in range(3):
+        found = values(mine.collect())
+    skips = {key: value for key, value in values(mine._store.collect()).items() if "skipped" in key[0]}
+    if how != "a bit" or suffix != "cells":
+        assert sum(skips.values()) <= 1
+    fresh = Reader(mine.folder, (reasons := []).append)
+    fresh.merge()
+    list(fresh.snapshots())
+    fresh.merge()
+    list(fresh.snapshots())
+    assert len(reasons) == len(set(reasons))
+    assert found["mine"] == 1
+
+    def again():
+        sharing = sharing_in(tmp_path)
+        assert not sharing.problem, sharing.problem
+        sharing._store.counter("n").add(1, {"series": 99})
+        sharing.write_snapshot()
+        values(sharing.collect())
+
+    run(again)
+    assert values(mine.collect())["n", (("series", 99),)] == 1
+    mine.stop()
+
+
+@pytest.mark.parametrize("size", [0, 100, 8192, 8192 + 65536])
+def test_a_file_cut_beneath_its_owner_is_made_whole_before_it_is_touched(tmp_path, size):
+    def work():
+        sharing = sharing_in(tmp_path)
+        for number in range(10_000):
+            sharing._store.counter("n").series({"series": number})
+            if number == 0:
+                sharing._store.counter("n").add(5, {"series": 0})
+        sharing._store.configure(cardinality_limit=20_000, buckets={})
+        os.truncate(sharing.folder / "0.cells", size)
+        sharing.tick()
+        sharing._store.counter("m").add(2)
+        found = values(sharing.collect())
+        assert found["m"] == 2
+        assert found["n", (("series", 0),)] == (5 if size > 8192 else 0)
+        assert all(value >= 0 for value in values(sharing._store.collect()).values())
+
+    run(work)
+
+
+def test_a_dictionary_cut_beneath_its_owner_is_written_anew(tmp_path):
+    """The owner knows what was in it; readers that had it half forget what they knew."""
+    mine = sharing_in(tmp_path)
+    for number in range(20):
+        mine._store.counter("a").add(number, {"n": number})
+        mine._store.histogram("b", bounds=(1.0, 2.0)).record(number, {"n": number})
+    before = values(mine.merge())
+    outsider = Reader(mine.folder)
+    assert values(outsider.merge()) == before
+    keys = mine.memory.path("keys")
+    os.truncate(keys, keys.stat().st_size // 2)
+    mine.tick()
+    mine._store.counter("a").add(1, {"n": "new"})
+    after = values(mine.merge())
+    assert after.pop(("a", (("n", "new"),))) == 1
+    assert after == before
+    assert values(Reader(mine.folder).merge()) == values(outsider.merge()) == values(mine.merge())
+    mine.stop()
+
+
+def test_names_of_others_in_the_folder_are_no_slots(folder):
+    for name in ("05.cells", "²".encode().decode() + ".cells", "x.cells", "-1.cells", "99999999.cells", ".cells"):
+        (folder / name).write_bytes(b"x")
+    join(folder).counter("n").add(1)
+    assert merged(folder, skipped := [])["n"] == 1
+    assert not skipped
+
+
+# --- The folder. ---
+
+
+def test_folder_and_files_are_private_whatever_the_umask(tmp_path):
+    for mask in (0, 0o277, 0o777):
+        base = tmp_path / f"mask{mask}"
+        base.mkdir()
+
+        def work(base=base, mask=mask):
+            os.umask(mask)
+            sdk = [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
+            name = groups.build_group_name("p", None, os.getpid())
+            sharing = Sharing(name, os.getpid(), [base], CellStore(), lambda: sdk)
+            assert sharing.join(), sharing.problem
+            sharing._store.counter("n").add(1)
+            sharing.write_snapshot()
+
+        run(work)
+        for path in base.rglob("*"):
+            expected = 0o700 if path.is_dir() else 0o600
+            assert stat.S_IMODE(path.stat().st_mode) == expected, path
+
+
+def test_a_folder_that_is_a_link_or_open_or_foreign_is_refused_with_its_reason(tmp_path):
+    def problem(change):
+        base = tmp_path / change.__name__
+        base.mkdir()
+        change(base / f"django-otel-{os.geteuid()}")
+        made = sharing_in(base)
+        made._store.counter("n").add(1)
+        found = values(made.collect())
+        assert found["n"] == 1 and found["django_otel.shared.active"] == 0
+        return made.problem
+
+    def link(path):
+        path.with_name("elsewhere").mkdir(mode=0o700)
+        path.symlink_to(path.with_name("elsewhere"))
+
+    def open_to_all(path):
+        path.mkdir()
+        path.chmod(0o777)
+
+    def foreign(path):
+        path.mkdir(mode=0o700)
+        os.chown(path, 4711, 4711)
+
+    def file(path):
+        path.write_text("")
+
+    assert "is a link or no folder" in problem(link)
+    assert "mode 777; expected 700" in problem(open_to_all)
+    assert "is a link or no folder" in problem(file)
+    if os.geteuid() == 0:
+        assert "belongs to user 4711; expected user 0" in problem(foreign)
+
+
+def test_a_deleted_folder_is_made_anew_with_what_the_living_counted(tmp_path):
+    sdk = [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
+    mine = sharing_in(tmp_path, collect_sdk=lambda: sdk)
+    mine._store.counter("n").add(3)
+    mine.write_snapshot()
+    services.shutil.rmtree(mine.folder)
+    gone = values(mine.collect())
+    assert gone["n"] == 3 and gone["django_otel.shared.active"] == 0
+    mine._store.counter("n").add(1)
+    mine.tick()
+    found = values(mine.collect())
+    assert found["n"] == 4 and found["sdk"] == 3 and found["django_otel.shared.active"] == 1
+    assert read_snapshot(mine.folder / "0.snap")
+    mine.stop()
+
+
+@contextlib.contextmanager
+def small_disk(path, size="64k"):
+    path.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], capture_output=True).returncode
+    ):
+        pytest.skip("may not mount")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_a_full_disk_falls_back_says_so_and_recovers_with_every_number(tmp_path):
+    with small_disk(tmp_path / "disk", "400k") as disk:
+
+        def work():
+            sdk = [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
+            mine = sharing_in(disk, collect_sdk=lambda: sdk)
+            assert not mine.problem
+            store = mine._store
+            store.configure(cardinality_limit=100_000, buckets={})
+            store.counter("first").add(1)
+            filler = disk / "filler"
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(b"x" * 4096)
+            for number in range(10_000):
+                store.counter("n").add(1, {"series": number})
+            store.counter("first").add(1)
+            for _ in range(3):
+                mine.tick()
+                found = values(mine.collect())
+                assert found["django_otel.shared.active"] == 0
+                assert found["first"] == 2 and found["n", (("series", 9999),)] == 1 and found["sdk"] == 3
+            filler.unlink()
+            os.truncate(disk / "other", 0) if (disk / "other").exists() else None
+            subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+            mine.tick()
+            found = values(mine.collect())
+            assert found["django_otel.shared.active"] == 1
+            assert found["first"] == 2 and all(found["n", (("series", number),)] == 1 for number in range(10_000))
+            assert values(store.collect())["first"] == 2
+
+        run(work)
+
+
+def test_a_disk_full_from_the_start_keeps_numbers_in_the_process_until_there_is_space(tmp_path):
+    with small_disk(tmp_path / "disk", "4k") as disk:
+
+        def work():
+            mine = sharing_in(disk)
+            assert "No space left" in mine.problem
+            mine._store.counter("n").add(2)
+            assert values(mine.collect()) == {"n": 2, "django_otel.shared.active": 0}
+            subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+            mine.tick()
+            assert values(mine.collect()) == {"n": 2, "django_otel.shared.active": 1}
+
+        run(work)
+
+
+def test_a_file_system_that_becomes_read_only_breaks_no_scrape(tmp_path):
+    with small_disk(tmp_path / "disk", "4m") as disk:
+
+        def work():
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            mine = sharing_in(disk)
+            assert "Read-only" in mine.problem
+            mine._store.counter("n").add(2)
+            assert values(mine.collect())["n"] == 2
+            subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+            mine.tick()
+            assert values(mine.collect()) == {"n": 2, "django_otel.shared.active": 1}
+
+        run(work)
+
+
+# --- Forks and threads. ---
+
+
+def test_a_child_starts_at_zero_in_a_slot_of_its_own_and_never_touches_its_parents(tmp_path):
+    parent = sharing_in(
+        tmp_path, collect_sdk=lambda: [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
+    )
+    parent._store.counter("n").add(5)
+    parent._store.gauge("g").set(1)
+    parent.write_snapshot()
+    folder = parent.folder
+    cells, snapshot = (folder / "0.cells").read_bytes(), (folder / "0.snap").stat()
+
+    def child():
+        store = parent._store
+        store.counter("n").add(1)
+        store.up_down_counter("u").add(1)
+        # Before it joins: its own numbers alone, and nothing written.
+        assert values(parent.collect())["n"] == 1
+        assert (folder / "0.cells").read_bytes() == cells
+        assert (folder / "0.snap").stat().st_mtime_ns == snapshot.st_mtime_ns
+        mine = sharing_in(tmp_path, store)
+        assert mine.memory.lease.number == 1
+        found = values(mine.collect())
+        assert found["n"] == 6 and found["u"] == 1 and found["sdk"] == 3
+
+    run(child)
+    assert values(parent.collect())["n"] == 6
+    # The child of a parent that dies does not keep its slot alive.
+    parent.stop()
+
+
+def test_a_parents_slot_is_free_when_it_dies_before_its_child(folder, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+
+    def parent():
+        sharing = sharing_in(base)
+        sharing._store.up_down_counter("u").add(1)
+        start(time.sleep, 5)
+        kill_self()
+
+    run(parent, expect=-signal.SIGKILL)
+    group = next(base.glob("*/*"))
+    services.wait_until(lambda: not living_slots(group, [0]), 3, "a free slot")
+
+
+def test_threads_that_count_make_series_and_scrape_at_once_lose_nothing(tmp_path):
+    mine = sharing_in(tmp_path)
+    store = mine._store
+    store.configure(cardinality_limit=10_000, buckets={})
+    errors = []
+
+    def work(number):
+        try:
+            for step in range(300):
+                store.counter("n").add(1)
+                store.histogram("h").record(step)
+                store.counter("series").add(1, {"step": step % 60, "thread": number})
+        except Exception as error:
+            errors.append(error)
+
+    def scrape():
+        try:
+            for _ in range(25):
+                values(mine.collect())
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    threads += [threading.Thread(target=scrape) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    found = values(mine.collect())
+    assert found["n"] == 1200 and found["h"].count == 1200
+    assert sum(value for key, value in found.items() if key[0] == "series") == 1200
+    mine.stop()
+
+
+def test_concurrent_scrapes_of_concurrent_writers_never_show_more_than_was_written(folder):
+    """Each writer records 1 only: a sum never differs from the count by more than the writers that are at it."""
+
+    def write():
+        store = join(folder)
+        for number in range(3000):
+            store.histogram("h", bounds=(2.0,)).record(1)
+            if number % 10 == 0:
+                store.counter("n").add(1, {"series": number})
+
+    def scrape():
+        reader, before = Reader(folder, lambda reason: errors.append(reason)), 0
+        errors = []
+        for _ in range(40):
+            found = values(reader.merge()).get("h")
+            if found is not None:
+                assert before <= found.count <= 9000 and abs(found.count - found.sum) <= 3
+                before = found.count
+        assert not errors, errors
+
+    pids = [start(write) for _ in range(3)] + [start(scrape) for _ in range(2)]
+    assert [wait(pid) for pid in pids] == [0] * 5
+    assert merged(folder)["h"].count == 9000
+
+
+# --- The SDK's instruments. ---
+
+
+def test_snapshots_merge_by_name_scope_and_attributes_and_only_the_living_have_gauges(tmp_path):
+    one, other = Scope("s", "1"), Scope("s", "2")
+
+    def sdk(scale, offset, gauge):
+        exponential = ExponentialValue(scale, 1, offset, [1, 2], 0, [], 5.0, 4)
+        return [
+            Family("c", Kind.COUNTER, "", "", one, [Point((("k", 1),), 2), Point((("k", "1"),), 3)]),
+            Family("c", Kind.COUNTER, "", "", other, [Point((("k", 1),), 10)]),
+            Family("g", Kind.GAUGE, "", "", one, [Point((), gauge)]),
+            Family("u", Kind.UP_DOWN_COUNTER, "", "", one, [Point((), 1)]),
+            Family("h", Kind.HISTOGRAM, "", "", one, [Point((), HistogramValue((1.0,), [1, 2], 4.0))]),
+            Family("e", Kind.EXPONENTIAL_HISTOGRAM, "", "", one, [Point((), exponential)]),
+        ]
+
+    def work(*arguments):
+        sharing = sharing_in(tmp_path, collect_sdk=lambda: sdk(*arguments))
+        sharing.write_snapshot()
+        return sharing
+
+    mine = sharing_in(tmp_path)
+    with living(work, 3, 8, 7.0):
+        with living(work, 2, 4, 9.0):
+            found = {
+                (family.name, family.scope, point.attributes): point.value
+                for family in mine.collect()
+                for point in family.points
+            }
+            assert found["c", one, (("k", 1),)] == 4 and found["c", one, (("k", "1"),)] == 6
+            assert found["c", other, (("k", 1),)] == 20
+            assert found["u", one, ()] == 2 and found["g", one, ()] in (7.0, 9.0)
+            assert found["h", one, ()].buckets == [2, 4]
+            exponential = found["e", one, ()]
+            assert (exponential.scale, exponential.count, exponential.zero_count) == (2, 8, 2)
+            assert sum(exponential.positive) == 6
+    dead = values(mine.collect())
+    assert ("g", "1") not in dead and ("u", "1") not in dead and dead["h", "1"].buckets == [2, 4]
+    # A process that takes the slot and has measured nothing through the SDK shows no gauge of the dead one's.
+    with living(lambda: sharing_in(tmp_path)):
+        after = values(mine.collect())
+        assert ("g", "1") not in after and ("u", "1") not in after and after["h", "1"].buckets == [2, 4]
+    with living(work, 3, 8, 5.0):
+        again = values(mine.collect())
+        assert again["g", "1"] == 5.0 and again["h", "1"].buckets == [3, 6] and again["e", "1"].count == 12
+    mine.stop()
+
+
+def test_a_snapshot_of_another_shape_is_no_snapshot(folder):
+    path = folder / "0.snap"
+    good = Family(
+        "h", Kind.HISTOGRAM, "", "", Scope("s"), [Point((("a", (1, 2)),), HistogramValue((1.0,), [1, 2], 4.0), [])]
+    )
+    write_snapshot(path, [good])
+    assert read_snapshot(path) == [good]
+    text = json.loads(path.read_bytes()[8:])
+    for change in (
+        lambda item: item.__setitem__(0, 5),
+        lambda item: item.__setitem__(4, None),
+        lambda item: item[5][0].__setitem__(1, 3),
+        lambda item: item[5][0].__setitem__(1, {"b": [1], "c": [1], "s": 1}),
+        lambda item: item[5][0].__setitem__(1, {"b": ["x"], "c": [1, 2], "s": 1}),
+        lambda item: item[5][0].__setitem__(0, [["a", {}]]),
+        lambda item: item[5][0].__setitem__(2, None),
+    ):
+        items = json.loads(json.dumps(text))
+        change(items[0])
+        payload = json.dumps(items).encode()
+        path.write_bytes(struct.pack("<II", len(payload), zlib.crc32(payload)) + payload)
+        assert read_snapshot(path) is None
+
+
+def test_exemplars_of_several_slots_are_merged_the_newest_of_a_bucket(folder):
+    def work(trace_id, value):
+        join(folder).histogram("h", bounds=(1.0, 2.0)).record(value, trace_id=trace_id, span_id=trace_id)
+        return
+
+    with living(lambda: join(folder).histogram("h", bounds=(1.0, 2.0)).record(0.5, trace_id=1 << 100, span_id=1)):
+        run(work, 2, 1.5)
+        time.sleep(0.01)
+        join(folder).histogram("h", bounds=(1.0, 2.0)).record(0.6, trace_id=3, span_id=3)
+        family = next(family for family in Reader(folder).merge() if family.name == "h")
+        assert [exemplar.trace_id for exemplar in family.points[0].exemplars] == [3, 2]
+
+
+# --- Groups. ---
+
+
+def test_group_names_differ_by_master_start_project_and_namespace(monkeypatch):
+    names = {
+        groups.build_group_name("p", None, 1),
+        groups.build_group_name("q", None, 1),
+        groups.build_group_name("p", None, os.getpid()),
+    }
+    monkeypatch.setattr(groups, "start_time", lambda pid: "another")
+    names.add(groups.build_group_name("p", None, 1))
+    monkeypatch.setattr(groups, "_pid_namespace", lambda: "another")
+    names.add(groups.build_group_name("p", None, 1))
+    names |= {
+        groups.build_group_name("p", "a", None),
+        groups.build_group_name("p", "b", None),
+        groups.build_group_name("q", "a", None),
+    }
+    names |= {groups.build_group_name("p", "../a/b", None), groups.build_group_name("p", ".._a_b", None)}
+    assert len(names) == 10 and None not in names
+    assert all("/" not in name for name in names)
+    assert groups.build_group_name("p", None, None) is None
+
+
+def test_only_old_folders_of_dead_masters_without_a_living_process_are_swept(tmp_path):
+    parent = tmp_path / "parent"
+    parent.mkdir(mode=0o700)
+    reading, writing = os.pipe()
+    dead = start(os.read, reading, 1)
+
+    def make(name, owner, age_s=3600):
+        folder = parent / name
+        folder.mkdir(mode=0o700)
+        if owner is not None:
+            groups._write_owner(folder, owner)
+        run(lambda: join(folder).counter("n").add(1))
+        at_s = time.time() - age_s
+        os.utime(folder, (at_s, at_s))
+        return folder
+
+    make("1-dead", dead)
+    make("2-young", dead, 1)
+    make("3-master-lives", os.getpid())
+    held = make("4-worker-lives", dead)
+    make("named-dead", dead)
+    make("5-no-owner", None)
+    make("keep", dead)
+    other = make("6-other-namespace", dead)
+    (other / "owner").write_text("1 1 4711")
+    os.utime(other, (1, 1))
+    (parent / "7-link").symlink_to(held)
+    os.write(writing, b"x")
+    wait(dead)
+    os.close(reading), os.close(writing)
+    with living(join, held):
+        os.utime(held, (1, 1))
+        assert sorted(groups.sweep(parent, keep="keep")) == ["1-dead", "5-no-owner"]
+    assert (held / "0.cells").exists()
+
+
+# --- The whole. ---
+
+
+def test_work_outside_the_web_server_is_seen_in_its_scrape(tmp_path):
+    otel = {
+        "SERVICE_NAME": "shared", "SAMPLING": {"LIVE": False}, "METRICS_VIEW": {"ALLOW": "all"},
+        "METRICS": {"SHARED_DIR": str(tmp_path), "GROUP": "shop"}, "SKIP_COMMANDS": [],
+    }  # fmt: skip
+    code = (
+        "import django; django.setup(); import django_otel; from django_otel import runtime;"
+        "django_otel.counter('jobs.done').add(3); assert runtime.sharing().memory is not None"
+    )
+    environ = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "TEST_OTEL": json.dumps(otel)}
+    for _ in range(2):
+        subprocess.run([services.sys.executable, "-c", code], env=environ, cwd=services.ROOT, check=True)
+    with services.serve("gunicorn", otel, workers=1) as server:
+        services.wait_until(lambda: server.get("/livez")[0] == 200, 20, "an answer")
+        assert b"jobs_done_total 6" in server.get("/metrics")[2]
+
+
+def test_nothing_unpickles():
+    for path in (services.ROOT / "django_otel").rglob("*.py"):
+        text = path.read_text()
+        assert not any(
+            word in text for word in ("import pickle", "from pickle", "marshal", "shelve", "allow_pickle")
+        ), path
