@@ -339,6 +339,26 @@ def hup(site: Site) -> None:
     time.sleep(2)
 
 
+def foreign_instruments(site: Site) -> None:
+    """Counted through the SDK an instant before the workers are told to go: their last snapshot has it."""
+    before = total(site.page(), "sdk_counted_total")
+    answered = 0
+    for _ in range(30):
+        with contextlib.suppress(OSError, services.http.client.HTTPException):
+            answered += site.server.get("/sdk-count/", timeout_s=5)[0] == 200
+    if site.kind.has_hup:
+        site.server.process.send_signal(signal.SIGHUP)
+    elif site.kind.stop_worker is not None:
+        for pid in site.workers():
+            os.kill(pid, site.kind.stop_worker)
+    time.sleep(site.kind.respawn_s + 1)
+    site.page()
+    time.sleep(2)
+    counted = total(site.page(), "sdk_counted_total") - before
+    if counted != answered:
+        raise Failure(f"{counted:g} counted through the SDK, {answered} answered")
+
+
 def kill_idle(site: Site) -> None:
     for pid in site.workers():
         with contextlib.suppress(ProcessLookupError):
@@ -419,7 +439,7 @@ def scenarios_on_one_site(kind: Kind) -> list[Callable[[Site], None]]:
         if kind.stop_worker is not None:
             found.append(graceful)
         if kind.has_hup:
-            found.append(hup)
+            found += [hup, foreign_instruments]
         found += [kill_idle, kill_under_load]
     else:
         found.append(reload_code)
