@@ -220,13 +220,14 @@ def test_a_new_master_begins_at_zero_and_two_deployments_do_not_mix(tmp_path):
         assert requests_counted(again) == 1
 
 
-def test_otlp_over_all_instances_adds_up_to_the_requests_answered(tmp_path, receiver):
+@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["app loaded in the worker", "preloaded"])
+def test_otlp_over_all_instances_adds_up_to_the_requests_answered(tmp_path, receiver, preload):
     otel = {
         **OTEL,
         "TRACES": {"ENDPOINT": receiver.url},
         "METRICS": {"EXPORTERS": ["prometheus", "otlp"], "INTERVAL_S": 0.3},
     }
-    KINDS["recycling"] = ("gunicorn", ("--max-requests", "30"))
+    KINDS["recycling"] = ("gunicorn", ("--max-requests", "30", *preload))
     with serve("recycling", tmp_path, workers=2, otel=otel) as server:
         with Load(server, clients=2) as load:
             services.wait_until(lambda: load.answered > 150, 60, "150 answers, so several recycled workers")

@@ -66,8 +66,9 @@ _SEGMENT_CELLS = 8192
 _SEGMENT_BYTES = _SEGMENT_CELLS * 8
 _ENTRY = struct.Struct("<II")
 _MAX_SLOTS = 4096
-#: How long anybody waits for `join.lock`, in seconds.
-_JOIN_TIMEOUT_S = 0.5
+#: How long a joiner and a probe wait for `join.lock`, in seconds.
+_JOIN_TIMEOUT_S = 2.0
+_PROBE_TIMEOUT_S = 0.5
 _MAX_KEYS_BYTES = 64 << 20
 #: Beyond this a slot does not grow, and a file is not read: a length may be garbage.
 _MAX_CELLS_BYTES = 256 << 20
@@ -205,8 +206,8 @@ def _joining(folder: Path, how: int) -> Iterator[None]:
     """Hold `join.lock`: exclusively to join, shared to probe, else a probe's lock would make a joiner skip a slot.
 
     It is held for microseconds, unless its holder was stopped in the middle: no
-    request waits for that longer than `_JOIN_TIMEOUT_S`. A probe then goes on
-    without. Errors: `Unusable` when joining.
+    request waits for that for long. A probe then goes on without. Errors:
+    `Unusable` when joining.
     """
     path = folder / "join.lock"
     try:
@@ -223,7 +224,7 @@ def _joining(folder: Path, how: int) -> Iterator[None]:
 
 
 def _lock_in_time(descriptor: int, how: int) -> bool:
-    deadline_s = time.monotonic() + _JOIN_TIMEOUT_S
+    deadline_s = time.monotonic() + (_JOIN_TIMEOUT_S if how == fcntl.LOCK_EX else _PROBE_TIMEOUT_S)
     while True:
         try:
             fcntl.flock(descriptor, how | fcntl.LOCK_NB)
