@@ -68,10 +68,14 @@ class Counter:
         self._request(_START)
         self._request(_ZERO)
 
-    def stop(self, name: str) -> None:
-        """Write what was counted since `start` down as `name`."""
+    def dump(self, name: str) -> None:
+        """Write what was counted since `start` down as `name`, and go on at the pace of counting."""
         text = ctypes.create_string_buffer(name.encode())
         self._request(_DUMP_AT, ctypes.addressof(text))
+
+    def stop(self, name: str) -> None:
+        """Write what was counted since `start` down as `name`."""
+        self.dump(name)
         self._request(_STOP)
 
     def count(self, name: str, function: Callable[[], object]) -> None:
@@ -89,30 +93,49 @@ def _counter() -> Counter:
 def count(function: Callable[[], object]) -> int:
     """Instructions of one call of `function`, of all threads meanwhile, known at once.
 
+    The process stays slow from the first count on: to start counting, callgrind
+    translates everything anew, which takes longer than most of what is counted.
+
     Errors: `RuntimeError` in a process that was not started by `command()` with `environment()`.
     """
     if _FOLDER not in os.environ:
         raise RuntimeError("Instructions can only be counted in a process started by callgrind.command().")
-    _counter().count("at once", function)
+    counter = _counter()
+    counter.start()
+    function()
+    counter.dump("at once")
     (dump,) = Path(os.environ[_FOLDER]).glob(f"out.{os.getpid()}.*")
     found = _read(dump)
     dump.unlink()
     return found["at once"]
 
 
-def count_each(loop: Callable[[int], object], few: int, many: int) -> float:
-    """Instructions of one of the things that `loop(n)` does n times.
+def count_settled(function: Callable[[], object]) -> int:
+    """`count()` with the garbage collector in the same state each time.
 
-    The difference of two loops leaves out what a loop costs whatever its
-    length. The garbage collector stays on, as in a server, but does not walk
-    through what start-up left behind, which no two programs have alike.
+    It stays on, as in a server, but does not walk through what start-up left
+    behind, which no two programs have alike.
     """
     gc.collect()
     gc.freeze()
     try:
-        return (count(lambda: loop(many)) - count(lambda: loop(few))) / (many - few)
+        return count(function)
     finally:
         gc.unfreeze()
+
+
+def count_each(loop: Callable[[int], object], few: int, many: int, repeats: int = 3) -> float:
+    """Instructions of one of the things that `loop(n)` does n times.
+
+    The difference of two loops leaves out what a loop costs whatever its
+    length; the smallest of a few counts leaves out a background thread that
+    happened to run meanwhile.
+    """
+    found = {
+        times: min(count_settled(lambda: loop(times)) for _ in range(repeats))  # noqa: B023 (called at once)
+        for times in (few, many)
+    }
+    return (found[many] - found[few]) / (many - few)
 
 
 # --- Around it. ---

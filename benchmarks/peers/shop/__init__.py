@@ -1,0 +1,1 @@
+"""The one model of the measured project."""
