@@ -47,7 +47,7 @@ class DjangoOTelConfig(AppConfig):
         for part in (instrumentors, logs, database, business):
             runtime.on_config_change(part.install)
             runtime.on_refusal(part.uninstall)
-        runtime.on_join(live.ensure_started)
+        runtime.on_prepare(live.ensure_started)
         asgi.answer_lifespan()
         with guard.contained("looking for otel.py modules"):
             business.autodiscover()

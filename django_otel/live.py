@@ -1,26 +1,33 @@
-"""The admin's sampling policy: from its row in the database to the sampler of every process.
+"""The admin's sampling policy: from its rows in the database to the sampler of every process.
 
-The process that saves swaps when its transaction commits. Every other process
-has one background thread that reads the row each `SAMPLING.REFRESH_S` and
-closes its connection again. Nothing here runs on the path of a request, except
-the one that saves the row.
+The process that saves swaps when its transaction commits and writes the policy
+into a folder that all processes of the host share (`core.roster`); the others
+look at that file every half second, without a connection of their own. One of
+them is elected to ask the database each `SAMPLING.REFRESH_S`, for what other
+hosts or plain SQL have changed, and sooner when a shared cache says that there
+is news. A new process applies the file before its first decision. Where no
+folder can be used every process asks the database for itself. Nothing here runs
+on the path of a request, except the one that saves.
 
-What a row means is decided in one place, `_read_policy`; what was read last is
-applied, however it was read.
+What the rows mean is decided in one place, `policy_from_state`; of two readings
+the one that began later is applied, whoever made it.
 """
 
 from __future__ import annotations
 
-import itertools
+import json
 import os
 import random
+import secrets
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterable
 from datetime import datetime
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseFault
@@ -29,18 +36,35 @@ from django.utils import timezone
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from django_otel import runtime
-from django_otel.core import guard
+from django_otel.core import groups, guard, roster
 from django_otel.core.config import Config
 from django_otel.core.policy import Policy, Rule
+from django_otel.core.roster import Reading, Roster
 from django_otel.core.sampling import LiveSampler
+
+if TYPE_CHECKING:
+    from django_otel.models import SamplingState
 
 #: While the database does not answer, the pause between two attempts doubles up to this.
 _LONGEST_PAUSE_S = 30.0
+#: How often a process looks at the shared file, in seconds.
+_TICK_S = 0.5
+#: How often the elected process asks a shared cache whether there is news, in seconds.
+_CACHE_S = 1.0
+#: How often a process that found no folder tries again, in seconds.
+_REOPEN_S = 30.0
 _NO_DATABASE = "django.db.backends.dummy"
+#: Caches of one process, or that are a database themselves: asking them would tell nothing, or be a query.
+_UNSHARED_CACHES = (
+    "django.core.cache.backends.locmem.LocMemCache",
+    "django.core.cache.backends.dummy.DummyCache",
+    "django.core.cache.backends.db.DatabaseCache",
+    "django.core.cache.backends.filebased.FileBasedCache",
+)
 
 
 class _UnreadableError(Exception):
-    """The row could not be read; the text says why, without anything from the database's own message."""
+    """The rows could not be read; the text says why, without anything from the database's own message."""
 
 
 class _TableMissingError(_UnreadableError):
@@ -48,11 +72,11 @@ class _TableMissingError(_UnreadableError):
 
 
 class _RowFaultyError(_UnreadableError):
-    """The row is there and makes no sense."""
+    """The rows are there and make no sense."""
 
 
 class Follower:
-    """Keeps this process's sampler equal to the row. One per process, made when it is first needed.
+    """Keeps this process's sampler equal to the rows. One per process, made when it is first needed.
 
     Its lock and event are made with it, so after gevent has patched `threading`.
     """
@@ -62,9 +86,15 @@ class Follower:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._tickets = itertools.count(1)
-        self._applied_ticket = 0
+        #: When the reading began that is applied, on the clock of `time.monotonic()`.
+        self._applied_began_s = float("-inf")
         self._pause_s = 0.0
+        self._next_poll_s = 0.0
+        self._next_cache_s = 0.0
+        self._next_open_s = 0.0
+        self._next_share_s = 0.0
+        self._cache_token: object = None
+        self.roster: Roster | None = None
         self.wanted = False
         self.applied_at_s: float | None = None
         self.read_at_s: float | None = None
@@ -76,13 +106,20 @@ class Follower:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
-        """Start the background thread, unless it runs or this process must not have one."""
+        """Apply what is known on this host, and start the thread, unless it runs or this process must not have one."""
         with self._lock:
             self.wanted = True
-            if self.is_following or _reason_not_to_follow():
+            if self.is_following or _reason_not_to_run():
                 return
             self._stopping = False
             self._wake.clear()
+        # Before the first decision of this process. A file or two; no database, no socket.
+        with guard.contained("looking for the sampling policy of this host"):
+            self._open()
+            self._share()
+        with self._lock:
+            if self.is_following:
+                return
             self._thread = threading.Thread(target=self._run, name="django_otel-sampling-policy", daemon=True)
             self._thread.start()
 
@@ -97,25 +134,93 @@ class Follower:
             thread.join(timeout_s)
 
     def wake(self) -> None:
-        """Read the row now rather than at the next turn."""
+        """Read the rows now rather than at the next turn."""
+        self._next_poll_s = 0.0
         self._wake.set()
 
+    def abandon(self) -> None:
+        """Close what a forked child has inherited; the parent's locks stay as they are."""
+        found, self.roster = self.roster, None
+        if found is not None:
+            found.close()
+
+    # --- The thread. ---
+
     def _run(self) -> None:
-        while not self._stopping:
-            pause_s = _LONGEST_PAUSE_S
-            with guard.contained("following the sampling policy"):
-                if _reason_not_to_follow():
-                    break
-                pause_s = self.poll()
-            self._wake.wait(pause_s)
-            self._wake.clear()
+        try:
+            while not self._stopping:
+                with guard.contained("following the sampling policy"):
+                    if _reason_not_to_run():
+                        break
+                    self.tick()
+                self._wake.wait(_TICK_S)
+                self._wake.clear()
+        finally:
+            if self.roster is not None:
+                self.roster.resign()
+
+    def tick(self) -> None:
+        """One turn: look at the file, ask the database if that is this process's office and due, report."""
+        with guard.contained("looking at the sampling policy of this host"):
+            self._look_after_folder()
+        if _is_live():
+            is_leader = self.roster is None
+            with guard.contained("electing who asks for the sampling policy"):
+                is_leader = self.roster is None or self.roster.lead()
+            if is_leader and (time.monotonic() >= self._next_poll_s or self._is_news()):
+                self._next_poll_s = time.monotonic() + self.poll()
+        with guard.contained("reporting the sampling policy in force"):
+            self._share()
+            self._report()
+
+    def _look_after_folder(self) -> None:
+        if self.roster is not None and not self.roster.is_intact():
+            # Deleted beneath us.
+            self.abandon()
+        if self.roster is None:
+            self._open()
+        elif self.roster.has_changed():
+            self._apply_file()
+
+    def _open(self) -> None:
+        if self.roster is not None or time.monotonic() < self._next_open_s:
+            return
+        self._next_open_s = time.monotonic() + _REOPEN_S
+        try:
+            found = _build_roster()
+            found.join()
+        except OSError as error:
+            guard.warn_once(
+                "sampling folder",
+                "django_otel: the processes of this host cannot share the sampling policy (%s); each asks the "
+                "database for itself. Set METRICS.SHARED_DIR to a folder they may write to.",
+                error,
+            )
+            return
+        self.roster = found
+        self._apply_file()
+        self._report()
+
+    def _apply_file(self) -> None:
+        if self.roster is None or not _is_live():
+            return
+        try:
+            reading = self.roster.read()
+        except (OSError, ValueError, RecursionError) as error:
+            # The elected process puts a good one in its place, because it cannot read this one either.
+            guard.warn_once("sampling file", "django_otel: the file with the sampling policy is ignored: %s", error)
+            self._next_poll_s = 0.0
+            return
+        if reading is not None:
+            self._apply(reading)
+            self._note(reading.fault, is_told=True)
 
     def poll(self) -> float:
-        """Read and apply the row on a connection that is closed again.
+        """Read and apply the rows on a connection that is closed again.
 
         Units: returns the seconds to wait before the next poll: a little under
-            `REFRESH_S` (so that the workers of a server do not all ask at
-            once), or more while the database does not answer.
+            `REFRESH_S` (so that the hosts do not all ask at once), or more while
+            the database does not answer.
         """
         alias = policy_alias()
         try:
@@ -133,9 +238,8 @@ class Follower:
         return self._pause_s
 
     def read_and_apply(self, alias: str) -> bool:
-        """Read the row through this thread's connection and apply it. False when it could not be read."""
-        # Of two readings that overlap, the one that began later saw the newer row: only it may be applied last.
-        ticket = next(self._tickets)
+        """Read the rows through this thread's connection, apply and share them. False when they could not be read."""
+        began_s = time.monotonic()
         fault = ""
         policy: Policy | None = None
         try:
@@ -146,36 +250,146 @@ class Follower:
         except _UnreadableError as problem:
             # The last policy stays: an operator who has turned tracing down must not see it rise with an outage.
             self._note(str(problem))
+            with guard.contained("sharing the sampling policy"):
+                found = self._publisher()
+                if found is not None:
+                    found.publish_fault(str(problem), began_s)
             return False
-        self._apply(ticket, policy)
+        reading = Reading(policy, began_s, time.time(), fault)
+        self._apply(reading)
         self._note(fault)
+        with guard.contained("sharing the sampling policy"):
+            found = self._publisher()
+            if found is not None:
+                found.publish(reading)
         return True
 
-    def _apply(self, ticket: int, policy: Policy | None) -> None:
+    def _publisher(self) -> Roster | None:
+        """The folder to write to, also for a process that only saves and does not follow."""
+        if self.roster is not None or is_under_test_runner():
+            return self.roster
+        try:
+            return _build_roster()
+        except OSError:
+            return None
+
+    def _apply(self, reading: Reading) -> None:
         with self._lock:
             sampler = _sampler()
-            if ticket < self._applied_ticket:
+            if reading.began_s < self._applied_began_s:
                 return
-            self._applied_ticket = ticket
-            self.read_at_s = time.time()
-            if not _is_live():
-                # Switched off while the row was being read.
-                policy = None
+            self._applied_began_s = reading.began_s
+            self.read_at_s = reading.read_at_s
+            # Switched off while the rows were being read?
+            policy = reading.policy if _is_live() else None
             if sampler.live == policy:
+                if self.applied_at_s is None:
+                    self.applied_at_s = time.time()
                 return
             sampler.swap(policy)
-            self.applied_at_s = self.read_at_s
+            self.applied_at_s = time.time()
         now = sampler.policy
         guard.logger.info("The sampling ratio is now %g (%s, version %d).", now.ratio, now.source, now.version)
 
-    def _note(self, fault: str) -> None:
-        """Say once that something is wrong, and once that it is over."""
+    def _note(self, fault: str, *, is_told: bool = False) -> None:
+        """Say once that something is wrong, and once that it is over; not what another process has said already."""
         with self._lock:
             before, self.fault = self.fault, fault
+        if is_told:
+            return
         if fault and fault != before:
             guard.logger.warning("django_otel: %s", fault)
         elif before and not fault:
             guard.logger.info("django_otel: the sampling policy can be read again.")
+
+    # --- A shared cache. ---
+
+    def _is_news(self) -> bool:
+        """Whether a shared cache says that another host has changed the policy."""
+        if time.monotonic() < self._next_cache_s:
+            return False
+        self._next_cache_s = time.monotonic() + _CACHE_S
+        with guard.contained("asking the cache for news of the sampling policy"), suppress_instrumentation():
+            cache = _shared_cache()
+            if cache is not None:
+                before, self._cache_token = self._cache_token, cache.get(_cache_key())
+                return self._cache_token != before
+        return False
+
+    # --- What the others see. ---
+
+    def _share(self) -> None:
+        """Divide the limit per second by the processes of this server that live now."""
+        sampler = _sampler()
+        if self.roster is None or sampler.policy.max_per_second is None or time.monotonic() < self._next_share_s:
+            return
+        self._next_share_s = time.monotonic() + 2 * _TICK_S
+        group = _group_name()
+        sampler.share(sum(member.get("group") == group for member in self.roster.members()))
+
+    def _report(self) -> None:
+        if self.roster is None:
+            return
+        sampler = _sampler()
+        live, policy = sampler.live, sampler.policy
+        self.roster.report(
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "group": _group_name(),
+                "command": runtime.command_name() or "",
+                "started_at_s": runtime.current().started_at_s,
+                "ratio": policy.ratio,
+                "source": policy.source,
+                "version": live.version if live is not None else 0,
+                "fingerprint": live.fingerprint if live is not None else "",
+                "applied_at_s": self.applied_at_s,
+                "error": self.fault,
+            }
+        )
+
+
+def _build_roster() -> Roster:
+    config = runtime.current().config
+    bases = groups.candidate_bases(config.metrics.shared_dir, config.surroundings)
+    return Roster(roster.roster_folder(_identity(), bases))
+
+
+def _identity() -> str:
+    """What tells one policy from another on this host: the database that its rows are in."""
+    wanted = connections[policy_alias()].settings_dict
+    name = wanted.get("NAME") or ""
+    # A relative path of SQLite means another file in another folder.
+    place = str(Path(name).resolve()) if "sqlite" in wanted["ENGINE"] else str(name)
+    return json.dumps([wanted["ENGINE"], place, str(wanted.get("HOST") or ""), str(wanted.get("PORT") or "")])
+
+
+def _group_name() -> str:
+    """The server instance whose processes divide the limit per second among them."""
+    return runtime.server_group() or f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _shared_cache() -> Any:
+    """The default cache, if other hosts may have the same; None otherwise."""
+    from django.conf import settings
+    from django.core.cache import caches
+
+    backend = settings.CACHES.get("default", {}).get("BACKEND", "")
+    return None if backend in _UNSHARED_CACHES else caches["default"]
+
+
+def _cache_key() -> str:
+    from django_otel.models import SamplingPolicy
+
+    # Not the identity: hosts may name one database differently.
+    return f"django_otel.sampling.{SamplingPolicy._meta.db_table}"
+
+
+def _tell_cache() -> None:
+    with guard.contained("telling the cache of the sampling policy"), suppress_instrumentation():
+        cache = _shared_cache()
+        if cache is not None:
+            cache.set(_cache_key(), secrets.token_hex(8), None)
 
 
 #: By process id: after a fork, however it was made, the child finds none and makes its own.
@@ -189,15 +403,30 @@ def follower() -> Follower:
     if found is None:
         found = _followers.setdefault(pid, Follower())
         for inherited in [other for other in _followers if other != pid]:
-            _followers.pop(inherited, None)
+            before = _followers.pop(inherited, None)
+            if before is not None:
+                before.abandon()
     return found
 
 
-def ensure_started() -> None:
-    """Begin to follow the admin's policy in this process; called at its first request.
+def _abandon_inherited() -> None:
+    pid = os.getpid()
+    for inherited in [other for other in _followers if other != pid]:
+        with guard.contained("leaving the parent's folder after a fork"):
+            _followers.pop(inherited).abandon()
 
-    Never blocks on the database: the first reading happens in the background,
-    and the settings hold until then. Does nothing when the process follows
+
+if hasattr(os, "register_at_fork"):
+    # At once: a child that kept the parent's locks open would keep them held when the parent is gone.
+    os.register_at_fork(after_in_child=_abandon_inherited)
+
+
+def ensure_started() -> None:
+    """Begin to follow the admin's policy in this process; called before its first decision.
+
+    Applies what the processes of this host know already. Never blocks on the
+    database: where nothing is known yet the first reading happens in the
+    background, and the settings hold until then. Does nothing when the process follows
     already, when `SAMPLING.LIVE` is False, or under a test runner.
     """
     found = _followers.get(os.getpid())
@@ -229,7 +458,8 @@ def _apply_committed(using: str) -> None:
     # The row is read again instead of taking over what was saved: another
     # save may have been committed since, or a manual savepoint rolled back.
     with guard.contained("applying the sampling policy"):
-        follower().read_and_apply(using)
+        if follower().read_and_apply(using) and not is_under_test_runner():
+            _tell_cache()
 
 
 def policy_alias() -> str:
@@ -240,16 +470,14 @@ def policy_alias() -> str:
 
 
 def _read_policy(alias: str) -> Policy | None:
-    """The admin's policy as the database has it; None when there is no row or it is not enabled.
+    """The admin's policy as the database has it; None when nothing is set there or it is not enabled.
 
     Errors: `_TableMissingError`, `_RowFaultyError`, or `_UnreadableError` for anything else.
     """
-    from django_otel.models import SamplingPolicy
+    from django_otel.models import read_state
 
-    rows = SamplingPolicy._base_manager.using(alias).filter(pk=SamplingPolicy.ONLY_ID)
-    fields = ("enabled", "ratio", "expires_at", "note", "version")
     try:
-        row = next(iter(rows.values_list(*fields)[:1]), None)
+        state = read_state(alias)
     except (DatabaseFault, ImproperlyConfigured, OSError) as error:
         if _table_exists(alias) is False:
             raise _TableMissingError(_missing_table_text(alias)) from error
@@ -258,44 +486,45 @@ def _read_policy(alias: str) -> Policy | None:
             "the policy in force stays, and reading is tried again."
         ) from error
     except (ValueError, TypeError, OverflowError) as error:
-        raise _RowFaultyError(_faulty_row_text(f"a value that is none ({type(error).__name__})")) from error
-    return None if row is None else _build_policy(*row)
-
-
-def _build_policy(enabled: Any, ratio: Any, expires_at: datetime | None, note: str, version: int) -> Policy | None:
-    if not enabled:
-        return None
+        raise _RowFaultyError(_faulty_row_text(f"it has a value that is none ({type(error).__name__}).")) from error
     try:
-        return Policy(ratio=float(ratio), source="admin", version=version, expires_at_s=epoch_s(expires_at), note=note)
+        return policy_from_state(state)
     except (ValueError, TypeError, OverflowError) as error:
-        raise _RowFaultyError(_faulty_row_text(f"the ratio {ratio!r}")) from error
+        raise _RowFaultyError(_faulty_row_text(str(error))) from error
 
 
-def policy_from_rows(row: Any, rules: Iterable[Any] = ()) -> Policy | None:
-    """The admin's policy, from its row (or None) and the rows of its rules; None where nothing is set.
+def policy_from_state(state: SamplingState) -> Policy | None:
+    """The admin's policy as the database has it at one moment; None where nothing is set.
+
+    Errors: `ValueError`, `TypeError`, `OverflowError` for values that make no sense.
+    """
+    return policy_from_rows(state.policy, state.rules, state.version)
+
+
+def policy_from_rows(row: Any, rules: Iterable[Any] = (), version: int | None = None) -> Policy | None:
+    """The admin's policy, from its row (or None) and its rules; None where nothing is set.
 
     A row that is not enabled ignores its rules as well. Rules without a row, or
     beside one that has run out, apply above the settings: each has its own end.
-    `row` has `enabled`, `ratio`, `expires_at`, `note`, `version`, `max_per_second`,
-    `keep_errors`, `keep_slow_s`; a rule has `path`, `route`, `method`, `ratio`,
-    `priority`, `expires_at`, `note`.
+    `version` is that of both; by default the row's.
 
-    Errors: `ValueError` for values that make no sense.
+    Errors: `ValueError`, `TypeError`, `OverflowError` for values that make no sense.
     """
     if row is not None and not row.enabled:
         return None
     built = tuple(
         Rule(
-            rule.ratio, path=rule.path or "", route=rule.route or "", method=rule.method or "",
-            priority=rule.priority, expires_at_s=epoch_s(rule.expires_at), note=rule.note or "",
+            rule.ratio, path=rule.path, route=rule.route, method=rule.method, priority=rule.priority,
+            expires_at_s=epoch_s(rule.expires_at), note=rule.note,
         )
         for rule in rules
     )  # fmt: skip
     if row is None:
-        return Policy(None, source="admin", rules=built) if built else None
+        return Policy(None, source="admin", version=version or 0, rules=built) if built else None
     return Policy(
-        float(row.ratio), source="admin", version=row.version, expires_at_s=epoch_s(row.expires_at), note=row.note,
-        rules=built, max_per_second=row.max_per_second, keep_errors=row.keep_errors, keep_slow_s=row.keep_slow_s,
+        float(row.ratio), source="admin", version=row.version if version is None else version,
+        expires_at_s=epoch_s(row.expires_at), note=row.note, rules=built, max_per_second=row.max_per_second,
+        keep_errors=bool(row.keep_errors), keep_slow_s=row.keep_slow_s,
     )  # fmt: skip
 
 
@@ -309,7 +538,7 @@ def epoch_s(moment: datetime | None) -> float | None:
 
 def _faulty_row_text(found: str) -> str:
     return (
-        f"The sampling policy in the database is ignored: it has {found}; expected a ratio from 0.0 to 1.0. "
+        f"The sampling policy in the database is ignored: {found} "
         "The settings apply until it is saved anew in the admin."
     )
 
@@ -345,6 +574,24 @@ def table_problem() -> str | None:
     if connections[alias].settings_dict["ENGINE"] == _NO_DATABASE:
         return None
     return _missing_table_text(alias) if _table_exists(alias) is False else None
+
+
+def processes() -> list[dict[str, Any]]:
+    """What every living process of this host that follows the same policy says, without a query.
+
+    Each has `host`, `pid`, `group` (its server), `command` (a management
+    command, or ""), `started_at_s`, `ratio`, `source`, `version` and
+    `fingerprint` (`core.policy.Policy`; "" where nothing of the admin's is
+    applied), `applied_at_s`, `error`, and `is_here` for this process.
+
+    Units: every `*_s` is seconds since the Unix epoch.
+    """
+    members: list[dict[str, Any]] = []
+    with guard.contained("reading what the processes of this host apply"):
+        followed = _followers.get(os.getpid())
+        shown = followed.roster if followed is not None else None
+        members = (shown if shown is not None else _build_roster()).members()
+    return [{**member, "is_here": member.get("pid") == os.getpid()} for member in members]
 
 
 def status() -> dict[str, Any]:
@@ -391,13 +638,14 @@ def _is_live() -> bool:
     return current.enabled and current.config.sampling.live
 
 
-def _reason_not_to_follow() -> str:
+def _reason_not_to_run() -> str:
     """Why this process must have no thread of ours; empty when it may."""
-    if not _is_live():
-        return "SAMPLING.LIVE is False or telemetry is off"
+    current = runtime.current()
+    if not _is_live() and not (current.enabled and current.config.sampling.max_per_second is not None):
+        return "SAMPLING.LIVE is False, and no limit is to be divided, or telemetry is off"
     if runtime.current().is_foreign:
         return "another tool's tracer provider decides"
-    if _is_under_test_runner():
+    if is_under_test_runner():
         # A connection of a thread of ours would keep PostgreSQL from dropping the test database.
         return "a test runner is active"
     if connections[policy_alias()].settings_dict["ENGINE"] == _NO_DATABASE:
@@ -405,7 +653,8 @@ def _reason_not_to_follow() -> str:
     return ""
 
 
-def _is_under_test_runner() -> bool:
+def is_under_test_runner() -> bool:
+    """Whether tests run in this process."""
     # Django's test environment, also as pytest-django sets it up, is known by the outbox it puts there.
     mail = sys.modules.get("django.core.mail")
     return mail is not None and hasattr(mail, "outbox")

@@ -84,6 +84,8 @@ _noop_tracer: trace.Tracer = trace.NoOpTracer()
 _tracer: trace.Tracer = _noop_tracer
 _callbacks: list[ConfigCallback] = []
 _join_callbacks: list[Callable[[], None]] = []
+_prepare_callbacks: list[Callable[[], None]] = []
+_is_preparing = False
 _fork_callbacks: list[Callable[[], None]] = []
 _refusal_callbacks: list[Callable[[], None]] = []
 _lock = threading.RLock()
@@ -143,6 +145,11 @@ def on_refusal(callback: Callable[[], None]) -> None:
 def on_join(callback: Callable[[], None]) -> None:
     """Call `callback()` when this process (or a forked child, once more) takes its first measurement."""
     _join_callbacks.append(callback)
+
+
+def on_prepare(callback: Callable[[], None]) -> None:
+    """Call `callback()` before the first decision or measurement of this process (or of a forked child, once more)."""
+    _prepare_callbacks.append(callback)
 
 
 def on_fork(callback: Callable[[], None]) -> None:
@@ -246,6 +253,7 @@ def _start(config: Config) -> None:
     _register_hooks()
     store.on_measurement = join
     store.joined = False
+    runtime.sampler.on_first = join
     runtime.started = True
 
 
@@ -559,9 +567,13 @@ def join() -> None:
     _notice_fork()
     _notice_patch()
     with _lock:
-        if store.joined or not _current.enabled:
+        if store.joined or _is_preparing or not _current.enabled:
             return
+        if not _is_quiet():
+            # Inside the lock: no thread decides before the process knows what is to be applied.
+            _prepare()
         store.joined = True
+    _current.sampler.on_first = None
     if _is_quiet():
         return
     with guard.contained("sharing numbers"):
@@ -573,6 +585,18 @@ def join() -> None:
     for callback in _join_callbacks:
         with guard.contained("joining"):
             callback()
+
+
+def _prepare() -> None:
+    global _is_preparing
+    # Something may be measured on the way, which would lead here again.
+    _is_preparing = True
+    try:
+        for callback in _prepare_callbacks:
+            with guard.contained("preparing to join"):
+                callback()
+    finally:
+        _is_preparing = False
 
 
 def _finish_with_multiprocessing() -> None:
@@ -653,7 +677,8 @@ def _notice_patch() -> None:
 
 
 def _after_fork() -> None:
-    global _lock, _notice_lock, _pid, _sharing
+    global _is_preparing, _lock, _notice_lock, _pid, _sharing
+    _is_preparing = False
     _lock = threading.RLock()
     if _pid != os.getpid():
         _pid = os.getpid()
@@ -677,6 +702,7 @@ def _after_fork() -> None:
         if _sdk_metrics is not None:
             _sdk_metrics.after_fork()
         store.joined = False
+        _current.sampler.on_first = join
     for callback in _fork_callbacks:
         with guard.contained("starting anew after a fork"):
             callback()
@@ -706,6 +732,15 @@ def collect() -> list[Family]:
         with guard.contained("merging the processes' numbers"):
             return _sharing.collect()
     return collect_process()
+
+
+def server_group() -> str | None:
+    """The name of the server instance this process belongs to; None for one of a single process without a name."""
+    from django_otel.core import groups
+
+    config = _current.config
+    owner = None if config.metrics.group is not None else groups.owner_pid(_configured_pid, config.surroundings)
+    return groups.build_group_name(config.service_name or "", config.metrics.group, owner)
 
 
 def sharing() -> Sharing | None:

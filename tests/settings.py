@@ -57,6 +57,17 @@ if "TEST_DATABASE_URL" in os.environ:
     from tests.services import parse_database_url
 
     DATABASES["default"] = parse_database_url(os.environ["TEST_DATABASE_URL"])
+if "TEST_CACHE" in os.environ:
+    CACHES = {
+        "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": os.environ["TEST_CACHE"]}
+    }
+if "TEST_CLOCK" in os.environ:
+    # A clock that jumps by as many seconds as the file says.
+    import pathlib
+    import time
+
+    _time, _offset = time.time, pathlib.Path(os.environ["TEST_CLOCK"])
+    time.time = lambda: _time() + float(_offset.read_text() or 0)
 USE_TZ = True
 LANGUAGES = [("en", "English"), ("de", "German")]
 STATIC_URL = "/static/"

@@ -400,7 +400,7 @@ def test_with_live_false_a_save_has_no_effect(sampler):
         live.follower().read_and_apply("default")
         assert sampler.ratio_now() == 0.5
         assert live.status()["live"] is False
-        assert live._reason_not_to_follow()
+        assert live._reason_not_to_run()
         assert live.table_problem() is None
     poll()
     assert sampler.ratio_now() == 0.75
@@ -475,4 +475,4 @@ def test_the_status_tells_what_is_in_force_and_why():
     assert begun_s <= status["since_s"] <= time.time()
     assert status["base_ratio"] == 1.0
     assert status["refresh_s"] == 5.0
-    assert runtime.current().sampler.live == Policy(0.25, "admin", 1, None, "why")
+    assert runtime.current().sampler.live == Policy(0.25, "admin", 1, None, "why", keep_errors=False)

