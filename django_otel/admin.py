@@ -54,6 +54,16 @@ _ENDS = (
 _SECONDS = {code: seconds for code, seconds, _ in text.DURATIONS}
 
 
+class _Number(forms.NumberInput):
+    """A number without a needless ".0"."""
+
+    def __init__(self, **attrs: str) -> None:
+        super().__init__({"min": "0", "step": "any", **attrs})
+
+    def format_value(self, value: Any) -> Any:
+        return f"{value:.10g}" if isinstance(value, float) else super().format_value(value)
+
+
 class _EndingForm(_ModelForm):
     """A form with an end, which may be chosen as a duration: then the server's clock counts, not the browser's."""
 
@@ -103,16 +113,22 @@ class SamplingPolicyForm(_EndingForm):
         model = SamplingPolicy
         fields = _POLICY_FIELDS
         widgets = {
-            "ratio": forms.NumberInput(attrs={"min": "0", "max": "1", "step": "any", "data-otel-ratio": ""}),
+            "ratio": _Number(max="1", **{"data-otel-ratio": ""}),
             "note": forms.TextInput(attrs={"class": "vTextField"}),
-            "max_per_second": forms.NumberInput(attrs={"min": "0", "step": "any"}),
-            "keep_slow_s": forms.NumberInput(attrs={"min": "0", "step": "any"}),
+            "max_per_second": _Number(),
+            "keep_slow_s": _Number(),
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if "lasts" in self.fields:
             self.fields["lasts"].widget = forms.RadioSelect(choices=_ENDS)
+        if "expires_at" in self.fields:
+            # The admin's words beside them are no labels.
+            for part, name in zip(
+                self.fields["expires_at"].widget.widgets, ("Until, date", "Until, time"), strict=True
+            ):
+                part.attrs["aria-label"] = name
         # Read with the row where there is one: what is read later may only be newer.
         seen = models.current_version(_alias()) if self.instance.pk is None else self.instance.version
         self.fields["seen_version"].initial = seen
@@ -148,12 +164,13 @@ class SamplingRuleForm(_EndingForm):
     class Meta:
         model = SamplingRule
         fields = _RULE_FIELDS
+        labels = {"route": "or route"}
         widgets = {
             "path": forms.TextInput(attrs={"placeholder": "/checkout/*", "spellcheck": "false"}),
             "route": forms.TextInput(
                 attrs={"placeholder": "/orders/<int:pk>/", "spellcheck": "false", "list": "django-otel-routes"}
             ),
-            "ratio": forms.NumberInput(attrs={"min": "0", "max": "1", "step": "any", "list": "django-otel-ratios"}),
+            "ratio": _Number(max="1", list="django-otel-ratios"),
             "expires_at": forms.DateTimeInput(
                 format="%Y-%m-%dT%H:%M:%S", attrs={"type": "datetime-local", "step": "1"}
             ),
@@ -357,8 +374,10 @@ class SamplingPolicyAdmin(_ModelAdmin):
                         "pid": process.pid,
                         "version": process.version,
                         "is_current": process.is_current,
+                        "command": process.command,
                         "applied_s_ago": process.applied_s_ago,
-                        "seen_s_ago": process.seen_s_ago,
+                        "running_s": process.running_s,
+                        "fault": process.fault,
                     }
                     for process in otel["processes"]
                 ],
@@ -427,18 +446,23 @@ class SamplingPolicyAdmin(_ModelAdmin):
 
     def _overview(self) -> dict[str, Any]:
         row = SamplingPolicy.objects.using(_alias()).filter(pk=SamplingPolicy.ONLY_ID).first()
-        version = models.current_version(_alias())
-        status = live.status()
-        in_force = runtime.current().sampler.policy
-        processes = _processes(status, version, row)
+        state = models.read_state(_alias())
+        status, in_force = live.status(), runtime.current().sampler.policy
+        wanted = _fingerprint(state)
+        processes = _processes(status, wanted)
         otel = describe(status, row, in_force)
+        if wanted != _own_fingerprint() and _is_followed(status):
+            otel["warnings"].append(
+                f"This process has not yet applied version {state.version}; "
+                f"it does so within {status['refresh_s']:g} s."
+            )
         changed = _last_change()
         if changed:
-            otel["facts"].append(("Version", f"{version}, {changed}"))
+            otel["facts"].append(("Version", f"{state.version}, {changed}"))
         otel |= {
-            "version": version,
+            "version": state.version,
             "processes": processes,
-            **_summarise(processes, version),
+            **_summarise(processes, state.version, is_policy=bool(wanted), is_followed=_is_followed(status)),
             "status_url": self._url("status"),
             "routes_url": self._url("routes"),
         }
@@ -583,12 +607,6 @@ def _warnings(status: dict[str, Any], row: SamplingPolicy | None) -> list[str]:
         found.append("Another tool's tracer provider is in use and decides alone, so what is saved here has no effect.")
     elif not status["live"]:
         found.append('OTEL["SAMPLING"]["LIVE"] is False, so what is saved here has no effect.')
-    elif row is not None and row.enabled and not status["expired"] and row.version != status["version"]:
-        expires_at_s = live.epoch_s(row.expires_at)
-        if expires_at_s is None or expires_at_s > timezone.now().timestamp():
-            found.append(
-                f"This process has not yet applied version {row.version}; it does so within {status['refresh_s']:g} s."
-            )
     if status["error"]:
         found.append(status["error"])
     return found
@@ -603,42 +621,93 @@ class _Process:
 
     host: str
     pid: int
+    #: Of the management command that it is; empty for a server's worker.
+    command: str
+    #: 0 where nothing of the policy applies.
     version: int
     is_current: bool
     is_self: bool
     applied_s_ago: float | None
-    seen_s_ago: float
+    running_s: float | None
     fault: str = ""
 
     @property
-    def applied(self) -> str:
-        return "" if self.applied_s_ago is None else f"{text.span(self.applied_s_ago)} ago"
+    def shown_version(self) -> str:
+        return str(self.version) if self.version else "settings"
 
     @property
-    def seen(self) -> str:
-        return "now" if self.seen_s_ago < 1.5 else f"{text.span(self.seen_s_ago)} ago"
+    def applied(self) -> str:
+        return "at its start" if self.applied_s_ago is None else f"{text.span(self.applied_s_ago)} ago"
+
+    @property
+    def running(self) -> str:
+        return "" if self.running_s is None else f"for {text.span(self.running_s)}"
 
 
-def _processes(status: dict[str, Any], version: int, row: SamplingPolicy | None) -> list[_Process]:
+def _fingerprint(state: models.SamplingState) -> str:
+    """What a process says that has applied these rows; empty where the settings apply."""
+    try:
+        policy = live.policy_from_state(state)
+    except (ValueError, TypeError, OverflowError):
+        # Whoever reads them keeps to the settings.
+        return ""
+    return "" if policy is None else policy.fingerprint
+
+
+def _own_fingerprint() -> str:
+    policy = runtime.current().sampler.live
+    return "" if policy is None else policy.fingerprint
+
+
+def _is_followed(status: dict[str, Any]) -> bool:
+    return bool(status["enabled"] and status["live"] and not status["foreign"])
+
+
+def _processes(status: dict[str, Any], wanted: str) -> list[_Process]:
+    """Every living process, this one first."""
     now_s = timezone.now().timestamp()
-    # Telemetry off, or another tool's provider: then no version is ever applied.
-    applied = status.get("applied_version", status["version"])
-    if not row or not row.enabled or status["expired"]:
-        applied = max(applied, version) if not status.get("applied_version") else applied
-    own = _Process(
-        socket.gethostname(), status["pid"], applied, applied == version, True,
-        None if status["since_s"] is None else now_s - status["since_s"], 0.0,
-    )  # fmt: skip
-    return [own]
+
+    def since(epoch_s: Any) -> float | None:
+        return max(0.0, now_s - epoch_s) if isinstance(epoch_s, float | int) else None
+
+    members = live.processes()
+    if not any(member.get("is_here") for member in members):
+        # One that does not follow, or has not begun to.
+        policy = runtime.current().sampler.live
+        own = {
+            "host": socket.gethostname(), "pid": status["pid"], "version": policy.version if policy else 0,
+            "fingerprint": _own_fingerprint(), "applied_at_s": status["since_s"], "is_here": True,
+        }  # fmt: skip
+        members = [own, *members]
+    found = [
+        _Process(
+            host=str(member.get("host", "")),
+            pid=int(member.get("pid", 0)),
+            command=str(member.get("command") or ""),
+            version=int(member.get("version") or 0) if member.get("fingerprint") else 0,
+            is_current=member.get("fingerprint") == wanted,
+            is_self=bool(member.get("is_here")),
+            applied_s_ago=since(member.get("applied_at_s")),
+            running_s=since(member.get("started_at_s")),
+            fault=str(member.get("error") or ""),
+        )
+        for member in members
+    ]
+    return sorted(found, key=lambda process: (not process.is_self, process.host, process.pid))
 
 
-def _summarise(processes: Sequence[_Process], version: int) -> dict[str, Any]:
-    current = sum(process.is_current for process in processes)
-    total = len(processes)
-    if current == total:
-        all_of_them = "The process that answers applies" if total == 1 else f"All {total} processes apply"
-        return {"summary": f"{all_of_them} version {version}.", "is_settled": True}
-    return {"summary": f"{current} of {total} processes apply version {version}.", "is_settled": False}
+def _summarise(processes: Sequence[_Process], version: int, *, is_policy: bool, is_followed: bool) -> dict[str, Any]:
+    if not is_followed:
+        return {"summary": "This process does not follow the policy.", "is_settled": True, "is_followed": False}
+    current, total = sum(process.is_current for process in processes), len(processes)
+    what = f"version {version}" if is_policy or not version else f"version {version}: the settings"
+    if total == 1:
+        words = f"The one process that is known {'applies' if current else 'does not yet apply'} {what}."
+    elif current == total:
+        words = f"All {total} processes apply {what}."
+    else:
+        words = f"{current} of {total} processes apply {what}."
+    return {"summary": words, "is_settled": current == total, "is_followed": True}
 
 
 # --- What rules match. ---
@@ -689,6 +758,8 @@ def _build_preview(formset: Any) -> dict[str, Any]:
             form.preview = _Preview("", [], 0)
         if form.instance.pk:
             form.name, form.share = text.rule_name(form.instance), text.percent(form.instance.ratio)
+            end_s = live.epoch_s(form.instance.expires_at)
+            form.is_over = end_s is not None and end_s <= timezone.now().timestamp()
     return {"routes_total": len(routes), "routes": [route.label for route in routes][:500]}
 
 

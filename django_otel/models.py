@@ -70,7 +70,7 @@ def default_keep_errors() -> bool:
     The other values of the settings show through where the policy has none.
     """
     try:
-        return bool(getattr(conf.get_config().sampling, "keep_errors", False))
+        return conf.get_config().sampling.keep_errors
     except ConfigError:
         return False
 

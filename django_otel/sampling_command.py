@@ -327,10 +327,16 @@ class SamplingCommand:
         source = self._config.sources.get("SAMPLING.RATIO", "default").split(" ")[0]
         base = Policy(
             sampling.ratio, source, rules=sampling.rules, max_per_second=sampling.max_per_second,
-            keep_errors=getattr(sampling, "keep_errors", False), keep_slow_s=getattr(sampling, "keep_slow_s", None),
+            keep_errors=sampling.keep_errors, keep_slow_s=sampling.keep_slow_s,
         )  # fmt: skip
-        above = build_policy(state) if self._config.enabled and sampling.live else None
+        above = self._policy(state) if self._config.enabled and sampling.live else None
         return InForce(base, above, time.time(), None, None), state
+
+    def _policy(self, state: models.SamplingState) -> Policy | None:
+        try:
+            return live.policy_from_state(state)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise RefusedError(f"The policy in the database makes no sense, so the settings apply. {error}") from None
 
     def _reasons(self, in_force: InForce, state: models.SamplingState) -> list[str]:
         said = []
@@ -450,25 +456,6 @@ class SamplingCommand:
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         for line in lines:
             self._write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def build_policy(state: models.SamplingState) -> Policy | None:
-    """The policy of the admin as the engine takes it. Errors: `RefusedError` for values that make no sense."""
-    try:
-        return live.policy_from_rows(_Row(state) if state.policy is not None else None, state.rules)
-    except ValueError as error:
-        raise RefusedError(f"The policy in the database makes no sense, so the settings apply. {error}") from None
-
-
-class _Row:
-    """The policy with its version, as `policy_from_rows` reads it."""
-
-    def __init__(self, state: models.SamplingState) -> None:
-        self.version = state.version
-        self._row = state.policy
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._row, name)
 
 
 def _policy_values(row: SamplingPolicy) -> dict[str, Any]:

@@ -184,9 +184,12 @@ def test_what_the_rows_can_say_the_engine_can_apply():
         assert (rule.path, rule.route, rule.method) == (applied.path, applied.route, applied.method)
 
 
-def test_a_new_policy_keeps_errors_when_the_settings_do(monkeypatch):
+def test_a_new_policy_keeps_errors_when_the_settings_do():
     """So that turning the ratio down does not lose them; the settings may also be faulty."""
     assert SamplingPolicy(ratio=0.5).keep_errors is False
+    with override_settings(OTEL={"SERVICE_NAME": "tests", "SAMPLING": {"KEEP_ERRORS": True}}):
+        assert SamplingPolicy(ratio=0.5).keep_errors is True
+        call_command("makemigrations", "django_otel", check=True, dry_run=True, verbosity=0)
     with override_settings(OTEL={"SERVICE_NAME": "tests", "NONSENSE": 1}):
         assert SamplingPolicy(ratio=0.5).keep_errors is False
 

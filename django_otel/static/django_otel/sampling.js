@@ -77,7 +77,7 @@
     const [path, route, ratio, lasts, remove] = ["path", "route", "ratio", "lasts", "DELETE"].map(field);
 
     // Path or route: one of two fields, chosen by a list.
-    const kind = element("select", { "aria-label": "Match by", className: "django-otel-kind" },
+    const kind = element("select", { id: `${path.id}-or-route` },
       element("option", { value: "path" }, "Path"), element("option", { value: "route" }, "Route"));
     const showKind = () => {
       place("path").hidden = kind.value !== "path";
@@ -93,8 +93,9 @@
     // With both filled in by hand, both stay in sight, for one has to go.
     if (!(path.value && route.value)) {
       kind.value = route.value ? "route" : "path";
+      place("route").querySelector("label").textContent = "Route:";
       place("path").before(element("div", { className: "django-otel-field is-kind" },
-        element("label", {}, "Match by", kind)));
+        element("label", { htmlFor: kind.id }, "Match by:"), kind));
       showKind();
     }
 
@@ -117,7 +118,7 @@
           input.value = input.tagName === "SELECT" ? input.querySelector("option[selected]")?.value ?? input.options[0].value
             : input.defaultValue;
         });
-        row.querySelectorAll("input, select").forEach((input) => { input.disabled = true; });
+        // As the server made it, and so no rule.
         row.hidden = true;
         row.dispatchEvent(new Event("input", { bubbles: true }));
         next?.focus();
