@@ -23,6 +23,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 
 from django_otel.core import errors, guard, names
+from django_otel.force import force_trace_token as force_trace_token
 
 if TYPE_CHECKING:
     from django_otel.core.cells import Counter, Gauge, Histogram, ObservableGauge, Observed, UpDownCounter
@@ -564,6 +565,36 @@ class _Untraced(_Scope):
 
 untraced = _Untraced()
 untraced.__doc__ = _Untraced.__doc__
+
+
+VIEW_RATIO = "_django_otel_sample_ratio"
+
+
+def sample(ratio: float) -> Callable[[F], F]:
+    """Record this share of a view's requests, where no rule of the settings or the admin says otherwise.
+
+    For function views, sync and async, and with `method_decorator` on
+    `dispatch` of class-based ones. As a view is known only once Django has
+    resolved the path, a process with such a view decides later for all its
+    requests, see "Sampling" in the documentation; a rule by path costs less.
+
+    Units: `ratio` is a share from 0.0 to 1.0.
+    Errors: `ValueError` when it is none.
+    """
+    from django_otel.core.policy import check_ratio
+
+    share = check_ratio(ratio, "The ratio of sample()")
+
+    def mark(view: F) -> F:
+        # Not wrapped: attributes of a view go with functools.wraps and as_view.
+        setattr(view, VIEW_RATIO, share)
+        with guard.contained("sample()"):
+            from django_otel import runtime
+
+            runtime.current().sampler.expect_views()
+        return view
+
+    return mark
 
 
 # --- users ----------------------------------------------------------------------

@@ -18,7 +18,7 @@ from django.http.response import HttpResponseBase
 from django.utils.cache import patch_cache_control
 from opentelemetry import context as otel_context
 
-from django_otel import runtime
+from django_otel import force, runtime
 from django_otel.core import guard
 from django_otel.core.observation import Observation, Observer
 from django_otel.core.pipelines import import_path
@@ -57,6 +57,7 @@ def _build_observer() -> Observer:
         template=route_template,
         user_attributes=_build_user_attributes(config.request.user),
         sampler=None if current.is_foreign else current.sampler,
+        find_force_token=force.find_token if config.sampling.force else None,
         enrich=import_path(enrich) if isinstance(enrich, str) else enrich,
         secure_header=settings.SECURE_PROXY_SSL_HEADER,
         forwarded_host=settings.USE_X_FORWARDED_HOST,
@@ -112,6 +113,9 @@ def _abort(observation: Observation, error: BaseException) -> None:
 def _respond(observation: Observation, response: HttpResponseBase) -> HttpResponseBase:
     """`get_response` returned: end the measurement now, or with the last byte of a streaming response."""
     try:
+        if observation.force_token:
+            force.remember(observation.request, response, observation.force_token)
+            observation.no_store = True
         if observation.no_store:
             patch_cache_control(response, private=True, no_store=True)
         if response.streaming:

@@ -101,7 +101,7 @@ def test_a_key_whose_feature_is_not_built_is_unknown(key):
 
 @pytest.mark.parametrize(
     ("section", "key"),
-    [("METRICS", "NAMES"), ("SAMPLING", "FORCE"), ("REQUEST", "SERVER_TIMING"), ("REQUEST", "TRACERESPONSE")],
+    [("METRICS", "NAMES"), ("REQUEST", "SERVER_TIMING"), ("REQUEST", "TRACERESPONSE")],
 )  # fmt: skip
 def test_a_key_within_a_section_whose_feature_is_not_built_is_unknown(section, key):
     assert problems_of({section: {key: None}})[0].id == "django_otel.E001"

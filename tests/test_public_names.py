@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SURFACE = {
     "span", "event", "set_attributes", "set_user", "counter", "histogram", "up_down_counter", "gauge",
     "observable_gauge", "timed", "current_trace_id", "trace_url", "untraced", "carrier", "from_carrier", "flush",
-    "business",
+    "business", "force_trace_token", "sample",
 }  # fmt: skip
 
 

@@ -504,6 +504,9 @@ class Sampling:
         whole(1),
         "Most spans one process holds back for KEEP_ERRORS and KEEP_SLOW_S; above it the oldest trace is dropped.",
     )
+    force: bool = key(
+        False, boolean, "Whether a token of `force_trace_token()` traces the visit that brings it, whatever the ratio."
+    )
     live: bool = key(True, boolean, "Whether the admin's sampling policy is followed.")
     refresh_s: float = key(5.0, number(0.1), "Longest time until a policy reaches every process, in seconds.")
 

@@ -164,10 +164,10 @@ CATALOGUE: dict[str, Metric] = {
             "django_otel.sampling.decisions",
             Kind.COUNTER,
             "{trace}",
-            "Traces that began here, by what was decided (recorded, dropped) and why (ratio, rule, parent, forced, "
-            "rate_limit); kept: dropped at first, exported because of how they ended (error, slow).",
+            "Traces that began here, by what was decided (recorded, dropped) and why (ratio, rule, view, parent, "
+            "forced, rate_limit); kept: dropped at first, exported because of how they ended (error, slow).",
             ("sampling.rule", "sampling.decision", "sampling.reason"),
-            "(rules + 4) x 2",
+            "(rules + 5) x 2",
             OWN,
         ),
         Metric(

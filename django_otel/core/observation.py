@@ -96,6 +96,7 @@ class Observation:
         "_current_token",
         "active",
         "exception",
+        "force_token",
         "is_discarded",
         "is_finished",
         "is_joined",
@@ -134,6 +135,8 @@ class Observation:
         self.is_finished = False
         #: Whether the page shows trace ids and so must not be cached.
         self.no_store = False
+        #: What makes the browser's further requests be traced as well.
+        self.force_token = ""
         self._current_token: Any = None
         self._context_token: Any = None
 
@@ -198,6 +201,7 @@ class Observer:
         user_attributes: Callable[[Any], Mapping[str, Any]] | None = None,
         enrich: Callable[[trace.Span, Any, Any], None] | None = None,
         sampler: LiveSampler | None = None,
+        find_force_token: Callable[[Mapping[str, Any]], str | None] | None = None,
         secure_header: tuple[str, str] | None = None,
         forwarded_host: bool = False,
         scrub_url: Callable[[str], str] | None = None,
@@ -210,6 +214,8 @@ class Observer:
         self._template = template
         self._user_attributes = user_attributes
         self._enrich = enrich
+        #: Gives the valid token of a request that is to be traced whatever the ratio; None where that is off.
+        self._find_force_token = find_force_token
         #: None where another tool's provider decides.
         self._sampler = sampler
         self._secure_header = secure_header
@@ -316,7 +322,11 @@ class Observer:
                     links = (Link(remote),)
                 break
         policy = self._sampler.policy if self._sampler is not None else None
-        if policy is None or has_parent or not policy.has_rules:
+        token = self._find_force_token(meta) if self._find_force_token is not None and policy is not None else None
+        if token is not None and policy is not None:
+            observation.force_token = token
+            span = self._open_span(observation, request, context, links, with_branch(policy.forced, context))
+        elif policy is None or has_parent or not policy.has_rules:
             span = self._open_span(observation, request, context, links, context)
         else:
             branch = policy.branch(observation.method, request.path_info)
@@ -356,6 +366,10 @@ class Observer:
             match = getattr(request, "resolver_match", None)
             route = self._template(match.route) if match is not None else None
             branch = policy.branch_of_route(observation.method, request.path_info, route)
+            if branch is policy.branch_by_default and match is not None:
+                ratio = getattr(match.func, "_django_otel_sample_ratio", None)
+                if ratio is not None:
+                    branch = policy.branch_of_view(ratio)
             return self._open_span(
                 observation, request, context, links, with_branch(branch, context), begun_unix_nano
             )  # fmt: skip

@@ -220,14 +220,22 @@ class InForce:
     """
 
     __slots__ = (
-        "_branches", "_parent_limited", "_parent_no", "_parent_yes", "_paths", "_remembered", "_route_branches",
+        "_branches", "_expects_views", "_open_series", "_parent_limited", "_parent_no", "_parent_yes", "_paths",
+        "_remembered", "_route_branches", "_view_branches",
         "branch_by_default", "expires_at_s", "forced", "has_route_rules", "has_rules", "is_timed", "keep_errors",
         "keep_slow_s", "keeps", "limiter", "max_per_second", "note", "ratio", "rule_sources", "rules", "since_s",
         "source", "until_s", "version",
     )  # fmt: skip
 
     def __init__(
-        self, base: Policy, live: Policy | None, now_s: float, limiter: Limiter | None, open_series: OpenSeries | None
+        self,
+        base: Policy,
+        live: Policy | None,
+        now_s: float,
+        limiter: Limiter | None,
+        open_series: OpenSeries | None,
+        *,
+        expects_views: bool = False,
     ) -> None:
         # Given up where the live layer's own values have run out; its rules have ends of their own.
         upper = live if live is not None and not live.is_expired(now_s) else None
@@ -253,6 +261,8 @@ class InForce:
         self.since_s = max((end for end in ends if end <= now_s), default=-math.inf)
         self.until_s = min((end for end in ends if end > now_s), default=math.inf)
         self.limiter = limiter
+        # One that is whole is all there is.
+        self._expects_views = expects_views and not (upper is not None and upper.is_whole)
         #: Whether spans are held back until it is known how their trace ends.
         self.keeps = self.keep_errors or self.keep_slow_s is not None
         self._build(open_series)
@@ -266,7 +276,9 @@ class InForce:
             Verdict(is_sampled=sampled, is_held=held, reason=reason, open_series=open_series)
             for sampled, reason in ((True, "parent"), (False, "parent"), (False, "rate_limit"))
         )
-        self.has_rules = bool(self.rules)
+        self.has_rules = bool(self.rules) or self._expects_views
+        self._view_branches: dict[float, Branch] = {}
+        self._open_series = open_series
         self.has_route_rules = any(rule.route for rule in self.rules)
         #: By method: one pattern over all rules without a route, and the place of the first one with a route.
         self._paths = {method: self._build_paths(method) for method in METHODS} if self.has_rules else {}
@@ -304,7 +316,8 @@ class InForce:
         except KeyError:
             pass
         early, first_route = self.early_branch(method, path)
-        found = early if first_route < 0 else None
+        is_late = first_route >= 0 or (self._expects_views and early is self.branch_by_default)
+        found = None if is_late else early
         if len(path) <= _MAX_REMEMBERED_LENGTH:
             if len(self._remembered) >= _MAX_REMEMBERED:
                 self._remembered.clear()
@@ -330,6 +343,14 @@ class InForce:
                     break
             # Bounded: routes come from the URLconf.
             self._route_branches[key] = found
+        return found
+
+    def branch_of_view(self, ratio: float) -> Branch:
+        """Where a view leads that has a ratio of its own."""
+        found = self._view_branches.get(ratio)
+        if found is None:
+            found = Branch(ratio, "view", None, self.keeps, self._open_series)
+            self._view_branches[ratio] = found
         return found
 
     def judge(self, trace_id: int, parent: SpanContext | None = None, branch: Branch | None = None) -> Verdict:
@@ -383,6 +404,7 @@ class LiveSampler(Sampler):
         self.on_first: Callable[[], None] | None = None
         self._limiter: Limiter | None = None
         self._processes = 1
+        self._expects_views = False
         self.rebase(base)
 
     @property
@@ -419,6 +441,12 @@ class LiveSampler(Sampler):
         if limiter is not None and limiter.processes != self._processes:
             limiter.share(self._processes)
 
+    def expect_views(self) -> None:
+        """Say that views with ratios of their own exist: what no rule decides waits for the view."""
+        if not self._expects_views:
+            self._expects_views = True
+            self._compose(time.time())
+
     @property
     def processes(self) -> int:
         """How many processes divide the limit of traces per second among them."""
@@ -431,7 +459,7 @@ class LiveSampler(Sampler):
 
     def _compose(self, now_s: float) -> InForce:
         base, live = self._base, self._live
-        built = InForce(base, live, now_s, None, self.open_series)
+        built = InForce(base, live, now_s, None, self.open_series, expects_views=self._expects_views)
         if built.max_per_second is None:
             self._limiter = None
         elif self._limiter is None or self._limiter.max_per_second != built.max_per_second:
