@@ -567,6 +567,8 @@ def describe(status: dict[str, Any], row: SamplingPolicy | None, in_force: InFor
     kept = text.kept(in_force.keep_errors, in_force.keep_slow_s)
     if kept:
         facts.append(("Kept", kept))
+    if status["source"] == "admin" and status["note"]:
+        facts.append(("Note", status["note"]))
     facts.append(("Process", f"pid {status['pid']}"))
     rules = [
         {

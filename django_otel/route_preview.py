@@ -296,9 +296,10 @@ def _build_paths(regexes: Sequence[re.Pattern[str]]) -> Automaton:
     for regex in regexes[:-1]:
         automaton.add_parsed(sre_parser.parse(regex.pattern, regex.flags), regex.flags)
     # In the last one Django searches: what is not anchored may stand further back, or have something behind it.
+    # With a "$" at its end the whole has to match (`RegexPattern.match`).
     regex = regexes[-1]
     operations = list(sre_parser.parse(regex.pattern, regex.flags))
-    if operations and operations[0][0] is not sre.AT:
+    if operations and operations[0][0] is not sre.AT and not regex.pattern.endswith("$"):
         automaton.add_anything()
     automaton.add_parsed(operations, regex.flags)
     if not operations or operations[-1][0] is not sre.AT:
@@ -379,4 +380,6 @@ def compare(glob: Glob, paths: Automaton) -> int:
                     if pair not in seen:
                         seen.add(pair)
                         waiting.append(pair)
-    return ALL if some else NONE
+    if some:
+        return SOME if others else ALL
+    return NONE
