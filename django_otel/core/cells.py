@@ -8,11 +8,11 @@ the cells are; here they are private to the process.
 
 from __future__ import annotations
 
-import bisect
 import math
 import os
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -180,9 +180,14 @@ class Series:
 
     def add(self, amount: float) -> None:
         """Add `amount`, in the instrument's unit."""
-        with self._lock:
+        # Not `with`, which looks up two special methods each time: half of what an update costs (1 kI of 2).
+        lock = self._lock
+        lock.acquire()
+        try:
             self._view[self._base] += amount
             self.is_set = True
+        finally:
+            lock.release()
         if not self._store.joined:
             self._store.wake()
 
@@ -239,24 +244,65 @@ class HistogramSeries(Series):
     def observe(self, value: float, trace_id: int = 0, span_id: int = 0) -> None:
         """Count `value`, in the instrument's unit; with ids it may be shown as the bucket's exemplar."""
         # A bound is the inclusive upper end of its bucket, in OpenTelemetry and in Prometheus ("le").
-        bucket = bisect.bisect_left(self._bounds, value)
-        with self._lock:
+        bucket = bisect_left(self._bounds, value)
+        # Not `with`, see `add`.
+        lock = self._lock
+        lock.acquire()
+        try:
             view, base = self._view, self._base
             view[base + bucket] += 1.0
             view[base + self._to_sum] += value
             self.is_set = True
             if trace_id:
-                exemplar = Exemplar(value, time.time(), trace_id, span_id)
-                self._exemplars.put(self, bucket, exemplar)
-                self._store.memory.put_exemplar(self._definition, self.attributes, bucket, exemplar)
+                self.put_exemplar(bucket, Exemplar(value, time.time(), trace_id, span_id))
+        finally:
+            lock.release()
         if not self._store.joined:
             self._store.wake()
+
+    def put_exemplar(self, bucket: int, exemplar: Exemplar) -> None:
+        """Show `exemplar` for the bucket. The store's lock is held."""
+        self._exemplars.put(self, bucket, exemplar)
+        self._store.memory.put_exemplar(self._definition, self.attributes, bucket, exemplar)
 
     def read_histogram(self) -> HistogramValue:
         """The distribution, as far as this process has counted it."""
         with self._lock:
             cells = self._own()
         return HistogramValue(self._bounds, cells[:-1], cells[-1])
+
+
+def update_together(
+    sums: Sequence[tuple[Series, float]],
+    histograms: Sequence[tuple[HistogramSeries, float]],
+    trace_id: int = 0,
+    span_id: int = 0,
+) -> None:
+    """Add to some counters and up-down counters and count values in histograms of one store, under its lock taken once.
+
+    With ids the first histogram's value may be shown as its bucket's exemplar.
+    What a request has to count at its end costs a third of what one by one does.
+    """
+    store = sums[0][0]._store
+    lock = store.lock
+    lock.acquire()
+    try:
+        for series, amount in sums:
+            series._view[series._base] += amount
+            series.is_set = True
+        for histogram, value in histograms:
+            view, base = histogram._view, histogram._base
+            bucket = bisect_left(histogram._bounds, value)
+            view[base + bucket] += 1.0
+            view[base + histogram._to_sum] += value
+            histogram.is_set = True
+            if trace_id:
+                histogram.put_exemplar(bucket, Exemplar(value, time.time(), trace_id, span_id))
+                trace_id = 0
+    finally:
+        lock.release()
+    if not store.joined:
+        store.wake()
 
 
 class ExemplarRing:

@@ -17,18 +17,19 @@ from contextvars import ContextVar
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from django_otel.core import guard
-from django_otel.core.cells import CellStore, Counter, HistogramSeries, Series
+from django_otel.core.cells import CellStore, Counter, HistogramSeries, Series, update_together
 from django_otel.core.config import Config
 from django_otel.core.deferred import DeferredSpan
 from django_otel.core.errors import record_exception, type_name
 from django_otel.core.propagation import META_GETTER
 from django_otel.core.sampling import InForce, LiveSampler, with_branch
+from django_otel.core.sdk_compat import attach, detach, get_current, with_span
+from django_otel.core.spans import DroppedSpan, RecordedSpan, Tracer
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
@@ -43,6 +44,11 @@ DENIED_HEADER = re.compile(
 )
 _PROTOCOL_VERSIONS = {"0.9": "0.9", "1.0": "1.0", "1.1": "1.1", "2": "2", "2.0": "2", "3": "3", "3.0": "3"}
 _MAX_LEARNED_PATHS = 64
+_MAX_KINDS = 256
+_MAX_HANDLES = 10_000
+_MAX_HOST_LENGTH = 255
+#: Makes an object whose attributes are then stored one by one: half the cost of a call of its class.
+_new = object.__new__
 _MAX_TEXT = 1024
 
 _current: ContextVar[Observation | None] = ContextVar("django_otel_observation", default=None)
@@ -88,57 +94,53 @@ class SpanBudget:
         return False
 
 
-class Observation:
-    """One request under way. `queries` is counted up by the database layer."""
+class _Kind:
+    """What all requests of one method, scheme and protocol version share; looked up once per request."""
 
-    __slots__ = (
-        "_context_token",
-        "_current_token",
-        "active",
-        "exception",
-        "force_token",
-        "is_discarded",
-        "is_finished",
-        "is_joined",
-        "is_span_discarded",
-        "method",
-        "no_store",
-        "observer",
-        "protocol",
-        "queries",
-        "request",
-        "scheme",
-        "span",
-        "spans",
-        "started_s",
-    )
+    __slots__ = ("active", "handles", "method", "name", "protocol", "scheme")
 
-    def __init__(
-        self, observer: Observer, request: Any, method: str, scheme: str, protocol: str, active: Series
-    ) -> None:
-        self.observer = observer
-        self.request = request
+    def __init__(self, method: str, scheme: str, protocol: str, active: Series) -> None:
         self.method = method
         self.scheme = scheme
         self.protocol = protocol
         self.active = active
-        self.span: trace.Span = trace.INVALID_SPAN
-        self.started_s = 0.0
-        self.queries = 0
-        #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
-        self.spans = 1
-        self.exception: BaseException | None = None
-        #: Whether the span belongs to another tool, which ends it.
-        self.is_joined = False
-        self.is_discarded = False
-        self.is_span_discarded = False
-        self.is_finished = False
-        #: Whether the page shows trace ids and so must not be cached.
-        self.no_store = False
-        #: What makes the browser's further requests be traced as well.
-        self.force_token = ""
-        self._current_token: Any = None
-        self._context_token: Any = None
+        #: The name of a span whose route is not known.
+        self.name = "HTTP" if method == "_OTHER" else method
+        #: By raw route and status, of requests without an error: what all others are looked up by in `Observer`.
+        self.handles: dict[tuple[str | None, int], _Handles] = {}
+
+
+class Observation:
+    """One request under way. `queries` is counted up by the database layer."""
+
+    # Defaults of the class: storing a dozen of them in each request would be a tenth of what `begin` costs.
+    observer: Observer
+    request: Any
+    kind: _Kind
+    span: trace.Span = trace.INVALID_SPAN
+    started_s = 0.0
+    queries = 0
+    #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
+    spans = 1
+    exception: BaseException | None = None
+    #: Whether the span belongs to another tool, which ends it.
+    is_joined = False
+    is_discarded = False
+    is_span_discarded = False
+    is_finished = False
+    #: Whether the page shows trace ids and so must not be cached.
+    no_store = False
+    #: What makes the browser's further requests be traced as well.
+    force_token = ""
+    #: The counter's series of how it was decided, where that is counted together with the request.
+    decisions: Series | None = None
+    _is_active = True
+    _current_token: Any = None
+    _context_token: Any = None
+
+    @property
+    def method(self) -> str:
+        return self.kind.method
 
     def discard(self) -> None:
         """Neither span nor metrics for this request."""
@@ -153,13 +155,13 @@ class Observation:
     def attach(self, context: Context) -> None:
         """Make the request and its span current."""
         self._current_token = _current.set(self)
-        self._context_token = otel_context.attach(context)
+        self._context_token = attach(context)
 
     def detach(self) -> None:
         """Put back what was current before; only where `attach` was called."""
         token, self._context_token = self._context_token, None
         if token is not None:
-            otel_context.detach(token)
+            detach(token)
         token, self._current_token = self._current_token, None
         if token is not None:
             try:
@@ -172,7 +174,13 @@ class Observation:
 class _Handles:
     """The series of one (method, route, status, ...), looked up once."""
 
-    __slots__ = ("duration", "is_overflow", "queries", "request_size", "response_size")
+    __slots__ = (
+        "duration", "is_overflow", "label", "queries", "request_size", "response_size", "route", "span_name",
+    )  # fmt: skip
+    #: The route as a metric's label, as a span's attribute ("" for none), and in the span's name.
+    label: str
+    route: str
+    span_name: str
 
     def __init__(self, duration: Any, request_size: Any, response_size: Any, queries: Any) -> None:
         self.duration: HistogramSeries = duration
@@ -240,7 +248,8 @@ class Observer:
         self._response_size: Any = store.catalogued("http.server.response.body.size")
         self._queries: Any = store.catalogued("django.request.queries")
         self._exceptions: Any = store.catalogued("django.request.exceptions")
-        self._active_series: dict[tuple[str, str], Series] = {}
+        self._kinds: dict[tuple[str, Any, Any], _Kind] = {}
+        self._hosts: dict[str, dict[str, Any]] = {}
         self._handles: dict[tuple[Any, ...], _Handles] = {}
         self._limit = config.metrics.cardinality_limit
         self._counts_queries = config.database.spans or config.database.metrics
@@ -258,46 +267,100 @@ class Observer:
             # The middleware stands in the list twice: the first one measures.
             return None
         meta = request.META
-        method = request.method
-        if method not in METHODS:
-            method = "_OTHER"
-        scheme, protocol = self._scheme_and_protocol(request, meta)
-        key = (method, scheme)
-        active = self._active_series.get(key)
-        if active is None:
-            active = self._active.series({"http.request.method": method, "url.scheme": scheme})
-            self._active_series[key] = active
-        observation = Observation(self, request, method, scheme, protocol, active)
+        kind = self._find_kind(request, meta)
+        observation: Observation = _new(Observation)
+        observation.observer = self
+        observation.request = request
+        observation.kind = kind
         request._django_otel = observation
         context = self._start_span(observation, request, meta) if self._makes_spans else self._join_span(observation)
-        observation.attach(context)
-        active.add(1.0)
+        observation._current_token = _current.set(observation)
+        observation._context_token = attach(context)
+        # From here on it is measured, and `finish` comes.
+        decisions = observation.decisions
+        if decisions is None:
+            kind.active.add(1.0)
+        else:
+            update_together(((kind.active, 1.0), (decisions, 1.0)), ())
         observation.started_s = perf_counter()
         return observation
 
-    def _scheme_and_protocol(self, request: Any, meta: Mapping[str, Any]) -> tuple[str, str]:
-        scope = getattr(request, "scope", None)
+    def _find_kind(self, request: Any, meta: Mapping[str, Any]) -> _Kind:
+        method = request.method
+        if method not in METHODS:
+            method = "_OTHER"
+        scope = request.__dict__.get("scope")
         if scope is None:
-            scheme = meta.get("wsgi.url_scheme")
-            version = _PROTOCOL_VERSIONS.get(str(meta.get("SERVER_PROTOCOL", ""))[5:], "")
+            scheme, protocol = meta.get("wsgi.url_scheme"), meta.get("SERVER_PROTOCOL")
         else:
-            scheme = scope.get("scheme")
-            version = _PROTOCOL_VERSIONS.get(scope.get("http_version", ""), "")
+            scheme, protocol = scope.get("scheme"), scope.get("http_version")
         if self._secure_header is not None:
             value = meta.get(self._secure_header[0])
             if value is not None:
                 # As django.http.HttpRequest.scheme reads it.
                 scheme = "https" if value.split(",", 1)[0].strip() == self._secure_header[1] else "http"
-        return ("https" if scheme == "https" else "http"), version
+        key = (method, scheme, protocol)
+        return self._kinds.get(key) or self._make_kind(key)
+
+    def _make_kind(self, key: tuple[str, Any, Any]) -> _Kind:
+        method, scheme, protocol = key
+        scheme = "https" if scheme == "https" else "http"
+        active = self._active.series({"http.request.method": method, "url.scheme": scheme})
+        version = _PROTOCOL_VERSIONS.get(str(protocol or "").removeprefix("HTTP/"), "")
+        kind = _Kind(method, scheme, version, active)
+        # Not every server refuses a protocol that does not exist.
+        if len(self._kinds) < _MAX_KINDS:
+            self._kinds[key] = kind
+        return kind
 
     def _join_span(self, observation: Observation) -> Context:
-        context = otel_context.get_current()
+        context = get_current()
         observation.span = trace.get_current_span(context)
         observation.is_joined = True
         return context
 
     def _start_span(self, observation: Observation, request: Any, meta: Mapping[str, Any]) -> Context:
-        context = otel_context.get_current()
+        """Start the request's span; the usual case, in which nothing is current yet and nobody has called us."""
+        kind = observation.kind
+        tracer = self._tracer()
+        context = get_current()
+        sampler = self._sampler
+        if (
+            context
+            or type(tracer) is not Tracer
+            or tracer.shared.is_plain
+            or sampler is None
+            or sampler.on_first is not None
+            or self._find_force_token is not None
+        ):
+            return self._start_span_below(context, observation, request, meta)
+        for name in self._inbound_keys:
+            if name in meta:
+                return self._start_span_below(context, observation, request, meta)
+        policy = sampler.policy
+        branch = policy.branch(kind.method, request.path_info) if policy.has_rules else policy.branch_by_default
+        if branch is None:
+            # It depends on the route, which Django has yet to find.
+            return self._start_span_below(context, observation, request, meta)
+        # The decision needs half of a trace id; the rest of the ids, and attributes, only what is recorded.
+        low_bits = tracer.shared.ids.bits(64)
+        verdict = policy.decide(low_bits, None, branch)
+        observation.decisions = verdict.series()
+        span: trace.Span
+        if verdict.is_recording:
+            attributes = self._start_attributes(observation, request, meta)
+            if verdict.attributes:
+                attributes.update(verdict.attributes)
+            span = tracer.record_root(kind.name, context, SpanKind.SERVER, low_bits, verdict.is_sampled, attributes)
+        else:
+            span = tracer.drop_root(low_bits)
+        observation.span = span
+        return with_span(context, span)
+
+    def _start_span_below(
+        self, context: Context, observation: Observation, request: Any, meta: Mapping[str, Any]
+    ) -> Context:
+        """The same where there may be a parent: another tool's span, a caller's, or what a middleware has put there."""
         outer = trace.get_current_span(context)
         outer_context = outer.get_span_context()
         if (
@@ -336,7 +399,7 @@ class Observer:
             else:
                 span = self._open_span(observation, request, context, links, with_branch(branch, context))
         observation.span = span
-        return trace.set_span_in_context(span, context)
+        return with_span(context, span)
 
     def _open_span(
         self,
@@ -349,7 +412,7 @@ class Observer:
     ) -> trace.Span:
         """Start the server span; `decided` is `context` with what the sampler is to know besides."""
         return self._tracer().start_span(
-            "HTTP" if observation.method == "_OTHER" else observation.method,
+            observation.kind.name,
             decided,
             SpanKind.SERVER,
             self._start_attributes(observation, request, request.META),
@@ -390,19 +453,18 @@ class Observer:
         attributes: dict[str, Any] = {
             "http.request.method": observation.method,
             "url.path": request.path,
-            "url.scheme": observation.scheme,
+            "url.scheme": observation.kind.scheme,
         }
         if observation.method == "_OTHER":
             attributes["http.request.method_original"] = str(request.method)[:_MAX_TEXT]
-        if observation.protocol:
-            attributes["network.protocol.version"] = observation.protocol
+        if observation.kind.protocol:
+            attributes["network.protocol.version"] = observation.kind.protocol
         # Read raw: get_host() raises on a bad Host, and that is the application's to decide.
         host = (meta.get("HTTP_X_FORWARDED_HOST") if self._forwarded_host else None) or meta.get("HTTP_HOST")
-        name, port = split_host(host) if host else (meta.get("SERVER_NAME") or "", str(meta.get("SERVER_PORT") or ""))
-        if name:
-            attributes["server.address"] = name[:_MAX_TEXT]
-        if port.isascii() and port.isdigit() and len(port) <= 5:
-            attributes["server.port"] = int(port)
+        if host:
+            attributes.update(self._hosts.get(host) or self._make_host(host, split_host(host)))
+        else:
+            attributes.update(self._make_host("", (meta.get("SERVER_NAME") or "", str(meta.get("SERVER_PORT") or ""))))
         agent = meta.get("HTTP_USER_AGENT")
         if agent:
             attributes["user_agent.original"] = agent[:_MAX_TEXT]
@@ -414,6 +476,18 @@ class Observer:
             attributes["client.address"] = meta["REMOTE_ADDR"]
         if self._request_headers:
             attributes.update(self._headers("http.request.header.", self._request_headers, _meta_headers(meta)))
+        return attributes
+
+    def _make_host(self, host: str, name_and_port: tuple[str, str]) -> dict[str, Any]:
+        name, port = name_and_port
+        attributes: dict[str, Any] = {}
+        if name:
+            attributes["server.address"] = name[:_MAX_TEXT]
+        if port.isascii() and port.isdigit() and len(port) <= 5:
+            attributes["server.port"] = int(port)
+        # Clients choose it; what a site is called is seldom more than a few.
+        if host and len(host) <= _MAX_HOST_LENGTH and len(self._hosts) < _MAX_KINDS:
+            self._hosts[host] = attributes
         return attributes
 
     def _headers(self, prefix: str, wanted: Sequence[str], found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -438,7 +512,6 @@ class Observer:
             return
         observation.is_finished = True
         duration_s = perf_counter() - observation.started_s
-        observation.active.add(-1.0)
         try:
             if not observation.is_discarded:
                 self._measure(observation, response, duration_s, response_size_bytes, error)
@@ -450,6 +523,8 @@ class Observer:
                 raise
             guard.report("finishing a request", fault)
         finally:
+            if observation._is_active:
+                observation.kind.active.add(-1.0)
             # The request holds the observation: without this, only the garbage collector would free both.
             observation.request = observation.exception = None
             if observation.is_discarded:
@@ -465,41 +540,59 @@ class Observer:
         error: BaseException | None,
     ) -> None:
         request = observation.request
+        kind = observation.kind
         status = response.status_code if response is not None else 0
         match = getattr(request, "resolver_match", None)
-        route = self._template(match.route) if match is not None else ""
+        raw_route = match.route if match is not None else None
         if status >= 500:
             error_type = str(status)
         elif error is not None and not isinstance(error, asyncio.CancelledError | GeneratorExit):
             error_type = type_name(error)
         else:
             error_type = ""
-        label = route or (UNMATCHED if status == 404 else "")
-        key = (observation.method, label, status, observation.scheme, observation.protocol, error_type)
-        handles = self._handles.get(key) or self._make_handles(key)
+        handles = (None if error_type else kind.handles.get((raw_route, status))) or self._find_handles(
+            kind, raw_route, status, error_type
+        )
         span = observation.span
+        is_dropped = type(span) is DroppedSpan
         trace_id = span_id = 0
-        if self._exemplars:
+        if self._exemplars and not is_dropped:
             span_context = span.get_span_context()
-            if span_context.trace_flags.sampled:
+            if span_context.trace_flags & 1:
                 trace_id, span_id = span_context.trace_id, span_context.span_id
-        handles.duration.observe(duration_s, trace_id, span_id)
+        values = [(handles.duration, duration_s)]
+        if response_size_bytes is not None:
+            values.append((handles.response_size, float(response_size_bytes)))
+        if handles.queries is not None:
+            values.append((handles.queries, float(observation.queries)))
         size = request.META.get("CONTENT_LENGTH")
         if size and size.isascii() and size.isdigit() and len(size) < 16:
-            handles.request_size.observe(float(size))
-        if response_size_bytes is not None:
-            handles.response_size.observe(float(response_size_bytes))
-        if handles.queries is not None:
-            handles.queries.observe(float(observation.queries))
+            values.append((handles.request_size, float(size)))
+        observation._is_active = False
+        update_together(((kind.active, -1.0),), values, trace_id, span_id)
         exception = observation.exception or (error if error_type else None)
         if exception is not None:
-            self._count_exception(exception, label)
+            self._count_exception(exception, handles.label)
+        if is_dropped:
+            return
         if span.is_recording():
-            self._finish_span(observation, response, status, route, match, error_type, exception)
+            self._finish_span(observation, response, status, handles, match, error_type, exception)
         if not observation.is_joined:
             span.end()
 
-    def _make_handles(self, key: tuple[Any, ...]) -> _Handles:
+    def _find_handles(self, kind: _Kind, raw_route: str | None, status: int, error_type: str) -> _Handles:
+        route = self._template(raw_route) if raw_route is not None else ""
+        label = route or (UNMATCHED if status == 404 else "")
+        key = (kind.method, label, status, kind.scheme, kind.protocol, error_type)
+        handles = self._handles.get(key)
+        if handles is None:
+            handles = self._make_handles(key, f"{kind.name} {route}" if route else "", route)
+        # Beyond the limit every key would lead to the same overflow series and only use memory.
+        if not error_type and not handles.is_overflow and len(kind.handles) < _MAX_HANDLES:
+            kind.handles[raw_route, status] = handles
+        return handles
+
+    def _make_handles(self, key: tuple[Any, ...], span_name: str, route: str) -> _Handles:
         method, label, status, scheme, protocol, error_type = key
         sizes: dict[str, Any] = {"http.request.method": method}
         if label:
@@ -517,6 +610,7 @@ class Observer:
             self._response_size.series(sizes),
             self._queries.series({"http.route": label}) if label and self._counts_queries else None,
         )
+        handles.label, handles.route, handles.span_name = label, route, span_name
         # Beyond the limit every key would lead to the same overflow series and only use memory.
         if not handles.is_overflow:
             self._handles[key] = handles
@@ -534,7 +628,7 @@ class Observer:
         observation: Observation,
         response: Any,
         status: int,
-        route: str,
+        handles: _Handles,
         match: Any,
         error_type: str,
         exception: BaseException | None,
@@ -554,10 +648,8 @@ class Observer:
         if self._user_attributes is not None:
             attributes.update(self._user_attributes(observation.request))
         if not observation.is_joined:
-            if route:
-                name = "HTTP" if observation.method == "_OTHER" else observation.method
-                span.update_name(f"{name} {route}")
-                attributes["http.route"] = route
+            if handles.route:
+                attributes["http.route"] = handles.route
             if status:
                 attributes["http.response.status_code"] = status
             if error_type:
@@ -571,7 +663,13 @@ class Observer:
                 # For a server span the description is left empty when the status code says it all
                 # (semantic conventions, "HTTP server span status").
                 span.set_status(Status(StatusCode.ERROR))
-        span.set_attributes(attributes)
+        name = handles.span_name if not observation.is_joined else ""
+        if name and type(span) is RecordedSpan:
+            span.complete(name, attributes)
+        else:
+            if name:
+                span.update_name(name)
+            span.set_attributes(attributes)
         if self._enrich is not None:
             with guard.contained("REQUEST.ENRICH"):
                 self._enrich(span, observation.request, response)

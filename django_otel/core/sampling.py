@@ -110,14 +110,18 @@ class Verdict:
 
     def count(self) -> None:
         """Count one trace decided like this."""
+        series = self.series()
+        if series is not None:
+            series.add(1.0)
+
+    def series(self) -> Any:
+        """The counter's series of traces decided like this; None when they are not counted."""
         series = self._series
-        if series is None:
-            if self._open_series is None:
-                return
+        if series is None and self._open_series is not None:
             series = self._series = self._open_series(
                 self.rule, "recorded" if self.is_sampled else "dropped", self.reason
             )
-        series.add(1.0)
+        return series
 
     def times(self, number: int) -> Verdict:
         """This answer for one trace that stands for `number`, because the limit refused the ones before it."""
@@ -354,7 +358,13 @@ class InForce:
         return found
 
     def judge(self, trace_id: int, parent: SpanContext | None = None, branch: Branch | None = None) -> Verdict:
-        """Decide on a trace that begins here, and count it.
+        """Decide on a trace that begins here, and count it."""
+        verdict = self.decide(trace_id, parent, branch)
+        verdict.count()
+        return verdict
+
+    def decide(self, trace_id: int, parent: SpanContext | None = None, branch: Branch | None = None) -> Verdict:
+        """Decide on a trace that begins here; the caller counts it.
 
         `parent` is a remote parent that may be trusted; `branch` where the
         request's rules led, None for the ratio. The same trace id gives the same
@@ -375,7 +385,6 @@ class InForce:
                 number = self.limiter.take()
                 if number != 1:
                     verdict = verdict.times(number) if number else limited
-        verdict.count()
         return verdict
 
 

@@ -186,6 +186,19 @@ class RecordedSpan(SdkSpan):
         cleaned, dropped = _clean(attributes, self._limits.max_span_attribute_length)
         self._add(cleaned, dropped, "Setting attribute on ended span.")
 
+    def complete(self, name: str, attributes: Mapping[str, Any]) -> None:
+        """Rename the span and set attributes, as `update_name` and `set_attributes` do, under the lock taken once."""
+        cleaned, dropped = _clean(attributes, self._limits.max_span_attribute_length)
+        most = self._limits.max_span_attributes
+        full = 0
+        with self._lock:
+            if self._end_time is None:
+                self._name = name
+                full = _store(self._attributes, cleaned, most)
+                self._dropped += full + dropped
+        if full:
+            _warn_full(full, most)
+
     def _add(self, cleaned: Mapping[str, Any], dropped: int, refusal: str) -> None:
         most = self._limits.max_span_attributes
         with self._lock:
@@ -438,19 +451,25 @@ class Tracer(trace.Tracer):
     """Makes our spans of one instrumentation scope; `plain` is the SDK's tracer of the same scope."""
 
     def __init__(self, shared: Shared, plain: SdkTracer, scope: InstrumentationScope) -> None:
-        self._shared = shared
+        self.shared = shared
         self._plain = plain
         self.scope = scope
         self.instrumentation_info = plain.instrumentation_info
 
-    def __getattr__(self, name: str) -> Any:
-        # What else the SDK's tracer has (sampler, resource, id_generator, ...).
-        return getattr(self._plain, name)
+        # As the SDK's tracer has them. No __getattr__: it would cost half a kilo-instruction at each use of the others.
+        self.sampler = plain.sampler
+        self.span_processor = plain.span_processor
+        self.id_generator = plain.id_generator
+
+    @property
+    def resource(self) -> Resource:
+        """What the spans tell about their process."""
+        return self.shared.resource
 
     @property
     def is_plain(self) -> bool:
         """Whether the SDK's tracer makes the spans now."""
-        return self._shared.is_plain
+        return self.shared.is_plain
 
     def start_span(
         self,
@@ -463,7 +482,7 @@ class Tracer(trace.Tracer):
         record_exception: bool = True,
         set_status_on_exception: bool = True,
     ) -> trace.Span:
-        shared = self._shared
+        shared = self.shared
         if shared.is_plain:
             return self._plain.start_span(
                 name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception
@@ -497,7 +516,7 @@ class Tracer(trace.Tracer):
         self, name: str, context: Context, kind: SpanKind, attributes: Attributes, links: Sequence[Link] | None
     ) -> DroppedSpan | tuple[SpanContext | None, SpanContext, Attributes]:
         """A span whose parent is not one of ours: a root, a remote parent's child, another provider's child."""
-        shared = self._shared
+        shared = self.shared
         parent: SpanContext | None = trace.get_current_span(context).get_span_context()
         if parent is not None and not isinstance(parent, SpanContext):
             raise TypeError("parent_span_context must be a SpanContext or None.")
@@ -518,13 +537,18 @@ class Tracer(trace.Tracer):
 
     def drop_root(self, low_bits: int) -> trace.Span:
         """The span of a trace that begins here and is dropped; `low_bits` of its id were decided by."""
-        return DroppedSpan(self._shared, low_bits)
+        # As its __init__ does, without the call.
+        span: DroppedSpan = _new(DroppedSpan)
+        span._shared = self.shared
+        span._low_bits = low_bits
+        span._parent = None
+        return span
 
     def record_root(
         self, name: str, context: Context, kind: SpanKind, low_bits: int, is_sampled: bool, attributes: Attributes
     ) -> RecordedSpan:
         """The span of a trace that begins here and is recorded."""
-        ids = self._shared.ids
+        ids = self.shared.ids
         trace_id = ids.bits(64) << 64 | low_bits or ids.generate_trace_id()
         flags = _ROOT_SAMPLED if is_sampled else _ROOT_UNSAMPLED
         span_context = build_root_context(trace_id, ids.generate_span_id(), flags)
@@ -544,7 +568,7 @@ class Tracer(trace.Tracer):
         set_status_on_exception: bool = True,
     ) -> RecordedSpan:
         """Start a span that is recorded, whoever decided it."""
-        shared = self._shared
+        shared = self.shared
         limits = shared.limits
         # Filled in here and not by an __init__: the call alone costs as much as ten attributes.
         span: RecordedSpan = _new(RecordedSpan)
