@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -36,6 +37,18 @@ def get_problems() -> list[Problem]:
     except ConfigError as error:
         return error.problems
     return []
+
+
+def is_console_on(config: Config) -> bool:
+    """Whether traces are stored and shown in the admin: as `CONSOLE.ENABLED` says, else with DEBUG."""
+    enabled = config.console.enabled
+    return bool(settings.DEBUG) if enabled is None else enabled
+
+
+def deployment_identity(config: Config) -> str:
+    """Tells this deployment from others of the same user on this machine."""
+    base = getattr(settings, "BASE_DIR", None) or Path.cwd()
+    return "|".join((str(getattr(settings, "SETTINGS_MODULE", "")), str(base), config.service_name or ""))
 
 
 def forget() -> None:

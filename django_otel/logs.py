@@ -17,6 +17,7 @@ A record that several of our handlers see is exported once.
 from __future__ import annotations
 
 import contextvars
+import copy
 import datetime
 import decimal
 import enum
@@ -43,6 +44,7 @@ from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 
 if TYPE_CHECKING:
     from django_otel.core.config import Config
+    from django_otel.core.store_processor import StoreProcessor
 
 __all__ = ["OTelHandler", "install", "uninstall"]
 
@@ -204,11 +206,14 @@ class OTelHandler(logging.Handler):
         token = _emitting.set(True)
         try:
             logger = _logger(record.name)
-            if logger is not None and _is_first(record):
+            console = _console_for(record)
+            if (logger is not None or console is not None) and _is_first(record):
                 built = self._build(record)
-                if _is_foreign:
-                    _scrub(built)
-                logger.emit(built)
+                if console is not None:
+                    console.on_log(built)
+                if logger is not None:
+                    # A record of its own when it is changed: the console's is scrubbed in its thread.
+                    logger.emit(_scrubbed(built) if _is_foreign else built)
         except Exception as error:
             guard.report("logs.emit", error)
         finally:
@@ -289,13 +294,28 @@ def _logger(name: str) -> Logger | None:
     return None if isinstance(logger, NoOpLogger) else logger
 
 
-def _scrub(built: LogRecord) -> None:
-    """Redact a record for a provider that another tool has installed: its pipeline does not do so, ours does."""
+def _console_for(record: logging.LogRecord) -> StoreProcessor | None:
+    """What keeps the log records of stored traces, when this one belongs to such a trace."""
+    from django_otel import runtime
+
+    console = runtime.console()
+    if console is None:
+        return None
+    is_sampled = record.__dict__.get("otelTraceSampled")
+    if is_sampled is None:
+        is_sampled = trace.get_current_span().get_span_context().trace_flags.sampled
+    return console if is_sampled else None
+
+
+def _scrubbed(built: LogRecord) -> LogRecord:
+    """The record redacted, for a provider that another tool has installed: its pipeline does not do so, ours does."""
     from django_otel import runtime
 
     scrubber = runtime.current().scrubber
-    built.body = scrubber.value("body", built.body)
-    built.attributes = scrubber.attributes(built.attributes)
+    scrubbed = copy.copy(built)
+    scrubbed.body = scrubber.value("body", built.body)
+    scrubbed.attributes = scrubber.attributes(built.attributes)
+    return scrubbed
 
 
 def _is_below(name: str, parent: str) -> bool:
@@ -486,8 +506,10 @@ def _is_wanted(config: Config) -> bool:
     from django_otel import runtime
 
     # In tests the memory stands for exporters, also for those that are not configured.
-    return runtime.is_testing() or (
-        any(name != "none" for name in config.logs.exporters) and not runtime.current().is_skipped
+    return (
+        runtime.is_testing()
+        or runtime.console() is not None
+        or (any(name != "none" for name in config.logs.exporters) and not runtime.current().is_skipped)
     )
 
 

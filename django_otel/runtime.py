@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from django_otel.core.log_pipeline import SwitchLogProcessor
     from django_otel.core.sdk_metrics import SdkMetrics
     from django_otel.core.sharing import Sharing
+    from django_otel.core.store_processor import StoreProcessor
 
 logger = logging.getLogger("django_otel")
 
@@ -118,6 +119,7 @@ _pump: pipelines.MetricsPump | None = None
 _sharing: Sharing | None = None
 #: The process in which the settings were put in force; another one was forked from it.
 _configured_pid = os.getpid()
+_console: StoreProcessor | None = None
 
 
 def current() -> Runtime:
@@ -190,7 +192,7 @@ def start(config: Config) -> None:
 
 def refuse(problems: list[Problem]) -> None:
     """Run without telemetry because of `problems`."""
-    global _tracer
+    global _console, _tracer
     with _lock:
         _current.problems = list(problems)
         _current.enabled = False
@@ -198,6 +200,7 @@ def refuse(problems: list[Problem]) -> None:
         _current.generation += 1
         _tracer = _noop_tracer
         _switch.parts = ()
+        _console = None
         if _log_switch is not None:
             _log_switch.parts = ()
     for callback in _refusal_callbacks:
@@ -206,8 +209,9 @@ def refuse(problems: list[Problem]) -> None:
 
 
 def _start(config: Config) -> None:
-    global _configured_pid, _tracer
+    global _configured_pid, _console, _tracer
     runtime = _current
+    _console = None
     runtime.config = config
     runtime.problems = []
     runtime.generation += 1
@@ -239,6 +243,9 @@ def _start(config: Config) -> None:
     span_processors = _build_span_processors(config, runtime)
     metric_exporters = [] if _is_quiet() else pipelines.build_metric_exporters(config)
     propagators = pipelines.build_propagators(config)
+    _console = _build_console(config)
+    if _console is not None:
+        span_processors = (*span_processors, _console)
     _start_traces(config, span_processors)
     _start_metrics(config, metric_exporters)
     _start_logs(config)
@@ -338,6 +345,42 @@ def _build_span_processors(config: Config, runtime: Runtime) -> tuple[Any, ...]:
         return ()
     clean = pipelines.SpanCleaner(runtime.scrubber, config.database.statement, config.request.query)
     return pipelines.build_span_processors(config, clean, _count_drop, _count_failure)
+
+
+def _build_console(config: Config) -> StoreProcessor | None:
+    """What fills the trace store, when the settings ask for it; its file is not touched yet."""
+    from django_otel import conf
+
+    if _is_quiet() or not conf.is_console_on(config):
+        return None
+    # Late, because it imports SQLite.
+    from django_otel.core.store_processor import StoreProcessor
+
+    return StoreProcessor(
+        config,
+        conf.deployment_identity(config),
+        clean=clean_span,
+        scrubber=_current.scrubber,
+        resource=lambda: _current.resource,
+        collect=collect,
+        group=group_name,
+        facts=_console_facts,
+        on_drop=_count_console_drop,
+    )
+
+
+def _console_facts() -> dict[str, Any]:
+    """What the dashboard tells of this process."""
+    return {
+        "program": command_name() or Path(sys.argv[0] if sys.argv else "").name,
+        "ratio": _current.sampler.ratio_now(),
+        "exporters": list(_current.config.traces.exporters),
+    }
+
+
+def console() -> StoreProcessor | None:
+    """What fills the trace store of this process; None when `CONSOLE` is off."""
+    return _console
 
 
 def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:
@@ -521,7 +564,11 @@ def _stop_parts(budget_s: float = SHUTDOWN_BUDGET_S) -> bool:
 
 def _processors() -> list[Any]:
     """What spans and log records are handed to, in force now."""
-    return [*_switch.parts, *(_log_switch.parts if _log_switch is not None else ())]
+    parts = [*_switch.parts, *(_log_switch.parts if _log_switch is not None else ())]
+    if _console is not None and _console not in parts:
+        # Another tool's provider is in use: numbers and logs are stored all the same.
+        parts.append(_console)
+    return parts
 
 
 def _at_exit() -> None:
@@ -582,6 +629,8 @@ def join() -> None:
     with guard.contained("joining"):
         if _pump is not None:
             _pump.start()
+        if _console is not None:
+            _console.start()
     for callback in _join_callbacks:
         with guard.contained("joining"):
             callback()
@@ -753,6 +802,17 @@ def _count_drop(count: int, reason: str, signal: str) -> None:
         dropped = store.catalogued("django_otel.spans.dropped")
         assert isinstance(dropped, Counter)
         dropped.add(count, {"django_otel.reason": reason})
+
+
+def _count_console_drop(count: int, reason: str) -> None:
+    dropped = store.catalogued("django_otel.console.dropped")
+    assert isinstance(dropped, Counter)
+    dropped.add(count, {"django_otel.reason": reason})
+
+
+def group_name() -> str | None:
+    """The name of the processes over which `collect` adds up; None when it tells of this process alone."""
+    return None
 
 
 def _count_failure(signal: str) -> None:

@@ -36,7 +36,7 @@ LOG_EXPORTERS = ("otlp", "otlp-grpc", "console", "memory", "none")
 PROPAGATORS = ("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none")
 ALLOW = ("auto", "private", "token", "staff", "all")
 #: Variables that are kept beside the settings, in `Config.surroundings`.
-SURROUNDINGS = ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", "RUN_MAIN")
+SURROUNDINGS = ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", "RUN_MAIN", "CACHE_DIRECTORY", "TMPDIR")
 #: Dotted keys whose value is never shown.
 SECRET_KEYS = frozenset(
     {"TRACES.HEADERS", "METRICS.HEADERS", "LOGS.HEADERS", "METRICS_VIEW.TOKEN"},
@@ -241,6 +241,16 @@ def absolute_path(value: object) -> str:
     if not isinstance(value, str | os.PathLike) or not Path(value).is_absolute():
         raise Misfit("an absolute path")
     return str(Path(value))
+
+
+def path_on_disk(value: object) -> str:
+    try:
+        path = absolute_path(value)
+    except Misfit:
+        raise Misfit("an absolute path on a disk") from None
+    if Path(path).is_relative_to("/dev/shm"):  # noqa: S108 (refused)
+        raise Misfit("an absolute path on a disk", "A folder in /dev/shm is memory, and small in a container.")
+    return path
 
 
 def trust_inbound(value: object) -> object:
@@ -520,6 +530,10 @@ class Request:
     query: bool = key(False, boolean, "Record the query string (scrubbed).")
     user: str = key("none", one_of("none", "id", "hash"), "Record the signed-in user, when already loaded.")
     client_address: bool = key(False, boolean, "Record REMOTE_ADDR.")
+    server_timing: bool = key(
+        False, boolean, "A `Server-Timing` header: total, db, cache and template time. Anybody can read it."
+    )
+    traceresponse: bool = key(False, boolean, "A `traceresponse` header with the trace's id (W3C draft).")
     enrich: Any = key(None, optional(callable_or_path), "Dotted path to f(span, request, response).")
 
 
@@ -543,6 +557,21 @@ class MetricsView:
     token: str | None = key(None, optional(text), "Bearer token for `/metrics`.")
     allow: Any = key(
         "auto", allow, 'Who may read `/metrics`: "auto", "private", "token", "staff", "all", or a dotted path.'
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    enabled: bool | None = key(
+        None, optional(boolean), "Traces and dashboard in the admin, and the store they read; None is on with DEBUG."
+    )
+    max_traces: int = key(500, whole(1), "Most traces in the store; errors and slow ones are kept longest.")
+    max_mb: int = key(64, whole(1), "Most space the store takes on disk, in MiB.")
+    path: str | None = key(
+        None,
+        optional(path_on_disk),
+        "Folder of the store, or a file ending in .sqlite3, .sqlite or .db; None makes a private folder per"
+        " deployment. Services that name the same path show their traces whole.",
     )
 
 
@@ -578,6 +607,7 @@ class Config:
     business: Mapping[str, Mapping[str, object]] = key({}, business, "Business events by model label.")
     scrub: Scrub = section(Scrub)
     metrics_view: MetricsView = section(MetricsView)
+    console: Console = section(Console)
     trace_url: str | None = key(None, optional(trace_url), "Where a trace can be looked at, with {trace_id}.")
 
     sources: Mapping[str, str] = field(default_factory=dict, metadata={"internal": True})

@@ -208,6 +208,15 @@ CATALOGUE: dict[str, Metric] = {
             OWN,
         ),
         Metric(
+            "django_otel.console.dropped",
+            Kind.COUNTER,
+            "{item}",
+            "Spans, log records and samples that the trace store of the console did not take, by reason.",
+            ("django_otel.reason",),
+            "reasons",
+            OWN,
+        ),
+        Metric(
             "django_otel.cardinality.overflow",
             Kind.COUNTER,
             "{measurement}",

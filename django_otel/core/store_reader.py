@@ -1,0 +1,291 @@
+"""Reads the trace store: the list of traces, one trace, the numbers of the dashboard."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_otel.core.store import STEPS_S, TraceStore, merge, unpack
+
+_NS_PER_S = 1_000_000_000
+#: Longest list of choices that a filter offers.
+MAX_CHOICES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRow:
+    """A line of the list. Units: times are nanoseconds since the Unix epoch, durations nanoseconds."""
+
+    seq: int
+    trace_id: str
+    start_ns: int
+    end_ns: int
+    duration_ns: int
+    root_rank: int
+    name: str
+    method: str
+    route: str
+    status: int
+    service: str
+    services: tuple[str, ...]
+    spans: int
+    queries: int
+    errors: int
+    logs: int
+    dropped: int
+    events: tuple[str, ...] = ()
+
+    @property
+    def is_error(self) -> bool:
+        return self.errors > 0 or self.status >= 500
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the span that began the trace has not ended yet, or did not get here."""
+        return self.root_rank == 0
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFilter:
+    """Which traces are asked for. `status` is a code or a class ("404", "5xx"); empty texts and None mean any."""
+
+    route: str = ""
+    status: str = ""
+    min_duration_s: float | None = None
+    has_error: bool = False
+    event: str = ""
+    trace_id: str = ""
+    service: str = ""
+
+    def where(self) -> tuple[str, list[Any]]:
+        """The condition in SQL and its parameters."""
+        conditions, values = ["spans > 0"], list[Any]()
+        if self.route:
+            # Exactly the route where there is one, else whatever holds the text.
+            conditions.append(
+                "CASE WHEN EXISTS (SELECT 1 FROM trace WHERE route = ?) THEN route = ? "
+                "ELSE instr(lower(route), lower(?)) > 0 OR instr(lower(name), lower(?)) > 0 END"
+            )
+            values += [self.route] * 4
+        if self.status:
+            if self.status.endswith("xx"):
+                conditions.append("status >= ? AND status < ?")
+                first = int(self.status[0]) * 100
+                values += [first, first + 100]
+            else:
+                conditions.append("status = ?")
+                values.append(int(self.status))
+        if self.min_duration_s is not None:
+            conditions.append("duration_ns >= ?")
+            values.append(int(self.min_duration_s * _NS_PER_S))
+        if self.has_error:
+            conditions.append("(errors > 0 OR status >= 500)")
+        if self.event:
+            conditions.append("EXISTS (SELECT 1 FROM event WHERE event.seq = trace.seq AND event.name = ?)")
+            values.append(self.event)
+        if self.trace_id:
+            conditions.append("instr(trace_id, ?) > 0")
+            values.append(self.trace_id.lower())
+        if self.service:
+            conditions.append("instr(services, ?) > 0")
+            values.append(f"\n{self.service}\n")
+        return " AND ".join(conditions), values
+
+
+@dataclass(frozen=True, slots=True)
+class TracePage:
+    """A part of the list. `total` counts all that fit the filter, `stored` all that there are."""
+
+    rows: Sequence[TraceRow]
+    total: int
+    stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the filters offer."""
+
+    routes: Sequence[str]
+    statuses: Sequence[int]
+    events: Sequence[str]
+    services: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One trace, whole: spans and logs as `core.store_processor` wrote them, oldest first."""
+
+    row: TraceRow
+    spans: Sequence[Mapping[str, Any]]
+    logs: Sequence[Mapping[str, Any]]
+    #: Parts that could not be read.
+    damaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRow:
+    """A process that writes to the store, and when it last said so (seconds since the Unix epoch)."""
+
+    instance: str
+    service: str
+    host: str
+    pid: int
+    started_s: float
+    seen_s: float
+    facts: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Numbers:
+    """What was counted in one step of time, over all processes."""
+
+    at_s: int
+    step_s: int
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+_COLUMNS = (
+    "seq, trace_id, start_ns, end_ns, duration_ns, root_rank, name, method, route, status, service, services, spans, "
+    "queries, errors, logs, dropped"
+)
+
+
+class StoreReader:
+    """Reads through one connection, for the length of a page."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    # Traces.
+
+    def list_traces(self, wanted: TraceFilter, *, offset: int = 0, limit: int = 50) -> TracePage:
+        """The newest traces that fit, `limit` of them from `offset` on."""
+        where, values = wanted.where()
+        execute = self._connection.execute
+        rows = execute(
+            f"SELECT {_COLUMNS} FROM trace WHERE {where} ORDER BY start_ns DESC LIMIT ? OFFSET ?",  # noqa: S608
+            (*values, limit, offset),
+        ).fetchall()
+        (total,) = execute(f"SELECT count(*) FROM trace WHERE {where}", values).fetchone()  # noqa: S608
+        (stored,) = execute("SELECT count(*) FROM trace WHERE spans > 0").fetchone()
+        events = self._events([row[0] for row in rows])
+        return TracePage([_build_row(row, events.get(row[0], ())) for row in rows], total, stored)
+
+    def _events(self, seqs: Sequence[int]) -> dict[int, tuple[str, ...]]:
+        marks = ", ".join("?" * len(seqs))
+        found: dict[int, tuple[str, ...]] = {}
+        for seq, name in self._connection.execute(
+            f"SELECT seq, name FROM event WHERE seq IN ({marks}) ORDER BY seq, name",  # noqa: S608
+            seqs,
+        ):
+            found[seq] = (*found.get(seq, ()), name)
+        return found
+
+    def choices(self) -> Choices:
+        """What stands in the store to filter by."""
+        return Choices(
+            routes=self._distinct("SELECT DISTINCT route FROM trace WHERE route != '' ORDER BY route"),
+            statuses=self._distinct("SELECT DISTINCT status FROM trace WHERE status > 0 ORDER BY status"),
+            events=self._distinct("SELECT DISTINCT name FROM event ORDER BY name"),
+            services=self._distinct("SELECT DISTINCT service FROM trace WHERE service != '' ORDER BY service"),
+        )
+
+    def _distinct(self, statement: str) -> list[Any]:
+        return [value for (value,) in self._connection.execute(f"{statement} LIMIT {MAX_CHOICES}")]
+
+    def trace(self, trace_id: str) -> Trace | None:
+        """One trace with everything beneath; None when it is not (or no longer) here."""
+        row = self._connection.execute(f"SELECT {_COLUMNS} FROM trace WHERE trace_id = ?", (trace_id,)).fetchone()  # noqa: S608
+        if row is None:
+            return None
+        found: dict[str, list[Mapping[str, Any]]] = {"spans": [], "logs": []}
+        damaged = 0
+        for kind, data in self._connection.execute("SELECT kind, data FROM chunk WHERE seq = ? ORDER BY id", (row[0],)):
+            try:
+                found[kind] += [item for item in unpack(data) if isinstance(item, dict)]
+            except (ValueError, KeyError, TypeError, zlib.error):
+                damaged += 1
+        events = self._events([row[0]])
+        return Trace(
+            _build_row(row, events.get(row[0], ())),
+            sorted(found["spans"], key=lambda span: _number(span.get("start"))),
+            sorted(found["logs"], key=lambda log: _number(log.get("time"))),
+            damaged,
+        )
+
+    def has_trace(self, trace_id: str) -> bool:
+        """Whether a trace is here."""
+        row = self._connection.execute("SELECT 1 FROM trace WHERE trace_id = ? AND spans > 0", (trace_id,)).fetchone()
+        return row is not None
+
+    # Numbers.
+
+    def numbers(self, *, now_s: float, minutes: int, service: str = "") -> list[Numbers]:
+        """What was counted in the last `minutes`, in the finest step that is kept so long; steps without traffic
+        are left out."""
+        step_s = next(step for step, kept_s in STEPS_S.items() if minutes * 60 <= kept_s)
+        since_s = int((now_s - minutes * 60) // step_s) * step_s
+        by_time: dict[int, Numbers] = {}
+        for at_s, data in self._connection.execute(
+            "SELECT at_s, data FROM sample WHERE step_s = ? AND at_s >= ? AND (? = '' OR service = ?) ORDER BY at_s",
+            (step_s, since_s, service, service),
+        ):
+            with contextlib.suppress(ValueError, zlib.error):
+                numbers = by_time.setdefault(at_s, Numbers(at_s, step_s))
+                numbers.values = merge(numbers.values, unpack(data))
+        return list(by_time.values())
+
+    def baseline(self, source: str) -> tuple[float, dict[str, Any]] | None:
+        """The cumulative numbers of a source when they were last sampled, and when that was."""
+        row = self._connection.execute("SELECT at_s, data FROM baseline WHERE source = ?", (source,)).fetchone()
+        if row is None:
+            return None
+        with contextlib.suppress(ValueError, zlib.error):
+            return row[0], unpack(row[1])
+        return None
+
+    def number_services(self) -> list[str]:
+        """The services whose numbers are here."""
+        return self._distinct("SELECT DISTINCT service FROM sample ORDER BY service")
+
+    def processes(self, *, seen_since_s: float) -> list[ProcessRow]:
+        """Processes that have said since then that they live."""
+        found = []
+        for row in self._connection.execute(
+            "SELECT instance, service, host, pid, started_s, seen_s, data FROM process WHERE seen_s >= ? "
+            "ORDER BY service, host, started_s, pid",
+            (seen_since_s,),
+        ):
+            facts: Any = {}
+            with contextlib.suppress(ValueError, zlib.error):
+                facts = unpack(row[6])
+            instance, service, host, pid, started_s, seen_s, _ = row
+            found.append(ProcessRow(instance, service, host, pid, started_s, seen_s, facts))
+        return found
+
+
+def _build_row(row: Sequence[Any], events: tuple[str, ...]) -> TraceRow:
+    services = tuple(name for name in str(row[11]).split("\n") if name)
+    values: tuple[Any, ...] = (*row[:11], services, *row[12:], events)
+    return TraceRow(*values)
+
+
+def _number(value: object) -> float:
+    return value if isinstance(value, int | float) else 0.0
+
+
+@contextlib.contextmanager
+def read(store: TraceStore) -> Iterator[StoreReader]:
+    """A reader of the store, for the length of a page.
+
+    Errors: `Unusable`, `sqlite3.Error`, `OSError`.
+    """
+    with store.connection() as connection:
+        connection.execute("PRAGMA query_only = ON")
+        # One moment for everything on the page.
+        connection.execute("BEGIN")
+        yield StoreReader(connection)

@@ -1,0 +1,677 @@
+"""The trace store: its bounds, its file, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_otel.core import store as store_module
+from django_otel.core.config import Config, parse
+from django_otel.core.scrub import Scrubber
+from django_otel.core.store import (
+    DAMAGED_SUFFIX,
+    FILE_NAME,
+    StoredLog,
+    StoredProcess,
+    StoredSample,
+    StoredSpan,
+    TraceStore,
+    Unusable,
+    candidate_folders,
+    find_file,
+    merge,
+    subtract,
+)
+from django_otel.core.store_processor import StoreProcessor, numbers_of
+from django_otel.core.store_reader import TraceFilter, read
+from tests import services
+from tests.services import ROOT, serve, wait_until
+
+START_NS = 1_700_000_000_000_000_000
+MS = 1_000_000
+
+
+def span(trace, number=0, *, rank=None, duration_ms=10, status=200, is_error=False, route="/x/", service="shop",
+         event="", text="", start_ms=0, is_query=False):  # fmt: skip
+    start_ns = START_NS + trace * 1000 * MS + start_ms * MS
+    return StoredSpan(
+        trace_id=f"{trace:032x}", start_ns=start_ns, end_ns=start_ns + duration_ms * MS,
+        rank=(2 if number == 0 else 0) if rank is None else rank, name=f"GET {route}", method="GET", route=route,
+        status=status, service=service, is_error=is_error, is_query=is_query, business_event=event,
+        record={"id": f"{number:016x}", "start": start_ns, "end": start_ns + duration_ms * MS, "text": text},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def drops():
+    return []
+
+
+@pytest.fixture
+def make(tmp_path):
+    def build(*, max_traces=100, max_mb=8, path=None):
+        return TraceStore(
+            find_file(str(path or tmp_path / "store"), {}, "test"), max_traces=max_traces, max_bytes=max_mb << 20
+        )
+
+    return build
+
+
+def write(store, *items, drops=None):
+    store.write(
+        items, lambda count, reason: drops.append((count, reason)) if drops is not None else pytest.fail(reason)
+    )
+
+
+def ids(store, **wanted):
+    with read(store) as reader:
+        page = reader.list_traces(TraceFilter(**wanted), limit=100_000)
+        assert page.total == len(page.rows)
+        return [int(row.trace_id, 16) for row in page.rows]
+
+
+# --- Traces. ---
+
+
+def test_a_trace_that_comes_in_parts_and_from_two_services_is_whole(make):
+    """Whoever writes first: the span without a parent gives the trace its name, route, status and duration."""
+    store = make()
+    write(store, span(1, 5, rank=1, service="gateway", route="/pay/", duration_ms=3, start_ms=4))
+    write(store, span(1, 2, is_query=True), StoredLog(f"{1:032x}", START_NS, "shop", {"body": "hello", "time": 1}))
+    with read(store) as reader:
+        (row,) = reader.list_traces(TraceFilter()).rows
+        assert (row.service, row.route, row.root_rank) == ("gateway", "/pay/", 1)
+    write(store, span(1, 0, duration_ms=50, status=201, event="order.placed"))
+    with read(store) as reader:
+        (row,) = reader.list_traces(TraceFilter()).rows
+        trace = reader.trace(row.trace_id)
+    assert (row.service, row.route, row.status, row.duration_ns) == ("shop", "/x/", 201, 50 * MS)
+    assert row.services == ("gateway", "shop")
+    assert (row.spans, row.queries, row.logs, row.events) == (3, 1, 1, ("order.placed",))
+    assert [item["id"][-1] for item in trace.spans] == ["2", "0", "5"]
+    assert [log["body"] for log in trace.logs] == ["hello"]
+
+
+def test_filters_find_what_they_say(make):
+    store = make()
+    write(
+        store,
+        span(1), span(2, route="/orders/<int:pk>/", status=404), span(3, status=503), span(4, is_error=True),
+        span(5, duration_ms=900), span(6, event="order.placed"), span(0xABC, service="gateway"),
+    )  # fmt: skip
+    assert ids(store) == [0xABC, 6, 5, 4, 3, 2, 1]
+    assert ids(store, route="/orders/<int:pk>/") == [2]
+    assert ids(store, route="ORDERS") == [2]
+    assert ids(store, route="%") == []
+    assert ids(store, status="404") == [2]
+    assert ids(store, status="5xx") == [3]
+    assert ids(store, has_error=True) == [4, 3]
+    assert ids(store, min_duration_s=0.5) == [5]
+    assert ids(store, event="order.placed") == [6]
+    assert ids(store, trace_id="ABC") == [0xABC]
+    assert ids(store, service="gateway") == [0xABC]
+    assert ids(store, service="gate") == []
+
+
+# --- Bounds. ---
+
+
+def test_the_newest_are_kept_and_errors_and_slow_ones_longest(make):
+    store = make(max_traces=100)
+    write(store, *(span(number, is_error=True) for number in range(1, 11)))
+    write(store, *(span(number, duration_ms=5000) for number in range(11, 16)))
+    for number in range(16, 500):
+        write(store, span(number, duration_ms=number % 7))
+    kept = ids(store)
+    assert len(kept) == 100
+    assert set(range(1, 16)) <= set(kept)
+    # A few more of the slowest are kept; the newest are all there.
+    assert set(range(440, 500)) <= set(kept)
+
+
+def test_errors_alone_do_not_push_out_what_is_new(make):
+    store = make(max_traces=100)
+    for number in range(1, 400):
+        write(store, span(number, is_error=number <= 350))
+    kept = ids(store)
+    assert len(kept) == 100
+    assert set(range(351, 400)) <= set(kept)
+    assert kept[-1] >= 290, "the newest of the errors, not the oldest"
+
+
+def test_an_old_error_is_forgotten_in_the_end(make):
+    store = make(max_traces=10)
+    write(store, span(1, is_error=True))
+    write(store, *(span(number) for number in range(2, 90)))
+    assert 1 in ids(store)
+    write(store, *(span(number) for number in range(90, 130)))
+    assert 1 not in ids(store)
+
+
+def test_the_files_stay_within_the_bytes(make, tmp_path, drops):
+    store = make(max_traces=100_000, max_mb=4)
+    noise = os.urandom(20_000).hex()
+    for number in range(1, 400):
+        write(store, span(number, text=noise[number:] + noise[:number]), drops=drops)
+        used = sum(file.stat().st_size for file in store.path.parent.iterdir())
+        assert used <= 4 << 20
+    assert drops == []
+    kept = ids(store)
+    assert 50 < len(kept) < 399
+    assert kept == list(range(399, 399 - len(kept), -1)), "the newest"
+
+
+def test_a_bound_that_is_lowered_gives_space_back(make):
+    store = make(max_traces=10_000, max_mb=8)
+    noise = os.urandom(20_000).hex()
+    write(store, *(span(number, text=noise[number:]) for number in range(1, 200)))
+    before = store.path.stat().st_size
+    smaller = TraceStore(store.path, max_traces=10_000, max_bytes=1 << 20)
+    for number in range(200, 210):
+        write(smaller, span(number))
+    assert store.path.stat().st_size <= 1 << 20 < before
+    assert 209 in ids(smaller)
+
+
+def test_one_trace_cannot_push_out_the_others(make, drops):
+    store = make(max_mb=4)
+    write(store, span(1))
+    noise = os.urandom(50_000).hex()
+    for number in range(200):
+        write(store, span(2, number, text=noise[number:]), drops=drops)
+    assert ids(store) == [2, 1]
+    with read(store) as reader:
+        trace = reader.trace(f"{2:032x}")
+    assert trace.row.spans == 200
+    assert trace.row.dropped == sum(count for count, _ in drops) == 200 - len(trace.spans) > 0
+    assert {reason for _, reason in drops} == {"trace_too_large"}
+
+
+# --- The file. ---
+
+
+def test_folder_and_file_are_private_whatever_the_umask(tmp_path, make):
+    before = os.umask(0o000)
+    try:
+        store = make()
+        write(store, span(1))
+        with read(store):
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in store.path.parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(store.path.parent.stat().st_mode) == 0o700
+    assert set(modes) >= {FILE_NAME}
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_private_folder_per_deployment_is_found_on_disk(tmp_path):
+    one, other = (candidate_folders(None, {"TMPDIR": str(tmp_path)}, name)[0] for name in ("shop", "gateway"))
+    assert one != other
+    assert one.parent == other.parent == tmp_path / f"django-otel-{os.geteuid()}"
+    assert all("/dev/shm" not in str(folder) for folder in candidate_folders(None, {"TMPDIR": "/dev/shm/x"}, "shop"))
+    path = find_file(None, {"TMPDIR": str(tmp_path)}, "shop")
+    assert path == one / FILE_NAME
+    assert stat.S_IMODE(one.parent.stat().st_mode) == stat.S_IMODE(one.stat().st_mode) == 0o700
+
+
+def test_the_path_may_be_a_file(tmp_path):
+    path = tmp_path / "sub" / "traces.sqlite3"
+    store = TraceStore(find_file(str(path), {}, ""), max_traces=10, max_bytes=8 << 20)
+    write(store, span(1))
+    assert path.exists()
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path):
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(Unusable, match="can be written to by others"):
+        find_file(str(folder), {}, "")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(Unusable, match="is a link"):
+        find_file(str(link), {}, "")
+
+
+def test_a_link_in_place_of_the_file_is_refused(tmp_path, make):
+    target = tmp_path / "target"
+    store = make()
+    store.path.symlink_to(target)
+    with pytest.raises(Unusable, match="is a link"):
+        write(store, span(1))
+    assert not target.exists()
+
+
+def test_the_applications_database_is_never_touched(tmp_path):
+    path = tmp_path / "own" / "db.sqlite3"
+    path.parent.mkdir(mode=0o700)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE orders (id INTEGER)")
+        connection.commit()
+    path.chmod(0o644)
+    before = path.read_bytes()
+    store = TraceStore(find_file(str(path), {}, ""), max_traces=10, max_bytes=8 << 20)
+    with pytest.raises(Unusable, match="another application's database"):
+        write(store, span(1))
+    assert path.read_bytes() == before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert [file.name for file in path.parent.iterdir()] == ["db.sqlite3"]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "middle"])
+def test_a_damaged_file_is_set_aside_and_a_new_one_made(make, damage):
+    store = make(max_traces=1000)
+    write(store, *(span(number, text=os.urandom(500).hex()) for number in range(300)))
+    data = store.path.read_bytes()
+    if damage == "garbage":
+        store.path.write_bytes(b"no database at all" * 1000)
+    elif damage == "truncated":
+        store.path.write_bytes(data[: len(data) // 3])
+    else:
+        # The header is right, the tables are not.
+        store.path.write_bytes(data[:100] + b"\xff" * (len(data) - 100))
+    write(store, span(1000))
+    assert ids(store) == [1000]
+    assert store.path.with_name(store.path.name + DAMAGED_SUFFIX).exists()
+
+
+def test_a_file_removed_beneath_us_is_made_again(make):
+    store = make()
+    write(store, span(1))
+    for file in store.path.parent.iterdir():
+        file.unlink()
+    store.path.parent.rmdir()
+    write(store, span(2))
+    assert ids(store) == [2]
+
+
+# --- Numbers. ---
+
+numbers = st.dictionaries(
+    st.sampled_from("abc"), st.lists(st.integers(0, 50), min_size=3, max_size=3) | st.integers(0, 50), max_size=3
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("xy"), numbers, max_size=2), max_size=6))
+def test_what_is_added_step_by_step_adds_up(steps):
+    """Cumulative numbers taken apart into differences and added up again are what they were."""
+    total, before, summed = {}, {}, {}
+    for step in steps:
+        try:
+            total = merge(total, step)
+        except TypeError:
+            continue
+        summed = merge(summed, subtract(total, before))
+        before = total
+    assert flat(summed) == flat(total)
+
+
+def flat(tree, path=()):
+    found = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= flat(value, (*path, key))
+        elif value if not isinstance(value, list) else any(value):
+            found[*path, key] = value
+    return found
+
+
+def test_a_number_that_fell_has_begun_anew():
+    assert subtract({"a": {"n": 3, "h": [2, 1.5, 2]}}, {"a": {"n": 5, "h": [7, 9.0, 7]}}) == {
+        "a": {"n": 3, "h": [2, 1.5, 2]}
+    }
+
+
+def sample(at_s, count, source="group 1"):
+    routes = {"/x/": {"duration": [count, count * 0.1, count, 0], "errors": count // 10}}
+    return StoredSample(source, "shop", at_s, {"routes": routes, "bounds": {"duration": "1.0"}, "events": {"e": count}})
+
+
+def test_samples_become_what_was_counted_between_them(make):
+    store = make()
+    now_s = 1_700_000_000.0
+    write(store, sample(now_s, 10), sample(now_s + 10, 30))
+    # An older one that comes late is left out; a restarted server counts from zero; another group is added.
+    write(store, sample(now_s + 5, 20), sample(now_s + 20, 4), sample(now_s + 20, 100, "group 2"))
+    with read(store) as reader:
+        fine = reader.numbers(now_s=now_s + 20, minutes=5)
+        coarse = reader.numbers(now_s=now_s + 20, minutes=180)
+    assert [(step.at_s - now_s, step.values["routes"]["/x/"]["duration"][0]) for step in fine] == [
+        (0, 10), (10, 20), (20, 104)
+    ]  # fmt: skip
+    assert sum(step.values["routes"]["/x/"]["duration"][0] for step in coarse) == 134
+    assert sum(step.values["events"]["e"] for step in coarse) == 134
+    assert {step.values["bounds"]["duration"] for step in fine} == {"1.0"}
+
+
+def test_old_numbers_and_processes_are_forgotten(make):
+    store = make()
+    now_s = 1_700_000_000.0
+    for minute in range(0, 400, 2):
+        at_s = now_s + minute * 60
+        write(store, sample(at_s, minute), StoredProcess(f"i{minute}", "shop", "h", 1, at_s, at_s, {}))
+    with store.connection() as connection:
+        counts = dict(connection.execute("SELECT step_s, count(*) FROM sample GROUP BY step_s"))
+        (processes,) = connection.execute("SELECT count(*) FROM process").fetchone()
+    assert counts == {10: 18, 60: 95}
+    assert processes == 31
+
+
+def test_many_routes_are_summed_beyond_a_bound(make):
+    store = make()
+    routes = {f"/r{number}/": {"duration": [number + 1, 1.0, number + 1]} for number in range(1000)}
+    write(store, StoredSample("s", "shop", 1_700_000_000.0, {"routes": routes, "bounds": {}}))
+    with read(store) as reader:
+        (step,) = reader.numbers(now_s=1_700_000_000.0, minutes=5)
+    assert len(step.values["routes"]) == store_module.MAX_ROUTES_PER_SAMPLE
+    assert sum(route["duration"][0] for route in step.values["routes"].values()) == sum(range(1, 1001))
+
+
+# --- Many processes, forks. ---
+
+WRITER = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.test_store import span
+from django_otel.core.store import TraceStore, find_file
+store = TraceStore(find_file({path!r}, {{}}, ""), max_traces=10_000, max_bytes=32 << 20)
+worker = int(sys.argv[1])
+for number in range(60):
+    store.write([span(number * 10, worker, rank=2 if worker == 0 else 0), span(worker * 1000 + number, 0)],
+                lambda count, reason: print(count, reason))
+"""
+
+
+def test_several_processes_write_one_store(tmp_path):
+    """Also into the same trace, and when all of them make the file at once."""
+    code = WRITER.format(root=str(ROOT), path=str(tmp_path / "store"))
+    environment = services.server_env()
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(worker)], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+        for worker in range(4)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=60)
+        assert (process.returncode, output) == (0, b"")
+    store = TraceStore(find_file(str(tmp_path / "store"), {}, ""), max_traces=10_000, max_bytes=32 << 20)
+    with read(store) as reader:
+        page = reader.list_traces(TraceFilter(), limit=1000)
+        shared = reader.trace(f"{590:032x}")
+    assert page.total == len(
+        {number * 10 for number in range(60)} | {w * 1000 + n for w in range(4) for n in range(60)}
+    )
+    assert len(shared.spans) == 4
+
+
+def run(code, **environ):
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=services.server_env(**environ), capture_output=True, timeout=60
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_no_connection_is_carried_over_a_fork(tmp_path):
+    """Forks wait for a write that is under way; parent and child both go on writing."""
+    code = f"""
+import os, sys, threading, time
+from tests.test_store import span, ids
+from django_otel.core.store import TraceStore, find_file
+store = TraceStore(find_file({str(tmp_path / "store")!r}, {{}}, ""), max_traces=10_000, max_bytes=32 << 20)
+fail = lambda count, reason: print("dropped", count, reason)
+store.write([span(1)], fail)
+stop = threading.Event()
+def keep_writing():
+    number = 10
+    while not stop.is_set():
+        store.write([span(number)], fail)
+        number += 1
+thread = threading.Thread(target=keep_writing)
+thread.start()
+for child in range(20):
+    pid = os.fork()
+    if pid == 0:
+        files = ["/proc/self/fd/" + number for number in os.listdir("/proc/self/fd")]
+        if any("traces-" in os.readlink(file) for file in files if os.path.islink(file)):
+            print("an open store was inherited")
+            os._exit(1)
+        store.write([span(100_000 + child)], fail)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if status: print("child", status)
+stop.set()
+thread.join()
+found = ids(store)
+print(len([number for number in found if number >= 100_000]))
+"""
+    assert run(code) == (0, "20\n", "")
+
+
+# --- The processor. ---
+
+
+class Counted:
+    def __init__(self):
+        self.by_reason = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, count, reason):
+        with self.lock:
+            self.by_reason[reason] = self.by_reason.get(reason, 0) + count
+
+
+def processor(path, drops, **console):
+    from opentelemetry.sdk.resources import Resource
+
+    config = parse({"CONSOLE": {"ENABLED": True, "PATH": str(path), **console}}, {})
+    scrubber = Scrubber()
+    built = Resource({"service.name": "shop", "service.instance.id": "one"})
+    return StoreProcessor(
+        config, "test", clean=scrubber.span, scrubber=scrubber, resource=lambda: built, collect=list,
+        group=lambda: None, facts=dict, on_drop=drops,
+    )  # fmt: skip
+
+
+def provider_with(*processors):
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+
+    provider = TracerProvider(resource=Resource({"service.name": "shop"}), shutdown_on_exit=False)
+    for one in processors:
+        provider.add_span_processor(one)
+    return provider.get_tracer("django_otel")
+
+
+def test_spans_are_scrubbed_before_they_are_stored(tmp_path):
+    drops = Counted()
+    part = processor(tmp_path / "store", drops)
+    with provider_with(part).start_as_current_span(
+        "pay", attributes={"password": "hunter2", "note": "fine"}
+    ) as current:
+        current.record_exception(ValueError("token=hunter2"))
+    assert part.force_flush()
+    with read(part.store()) as reader:
+        (row,) = reader.list_traces(TraceFilter()).rows
+        text = json.dumps(reader.trace(row.trace_id).spans)
+    assert "hunter2" not in text
+    assert "fine" in text
+    assert drops.by_reason == {}
+
+
+def test_what_is_not_sampled_is_not_stored(tmp_path):
+    from opentelemetry import trace
+
+    part = processor(tmp_path / "store", Counted())
+    context = trace.SpanContext(1, 2, is_remote=True, trace_flags=trace.TraceFlags(0))
+    tracer = provider_with(part)
+    with tracer.start_as_current_span("x", trace.set_span_in_context(trace.NonRecordingSpan(context))):
+        pass
+    assert part.force_flush()
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_that_is_locked_drops_counts_and_slows_nothing(tmp_path, monkeypatch):
+    """As a slow disk does: the request path goes on, the queue fills, what does not fit is counted."""
+    drops = Counted()
+    part = processor(tmp_path / "store", drops)
+    tracer = provider_with(part)
+    tracer.start_span("first").end()
+    assert part.force_flush()
+    with closing(sqlite3.connect(part.store().path, isolation_level=None)) as blocker:
+        blocker.execute("BEGIN IMMEDIATE")
+        started_s = time.perf_counter()
+        for _ in range(6000):
+            tracer.start_span("x").end()
+        assert time.perf_counter() - started_s < 2.0
+        wait_until(lambda: drops.by_reason.get("busy"), 20, "a batch given up")
+        blocker.execute("ROLLBACK")
+    tracer.start_span("last").end()
+    assert part.force_flush(30_000)
+    with part.store().connection() as connection:
+        (stored,) = connection.execute("SELECT sum(spans) FROM trace").fetchone()
+        (ever,) = connection.execute("SELECT max(seq) FROM trace").fetchone()
+    assert set(drops.by_reason) == {"queue_full", "busy"}
+    assert stored == 500
+    assert ever == 6002 - sum(drops.by_reason.values())
+
+
+def test_a_full_disk_drops_and_counts(tmp_path):
+    """A process that may write no file beyond a size stands for a full disk; the old traces can still be read."""
+    code = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from tests.test_store import Counted, processor, provider_with, ids
+drops = Counted()
+part = processor({str(tmp_path / "store")!r}, drops)
+tracer = provider_with(part)
+tracer.start_span("first").end()
+assert part.force_flush()
+resource.setrlimit(resource.RLIMIT_FSIZE, (part.store().path.stat().st_size + 4096, resource.RLIM_INFINITY))
+import os
+for _ in range(50):
+    tracer.start_span("x", attributes={{"text": os.urandom(1500).hex()}}).end()
+assert part.force_flush(30_000)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(drops.by_reason, part.problem != "", len(ids(part.store())))
+tracer.start_span("again").end()
+assert part.force_flush()
+print(len(ids(part.store())), part.problem)
+part.shutdown()
+part.finish_shutdown(5)
+"""
+    code_, output, errors = run(code)
+    assert code_ == 0, errors
+    first, second = output.splitlines()
+    assert "disk_full" in first or "failed" in first
+    assert "50" in first
+    assert first.endswith("True 1")
+    assert second == "2 "
+    assert "the trace store cannot be written to" in errors
+
+
+def test_a_folder_that_cannot_be_used_is_told_once(tmp_path, caplog):
+    drops = Counted()
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    part = processor(folder, drops)
+    tracer = provider_with(part)
+    for _ in range(3):
+        tracer.start_span("x").end()
+        assert part.force_flush()
+    assert drops.by_reason == {"unusable": 3}
+    assert "can be written to by others" in part.problem
+    assert list(folder.iterdir()) == []
+
+
+def test_a_single_process_samples_for_itself_and_once_more_at_the_end(tmp_path):
+    from django_otel.core.cells import CellStore
+
+    cells = CellStore()
+    duration = cells.catalogued("http.server.request.duration")
+    part = processor(tmp_path / "store", Counted())
+    part._collect = cells.collect
+    duration.record(0.2, {"http.route": "/x/", "http.response.status_code": 200})
+    part.start()
+    assert part.sample()
+    assert part.force_flush()
+    duration.record(0.3, {"http.route": "/x/", "http.response.status_code": 500, "error.type": "500"})
+    part.shutdown()
+    assert part.finish_shutdown(5)
+    with read(part.store()) as reader:
+        found = reader.numbers(now_s=time.time(), minutes=5)
+        (process,) = reader.processes(seen_since_s=0)
+    total = {}
+    for step in found:
+        total = merge(total, step.values)
+    assert total["routes"]["/x/"]["duration"][:2] == [2, 0.5]
+    assert total["routes"]["/x/"]["errors"] == 1
+    assert (process.pid, process.service) == (os.getpid(), "shop")
+
+
+def test_numbers_are_those_of_the_scrape():
+    """Every request, query and event of the families, and nothing of another scope."""
+    from django_otel.core.cells import CellStore
+
+    cells = CellStore()
+    for status, count in ((200, 5), (404, 2), (500, 1)):
+        for _ in range(count):
+            cells.catalogued("http.server.request.duration").record(
+                0.01, {"http.route": "/x/", "http.response.status_code": status}
+            )
+    cells.catalogued("django.request.queries").record(3, {"http.route": "/x/"})
+    cells.catalogued("django.business.events").add(2, {"business.event": "order.placed"})
+    cells.catalogued("django_otel.export.failures").add(1, {"django_otel.signal": "traces"})
+    found = numbers_of(cells.collect())
+    route = found["routes"]["/x/"]
+    assert (route["duration"][0], route["errors"], route["refused"]) == (8, 1, 2)
+    assert route["queries"][:2] == [1, 3.0]
+    assert found["events"] == {"order.placed": 2}
+    assert found["failures"] == {"traces": 1}
+    assert len(found["bounds"]["duration"].split()) + 3 == len(route["duration"])
+
+
+# --- A real server. ---
+
+
+def test_workers_of_a_server_fill_one_store(tmp_path):
+    """Spans, queries and log records of both workers; the application's database holds nothing of it."""
+    otel = {"SERVICE_NAME": "shop", "CONSOLE": {"ENABLED": True, "PATH": str(tmp_path / "store")}}
+    with serve("gunicorn", otel, workers=2, migrate=True, TEST_SQLITE=str(tmp_path / "app.sqlite3")) as server:
+        for _ in range(30):
+            assert server.get("/queries/", {"Connection": "close"})[0] == 200
+        assert server.get("/boom/")[0] == 500
+        store = TraceStore(find_file(str(tmp_path / "store"), {}, ""), max_traces=500, max_bytes=64 << 20)
+        wait_until(lambda: store.path.exists() and len(ids(store)) == 31, 15, "31 traces")
+        with read(store) as reader:
+            failed = reader.list_traces(TraceFilter(has_error=True)).rows
+            pids = {process.pid for process in reader.processes(seen_since_s=0)}
+            trace = reader.trace(failed[0].trace_id)
+    assert len(pids) == 2
+    assert [row.route for row in failed] == ["/boom/"]
+    assert trace.spans[0]["events"][0]["name"] == "exception"
+    assert "hunter2" not in json.dumps([trace.spans, trace.logs])
+    assert any("Internal Server Error" in log["body"] for log in trace.logs)
+    with closing(sqlite3.connect(tmp_path / "app.sqlite3")) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    assert not tables & {"trace", "chunk", "sample"}
+
+
+def test_the_store_is_off_unless_debug_or_asked_for(settings):
+    from django_otel import conf
+
+    assert not conf.is_console_on(Config())
+    settings.DEBUG = True
+    assert conf.is_console_on(Config())
+    assert not conf.is_console_on(parse({"CONSOLE": {"ENABLED": False}}, {}))
