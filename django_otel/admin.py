@@ -783,3 +783,7 @@ def _describe_matches(found: Sequence[route_preview.Match], total: int) -> _Prev
         for match in found[:_ROUTES_SHOWN]
     ]
     return _Preview(f"{summary}.", shown, len(found) - len(shown))
+
+
+# Last: registers the pages of the console.
+import django_otel.console.admin  # noqa: E402, F401

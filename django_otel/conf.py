@@ -45,6 +45,18 @@ def is_console_on(config: Config) -> bool:
     return bool(settings.DEBUG) if enabled is None else enabled
 
 
+#: The pages of the console, wherever the admin is mounted.
+CONSOLE_PATHS = ("*/django_otel/trace/*", "*/django_otel/dashboard/*")
+
+
+def excluded_paths(config: Config) -> tuple[str, ...]:
+    """Path patterns of requests that are neither traced nor counted: the project's, and those of the console's pages.
+
+    Where the console is off its addresses answer with a sentence, so they are left alone.
+    """
+    return (*config.request.exclude, *CONSOLE_PATHS) if is_console_on(config) else config.request.exclude
+
+
 def deployment_identity(config: Config) -> str:
     """Tells this deployment from others of the same user on this machine."""
     base = getattr(settings, "BASE_DIR", None) or Path.cwd()

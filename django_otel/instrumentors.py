@@ -29,7 +29,7 @@ from django.utils.module_loading import import_string
 from opentelemetry import metrics, propagate, trace
 from opentelemetry.propagators.textmap import Setter
 
-from django_otel import runtime
+from django_otel import conf, runtime
 from django_otel.core import guard, outbound, sdk_compat
 from django_otel.core.config import Config
 from django_otel.core.observation import OWN_PATHS
@@ -265,7 +265,7 @@ def install_django_instrumentor(config: Config) -> bool:
             instrumentor.instrument(
                 tracer_provider=provider,
                 meter_provider=metrics.NoOpMeterProvider(),
-                excluded_urls=build_excluded_urls(config.request.exclude),
+                excluded_urls=build_excluded_urls(conf.excluded_paths(config)),
             )
             provider.is_on = True
             _is_django_ours = True

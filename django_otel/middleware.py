@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -18,7 +19,7 @@ from django.http.response import HttpResponseBase
 from django.utils.cache import patch_cache_control
 from opentelemetry import context as otel_context
 
-from django_otel import force, runtime
+from django_otel import conf, force, runtime
 from django_otel.core import guard
 from django_otel.core.observation import Observation, Observer
 from django_otel.core.pipelines import import_path
@@ -50,6 +51,7 @@ def get_observer() -> Observer | None:
 def _build_observer() -> Observer:
     current = runtime.current()
     config = current.config
+    config = replace(config, request=replace(config.request, exclude=conf.excluded_paths(config)))
     enrich = config.request.enrich
     return Observer(
         config,

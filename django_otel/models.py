@@ -313,6 +313,33 @@ class SamplingRule(models.Model):
             super().save(force_insert=force_insert, force_update=force_update, using=alias, update_fields=update_fields)
 
 
+# --- The console's entries in the admin. ---
+
+
+class Trace(SamplingPolicy):
+    """The pages of traces: no table of its own (what they show stands in the store), only a name and a permission.
+
+    A proxy, because `dumpdata` would look for the table of an unmanaged model.
+    """
+
+    class Meta:
+        proxy = True
+        default_permissions = ()
+        permissions = (("view_console", "Can view traces and dashboard"),)
+        verbose_name = "trace"
+        verbose_name_plural = "traces"
+
+
+class Dashboard(SamplingPolicy):
+    """The page of figures, likewise; the permission is that of `Trace`."""
+
+    class Meta:
+        proxy = True
+        default_permissions = ()
+        verbose_name = "dashboard"
+        verbose_name_plural = "dashboard"
+
+
 # --- The version of both. ---
 
 

@@ -371,8 +371,10 @@ def _build_console(config: Config) -> StoreProcessor | None:
 
 def _console_facts() -> dict[str, Any]:
     """What the dashboard tells of this process."""
+    program = Path(sys.argv[0] if sys.argv else "")
     return {
-        "program": command_name() or Path(sys.argv[0] if sys.argv else "").name,
+        # "python -m gunicorn" is called gunicorn/__main__.py.
+        "program": command_name() or (program.parent.name if program.name == "__main__.py" else program.name),
         "ratio": _current.sampler.ratio_now(),
         "exporters": list(_current.config.traces.exporters),
     }

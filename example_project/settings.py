@@ -2,7 +2,7 @@
 
 Environment: `DJANGO_DEBUG` (default on), `DJANGO_SECRET_KEY`, `DATABASE_URL`
 (default SQLite), `REDIS_URL` (default a cache in each process's memory),
-`PAYMENT_GATEWAY_URL`, and the `OTEL_*` variables of the OpenTelemetry
+`PAYMENT_GATEWAY_URL`, `CONSOLE_PATH` (where recent traces are kept), and the `OTEL_*` variables of the OpenTelemetry
 specification: `OTEL_EXPORTER_OTLP_ENDPOINT` says where traces go.
 """
 
@@ -59,6 +59,9 @@ OTEL = {
     "PROPAGATION": {"OUTBOUND_HOSTS": ["127.0.0.1", "localhost"]},
     # The shop answers on the loopback address only, with no proxy before it; a public one sets a TOKEN instead.
     "METRICS_VIEW": {"ALLOW": "private"},
+    # Recent traces and figures in the admin, also with DEBUG off. The shop and its payment gateway name one place,
+    # so that a trace over both shows whole.
+    "CONSOLE": {"ENABLED": True, "PATH": os.environ.get("CONSOLE_PATH") or BASE_DIR / ".console"},
     # A ratio turned in the admin reaches every worker within this many seconds.
     "SAMPLING": {"REFRESH_S": 1},
 }

@@ -45,6 +45,8 @@ _PAGE_BYTES = 4096
 #: A batch is committed in parts of about this size, compressed, so that the log beside the file stays short.
 _COMMIT_BYTES = 2 << 20
 _LARGEST_LOG_BYTES = 8 << 20
+#: How often numbers are sampled for the dashboard, in seconds.
+SAMPLE_INTERVAL_S = 10.0
 #: Numbers of the dashboard: their steps in seconds, and how long each is kept.
 STEPS_S = {10: 35 * 60, 60: 190 * 60}
 #: A process that was not seen for so long is forgotten, in seconds.
@@ -748,6 +750,8 @@ def _write_sample(connection: sqlite3.Connection, sample: StoredSample) -> None:
         # Another process of the group was faster; older numbers would look like a new beginning.
         return
     before = _unpack_or_nothing(row[1]) if row is not None else {}
+    # What was counted since the last sample belongs, for want of better knowledge, to the middle of that time.
+    counted_s = sample.at_s - min(sample.at_s - row[0] if row is not None else SAMPLE_INTERVAL_S, SAMPLE_INTERVAL_S) / 2
     bounds = sample.numbers.get("bounds", {})
     known = before.get("bounds", {})
     if any(known.get(name, text) != text for name, text in bounds.items()):
@@ -763,7 +767,7 @@ def _write_sample(connection: sqlite3.Connection, sample: StoredSample) -> None:
     bound_routes(added)
     for step_s, kept_s in STEPS_S.items():
         if added:
-            at_s = int(sample.at_s // step_s) * step_s
+            at_s = int(counted_s // step_s) * step_s
             key = (step_s, at_s, sample.source)
             row = connection.execute(
                 "SELECT data FROM sample WHERE step_s = ? AND at_s = ? AND source = ?", key

@@ -26,6 +26,7 @@ from django_otel.core.families import OWN_SCOPE, Family, HistogramValue, Point
 from django_otel.core.scrub import Scrubber
 from django_otel.core.store import (
     BUSY_TIMEOUT_S,
+    SAMPLE_INTERVAL_S,
     Stored,
     StoredLog,
     StoredProcess,
@@ -42,8 +43,6 @@ QUEUE_SIZE = 4096
 BATCH_SIZE = 512
 #: A trace is to be seen in the list soon after it has ended, in seconds.
 DELAY_S = 1.0
-#: How often numbers are sampled for the dashboard, in seconds.
-SAMPLE_INTERVAL_S = 10.0
 #: Routes that a label limit or a 404 has taken away.
 NO_ROUTE = "(no route)"
 OVERFLOW_ROUTE = "(overflow)"
@@ -174,7 +173,8 @@ class StoreProcessor(WorkerOwner, SpanProcessor):
     def _instance(self) -> str:
         return str(self._resource().attributes.get("service.instance.id", os.getpid()))
 
-    def _service(self) -> str:
+    def service(self) -> str:
+        """The name of this process's service."""
         return str(self._resource().attributes.get("service.name", ""))
 
     def sample(self) -> bool:
@@ -188,7 +188,7 @@ class StoreProcessor(WorkerOwner, SpanProcessor):
 
     def _put_sample(self, source: str) -> None:
         at_s = time.time()
-        self.worker.put(StoredSample(source, self._service(), at_s, numbers_of(self._collect())))
+        self.worker.put(StoredSample(source, self.service(), at_s, numbers_of(self._collect())))
 
     def _is_due(self, source: str) -> bool:
         try:
@@ -203,7 +203,7 @@ class StoreProcessor(WorkerOwner, SpanProcessor):
     def _say_alive(self) -> None:
         self.worker.put(
             StoredProcess(
-                self._instance(), self._service(), socket.gethostname(), os.getpid(), self._started_s, time.time(),
+                self._instance(), self.service(), socket.gethostname(), os.getpid(), self._started_s, time.time(),
                 dict(self._facts()),
             )
         )  # fmt: skip
@@ -296,7 +296,7 @@ def convert_span(span: ReadableSpan) -> StoredSpan:
         start_ns=start_ns,
         end_ns=end_ns,
         rank=rank,
-        name=span.name,
+        name=_title(span, attributes),
         method=str(attributes.get("http.request.method", "")),
         route=str(attributes.get("http.route", "")),
         status=_whole(attributes.get("http.response.status_code")),
@@ -306,6 +306,13 @@ def convert_span(span: ReadableSpan) -> StoredSpan:
         business_event=str(attributes.get("business.event", "")),
         record=record,
     )
+
+
+def _title(span: ReadableSpan, attributes: Mapping[str, Any]) -> str:
+    """How a trace is listed that begins with this span: a request without a route is told by its path."""
+    path = attributes.get("url.path")
+    is_unmatched = span.kind is SpanKind.SERVER and path and not attributes.get("http.route")
+    return f"{span.name} {path}"[:200] if is_unmatched else span.name
 
 
 def _whole(value: object) -> int:

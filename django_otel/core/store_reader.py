@@ -269,7 +269,9 @@ class StoreReader:
 
 
 def _build_row(row: Sequence[Any], events: tuple[str, ...]) -> TraceRow:
-    services = tuple(name for name in str(row[11]).split("\n") if name)
+    others = (name for name in str(row[11]).split("\n") if name and name != row[10])
+    # That of the root first: it is the one that was asked.
+    services = (*filter(None, [row[10]]), *others)
     values: tuple[Any, ...] = (*row[:11], services, *row[12:], events)
     return TraceRow(*values)
 

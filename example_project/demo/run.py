@@ -124,6 +124,7 @@ class Demo:
         environ["no_proxy"] = environ["NO_PROXY"]
         # Spans every second, so that the live line has something to show.
         environ.setdefault("OTEL_BSP_SCHEDULE_DELAY", "1000")
+        environ["CONSOLE_PATH"] = str(self._folder / "console")
         if not environ.get("DATABASE_URL"):
             environ["DATABASE_URL"] = f"sqlite:///{self._folder / 'shop.sqlite3'}"
         protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -210,6 +211,7 @@ class Demo:
             f"\n  Shop      {shop}/\n"
             f"  Numbers   {shop}/metrics\n"
             f"  Admin     {shop}/admin/   name {ADMIN_NAME}, password {self._admin_password}\n"
+            f"  Console   {shop}/admin/django_otel/dashboard/   traces and figures, same name and password\n"
             f"  Gateway   http://127.0.0.1:{gateway_port}/metrics\n"
         )
         ending = "Ctrl-C ends it." if self._options.seconds is None else f"Ends after {self._options.seconds:g} s."

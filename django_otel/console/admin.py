@@ -1,0 +1,65 @@
+"""Where the console stands in the admin: an entry each for traces and dashboard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.http import HttpRequest
+from django.urls import URLPattern, path
+
+from django_otel.console import views
+from django_otel.models import Dashboard, Trace
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Any]
+else:
+    # Generic only for the type checker.
+    _ModelAdmin = admin.ModelAdmin
+
+
+class ConsoleAdmin(_ModelAdmin):
+    """A page that is no list of rows: it can be looked at, nothing else."""
+
+    page_title = ""
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return views.may_view(request)
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return views.may_view(request)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def _page(self, route: str, view: Any, name: str) -> URLPattern:
+        def page(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+            return view(request, self, *args, **kwargs)
+
+        model = self.model._meta.model_name
+        return path(route, self.admin_site.admin_view(page), name=f"django_otel_{model}_{name}")
+
+
+@admin.register(Trace)
+class TraceAdmin(ConsoleAdmin):
+    page_title = "Traces"
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            self._page("", views.traces, "changelist"),
+            self._page("<str:trace_id>/", views.trace, "detail"),
+        ]
+
+
+@admin.register(Dashboard)
+class DashboardAdmin(ConsoleAdmin):
+    page_title = "Dashboard"
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self._page("", views.dashboard, "changelist")]

@@ -1,0 +1,539 @@
+"""The figures of the dashboard: what was counted in the last minutes, by step of time and by route.
+
+They come from the samples in the store and from what `/metrics` would show now,
+so that the page and the scrape agree at the moment the page is made.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+from django.utils import timezone
+
+from django_otel import runtime
+from django_otel.console import svg, text
+from django_otel.core import guard
+from django_otel.core.families import OWN_SCOPE, Family
+from django_otel.core.store import SAMPLE_INTERVAL_S, subtract
+from django_otel.core.store_processor import StoreProcessor, numbers_of
+from django_otel.core.store_reader import Numbers, ProcessRow, StoreReader
+
+#: What can be chosen, in minutes, and the width of a step of the charts, in seconds.
+PERIODS = {5: 10, 30: 30, 180: 180}
+DEFAULT_PERIOD = 30
+#: A process that says nothing for so long is gone, in seconds.
+_SILENT_S = 2.5 * SAMPLE_INTERVAL_S
+_MAX_ROUTES = 100
+_MAX_BUSY_ROUTES = 8
+_MAX_EVENTS = 5
+#: Where there is no figure.
+_NOTHING = "-"
+_COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the page was asked for. `now_s` is seconds since the Unix epoch."""
+
+    minutes: int
+    route: str
+    service: str
+    now_s: float
+
+    @property
+    def step_s(self) -> int:
+        return PERIODS[self.minutes]
+
+    @property
+    def end_s(self) -> int:
+        return int(self.now_s // self.step_s) * self.step_s + self.step_s
+
+    @property
+    def begin_s(self) -> int:
+        return self.end_s - self.minutes * 60
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What stands behind the figures."""
+
+    numbers: Sequence[Numbers]
+    processes: Sequence[ProcessRow]
+    services: Sequence[str]
+    active_requests: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One figure at the top."""
+
+    name: str
+    value: str
+    note: str
+    level: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A chart with its title, or the reason why there is none."""
+
+    title: str
+    chart: svg.Chart | None
+    hint: str = ""
+
+
+@dataclass(slots=True)
+class RouteFigures:
+    """What is known of one route."""
+
+    route: str
+    address: str
+    requests: float
+    requests_text: str
+    error_share: str
+    error_level: str
+    p50: str
+    p95: str
+    p99: str
+    p95_s: float
+    bar: str
+    queries: str
+    queries_p95: str
+    queries_mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Everything the template shows."""
+
+    has_numbers: bool
+    tiles: Sequence[Tile]
+    panels: Sequence[Panel]
+    begin: str
+    axis: Sequence[str]
+    slowest: Sequence[RouteFigures]
+    hidden_routes: int
+    busiest_queries: Sequence[RouteFigures]
+    exporters: Sequence[dict[str, str]]
+    processes: Sequence[dict[str, Any]]
+    services: Sequence[str]
+    total: float
+
+
+def load(reader: StoreReader, console: StoreProcessor, wanted: Wanted) -> Loaded:
+    """Read the samples, and add what was counted since the last of them."""
+    since = (wanted.now_s - wanted.begin_s) / 60
+    numbers = [
+        step
+        for step in reader.numbers(now_s=wanted.now_s, minutes=math.ceil(since), service=wanted.service)
+        if step.at_s >= wanted.begin_s
+    ]
+    active = None
+    if not wanted.service or wanted.service == console.service():
+        with guard.contained("adding the newest numbers to the dashboard"):
+            families = runtime.collect()
+            active = _active_requests(families)
+            source = console.source()
+            before = reader.baseline(source)
+            newest = numbers_of(families)
+            bounds = newest.pop("bounds")
+            added = subtract(newest, before[1] if before is not None else {})
+            if added:
+                since_s = before[0] if before is not None else wanted.now_s
+                # As the next sample would file it.
+                at_s = wanted.now_s - min(wanted.now_s - since_s, SAMPLE_INTERVAL_S) / 2
+                numbers.append(Numbers(int(at_s), 1, {**added, "bounds": bounds}))
+    return Loaded(
+        numbers,
+        [
+            process
+            for process in reader.processes(seen_since_s=wanted.now_s - _SILENT_S)
+            if not wanted.service or process.service == wanted.service
+        ],
+        reader.number_services(),
+        active,
+    )
+
+
+def _active_requests(families: Sequence[Family]) -> float | None:
+    for family in families:
+        if family.name == "http.server.active_requests" and family.scope.name == OWN_SCOPE.name:
+            # This page itself is excluded from telemetry, so it is not among them.
+            return sum(point.value for point in family.points if isinstance(point.value, int | float))
+    return None
+
+
+# --- Histograms. ---
+
+
+def quantile(counts: Sequence[float], bounds: Sequence[float], share: float) -> float | None:
+    """The value below which `share` of all lie, by linear interpolation within its bucket; None without values.
+
+    Above the last bound nothing is known, so that bound is given.
+    Source: Prometheus, `histogram_quantile`.
+    """
+    total = sum(counts)
+    if total <= 0:
+        return None
+    rank = share * total
+    below = 0.0
+    for index, number in enumerate(counts):
+        if number > 0 and below + number >= rank:
+            if index >= len(bounds):
+                return float(bounds[-1]) if bounds else None
+            low = bounds[index - 1] if index else min(0.0, bounds[0])
+            return low + (bounds[index] - low) * max(0.0, rank - below) / number
+        below += number
+    return float(bounds[-1]) if bounds else None
+
+
+@dataclass(slots=True)
+class _Sum:
+    """Histograms of some routes, added up."""
+
+    count: float = 0.0
+    sum: float = 0.0
+    buckets: list[float] = field(default_factory=list)
+    errors: float = 0.0
+    refused: float = 0.0
+    query_requests: float = 0.0
+    queries: float = 0.0
+    query_buckets: list[float] = field(default_factory=list)
+
+    def add(self, figures: Mapping[str, Any]) -> None:
+        duration = figures.get("duration")
+        if duration:
+            self.count += duration[0]
+            self.sum += duration[1]
+            self.buckets = _add(self.buckets, duration[2:])
+        queries = figures.get("queries")
+        if queries:
+            self.query_requests += queries[0]
+            self.queries += queries[1]
+            self.query_buckets = _add(self.query_buckets, queries[2:])
+        self.errors += figures.get("errors", 0)
+        self.refused += figures.get("refused", 0)
+
+
+def _add(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [a + b for a, b in itertools.zip_longest(one, other, fillvalue=0)]
+
+
+# --- The page. ---
+
+
+def build(loaded: Loaded, wanted: Wanted) -> Page:
+    """The page's figures."""
+    return _Builder(loaded, wanted).build()
+
+
+class _Builder:
+    def __init__(self, loaded: Loaded, wanted: Wanted) -> None:
+        self._loaded = loaded
+        self._wanted = wanted
+        self._steps = wanted.minutes * 60 // wanted.step_s
+        self._by_step = [_Sum() for _ in range(self._steps)]
+        self._by_route: dict[str, _Sum] = {}
+        self._events: list[dict[str, float]] = [{} for _ in range(self._steps)]
+        self._cache: list[dict[str, float]] = [{} for _ in range(self._steps)]
+        self._failures: dict[str, float] = {}
+        self._dropped: dict[str, float] = {}
+        self._total = _Sum()
+        self._bounds: dict[str, list[float]] = {"duration": [], "queries": []}
+        for numbers in loaded.numbers:
+            self._add(numbers)
+        self._moments = [self._clock(wanted.begin_s + index * wanted.step_s) for index in range(self._steps)]
+
+    def _clock(self, at_s: float) -> str:
+        local = timezone.localtime(text.moment(int(at_s * 1e9)))
+        return f"{local:%H:%M:%S}" if self._wanted.step_s < 60 else f"{local:%H:%M}"
+
+    def _add(self, numbers: Numbers) -> None:
+        index = min(self._steps - 1, max(0, (numbers.at_s - self._wanted.begin_s) // self._wanted.step_s))
+        values = numbers.values
+        for name in self._bounds:
+            if bounds := values.get("bounds", {}).get(name):
+                self._bounds[name] = [float(bound) for bound in bounds.split()]
+        for route, figures in values.get("routes", {}).items():
+            self._by_route.setdefault(route, _Sum()).add(figures)
+            if not self._wanted.route or route == self._wanted.route:
+                self._by_step[index].add(figures)
+                self._total.add(figures)
+        for place, target in (("events", self._events[index]), ("cache", self._cache[index]),
+                              ("failures", self._failures), ("dropped", self._dropped)):  # fmt: skip
+            for name, value in values.get(place, {}).items():
+                target[name] = target.get(name, 0) + value
+
+    def _seconds_of(self, index: int) -> float:
+        """How much of a step has passed: the last one is not over. Not less than samples can tell apart."""
+        begin = self._wanted.begin_s + index * self._wanted.step_s
+        return max(SAMPLE_INTERVAL_S, min(float(self._wanted.step_s), self._wanted.now_s - begin))
+
+    def build(self) -> Page:
+        routes = self._routes()
+        return Page(
+            has_numbers=bool(self._loaded.numbers),
+            tiles=self._tiles(),
+            panels=self._panels(),
+            begin=self._moments[0],
+            axis=[
+                text.time_tag(int((self._wanted.begin_s + share * self._wanted.minutes * 60) * 1e9), "clock")
+                for share in (0, 0.25, 0.5, 0.75, 1)
+            ],
+            slowest=routes[:_MAX_ROUTES],
+            hidden_routes=max(0, len(routes) - _MAX_ROUTES),
+            busiest_queries=sorted(
+                (route for route in routes if route.queries_mean > 0), key=lambda route: -route.queries_mean
+            )[:_MAX_BUSY_ROUTES],
+            exporters=self._exporters(),
+            processes=self._processes(),
+            services=self._loaded.services,
+            total=self._total.count,
+        )
+
+    def _quantile(self, figures: _Sum, share: float) -> float | None:
+        return quantile(figures.buckets, self._bounds["duration"], share)
+
+    def _tiles(self) -> list[Tile]:
+        total, wanted = self._total, self._wanted
+        elapsed_s = min(wanted.minutes * 60.0, max(1.0, wanted.now_s - self._first_s()))
+        share = total.errors / total.count if total.count else 0.0
+        p50, p95 = self._quantile(total, 0.5), self._quantile(total, 0.95)
+        period = f"in {wanted.minutes} min"
+        tiles = [
+            Tile("Requests", text.count(total.count), f"{rate(total.count / elapsed_s)} {period}"),
+            Tile(
+                "Errors",
+                text.share(share) if total.count else _NOTHING,
+                text.plural(total.errors, "failed request"),
+                "bad" if total.errors else "",
+            ),
+            Tile(
+                "p95 duration",
+                text.seconds(p95) if p95 is not None else _NOTHING,
+                f"median {text.seconds(p50)}" if p50 is not None else "no requests",
+            ),
+        ]
+        if self._loaded.active_requests is not None and not wanted.route:
+            tiles.append(Tile("In flight", text.count(max(0.0, self._loaded.active_requests)), "requests now"))
+        if wanted.route:
+            mean = total.queries / total.query_requests if total.query_requests else 0.0
+            p99 = self._quantile(total, 0.99)
+            tiles.append(Tile("p99 duration", text.seconds(p99) if p99 is not None else _NOTHING, "the slowest of 100"))
+            tiles.append(Tile("Queries", figure(mean), "per request"))
+        if not wanted.route:
+            tiles.append(Tile("Processes", text.count(len(self._loaded.processes)), self._process_note()))
+        return tiles
+
+    def _process_note(self) -> str:
+        services = {process.service for process in self._loaded.processes}
+        return f"of {', '.join(sorted(services))}" if 0 < len(services) <= 2 else text.plural(len(services), "service")
+
+    def _first_s(self) -> float:
+        """When the numbers begin, within the period."""
+        first = min((numbers.at_s for numbers in self._loaded.numbers), default=self._wanted.now_s)
+        return max(float(self._wanted.begin_s), float(first))
+
+    # Charts.
+
+    def _panels(self) -> list[Panel]:
+        period = f"the last {self._wanted.minutes} minutes"
+        panels = [self._rate_panel(period), self._error_panel(period), self._duration_panel(period)]
+        if not self._wanted.route:
+            panels += [self._event_panel(period), self._cache_panel(period)]
+        return panels
+
+    def _rate_panel(self, period: str) -> Panel:
+        rates: dict[str, list[float | None]] = {"answered": [], "refused": [], "failed": []}
+        for index, figures in enumerate(self._by_step):
+            passed_s = self._seconds_of(index)
+            good = max(0.0, figures.count - figures.errors - figures.refused)
+            for name, number in (("answered", good), ("refused", figures.refused), ("failed", figures.errors)):
+                rates[name].append(number / passed_s)
+        lines = [
+            svg.Line("answered", "c0", rates["answered"]),
+            svg.Line("4xx", "warn", rates["refused"]),
+            svg.Line("failed", "bad", rates["failed"]),
+        ]
+        description = f"Requests per second in {period}: {text.plural(self._total.count, 'request')} in all."
+        chart = svg.draw_bars(lines, description=description, moments=self._moments, show=rate)
+        return self._panel("Requests per second", chart, "No requests in this period.")
+
+    def _error_panel(self, period: str) -> Panel:
+        shares = [figures.errors / figures.count if figures.count else None for figures in self._by_step]
+        known = [share for share in shares if share is not None]
+        top = next((top for top in (0.05, 0.25, 0.5) if max(known, default=0) <= top), 1.0)
+        description = f"Share of failed requests in {period}; at most {text.share(max(known, default=0))}."
+        chart = svg.draw_lines([svg.Line("", "bad", shares)], description=description, moments=self._moments,
+                               show=text.share, top=top)  # fmt: skip
+        return self._panel("Error share", chart, "No requests in this period.")
+
+    def _duration_panel(self, period: str) -> Panel:
+        lines = [
+            svg.Line(name, colour, [self._quantile(figures, share) for figures in self._by_step])
+            for name, colour, share in (("p50", "c0", 0.5), ("p95", "c1", 0.95), ("p99", "c2", 0.99))
+        ]
+        p95 = self._quantile(self._total, 0.95)
+        description = f"Duration of requests in {period}; 95 % took at most {text.seconds(p95 or 0)}."
+        chart = svg.draw_lines(lines, description=description, moments=self._moments, show=_axis_seconds)
+        return self._panel("Duration", chart, "No requests in this period.")
+
+    def _event_panel(self, period: str) -> Panel:
+        totals: dict[str, float] = {}
+        for step in self._events:
+            for name, value in step.items():
+                totals[name] = totals.get(name, 0) + value
+        names = sorted(totals, key=lambda name: -totals[name])[:_MAX_EVENTS]
+        lines = [
+            svg.Line(
+                name,
+                _COLOURS[number],
+                [step.get(name, 0) / self._seconds_of(index) * 60 for index, step in enumerate(self._events)],
+            )
+            for number, name in enumerate(names)
+        ]
+        others = [name for name in totals if name not in names]
+        if others:
+            lines.append(
+                svg.Line("others", _COLOURS[_MAX_EVENTS], [
+                    sum(step.get(name, 0) for name in others) / self._seconds_of(index) * 60
+                    for index, step in enumerate(self._events)
+                ])
+            )  # fmt: skip
+        description = f"Business events per minute in {period}: {text.plural(sum(totals.values()), 'event')} in all."
+        chart = svg.draw_bars(lines, description=description, moments=self._moments, show=text.count)
+        registered = bool(runtime.current().config.business) or bool(totals)
+        hint = (
+            "No business event in this period."
+            if registered
+            else 'None is registered. Name models in an app\'s otel.py or in OTEL["BUSINESS"]: their saves are counted.'
+        )
+        return self._panel("Business events per minute", chart, hint)
+
+    def _cache_panel(self, period: str) -> Panel:
+        shares: list[float | None] = []
+        hits = misses = 0.0
+        for step in self._cache:
+            hit, miss = step.get("hit", 0), step.get("miss", 0)
+            hits, misses = hits + hit, misses + miss
+            shares.append(hit / (hit + miss) if hit + miss else None)
+        whole = text.share(hits / (hits + misses)) if hits + misses else _NOTHING
+        chart = svg.draw_lines(
+            [svg.Line("", "c3", shares)], description=f"Cache hit share in {period}: {whole}.", moments=self._moments,
+            show=text.share, top=1.0,
+        )  # fmt: skip
+        cache = getattr(runtime.current().config, "cache", None)
+        if cache is None:
+            hint = "This version does not count cache operations yet."
+        elif not cache.metrics:
+            hint = 'Cache operations are not counted. Set OTEL["CACHE"]["METRICS"] to True.'
+        else:
+            hint = "No cache was read in this period."
+        return self._panel("Cache hit share", chart, hint)
+
+    def _panel(self, title: str, chart: svg.Chart, hint: str) -> Panel:
+        return Panel(title, None if chart.is_empty else chart, hint)
+
+    # Tables.
+
+    def _routes(self) -> list[RouteFigures]:
+        wanted = self._wanted
+        keep = {"minutes": wanted.minutes, **({"service": wanted.service} if wanted.service else {})}
+        shown = []
+        for route, figures in self._by_route.items():
+            if (wanted.route and route != wanted.route) or not figures.count:
+                continue
+            p50, p95, p99 = (self._quantile(figures, share) for share in (0.5, 0.95, 0.99))
+            mean = figures.queries / figures.query_requests if figures.query_requests else 0.0
+            queries_p95 = quantile(figures.query_buckets, self._bounds["queries"], 0.95)
+            failed = figures.errors / figures.count
+            shown.append(
+                RouteFigures(
+                    route=route,
+                    address="?" + urlencode({**keep, "route": route}),
+                    requests=figures.count,
+                    requests_text=text.count(figures.count),
+                    error_share=text.share(failed) if failed else "0",
+                    error_level="bad" if failed else "",
+                    p50=text.seconds(p50 or 0),
+                    p95=text.seconds(p95 or 0),
+                    p99=text.seconds(p99 or 0),
+                    p95_s=p95 or 0.0,
+                    bar="",
+                    queries=figure(mean),
+                    queries_p95=text.count(round(queries_p95 or 0.0)),
+                    queries_mean=mean,
+                )
+            )
+        shown.sort(key=lambda found: -found.p95_s)
+        longest = max((found.p95_s for found in shown), default=0.0) or 1.0
+        for found in shown:
+            found.bar = f"{max(0.5, found.p95_s / longest * 100):.2f}%"
+        return shown
+
+    def _exporters(self) -> list[dict[str, str]]:
+        """What exports do: by name, whether they arrive, what was lost."""
+        config = runtime.current().config
+        names = {name for process in self._loaded.processes for name in process.facts.get("exporters", ())}
+        failed = self._failures.get("traces", 0)
+        state = f"{text.plural(failed, 'export')} failed" if failed else "no failed export"
+        level = "bad" if failed else "good"
+        rows = [{"name": f"Traces: {name}", "state": state, "level": level} for name in sorted(map(str, names))]
+        if not names:
+            hint = 'not exported; OTEL["TRACES"]["ENDPOINT"] sends them to a collector'
+            rows.append({"name": "Traces", "state": hint, "level": ""})
+        for signal in ("metrics", "logs"):
+            count = self._failures.get(signal, 0)
+            chosen = [str(name) for name in getattr(config, signal).exporters]
+            if chosen or count:
+                state = f"{text.plural(count, 'export')} failed" if count else "no failed export"
+                rows.append({"name": f"{signal.capitalize()}: {', '.join(chosen) or 'none'}", "state": state,
+                             "level": "bad" if count else "good"})  # fmt: skip
+        for reason, count in sorted(self._dropped.items()):
+            rows.append({"name": "Spans dropped", "state": f"{text.count(count)} ({reason.replace('_', ' ')})",
+                         "level": "warn"})  # fmt: skip
+        return rows
+
+    def _processes(self) -> list[dict[str, Any]]:
+        now_s = self._wanted.now_s
+        return [
+            {
+                "service": process.service,
+                "host": process.host,
+                "pid": str(process.pid),
+                "running": text.whole_seconds(now_s - process.started_s),
+                "program": str(process.facts.get("program", "")),
+                "ratio": _ratio(process.facts.get("ratio")),
+                "seen": text.whole_seconds(now_s - process.seen_s),
+            }
+            for process in self._loaded.processes
+        ]
+
+
+def _ratio(value: object) -> str:
+    return f"{value * 100:g} %" if isinstance(value, int | float) else ""
+
+
+def rate(per_second: float) -> str:
+    """ "12.5 / s", or per minute where that says more."""
+    if per_second == 0:
+        return "0"
+    if per_second < 0.95:
+        return f"{figure(per_second * 60)} / min"
+    return f"{figure(per_second) if per_second < 100 else text.count(round(per_second))} / s"
+
+
+def figure(value: float) -> str:
+    """A mean: one digit behind the point, where it says something."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _axis_seconds(value: float) -> str:
+    if value == 0:
+        return "0"
+    return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"

@@ -1,0 +1,170 @@
+"""Numbers, durations and statements as a person reads them. The same in every language: a page may be sent on."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+
+from django.utils import timezone
+from django.utils.html import conditional_escape, format_html
+from django.utils.safestring import SafeString, mark_safe
+
+from django_otel.core import guard
+
+_NS_PER_MS = 1_000_000
+#: Longer statements are shown as they are: laying them out takes time that grows with them.
+_MAX_FORMATTED_SQL = 8_000
+_MAX_VALUE = 4_000
+
+
+def duration(ns: float) -> str:
+    """A duration in nanoseconds with the unit that fits: "850 µs", "2.4 ms", "1.25 s", "2 min 3 s"."""
+    ms = ns / _NS_PER_MS
+    if ms < 1:
+        return f"{ns / 1000:.0f} µs"
+    if ms < 1000:
+        return f"{_digits(ms)} ms"
+    seconds = ms / 1000
+    if seconds < 60:
+        return f"{_digits(seconds)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def seconds(value: float) -> str:
+    """A duration in seconds, as `duration`."""
+    return duration(value * 1e9)
+
+
+def whole_seconds(value: float) -> str:
+    """A time that passes while one looks, in seconds: "8 s", "4 min 12 s"."""
+    rounded = max(1, round(value))
+    return f"{rounded} s" if rounded < 60 else duration(rounded * 1e9)
+
+
+def _digits(value: float) -> str:
+    """Three digits that matter."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def count(value: float) -> str:
+    """A number of things: "12", "1 250", "3.4 M"."""
+    if value >= 10_000_000:
+        return f"{value / 1_000_000:.1f} M"
+    if value != int(value):
+        return _digits(value)
+    # A thin space: it does not break and is no decimal point anywhere.
+    return f"{int(value):,}".replace(",", "\u202f")
+
+
+def share(value: float) -> str:
+    """A share from 0 to 1 as a percentage; never 0 % for what happened."""
+    percent = value * 100
+    if 0 < percent < 0.1:
+        return "< 0.1 %"
+    return f"{percent:.1f} %" if percent < 10 else f"{percent:.0f} %"
+
+
+def plural(number: float, one: str, many: str = "") -> str:
+    """ "1 query", "3 queries"."""
+    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def moment(ns: int) -> datetime.datetime:
+    """Nanoseconds since the Unix epoch as a point in time."""
+    try:
+        return datetime.datetime.fromtimestamp(ns / 1e9, tz=datetime.UTC)
+    except (OverflowError, ValueError, OSError):
+        return datetime.datetime.fromtimestamp(0, tz=datetime.UTC)
+
+
+def time_tag(ns: int, kind: str = "datetime") -> SafeString:
+    """A `<time>` that a script turns into the viewer's zone; without one it is in the project's zone, and says so.
+
+    `kind` is "datetime", "time" (with milliseconds) or "clock" (hours and minutes).
+    """
+    at = moment(ns)
+    local = timezone.localtime(at)
+    shown = {
+        "datetime": f"{local:%Y-%m-%d %H:%M:%S}",
+        "time": f"{local:%H:%M:%S}.{local.microsecond // 1000:03d}",
+        "clock": f"{local:%H:%M}",
+    }[kind]
+    zone = "" if kind == "clock" else f" {local.tzname() or ''}".rstrip()
+    return format_html(
+        '<time datetime="{}" data-otel-time="{}">{}{}</time>',
+        at.isoformat(timespec="milliseconds").replace("+00:00", "Z"), kind, shown, zone,
+    )  # fmt: skip
+
+
+def value(content: object) -> str:
+    """The value of an attribute as text, within a length."""
+    if isinstance(content, bool):
+        return "true" if content else "false"
+    if isinstance(content, list | tuple):
+        shown = ", ".join(value(item) for item in content)
+    elif isinstance(content, Mapping):
+        shown = ", ".join(f"{key}: {value(item)}" for key, item in content.items())
+    else:
+        shown = str(content)
+    return shown if len(shown) <= _MAX_VALUE else f"{shown[:_MAX_VALUE]}… ({len(shown)} characters)"
+
+
+def sql(statement: str) -> SafeString:
+    """A statement laid out over lines, its keywords marked; escaped, whatever it is."""
+    if len(statement) <= _MAX_FORMATTED_SQL:
+        with guard.contained("laying out a statement"):
+            return _sql(statement)
+    return conditional_escape(statement)
+
+
+def _sql(statement: str) -> SafeString:
+    # Django brings it.
+    import sqlparse
+    from sqlparse import tokens
+
+    laid_out = sqlparse.format(statement, reindent=True, indent_width=2, wrap_after=100)
+    parts = []
+    for kind, text in sqlparse.lexer.tokenize(laid_out):  # type: ignore[no-untyped-call]
+        if kind in tokens.Keyword:
+            parts.append(format_html('<b class="otel-keyword">{}</b>', text))
+        else:
+            parts.append(conditional_escape(text))
+    return mark_safe("".join(parts))  # noqa: S308 (each part is escaped)
+
+
+def one_line(statement: str) -> str:
+    """A statement on one line, as a title."""
+    return re.sub(r"\s+", " ", statement).strip()
+
+
+def source_line(attributes: Mapping[str, object]) -> str:
+    """Where code stands, out of `code.*` attributes: "shop/views.py:42 in product_list"; "" when that is not known."""
+    path = attributes.get("code.file.path", attributes.get("code.filepath"))
+    if not path:
+        return ""
+    line = attributes.get("code.line.number", attributes.get("code.lineno"))
+    function = attributes.get("code.function.name", attributes.get("code.function"))
+    shown = f"{short_path(str(path))}:{line}" if line else short_path(str(path))
+    return f"{shown} in {function}" if function else shown
+
+
+def short_path(path: str) -> str:
+    """The end of a path that tells which file it is: below the project's folder where it is there."""
+    from django.conf import settings
+
+    base = str(getattr(settings, "BASE_DIR", "") or "")
+    normal = path.replace("\\", "/")
+    if base and normal.startswith(base.replace("\\", "/").rstrip("/") + "/"):
+        return normal[len(base.rstrip("/")) + 1 :]
+    for marker in ("/site-packages/", "/dist-packages/"):
+        if marker in normal:
+            return normal.rpartition(marker)[2]
+    parts: Sequence[str] = normal.split("/")
+    return "/".join(parts[-3:]) if len(parts) > 4 else normal

@@ -1,0 +1,376 @@
+"""The pages of the console. Each is for signed-in staff with the permission `django_otel.view_console`.
+
+They read the store and, for the dashboard, the numbers of the scrape; nothing
+is written, nothing about a request to them is recorded, and their parts can be
+asked for alone (`?part=`), which is how the pages refresh themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import NoReverseMatch, reverse
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+from django_otel import runtime
+from django_otel.console import dashboard as dashboard_parts
+from django_otel.console import text, waterfall
+from django_otel.core import guard
+from django_otel.core.store import Unusable
+from django_otel.core.store_processor import StoreProcessor
+from django_otel.core.store_reader import StoreReader, TraceFilter, TraceRow, read
+
+PERMISSION = "django_otel.view_console"
+PAGE_SIZE = 50
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+_SPAN_ID = re.compile(r"[0-9a-f]{16}")
+_STATUS = re.compile(r"[1-5]xx|[1-5][0-9][0-9]")
+#: What is offered as a minimum, in milliseconds.
+DURATIONS_MS = (5, 10, 50, 100, 250, 500, 1000, 5000)
+
+View = Callable[..., HttpResponse]
+
+
+class _StoreFailed(Exception):  # noqa: N818 (an answer, not a fault)
+    """The store cannot be read; the text says why."""
+
+
+def may_view(request: HttpRequest) -> bool:
+    """Whether the user of this request may see the console."""
+    user = getattr(request, "user", None)
+    return bool(user is not None and user.is_active and user.is_staff and user.has_perm(PERMISSION))
+
+
+def _page(view: View) -> View:
+    """What the pages have in common; they are called through the admin site, which asks for a sign-in."""
+
+    @functools.wraps(view)
+    def wrapper(request: HttpRequest, admin: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        if not may_view(request):
+            raise PermissionDenied("The permission django_otel.view_console is needed.")
+        # The path is excluded from telemetry; this keeps what the page itself does out of it as well.
+        with suppress_instrumentation():
+            context = {
+                **admin.admin_site.each_context(request),
+                "opts": admin.model._meta,
+                "otel_pages": _addresses(admin.admin_site.name),
+            }
+            console = runtime.console()
+            if console is None:
+                context |= {"title": admin.page_title, "why": _why_off()}
+                return TemplateResponse(request, "django_otel/console/off.html", context).render()
+            try:
+                response = view(request, admin, context, console, *args, **kwargs)
+                # Within the suppression: templates load lazily what they show.
+                return response.render() if isinstance(response, TemplateResponse) else response
+            except _StoreFailed as failure:
+                context |= {"title": admin.page_title, "why": [str(failure)], "is_failure": True}
+                return TemplateResponse(request, "django_otel/console/off.html", context, status=503).render()
+
+    return wrapper
+
+
+def _addresses(site: str) -> dict[str, str]:
+    found = {}
+    for name in ("trace", "dashboard"):
+        try:
+            found[name] = reverse(f"{site}:django_otel_{name}_changelist")
+        except NoReverseMatch:
+            # A project's own admin site with only one of the pages.
+            found[name] = ""
+    return found
+
+
+def _why_off() -> list[str]:
+    """Why there is no console in this process, and what to do."""
+    current = runtime.current()
+    if current.problems:
+        return ["settings.OTEL is not valid, so telemetry is off: run manage.py check."]
+    if not current.config.enabled:
+        return ['Telemetry is off: OTEL["ENABLED"] is False (or OTEL_SDK_DISABLED is set).']
+    if runtime.is_testing():
+        return ["In tests spans are kept in memory, not in the store."]
+    if current.config.console.enabled is None:
+        return [
+            "The console is on with DEBUG, and DEBUG is off here.",
+            'To have it in production as well, set OTEL["CONSOLE"] = {"ENABLED": True}.',
+            "Only staff with the permission “Can view traces and dashboard” sees it.",
+        ]
+    return ['The console is off: OTEL["CONSOLE"]["ENABLED"] is False.']
+
+
+def _read(console: StoreProcessor, use: Callable[[StoreReader], Any]) -> Any:
+    """What `use` makes of the store. Errors: `_StoreFailed` with a sentence for the page."""
+    try:
+        with read(console.store()) as reader:
+            return use(reader)
+    except Unusable as error:
+        raise _StoreFailed(f"The trace store cannot be used: {error}") from error
+    except (sqlite3.Error, OSError) as error:
+        guard.report("reading the trace store", error)
+        raise _StoreFailed(f"The trace store cannot be read now ({type(error).__name__}); try again.") from error
+
+
+# --- The list of traces. ---
+
+
+def _parse_filter(query: Mapping[str, Any]) -> tuple[TraceFilter, dict[str, str]]:
+    """The filter a query string asks for, and the values that the form shows again. What makes no sense is left out."""
+
+    def get(name: str) -> str:
+        return str(query.get(name, "")).strip()[:500]
+
+    status = get("status").lower()
+    if not _STATUS.fullmatch(status):
+        status = ""
+    minimum = ""
+    min_duration_s = None
+    try:
+        given = float(get("min_ms").replace(",", "."))
+    except ValueError:
+        given = 0.0
+    if math.isfinite(given) and given > 0:
+        minimum, min_duration_s = f"{given:g}", given / 1000
+    trace_id = re.sub(r"[^0-9a-f]", "", get("trace").lower())
+    has_error = get("error") not in ("", "0")
+    wanted = TraceFilter(
+        route=get("route"), status=status, min_duration_s=min_duration_s, has_error=has_error, event=get("event"),
+        trace_id=trace_id, service=get("service"),
+    )  # fmt: skip
+    values = {
+        "route": wanted.route, "status": status, "min_ms": minimum, "error": "1" if has_error else "",
+        "event": wanted.event, "trace": trace_id, "service": wanted.service,
+    }  # fmt: skip
+    return wanted, {name: value for name, value in values.items() if value}
+
+
+def _whole(given: Any, lowest: int, highest: int) -> int:
+    try:
+        return min(highest, max(lowest, int(given)))
+    except (TypeError, ValueError):
+        return lowest
+
+
+@_page
+def traces(request: HttpRequest, admin: Any, context: dict[str, Any], console: StoreProcessor) -> HttpResponse:
+    """The list: newest first, filtered, in pages."""
+    wanted, values = _parse_filter(request.GET)
+    number = _whole(request.GET.get("page"), 1, 1_000_000)
+
+    def use(reader: StoreReader) -> Any:
+        return reader.list_traces(wanted, offset=(number - 1) * PAGE_SIZE, limit=PAGE_SIZE), reader.choices()
+
+    page, choices = _read(console, use)
+    pages = max(1, math.ceil(page.total / PAGE_SIZE))
+
+    def address(to: int) -> str:
+        return "?" + urlencode({**values, "page": to})
+
+    context |= {
+        "title": "Traces",
+        "rows": trace_rows(page.rows, admin.admin_site.name),
+        "total": text.count(page.total),
+        "stored": text.count(page.stored),
+        "has_any": page.stored > 0,
+        "is_filtered": bool(values),
+        "values": values,
+        "choices": choices,
+        "statuses": [*(f"{digit}xx" for digit in sorted({status // 100 for status in choices.statuses})),
+                     *map(str, choices.statuses)],
+        "durations": [(f"{ms:g}", text.duration(ms * 1e6)) for ms in DURATIONS_MS],
+        "number": number,
+        "pages": pages,
+        "newer": address(number - 1) if number > 1 else "",
+        "older": address(number + 1) if number < pages else "",
+        "part_address": "?" + urlencode({**values, "page": number, "part": "results"}),
+        "hints": [] if page.stored else _why_empty(console),
+        "problem": console.problem,
+        "limits": f"{text.count(console.store().max_traces)} traces or {console.store().max_bytes >> 20} MiB",
+    }  # fmt: skip
+    template = "traces_results" if request.GET.get("part") == "results" else "traces"
+    return TemplateResponse(request, f"django_otel/console/{template}.html", context)
+
+
+def _why_empty(console: StoreProcessor) -> list[str]:
+    """What may keep traces from the store."""
+    current = runtime.current()
+    hints = []
+    if current.is_foreign:
+        hints.append("Another tool has installed its own tracer provider; its spans do not pass here. "
+                     'OTEL["PROVIDERS"] = "own" uses ours.')  # fmt: skip
+    elif current.config.providers == "none":
+        hints.append('OTEL["PROVIDERS"] is "none": no traces are made.')
+    elif current.sampler.ratio_now() == 0:
+        hints.append("The sampling ratio is 0, so no new trace is recorded.")
+    return hints
+
+
+def trace_rows(rows: Any, site: str) -> list[dict[str, Any]]:
+    """What the list shows of each trace."""
+    longest = max((row.duration_ns for row in rows), default=1) or 1
+    return [
+        {
+            "row": row,
+            "address": reverse(f"{site}:django_otel_trace_detail", args=[row.trace_id]),
+            "title": title_of(row),
+            "at": text.time_tag(row.start_ns),
+            "duration": text.duration(row.duration_ns),
+            "bar": f"{max(0.5, row.duration_ns / longest * 100):.2f}%",
+            "level": "bad" if row.is_error else "",
+            "state": level_of(row),
+            "spans": text.plural(row.spans, "span"),
+            "queries": text.plural(row.queries, "query", "queries") if row.queries else "",
+            "errors": text.plural(row.errors, "error") if row.errors else "",
+        }
+        for row in rows
+    ]
+
+
+def title_of(row: TraceRow) -> str:
+    """How a trace is called."""
+    if row.is_unfinished:
+        return row.name or "still running"
+    return f"{row.method} {row.route}".strip() if row.route else row.name
+
+
+def level_of(row: TraceRow) -> str:
+    """A class for its status: "bad", "warn" or "good"; "" where there is none."""
+    if row.status >= 500:
+        return "bad"
+    if row.status >= 400:
+        return "warn"
+    return "good" if row.status else ""
+
+
+# --- One trace. ---
+
+
+@_page
+def trace(
+    request: HttpRequest, admin: Any, context: dict[str, Any], console: StoreProcessor, trace_id: str
+) -> HttpResponse:
+    """The waterfall of a trace, one of its spans opened when `?span=` names it."""
+    trace_id = trace_id.lower()
+    found = _read(console, lambda reader: reader.trace(trace_id)) if _TRACE_ID.fullmatch(trace_id) else None
+    if found is None or not (found.spans or found.logs):
+        context |= {"title": "Trace not found", "trace_id": trace_id[:64]}
+        elsewhere = waterfall.trace_address(runtime.current().config.trace_url, trace_id)
+        context["elsewhere"] = elsewhere if _TRACE_ID.fullmatch(trace_id) else None
+        return TemplateResponse(request, "django_otel/console/missing.html", context, status=404)
+    span_id = request.GET.get("span", "").lower()
+    opened = waterfall.details(found, span_id) if _SPAN_ID.fullmatch(span_id) else None
+    if opened is not None:
+        context["linked"] = _stored_links(console, opened, admin.admin_site.name)
+    context |= {"opened": opened, "trace_id": trace_id, "page": request.path}
+    if request.GET.get("part") == "span":
+        status = 200 if opened is not None else 404
+        return TemplateResponse(request, "django_otel/console/span.html", context, status=status)
+    row = found.row
+    shown = waterfall.build(found)
+    context |= {
+        "title": title_of(row),
+        "row": row,
+        "level": level_of(row),
+        "at": text.time_tag(row.start_ns),
+        "duration": text.duration(row.duration_ns),
+        "waterfall": shown,
+        "repeated": [group for group in shown.query_groups if group.is_n_plus_one],
+        "opened_group": _group_of(shown, span_id),
+        "elsewhere": waterfall.trace_address(runtime.current().config.trace_url, trace_id),
+        "facts": [
+            ("Services", ", ".join(row.services)),
+            ("Spans", text.count(row.spans)),
+            ("Queries", text.count(row.queries)),
+            ("Log records", text.count(row.logs)),
+        ],
+        "events": row.events,
+        "damaged": found.damaged,
+    }
+    return TemplateResponse(request, "django_otel/console/trace.html", context)
+
+
+def _group_of(shown: waterfall.Waterfall, span_id: str) -> str:
+    """The group that must be open for a span to be seen."""
+    for row in shown.rows:
+        if any(member.id == span_id for member in row.members):
+            return row.id
+    return ""
+
+
+def _stored_links(console: StoreProcessor, opened: waterfall.Details, site: str) -> list[dict[str, Any]]:
+    """The links of a span, each with an address where its trace is stored here."""
+
+    def use(reader: StoreReader) -> list[dict[str, Any]]:
+        return [
+            {
+                "link": link,
+                "address": reverse(f"{site}:django_otel_trace_detail", args=[link.trace_id])
+                if _TRACE_ID.fullmatch(link.trace_id) and reader.has_trace(link.trace_id)
+                else "",
+            }
+            for link in opened.links
+        ]
+
+    found: list[dict[str, Any]] = _read(console, use) if opened.links else []
+    return found
+
+
+# --- The dashboard. ---
+
+
+@_page
+def dashboard(request: HttpRequest, admin: Any, context: dict[str, Any], console: StoreProcessor) -> HttpResponse:
+    """Figures of the last minutes, of all routes or of one."""
+    minutes = _whole(request.GET.get("minutes"), 0, 10_000)
+    if minutes not in dashboard_parts.PERIODS:
+        minutes = dashboard_parts.DEFAULT_PERIOD
+    route = str(request.GET.get("route", ""))[:500]
+    service = str(request.GET.get("service", ""))[:200]
+    now_s = time.time()
+    wanted = dashboard_parts.Wanted(minutes=minutes, route=route, service=service, now_s=now_s)
+
+    def use(reader: StoreReader) -> Any:
+        recent: list[TraceRow] = []
+        if route:
+            failed = reader.list_traces(TraceFilter(route=route, service=service, has_error=True), limit=5).rows
+            newest = reader.list_traces(TraceFilter(route=route, service=service), limit=10).rows
+            known = {row.seq for row in failed}
+            recent = [*failed, *(row for row in newest if row.seq not in known)][:10]
+        return dashboard_parts.load(reader, console, wanted), recent
+
+    loaded, recent = _read(console, use)
+    place = {name: value for name, value in (("route", route), ("service", service)) if value}
+    values = {"minutes": str(minutes), **place}
+    context |= {
+        "title": f"Dashboard: {route}" if route else "Dashboard",
+        "page": dashboard_parts.build(loaded, wanted),
+        "recent": trace_rows(recent, admin.admin_site.name),
+        "periods": [
+            {
+                "minutes": period,
+                "name": f"{period} min" if period < 120 else f"{period // 60} h",
+                "address": "?" + urlencode({**values, "minutes": period}),
+                "is_current": period == minutes,
+            }
+            for period in dashboard_parts.PERIODS
+        ],
+        "route": route,
+        "service": service,
+        "values": values,
+        "part_address": "?" + urlencode({**values, "part": "figures"}),
+        "trace_query": urlencode(place),
+        "all_routes": "?" + urlencode({name: value for name, value in values.items() if name != "route"}),
+        "problem": console.problem,
+    }
+    template = "dashboard_figures" if request.GET.get("part") == "figures" else "dashboard"
+    return TemplateResponse(request, f"django_otel/console/{template}.html", context)

@@ -1,0 +1,168 @@
+/* The console's pages work without this. With it they show times in the viewer's zone, open spans in place,
+   copy a trace's id, and renew themselves. */
+(() => {
+  'use strict';
+
+  const clock = { hour: '2-digit', minute: '2-digit' };
+  const precise = { ...clock, second: '2-digit' };
+  const formats = {
+    clock: new Intl.DateTimeFormat(undefined, clock),
+    time: new Intl.DateTimeFormat(undefined, { ...precise, fractionalSecondDigits: 3 }),
+    datetime: new Intl.DateTimeFormat(undefined, { ...precise, day: 'numeric', month: 'short' }),
+    full: new Intl.DateTimeFormat(undefined, { dateStyle: 'full', timeStyle: 'long' }),
+  };
+
+  const showTimes = (root) => {
+    for (const element of root.querySelectorAll('time[data-otel-time]')) {
+      const at = new Date(element.dateTime);
+      const format = formats[element.dataset.otelTime];
+      if (Number.isNaN(at.getTime()) || !format) continue;
+      element.textContent = format.format(at);
+      element.title = formats.full.format(at);
+    }
+  };
+
+  /* The server's own, escaped markup, as nodes. */
+  const fetchNodes = async (address) => {
+    const response = await fetch(address, { credentials: 'same-origin', headers: { 'X-Requested-With': 'fetch' } });
+    if (response.redirected || !response.ok) throw new Error(String(response.status));
+    const body = new DOMParser().parseFromString(await response.text(), 'text/html').body;
+    const nodes = document.createElement('div');
+    nodes.append(...body.childNodes);
+    showTimes(nodes);
+    return nodes;
+  };
+
+  /* Spans. */
+
+  const rowOf = (id) => document.querySelector(`[data-otel-span="${CSS.escape(id)}"]`);
+
+  const toggle = async (row, open) => {
+    const item = row.parentElement;
+    const shown = item.querySelector(':scope > .otel-details');
+    const wanted = open ?? !shown;
+    if (shown && !wanted) {
+      shown.remove();
+      row.setAttribute('aria-expanded', 'false');
+      history.replaceState(null, '', location.pathname);
+    } else if (!shown && wanted) {
+      const id = row.dataset.otelSpan;
+      row.setAttribute('aria-expanded', 'true');
+      try {
+        const nodes = await fetchNodes(`?span=${encodeURIComponent(id)}&part=span`);
+        if (row.getAttribute('aria-expanded') === 'true' && !item.querySelector(':scope > .otel-details')) {
+          item.append(...nodes.childNodes);
+        }
+        history.replaceState(null, '', `?span=${encodeURIComponent(id)}#s-${id}`);
+      } catch {
+        /* Signed out, or the trace was pushed out: the page itself says which. */
+        location.assign(row.href);
+      }
+    }
+  };
+
+  const reveal = (row) => {
+    row.closest('details')?.setAttribute('open', '');
+    row.scrollIntoView({ block: 'center' });
+    row.focus({ preventScroll: true });
+  };
+
+  const isPlain = (event) => event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey && !event.altKey;
+
+  document.addEventListener('click', (event) => {
+    if (!(event.target instanceof Element) || !isPlain(event)) return;
+    const row = event.target.closest('[data-otel-span]');
+    if (row) {
+      event.preventDefault();
+      toggle(row);
+      return;
+    }
+    const opener = event.target.closest('[data-otel-open]');
+    const target = opener && rowOf(opener.dataset.otelOpen);
+    if (target) {
+      event.preventDefault();
+      reveal(target);
+      toggle(target, true);
+      return;
+    }
+    const copier = event.target.closest('[data-otel-copy]');
+    if (copier) copy(copier);
+  });
+
+  document.addEventListener('keydown', (event) => {
+    const steps = { ArrowDown: 1, ArrowUp: -1 };
+    if (!(event.target instanceof Element) || !event.target.matches('.otel-span')) return;
+    if (event.key === 'Escape' && event.target.matches('[aria-expanded="true"]')) {
+      toggle(event.target, false);
+      return;
+    }
+    if (!(event.key in steps) && event.key !== 'Home' && event.key !== 'End') return;
+    const rows = [...document.querySelectorAll('.otel-span')].filter((row) => row.getClientRects().length);
+    const last = rows.length - 1;
+    const to = { Home: 0, End: last }[event.key] ?? rows.indexOf(event.target) + steps[event.key];
+    event.preventDefault();
+    rows[Math.min(last, Math.max(0, to))]?.focus();
+  });
+
+  /* Copying. */
+
+  const copy = async (button) => {
+    const source = document.getElementById(button.dataset.otelCopy);
+    const label = button.textContent;
+    try {
+      await navigator.clipboard.writeText(source.textContent);
+    } catch {
+      /* Not allowed, or no secure page: select it, so that the keyboard's copy does. */
+      getSelection().selectAllChildren(source);
+      if (!document.execCommand('copy')) return;
+    }
+    button.textContent = 'Copied';
+    setTimeout(() => { button.textContent = label; }, 2000);
+  };
+
+  for (const button of document.querySelectorAll('[data-otel-copy]')) button.hidden = false;
+
+  /* Renewing. */
+
+  const keepFresh = (region) => {
+    const bar = document.createElement('p');
+    const state = document.createElement('span');
+    const pause = document.createElement('button');
+    let paused = false;
+    bar.className = 'otel-fresh';
+    pause.type = 'button';
+    pause.className = 'otel-small-button';
+    const say = () => {
+      pause.textContent = paused ? 'Resume' : 'Pause';
+      state.textContent = paused ? 'Updates are paused.' : `Renewed every ${region.dataset.otelEvery} s.`;
+    };
+    pause.addEventListener('click', () => { paused = !paused; say(); });
+    say();
+    bar.append(state, ' ', pause);
+    region.before(bar);
+    let before = '';
+    const renew = async () => {
+      const busy = paused || document.hidden || String(getSelection()) !== '';
+      if (!busy) {
+        try {
+          const nodes = await fetchNodes(region.dataset.otelRefresh);
+          if (nodes.innerHTML !== before) {
+            before = nodes.innerHTML;
+            const focused = region.contains(document.activeElement) && document.activeElement.getAttribute('href');
+            region.replaceChildren(...nodes.childNodes);
+            if (focused) region.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+          }
+        } catch {
+          state.textContent = 'Updates have stopped; reload the page.';
+          pause.remove();
+          return;
+        }
+      }
+      setTimeout(renew, region.dataset.otelEvery * 1000);
+    };
+    setTimeout(renew, region.dataset.otelEvery * 1000);
+  };
+
+  showTimes(document);
+  document.querySelectorAll('[data-otel-refresh]').forEach(keepFresh);
+})();
