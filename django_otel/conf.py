@@ -39,10 +39,15 @@ def get_problems() -> list[Problem]:
     return []
 
 
+def is_debug() -> bool:
+    """Whether `settings.DEBUG` is on."""
+    return bool(settings.DEBUG)
+
+
 def is_console_on(config: Config) -> bool:
     """Whether traces are stored and shown in the admin: as `CONSOLE.ENABLED` says, else with DEBUG."""
     enabled = config.console.enabled
-    return bool(settings.DEBUG) if enabled is None else enabled
+    return is_debug() if enabled is None else enabled
 
 
 #: The pages of the console, wherever the admin is mounted.

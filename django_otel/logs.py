@@ -210,7 +210,7 @@ class OTelHandler(logging.Handler):
             if (logger is not None or console is not None) and _is_first(record):
                 built = self._build(record)
                 if console is not None:
-                    console.on_log(built)
+                    console.on_log(built, record.name)
                 if logger is not None:
                     # A record of its own when it is changed: the console's is scrubbed in its thread.
                     logger.emit(_scrubbed(built) if _is_foreign else built)

@@ -23,6 +23,7 @@ from django_otel import conf, force, runtime
 from django_otel.core import guard
 from django_otel.core.observation import Observation, Observer
 from django_otel.core.pipelines import import_path
+from django_otel.core.response_headers import build_response_headers
 from django_otel.core.sampling import untraced
 from django_otel.routes import route_template
 
@@ -68,6 +69,8 @@ def _build_observer() -> Observer:
         forwarded_host=settings.USE_X_FORWARDED_HOST,
         scrub_url=current.scrubber.url,
         scrub_path=current.scrubber.path,
+        takes_notes=config.request.server_timing or runtime.console() is not None,
+        set_headers=build_response_headers(config),
     )
 
 
@@ -127,6 +130,8 @@ def _respond(observation: Observation, response: HttpResponseBase) -> HttpRespon
             observation.no_store = True
         if observation.no_store:
             patch_cache_control(response, private=True, no_store=True)
+        if observation.observer.set_headers is not None:
+            observation.observer.set_headers(observation, response)
         if response.streaming:
             _follow_stream(observation, response)
             return response

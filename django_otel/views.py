@@ -167,6 +167,25 @@ def _scrape_slots() -> threading.BoundedSemaphore:
     return _slots[1]
 
 
+# --- The page for visitors when a view fails ---------------------------------------------------------------------
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """A page that names the trace, for `handler500 = "django_otel.views.server_error"` in the root URLconf.
+
+    The project's own `500.html` is taken when there is one; it may extend `django_otel/500.html`.
+    """
+    with guard.contained("the page for a failed request"):
+        from django.template import loader
+
+        template = loader.select_template(["500.html", "django_otel/500.html"])
+        # No context processors: what they need may be what has failed.
+        return HttpResponse(template.render(), status=500)
+    from django.views.defaults import server_error as plain_server_error
+
+    return plain_server_error(request)
+
+
 # --- Who may read the scrape -------------------------------------------------------------------------------------
 
 _PRIVATE_NETWORKS = tuple(

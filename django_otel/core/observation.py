@@ -27,6 +27,7 @@ from django_otel.core.config import Config
 from django_otel.core.deferred import DeferredSpan
 from django_otel.core.errors import record_exception, type_name
 from django_otel.core.propagation import META_GETTER
+from django_otel.core.response_headers import Notes
 from django_otel.core.sampling import InForce, LiveSampler, with_branch
 from django_otel.core.sdk_compat import attach, detach, get_current, with_span
 from django_otel.core.spans import DroppedSpan, RecordedSpan, Tracer
@@ -132,6 +133,8 @@ class Observation:
     no_store = False
     #: What makes the browser's further requests be traced as well.
     force_token = ""
+    #: What is noted for the response's headers and the stored trace, when somebody wants it.
+    notes: Notes | None = None
     #: The counter's series of how it was decided, where that is counted together with the request.
     decisions: Series | None = None
     _is_active = True
@@ -214,6 +217,8 @@ class Observer:
         forwarded_host: bool = False,
         scrub_url: Callable[[str], str] | None = None,
         scrub_path: Callable[[str, Mapping[str, Any]], str] | None = None,
+        takes_notes: bool = False,
+        set_headers: Callable[[Observation, Any], None] | None = None,
     ) -> None:
         self._store = store
         self._tracer = tracer
@@ -230,6 +235,9 @@ class Observer:
         self._forwarded_host = forwarded_host
         self._scrub_url = scrub_url
         self._scrub_path = scrub_path
+        self._takes_notes = takes_notes
+        #: Called with each response before it is sent; None when no header of ours is asked for.
+        self.set_headers = set_headers
         request = config.request
         self._records_query = request.query
         self._records_client = request.client_address
@@ -273,6 +281,8 @@ class Observer:
         observation.request = request
         observation.kind = kind
         request._django_otel = observation
+        if self._takes_notes:
+            observation.notes = Notes()
         context = self._start_span(observation, request, meta) if self._makes_spans else self._join_span(observation)
         observation._current_token = _current.set(observation)
         observation._context_token = attach(context)

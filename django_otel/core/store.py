@@ -428,6 +428,7 @@ class TraceStore:
             self._make_file()
             connection = self._connect()
             try:
+                connection.execute("PRAGMA synchronous = OFF")
                 self._prepare(connection)
             except sqlite3.DatabaseError as error:
                 connection.close()
@@ -442,11 +443,9 @@ class TraceStore:
         raise AssertionError("unreachable")
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
+        return sqlite3.connect(
             self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=32
         )
-        connection.execute("PRAGMA synchronous = OFF")
-        return connection
 
     def _make_file(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)

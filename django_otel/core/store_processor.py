@@ -105,10 +105,10 @@ class StoreProcessor(WorkerOwner, SpanProcessor):
         if span.context is not None and span.context.trace_flags.sampled:
             self.worker.put(span)
 
-    def on_log(self, record: Any) -> None:
+    def on_log(self, record: Any, logger_name: str) -> None:
         """Take a log record (of the OpenTelemetry API) that was made inside a sampled trace."""
         if record.trace_id and record.trace_flags is not None and record.trace_flags.sampled:
-            self.worker.put(record)
+            self.worker.put((record, logger_name))
 
     # Out: in the worker's thread.
 
@@ -148,7 +148,8 @@ class StoreProcessor(WorkerOwner, SpanProcessor):
             return convert_span(self._clean(item))
         if isinstance(item, StoredSample | StoredProcess):
             return item
-        return convert_log(item, self._scrubber, str(self._resource().attributes.get("service.name", "")))
+        record, logger_name = item
+        return convert_log(record, logger_name, self._scrubber, self.service())
 
     # The dashboard's numbers.
 
@@ -319,7 +320,7 @@ def _whole(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def convert_log(record: Any, scrubber: Scrubber, service: str) -> StoredLog:
+def convert_log(record: Any, logger_name: str, scrubber: Scrubber, service: str) -> StoredLog:
     """A log record of the OpenTelemetry API, scrubbed, as the store has it."""
     time_ns = record.timestamp or record.observed_timestamp or 0
     attributes = dict(scrubber.attributes(record.attributes) or {})
@@ -333,6 +334,7 @@ def convert_log(record: Any, scrubber: Scrubber, service: str) -> StoredLog:
             "span": f"{record.span_id or 0:016x}",
             "level": str(record.severity_text or ""),
             "severity": int(getattr(record.severity_number, "value", 0) or 0),
+            "logger": logger_name,
             "body": body[:_MAX_BODY],
             "service": service,
             "attributes": attributes,

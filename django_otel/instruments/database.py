@@ -41,6 +41,7 @@ from django_otel.core.config import Config
 from django_otel.core.errors import type_name
 from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.core.statements import Statement, parameterise
+from django_otel.instruments.callers import find_caller
 
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
 
@@ -68,6 +69,8 @@ _INSTRUMENTORS = "opentelemetry."
 #: The key that `suppress_instrumentation` of older instrumentors sets.
 _PLAIN_SUPPRESS_KEY = "suppress_instrumentation"
 _MAX_SERIES_KEPT = 500
+#: So many equal statements of a request make the console look where they come from.
+_REPEATED = 3
 
 
 class _Settings(NamedTuple):
@@ -77,6 +80,8 @@ class _Settings(NamedTuple):
     measures: bool
     tells_text: bool
     makes_exemplars: bool
+    #: Whether the time of queries is added up for REQUEST.SERVER_TIMING.
+    times_requests: bool
     duration: Histogram
     connections: Counter
 
@@ -124,6 +129,8 @@ class QueryWrapper:
                 if get_current_span(outer).is_recording():
                     span = self._start(settings, statement, outer, params if many else None)
                     inner = set_span_in_context(span, outer)
+                    if request is not None and request.notes is not None:
+                        _note_repetition(request.notes.statements, statement.text, span)
                 cursor_class = type(context["cursor"].cursor)
                 if self._traced[cursor_class] if cursor_class in self._traced else self._examine(cursor_class):
                     inner = Context({**inner, SUPPRESS_INSTRUMENTATION_KEY: True, _PLAIN_SUPPRESS_KEY: True})
@@ -165,6 +172,10 @@ class QueryWrapper:
         if token is not None:
             detach(token)
         try:
+            if settings.times_requests:
+                request = observation.current()
+                if request is not None and request.notes is not None:
+                    request.notes.database_s += duration_s
             if settings.measures:
                 key = operation if error is None else (operation, type(error))
                 series = self._series.get(key) or self._make_series(settings, key, operation, error)
@@ -267,6 +278,13 @@ def _as_batch(statement: Statement, batch: Any) -> Statement:
     )
 
 
+def _note_repetition(statements: dict[str, int], text: str, span: Span) -> None:
+    """The console names the line behind equal queries: it is looked up once, when the third of them comes."""
+    count = statements[text] = statements.get(text, 0) + 1
+    if count == _REPEATED:
+        span.set_attributes(find_caller())
+
+
 # --- Errors. ---
 
 
@@ -356,6 +374,7 @@ def install(config: Config) -> None:
         measures=config.database.metrics,
         tells_text=config.database.statement != "off",
         makes_exemplars=config.metrics.exemplars,
+        times_requests=config.request.server_timing,
         duration=duration,
         connections=opened,
     )

@@ -167,6 +167,34 @@ def otel_trace_id() -> str:
 
 
 @register.simple_tag
+def otel_failure() -> dict[str, str]:
+    """For `django_otel/500.html`: `trace_id`, `address` (where the trace can be looked at) and `stylesheet`.
+
+    Each may be empty. Needs no request and makes no query: whatever has failed may fail again here.
+    """
+    found = {"trace_id": "", "address": "", "stylesheet": ""}
+    with guard.contained("the style sheet of the failure page"):
+        from django.templatetags.static import static
+
+        found["stylesheet"] = static("django_otel/failure.css")
+    with guard.contained("the trace on the failure page"):
+        from django_otel import failures
+        from django_otel.core import observation
+
+        current = observation.current()
+        request = current.request if current is not None else None
+        traced = failures.trace_of(request)
+        if traced is not None:
+            found["trace_id"], is_recorded = traced
+            address = api.trace_url()
+            if address is None and is_recorded and failures.may_see_console(request):
+                # The admin's address is not for everybody.
+                address = failures.trace_address(found["trace_id"], request)
+            found["address"] = address or ""
+    return found
+
+
+@register.simple_tag
 def otel_trace_link(text: object) -> SafeString:
     """A link to the active trace at `OTEL["TRACE_URL"]`; the text alone where there is nothing to link to."""
     url = api.trace_url()

@@ -163,6 +163,18 @@
     setTimeout(renew, region.dataset.otelEvery * 1000);
   };
 
+  /* A trace that has just ended arrives a moment later: the link on an error page is clicked faster. */
+  const awaitTrace = (section) => {
+    let left = 5;
+    const look = async () => {
+      const response = await fetch(location.href, { credentials: 'same-origin' }).catch(() => null);
+      if (response?.ok) location.reload();
+      else if (--left) setTimeout(look, section.dataset.otelRetry * 1000);
+    };
+    setTimeout(look, section.dataset.otelRetry * 1000);
+  };
+
   showTimes(document);
+  document.querySelectorAll('[data-otel-retry]').forEach(awaitTrace);
   document.querySelectorAll('[data-otel-refresh]').forEach(keepFresh);
 })();
