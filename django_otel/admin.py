@@ -786,4 +786,4 @@ def _describe_matches(found: Sequence[route_preview.Match], total: int) -> _Prev
 
 
 # Last: registers the pages of the console.
-import django_otel.console.admin  # noqa: E402, F401
+import django_otel.console.entries  # noqa: E402, F401

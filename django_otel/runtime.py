@@ -813,8 +813,14 @@ def _count_console_drop(count: int, reason: str) -> None:
 
 
 def group_name() -> str | None:
-    """The name of the processes over which `collect` adds up; None when it tells of this process alone."""
-    return None
+    """The name of the processes over which `collect` adds up; None when it tells of this process alone.
+
+    "" when that cannot be said now: the folder in which they share their numbers cannot be used.
+    """
+    if _sharing is None:
+        return None
+    folder = _sharing.folder
+    return folder.name if folder is not None else ""
 
 
 def _count_failure(signal: str) -> None:

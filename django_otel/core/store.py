@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from django_otel.core import guard
+from django_otel.core.shared import Unusable
 
 #: "DjOt": tells our file from anybody else's. Source: SQLite, "PRAGMA application_id".
 APPLICATION_ID = 0x446A4F74
@@ -93,11 +94,6 @@ CREATE TABLE process (
 """
 
 _CORRUPT_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-
-
-class Unusable(OSError):  # noqa: N818 (as in core.shared)
-    """The store cannot be used; the text says which part and why."""
-
 
 # --- What is stored. ---
 

@@ -24,6 +24,7 @@ from django_otel.core.batch import BatchWorker, WorkerOwner
 from django_otel.core.config import Config
 from django_otel.core.families import OWN_SCOPE, Family, HistogramValue, Point
 from django_otel.core.scrub import Scrubber
+from django_otel.core.shared import Unusable
 from django_otel.core.store import (
     BUSY_TIMEOUT_S,
     SAMPLE_INTERVAL_S,
@@ -33,7 +34,6 @@ from django_otel.core.store import (
     StoredSample,
     StoredSpan,
     TraceStore,
-    Unusable,
     find_file,
     reason_of,
 )
@@ -55,7 +55,7 @@ class StoreProcessor(WorkerOwner, SpanProcessor):
     """Sampled spans, their log records and the dashboard's numbers to the trace store.
 
     `clean` scrubs a span, `collect` gives the families that `/metrics` shows, `group` the name of the processes
-    over which they are summed (None: of this process alone), `on_drop(count, reason)` counts what is lost.
+    over which they are summed (None: of this process alone, "": not known now); `on_drop(count, reason)` counts losses.
     """
 
     def __init__(
@@ -181,10 +181,11 @@ class StoreProcessor(WorkerOwner, SpanProcessor):
     def sample(self) -> bool:
         """Sample the numbers once, unless another process of the group has just done so; whether it was done here."""
         self._say_alive()
-        source = self.source()
-        if self._group() is not None and not self._is_due(source):
+        group = self._group()
+        # Between sharing and not, a sum over fewer processes would look like a new beginning.
+        if group == "" or (group is not None and not self._is_due(self.source())):
             return False
-        self._put_sample(source)
+        self._put_sample(self.source())
         return True
 
     def _put_sample(self, source: str) -> None:
@@ -214,7 +215,7 @@ class StoreProcessor(WorkerOwner, SpanProcessor):
     def shutdown(self) -> None:
         """Take a last sample and nothing more; `finish_shutdown` waits for what is left."""
         self._stop.set()
-        if self._thread is not None:
+        if self._thread is not None and self._group() != "":
             with guard.contained("the last sample of the dashboard"):
                 self._put_sample(self.source())
         self.worker.start_shutdown()

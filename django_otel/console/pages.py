@@ -25,12 +25,12 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from django_otel import runtime
 from django_otel.console import dashboard as dashboard_parts
 from django_otel.console import text, waterfall
+from django_otel.console.access import PERMISSION, may_view
 from django_otel.core import guard
-from django_otel.core.store import Unusable
+from django_otel.core.shared import Unusable
 from django_otel.core.store_processor import StoreProcessor
 from django_otel.core.store_reader import StoreReader, TraceFilter, TraceRow, read
 
-PERMISSION = "django_otel.view_console"
 PAGE_SIZE = 50
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _SPAN_ID = re.compile(r"[0-9a-f]{16}")
@@ -45,19 +45,13 @@ class _StoreFailed(Exception):  # noqa: N818 (an answer, not a fault)
     """The store cannot be read; the text says why."""
 
 
-def may_view(request: HttpRequest) -> bool:
-    """Whether the user of this request may see the console."""
-    user = getattr(request, "user", None)
-    return bool(user is not None and user.is_active and user.is_staff and user.has_perm(PERMISSION))
-
-
 def _page(view: View) -> View:
     """What the pages have in common; they are called through the admin site, which asks for a sign-in."""
 
     @functools.wraps(view)
     def wrapper(request: HttpRequest, admin: Any, *args: Any, **kwargs: Any) -> HttpResponse:
         if not may_view(request):
-            raise PermissionDenied("The permission django_otel.view_console is needed.")
+            raise PermissionDenied(f"The permission {PERMISSION} is needed.")
         # The path is excluded from telemetry; this keeps what the page itself does out of it as well.
         with suppress_instrumentation():
             context = {

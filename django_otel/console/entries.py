@@ -8,7 +8,7 @@ from django.contrib import admin
 from django.http import HttpRequest
 from django.urls import URLPattern, path
 
-from django_otel.console import views
+from django_otel.console.access import may_view
 from django_otel.models import Dashboard, Trace
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ class ConsoleAdmin(_ModelAdmin):
     page_title = ""
 
     def has_module_permission(self, request: HttpRequest) -> bool:
-        return views.may_view(request)
+        return may_view(request)
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return views.may_view(request)
+        return may_view(request)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -38,9 +38,12 @@ class ConsoleAdmin(_ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
-    def _page(self, route: str, view: Any, name: str) -> URLPattern:
+    def _page(self, route: str, view: str, name: str) -> URLPattern:
         def page(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-            return view(request, self, *args, **kwargs)
+            # Late: most processes never show one of these pages, and the admin is loaded by all of them.
+            from django_otel.console import pages
+
+            return getattr(pages, view)(request, self, *args, **kwargs)
 
         model = self.model._meta.model_name
         return path(route, self.admin_site.admin_view(page), name=f"django_otel_{model}_{name}")
@@ -52,8 +55,8 @@ class TraceAdmin(ConsoleAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         return [
-            self._page("", views.traces, "changelist"),
-            self._page("<str:trace_id>/", views.trace, "detail"),
+            self._page("", "traces", "changelist"),
+            self._page("<str:trace_id>/", "trace", "detail"),
         ]
 
 
@@ -62,4 +65,4 @@ class DashboardAdmin(ConsoleAdmin):
     page_title = "Dashboard"
 
     def get_urls(self) -> list[URLPattern]:
-        return [self._page("", views.dashboard, "changelist")]
+        return [self._page("", "dashboard", "changelist")]
