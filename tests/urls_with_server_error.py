@@ -25,7 +25,9 @@ class SlowKey(str):
 
 def timed(request):
     with connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
+        cursor.execute(
+            "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 20000) SELECT max(n) FROM c"
+        )
     cache.get_or_set(SlowKey("timed"), 1)
     engine = Engine(loaders=[("django.template.loaders.locmem.Loader", {
         "outer": "{{ wait }}{% include 'inner' %}", "inner": "{{ wait }}"})])  # fmt: skip

@@ -52,11 +52,11 @@ def _set_server_timing(observation: Any, response: Any) -> None:
     Of a streaming response only the time until it began is known. Source: W3C "Server Timing".
     """
     total_s = time.perf_counter() - observation.started_s
-    shown = [f"total;dur={total_s * 1000:.1f}"]
+    shown = [f"total;dur={total_s * 1000:.2f}"]
     notes = observation.notes
     if notes is not None:
         shown += [
-            f"{name};dur={value_s * 1000:.1f}"
+            f"{name};dur={value_s * 1000:.2f}"
             for name, value_s in (("db", notes.database_s), ("cache", notes.cache_s), ("template", notes.template_s))
         ]
     given = response.get("Server-Timing")
