@@ -134,3 +134,20 @@ def test_a_fingerprint_tells_policies_of_one_version_apart():
     """QuerySet.update changes a row without a new version."""
     assert Policy(0.5, version=3).fingerprint != Policy(0.25, version=3).fingerprint
     assert Policy(0.5, rules=(Rule(1, path="/a"),)).fingerprint != Policy(0.5).fingerprint
+
+
+def test_the_example_in_the_documentation_is_a_valid_setting():
+    """docs/sampling.md, as it stands there."""
+    import re
+    from pathlib import Path
+
+    from django_otel.core.config import parse
+
+    page = (Path(__file__).parent.parent / "docs" / "sampling.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "RULES" in block)
+    namespace: dict = {}
+    exec(example, namespace)
+
+    config = parse(namespace["OTEL"], {})
+
+    assert [rule.label for rule in config.sampling.rules] == ["/health*", "POST /orders/<int:pk>/"]

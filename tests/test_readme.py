@@ -34,6 +34,7 @@ PAGES = {
     "README.md": README,
     "docs/architecture.md": ARCHITECTURE,
     "docs/workers.md": WORKERS,
+    "docs/sampling.md": (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8"),
     "CHANGELOG.md": CHANGELOG,
 }
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -792,7 +793,7 @@ KEYS = {dotted for dotted, _ in walk(Config)}
 #: Upper-case words in code that are no keys of OTEL.
 OTHER_WORDS = {
     "ALLOWED_HOSTS", "DEBUG", "GET", "HGET", "LOGGING", "MIDDLEWARE", "OTEL", "SECURE_REDIRECT_EXEMPT",
-    "SECURE_SSL_REDIRECT", "SELECT",
+    "SECRET_KEY", "SECURE_SSL_REDIRECT", "SELECT",
 }  # fmt: skip
 
 

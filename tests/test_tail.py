@@ -341,3 +341,28 @@ def test_a_projects_own_processor_sees_each_span_end_once(otel_spans):
     assert sorted(Watcher.begun) == sorted(span_id for span_id, _ in Watcher.ended)
     sampled = dict(Watcher.ended)
     assert [sampled[span_id] for span_id in Watcher.begun] == [False] * fine + [True] * (len(Watcher.begun) - fine)
+
+
+# --- A real server under load. ---
+
+
+def test_under_load_every_error_arrives_whole_at_a_real_receiver():
+    """Two gunicorn workers with threads, 1 % of new traces recorded, 1 % of the requests an error."""
+    from benchmarks.tail import measure
+
+    found = measure(4.0, 2, keeps=True)
+
+    assert found["errors"] > 3
+    assert found["arrived"] == found["whole"] == found["errors"]
+    # About one in a hundred of the others, recorded at first.
+    assert found["others"] < 0.1 * found["answered"]
+
+
+def test_a_full_buffer_stays_in_the_stated_bound():
+    """docs/sampling.md: TAIL_BUFFER_SPANS times about 2 KiB, for spans with ten short attributes."""
+    from benchmarks.tail import measure_buffer
+
+    bytes_per_span, held = measure_buffer(2000)
+
+    assert held <= 2000
+    assert bytes_per_span < 3 * 1024
