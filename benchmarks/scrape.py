@@ -1,99 +1,271 @@
-"""Our scrape beside the official exporter's: time and peak memory for the request histogram.
+"""`/metrics` beside the other ways to make it: time and memory for the histogram of request durations.
 
-    python benchmarks/scrape.py [label sets]
+    python -m benchmarks.scrape [--label-sets 1000 10000] [--rounds 21] [--processes 4] [--publish]
 
-One label set is 17 lines. Rounds are interleaved, and the ratio is the median of
-the rounds' ratios, so that a noisy machine disturbs both alike. Nothing is
-asserted: the numbers stand in the documentation.
+One label set is 17 lines. Every contender has a process of its own, filled with
+the same measurements; they make their pages in turn, round after round, and a
+ratio is the median of the rounds' ratios, so that a noisy machine disturbs all
+alike. Memory is taken in a further fresh process each: the peak of three pages
+one after the other, so that what is cached between them counts. Every page is
+read and must hold every measurement.
+
+Needs prometheus_client and opentelemetry-exporter-prometheus.
 """
 
 from __future__ import annotations
 
+import argparse
+import gc
+import multiprocessing
+import os
+import re
 import statistics
 import sys
-import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.sdk.metrics import MeterProvider
-from prometheus_client import CollectorRegistry, generate_latest
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from django_otel.core import cells, exposition
-from django_otel.core.cells import Histogram
+from benchmarks import publication
+from benchmarks.shared import RESOURCE, attributes_of, fill_ours, fill_theirs, folder, numbers_of, time_ms, values_of
 
-RESOURCE = {"service.name": "shop"}
+_METRIC = "http.server.request.duration"
+_PER_SERIES = len(values_of(0))
+#: Pages made for one figure of memory: the first fills what later ones use again.
+_PAGES = 3
+Build = Callable[[int, int, Path], Callable[[], bytes]]
 
 
-def build(label_sets: int) -> tuple[Callable[[], bytes], Callable[[], bytes], cells.CellStore]:
-    """Two ways to the page of the same measurements: ours and the official one."""
+# --- The contenders: each gives a function that makes the page of `processes` processes. ---
+
+
+def build_ours(label_sets: int, processes: int, at: Path) -> Callable[[], bytes]:
+    """As the app answers: the slots of all processes merged, then rendered."""
+    from django_otel.core import cells, exposition
+    from django_otel.core.shared import Reader, SharedMemory
+
+    for process in range(processes):
+        memory = SharedMemory(at)
+        fill_ours(cells.CellStore(memory), numbers_of(process, label_sets, same=True))
+        # Its measurements stay; a living process would be read in the same way.
+        _open_memories.append(memory)
+    reader = Reader(at)
+    return lambda: exposition.render(reader.merge(), openmetrics=False, resource_attributes=RESOURCE)
+
+
+#: Kept, so that every process has a slot of its own.
+_open_memories: list[Any] = []
+
+
+def build_ours_plain(label_sets: int, processes: int, at: Path) -> Callable[[], bytes]:
+    """Without a shared folder: this process' cells in plain memory."""
+    from django_otel.core import cells, exposition
+
     store = cells.CellStore()
-    store.cardinality_limit = label_sets
-    ours = store.catalogued("http.server.request.duration")
-    assert isinstance(ours, Histogram)
+    fill_ours(store, numbers_of(0, label_sets, same=True))
+    return lambda: exposition.render(store.collect(), openmetrics=False, resource_attributes=RESOURCE)
+
+
+def build_official(label_sets: int, processes: int, at: Path) -> Callable[[], bytes]:
+    """The SDK's histogram through the official exporter."""
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from opentelemetry.sdk.metrics import MeterProvider
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from django_otel.core.names import CATALOGUE
+
+    metric = CATALOGUE[_METRIC]
     registry = CollectorRegistry()
     reader = PrometheusMetricReader(registry=registry, scope_info_enabled=False)
-    theirs = (
+    histogram = (
         MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
         .get_meter("django_otel")
         .create_histogram(
-            ours.name,
-            unit="s",
-            description=ours.definition.description,
-            explicit_bucket_boundaries_advisory=ours.definition.bounds,
+            metric.name,
+            unit=metric.unit,
+            description=metric.description,
+            explicit_bucket_boundaries_advisory=metric.bounds,
         )
     )
-    for number in range(label_sets):
-        attributes = {
-            "http.request.method": "GET",
-            "http.route": f"/orders/{number}/<int:pk>/",
-            "http.response.status_code": 200,
-            "url.scheme": "http",
-            "network.protocol.version": "1.1",
+    for number in numbers_of(0, label_sets, same=True):
+        attributes: Any = attributes_of(number)
+        for value in values_of(number):
+            histogram.record(value, attributes)
+    return lambda: generate_latest(registry)
+
+
+def build_client(label_sets: int, processes: int, at: Path) -> Callable[[], bytes]:
+    """prometheus_client in one process."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    fill_theirs(numbers_of(0, label_sets, same=True), registry)
+    return lambda: generate_latest(registry)
+
+
+def build_client_multiprocess(label_sets: int, processes: int, at: Path) -> Callable[[], bytes]:
+    """prometheus_client's multiprocess mode: one file per process."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(at)
+    context = multiprocessing.get_context("spawn")
+    for process in range(processes):
+        child = context.Process(target=_fill_file, args=(label_sets, process, str(at)))
+        child.start()
+        child.join()
+        if child.exitcode:
+            raise RuntimeError("a process of prometheus_client's multiprocess mode failed")
+    from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+
+    def page() -> bytes:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry, str(at))
+        return generate_latest(registry)
+
+    return page
+
+
+def _fill_file(label_sets: int, process: int, at: str) -> None:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = at
+    fill_theirs(numbers_of(process, label_sets, same=True))
+
+
+CONTENDERS: dict[str, Build] = {
+    "django_otel": build_ours,
+    "django_otel, no shared folder": build_ours_plain,
+    "PrometheusMetricReader": build_official,
+    "prometheus_client": build_client,
+    "prometheus_client, multiprocess": build_client_multiprocess,
+}
+#: Who is compared in one process and in several; the first one is ours.
+ONE_PROCESS = ("django_otel", "django_otel, no shared folder", "PrometheusMetricReader", "prometheus_client")
+SEVERAL_PROCESSES = ("django_otel", "prometheus_client, multiprocess")
+
+
+# --- The measured processes. ---
+
+
+def _counted(page: bytes) -> float:
+    """Measurements on a page."""
+    return sum(
+        map(float, re.findall(rb"^http_server_request_duration_seconds_count\{[^\n]*\} (\S+)$", page, re.MULTILINE))
+    )
+
+
+def _serve(name: str, label_sets: int, processes: int, at: str, connection: Connection) -> None:
+    """Fill, then answer "time" with milliseconds and "memory" with megabytes."""
+    page = CONTENDERS[name](label_sets, processes, Path(at))
+    gc.collect()
+    connection.send("ready")
+    while (order := connection.recv()) != "end":
+        if order == "time":
+            connection.send(time_ms(page))
+        elif order == "memory":
+            tracemalloc.start()
+            for _ in range(_PAGES):
+                page()
+            connection.send(tracemalloc.get_traced_memory()[1] / 1e6)
+            tracemalloc.stop()
+        else:
+            connection.send(_counted(page()))
+
+
+class Contender:
+    """A contender in a process of its own."""
+
+    def __init__(self, name: str, label_sets: int, processes: int, at: Path) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        at.mkdir(mode=0o700)
+        self._process = context.Process(target=_serve, args=(name, label_sets, processes, str(at), theirs))
+        self._process.start()
+        theirs.close()
+        self._connection.recv()
+
+    def ask(self, order: str) -> float:
+        self._connection.send(order)
+        return float(self._connection.recv())
+
+    def close(self) -> None:
+        self._connection.send("end")
+        self._process.join()
+
+
+def measure(names: Sequence[str], label_sets: int, processes: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds, megabytes and our ratio to each contender.
+
+    Errors: `RuntimeError` when a page does not hold every measurement.
+    """
+    expected = label_sets * _PER_SERIES * processes
+    with folder() as base:
+        memory: dict[str, float] = {}
+        for index, name in enumerate(names):
+            alone = Contender(name, label_sets, processes, base / f"memory-{index}")
+            memory[name] = alone.ask("memory")
+            alone.close()
+        running = [Contender(name, label_sets, processes, base / f"time-{index}") for index, name in enumerate(names)]
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for contender in running:
+            found = contender.ask("count")
+            if found != expected:
+                raise RuntimeError(f"{contender.name} shows {found:.0f} of {expected} measurements")
+        for _ in range(rounds):
+            for contender in running:
+                times[contender.name].append(contender.ask("time"))
+        for contender in running:
+            contender.close()
+    return {
+        name: {
+            "ms": round(statistics.median(times[name]), 2),
+            "peak_mb": round(memory[name], 1),
+            "ratio": round(statistics.median(b / a for a, b in zip(times[names[0]], times[name], strict=True)), 1),
         }
-        for count in range(20):
-            value = (number * 7919 + count * 104729) % 10007 / 1000.0
-            ours.record(value, attributes)
-            theirs.record(value, attributes)
-
-    def render() -> bytes:
-        return exposition.render(store.collect(), openmetrics=False, resource_attributes=RESOURCE)
-
-    return render, lambda: generate_latest(registry), store
+        for name in names
+    }
 
 
-def time_ms(function: Callable[[], object]) -> float:
-    started_s = time.perf_counter()
-    function()
-    return (time.perf_counter() - started_s) * 1e3
-
-
-def peak_mb(function: Callable[[], object]) -> float:
-    tracemalloc.start()
-    function()
-    peak_bytes = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak_bytes / 1e6
+def text_of(results: Sequence[dict[str, Any]]) -> str:
+    """The figures as Markdown; a result is {"label_sets", "processes", "contenders"}."""
+    parts = []
+    for result in results:
+        processes = result["processes"]
+        count = f"{result['label_sets']:,}".replace(",", " ")
+        title = f"{count} label sets, {processes} process{'es' if processes > 1 else ''}"
+        rows = [
+            [
+                f"**{name}**" if number == 0 else name,
+                f"{figures['ms']:.1f}",
+                f"{figures['peak_mb']:.1f}",
+                f"1/{figures['ratio']:.1f}" if number else "",
+            ]
+            for number, (name, figures) in enumerate(result["contenders"].items())
+        ]
+        parts.append(publication.table([title, "ms", "peak MB", "our time against it"], rows))
+    return "\n\n".join(parts)
 
 
 def main() -> None:
-    label_sets = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    ours, theirs, store = build(label_sets)
-    assert ours().count(b"\n") == theirs().count(b"\n")
-    rounds = [(time_ms(ours), time_ms(theirs)) for _ in range(21)]
-    families, page = store.collect(), ours()
-    parts = {
-        "collect": store.collect,
-        "render": lambda: exposition.render(families, openmetrics=False, resource_attributes=RESOURCE),
-        "gzip": lambda: exposition.compress(page),
-    }
-    print(f"{label_sets} label sets, {len(page) / 1e6:.1f} MB")
-    print(f"ours     {statistics.median(r[0] for r in rounds):8.1f} ms  {peak_mb(ours):6.1f} MB at the peak")
-    print(f"official {statistics.median(r[1] for r in rounds):8.1f} ms  {peak_mb(theirs):6.1f} MB at the peak")
-    print(f"ratio    1/{statistics.median(theirs_ms / ours_ms for ours_ms, theirs_ms in rounds):.1f}")
-    for name, part in parts.items():
-        print(f"{name:8} {statistics.median(time_ms(part) for _ in range(21)):8.1f} ms")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--label-sets", type=int, nargs="+", default=[1000, 10_000])
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--publish", action="store_true", help="put the figures into docs/ and benchmarks/results.json")
+    options = parser.parse_args()
+    results = []
+    for label_sets in options.label_sets:
+        # Ten thousand take the slowest ten seconds a page.
+        rounds = max(3, options.rounds // max(1, label_sets // 2000))
+        for names, processes in ((ONE_PROCESS, 1), (SEVERAL_PROCESSES, options.processes)):
+            contenders = measure(names, label_sets, processes, rounds)
+            results.append({"label_sets": label_sets, "processes": processes, "contenders": contenders})
+            print(text_of(results[-1:]), flush=True)
+    if options.publish:
+        publication.publish("scrape", {"machine": publication.machine(), "results": results}, text_of(results))
 
 
 if __name__ == "__main__":
+    # prometheus_client reads it when it is imported; who has a folder of its own names it.
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     main()

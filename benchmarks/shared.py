@@ -72,8 +72,8 @@ def fill_ours(store: Any, numbers: Sequence[int]) -> None:
             series.observe(value)
 
 
-def fill_theirs(numbers: Sequence[int]) -> None:
-    """Needs PROMETHEUS_MULTIPROC_DIR before the first import of prometheus_client."""
+def fill_theirs(numbers: Sequence[int], registry: Any = None) -> None:
+    """Needs PROMETHEUS_MULTIPROC_DIR before the first import of prometheus_client, for its multiprocess mode."""
     from prometheus_client import CollectorRegistry, Histogram
 
     from django_otel.core.names import CATALOGUE
@@ -84,7 +84,7 @@ def fill_theirs(numbers: Sequence[int]) -> None:
         CATALOGUE[_METRIC].description,
         names,
         buckets=CATALOGUE[_METRIC].bounds,
-        registry=CollectorRegistry(),
+        registry=registry or CollectorRegistry(),
     )
     for number in numbers:
         child = histogram.labels(*map(str, attributes_of(number).values()))
