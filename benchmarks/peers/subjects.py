@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import sinks
@@ -76,7 +77,13 @@ class DjangoOtel(Subject):
             traces = {"EXPORTERS": ["otlp"], "ENDPOINT": self.endpoint}
         settings["INSTALLED_APPS"].append("django_otel")
         settings["MIDDLEWARE"].insert(0, "django_otel.middleware.OTelMiddleware")
-        settings["OTEL"] = {"SERVICE_NAME": SERVICE, "SAMPLING": sampling, "TRACES": traces}
+        settings["OTEL"] = {
+            "SERVICE_NAME": SERVICE,
+            "SAMPLING": sampling,
+            "TRACES": traces,
+            # The process runs in a folder of its own, which goes with it.
+            "METRICS": {"SHARED_DIR": str(Path.cwd())},
+        }
 
     def flush(self) -> None:
         from django_otel import runtime
