@@ -50,12 +50,20 @@ class Case:
     is_async: bool = False
     #: How many requests are counted; the shares of 10 % need many.
     times: float = 1
+    #: Whether spans are held back in case the request ends in an error; here none does.
+    keeps_errors: bool = False
+    #: So many sampling rules by path that do not match, and one by route that does not.
+    path_rules: int = 0
+    has_route_rule: bool = False
 
 
 CASES = (
     Case("JSON view, unsampled", "/json/", 0.0, 30, 220),
     Case("JSON view, 10 % sampled", "/json/", 0.1, 40, None, times=8),
     Case("JSON view, all sampled", "/json/", 1.0, 85, 480),
+    Case("JSON view, tail keeping, nothing kept", "/json/", 0.0, 85, keeps_errors=True),
+    Case("JSON view, 50 rules, unsampled", "/json/", 0.0, 30, path_rules=50),
+    Case("JSON view, a rule by route, unsampled", "/json/", 0.0, has_route_rule=True),
     Case("1 query, unsampled", "/queries/1/", 0.0),
     Case("1 query, all sampled", "/queries/1/", 1.0),
     Case("10 queries, unsampled", "/queries/10/", 0.0),
@@ -248,15 +256,19 @@ async def loop_async(case: Case, counter: callgrind.Counter, times: int) -> None
     counter.stop(case.name)
 
 
-def set_ratio(ratio: float) -> None:
+def set_policy(case: Case) -> None:
     """The sampling of what follows: ours, live, or that of the other tool's provider."""
     from django_otel import runtime
-    from django_otel.core.sampling import Policy
+    from django_otel.core.sampling import Policy, Rule
 
-    runtime.current().sampler.swap(Policy(ratio, "admin", 1))
+    rules = [Rule(1.0, path=f"/section-{number}/*") for number in range(case.path_rules)]
+    if case.has_route_rule:
+        rules.append(Rule(1.0, route="/elsewhere/<int:pk>/"))
+    policy = Policy(case.ratio, "admin", 1, rules=tuple(rules), keep_errors=case.keeps_errors)
+    runtime.current().sampler.swap(policy)
     provider = runtime.current().tracer_provider
     if runtime.current().is_foreign:
-        provider.sampler.ratio = ratio  # type: ignore[union-attr]
+        provider.sampler.ratio = case.ratio  # type: ignore[union-attr]
 
 
 def install_other_tool() -> None:
@@ -303,7 +315,7 @@ def count_here(kind: str, names: list[str], requests: int) -> None:
     counter = callgrind.Counter()
     for case in cases:
         if is_instrumented:
-            set_ratio(case.ratio)
+            set_policy(case)
         times = int(requests * case.times) if is_instrumented else requests
         if case.is_async:
             asyncio.run(loop_async(case, counter, times))
