@@ -7,9 +7,10 @@ version lacks it, so that a new SDK breaks one file and one test.
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from opentelemetry.context import _RUNTIME_CONTEXT, _SUPPRESS_INSTRUMENTATION_KE
 from opentelemetry.context import attach as _attach
 from opentelemetry.context import detach as _detach
 from opentelemetry.context import get_current as _get_current
+from opentelemetry.sdk import trace as sdk_trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
@@ -184,47 +186,58 @@ def _build_grpc_class(exporter_class: type) -> type | None:
 
 # --- Reading the SDK's finished spans. The public properties copy, under a lock, what does not change any more. ---
 
+#: Resource, scope, name, context, parent, kind, start, end, attributes, how many were dropped, events, dropped, links,
+#: dropped, status.
+SpanParts = tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any, int, Any, int, Any, int, Any]
 
-def _has_raw_parts() -> bool:
+# In C, and in one go: a third of the time of so many properties.
+_raw_parts = operator.attrgetter(
+    "_resource", "_instrumentation_scope", "_name", "_context", "_parent", "_kind", "_start_time", "_end_time",
+    "_attributes", "_events", "_links", "_status",
+)  # fmt: skip
+
+
+def _find_raw_span_types() -> frozenset[type]:
+    """The SDK's classes of spans, where they are built as we know them."""
     span = ReadableSpan("probe", resource=Resource({}), attributes=BoundedAttributes(attributes={"key": "value"}))
     events: BoundedList[int] = BoundedList(None)
     events.append(1)
-    return (
-        getattr(getattr(span, "_attributes", None), "_dict", None) == {"key": "value"}
-        and list(getattr(events, "_dq", ())) == [1]
-        and hasattr(span, "_events")
-        and hasattr(span, "_links")
-    )
-
-
-def _raw_span_types() -> frozenset[type]:
-    if not _has_raw_parts():
+    try:
+        if _raw_parts(span)[8]._dict != {"key": "value"} or list(cast(Any, events)._dq) != [1]:
+            return frozenset()
+    except AttributeError:
         return frozenset()
-    # The class behind the SDK's Span, which may not be instantiated.
-    own = getattr(__import__("opentelemetry.sdk.trace", fromlist=["_Span"]), "_Span", Span)
-    # A subclass may have properties of its own.
-    return frozenset({ReadableSpan, Span, own})
+    # `_Span` is the class of what tracers make. A subclass of any of them may have properties of its own.
+    return frozenset({ReadableSpan, Span, getattr(sdk_trace, "_Span", Span)})
 
 
-_RAW_SPAN_TYPES = _raw_span_types()
+_RAW_SPAN_TYPES = _find_raw_span_types()
 
 
-def read_attributes(span: ReadableSpan) -> Mapping[str, Any] | None:
-    """A finished span's attributes, not to be changed; without a copy where the SDK lets us (3 us per span)."""
-    if type(span) in _RAW_SPAN_TYPES:
-        attributes: Any = span._attributes
-        return attributes._dict if type(attributes) is BoundedAttributes else attributes
-    return span.attributes
-
-
-def read_events(span: ReadableSpan) -> Sequence[Any]:
-    """A finished span's events, not to be changed."""
-    if type(span) in _RAW_SPAN_TYPES:
-        events: Any = span._events
-        if type(events) is BoundedList:
-            events = cast(Any, events)._dq
-        return cast("Sequence[Any]", events)
-    return span.events
+def read_span(span: ReadableSpan) -> SpanParts:
+    """What a finished span holds, not to be changed; without copies where the SDK lets us (5 us per span)."""
+    if type(span) not in _RAW_SPAN_TYPES:
+        return (
+            span.resource, span.instrumentation_scope, span.name, span.get_span_context(), span.parent, span.kind,
+            span.start_time, span.end_time, span.attributes, span.dropped_attributes, span.events, span.dropped_events,
+            span.links, span.dropped_links, span.status,
+        )  # fmt: skip
+    resource, scope, name, context, parent, kind, start_ns, end_ns, attributes, events, links, status = _raw_parts(span)
+    dropped = dropped_events = dropped_links = 0
+    if type(attributes) is BoundedAttributes:
+        dropped = attributes.dropped
+        attributes = cast(Any, attributes)._dict
+    # Not asked for their length, which these classes answer in Python.
+    if type(events) is BoundedList:
+        dropped_events = events.dropped
+        events = cast(Any, events)._dq
+    if type(links) is BoundedList:
+        dropped_links = links.dropped
+        links = cast(Any, links)._dq
+    return (
+        resource, scope, name, context, parent, kind, start_ns, end_ns, attributes, dropped, events, dropped_events,
+        links, dropped_links, status,
+    )  # fmt: skip
 
 
 def rebuild_span(span: ReadableSpan, attributes: Mapping[str, Any], context: trace.SpanContext | None) -> ReadableSpan:
@@ -248,14 +261,12 @@ def rebuild_span(span: ReadableSpan, attributes: Mapping[str, Any], context: tra
     )
 
 
-def read_links(span: ReadableSpan) -> Sequence[Any]:
-    """A finished span's links, not to be changed."""
-    if type(span) in _RAW_SPAN_TYPES:
-        links: Any = span._links
-        if type(links) is BoundedList:
-            links = cast(Any, links)._dq
-        return cast("Sequence[Any]", links)
-    return span.links
+#: `SpanContext`, where it is a tuple that begins with trace id, span id, whether remote, flags, state; else no type.
+CONTEXT_TUPLE: Any = (
+    trace.SpanContext
+    if tuple(cast(Any, trace.SpanContext(1, 2, True)))[:4] == (1, 2, True, trace.DEFAULT_TRACE_OPTIONS)
+    else None
+)
 
 
 # --- Making our own spans (`core.spans`). ---
