@@ -145,12 +145,7 @@ class BatchWorker(Generic[T]):
             self._idle.set()
 
     def _export_one_batch(self) -> None:
-        batch: list[T] = []
-        while len(batch) < self._batch_size:
-            try:
-                batch.append(self._queue.popleft())
-            except IndexError:
-                break
+        batch = self._take(self._batch_size)
         if not batch:
             return
         token = otel_context.attach(otel_context.set_value(SUPPRESS_INSTRUMENTATION_KEY, True))
@@ -166,6 +161,17 @@ class BatchWorker(Generic[T]):
                 self._on_failure()
                 if batch:
                     self._on_drop(len(batch), "export_failed")
+
+    def _take(self, most: int) -> list[T]:
+        """The oldest items, no more than `most`; at the end of a process two threads may take."""
+        taken: list[T] = []
+        popleft, append = self._queue.popleft, taken.append
+        try:
+            for _ in range(min(most, len(self._queue))):
+                append(popleft())
+        except IndexError:
+            pass
+        return taken
 
     def flush(self, timeout_s: float) -> bool:
         """Export what is queued now; whether that was done within `timeout_s` seconds."""
@@ -200,13 +206,7 @@ class BatchWorker(Generic[T]):
         return not self._drop_what_is_left() and self._idle.is_set()
 
     def _drop_what_is_left(self) -> int:
-        dropped = 0
-        while self._queue:
-            try:
-                self._queue.popleft()
-            except IndexError:
-                break
-            dropped += 1
+        dropped = len(self._take(len(self._queue)))
         if dropped:
             self._on_drop(dropped, "shutdown")
         return dropped

@@ -337,6 +337,7 @@ class _AttributeWriter:
         self._level = level
         self._scrubber = scrubber
         self._is_pure = scrubber is None or scrubber.is_pure
+        self._fresh_text = None if scrubber is None else scrubber.fresh_text
         self.lost = 0
         self._shapes: dict[tuple[Any, ...], list[_Table]] = {}
         self._tables: dict[Any, _Table] = {}
@@ -374,48 +375,54 @@ class _AttributeWriter:
                 table.forget()
             self._tables.clear()
 
-    def make(self, table: _Table, value: Any) -> bytes:
-        """Encode a value that is not in its key's table, and put it there if it may be."""
-        kind = type(value)
-        known: Any
-        if kind is str:
-            known = table
-            field, is_kept = self._encode_text(table, value)
-        else:
-            known = table.integers if kind is int else table.flags if kind is bool else None
-            field, is_kept = self._encode(table.key, value)
-        if is_kept and known is not None and self._is_pure and len(field) <= _MAX_CACHED_LENGTH:
-            size_bytes = 2 * len(field) + _CACHE_ENTRY_BYTES
-            if len(known) >= _MAX_CACHED_VALUES:
-                # A key with ever new values; the other keys' keep their place.
-                self._bytes -= table.size_bytes
-                table.forget()
-            table.size_bytes += size_bytes
-            self._count_in(size_bytes)
-            known[value] = field
-        return field
+    def make_text(self, table: _Table, text: str) -> bytes:
+        """Encode a text that is not in its key's table, and put it there if it may be.
 
-    def _encode_text(self, table: _Table, text: str) -> tuple[bytes, bool]:
-        """`_encode` for the usual case, which is new for every request: a text as in its path."""
+        In one go, since every request has such a one: its path.
+        """
         scrubbed = text
-        if self._scrubber is not None:
+        if self._fresh_text is not None:
             if not table.is_text_only:
-                return self._encode(table.key, text)
-            scrubbed = self._scrubber.fresh_text(text)
-        try:
-            utf8 = scrubbed.encode()
-        except UnicodeEncodeError:
-            return self._encode(table.key, text)
-        length = len(utf8)
-        if length > 900 or not table.head or len(table.head) > 100:
-            return self._encode(table.key, text)
+                return self.make(table, text)
+            scrubbed = self._fresh_text(text)
+        # Of ASCII as many bytes as characters; 900: so that every length below is in the table of varints.
+        length = len(scrubbed)
+        if length > 900 or not table.head or not scrubbed.isascii():
+            return self.make(table, text)
         value = _FIRST_VARINTS[length]
         length += 1 + len(value)
         content = _FIRST_VARINTS[length]
         length += len(table.head) + len(content)
-        return b"".join(
-            (self._tag, _FIRST_VARINTS[length], table.head, content, _STRING, value, utf8)
-        ), scrubbed is text
+        field = b"".join((self._tag, _FIRST_VARINTS[length], table.head, content, _STRING, value, scrubbed.encode()))
+        if scrubbed is text:
+            self._keep(table, table, text, field)
+        return field
+
+    def make(self, table: _Table, value: Any) -> bytes:
+        """Encode any value that is not in its key's tables, and put it there if it may be."""
+        field, is_kept = self._encode(table.key, value)
+        if is_kept and self._is_pure:
+            kind = type(value)
+            known = table if kind is str else table.integers if kind is int else table.flags if kind is bool else None
+            if known is not None:
+                self._keep(table, known, value, field)
+        return field
+
+    def _keep(self, table: _Table, known: dict[Any, bytes], value: Any, field: bytes) -> None:
+        if len(field) > _MAX_CACHED_LENGTH:
+            return
+        if len(known) >= _MAX_CACHED_VALUES:
+            # A key with ever new values, such as a path. Those that came first may still be the usual ones, and
+            # keeping each new one for nothing costs more than encoding it; now and then the table begins anew.
+            table.refused += 1
+            if table.refused < 16 * _MAX_CACHED_VALUES:
+                return
+            self._bytes -= table.size_bytes
+            table.forget()
+        size_bytes = 2 * len(field) + _CACHE_ENTRY_BYTES
+        table.size_bytes += size_bytes
+        self._count_in(size_bytes)
+        known[value] = field
 
     def _encode(self, key: Any, value: Any) -> tuple[bytes, bool]:
         """The field, or nothing; and whether the scrubber left the value as it was."""
@@ -432,6 +439,8 @@ class _AttributeWriter:
         """What comes before the value's length in a pair, or nothing; and whether a text's key says nothing of it."""
         if type(key) is not str:
             return b"", False
+        if len(key) > 100:
+            return b"", False
         try:
             return _field(_KEY, key.encode()) + _VALUE, self._scrubber is not None and self._scrubber.is_text_only(key)
         except UnicodeEncodeError:
@@ -446,31 +455,34 @@ class _Table(dict[Any, bytes]):
     and have the same hash. Floats have none: 0.0 and -0.0 are equal, too.
     """
 
-    __slots__ = ("_make", "flags", "head", "integers", "is_text_only", "key", "size_bytes")
+    __slots__ = ("_writer", "flags", "head", "integers", "is_text_only", "key", "refused", "size_bytes")
 
     def __init__(self, writer: _AttributeWriter, key: Any) -> None:
-        self._make = writer.make
+        self._writer = writer
         self.key = key
         self.head, self.is_text_only = writer.head(key)
         self.integers: dict[int, bytes] = {}
         self.flags: dict[bool, bytes] = {}
         self.size_bytes = 0
+        #: Values that came when the table was full.
+        self.refused = 0
 
     def __missing__(self, value: Any) -> bytes:
         kind = type(value)
+        found = None
+        if kind is str:
+            return self._writer.make_text(self, value)
         if kind is int:
             found = self.integers.get(value)
         elif kind is bool:
             found = self.flags.get(value)
-        else:
-            found = None
-        return self._make(self, value) if found is None else found
+        return self._writer.make(self, value) if found is None else found
 
     def forget(self) -> None:
         self.clear()
         self.integers.clear()
         self.flags.clear()
-        self.size_bytes = 0
+        self.size_bytes = self.refused = 0
 
 
 class _Group:

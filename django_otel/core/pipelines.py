@@ -20,7 +20,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import StatusCode, TraceFlags
 
 from django_otel.core import guard
 from django_otel.core.batch import BatchWorker, WorkerOwner
@@ -250,7 +250,8 @@ class SpanBatchProcessor(WorkerOwner, SpanProcessor):
         self._on_drop(count, "encode", "traces")
 
     def on_end(self, span: ReadableSpan) -> None:
-        if span.context is not None and span.context.trace_flags.sampled:
+        context = span.context
+        if context is not None and context.trace_flags & TraceFlags.SAMPLED:
             self.worker.put(span)
 
 

@@ -619,6 +619,8 @@ class Scrubber:
     def fresh_text(self, text: str) -> str:
         """`text()` for a caller who remembers for himself what he has asked before."""
         try:
+            if len(text) <= _CACHED_TEXT_LENGTH and _NOTHING_IN_IT.fullmatch(text):
+                return text
             return self._text_uncached(text, False)
         except Exception as error:
             guard.report("core.scrub.text", error)
