@@ -458,21 +458,30 @@ def test_a_span_that_cannot_be_prepared_is_left_out_and_counted():
 
 texts = st.text(st.characters(codec="utf-8"), max_size=40)
 any_texts = st.text(max_size=10)  # with surrogates
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.integers(-(2**63), 2**63 - 1), st.floats(), texts, any_texts,
-    st.binary(max_size=20), st.sampled_from([Level.HIGH, Label("l"), bytearray(b"ab"), range(2), 2**63, {1}]),
+small = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(), texts, any_texts, st.binary(max_size=20),
 )  # fmt: skip
-values = st.recursive(
-    scalars,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4),
-        st.lists(inner, max_size=4).map(tuple),
-        st.dictionaries(st.one_of(texts, st.integers(), st.booleans()), inner, max_size=4),
-    ),
-    max_leaves=8,
+scalars = st.one_of(
+    small, st.integers(), st.sampled_from([Level.HIGH, Label("l"), bytearray(b"ab"), range(2), 2**63, {1}])
 )
+
+
+def nested(leaves):
+    return st.recursive(
+        leaves,
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=4),
+            st.lists(inner, max_size=4).map(tuple),
+            st.dictionaries(st.one_of(texts, st.integers(), st.booleans()), inner, max_size=4),
+        ),
+        max_leaves=8,
+    )
+
+
 keys = st.one_of(st.sampled_from(["a", "b", "password", "http.route", "url.query"]), texts, any_texts)
-attributes = st.dictionaries(keys, values, max_size=6)
+attributes = st.dictionaries(keys, nested(scalars), max_size=6)
+#: Redaction makes texts of larger numbers, and 1.43 takes no list of texts and numbers when a span is made anew.
+small_attributes = st.dictionaries(keys, nested(small), max_size=6)
 given_attributes = st.one_of(
     st.none(),
     attributes,
@@ -574,29 +583,30 @@ def record(plan) -> list[ReadableSpan]:
     return collecting.spans
 
 
-plans = st.lists(
-    st.tuples(
-        st.sampled_from([("django_otel", "1"), ("opentelemetry.instrumentation.redis", "1"), ("fastapi", None)]),
-        st.one_of(texts, st.sampled_from(["GET", "token=abc"])),
-        st.sampled_from(SpanKind),
-        st.one_of(st.none(), contexts),
-        attributes,
-        st.lists(st.builds(Event, texts, attributes, st.integers(1, 2**60)), max_size=3),
-        st.lists(st.builds(Link, contexts, attributes), max_size=3),
-        statuses,
-    ),
-    max_size=4,
-)
+def build_plans(attributes):
+    return st.lists(
+        st.tuples(
+            st.sampled_from([("django_otel", "1"), ("opentelemetry.instrumentation.redis", "1"), ("fastapi", None)]),
+            st.one_of(texts, st.sampled_from(["GET", "token=abc"])),
+            st.sampled_from(SpanKind),
+            st.one_of(st.none(), contexts),
+            attributes,
+            st.lists(st.builds(Event, texts, attributes, st.integers(1, 2**60)), max_size=3),
+            st.lists(st.builds(Link, contexts, attributes), max_size=3),
+            statuses,
+        ),
+        max_size=4,
+    )
 
 
 @FUZZ
-@given(plans)
+@given(build_plans(attributes))
 def test_any_spans_of_the_sdk_are_encoded_as_by_the_stock_encoder(plan):
     assert_equal_to_stock(record(plan))
 
 
 @FUZZ
-@given(plans)
+@given(build_plans(small_attributes))
 def test_any_spans_are_redacted_on_the_way_as_before(plan):
     scrubber = Scrubber(("a*",))
     spans = record(plan)
