@@ -377,6 +377,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
                         "command": process.command,
                         "applied_s_ago": process.applied_s_ago,
                         "running_s": process.running_s,
+                        "told_s_ago": process.told_s_ago,
                         "fault": process.fault,
                     }
                     for process in otel["processes"]
@@ -631,6 +632,8 @@ class _Process:
     is_self: bool
     applied_s_ago: float | None
     running_s: float | None
+    #: Seconds since another host has told this; 0 for this host's.
+    told_s_ago: float
     fault: str = ""
 
     @property
@@ -640,6 +643,10 @@ class _Process:
     @property
     def applied(self) -> str:
         return "at its start" if self.applied_s_ago is None else f"{text.span(self.applied_s_ago)} ago"
+
+    @property
+    def told(self) -> str:
+        return f"{text.span(self.told_s_ago)} ago" if self.told_s_ago else ""
 
     @property
     def running(self) -> str:
@@ -672,7 +679,7 @@ def _processes(status: dict[str, Any], wanted: str) -> list[_Process]:
     def since(epoch_s: Any) -> float | None:
         return max(0.0, now_s - epoch_s) if isinstance(epoch_s, float | int) else None
 
-    members = live.processes()
+    members = [*live.processes(), *live.processes_elsewhere()]
     if not any(member.get("is_here") for member in members):
         # One that does not follow, or has not begun to.
         policy = runtime.current().sampler.live
@@ -691,6 +698,7 @@ def _processes(status: dict[str, Any], wanted: str) -> list[_Process]:
             is_self=bool(member.get("is_here")),
             applied_s_ago=since(member.get("applied_at_s")),
             running_s=since(member.get("started_at_s")),
+            told_s_ago=float(member.get("told_s_ago") or 0.0),
             fault=str(member.get("error") or ""),
         )
         for member in members

@@ -35,7 +35,7 @@ from django.db import connections, router, transaction
 from django.utils import timezone
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from django_otel import runtime
+from django_otel import hosts, runtime
 from django_otel.core import groups, guard, roster
 from django_otel.core.config import Config
 from django_otel.core.policy import Policy, Rule
@@ -94,6 +94,7 @@ class Follower:
         self._next_open_s = 0.0
         self._next_share_s = 0.0
         self._cache_token: object = None
+        self._teller = hosts.Teller()
         self.roster: Roster | None = None
         self.wanted = False
         self.applied_at_s: float | None = None
@@ -172,6 +173,9 @@ class Follower:
         with guard.contained("reporting the sampling policy in force"):
             self._share()
             self._report()
+        if _is_live():
+            with guard.contained("telling other hosts what this one applies"):
+                self._tell_hosts()
 
     def _look_after_folder(self) -> None:
         if self.roster is not None and not self.roster.is_intact():
@@ -225,6 +229,9 @@ class Follower:
         alias = policy_alias()
         try:
             is_readable = self.read_and_apply(alias)
+            if is_readable and not self.fault:
+                with guard.contained("asking whether somebody looks at the processes"), suppress_instrumentation():
+                    self._teller.look(alias)
         finally:
             with guard.contained("closing the connection of the sampling policy"):
                 connections[alias].close()
@@ -317,6 +324,18 @@ class Follower:
         return False
 
     # --- What the others see. ---
+
+    def _tell_hosts(self) -> None:
+        """The processes of this host, for a page that another host answers; only the elected process does."""
+        if self.roster is None or not self.roster.is_leading or not self._teller.is_due():
+            return
+        alias = policy_alias()
+        try:
+            with suppress_instrumentation():
+                self._teller.tell(alias, hosts.name_of(self.roster.folder), self.roster.members())
+        finally:
+            connections[alias].close()
+            connections[alias].queries_log.clear()
 
     def _share(self) -> None:
         """Divide the limit per second by the processes of this server that live now."""
@@ -592,6 +611,24 @@ def processes() -> list[dict[str, Any]]:
         shown = followed.roster if followed is not None else None
         members = (shown if shown is not None else _build_roster()).members()
     return [{**member, "is_here": member.get("pid") == os.getpid()} for member in members]
+
+
+def processes_elsewhere() -> list[dict[str, Any]]:
+    """What the processes of other hosts have last said, as in `processes`, with `told_s_ago` in seconds.
+
+    Asks the database, and asks the other hosts to go on telling: for a page
+    that is being looked at. They do so within `REFRESH_S`, for as long as it is.
+    """
+    with guard.contained("reading what the processes of other hosts apply"):
+        alias = policy_alias()
+        hosts.watch(alias)
+        try:
+            own_name = hosts.name_of(_build_roster().folder)
+        except OSError:
+            # Without a folder this process tells nothing that would have to be left out.
+            own_name = ""
+        return hosts.members_elsewhere(alias, own_name)
+    return []
 
 
 def status() -> dict[str, Any]:

@@ -87,6 +87,8 @@ class SamplingVersion(models.Model):
     id = models.PositiveSmallIntegerField(primary_key=True, default=ONLY_ID, editable=False)
     version = models.PositiveBigIntegerField(default=0)
     changed_at = models.DateTimeField(null=True, default=None)
+    #: When a page was last looked at that shows the processes of all hosts (`hosts`).
+    watched_at = models.DateTimeField(null=True, default=None)
 
     class Meta:
         default_permissions = ()
@@ -311,6 +313,20 @@ class SamplingRule(models.Model):
         alias = using or router.db_for_write(type(self), instance=self)
         with single_change(alias):
             super().save(force_insert=force_insert, force_update=force_update, using=alias, update_fields=update_fields)
+
+
+class SamplingHost(models.Model):
+    """What the processes of one host apply, as one of them has told it while somebody looked (`hosts`)."""
+
+    name = models.CharField(max_length=250, primary_key=True)
+    members = models.TextField()
+    told_at = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.name
 
 
 # --- The console's entries in the admin. ---

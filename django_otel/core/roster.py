@@ -180,6 +180,11 @@ class Roster:
         self._leader = descriptor
         return True
 
+    @property
+    def is_leading(self) -> bool:
+        """Whether this process holds the office."""
+        return self._leader >= 0
+
     def resign(self) -> None:
         """Leave the office to another process."""
         descriptor, self._leader = self._leader, -1

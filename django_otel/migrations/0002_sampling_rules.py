@@ -97,6 +97,18 @@ class Migration(migrations.Migration):
                 ("id", models.PositiveSmallIntegerField(default=1, editable=False, primary_key=True, serialize=False)),
                 ("version", models.PositiveBigIntegerField(default=0)),
                 ("changed_at", models.DateTimeField(default=None, null=True)),
+                ("watched_at", models.DateTimeField(default=None, null=True)),
+            ],
+            options={
+                "default_permissions": (),
+            },
+        ),
+        migrations.CreateModel(
+            name="SamplingHost",
+            fields=[
+                ("name", models.CharField(max_length=250, primary_key=True, serialize=False)),
+                ("members", models.TextField()),
+                ("told_at", models.DateTimeField()),
             ],
             options={
                 "default_permissions": (),

@@ -1,0 +1,203 @@
+"""The processes of other hosts on the policy's page: told through the database, and only while somebody looks."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from django.utils import timezone
+
+from django_otel import hosts, live
+from django_otel.models import SamplingHost, SamplingVersion
+from tests import services
+
+ADDRESS = "/admin/django_otel/samplingpolicy/status/"
+WORKERS = 2
+
+
+def as_from(host: str, **member: object) -> None:
+    """A row as another host's elected process writes it."""
+    teller = hosts.Teller()
+    assert teller.tell("default", host, [{"host": host, "pid": 7, "fingerprint": "", "version": 0, **member}])
+
+
+@pytest.mark.django_db
+def test_what_another_host_told_is_read_and_what_this_one_told_is_not():
+    """Its own processes it sees for itself, as they are now."""
+    as_from("here/1", pid=1)
+    as_from("there/2", pid=2)
+    found = hosts.members_elsewhere("default", "here/1")
+    assert [(member["host"], member["pid"], member["is_here"]) for member in found] == [("there/2", 2, False)]
+    assert found[0]["told_s_ago"] < 5
+
+
+@pytest.mark.django_db
+def test_a_host_that_tells_nothing_any_more_is_not_shown_and_in_the_end_forgotten():
+    """Its clock does not matter: both moments are the database's."""
+    as_from("old/1")
+    SamplingHost.objects.update(told_at=timezone.now() - datetime.timedelta(seconds=40))
+    assert hosts.members_elsewhere("default", "") == []
+    as_from("new/1")
+    assert SamplingHost.objects.count() == 2
+    SamplingHost.objects.filter(pk="old/1").update(told_at=timezone.now() - datetime.timedelta(hours=2))
+    as_from("newer/1")
+    assert set(SamplingHost.objects.values_list("pk", flat=True)) == {"new/1", "newer/1"}
+
+
+@pytest.mark.django_db
+def test_nothing_is_told_while_nobody_looks(monkeypatch):
+    """Only the question whether somebody does, once per poll; a look is answered for a while."""
+    now_s = [time.monotonic()]
+    monkeypatch.setattr(hosts.time, "monotonic", lambda: now_s[0])
+    teller = hosts.Teller()
+    teller.look("default")
+    assert not teller.is_due()
+
+    hosts.watch("default")
+    assert SamplingVersion.objects.get().version == 0
+    teller.look("default")
+    assert teller.is_due()
+    assert teller.tell("default", "there/1", [{"pid": 1}])
+    assert not teller.is_due()
+    now_s[0] += 2
+    assert teller.is_due()
+    # No news: nothing is written until it is to be said that there are none.
+    assert not teller.tell("default", "there/1", [{"pid": 1}])
+    now_s[0] += 2
+    assert teller.tell("default", "there/1", [{"pid": 1}, {"pid": 2}])
+    now_s[0] += 6
+    assert teller.tell("default", "there/1", [{"pid": 1}, {"pid": 2}])
+
+    # The page was closed.
+    teller.look("default")
+    now_s[0] += 20
+    assert not teller.is_due()
+    SamplingVersion.objects.update(watched_at=timezone.now() - datetime.timedelta(seconds=1))
+    teller.look("default")
+    assert teller.is_due()
+
+
+@pytest.mark.django_db
+def test_a_look_of_long_ago_is_not_answered_by_a_new_process():
+    """It finds the moment in the row and knows that it has passed."""
+    SamplingVersion.objects.create(watched_at=timezone.now() - datetime.timedelta(hours=1))
+    teller = hosts.Teller()
+    teller.look("default")
+    assert not teller.is_due()
+
+
+@pytest.mark.django_db
+def test_a_page_does_not_write_at_every_question(django_assert_num_queries):
+    """It says that it is open every few seconds."""
+    hosts.watch("default")
+    with django_assert_num_queries(1):
+        hosts.watch("default")
+    SamplingVersion.objects.update(watched_at=timezone.now() - datetime.timedelta(seconds=6))
+    with django_assert_num_queries(2):
+        hosts.watch("default")
+
+
+@pytest.mark.django_db
+def test_a_damaged_row_does_not_break_the_page():
+    """There are no others to show then."""
+    SamplingHost.objects.create(name="bad/1", members="{", told_at=timezone.now())
+    assert live.processes_elsewhere() == []
+
+
+def test_names_tell_two_servers_of_one_host_apart(tmp_path):
+    """That share no folder, so do not see each other there."""
+    assert hosts.name_of(tmp_path / "a") != hosts.name_of(tmp_path / "b")
+    assert len(hosts.name_of(tmp_path / ("x" * 500))) <= 250
+
+
+# --- Two hosts, as far as one machine can have them: two servers that share the database and nothing else. ---
+
+
+@contextlib.contextmanager
+def host(database: dict[str, str], folder: Path):
+    """A server with a folder of its own."""
+    folder.mkdir(mode=0o700)
+    otel = {
+        "SERVICE_NAME": "hosts",
+        "SAMPLING": {"RATIO": 1.0, "REFRESH_S": 1.0},
+        "METRICS": {"SHARED_DIR": str(folder)},
+    }
+    env = services.server_env(otel, DJANGO_SETTINGS_MODULE="tests.settings", **database)
+    port = services.free_port()
+    command = [
+        sys.executable, "-m", "gunicorn", "tests.policy_site:application", "--bind", f"127.0.0.1:{port}",
+        "--workers", str(WORKERS), "--graceful-timeout", "5",
+    ]  # fmt: skip
+    with services.running(command, env, folder / "log") as process:
+        services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 30, "gunicorn")
+        assert process.poll() is None, (folder / "log").read_text()
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(40):
+            requests.get(f"{url}/hello/", headers={"Connection": "close"}, timeout=60)
+        yield url
+
+
+def signed_in(url: str) -> requests.Session:
+    session = requests.Session()
+    page = session.get(f"{url}/admin/login/", timeout=60).text
+    token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page)
+    assert token
+    session.post(
+        f"{url}/admin/login/", timeout=60,
+        data={"username": "ada", "password": "ada", "csrfmiddlewaretoken": token.group(1)},
+    )  # fmt: skip
+    return session
+
+
+def test_the_page_shows_every_process_of_every_host_as_it_turns(postgres, tmp_path):
+    """Two servers on one PostgreSQL; one shows the processes of both, and both turn to what is saved."""
+    database = {"TEST_DATABASE_URL": postgres}
+    env = services.server_env({}, DJANGO_SETTINGS_MODULE="tests.settings", **database)
+
+    def run(code: str) -> None:
+        subprocess.run(
+            [sys.executable, "-c", f"import django; django.setup()\n{code}"],
+            cwd=services.ROOT, env=env, check=True, timeout=60, capture_output=True,
+        )  # fmt: skip
+
+    subprocess.run(
+        [sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"],
+        cwd=services.ROOT, env=env, check=True, timeout=120,
+    )  # fmt: skip
+    run(
+        "from django.contrib.auth.models import User\n"
+        "User.objects.filter(username='ada').delete(); User.objects.create_superuser('ada', password='ada')\n"
+        "from django_otel import models\n"
+        "for model in models.SamplingPolicy, models.SamplingRule, models.SamplingHost: model.objects.all().delete()"
+    )
+    with host(database, tmp_path / "a") as first, host(database, tmp_path / "b") as second:
+        session = signed_in(first)
+
+        def status() -> dict:
+            return session.get(f"{first}{ADDRESS}", timeout=60).json()
+
+        services.wait_until(lambda: len(status()["processes"]) == 2 * WORKERS, 60, "the processes of both hosts")
+        found = status()
+        assert sum(process["told_s_ago"] > 0 for process in found["processes"]) == WORKERS
+        assert found["is_settled"]
+
+        run("from django_otel.models import SamplingPolicy; SamplingPolicy(ratio=0.25).save()")
+
+        def have_all_turned() -> bool:
+            now = status()
+            return now["summary"] == f"All {2 * WORKERS} processes apply version {now['version']}."
+
+        services.wait_until(have_all_turned, 60, "both hosts to turn")
+        assert {process["version"] for process in status()["processes"]} == {status()["version"]}
+        # And the other way round.
+        other = signed_in(second)
+        services.wait_until(
+            lambda: len(other.get(f"{second}{ADDRESS}", timeout=60).json()["processes"]) == 2 * WORKERS, 60, "both"
+        )
