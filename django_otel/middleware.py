@@ -14,7 +14,7 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.core.signals import got_request_exception, setting_changed
-from django.http import FileResponse, HttpRequest
+from django.http import FileResponse, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.cache import patch_cache_control
 from opentelemetry import context as otel_context
@@ -135,7 +135,13 @@ def _respond(observation: Observation, response: HttpResponseBase) -> HttpRespon
         if response.streaming:
             _follow_stream(observation, response)
             return response
-        size_bytes = sum(map(len, response)) if observation.request.method != "HEAD" else 0
+        if observation.request.method == "HEAD":
+            size_bytes: int | None = 0
+        elif isinstance(response, HttpResponse):
+            # One call, where walking through it is four.
+            size_bytes = len(response.content)
+        else:
+            size_bytes = sum(map(len, response))
     except Exception as fault:
         guard.report("measuring a response", fault)
         size_bytes = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 AttributeValue = str | bool | int | float | tuple[str | bool | int | float, ...]
 #: Sorted by key, so that equal sets of attributes are equal tuples.
@@ -40,9 +41,11 @@ class Scope:
 OWN_SCOPE = Scope("django_otel")
 
 
-@dataclass(frozen=True, slots=True)
-class Exemplar:
+class Exemplar(NamedTuple):
     """One measurement that shows what a number is made of.
+
+    A tuple, because one is made for each measurement of a sampled request: a
+    frozen dataclass costs four times as much (3 kI more).
 
     Units: `value` is in the instrument's unit, `time_unix_s` in seconds since the epoch.
     """

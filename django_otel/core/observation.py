@@ -22,13 +22,13 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from django_otel.core import guard
-from django_otel.core.cells import CellStore, Counter, HistogramSeries, Series, update_together
+from django_otel.core.cells import CellStore, Counter, RequestSeries, Series
 from django_otel.core.config import Config
 from django_otel.core.deferred import DeferredSpan
 from django_otel.core.errors import record_exception, type_name
 from django_otel.core.propagation import META_GETTER
 from django_otel.core.response_headers import Notes
-from django_otel.core.sampling import InForce, LiveSampler, with_branch
+from django_otel.core.sampling import Branch, InForce, LiveSampler, with_branch
 from django_otel.core.sdk_compat import attach, detach, get_current, with_span
 from django_otel.core.spans import DroppedSpan, RecordedSpan, Tracer
 
@@ -48,8 +48,6 @@ _MAX_LEARNED_PATHS = 64
 _MAX_KINDS = 256
 _MAX_HANDLES = 10_000
 _MAX_HOST_LENGTH = 255
-#: Makes an object whose attributes are then stored one by one: half the cost of a call of its class.
-_new = object.__new__
 _MAX_TEXT = 1024
 
 _current: ContextVar[Observation | None] = ContextVar("django_otel_observation", default=None)
@@ -98,13 +96,17 @@ class SpanBudget:
 class _Kind:
     """What all requests of one method, scheme and protocol version share; looked up once per request."""
 
-    __slots__ = ("active", "handles", "method", "name", "protocol", "scheme")
+    __slots__ = ("active", "attributes", "handles", "method", "name", "protocol", "scheme")
 
     def __init__(self, method: str, scheme: str, protocol: str, active: Series) -> None:
         self.method = method
         self.scheme = scheme
         self.protocol = protocol
         self.active = active
+        #: What the spans of all these requests begin with.
+        self.attributes: dict[str, Any] = {"http.request.method": method, "url.scheme": scheme}
+        if protocol:
+            self.attributes["network.protocol.version"] = protocol
         #: The name of a span whose route is not known.
         self.name = "HTTP" if method == "_OTHER" else method
         #: By raw route and status, of requests without an error: what all others are looked up by in `Observer`.
@@ -114,32 +116,40 @@ class _Kind:
 class Observation:
     """One request under way. `queries` is counted up by the database layer."""
 
-    # Defaults of the class: storing a dozen of them in each request would be a tenth of what `begin` costs.
-    observer: Observer
-    request: Any
-    kind: _Kind
-    span: trace.Span = trace.INVALID_SPAN
-    started_s = 0.0
-    queries = 0
-    #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
-    spans = 1
-    exception: BaseException | None = None
-    #: Whether the span belongs to another tool, which ends it.
-    is_joined = False
-    is_discarded = False
-    is_span_discarded = False
-    is_finished = False
-    #: Whether the page shows trace ids and so must not be cached.
-    no_store = False
-    #: What makes the browser's further requests be traced as well.
-    force_token = ""
-    #: What is noted for the response's headers and the stored trace, when somebody wants it.
-    notes: Notes | None = None
-    #: The counter's series of how it was decided, where that is counted together with the request.
-    decisions: Series | None = None
-    _is_active = True
-    _current_token: Any = None
-    _context_token: Any = None
+    # No defaults in the class: with them the interpreter looks a name up twice, for 200 instructions each time.
+    __slots__ = (
+        "_context_token", "_current_token", "decisions", "exception", "force_token", "is_active", "is_discarded",
+        "is_finished", "is_joined", "is_span_discarded", "kind", "no_store", "notes", "observer", "queries", "request",
+        "span", "spans", "started_s",
+    )  # fmt: skip
+
+    def __init__(self, observer: Observer, request: Any, kind: _Kind) -> None:
+        self.observer = observer
+        self.request = request
+        self.kind = kind
+        self.span: trace.Span = trace.INVALID_SPAN
+        self.started_s = 0.0
+        self.queries = 0
+        #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
+        self.spans = 1
+        self.exception: BaseException | None = None
+        #: Whether it counts among the active requests.
+        self.is_active = True
+        #: Whether the span belongs to another tool, which ends it.
+        self.is_joined = False
+        self.is_discarded = False
+        self.is_span_discarded = False
+        self.is_finished = False
+        #: Whether the page shows trace ids and so must not be cached.
+        self.no_store = False
+        #: What makes the browser's further requests be traced as well.
+        self.force_token = ""
+        #: What is noted for the response's headers and the stored trace, when somebody wants it.
+        self.notes: Notes | None = None
+        #: The counter's series of how it was decided, where that is counted with all else at the end of the request.
+        self.decisions: Series | None = None
+        self._current_token: Any = None
+        self._context_token: Any = None
 
     @property
     def method(self) -> str:
@@ -162,11 +172,13 @@ class Observation:
 
     def detach(self) -> None:
         """Put back what was current before; only where `attach` was called."""
-        token, self._context_token = self._context_token, None
+        token = self._context_token
         if token is not None:
+            self._context_token = None
             detach(token)
-        token, self._current_token = self._current_token, None
+        token = self._current_token
         if token is not None:
+            self._current_token = None
             try:
                 _current.reset(token)
             except ValueError:
@@ -174,23 +186,14 @@ class Observation:
                 pass
 
 
-class _Handles:
-    """The series of one (method, route, status, ...), looked up once."""
+class _Handles(RequestSeries):
+    """The series of one (method, route, status, ...), looked up once, and what is told of them."""
 
-    __slots__ = (
-        "duration", "is_overflow", "label", "queries", "request_size", "response_size", "route", "span_name",
-    )  # fmt: skip
+    __slots__ = ("label", "route", "span_name")
     #: The route as a metric's label, as a span's attribute ("" for none), and in the span's name.
     label: str
     route: str
     span_name: str
-
-    def __init__(self, duration: Any, request_size: Any, response_size: Any, queries: Any) -> None:
-        self.duration: HistogramSeries = duration
-        self.request_size: HistogramSeries = request_size
-        self.response_size: HistogramSeries = response_size
-        self.queries: HistogramSeries | None = queries
-        self.is_overflow = duration.is_overflow
 
 
 class Observer:
@@ -276,10 +279,7 @@ class Observer:
             return None
         meta = request.META
         kind = self._find_kind(request, meta)
-        observation: Observation = _new(Observation)
-        observation.observer = self
-        observation.request = request
-        observation.kind = kind
+        observation = Observation(self, request, kind)
         request._django_otel = observation
         if self._takes_notes:
             observation.notes = Notes()
@@ -287,11 +287,7 @@ class Observer:
         observation._current_token = _current.set(observation)
         observation._context_token = attach(context)
         # From here on it is measured, and `finish` comes.
-        decisions = observation.decisions
-        if decisions is None:
-            kind.active.add(1.0)
-        else:
-            update_together(((kind.active, 1.0), (decisions, 1.0)), ())
+        kind.active.add(1.0)
         observation.started_s = perf_counter()
         return observation
 
@@ -347,14 +343,22 @@ class Observer:
         for name in self._inbound_keys:
             if name in meta:
                 return self._start_span_below(context, observation, request, meta)
-        policy = sampler.policy
-        branch = policy.branch(kind.method, request.path_info) if policy.has_rules else policy.branch_by_default
+        policy = sampler.in_force
+        if policy.is_simple:
+            branch: Branch | None = policy.branch_by_default
+        else:
+            policy = sampler.policy
+            branch = policy.branch(kind.method, request.path_info)
         if branch is None:
             # It depends on the route, which Django has yet to find.
             return self._start_span_below(context, observation, request, meta)
-        # The decision needs half of a trace id; the rest of the ids, and attributes, only what is recorded.
+        # The decision needs half of a trace id; the other ids, and attributes, only what is recorded.
         low_bits = tracer.shared.ids.bits(64)
-        verdict = policy.decide(low_bits, None, branch)
+        if policy.is_simple:
+            # As decide() does, where there is nothing else to see to: half of what deciding costs (1.5 kI).
+            verdict = branch.recorded if low_bits < branch.bound else branch.dropped
+        else:
+            verdict = policy.decide(low_bits, None, branch)
         observation.decisions = verdict.series()
         span: trace.Span
         if verdict.is_recording:
@@ -460,15 +464,10 @@ class Observer:
         return any(mapped in network for network in self._trust)
 
     def _start_attributes(self, observation: Observation, request: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
-        attributes: dict[str, Any] = {
-            "http.request.method": observation.method,
-            "url.path": request.path,
-            "url.scheme": observation.kind.scheme,
-        }
-        if observation.method == "_OTHER":
+        attributes = observation.kind.attributes.copy()
+        attributes["url.path"] = request.path
+        if observation.kind.method == "_OTHER":
             attributes["http.request.method_original"] = str(request.method)[:_MAX_TEXT]
-        if observation.kind.protocol:
-            attributes["network.protocol.version"] = observation.kind.protocol
         # Read raw: get_host() raises on a bad Host, and that is the application's to decide.
         host = (meta.get("HTTP_X_FORWARDED_HOST") if self._forwarded_host else None) or meta.get("HTTP_HOST")
         if host:
@@ -533,8 +532,10 @@ class Observer:
                 raise
             guard.report("finishing a request", fault)
         finally:
-            if observation._is_active:
+            if observation.is_active:
                 observation.kind.active.add(-1.0)
+                if observation.decisions is not None:
+                    observation.decisions.add(1.0)
             # The request holds the observation: without this, only the garbage collector would free both.
             observation.request = observation.exception = None
             if observation.is_discarded:
@@ -570,16 +571,13 @@ class Observer:
             span_context = span.get_span_context()
             if span_context.trace_flags & 1:
                 trace_id, span_id = span_context.trace_id, span_context.span_id
-        values = [(handles.duration, duration_s)]
-        if response_size_bytes is not None:
-            values.append((handles.response_size, float(response_size_bytes)))
-        if handles.queries is not None:
-            values.append((handles.queries, float(observation.queries)))
+        observation.is_active = False
+        handles.finish(
+            kind.active, observation.decisions, duration_s, response_size_bytes, observation.queries, trace_id, span_id
+        )
         size = request.META.get("CONTENT_LENGTH")
         if size and size.isascii() and size.isdigit() and len(size) < 16:
-            values.append((handles.request_size, float(size)))
-        observation._is_active = False
-        update_together(((kind.active, -1.0),), values, trace_id, span_id)
+            handles.request_size.observe(float(size))
         exception = observation.exception or (error if error_type else None)
         if exception is not None:
             self._count_exception(exception, handles.label)

@@ -226,9 +226,9 @@ class InForce:
     __slots__ = (
         "_branches", "_expects_views", "_open_series", "_parent_limited", "_parent_no", "_parent_yes", "_paths",
         "_remembered", "_route_branches", "_view_branches",
-        "branch_by_default", "expires_at_s", "forced", "has_route_rules", "has_rules", "is_timed", "keep_errors",
-        "keep_slow_s", "keeps", "limiter", "max_per_second", "note", "ratio", "rule_sources", "rules", "since_s",
-        "source", "until_s", "version",
+        "branch_by_default", "expires_at_s", "forced", "has_route_rules", "has_rules", "is_simple", "is_timed",
+        "keep_errors", "keep_slow_s", "keeps", "limiter", "max_per_second", "note", "ratio", "rule_sources", "rules",
+        "since_s", "source", "until_s", "version",
     )  # fmt: skip
 
     def __init__(
@@ -265,6 +265,8 @@ class InForce:
         self.since_s = max((end for end in ends if end <= now_s), default=-math.inf)
         self.until_s = min((end for end in ends if end > now_s), default=math.inf)
         self.limiter = limiter
+        #: Whether the ratio alone decides, now and for ever; set when all is put together.
+        self.is_simple = False
         # One that is whole is all there is.
         self._expects_views = expects_views and not (upper is not None and upper.is_whole)
         #: Whether spans are held back until it is known how their trace ends.
@@ -474,15 +476,16 @@ class LiveSampler(Sampler):
         elif self._limiter is None or self._limiter.max_per_second != built.max_per_second:
             self._limiter = Limiter(built.max_per_second, self._processes)
         built.limiter = self._limiter
+        built.is_simple = not built.has_rules and built.limiter is None and not built.is_timed
         if self.on_compose is not None:
             self.on_compose(built)
-        self._in_force = built
+        self.in_force = built
         return built
 
     @property
     def policy(self) -> InForce:
         """What is in force now."""
-        policy = self._in_force
+        policy = self.in_force
         # The clock is only asked while something with an end is in force. It may be set back as well.
         if policy.is_timed and not policy.since_s <= (now_s := time.time()) < policy.until_s:
             return self._compose(now_s)
