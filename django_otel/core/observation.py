@@ -250,6 +250,14 @@ class Observer:
         self._trust = config.propagation.trust_inbound
         #: META keys of the propagation formats: without any of them there is nothing to extract.
         self._inbound_keys = tuple("HTTP_" + name.upper().replace("-", "_") for name in propagator.fields)
+        limits = config.traces.limits
+        is_plain = not (self._records_query or self._records_client or self._request_headers or self._response_headers)
+        #: The longest path that needs no cutting; -1 when other values may, which are kept below `_MAX_TEXT` otherwise.
+        self._longest_path = (
+            limits.attribute_length
+            if is_plain and user_attributes is None and limits.attribute_length >= _MAX_TEXT and limits.attributes >= 32
+            else -1
+        )
         self._excluded_paths = set(OWN_PATHS)
         patterns = "|".join(fnmatch.translate(pattern) for pattern in request.exclude)
         self._excluded = re.compile(patterns).match if patterns else None
@@ -365,7 +373,10 @@ class Observer:
             attributes = self._start_attributes(observation, request, meta)
             if verdict.attributes:
                 attributes.update(verdict.attributes)
-            span = tracer.record_root(kind.name, context, SpanKind.SERVER, low_bits, verdict.is_sampled, attributes)
+            span = tracer.record_root(
+                kind.name, context, SpanKind.SERVER, low_bits, verdict.is_sampled, attributes,
+                are_ready=len(request.path) <= self._longest_path,
+            )  # fmt: skip
         else:
             span = tracer.drop_root(low_bits)
         observation.span = span
@@ -673,7 +684,8 @@ class Observer:
                 span.set_status(Status(StatusCode.ERROR))
         name = handles.span_name if not observation.is_joined else ""
         if name and type(span) is RecordedSpan:
-            span.complete(name, attributes)
+            # Texts of the URLconf, and numbers.
+            span.complete(name, attributes, are_clean=self._longest_path > 0 and len(name) < _MAX_TEXT)
         else:
             if name:
                 span.update_name(name)

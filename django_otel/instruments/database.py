@@ -31,16 +31,24 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
-from opentelemetry.context import Context, attach, detach, get_current
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span
 
 from django_otel import runtime
 from django_otel.core import guard, observation
 from django_otel.core.cells import Counter, Histogram, HistogramSeries
 from django_otel.core.config import Config
 from django_otel.core.errors import type_name
-from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
-from django_otel.core.statements import Statement, parameterise
+from django_otel.core.sdk_compat import (
+    SPAN_KEY,
+    SUPPRESS_INSTRUMENTATION_KEY,
+    attach,
+    detach,
+    get_current,
+    with_span,
+)
+from django_otel.core.spans import DroppedSpan, RecordedSpan, Tracer, are_ready
+from django_otel.core.statements import MAX_LENGTH, Statement, parameterise
 from django_otel.instruments.callers import find_caller
 
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
@@ -69,6 +77,7 @@ _INSTRUMENTORS = "opentelemetry."
 #: The key that `suppress_instrumentation` of older instrumentors sets.
 _PLAIN_SUPPRESS_KEY = "suppress_instrumentation"
 _MAX_SERIES_KEPT = 500
+_MAX_QUERIES_KEPT = 500
 #: So many equal statements of a request make the console look where they come from.
 _REPEATED = 3
 
@@ -89,10 +98,25 @@ class _Settings(NamedTuple):
 _settings: _Settings | None = None
 
 
+class _Query:
+    """One SQL text on one connection: what its spans and numbers have in common, worked out once."""
+
+    __slots__ = ("attributes", "is_ready", "operation", "series", "statement")
+
+    def __init__(self, statement: Statement, attributes: dict[str, Any]) -> None:
+        self.statement = statement
+        self.operation = statement.operation
+        self.attributes = attributes
+        #: Whether a span keeps the attributes as they are; None when not known yet.
+        self.is_ready: bool | None = None
+        #: Where it is counted when it succeeds.
+        self.series: HistogramSeries | None = None
+
+
 class QueryWrapper:
     """Measures the queries of one Django connection; it is an execute wrapper."""
 
-    __slots__ = ("_attributes", "_labels", "_series", "_settings", "_taken", "_traced", "_vendor")
+    __slots__ = ("_attributes", "_labels", "_queries", "_series", "_settings", "_taken", "_traced", "_vendor")
 
     def __init__(self) -> None:
         self._vendor = ""
@@ -100,6 +124,8 @@ class QueryWrapper:
         self._labels: dict[str, Any] = {}
         self._settings: _Settings | None = None
         self._series: dict[object, HistogramSeries] = {}
+        #: By SQL text, of those that were executed last.
+        self._queries: dict[str, _Query] = {}
         #: Cursor classes of this connection, and whether an instrumentor has them.
         self._traced: dict[type, bool] = {}
         #: The driver's connection and what was taken out of it.
@@ -110,60 +136,67 @@ class QueryWrapper:
     def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
         settings = _settings
         outer = get_current()
-        if settings is None or outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY):
+        parent = outer.get(SPAN_KEY)
+        if settings is None or (
+            # A context with a span and nothing else, as within most requests, cannot hold these.
+            (parent is None or len(outer) > 1)
+            and (outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY))
+        ):
             return execute(sql, params, many, context)
-        span = token = None
-        operation = ""
+        query = span = token = None
         try:
             request = observation.current()
             if request is not None:
                 request.queries += 1
             if settings is not self._settings:
                 self._adopt(settings)
-            statement = parameterise(sql, self._vendor)
-            if many:
-                statement = _as_batch(statement, params)
-            operation = statement.operation
-            inner = outer
+            # The text of most queries comes again: found by it, all else need not be.
+            query = self._queries.get(sql) if type(sql) is str and not many else None
+            if query is None:
+                query = self._prepare(settings, sql, params, many)
             if settings.makes_spans:
-                if get_current_span(outer).is_recording():
-                    span = self._start(settings, statement, outer, params if many else None)
-                    inner = set_span_in_context(span, outer)
+                inner = outer
+                # The two kinds of span that our requests have are told by their type.
+                if type(parent) is RecordedSpan:
+                    if parent.is_recording():
+                        span = self._start(query, outer, parent)
+                elif type(parent) is not DroppedSpan and parent is not None and get_current_span(outer).is_recording():
+                    span = runtime.tracer().start_span(
+                        query.statement.summary, outer, SpanKind.CLIENT, query.attributes
+                    )
+                if span is not None:
+                    inner = with_span(outer, span)
                     if request is not None and request.notes is not None:
-                        _note_repetition(request.notes.statements, statement.text, span)
+                        _note_repetition(request.notes.statements, query.statement.text, span)
                 cursor_class = type(context["cursor"].cursor)
                 if self._traced[cursor_class] if cursor_class in self._traced else self._examine(cursor_class):
                     inner = Context({**inner, SUPPRESS_INSTRUMENTATION_KEY: True, _PLAIN_SUPPRESS_KEY: True})
-            if inner is not outer:
-                token = attach(inner)
+                if inner is not outer:
+                    token = attach(inner)
         except Exception as error:
             guard.report(_PLACE, error)
         started_s = perf_counter()
         try:
             result = execute(sql, params, many, context)
         except BaseException as error:
-            self._finish(settings, operation, perf_counter() - started_s, span, token, error)
+            self._finish(settings, query, perf_counter() - started_s, span, token, error)
             raise
-        self._finish(settings, operation, perf_counter() - started_s, span, token, None)
+        self._finish(settings, query, perf_counter() - started_s, span, token, None)
         return result
 
-    def _start(self, settings: _Settings, statement: Statement, outer: Context, batch: Any) -> Span:
-        attributes = self._attributes.copy()
-        attributes["db.operation.name"] = statement.operation
-        attributes["db.query.summary"] = statement.summary
-        if statement.table is not None:
-            is_procedure = statement.operation in _PROCEDURES
-            attributes["db.stored_procedure.name" if is_procedure else "db.collection.name"] = statement.table
-        if settings.tells_text and statement.text:
-            attributes["db.query.text"] = statement.text
-        if batch is not None and (size := _size(batch)) is not None and size != 1:
-            attributes["db.operation.batch.size"] = size
-        return runtime.tracer().start_span(statement.summary, outer, SpanKind.CLIENT, attributes)
+    def _start(self, query: _Query, outer: Context, parent: RecordedSpan) -> Span:
+        tracer = runtime.tracer()
+        if type(tracer) is Tracer:
+            if query.is_ready is None:
+                query.is_ready = are_ready(query.attributes, tracer.shared.limits)
+            if query.is_ready:
+                return tracer.start_child(query.statement.summary, outer, SpanKind.CLIENT, parent, query.attributes)
+        return tracer.start_span(query.statement.summary, outer, SpanKind.CLIENT, query.attributes)
 
     def _finish(
         self,
         settings: _Settings,
-        operation: str,
+        query: _Query | None,
         duration_s: float,
         span: Span | None,
         token: Any,
@@ -177,13 +210,14 @@ class QueryWrapper:
                 if request is not None and request.notes is not None:
                     request.notes.database_s += duration_s
             if settings.measures:
-                key = operation if error is None else (operation, type(error))
-                series = self._series.get(key) or self._make_series(settings, key, operation, error)
+                series = query.series if error is None and query is not None else None
+                if series is None:
+                    series = self._find_series(settings, query, error)
                 if span is None or not settings.makes_exemplars:
                     series.observe(duration_s)
                 else:
                     own = span.get_span_context()
-                    series.observe(duration_s, own.trace_id if own.trace_flags.sampled else 0, own.span_id)
+                    series.observe(duration_s, own.trace_id if own.trace_flags & 1 else 0, own.span_id)
             if span is not None:
                 if error is not None:
                     _tell_error(span, error)
@@ -191,11 +225,44 @@ class QueryWrapper:
         except Exception as fault:
             guard.report(_PLACE, fault)
 
+    # --- Once per SQL text. ---
+
+    def _prepare(self, settings: _Settings, sql: Any, params: Any, many: bool) -> _Query:
+        statement = parameterise(sql, self._vendor)
+        if many:
+            statement = _as_batch(statement, params)
+        attributes = self._attributes.copy()
+        attributes["db.operation.name"] = statement.operation
+        attributes["db.query.summary"] = statement.summary
+        if statement.table is not None:
+            is_procedure = statement.operation in _PROCEDURES
+            attributes["db.stored_procedure.name" if is_procedure else "db.collection.name"] = statement.table
+        if settings.tells_text and statement.text:
+            attributes["db.query.text"] = statement.text
+        if many and (size := _size(params)) is not None and size != 1:
+            attributes["db.operation.batch.size"] = size
+        query = _Query(statement, attributes)
+        if not many and type(sql) is str and len(sql) <= MAX_LENGTH:
+            if len(self._queries) >= _MAX_QUERIES_KEPT:
+                # Values written into SQL make every text a new one; those that come again are soon here again.
+                self._queries.clear()
+            self._queries[sql] = query
+        return query
+
+    def _find_series(self, settings: _Settings, query: _Query | None, error: BaseException | None) -> HistogramSeries:
+        operation = query.operation if query is not None else ""
+        key = operation if error is None else (operation, type(error))
+        series = self._series.get(key) or self._make_series(settings, key, operation, error)
+        if error is None and query is not None and not series.is_overflow:
+            query.series = series
+        return series
+
     # --- Once per setting, series, cursor class or connection. ---
 
     def _adopt(self, settings: _Settings) -> None:
         # A change of buckets has made the old series invalid.
         self._series = {}
+        self._queries = {}
         self._settings = settings
 
     def _make_series(
@@ -230,6 +297,7 @@ class QueryWrapper:
                 if key in attributes
             }
             self._series = {}
+        self._queries = {}
 
     def take_over(self, connection: BaseDatabaseWrapper) -> None:
         """Take an OpenTelemetry instrumentor out of the driver's connection, so that a query has one span."""
