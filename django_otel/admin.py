@@ -20,7 +20,7 @@ from django.template.loader import render_to_string
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 
-from django_otel import live, models, route_preview, runtime, untraced
+from django_otel import live, models, route_preview, runtime
 from django_otel import sampling_text as text
 from django_otel.core import guard
 from django_otel.core.policy import MAX_PATTERN, MAX_RULES
@@ -355,13 +355,13 @@ class SamplingPolicyAdmin(_ModelAdmin):
             said += _describe_rules(formset)
         return "; ".join(part for part in said if part)
 
-    # --- What the page's script asks, again and again: no trace is to come of it. ---
+    # --- What the page's script asks, again and again. ---
 
-    @untraced
     def status_view(self, request: HttpRequest) -> HttpResponse:
         """What is in force, and which process applies which version; JSON."""
         if not _may_see(request):
             raise PermissionDenied
+        _leave_out(request)
         overview = self._overview()
         otel = overview["otel"]
         return JsonResponse(
@@ -392,11 +392,11 @@ class SamplingPolicyAdmin(_ModelAdmin):
             }
         )
 
-    @untraced
     def routes_view(self, request: HttpRequest) -> HttpResponse:
         """Which routes the rules of a form would match, as it is now, saved or not; JSON."""
         if not _may_see(request):
             raise PermissionDenied
+        _leave_out(request)
         if request.method != "POST":
             return JsonResponse({"routes": [route.label for route in _project_routes()]})
         formset_class = SamplingRuleInline(SamplingPolicy, self.admin_site).get_formset(request, None)
@@ -477,6 +477,14 @@ def _alias() -> str:
 def _may_see(request: HttpRequest) -> bool:
     user: Any = request.user
     return bool(user.has_perm("django_otel.view_samplingpolicy") or user.has_perm("django_otel.change_samplingpolicy"))
+
+
+def _leave_out(request: HttpRequest) -> None:
+    """Neither trace nor metrics: a page that is left open asks all day. From the second time on nothing is begun."""
+    observation = getattr(request, "_django_otel", None)
+    if observation is not None:
+        with guard.contained("leaving a question of the page out of the telemetry"):
+            observation.discard()
 
 
 # --- The history. ---

@@ -596,12 +596,14 @@ def test_routes_are_only_told_to_the_page_itself():
 
 
 def test_what_the_script_asks_leaves_no_trace(otel_spans):
-    """It asks again and again while the page is open."""
+    """It asks again and again while the page is open; a process learns the first time which addresses those are."""
     client = login(is_superuser=True)
-    otel_spans.clear()
-    client.get(STATUS)
-    client.post(ROUTES, rules({"path": "/*"}))
-    assert [span.name for span in otel_spans if span.kind is SpanKind.SERVER] == []
+    for _ in range(2):
+        otel_spans.clear()
+        client.get(STATUS)
+        client.post(ROUTES, rules({"path": "/*"}))
+        assert [span.name for span in otel_spans if span.kind is SpanKind.SERVER] == []
+    assert [span.name for span in otel_spans] == []
     client.get(ADD)
     assert any("samplingpolicy" in span.name for span in otel_spans)
 

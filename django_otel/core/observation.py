@@ -533,7 +533,10 @@ class Observer:
         observation.is_finished = True
         duration_s = perf_counter() - observation.started_s
         try:
-            if not observation.is_discarded:
+            if observation.is_discarded:
+                # Next time from its beginning, so that what middlewares do for it leaves no spans either.
+                self.learn(observation.request.path_info)
+            else:
                 self._measure(observation, response, duration_s, response_size_bytes, error)
         except BaseException as fault:
             # Also when REQUEST.ENRICH is interrupted; ending the span is the last thing that _measure does.
