@@ -7,10 +7,11 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from django import forms
 from django.contrib import admin, messages
-from django.contrib.admin.models import LogEntry
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import IntegrityError, router, transaction
@@ -19,8 +20,9 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonRes
 from django.template.loader import render_to_string
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.html import format_html
 
-from django_otel import live, models, route_preview, runtime
+from django_otel import force, live, models, route_preview, runtime
 from django_otel import sampling_text as text
 from django_otel.core import guard
 from django_otel.core.policy import MAX_PATTERN, MAX_RULES
@@ -39,6 +41,8 @@ else:
 
 #: Routes that are named for a rule before the rest is only counted.
 _ROUTES_SHOWN = 12
+#: Life of a link that traces one visit, in seconds.
+_FORCE_TTL_S = 3600
 #: The pages' own requests are sent at most this often, in seconds.
 _POLL_S, _POLL_WHILE_CHANGING_S = 4.0, 0.7
 
@@ -257,6 +261,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
         """The addresses that the page's script asks, before Django's own."""
         own = [
             path("status/", self.admin_site.admin_view(self.status_view), name="django_otel_samplingpolicy_status"),
+            path("force/", self.admin_site.admin_view(self.force_view), name="django_otel_samplingpolicy_force"),
             path("routes/", self.admin_site.admin_view(self.routes_view), name="django_otel_samplingpolicy_routes"),
         ]
         return [*own, *super().get_urls()]
@@ -427,6 +432,36 @@ class SamplingPolicyAdmin(_ModelAdmin):
             }
         )
 
+    # --- A link that traces one visit. ---
+
+    def force_view(self, request: HttpRequest) -> HttpResponse:
+        """Make a link that traces one visit and show it, once; a button of the page, where `SAMPLING.FORCE` is on."""
+        if not self.has_change_permission(request) or not runtime.current().config.sampling.force:
+            raise PermissionDenied
+        if request.method == "POST":
+            user: Any = request.user
+            token = force.force_trace_token(user, _FORCE_TTL_S)
+            link = request.build_absolute_uri(f"/?{force.PARAMETER}={quote(token)}")
+            LogEntry.objects.create(
+                user_id=user.pk,
+                content_type=ContentType.objects.get_for_model(SamplingPolicy),
+                object_id=str(SamplingPolicy.ONLY_ID),
+                object_repr="sampling policy",
+                action_flag=CHANGE,
+                change_message=f"Link made that traces one visit, for {text.span(_FORCE_TTL_S)}",
+            )
+            self.message_user(
+                request,
+                format_html(
+                    'Whoever opens <a href="{}">this link</a> is traced for the rest of the visit, at most {}. '
+                    "The parameter may stand behind any other address of the site as well: <code>{}</code>",
+                    link,
+                    text.span(_FORCE_TTL_S),
+                    link,
+                ),
+            )
+        return HttpResponseRedirect(self._url("changelist"))
+
     # --- Small parts. ---
 
     def _row_exists(self) -> bool:
@@ -466,6 +501,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
             **_summarise(processes, state.version, is_policy=bool(wanted), is_followed=_is_followed(status)),
             "status_url": self._url("status"),
             "routes_url": self._url("routes"),
+            "force_url": self._url("force") if runtime.current().config.sampling.force else "",
         }
         return {"otel": otel, "otel_status": status}
 

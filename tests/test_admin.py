@@ -29,6 +29,7 @@ ADD = f"{LIST}add/"
 ROW = f"{LIST}1/change/"
 STATUS = f"{LIST}status/"
 ROUTES = f"{LIST}routes/"
+FORCE = f"{LIST}force/"
 
 
 @pytest.fixture(autouse=True)
@@ -606,6 +607,43 @@ def test_what_the_script_asks_leaves_no_trace(otel_spans):
     assert [span.name for span in otel_spans] == []
     client.get(ADD)
     assert any("samplingpolicy" in span.name for span in otel_spans)
+
+
+FORCED = {"SERVICE_NAME": "tests", "SAMPLING": {"RATIO": 0.0, "FORCE": True}}
+
+
+def test_a_link_that_traces_one_visit_is_made_on_the_page(otel_spans):
+    """It works, is shown once, and stands in the history."""
+    client = login("change_samplingpolicy")
+    SamplingPolicy.objects.create(ratio=0.0)
+    with override_settings(OTEL=FORCED):
+        page = client.get(ROW).content.decode()
+        assert f'formaction="{FORCE}"' in page
+        shown = html.unescape(client.post(FORCE, follow=True).content.decode())
+        link = re.search(r'href="http://testserver(/\?otel_force_token=[^"]+)"', shown)
+        assert link
+        assert "otel_force_token" not in client.get(ROW).content.decode()
+        otel_spans.clear()
+        client.get("/hello/")
+        assert list(otel_spans) == []
+        Client().get(link.group(1).replace("/?", "/hello/?"))
+        assert otel_spans.one("GET /hello/").attributes["sampling.reason"] == "forced"
+    assert log() == ["Link made that traces one visit, for 1 h"]
+
+
+@pytest.mark.parametrize(
+    ("otel", "permission"),
+    [(FORCED, "view_samplingpolicy"), ({"SERVICE_NAME": "tests"}, "change_samplingpolicy")],
+    ids=["may only look", "is off"],
+)
+def test_no_link_is_made_for_who_may_not_or_where_it_is_off(otel, permission):
+    """Neither button nor address."""
+    client = login(permission)
+    SamplingPolicy.objects.create(ratio=0.0)
+    with override_settings(OTEL=otel):
+        assert 'formaction="' not in client.get(ROW).content.decode()
+        assert client.post(FORCE).status_code == 403
+    assert log() == []
 
 
 def test_a_broken_urlconf_does_not_break_the_page(monkeypatch):
