@@ -91,7 +91,7 @@ class Receiver:
         status, answer = HTTPStatus.OK, b""
         request = ExportTraceServiceRequest()
         try:
-            plain = gzip.decompress(body) if headers.get("Content-Encoding", "").lower() == "gzip" else body
+            plain = gzip.decompress(body) if _encoding(headers) == "gzip" else body
             if signal == "traces":
                 request.ParseFromString(plain)
         except (OSError, EOFError, zlib.error, DecodeError):
@@ -117,6 +117,11 @@ class Receiver:
                 self.tally.spans[service] += len(scope_spans.spans)
                 for span in scope_spans.spans:
                     self.tally.services_of_trace.setdefault(span.trace_id, set()).add(service)
+
+
+def _encoding(headers: Mapping[str, str]) -> str:
+    # Names of headers have no case (RFC 9110, 5.1), and exporters differ.
+    return next((value.lower() for name, value in headers.items() if name.lower() == "content-encoding"), "")
 
 
 def _forward(target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
