@@ -347,7 +347,7 @@ def test_samples_become_what_was_counted_between_them(make):
         coarse = reader.numbers(now_s=now_s + 20, minutes=180)
     # Each is filed in the middle of the time in which it was counted.
     assert [(step.at_s - now_s, step.values["routes"]["/x/"]["duration"][0]) for step in fine] == [
-        (-10, 10), (0, 20), (10, 104)
+        (-10, 10), (0, 20), (10, 4), (10, 100)
     ]  # fmt: skip
     assert sum(step.values["routes"]["/x/"]["duration"][0] for step in coarse) == 134
     assert sum(step.values["events"]["e"] for step in coarse) == 134
@@ -363,7 +363,8 @@ def test_old_numbers_and_processes_are_forgotten(make):
     with store.connection() as connection:
         counts = dict(connection.execute("SELECT step_s, count(*) FROM sample GROUP BY step_s"))
         (processes,) = connection.execute("SELECT count(*) FROM process").fetchone()
-    assert counts == {10: 18, 60: 95}
+    # Every other minute has a sample.
+    assert counts == {10: 4, 30: 18, 180: 64}
     assert processes == 31
 
 

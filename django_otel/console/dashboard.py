@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -192,35 +193,37 @@ def quantile(counts: Sequence[float], bounds: Sequence[float], share: float) -> 
     return float(bounds[-1]) if bounds else None
 
 
-@dataclass(slots=True)
 class _Sum:
-    """Histograms of some routes, added up."""
+    """Figures of some routes or steps, added up. A histogram is a list of its count, its sum and its buckets."""
 
-    count: float = 0.0
-    sum: float = 0.0
-    buckets: list[float] = field(default_factory=list)
-    errors: float = 0.0
-    refused: float = 0.0
-    query_requests: float = 0.0
-    queries: float = 0.0
-    query_buckets: list[float] = field(default_factory=list)
+    __slots__ = ("duration", "errors", "query", "refused")
 
-    def add(self, figures: Mapping[str, Any]) -> None:
-        duration = figures.get("duration")
-        if duration:
-            self.count += duration[0]
-            self.sum += duration[1]
-            self.buckets = _add(self.buckets, duration[2:])
-        queries = figures.get("queries")
-        if queries:
-            self.query_requests += queries[0]
-            self.queries += queries[1]
-            self.query_buckets = _add(self.query_buckets, queries[2:])
-        self.errors += figures.get("errors", 0)
-        self.refused += figures.get("refused", 0)
+    def __init__(self) -> None:
+        self.duration: list[float] = []
+        self.query: list[float] = []
+        self.errors = 0.0
+        self.refused = 0.0
+
+    @property
+    def count(self) -> float:
+        return self.duration[0] if self.duration else 0.0
+
+    @property
+    def mean_queries(self) -> float:
+        return self.query[1] / self.query[0] if self.query and self.query[0] else 0.0
+
+    def add(self, duration: list[float], query: list[float], errors: float, refused: float) -> None:
+        self.duration = _add(self.duration, duration)
+        self.query = _add(self.query, query)
+        self.errors += errors
+        self.refused += refused
 
 
-def _add(one: Sequence[float], other: Sequence[float]) -> list[float]:
+def _add(one: list[float], other: list[float]) -> list[float]:
+    if not one or not other:
+        return one or other
+    if len(one) == len(other):
+        return list(map(operator.add, one, other))
     return [a + b for a, b in itertools.zip_longest(one, other, fillvalue=0)]
 
 
@@ -247,6 +250,8 @@ class _Builder:
         self._bounds: dict[str, list[float]] = {"duration": [], "queries": []}
         for numbers in loaded.numbers:
             self._add(numbers)
+        for figures in self._by_route.values():
+            self._total.add(figures.duration, figures.query, figures.errors, figures.refused)
         self._moments = [self._clock(wanted.begin_s + index * wanted.step_s) for index in range(self._steps)]
 
     def _clock(self, at_s: float) -> str:
@@ -260,10 +265,14 @@ class _Builder:
             if bounds := values.get("bounds", {}).get(name):
                 self._bounds[name] = [float(bound) for bound in bounds.split()]
         for route, figures in values.get("routes", {}).items():
-            self._by_route.setdefault(route, _Sum()).add(figures)
-            if not self._wanted.route or route == self._wanted.route:
-                self._by_step[index].add(figures)
-                self._total.add(figures)
+            if self._wanted.route and route != self._wanted.route:
+                continue
+            parts = (
+                figures.get("duration", []), figures.get("queries", []), figures.get("errors", 0),
+                figures.get("refused", 0),
+            )  # fmt: skip
+            self._by_route.setdefault(route, _Sum()).add(*parts)
+            self._by_step[index].add(*parts)
         for place, target in (("events", self._events[index]), ("cache", self._cache[index]),
                               ("failures", self._failures), ("dropped", self._dropped)):  # fmt: skip
             for name, value in values.get(place, {}).items():
@@ -297,7 +306,7 @@ class _Builder:
         )
 
     def _quantile(self, figures: _Sum, share: float) -> float | None:
-        return quantile(figures.buckets, self._bounds["duration"], share)
+        return quantile(figures.duration[2:], self._bounds["duration"], share)
 
     def _tiles(self) -> list[Tile]:
         total, wanted = self._total, self._wanted
@@ -322,10 +331,9 @@ class _Builder:
         if self._loaded.active_requests is not None and not wanted.route:
             tiles.append(Tile("In flight", text.count(max(0.0, self._loaded.active_requests)), "requests now"))
         if wanted.route:
-            mean = total.queries / total.query_requests if total.query_requests else 0.0
             p99 = self._quantile(total, 0.99)
             tiles.append(Tile("p99 duration", text.seconds(p99) if p99 is not None else _NOTHING, "the slowest of 100"))
-            tiles.append(Tile("Queries", figure(mean), "per request"))
+            tiles.append(Tile("Queries", figure(total.mean_queries), "per request"))
         if not wanted.route:
             tiles.append(Tile("Processes", text.count(len(self._loaded.processes)), self._process_note()))
         return tiles
@@ -446,11 +454,11 @@ class _Builder:
         keep = {"minutes": wanted.minutes, **({"service": wanted.service} if wanted.service else {})}
         shown = []
         for route, figures in self._by_route.items():
-            if (wanted.route and route != wanted.route) or not figures.count:
+            if not figures.count:
                 continue
             p50, p95, p99 = (self._quantile(figures, share) for share in (0.5, 0.95, 0.99))
-            mean = figures.queries / figures.query_requests if figures.query_requests else 0.0
-            queries_p95 = quantile(figures.query_buckets, self._bounds["queries"], 0.95)
+            mean = figures.mean_queries
+            queries_p95 = quantile(figures.query[2:], self._bounds["queries"], 0.95)
             failed = figures.errors / figures.count
             shown.append(
                 RouteFigures(

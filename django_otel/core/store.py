@@ -48,8 +48,9 @@ _COMMIT_BYTES = 2 << 20
 _LARGEST_LOG_BYTES = 8 << 20
 #: How often numbers are sampled for the dashboard, in seconds.
 SAMPLE_INTERVAL_S = 10.0
-#: Numbers of the dashboard: their steps in seconds, and how long each is kept.
-STEPS_S = {10: 35 * 60, 60: 190 * 60}
+#: Numbers of the dashboard: their steps in seconds, and how long each is kept. A step for each period that can be
+#: looked at, so that every page reads at most some sixty of them.
+STEPS_S = {10: 7 * 60, 30: 35 * 60, 180: 190 * 60}
 #: A process that was not seen for so long is forgotten, in seconds.
 PROCESS_FORGOTTEN_S = 3600.0
 MAX_ROUTES_PER_SAMPLE = 200

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django_otel.core.store import STEPS_S, TraceStore, merge, unpack
+from django_otel.core.store import STEPS_S, TraceStore, unpack
 
 _NS_PER_S = 1_000_000_000
 #: Longest list of choices that a filter offers.
@@ -141,7 +141,7 @@ class ProcessRow:
 
 @dataclass(slots=True)
 class Numbers:
-    """What was counted in one step of time, over all processes."""
+    """What one source counted in one step of time."""
 
     at_s: int
     step_s: int
@@ -225,19 +225,20 @@ class StoreReader:
     # Numbers.
 
     def numbers(self, *, now_s: float, minutes: int, service: str = "") -> list[Numbers]:
-        """What was counted in the last `minutes`, in the finest step that is kept so long; steps without traffic
-        are left out."""
+        """What was counted in the last `minutes`, in the finest step that is kept so long, by time.
+
+        Steps without traffic are left out; a step that several sources filled is there several times.
+        """
         step_s = next(step for step, kept_s in STEPS_S.items() if minutes * 60 <= kept_s)
         since_s = int((now_s - minutes * 60) // step_s) * step_s
-        by_time: dict[int, Numbers] = {}
+        found: list[Numbers] = []
         for at_s, data in self._connection.execute(
             "SELECT at_s, data FROM sample WHERE step_s = ? AND at_s >= ? AND (? = '' OR service = ?) ORDER BY at_s",
             (step_s, since_s, service, service),
         ):
             with contextlib.suppress(ValueError, zlib.error):
-                numbers = by_time.setdefault(at_s, Numbers(at_s, step_s))
-                numbers.values = merge(numbers.values, unpack(data))
-        return list(by_time.values())
+                found.append(Numbers(at_s, step_s, unpack(data)))
+        return found
 
     def baseline(self, source: str) -> tuple[float, dict[str, Any]] | None:
         """The cumulative numbers of a source when they were last sampled, and when that was."""

@@ -1,0 +1,218 @@
+"""What the console costs: the request path, the writer, and its pages over a full store.
+
+    python benchmarks/console.py
+
+Fills a store with 10 000 traces of 12 spans (two services, queries, an exception in every twentieth), asks for every
+page through Django's test client with signed-in staff, and fails when a median is above 200 ms. Beside it: what one
+`append` costs a request per span, what redacting, packing and writing cost the thread behind it, and how large the
+files are. Times depend on the machine; the bounds do not.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+TRACES = 10_000
+SPANS = 12
+ROUNDS = 9
+LONGEST_PAGE_MS = 200.0
+ROUTES = [f"/area{number % 7}/page{number}/<int:pk>/" for number in range(60)]
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def main() -> int:
+    folder = Path(tempfile.mkdtemp(prefix="django_otel-console-"))
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+    os.environ["TEST_SQLITE"] = str(folder / "app.sqlite3")
+    import django
+
+    django.setup()
+    from django.core.management import call_command
+
+    call_command("migrate", verbosity=0, run_syncdb=True)
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from django_otel import runtime
+    from django_otel.core.config import parse
+    from django_otel.core.store import StoredSample
+    from django_otel.core.store_processor import StoreProcessor
+
+    config = parse(
+        {"CONSOLE": {"ENABLED": True, "PATH": str(folder / "store"), "MAX_TRACES": TRACES, "MAX_MB": 256}}, {}
+    )
+    resource = Resource({"service.name": "shop", "service.instance.id": "one"})
+    lost: list[tuple[int, str]] = []
+    console = StoreProcessor(
+        config, "benchmark", clean=runtime.clean_span, scrubber=runtime.current().scrubber, resource=lambda: resource,
+        collect=runtime.collect, group=lambda: None, facts=dict, on_drop=lambda *drop: lost.append(drop),
+    )  # fmt: skip
+    runtime._console = console
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    kept: list[object] = []
+    provider.add_span_processor(_Keeper(kept))
+    tracer = provider.get_tracer("django_otel")
+
+    for number in range(200):
+        record_trace(tracer, number)
+    put_us = per_item_us(lambda: [console.worker._queue.append(span) for span in kept], len(kept))
+    console.worker._queue.clear()
+    store = console.store()
+    convert_us = per_item_us(lambda: [console._convert(span) for span in kept], len(kept))
+    converted = [console._convert(span) for span in kept]
+    write_us = per_item_us(lambda: store.write(converted[:500], lost_nothing), 500)
+    store.clear()
+
+    print(f"filling the store with {TRACES} traces of {SPANS} spans", file=sys.stderr)
+    for begin in range(0, TRACES, 40):
+        kept.clear()
+        for number in range(begin, begin + 40):
+            record_trace(tracer, number)
+        store.write([console._convert(span) for span in kept], lost_nothing)
+    now_s = time.time()
+    for ago_s in range(181 * 60, 0, -10):
+        counts = (181 * 60 - ago_s) // 10
+        routes = {
+            route: {"duration": [counts * 3, counts * 0.2, *([counts] * 3), *([0] * 12)], "errors": counts // 9,
+                    "queries": [counts * 3, counts * 9.0, *([counts] * 3), *([0] * 9)]}
+            for route in ROUTES
+        }  # fmt: skip
+        bounds = {"duration": " ".join(map(str, range(14))), "queries": " ".join(map(str, range(11)))}
+        store.write([StoredSample("s", "shop", now_s - ago_s, {"routes": routes, "bounds": bounds})], lost_nothing)
+
+    medians = measure_pages(console)
+    size_mb = sum(file.stat().st_size for file in store.path.parent.iterdir()) / (1 << 20)
+    with store.connection() as connection:
+        (stored,) = connection.execute("SELECT count(*) FROM trace").fetchone()
+    print(f"\n| page, {stored} traces stored ({size_mb:.1f} MiB) | median ms | slowest ms |\n|---|---|---|")
+    for name, (median_ms, slowest_ms) in medians.items():
+        print(f"| {name} | {median_ms:.0f} | {slowest_ms:.0f} |")
+    print("\n| per span | us |\n|---|---|")
+    print(f"| on the request path: one append | {put_us:.2f} |")
+    print(f"| in the writer's thread: redact and convert | {convert_us:.0f} |")
+    print(f"| in the writer's thread: pack and write | {write_us:.0f} |")
+    too_slow = [name for name, (median_ms, _) in medians.items() if median_ms > LONGEST_PAGE_MS]
+    if stored != TRACES or too_slow:
+        print(f"\nNot held: {stored} traces stored, slower than {LONGEST_PAGE_MS:.0f} ms: {too_slow}")
+        return 1
+    return 0
+
+
+class _Keeper:
+    """Keeps finished spans."""
+
+    def __init__(self, kept: list[object]) -> None:
+        self._kept = kept
+
+    def on_start(self, span: object, parent_context: object = None) -> None:
+        pass
+
+    def _on_ending(self, span: object) -> None:
+        pass
+
+    def on_end(self, span: object) -> None:
+        self._kept.append(span)
+
+    def shutdown(self) -> None:
+        pass
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return True
+
+
+def lost_nothing(count: int, reason: str) -> None:
+    raise SystemExit(f"{count} items lost: {reason}")
+
+
+def record_trace(tracer, number: int) -> None:
+    """A request with queries, some equal, a call to another service, perhaps an exception."""
+    from opentelemetry.trace import SpanKind, Status, StatusCode
+
+    route = ROUTES[number % len(ROUTES)]
+    is_error = number % 20 == 0
+    with tracer.start_as_current_span(
+        f"GET {route}", kind=SpanKind.SERVER,
+        attributes={
+            "http.request.method": "GET", "http.route": route, "url.path": f"/area/{number}/", "url.scheme": "https",
+            "http.response.status_code": 500 if is_error else 200, "server.address": "shop.example",
+            "user_agent.original": "Mozilla/5.0 (X11; Linux x86_64)", "django.view": "shop.views.page",
+        },
+    ) as span:  # fmt: skip
+        for query in range(SPANS - 2):
+            with tracer.start_as_current_span(
+                "SELECT shop_order", kind=SpanKind.CLIENT,
+                attributes={
+                    "db.system.name": "postgresql", "db.namespace": "shop", "db.operation.name": "SELECT",
+                    "db.query.summary": "SELECT shop_order", "db.collection.name": "shop_order",
+                    "db.query.text": f'SELECT "a"."id", "a"."b{query // 4}" FROM "shop_order" WHERE "id" = %s LIMIT 21',
+                },
+            ):  # fmt: skip
+                pass
+        with tracer.start_as_current_span("order.checked", attributes={"business.event": f"event{number % 5}"}):
+            pass
+        if is_error:
+            try:
+                raise ValueError(f"order {number} is lost")
+            except ValueError as error:
+                span.record_exception(error)
+                span.set_status(Status(StatusCode.ERROR))
+
+
+def per_item_us(run: Callable[[], object], count: int) -> float:
+    """The best of some rounds, in microseconds per item."""
+    best = float("inf")
+    for _ in range(ROUNDS):
+        began_s = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - began_s)
+    return best / count * 1e6
+
+
+def measure_pages(console) -> dict[str, tuple[float, float]]:
+    """Median and slowest of each page, in milliseconds."""
+    from django.contrib.auth.models import User
+    from django.test import Client
+
+    from django_otel.core.store_reader import TraceFilter, read
+
+    with read(console.store()) as reader:
+        rows = reader.list_traces(TraceFilter(has_error=True), limit=1).rows
+        trace_id = rows[0].trace_id
+        span_id = reader.trace(trace_id).spans[0]["id"]
+    client = Client(headers={"host": "localhost"})
+    client.force_login(User.objects.create_superuser("admin", password="x"))
+    traces, dashboard = "/admin/django_otel/trace/", "/admin/django_otel/dashboard/"
+    pages = {
+        "traces": traces,
+        "traces, last page": f"{traces}?page=200",
+        "traces, errors of a route above 1 us": f"{traces}?error=1&min_ms=0.001&route=/area1/",
+        "traces, by event and trace id": f"{traces}?event=event3&trace={trace_id[5:9]}",
+        "trace": f"{traces}{trace_id}/",
+        "trace, a span opened": f"{traces}{trace_id}/?span={span_id}",
+        **{
+            f"dashboard, {minutes} min, {len(ROUTES)} routes": f"{dashboard}?minutes={minutes}"
+            for minutes in (5, 30, 180)
+        },
+        "dashboard, one route": f"{dashboard}?minutes=180&route={ROUTES[1]}",
+    }
+    found = {}
+    for name, path in pages.items():
+        times_ms = []
+        for _ in range(ROUNDS):
+            began_s = time.perf_counter()
+            answer = client.get(path)
+            times_ms.append((time.perf_counter() - began_s) * 1000)
+            assert answer.status_code == 200, (path, answer.status_code)
+        found[name] = statistics.median(times_ms), max(times_ms)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
