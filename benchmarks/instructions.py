@@ -12,7 +12,8 @@ front of an exporter that does nothing.
 
 `--check` compares with the targets and fails when one is exceeded by more than
 15 %; without valgrind it says so and succeeds. `--plain` puts a provider of
-another tool in front, so that the plain API path is taken.
+another tool in front, so that the plain API path is taken. `--console` keeps
+recent traces for the admin as well (the writing thread does not run meanwhile).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import gc
 import io
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +105,7 @@ class NothingExporter:
         return True
 
 
-def configure(*, is_instrumented: bool, is_async: bool) -> None:
+def configure(*, is_instrumented: bool, is_async: bool, has_console: bool = False) -> None:
     """Django with the middleware of a new project; with the app in front when `is_instrumented`."""
     import django
     from django.conf import settings
@@ -140,6 +142,7 @@ def configure(*, is_instrumented: bool, is_async: bool) -> None:
             "SERVICE_NAME": "measured",
             # Its thread would set the ratio back; it does nothing on the path of a request.
             "SAMPLING": {"LIVE": False},
+            "CONSOLE": {"ENABLED": has_console, "PATH": str(Path(tempfile.gettempdir()) / "django_otel-instructions")},
             "TRACES": {
                 "EXPORTERS": ["benchmarks.instructions.NothingExporter"],
                 # The exporting thread sleeps while requests are counted.
@@ -301,13 +304,23 @@ def install_other_tool() -> None:
     trace.set_tracer_provider(provider)
 
 
+def stop_the_stores_threads() -> None:
+    """They sleep while requests are counted, as the exporting thread does."""
+    from django_otel.core import store_processor
+
+    store_processor.QUEUE_SIZE = store_processor.BATCH_SIZE = 100_000
+    store_processor.DELAY_S = store_processor.SAMPLE_INTERVAL_S = 3600.0
+
+
 def count_here(kind: str, names: list[str], requests: int) -> None:
-    """Run the cases `names` in this process, which runs under callgrind. `kind`: "bare", "app", "plain"."""
+    """Run the cases `names` in this process, which runs under callgrind. `kind`: "bare", "app", "console", "plain"."""
     cases = [case for case in CASES if case.name in names]
     is_instrumented = kind != "bare"
     if kind == "plain":
         install_other_tool()
-    configure(is_instrumented=is_instrumented, is_async=cases[0].is_async)
+    if kind == "console":
+        stop_the_stores_threads()
+    configure(is_instrumented=is_instrumented, is_async=cases[0].is_async, has_console=kind == "console")
     if is_instrumented:
         from django_otel import runtime
 
@@ -378,9 +391,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail when a target is exceeded by more than 15 %%")
     parser.add_argument("--plain", action="store_true", help="count the plain API path, under a foreign provider")
+    parser.add_argument("--console", action="store_true", help="keep recent traces for the admin, too")
     parser.add_argument("--case", action="append", help="only cases whose name contains this; may be repeated")
     parser.add_argument("--requests", type=int, default=100, help="requests counted per case (default 100)")
-    parser.add_argument("--count", choices=("bare", "app", "plain"), help=argparse.SUPPRESS)
+    parser.add_argument("--count", choices=("bare", "app", "console", "plain"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.count:
         count_here(options.count, options.case, options.requests)
@@ -389,7 +403,7 @@ def main() -> int:
     if reason:
         print(f"No instructions were counted: {reason}")
         return 0 if options.check else 1
-    kind = "plain" if options.plain else "app"
+    kind = "plain" if options.plain else "console" if options.console else "app"
     wanted = targets(kind)
     needed = set(wanted) | {name for _, *pair, _ in PER_QUERY for name in pair}
     cases = [

@@ -378,7 +378,7 @@ class _Builder:
         top = next((top for top in (0.05, 0.25, 0.5) if max(known, default=0) <= top), 1.0)
         description = f"Share of failed requests in {period}; at most {text.share(max(known, default=0))}."
         chart = svg.draw_lines([svg.Line("", "bad", shares)], description=description, moments=self._moments,
-                               show=text.share, top=top)  # fmt: skip
+                               show=_axis_share, top=top)  # fmt: skip
         return self._panel("Error share", chart, "No requests in this period.")
 
     def _duration_panel(self, period: str) -> Panel:
@@ -433,7 +433,7 @@ class _Builder:
         whole = text.share(hits / (hits + misses)) if hits + misses else _NOTHING
         chart = svg.draw_lines(
             [svg.Line("", "c3", shares)], description=f"Cache hit share in {period}: {whole}.", moments=self._moments,
-            show=text.share, top=1.0,
+            show=_axis_share, top=1.0,
         )  # fmt: skip
         cache = getattr(runtime.current().config, "cache", None)
         if cache is None:
@@ -539,6 +539,10 @@ def rate(per_second: float) -> str:
 def figure(value: float) -> str:
     """A mean: one digit behind the point, where it says something."""
     return f"{value:.1f}".removesuffix(".0")
+
+
+def _axis_share(value: float) -> str:
+    return f"{value * 100:.3g} %"
 
 
 def _axis_seconds(value: float) -> str:

@@ -16,17 +16,15 @@ from django_otel.core.config import Config
 class Notes:
     """What is noted during one request for its response or its stored trace: times in seconds, statements seen."""
 
-    __slots__ = ("cache_s", "database_s", "is_in_cache", "is_in_template", "statements", "template_s")
-
-    def __init__(self) -> None:
-        self.database_s = 0.0
-        self.cache_s = 0.0
-        self.template_s = 0.0
-        #: Whether the time runs already: a template includes templates, a cache's method calls another.
-        self.is_in_cache = False
-        self.is_in_template = False
-        #: How often each statement was executed.
-        self.statements: dict[str, int] = {}
+    # Defaults of the class: most requests change none of them.
+    database_s = 0.0
+    cache_s = 0.0
+    template_s = 0.0
+    #: Whether the time runs already: a template includes templates, a cache's method calls another.
+    is_in_cache = False
+    is_in_template = False
+    #: How often each statement was executed, once there was one.
+    statements: dict[str, int] | None = None
 
 
 def build_response_headers(config: Config) -> Callable[[Any, Any], None] | None:

@@ -39,6 +39,7 @@ from django_otel.core import guard, observation
 from django_otel.core.cells import Counter, Histogram, HistogramSeries
 from django_otel.core.config import Config
 from django_otel.core.errors import type_name
+from django_otel.core.response_headers import Notes
 from django_otel.core.sdk_compat import (
     SPAN_KEY,
     SUPPRESS_INSTRUMENTATION_KEY,
@@ -167,7 +168,7 @@ class QueryWrapper:
                 if span is not None:
                     inner = with_span(outer, span)
                     if request is not None and request.notes is not None:
-                        _note_repetition(request.notes.statements, query.statement.text, span)
+                        _note_repetition(request.notes, query.statement.text, span)
                 cursor_class = type(context["cursor"].cursor)
                 if self._traced[cursor_class] if cursor_class in self._traced else self._examine(cursor_class):
                     inner = Context({**inner, SUPPRESS_INSTRUMENTATION_KEY: True, _PLAIN_SUPPRESS_KEY: True})
@@ -346,8 +347,11 @@ def _as_batch(statement: Statement, batch: Any) -> Statement:
     )
 
 
-def _note_repetition(statements: dict[str, int], text: str, span: Span) -> None:
+def _note_repetition(notes: Notes, text: str, span: Span) -> None:
     """The console names the line behind equal queries: it is looked up once, when the third of them comes."""
+    statements = notes.statements
+    if statements is None:
+        statements = notes.statements = {}
     count = statements[text] = statements.get(text, 0) + 1
     if count == _REPEATED:
         span.set_attributes(find_caller())
