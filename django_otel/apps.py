@@ -41,10 +41,10 @@ class DjangoOTelConfig(AppConfig):
         """Each part switches itself on and off with the settings."""
         from django_otel import asgi, business, failures, instrumentors, live, logs, runtime
         from django_otel.core import guard
-        from django_otel.instruments import database, request_times
+        from django_otel.instruments import cache, database, request_times
 
         # Instrumentors first: the stable conventions are opted in before any of them loads.
-        for part in (instrumentors, logs, database, business, failures, request_times):
+        for part in (instrumentors, logs, database, cache, business, failures, request_times):
             runtime.on_config_change(part.install)
             runtime.on_refusal(part.uninstall)
         runtime.on_prepare(live.ensure_started)

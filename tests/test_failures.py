@@ -249,7 +249,7 @@ def test_nothing_of_server_timing_is_left_when_it_is_off(settings):
     assert Template.render is not plain
     assert caches["default"].get("x") is None
     assert "get" in vars(caches["default"])
-    configure(settings)
+    configure(settings, CACHE={"METRICS": False})
     assert Template.render is plain
     assert "get" not in vars(caches["default"])
     assert Template("{{ a }}").render(Context({"a": 1})) == "1"

@@ -8,6 +8,7 @@ urlpatterns = [
     path("", include("django_otel.urls")),
     path("admin/", admin.site.urls),
     path("hello/", views.hello),
+    path("cache-read/", views.cache_read),
     path("json/", views.json_view),
     path("orders/<int:pk>/", views.order),
     re_path(r"^articles/(?P<year>[0-9]{4})/(?:page-(?P<page>[0-9]+)/)?$", views.article),

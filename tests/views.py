@@ -125,3 +125,9 @@ def sdk_count(request):
 
     metrics.get_meter("another library").create_counter("sdk.counted").add(1, {"a": "b"})
     return HttpResponse("counted")
+
+
+def cache_read(request):
+    from django.core.cache import cache
+
+    return HttpResponse(str(cache.get("never stored")))

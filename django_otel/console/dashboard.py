@@ -435,10 +435,7 @@ class _Builder:
             [svg.Line("", "c3", shares)], description=f"Cache hit share in {period}: {whole}.", moments=self._moments,
             show=_axis_share, top=1.0,
         )  # fmt: skip
-        cache = getattr(runtime.current().config, "cache", None)
-        if cache is None:
-            hint = "This version does not count cache operations yet."
-        elif not cache.metrics:
+        if not runtime.current().config.cache.metrics:
             hint = 'Cache operations are not counted. Set OTEL["CACHE"]["METRICS"] to True.'
         else:
             hint = "No cache was read in this period."

@@ -547,6 +547,11 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    metrics: bool = key(True, boolean, "django.cache.operations and their duration, for every cache; never a key.")
+
+
+@dataclass(frozen=True, slots=True)
 class Scrub:
     extra: tuple[str, ...] = key((), list_of(text, "key patterns"), "Further key patterns whose values are redacted.")
     callback: Any = key(None, optional(callable_or_path), "Dotted path to f(key, value) -> value.")
@@ -604,6 +609,7 @@ class Config:
     )
     request: Request = section(Request)
     database: Database = section(Database)
+    cache: Cache = section(Cache)
     business: Mapping[str, Mapping[str, object]] = key({}, business, "Business events by model label.")
     scrub: Scrub = section(Scrub)
     metrics_view: MetricsView = section(MetricsView)

@@ -20,8 +20,7 @@ class Notes:
     database_s = 0.0
     cache_s = 0.0
     template_s = 0.0
-    #: Whether the time runs already: a template includes templates, a cache's method calls another.
-    is_in_cache = False
+    #: Whether the time runs already: a template includes templates.
     is_in_template = False
     #: How often each statement was executed, once there was one.
     statements: dict[str, int] | None = None
