@@ -9,10 +9,12 @@ import sys
 import threading
 
 import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.db import Error, IntegrityError, connection, connections, transaction
-from django.test import override_settings
+from django.test import Client, override_settings
 from django.utils import timezone
 
 from django_otel import models, runtime
@@ -300,6 +302,55 @@ def test_changes_at_the_same_moment_take_different_versions(kind):
     assert faults == []
     assert version() == 1 + 8 * 10 * (2 if kind == "rule" else 1)
     assert SamplingPolicy.objects.get().version == version()
+
+
+@pytest.mark.skipif(not ON_POSTGRESQL, reason="the test database of SQLite lies in memory and has no second connection")
+@pytest.mark.parametrize("is_new", [True, False], ids=["a first policy", "a change"])
+def test_of_forms_sent_at_the_same_moment_one_is_saved_and_the_others_are_told(is_new):
+    """Six admins who have all seen the same version; nothing is mixed, nobody gets an error page."""
+    url = "/admin/django_otel/samplingpolicy/"
+    if not is_new:
+        SamplingPolicy.objects.create(ratio=0.5)
+    seen = str(models.current_version("default"))
+    user = User.objects.create_superuser("op")
+    clients = [Client() for _ in range(6)]
+    for client in clients:
+        client.force_login(user)
+    begin = threading.Barrier(len(clients))
+    answers: dict[int, object] = {}
+
+    def send(number: int) -> None:
+        try:
+            begin.wait(20)
+            data = {
+                "enabled": "on", "ratio": f"0.{number}", "expires_at_0": "", "expires_at_1": "", "note": f"no {number}",
+                "seen_version": seen, "rules-TOTAL_FORMS": "1", "rules-INITIAL_FORMS": "0",
+                "rules-0-path": f"/{number}/*", "rules-0-ratio": f"0.{number}", "rules-0-priority": "0",
+                "rules-0-lasts": "open",
+            }  # fmt: skip
+            answers[number] = clients[number].post(url + ("add/" if is_new else "1/change/"), data)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(len(clients))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    policy, rule = SamplingPolicy.objects.get(), SamplingRule.objects.get()
+    winner = int(policy.note.removeprefix("no "))
+    assert (policy.ratio, rule.path, rule.ratio) == (float(f"0.{winner}"), f"/{winner}/*", float(f"0.{winner}"))
+    assert policy.version == version() == int(seen) + 1
+    assert len(answers) == len(clients)
+    for number, answer in answers.items():
+        if number == winner:
+            assert (answer.status_code, answer["Location"]) == (302, url)
+        elif answer.status_code == 302:
+            # It saw the row only when it came to be made.
+            assert answer["Location"] == f"{url}1/change/"
+        else:
+            assert "Not saved" in answer.content.decode()
+    assert LogEntry.objects.count() == 1
 
 
 # --- What all rows say together. ---
