@@ -570,13 +570,14 @@ def _missing_table_text(alias: str) -> str:
 
 
 def _table_exists(alias: str) -> bool | None:
-    """Whether the table is there; None when the database cannot tell."""
-    from django_otel.models import SamplingPolicy
+    """Whether the tables are there, those of an earlier version not being enough; None when nobody can tell."""
+    from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
 
     connection = connections[alias]
     try:
         with suppress_instrumentation(), connection.cursor() as cursor:
-            return SamplingPolicy._meta.db_table in connection.introspection.table_names(cursor)
+            there = connection.introspection.table_names(cursor)
+        return all(model._meta.db_table in there for model in (SamplingPolicy, SamplingRule, SamplingVersion))
     except Exception:
         # Whatever the driver says here, it cannot tell.
         return None

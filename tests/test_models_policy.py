@@ -17,7 +17,7 @@ from django.db import Error, IntegrityError, connection, connections, transactio
 from django.test import Client, override_settings
 from django.utils import timezone
 
-from django_otel import models, runtime
+from django_otel import live, models, runtime
 from django_otel.core import policy
 from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion, read_state
 from tests import services
@@ -33,6 +33,7 @@ ON_POSTGRESQL = "TEST_DATABASE_URL" in os.environ
 def _settings_policy():
     """What is saved here is also put in force; not for the next test."""
     yield
+    live._followers.clear()
     runtime.current().sampler.swap(None)
 
 
@@ -434,6 +435,14 @@ def test_the_migration_can_be_taken_back_and_done_again(first_tables):
         columns = {column.name for column in connection.introspection.get_table_description(cursor, POLICY)}
     assert "max_per_second" not in columns
     assert "ratio" in columns
+
+
+def test_tables_of_the_first_version_are_said_to_be_too_old(first_tables):
+    """By the check and by who follows, with the command that helps; the settings apply."""
+    assert "manage.py migrate django_otel" in str(live.table_problem())
+    live.follower().read_and_apply("default")
+    assert "manage.py migrate django_otel" in live.status()["error"]
+    assert runtime.current().sampler.live is None
 
 
 def test_nothing_is_left_to_migrate():
