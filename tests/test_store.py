@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -680,3 +681,49 @@ def test_the_store_is_off_unless_debug_or_asked_for(settings):
     settings.DEBUG = True
     assert conf.is_console_on(Config())
     assert not conf.is_console_on(parse({"CONSOLE": {"ENABLED": False}}, {}))
+
+
+@pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
+def test_the_samples_of_a_servers_workers_add_up_to_what_was_answered(tmp_path, kind):
+    """One source for the whole group, whoever samples it, and the last sample when the server stops."""
+    otel = {"SERVICE_NAME": "shop", "CONSOLE": {"ENABLED": True, "PATH": str(tmp_path / "store")}}
+    with serve(kind, otel, workers=2, TEST_SQLITE=str(tmp_path / "app.sqlite3")) as server:
+        for _ in range(40):
+            assert server.get("/hello/", {"Connection": "close"})[0] == 200
+        server.get("/boom/", {"Connection": "close"})
+    store = TraceStore(find_file(str(tmp_path / "store"), {}, ""), max_traces=500, max_bytes=64 << 20)
+    total: dict[str, Any] = {}
+    with read(store) as reader:
+        for step in reader.numbers(now_s=time.time(), minutes=5):
+            total = merge(total, step.values)
+    with store.connection() as connection:
+        sources = [source for (source,) in connection.execute("SELECT source FROM baseline")]
+    assert len(sources) == 1, sources
+    assert sources[0].startswith("group ")
+    assert total["routes"]["/hello/"]["duration"][0] == 40
+    assert total["routes"]["/boom/"]["duration"][0] == total["routes"]["/boom/"]["errors"] == 1
+    assert len(ids(store)) == 41
+
+
+def test_with_debug_traces_are_kept_without_any_setting(tmp_path):
+    """Under runserver with its reloader, in a private folder of its own."""
+    (tmp_path / "debug_settings.py").write_text("from tests.settings import *\nDEBUG = True\nOTEL = {}\n")
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    environment = services.server_env(TMPDIR=str(folder), TEST_SQLITE=str(tmp_path / "app.sqlite3"))
+    environment |= {"DJANGO_SETTINGS_MODULE": "debug_settings", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    port = services.free_port()
+    command = [sys.executable, "-m", "django", "runserver", str(port)]
+    with services.running(command, environment, tmp_path / "log") as process:
+        wait_until(lambda: services.is_listening(port) or process.poll() is not None, 30, "runserver")
+        server = services.Server(f"http://127.0.0.1:{port}", process, tmp_path / "log")
+        assert server.get("/hello/")[0] == 200
+        status, _, page = server.get("/boom/")
+        assert status == 500
+        assert b"/admin/django_otel/trace/" in page
+        found = wait_until(
+            lambda: list(folder.glob(f"django-otel-{os.geteuid()}/console-*/{FILE_NAME}")), 15, "a store"
+        )
+        store = TraceStore(found[0], max_traces=500, max_bytes=64 << 20)
+        wait_until(lambda: len(ids(store)) == 2, 15, "both traces")
+    assert "django_otel: the trace store" not in (tmp_path / "log").read_text()

@@ -215,10 +215,21 @@ class StoreProcessor(WorkerOwner, SpanProcessor):
     def shutdown(self) -> None:
         """Take a last sample and nothing more; `finish_shutdown` waits for what is left."""
         self._stop.set()
+        self._put_last_sample()
+        self.worker.start_shutdown()
+
+    def _put_last_sample(self) -> None:
         if self._thread is not None and self._group() != "":
             with guard.contained("the last sample of the dashboard"):
                 self._put_sample(self.source())
-        self.worker.start_shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Write what is queued now, and what was counted by now; whether that was done in time.
+
+        Where a server stops without running anything at exit (uvicorn) this is the last that happens here.
+        """
+        self._put_last_sample()
+        return super().force_flush(timeout_millis)
 
     def finish_shutdown(self, timeout_s: float) -> bool:
         """Wait for the writing thread, `timeout_s` seconds at most; whether everything was written."""
