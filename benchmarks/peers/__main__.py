@@ -137,6 +137,10 @@ class Run:
         with self._started(peer, variant, databases, "instructions", counts_instructions=True) as configuration:
             if configuration is None:
                 return
+            with contextlib.suppress(WorkerError):
+                # What fails here says so again below.
+                for case in missing:
+                    configuration.ask("warm", case.name)
             for case in missing:
                 # Enough to see a share of 10 %, which is then set right.
                 many = case.many * (3 if 0 < variant.ratio < 1 else 1)

@@ -24,17 +24,17 @@ class Case:
     #: Requests of one block whose time is taken, and the lengths of the two loops whose instructions are subtracted.
     block: int = 100
     few: int = 5
-    many: int = 20
+    many: int = 15
 
 
 CASES = (
     Case("json", "JSON view", "/json/"),
-    Case("query", "1 query", "/queries/default/1/", queries=1, block=50, few=5, many=20),
-    Case("queries", "10 queries", "/queries/default/10/", queries=10, block=15, few=3, many=12),
+    Case("query", "1 query", "/queries/default/1/", queries=1, block=50, few=5, many=15),
+    Case("queries", "10 queries", "/queries/default/10/", queries=10, block=15, few=2, many=8),
     Case("postgres-query", "1 query, PostgreSQL", "/queries/postgres/1/", 1, needs_postgres=True, block=50),
     Case(
         "postgres-queries", "10 queries, PostgreSQL", "/queries/postgres/10/", 10,
-        needs_postgres=True, block=15, few=3, many=12,
+        needs_postgres=True, block=15, few=2, many=8,
     ),
     Case("template", "template", "/template/", block=50),
     Case("missing", "404", "/missing/", status=404),

@@ -1,5 +1,6 @@
 """The measured process: one configuration, told what to do in lines of JSON on its standard input.
 
+    {"do": "warm",  "case": "json"}
     {"do": "check", "case": "json", "requests": 40}
     {"do": "time",  "case": "json", "requests": 100}
     {"do": "count", "case": "json", "requests": 20}      (under valgrind)
@@ -149,9 +150,14 @@ class Worker:
                 self._loops[case.name] = build_asgi_loop(case, self._event_loop)
             else:
                 self._loops[case.name] = build_wsgi_loop(case, self.subject.variant)
-            self._loops[case.name](max(10, case.many))
+            self._loops[case.name](20)
             self.subject.flush()
         return self._loops[case.name]
+
+    def warm(self, case: Case) -> dict[str, Any]:
+        """Serve the first requests: under valgrind that is fast as long as nothing is counted."""
+        self.loop(case)
+        return {}
 
     def check(self, case: Case, requests: int) -> dict[str, Any]:
         """What `requests` requests emit."""
