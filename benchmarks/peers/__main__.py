@@ -33,6 +33,8 @@ from benchmarks.peers.process import Configuration, Databases, NotSupportedError
 _QUICK_CASES = ["json", "queries", "postgres-queries", "async"]
 #: How often a loop is counted; the least count is the one that no background thread added to.
 _REPEATS = 2
+#: How long a process is watched doing nothing, in seconds.
+_IDLE_S = 10
 _QUICK_VARIANTS = ["off", "all", "all+export"]
 
 
@@ -46,9 +48,10 @@ class Run:
         self.path: Path = options.output / "results.json"
         self.results: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self._end_s = time.monotonic() + options.minutes * 60
         if options.resume and self.path.exists():
             self.results = json.loads(self.path.read_text())
-        for key in ("emission", "instructions", "wall", "errors"):
+        for key in ("emission", "instructions", "idle", "wall", "errors"):
             self.results.setdefault(key, {})
         self.results.update(machine=publication.machine(), made_at=time.strftime("%Y-%m-%d"), rounds=options.rounds)
 
@@ -69,6 +72,10 @@ class Run:
         temporary = self.path.with_suffix(".new")
         temporary.write_text(json.dumps(self.results, indent=1))
         temporary.replace(self.path)
+
+    def is_over(self) -> bool:
+        """Whether the time is up; what is missing then is not measured, and what is there is reported."""
+        return time.monotonic() > self._end_s
 
     def cases_of(self, peer: Peer, databases: Databases) -> list[Case]:
         return [
@@ -104,7 +111,7 @@ class Run:
         missing = [
             case for case in self.cases_of(peer, databases) if case.name not in self.results["emission"].get(name, {})
         ]
-        if not missing:
+        if not missing or self.is_over():
             return
         with self._started(peer, variant, databases, "check") as configuration:
             if configuration is None:
@@ -131,10 +138,12 @@ class Run:
             for case in self.cases_of(peer, databases)
             if case.name not in self.results["instructions"].get(name, {})
         ]
-        if not missing:
+        if not missing or self.is_over():
             return
         started_s = time.monotonic()
-        with self._started(peer, variant, databases, "instructions", counts_instructions=True) as configuration:
+        with self._started(
+            peer, variant, databases, "instructions", counts_instructions=True, stops_clocks=True
+        ) as configuration:
             if configuration is None:
                 return
             with contextlib.suppress(WorkerError):
@@ -155,6 +164,18 @@ class Run:
                 self.keep("instructions", name, case.name, {str(length): found for length, found in counts.items()})
         say(f"  {name}: counted in {time.monotonic() - started_s:.0f} s")
 
+    def count_idle(self, peer: Peer, variant: Variant, databases: Databases) -> None:
+        """Count what a second costs in which nothing happens: the threads that work by the clock."""
+        name = f"{peer.name}/{variant.name}"
+        if variant.name not in ("bare", "metrics", "off") or name in self.results["idle"] or self.is_over():
+            return
+        with self._started(peer, variant, databases, "idle", counts_instructions=True) as configuration:
+            if configuration is not None:
+                try:
+                    self.keep("idle", name, "json", configuration.ask("idle", "json", seconds=_IDLE_S))
+                except WorkerError as error:
+                    self.fail(name, "idle", error)
+
     # --- Time. ---
 
     def take_times(self, databases: Databases) -> None:
@@ -169,6 +190,10 @@ class Run:
             times: dict[tuple[str, str], dict[str, list[float]]] = {}
             order = random.Random(1)
             for number in range(self.options.rounds):
+                if self.is_over():
+                    say(f"the time is up after {number} rounds")
+                    self.results["rounds"] = number
+                    break
                 for case in self.cases:
                     able = [found for found in running if case in self.cases_of(found.peer, databases)]
                     order.shuffle(able)
@@ -190,12 +215,10 @@ class Run:
 
     @contextlib.contextmanager
     def _started(
-        self, peer: Peer, variant: Variant, databases: Databases, where: str, *, counts_instructions: bool = False
+        self, peer: Peer, variant: Variant, databases: Databases, where: str, **how: bool
     ) -> Iterator[Configuration | None]:
         try:
-            configuration = Configuration(
-                peer, variant, self.options.cache, databases, counts_instructions=counts_instructions
-            )
+            configuration = Configuration(peer, variant, self.options.cache, databases, **how)
         except NotSupportedError as reason:
             say(f"  {peer.name}/{variant.name} left out: {reason}")
             yield None
@@ -228,6 +251,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--instructions", action="store_true", help="count instructions, take no times")
     parser.add_argument("--wall", action="store_true", help="take times, count no instructions")
     parser.add_argument("--rounds", type=int, default=21, help="interleaved rounds of times (default 21)")
+    parser.add_argument("--minutes", type=float, default=60, help="begin nothing new after this time (default 60)")
     parser.add_argument("--quick", action="store_true", help="four cases, three variants, 7 rounds")
     parser.add_argument("--no-postgres", action="store_true", help="SQLite alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes counted at a time")
@@ -266,6 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.instructions:
                 say("instructions")
                 list(pool.map(lambda pair: run.count(*pair, databases), run.wanted))
+                list(pool.map(lambda pair: run.count_idle(*pair, databases), run.wanted))
         if options.wall:
             run.take_times(databases)
     text = report.tables(run.results)

@@ -9,7 +9,7 @@ from benchmarks.peers.catalogue import TRACE_ID, Case, Peer, Variant, expected_s
 
 def requests_to_check(variant: Variant) -> int:
     """Enough to see the share."""
-    return 200 if 0 < variant.ratio < 1 else 20
+    return 120 if 0 < variant.ratio < 1 else 12
 
 
 def faults(peer: Peer, variant: Variant, case: Case, requests: int, found: dict[str, Any]) -> list[str]:

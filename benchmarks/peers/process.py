@@ -88,7 +88,14 @@ class Configuration:
     """One peer in one variant, running."""
 
     def __init__(
-        self, peer: Peer, variant: Variant, cache: Path, databases: Databases, *, counts_instructions: bool = False
+        self,
+        peer: Peer,
+        variant: Variant,
+        cache: Path,
+        databases: Databases,
+        *,
+        counts_instructions: bool = False,
+        stops_clocks: bool = False,
     ) -> None:
         self.peer = peer
         self.variant = variant
@@ -101,6 +108,8 @@ class Configuration:
             "--variant", variant.name, "--sqlite", str(sqlite), "--endpoint", self.receiver.url,
             "--postgres", json.dumps(databases.postgres) if databases.postgres else "",
         ]  # fmt: skip
+        if stops_clocks:
+            command.append("--stop-clocks")
         environment = clean_environment()
         if counts_instructions:
             command = callgrind.command(command, self._folder)

@@ -19,6 +19,7 @@ class Figures:
     def __init__(self, results: dict[str, Any]) -> None:
         self._instructions: dict[str, dict[str, Any]] = results.get("instructions", {})
         self._wall: dict[str, dict[str, Any]] = results.get("wall", {})
+        self._idle: dict[str, dict[str, Any]] = results.get("idle", {})
         self._emission: dict[str, dict[str, Any]] = results.get("emission", {})
 
     def added_ki(self, name: str, case: str) -> float | None:
@@ -58,6 +59,11 @@ class Figures:
             for length in (few, many)
         }
         return (least[many] - least[few]) / (many - few)
+
+    def idle_ki(self, name: str) -> float | None:
+        """Thousand instructions of a second in which nothing is asked for."""
+        found = self._idle.get(name, {}).get("json")
+        return None if found is None else found["instructions"] / 1000
 
     def added_us(self, name: str, case: str, clock: str = "wall_us") -> float | None:
         """Microseconds added per request: the median of the rounds' differences to bare Django in the same round."""
@@ -178,6 +184,16 @@ def tables(results: dict[str, Any]) -> str:
             "### Microseconds added per request, and the ratio to the official instrumentation\n\n"
             + table(["", *(c.title for c in cases)], rows)
         )
+    idle = [
+        f"{peer.title} {found:.0f}"
+        for peer, variant in configurations()
+        if peer.name != "bare" and (found := figures.idle_ki(f"{peer.name}/{variant.name}")) is not None
+    ]
+    if idle:
+        parts.append(
+            "Threads that work by the clock are not part of a request. What they cost is measured apart, in thousand "
+            "instructions of a second in which nothing is asked for: " + ", ".join(idle) + "."
+        )
     notes = [f"{peer.title}, {case.title}: {why_not(peer, case)}" for peer in PEERS.values() for case in CASES
              if why_not(peer, case) and any(found is peer for found, _ in measured)]  # fmt: skip
     if notes:
@@ -198,6 +214,11 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
     figures = Figures(results)
     found: dict[str, Any] = {
         key: results[key] for key in ("machine", "versions", "rounds", "made_at") if key in results
+    }
+    found["idle_ki"] = {
+        f"{peer.name}/{variant.name}": round(value, 1)
+        for peer, variant in configurations()
+        if (value := figures.idle_ki(f"{peer.name}/{variant.name}")) is not None
     }
     found["configurations"] = {}
     for peer, variant in configurations():

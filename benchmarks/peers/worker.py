@@ -4,6 +4,7 @@
     {"do": "check", "case": "json", "requests": 40}
     {"do": "time",  "case": "json", "requests": 100}
     {"do": "count", "case": "json", "requests": 20}      (under valgrind)
+    {"do": "idle",  "case": "json", "seconds": 5}        (under valgrind)
 
 One line of JSON answers each.
 """
@@ -131,7 +132,7 @@ def build_asgi_loop(case: Case, event_loop: asyncio.AbstractEventLoop) -> Loop:
 class Worker:
     """One configuration, ready to be driven."""
 
-    def __init__(self, subject: Subject, settings: dict[str, Any]) -> None:
+    def __init__(self, subject: Subject, settings: dict[str, Any], *, keeps_clocks: bool) -> None:
         self.subject = subject
         self._loops: dict[str, Loop] = {}
         self._event_loop: asyncio.AbstractEventLoop | None = None
@@ -142,6 +143,8 @@ class Worker:
         django_settings.configure(**settings)
         django.setup()
         subject.after_setup()
+        if not keeps_clocks:
+            subject.stop_clocks()
 
     def loop(self, case: Case) -> Loop:
         if case.name not in self._loops:
@@ -201,6 +204,12 @@ class Worker:
         subject.flush()
         return {"instructions": instructions, "recorded": subject.emission().requests - before}
 
+    def idle(self, case: Case, seconds: float) -> dict[str, float]:
+        """Instructions of a second in which nothing is asked for, after some requests."""
+        self.loop(case)
+        callgrind.count(lambda: time.sleep(2))
+        return {"instructions": callgrind.count(lambda: time.sleep(seconds)) / seconds}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
@@ -209,6 +218,7 @@ def main() -> None:
     parser.add_argument("--sqlite", required=True)
     parser.add_argument("--postgres", default="", help="JSON of Django's database settings")
     parser.add_argument("--endpoint", default="")
+    parser.add_argument("--stop-clocks", action="store_true", help="let threads that work by the clock sleep")
     options = parser.parse_args()
     # The answers have a stream of their own: peers print.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -223,7 +233,8 @@ def main() -> None:
         from benchmarks.peers.settings import base_settings
 
         postgres = json.loads(options.postgres) if options.postgres else None
-        worker = Worker(subject, base_settings(options.sqlite, postgres))
+        settings = base_settings(options.sqlite, postgres)
+        worker = Worker(subject, settings, keeps_clocks=not options.stop_clocks)
     except UnsupportedError as reason:
         answer({"unsupported": str(reason)})
         return
