@@ -352,6 +352,7 @@ OTHERS_PRIVATE_NAMES = {
     "_meta": "Django, documented",
     "_state": "Django, documented",
     "_base_manager": "Django, documented",
+    "_default_manager": "Django, documented",
     "_func_path": "django.urls.ResolverMatch",
     "_resource_closers": "django.http.HttpResponseBase",
     "_from_testcase": "django.db.transaction.Atomic",
@@ -361,6 +362,7 @@ OTHERS_PRIVATE_NAMES = {
     "_value_": "enum, documented; half the time of .value",
     "_getframe": "sys",
     "_django_otel": "our mark on a request",
+    "_django_otel_sample_ratio": "our mark on a view",
     "_answers_lifespan": "our mark on an ASGI application",
 }
 

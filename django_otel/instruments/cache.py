@@ -169,11 +169,13 @@ def install(config: Config) -> None:
         return
     if CacheHandler.create_connection is _plain_create_connection:
         CacheHandler.create_connection = _create_connection  # type: ignore[method-assign]
-    for alias in caches:
-        # Those that this thread has opened; the others' are opened for each request anew.
-        if hasattr(getattr(caches, "_connections", None), alias):
+    # Those that this thread has opened already; they do not say by which alias.
+    opened = [cache for cache in caches.all(initialized_only=True) if _MARK not in vars(cache)]
+    if opened:
+        for alias in caches:
             with guard.contained("measuring a cache"):
-                _measure_cache(caches[alias], alias)
+                if caches[alias] in opened:
+                    _measure_cache(caches[alias], alias)
 
 
 def uninstall() -> None:
