@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import enum
 import functools
 import inspect
 import time
@@ -23,6 +22,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 
 from django_otel.core import errors, guard, names
+from django_otel.core.values import NO_SPANS_KEY, clean_attributes, clean_text, is_ready
 from django_otel.force import force_trace_token as force_trace_token
 
 if TYPE_CHECKING:
@@ -31,93 +31,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-AttributeValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
-
-_NO_SPANS_KEY = otel_context.create_key("django_otel-no-spans")
-#: OTLP carries integers in 64 bits; a larger one would make its whole batch impossible to encode.
-_SMALLEST_INT = -(2**63)
-_LARGEST_INT = 2**63 - 1
 _NANOSECONDS_PER_S = 1_000_000_000
-_READY_TYPES = frozenset({bool, float})
-
-
-# --- attributes ---------------------------------------------------------------
-
-
-def clean_value(value: object) -> AttributeValue | None:
-    """Turn any value into one that every exporter can send; None when there is nothing to send.
-
-    Text, booleans, integers and floats stay what they are, enumeration members
-    become their value, sequences and sets become lists of one type, all else
-    (Decimal, datetime, UUID, lazy text, model instances) becomes text by `str()`.
-    """
-    if value is None:
-        return None
-    if isinstance(value, list | tuple | set | frozenset):
-        return _clean_items([_clean_scalar(item) for item in value if item is not None])
-    return _clean_scalar(value)
-
-
-def clean_attributes(attributes: Mapping[str, object]) -> dict[str, AttributeValue]:
-    """Clean every attribute; those whose value is None are left out."""
-    cleaned = {}
-    for key, value in attributes.items():
-        # One by one: a value that cannot be read does not cost the others.
-        with guard.contained("the cleaning of an attribute"):
-            kept = clean_value(value)
-            if kept is not None:
-                cleaned[_clean_text(key)] = kept
-    return cleaned
-
-
-def _clean_scalar(value: object) -> str | bool | int | float:
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return int(value) if _SMALLEST_INT <= value <= _LARGEST_INT else _clean_text(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value).decode("utf-8", "replace")
-    return _clean_text(value)
-
-
-def _clean_items(items: list[str | bool | int | float]) -> AttributeValue:
-    kinds = {item.__class__ for item in items}
-    if kinds == {int, float}:
-        return [float(item) for item in items]
-    if len(kinds) > 1:
-        # OpenTelemetry's arrays hold one type.
-        return [_clean_text(item) for item in items]
-    return items  # type: ignore[return-value]
-
-
-def _clean_text(value: object) -> str:
-    try:
-        # str.__str__ makes a plain str of a subclass such as SafeString.
-        text = str.__str__(value if isinstance(value, str) else str(value))
-        if not text.isascii():
-            text.encode("utf-8")
-    except UnicodeEncodeError:
-        # A lone surrogate: an exporter could not encode the batch.
-        return text.encode("utf-8", "replace").decode("utf-8")
-    except Exception as error:
-        # A __str__ that raises, for example on a query where none is allowed.
-        guard.report(f"str() of an attribute of type {type(value).__name__}", error)
-        return f"<{type(value).__name__}>"
-    return text
-
-
-def _is_ready(value: object) -> bool:
-    """Whether a value needs no cleaning, so that also samplers may look at it."""
-    kind = value.__class__
-    if kind is str:
-        return value.isascii()  # type: ignore[attr-defined, no-any-return]
-    if kind is int:
-        return _SMALLEST_INT <= value <= _LARGEST_INT  # type: ignore[operator]
-    return kind in _READY_TYPES
 
 
 # --- scopes: something that begins, is current for a while, and ends ------------
@@ -428,13 +342,13 @@ class span(_Scope):  # noqa: N801 (used like a function)
 
 def _start_span(name: object, attributes: Mapping[str, object], start_time_unix_ns: int | None = None) -> trace.Span:
     current = otel_context.get_current()
-    if current.get(_NO_SPANS_KEY):
+    if current.get(NO_SPANS_KEY):
         return trace.NonRecordingSpan(trace.get_current_span(current).get_span_context())
-    ready: dict[str, Any] = {key: value for key, value in attributes.items() if _is_ready(value)}
+    ready: dict[str, Any] = {key: value for key, value in attributes.items() if is_ready(value)}
     from django_otel import runtime
 
     tracer = runtime.tracer()
-    started = tracer.start_span(_clean_text(name) or "span", attributes=ready or None, start_time=start_time_unix_ns)
+    started = tracer.start_span(clean_text(name) or "span", attributes=ready or None, start_time=start_time_unix_ns)
     if len(ready) < len(attributes) and started.is_recording():
         # Only now: text is not made, and no __str__ called, for spans that are not recorded.
         with guard.contained("the attributes of a span"):
@@ -500,7 +414,7 @@ class timed(span):  # noqa: N801 (used like a function)
         from django_otel import runtime
 
         durations = runtime.store.histogram(
-            _clean_text(self._name), "s", "Durations measured by django_otel.timed.", names.SECONDS_HTTP
+            clean_text(self._name), "s", "Durations measured by django_otel.timed.", names.SECONDS_HTTP
         )
         if ids.trace_flags.sampled:
             durations.record(elapsed_s, tags, ids.trace_id, ids.span_id)
@@ -513,7 +427,7 @@ def event(name: str, /, **attributes: Any) -> None:
     """Add an event to the current span, if one is recorded."""
     current = trace.get_current_span()
     if current.is_recording():
-        current.add_event(_clean_text(name), clean_attributes(attributes))
+        current.add_event(clean_text(name), clean_attributes(attributes))
 
 
 @guard.guarded("set_attributes()", None)
@@ -537,13 +451,12 @@ class _Untraced(_Scope):
 
     def _begin(self) -> _Run:
         # Not at the top: both load a part of the SDK or of the instrumentors.
-        from opentelemetry.instrumentation.utils import suppress_instrumentation
-
         from django_otel.core import sampling
+        from django_otel.core.sdk_compat import suppress_instrumentation
 
         with suppress_instrumentation():
             context = otel_context.get_current()
-        return _Run(otel_context.set_value(_NO_SPANS_KEY, True, sampling.untraced(context)))
+        return _Run(otel_context.set_value(NO_SPANS_KEY, True, sampling.untraced(context)))
 
     def _begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Run:
         with guard.contained("untraced on a view"):
@@ -625,11 +538,11 @@ def user_attributes(key: object, policy: str) -> dict[str, str]:
     Source: OpenTelemetry semantic conventions, "User" registry.
     """
     if policy == "id":
-        return {"user.id": _clean_text(key)}
+        return {"user.id": clean_text(key)}
     if policy == "hash":
         from django.utils.crypto import salted_hmac
 
-        return {"user.hash": salted_hmac("django_otel.user", _clean_text(key), algorithm="sha256").hexdigest()}
+        return {"user.hash": salted_hmac("django_otel.user", clean_text(key), algorithm="sha256").hexdigest()}
     return {}
 
 
@@ -652,21 +565,21 @@ def counter(name: str, unit: str = "", description: str = "") -> Counter:
     """
     from django_otel import runtime
 
-    return runtime.store.counter(_clean_text(name), unit, description)
+    return runtime.store.counter(clean_text(name), unit, description)
 
 
 def up_down_counter(name: str, unit: str = "", description: str = "") -> UpDownCounter:
     """The up-down counter of that name: `.add(1)` and `.add(-1)`. Errors: as `counter`."""
     from django_otel import runtime
 
-    return runtime.store.up_down_counter(_clean_text(name), unit, description)
+    return runtime.store.up_down_counter(clean_text(name), unit, description)
 
 
 def gauge(name: str, unit: str = "", description: str = "") -> Gauge:
     """The gauge of that name: `.set(21.5, {"room": "attic"})`. Errors: as `counter`."""
     from django_otel import runtime
 
-    return runtime.store.gauge(_clean_text(name), unit, description)
+    return runtime.store.gauge(clean_text(name), unit, description)
 
 
 def histogram(name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()) -> Histogram:
@@ -678,7 +591,7 @@ def histogram(name: str, unit: str = "", description: str = "", bounds: tuple[fl
     """
     from django_otel import runtime
 
-    return runtime.store.histogram(_clean_text(name), unit, description, tuple(bounds))
+    return runtime.store.histogram(clean_text(name), unit, description, tuple(bounds))
 
 
 def observable_gauge(
@@ -691,7 +604,7 @@ def observable_gauge(
     """
     from django_otel import runtime
 
-    return runtime.store.observable_gauge(_clean_text(name), callback, unit, description)
+    return runtime.store.observable_gauge(clean_text(name), callback, unit, description)
 
 
 # --- where we are -------------------------------------------------------------------

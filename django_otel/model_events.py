@@ -23,8 +23,10 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from django_otel import api, runtime, transactions
+from django_otel import runtime, transactions
 from django_otel.core import guard
+from django_otel.core.records import record
+from django_otel.core.values import NO_SPANS_KEY, clean_value
 from django_otel.signals import business_event
 from django_otel.transactions import ROLLED_BACK, Unit
 
@@ -41,7 +43,7 @@ _NO_ROW: Values = {}
 UNKNOWN = object()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Transition:
     """The events of changes to one column, by the new value."""
 
@@ -51,7 +53,7 @@ class Transition:
     events: Mapping[Any, str]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Spec:
     """A registration made ready for one concrete class."""
 
@@ -607,7 +609,7 @@ def _wait(happened: Happened, tracker: transactions.Tracker) -> None:
 
 def start_span(spec: Spec, name: str, started_unix_ns: int, parent: Context | None) -> trace.Span:
     parent = otel_context.get_current() if parent is None else parent
-    if parent.get(api._NO_SPANS_KEY):
+    if parent.get(NO_SPANS_KEY):
         return trace.NonRecordingSpan(trace.get_current_span(parent).get_span_context())
     return runtime.tracer().start_span(
         name, parent, trace.SpanKind.INTERNAL, {"django.model": spec.label}, start_time=started_unix_ns
@@ -653,7 +655,7 @@ def clean(value: Any) -> Any:
         return duration_iso_string(value)
     if isinstance(value, dict) or (isinstance(value, list | tuple) and any(isinstance(v, dict | list) for v in value)):
         return json.dumps(value, default=str, ensure_ascii=False)
-    return api.clean_value(value)
+    return clean_value(value)
 
 
 # --- counters -------------------------------------------------------------------------------

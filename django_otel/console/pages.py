@@ -20,13 +20,13 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, reverse
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from django_otel import runtime
 from django_otel.console import dashboard as dashboard_parts
 from django_otel.console import text, waterfall
 from django_otel.console.access import PERMISSION, may_view
 from django_otel.core import guard
+from django_otel.core.sdk_compat import suppress_instrumentation
 from django_otel.core.shared import Unusable
 from django_otel.core.store_processor import StoreProcessor
 from django_otel.core.store_reader import StoreReader, TraceFilter, TraceRow, read

@@ -21,6 +21,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Status
 
 from django_otel.core import statements
+from django_otel.core.patterns import lazy_pattern
 
 #: Scopes of the official instrumentors and of whatever follows their naming.
 SCOPE_PREFIX = "opentelemetry.instrumentation."
@@ -45,18 +46,18 @@ _VENDORS = {
     "microsoft.sql_server": "microsoft",
     "other_sql": "",
 }
-_QUOTED_SQL = re.compile(r"SQL\((.*)\)", re.DOTALL)
+_QUOTED_SQL = lazy_pattern(r"SQL\((.*)\)", re.DOTALL)
 #: Redis commands of two words; every other word after the first is a key or a value.
 _CONTAINERS = frozenset(
     {"ACL", "CLIENT", "CLUSTER", "COMMAND", "CONFIG", "DEBUG", "FUNCTION", "LATENCY", "MEMORY", "MODULE", "OBJECT",
      "PUBSUB", "SCRIPT", "SENTINEL", "SLOWLOG", "XGROUP", "XINFO"}
 )  # fmt: skip
-_COMMAND = re.compile(r"[A-Za-z][\w.|-]{0,39}")
+_COMMAND = lazy_pattern(r"[A-Za-z][\w.|-]{0,39}")
 _MAX_REDIS_TEXT = 1000
 #: Redis and its client repeat the caller's arguments in their errors.
-_REDIS_ARGUMENTS = re.compile(r"(with args beginning with: ).*|(Command # \d+ \().*(\) of pipeline)", re.DOTALL)
+_REDIS_ARGUMENTS = lazy_pattern(r"(with args beginning with: ).*|(Command # \d+ \().*(\) of pipeline)", re.DOTALL)
 #: urllib3's errors, which requests passes on, hold the path with its query string.
-_URL_QUERY = re.compile(r"(\burl: [^\s?]*|\bhttps?://[^\s?'\"<>]*)\?[^\s'\"<>)]*")
+_URL_QUERY = lazy_pattern(r"(\burl: [^\s?]*|\bhttps?://[^\s?'\"<>]*)\?[^\s'\"<>)]*")
 
 
 def clean_span(span: ReadableSpan, statement: str = "parameterised", keep_query: bool = False) -> ReadableSpan:

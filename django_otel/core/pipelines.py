@@ -9,7 +9,6 @@ read `OTEL_*` for itself otherwise, and the source shown to the operator be wron
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import threading
 import time
 import uuid
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry.context import Context
+from opentelemetry.sdk import version as sdk_version
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -50,10 +50,20 @@ _DEFAULT_GRPC_ENDPOINT = "http://localhost:4317"
 
 def package_version(distribution: str) -> str:
     """The installed version of a distribution, or ""."""
+    # Here: it brings zipfile, csv and the e-mail package along, and who exports nothing never asks.
+    from importlib import metadata
+
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
         return ""
+
+
+def own_version() -> str:
+    """The version of this package."""
+    import django_otel
+
+    return django_otel.__version__
 
 
 def build_resource(config: Config, clean: Callable[[Mapping[str, Any]], Any] | None = None) -> Resource:
@@ -66,9 +76,9 @@ def build_resource(config: Config, clean: Callable[[Mapping[str, Any]], Any] | N
     attributes: dict[str, Any] = {
         "telemetry.sdk.language": "python",
         "telemetry.sdk.name": "opentelemetry",
-        "telemetry.sdk.version": package_version("opentelemetry-sdk"),
+        "telemetry.sdk.version": sdk_version.__version__,
         "telemetry.distro.name": "django-otel-kit",
-        "telemetry.distro.version": package_version("django-otel-kit"),
+        "telemetry.distro.version": own_version(),
     }
     attributes.update(config.resource)
     attributes["service.name"] = config.service_name or "django"
@@ -698,7 +708,9 @@ def build_propagators(config: Config) -> tuple[TextMapPropagator, ...]:
         elif name == "baggage":
             parts.append(BaggagePropagator(config.propagation.baggage_keys))
         elif name != "none":
-            found = list(importlib.metadata.entry_points(group="opentelemetry_propagator", name=name))
+            from importlib.metadata import entry_points
+
+            found = list(entry_points(group="opentelemetry_propagator", name=name))
             if not found:
                 package = f"opentelemetry-propagator-{name.removesuffix('multi')}"
                 raise _missing_package(name, package, package)

@@ -20,11 +20,12 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from django_otel.core.policy import Policy
+from django_otel.core.records import record
 from django_otel.core.shared import Lease, Unusable, living_slots, make_folder, open_file
 
 try:
@@ -40,7 +41,7 @@ _LOCK_TIMEOUT_S = 1.0
 FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reading:
     """What a reading of the database gave.
 

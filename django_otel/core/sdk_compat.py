@@ -6,27 +6,30 @@ version lacks it, so that a new SDK breaks one file and one test.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 import threading
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry import metrics, trace
 from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.context import _RUNTIME_CONTEXT, _SUPPRESS_INSTRUMENTATION_KEY, Context
+from opentelemetry.context import _RUNTIME_CONTEXT, _SUPPRESS_INSTRUMENTATION_KEY, Context, set_value
 from opentelemetry.context import attach as _attach
 from opentelemetry.context import detach as _detach
 from opentelemetry.context import get_current as _get_current
 from opentelemetry.sdk import trace as sdk_trace
-from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 from opentelemetry.trace.propagation import _SPAN_KEY
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import MeterProvider
 
 #: Marks a context in which nothing may be instrumented.
 SUPPRESS_INSTRUMENTATION_KEY = _SUPPRESS_INSTRUMENTATION_KEY
@@ -34,6 +37,18 @@ SUPPRESS_INSTRUMENTATION_KEY = _SUPPRESS_INSTRUMENTATION_KEY
 LOG_EXPORTER_MODULE = "_log_exporter"
 #: What the official DjangoInstrumentor puts into `settings.MIDDLEWARE`.
 DJANGO_MIDDLEWARE = "opentelemetry.instrumentation.django.middleware.otel_middleware._DjangoMiddleware"
+
+
+@contextlib.contextmanager
+def suppress_instrumentation() -> Iterator[None]:
+    """What `opentelemetry.instrumentation.utils` has under this name, without importing all of `wrapt` with it."""
+    # The second key is for older instrumentors.
+    context = set_value("suppress_instrumentation", True, set_value(SUPPRESS_INSTRUMENTATION_KEY, True))
+    token = _attach(context)
+    try:
+        yield
+    finally:
+        _detach(token)
 
 
 def is_placeholder(provider: object) -> bool:

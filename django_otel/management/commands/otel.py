@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandParser
 from django.http import HttpRequest
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from django_otel import conf, doctor, live, runtime, sampling_command, views
 from django_otel.core import discovery, groups, names
@@ -27,6 +26,7 @@ from django_otel.core import serve as serving
 from django_otel.core.config import SECRET_KEYS, Config, ConfigError
 from django_otel.core.families import Family
 from django_otel.core.scrub import REDACTED, Scrubber
+from django_otel.core.sdk_compat import suppress_instrumentation
 from django_otel.core.serve import Unavailable
 
 OK = 0
