@@ -90,6 +90,11 @@ def _counter() -> Counter:
     return Counter()
 
 
+def is_counted() -> bool:
+    """Whether this process was started by `command()` with `environment()`."""
+    return _FOLDER in os.environ
+
+
 def count(function: Callable[[], object]) -> int:
     """Instructions of one call of `function`, of all threads meanwhile, known at once.
 
@@ -98,7 +103,7 @@ def count(function: Callable[[], object]) -> int:
 
     Errors: `RuntimeError` in a process that was not started by `command()` with `environment()`.
     """
-    if _FOLDER not in os.environ:
+    if not is_counted():
         raise RuntimeError("Instructions can only be counted in a process started by callgrind.command().")
     counter = _counter()
     counter.start()

@@ -32,6 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import callgrind, publication
+from benchmarks.peers.subjects import stop_clocks
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What grows, and through which values; all else stays at the first value of its row.
@@ -104,6 +105,8 @@ class Process:
 
         django_settings.configure(**settings)
         django.setup()
+        if spec["instrumented"] and callgrind.is_counted():
+            stop_clocks()
         from django.core.wsgi import get_wsgi_application
 
         self._application = get_wsgi_application()

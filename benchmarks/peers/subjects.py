@@ -62,6 +62,14 @@ class Subject:
 # --- django_otel. ---
 
 
+def stop_clocks() -> None:
+    """Let our threads that work by the clock sleep; before the first request, which starts them."""
+    from django_otel import live
+    from django_otel.core import sharing
+
+    live._TICK_S = sharing._TICK_S = _DELAY_S
+
+
 class DjangoOtel(Subject):
     def before_setup(self, settings: dict[str, Any]) -> None:
         sampling: dict[str, Any] = {"RATIO": self.variant.ratio}
@@ -88,10 +96,7 @@ class DjangoOtel(Subject):
         }
 
     def stop_clocks(self) -> None:
-        from django_otel import live
-        from django_otel.core import sharing
-
-        live._TICK_S = sharing._TICK_S = _DELAY_S
+        stop_clocks()
 
     def flush(self) -> None:
         from django_otel import runtime
