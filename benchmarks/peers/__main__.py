@@ -299,7 +299,8 @@ def main(arguments: list[str] | None = None) -> int:
     (options.output / "performance.svg").write_text(drawing)
     (options.output / "performance.md").write_text(text + "\n")
     if options.publish:
-        publication.publish("peers", report.summary(run.results), text)
+        image = "![Thousand instructions that each way to observe a request adds](images/performance.svg)"
+        publication.publish("peers", report.summary(run.results), f"{image}\n\n{text}")
         (publication.ROOT / "docs" / "images" / "performance.svg").write_text(drawing)
     say(f"written to {options.output}")
     return 1 if run.results["errors"] else 0
