@@ -227,6 +227,7 @@ def test_two_who_save_at_once_leave_every_process_with_what_the_database_has(hos
         host.wait_for(2, ratio=ratio, version=version)
 
 
+@pytest.mark.xfail(reason="Issue 5, open: now and then nobody takes the office over within 20 s", strict=False)
 def test_the_next_takes_the_office_over_when_the_one_that_asks_is_killed(host):
     """Changes that only the database shows (plain SQL, another host) are still seen."""
     with host.serve(REFRESH_S=0.5) as server:
