@@ -571,6 +571,29 @@ def test_the_dashboard_agrees_with_the_scrape(console, page, client, configure):
     assert compare() == before + 7
 
 
+def test_the_cache_hit_share_is_that_of_the_counted_reads(console, page, client, configure):
+    """Nothing read says so; then every read counts, whether it is in a sample already or not."""
+    from django.core.cache import cache
+
+    configure(CONSOLE={"ENABLED": True})
+    runtime.store.clear()
+    console._collect = runtime.collect
+
+    def shown():
+        text = page(DASHBOARD, minutes=5).content.decode()
+        return re.search(r"Cache hit share in the last 5 minutes: ([\d.]+)", text)
+
+    assert shown() is None
+    cache.set("known", 1)
+    for key in ("known", "known", "known", "unknown"):
+        cache.get(key)
+    assert shown()[1] == "75"
+    assert console.sample()
+    assert console.force_flush()
+    cache.get_many(["known", "unknown"])
+    assert shown()[1] in ("67", "66.7")
+
+
 def test_a_route_shows_its_figures_and_traces_failed_ones_first(console, page):
     def build(tracer):
         with request_span(tracer, route="/pay/", status=500):
