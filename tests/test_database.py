@@ -472,7 +472,7 @@ def test_an_exception_that_is_no_error_passes_and_leaves_nothing_current(otel_sp
     assert stopped.attributes["error.type"] == "KeyboardInterrupt"
 
 
-@pytest.mark.parametrize("broken", ["parameterise", "observation", "are_ready"])
+@pytest.mark.parametrize("broken", ["parameterise", "with_span", "are_ready"])
 def test_a_fault_of_ours_never_reaches_the_query(broken, monkeypatch, caplog):
     """It is logged once and counted; the query gives its result."""
 

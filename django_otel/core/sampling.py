@@ -76,7 +76,7 @@ class Verdict:
     held back until it is known how it ends (`core.tail`).
     """
 
-    __slots__ = ("_open_series", "_series", "attributes", "is_recording", "is_sampled", "reason", "result", "rule")
+    __slots__ = ("_open_series", "attributes", "is_recording", "is_sampled", "opened", "reason", "result", "rule")
 
     def __init__(
         self,
@@ -106,7 +106,8 @@ class Verdict:
         else:
             self.result = SamplingResult(Decision.RECORD_AND_SAMPLE, attributes) if attributes else _RECORD
         self._open_series = open_series
-        self._series: _Series | None = None
+        #: `series()`, once somebody has asked for it.
+        self.opened: Any = None
 
     def count(self) -> None:
         """Count one trace decided like this."""
@@ -116,9 +117,9 @@ class Verdict:
 
     def series(self) -> Any:
         """The counter's series of traces decided like this; None when they are not counted."""
-        series = self._series
+        series = self.opened
         if series is None and self._open_series is not None:
-            series = self._series = self._open_series(
+            series = self.opened = self._open_series(
                 self.rule, "recorded" if self.is_sampled else "dropped", self.reason
             )
         return series

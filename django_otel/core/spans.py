@@ -80,7 +80,7 @@ class Shared:
 # --- Attributes. ---
 
 
-def _clean(attributes: Mapping[str, Any], longest: int | None) -> tuple[Mapping[str, Any], int]:
+def _clean(attributes: Mapping[str, Any], longest: int | None, most: int | None) -> tuple[Mapping[str, Any], int]:
     """The attributes with every value as OpenTelemetry has it, and how many were dropped.
 
     Nearly all are plain already, which their exact types tell at a fifth of the
@@ -99,14 +99,15 @@ def _clean(attributes: Mapping[str, Any], longest: int | None) -> tuple[Mapping[
                 break
         else:
             return attributes, 0
-    bounded = BoundedAttributes(None, attributes, False, longest)
+    # With a limit of none the SDK does not even look at them.
+    bounded = BoundedAttributes(None if most else most, attributes, False, longest)
     return dict(bounded), bounded.dropped
 
 
 def are_ready(attributes: Mapping[str, Any], limits: SpanLimits) -> bool:
     """Whether a span would keep these attributes just as they are; then it need not look at them again."""
     longest, most = limits.max_span_attribute_length, limits.max_span_attributes
-    return (most is None or len(attributes) <= most) and _clean(attributes, longest)[0] is attributes
+    return (most is None or len(attributes) <= most) and _clean(attributes, longest, most)[0] is attributes
 
 
 def _store(kept: dict[str, Any], cleaned: Mapping[str, Any], most: int | None) -> int:
@@ -201,21 +202,23 @@ class RecordedSpan(SdkSpan):
             cleaned = {key: value}
         else:
             # Not by the constructor, which treats a key that is no text in another way.
-            bounded = BoundedAttributes(None, None, False, longest)
+            most = limits.max_span_attributes
+            bounded = BoundedAttributes(None if most else most, None, False, longest)
             bounded[key] = value
             cleaned, dropped = dict(bounded), bounded.dropped
         self._add(cleaned, dropped, "Setting attribute on ended span.")
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
-        cleaned, dropped = _clean(attributes, self._limits.max_span_attribute_length)
+        limits = self._limits
+        cleaned, dropped = _clean(attributes, limits.max_span_attribute_length, limits.max_span_attributes)
         self._add(cleaned, dropped, "Setting attribute on ended span.")
 
     def complete(self, name: str, attributes: Mapping[str, Any], *, are_clean: bool = False) -> None:
         """Rename the span and set attributes, as `update_name` and `set_attributes` do, under the lock taken once."""
+        most = self._limits.max_span_attributes
         cleaned, dropped = attributes, 0
         if not are_clean:
-            cleaned, dropped = _clean(attributes, self._limits.max_span_attribute_length)
-        most = self._limits.max_span_attributes
+            cleaned, dropped = _clean(attributes, self._limits.max_span_attribute_length, most)
         full = 0
         # Not `with`, which looks up two special methods each time (1 kI).
         lock = self._lock
@@ -642,8 +645,8 @@ class Tracer(trace.Tracer):
         if are_ready:
             span._attributes = attributes.copy()  # type: ignore[union-attr]
         elif attributes:
-            cleaned, dropped = _clean(attributes, limits.max_span_attribute_length)
             most = limits.max_span_attributes
+            cleaned, dropped = _clean(attributes, limits.max_span_attribute_length, most)
             if most is None or len(cleaned) <= most:
                 span._attributes = dict(cleaned)
                 if dropped:

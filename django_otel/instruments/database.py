@@ -39,6 +39,7 @@ from django_otel.core import guard, observation
 from django_otel.core.cells import Counter, Histogram, HistogramSeries
 from django_otel.core.config import Config
 from django_otel.core.errors import type_name
+from django_otel.core.observation import REQUEST_KEY
 from django_otel.core.response_headers import Notes
 from django_otel.core.sdk_compat import (
     SPAN_KEY,
@@ -138,15 +139,15 @@ class QueryWrapper:
         settings = _settings
         outer = get_current()
         parent = outer.get(SPAN_KEY)
+        request: Any = outer.get(REQUEST_KEY)
         if settings is None or (
-            # A context with a span and nothing else, as within most requests, cannot hold these.
-            (parent is None or len(outer) > 1)
+            # A context with these two and nothing else, as within most requests, cannot hold others.
+            (parent is None or request is None or len(outer) > 2)
             and (outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY))
         ):
             return execute(sql, params, many, context)
         query = span = token = None
         try:
-            request = observation.current()
             if request is not None:
                 request.queries += 1
             if settings is not self._settings:
