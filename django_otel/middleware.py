@@ -32,6 +32,7 @@ _observer_generation = -1
 #: Both are made once and stay.
 _runtime = runtime.current()
 _store = runtime.store
+_MAX_CLASSES = 1000
 
 
 def get_observer() -> Observer | None:
@@ -88,20 +89,6 @@ def _build_user_attributes(mode: str) -> Callable[[HttpRequest], Mapping[str, An
     return attributes
 
 
-def _begin(request: HttpRequest) -> Observation | None:
-    # What guard.guarded() does, without a call that packs and unpacks arguments (1 kI).
-    try:
-        observer = _observer if _runtime.generation == _observer_generation else get_observer()
-        if observer is None:
-            return None
-        if not _store.joined:
-            runtime.join()
-        return observer.begin(request)
-    except Exception as fault:
-        guard.report("beginning a request", fault)
-        return None
-
-
 @guard.guarded("shielding an excluded request", None)
 def _shield(request: HttpRequest) -> Any:
     """For an excluded request: queries and calls inside it must not become traces of their own."""
@@ -119,36 +106,56 @@ def _unshield(token: Any) -> None:
 def _abort(observation: Observation, error: BaseException) -> None:
     """`get_response` raised: put everything back and end the measurement."""
     observation.detach()
-    observation.observer.finish(observation, None, error=error)
+    observation.observer.finish(observation, None, None, error)
 
 
 def _respond(observation: Observation, response: HttpResponseBase) -> HttpResponseBase:
     """`get_response` returned: end the measurement now, or with the last byte of a streaming response."""
+    observer = observation.observer
+    size_bytes: int | None = None
     try:
-        if observation.force_token:
-            force.remember(observation.request, response, observation.force_token)
-            observation.no_store = True
-        if observation.no_store:
-            patch_cache_control(response, private=True, no_store=True)
-        if observation.observer.set_headers is not None:
-            observation.observer.set_headers(observation, response)
-        if response.streaming:
+        if observation.no_store or observer.set_headers is not None:
+            _add_headers(observation, response)
+        if _are_whole.get(type(response)) or _is_whole(type(response)):
+            # The content's parts, which `content` would join.
+            chunks: list[bytes] = response._container  # type: ignore[attr-defined]
+            size_bytes = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
+            if observation.kind.method == "HEAD":
+                size_bytes = 0
+        elif response.streaming:
             _follow_stream(observation, response)
             return response
-        if observation.request.method == "HEAD":
-            size_bytes: int | None = 0
-        elif isinstance(response, HttpResponse):
-            # One call, where walking through it is four.
-            size_bytes = len(response.content)
         else:
             size_bytes = sum(map(len, response))
     except Exception as fault:
         guard.report("measuring a response", fault)
-        size_bytes = None
     finally:
         observation.detach()
-    observation.observer.finish(observation, response, response_size_bytes=size_bytes)
+    observer.finish(observation, response, size_bytes)
     return response
+
+
+#: By class of response, whether it is all there in the parts that `HttpResponse` keeps.
+_are_whole: dict[type, bool] = {}
+
+
+def _is_whole(kind: type[HttpResponseBase]) -> bool:
+    if kind in _are_whole:
+        return False
+    found = issubclass(kind, HttpResponse) and kind.__iter__ is HttpResponse.__iter__ and not kind.streaming
+    # Bounded: a project could make classes as it goes.
+    if len(_are_whole) < _MAX_CLASSES:
+        _are_whole[kind] = found
+    return found
+
+
+def _add_headers(observation: Observation, response: HttpResponseBase) -> None:
+    if observation.force_token:
+        force.remember(observation.request, response, observation.force_token)
+    if observation.no_store:
+        patch_cache_control(response, private=True, no_store=True)
+    if observation.observer.set_headers is not None:
+        observation.observer.set_headers(observation, response)
 
 
 def _follow_stream(observation: Observation, response: Any) -> None:
@@ -209,7 +216,7 @@ class _SyncStream:
             observation.exception = observation.exception or error
         # The response holds this stream: let go of it.
         response, self._response = self._response, None
-        observation.observer.finish(observation, response, response_size_bytes=self._size_bytes, error=error)
+        observation.observer.finish(observation, response, self._size_bytes, error)
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -269,7 +276,7 @@ class _AsyncStream:
     def _finish(self, error: BaseException | None = None) -> None:
         observation = self._observation
         response, self._response = self._response, None
-        observation.observer.finish(observation, response, response_size_bytes=self._size_bytes, error=error)
+        observation.observer.finish(observation, response, self._size_bytes, error)
 
 
 class OTelMiddleware:
@@ -290,7 +297,8 @@ class OTelMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self._is_async:
             return self.__acall__(request)
-        observation = _begin(request)
+        observer = _observer if _runtime.generation == _observer_generation else get_observer()
+        observation = observer.begin(request) if observer is not None else None
         if observation is None:
             token = _shield(request)
             try:
@@ -306,7 +314,8 @@ class OTelMiddleware:
         return _respond(observation, response)
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
-        observation = _begin(request)
+        observer = _observer if _runtime.generation == _observer_generation else get_observer()
+        observation = observer.begin(request) if observer is not None else None
         if observation is None:
             token = _shield(request)
             try:

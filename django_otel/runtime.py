@@ -261,6 +261,8 @@ def _start(config: Config) -> None:
     store.on_measurement = join
     store.joined = False
     runtime.sampler.on_first = join
+    # Once more: what another thread has built meanwhile may hold parts of what was.
+    runtime.generation += 1
     runtime.started = True
 
 

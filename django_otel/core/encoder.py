@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from django_otel.core import guard
 from django_otel.core.sdk_compat import CONTEXT_TUPLE, SpanParts, read_span
+from django_otel.core.spans import RecordedSpan, to_readable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -175,14 +176,14 @@ class SpanEncoder:
         scope: Any = None
         for span in spans:
             try:
-                parts = read_span(span)
+                parts = span.parts() if type(span) is RecordedSpan else read_span(span)
                 if group is None or parts[0] is not resource or parts[1] is not scope:
                     resource, scope, *_ = parts
                     group = groups.find(resource, scope)
                     if group.is_prepared is None:
                         group.is_prepared = self._prepare is not None and self._is_prepared(scope)
                 if group.is_prepared:
-                    parts = read_span(self._prepare(span))  # type: ignore[misc]
+                    parts = read_span(self._prepare(to_readable(span)))  # type: ignore[misc]
                 body = self._span(parts)
             except Exception as error:
                 self.spans_lost += 1

@@ -27,8 +27,9 @@ from django_otel.core.deferred import DeferredSpan
 from django_otel.core.errors import record_exception, type_name
 from django_otel.core.propagation import META_GETTER
 from django_otel.core.response_headers import Notes
-from django_otel.core.sampling import Branch, InForce, LiveSampler, with_branch
-from django_otel.core.sdk_compat import SPAN_KEY, attach, detach, get_current
+from django_otel.core.sampling import InForce, LiveSampler, with_branch
+from django_otel.core.sdk_compat import SPAN_KEY, attach, get_current
+from django_otel.core.sdk_compat import detach_or_raise as detach
 from django_otel.core.spans import DroppedSpan, RecordedSpan, Tracer
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class SpanBudget:
 class _Kind:
     """What all requests of one method, scheme and protocol version share; looked up once per request."""
 
-    __slots__ = ("active", "attributes", "handles", "method", "name", "protocol", "scheme")
+    __slots__ = ("active", "attributes", "hosts", "method", "name", "protocol", "routes", "scheme")
 
     def __init__(self, method: str, scheme: str, protocol: str, active: Series) -> None:
         self.method = method
@@ -108,48 +109,51 @@ class _Kind:
         self.attributes: dict[str, Any] = {"http.request.method": method, "url.scheme": scheme}
         if protocol:
             self.attributes["network.protocol.version"] = protocol
+        #: The same with the server's name and port, by Host header.
+        self.hosts: dict[str | None, dict[str, Any]] = {}
         #: The name of a span whose route is not known.
         self.name = "HTTP" if method == "_OTHER" else method
-        #: By raw route and status, of requests without an error: what all others are looked up by in `Observer`.
-        self.handles: dict[tuple[str | None, int], _Handles] = {}
+        #: By raw route, of requests without an error: the handles of the status it last answered with. All are in
+        #: `Observer`.
+        self.routes: dict[str | None, _Handles] = {}
 
 
 class Observation:
-    """One request under way. `queries` is counted up by the database layer."""
+    """One request under way, filled in by `Observer.begin`. `queries` is counted up by the database layer."""
 
-    # No defaults in the class: with them the interpreter looks a name up twice, for 200 instructions each time.
+    # No __init__, whose call costs 1 kI, and no defaults in the class: with them the interpreter looks a name up twice,
+    # for 200 instructions each time.
     __slots__ = (
-        "_context_token", "decisions", "exception", "force_token", "is_active", "is_discarded",
-        "is_finished", "is_joined", "is_span_discarded", "kind", "no_store", "notes", "observer", "queries", "request",
-        "span", "spans", "started_s",
+        "context_token", "decisions", "exception", "force_token", "is_active", "is_discarded", "is_finished",
+        "is_joined", "is_span_discarded", "kind", "no_store", "notes", "observer", "queries", "request", "span",
+        "spans", "started_s",
     )  # fmt: skip
-
-    def __init__(self, observer: Observer, request: Any, kind: _Kind) -> None:
-        self.observer = observer
-        self.request = request
-        self.kind = kind
-        self.span: trace.Span = trace.INVALID_SPAN
-        self.started_s = 0.0
-        self.queries = 0
-        #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
-        self.spans = 1
-        self.exception: BaseException | None = None
-        #: Whether it counts among the active requests.
-        self.is_active = True
-        #: Whether the span belongs to another tool, which ends it.
-        self.is_joined = False
-        self.is_discarded = False
-        self.is_span_discarded = False
-        self.is_finished = False
-        #: Whether the page shows trace ids and so must not be cached.
-        self.no_store = False
-        #: What makes the browser's further requests be traced as well.
-        self.force_token = ""
-        #: What is noted for the response's headers and the stored trace, when somebody wants it.
-        self.notes: Notes | None = None
-        #: The counter's series of how it was decided, where that is counted with all else at the end of the request.
-        self.decisions: Series | None = None
-        self._context_token: Any = None
+    observer: Observer
+    request: Any
+    kind: _Kind
+    span: trace.Span
+    started_s: float
+    queries: int
+    #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
+    spans: int
+    exception: BaseException | None
+    #: Whether it counts among the active requests.
+    is_active: bool
+    #: Whether the span belongs to another tool, which ends it.
+    is_joined: bool
+    is_discarded: bool
+    is_span_discarded: bool
+    is_finished: bool
+    #: Whether the page shows trace ids, or sets a cookie for them, and so must not be cached.
+    no_store: bool
+    #: What makes the browser's further requests be traced as well.
+    force_token: str
+    #: What is noted for the response's headers and the stored trace, when somebody wants it.
+    notes: Notes | None
+    #: The counter's series of how it was decided, where that is counted with all else at the end of the request.
+    decisions: Series | None
+    #: Puts back what was current before; None where nothing is to be put back.
+    context_token: Any
 
     @property
     def method(self) -> str:
@@ -169,20 +173,28 @@ class Observation:
         """Make the request current, with the span and all else of `context`."""
         if context.get(REQUEST_KEY) is not self:
             context = Context({**context, REQUEST_KEY: self})
-        self._context_token = attach(context)
+        self.context_token = attach(context)
 
     def detach(self) -> None:
         """Put back what was current before; only where `attach` was called."""
-        token = self._context_token
+        token = self.context_token
         if token is not None:
-            self._context_token = None
-            detach(token)
+            self.context_token = None
+            try:
+                detach(token)
+            except ValueError:
+                # Ended in another context than it began in (an abandoned coroutine): nothing of ours is current there.
+                pass
 
 
 class _Handles(RequestSeries):
     """The series of one (method, route, status, ...), looked up once, and what is told of them."""
 
-    __slots__ = ("label", "route", "span_name")
+    __slots__ = ("attributes", "label", "route", "span_name", "status", "view")
+    status: int
+    #: The view that answered last, and what its spans end with.
+    view: Any
+    attributes: dict[str, Any]
     #: The route as a metric's label, as a span's attribute ("" for none), and in the span's name.
     label: str
     route: str
@@ -226,7 +238,11 @@ class Observer:
         #: Gives the valid token of a request that is to be traced whatever the ratio; None where that is off.
         self._find_force_token = find_force_token
         #: None where another tool's provider decides.
-        self._sampler = sampler
+        self._sampler: Any = sampler
+        found = tracer()
+        #: Where the request path may start spans by itself: our own tracer under our own sampler, and no links that
+        #: force a trace. An observer is built anew when one of them changes.
+        self._own_tracer = found if type(found) is Tracer and sampler is not None and find_force_token is None else None
         self._secure_header = secure_header
         self._forwarded_host = forwarded_host
         self._scrub_url = scrub_url
@@ -242,7 +258,15 @@ class Observer:
         self._exemplars = config.metrics.exemplars
         self._trust = config.propagation.trust_inbound
         #: META keys of the propagation formats: without any of them there is nothing to extract.
-        self._inbound_keys = frozenset("HTTP_" + name.upper().replace("-", "_") for name in propagator.fields)
+        self._inbound_keys = frozenset(
+            "HTTP_" + name.upper().replace("-", "_")
+            # Of no use alone. Source: W3C Trace Context, "Tracestate Header".
+            for name in set(propagator.fields) - {"tracestate"}
+        )
+        # The two of the default by themselves, for a loop over them costs twice as much (0.5 kI).
+        first, second, *others = [*sorted(self._inbound_keys, reverse=True), "", ""]
+        self._inbound_key, self._inbound_key_too = first, second
+        self._inbound_keys_left = tuple(filter(None, others))
         limits = config.traces.limits
         is_plain = not (self._records_query or self._records_client or self._request_headers or self._response_headers)
         #: The longest path that needs no cutting; -1 when other values may, which are kept below `_MAX_TEXT` otherwise.
@@ -261,8 +285,7 @@ class Observer:
         self._queries: Any = store.catalogued("django.request.queries")
         self._exceptions: Any = store.catalogued("django.request.exceptions")
         self._kinds: dict[tuple[str, Any, Any], _Kind] = {}
-        self._last_kind: tuple[Any, Any, Any, _Kind] | None = None
-        self._hosts: dict[str, dict[str, Any]] = {}
+        self._last_kind: tuple[Any, Any, Any, Any] = (None, None, None, None)
         self._handles: dict[tuple[Any, ...], _Handles] = {}
         self._limit = config.metrics.cardinality_limit
         self._counts_queries = config.database.spans or config.database.metrics
@@ -270,39 +293,64 @@ class Observer:
     # --- Begin. ---
 
     def begin(self, request: Any) -> Observation | None:
-        """Start measuring `request`, which has `META`, `method`, `path` and `path_info`; None when it is excluded."""
-        path = request.path_info
-        if path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None):
-            # What happens inside has no spans either, see `is_excluded`.
-            return None
-        context = get_current()
-        if context:
-            outer = context.get(REQUEST_KEY)
-            if outer is not None and outer is request.__dict__.get("_django_otel"):
+        """Start measuring `request`, which has `META`, `method`, `path` and `path_info`; None when it is excluded.
+
+        Never raises an `Exception`: it is reported, and the request goes unmeasured.
+        """
+        try:
+            path = request.path_info
+            if path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None):
+                # What happens inside has no spans either, see `is_excluded`.
+                return None
+            context = get_current()
+            if context and _is_inside(context, request):
                 # The middleware stands in the list twice: the first one measures.
                 return None
-        meta = request.META
-        kind = self._find_kind(request, meta)
-        observation = Observation(self, request, kind)
-        request._django_otel = observation
-        if self._takes_notes:
-            observation.notes = Notes()
-        if self._makes_spans:
-            context = self._start_span(context, observation, request, meta)
-        else:
-            self._join_span(context, observation)
-        parts: dict[str, Any] = {SPAN_KEY: observation.span, REQUEST_KEY: observation}
-        observation._context_token = attach(Context({**context, **parts} if context else parts))
-        # From here on it is measured, and `finish` comes.
-        kind.active.add(1.0)
-        observation.started_s = perf_counter()
-        return observation
+            if not self._store.joined:
+                self._store.wake()
+            meta = request.META
+            scheme, protocol = meta.get("wsgi.url_scheme"), meta.get("SERVER_PROTOCOL")
+            if scheme is None or self._secure_header is not None:
+                scheme, protocol = self._read_scheme(request, meta)
+            # Mostly the same as before, which is seen in half the time of a look-up (1 kI less). Read and replaced
+            # whole, so that threads need no lock for it.
+            method, known = request.method, self._last_kind
+            if known[0] == method and known[1] == scheme and known[2] == protocol:
+                kind: _Kind = known[3]
+            else:
+                kind = self._find_kind(method, scheme, protocol)
+            observation = Observation()
+            observation.observer = self
+            observation.request = request
+            observation.kind = kind
+            observation.queries = 0
+            observation.spans = 1
+            observation.exception = observation.notes = observation.decisions = None
+            observation.is_joined = observation.is_discarded = observation.is_span_discarded = False
+            observation.is_finished = observation.no_store = False
+            observation.is_active = True
+            observation.force_token = ""
+            if self._takes_notes:
+                observation.notes = Notes()
+            if self._makes_spans:
+                context = self._start_span(context, observation, request, meta)
+            else:
+                self._join_span(context, observation)
+            request._django_otel = observation
+            parts: dict[str, Any] = {SPAN_KEY: observation.span, REQUEST_KEY: observation}
+            context_token = attach(Context({**context, **parts} if context else parts))
+            # From here on it is measured, and `finish` comes.
+            observation.context_token = context_token
+            kind.active.add(1.0)
+            observation.started_s = perf_counter()
+            return observation
+        except Exception as fault:
+            guard.report("beginning a request", fault)
+            return None
 
-    def _find_kind(self, request: Any, meta: Mapping[str, Any]) -> _Kind:
-        method = request.method
-        if method not in METHODS:
-            method = "_OTHER"
-        scope = request.__dict__.get("scope")
+    def _read_scheme(self, request: Any, meta: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Scheme and protocol under ASGI, and where a proxy tells the scheme."""
+        scope = getattr(request, "scope", None)
         if scope is None:
             scheme, protocol = meta.get("wsgi.url_scheme"), meta.get("SERVER_PROTOCOL")
         else:
@@ -312,12 +360,10 @@ class Observer:
             if value is not None:
                 # As django.http.HttpRequest.scheme reads it.
                 scheme = "https" if value.split(",", 1)[0].strip() == self._secure_header[1] else "http"
-        # Mostly the same as before, which is seen in half the time of a look-up (1 kI less). Read and replaced whole,
-        # so that threads need no lock for it.
-        last = self._last_kind
-        if last is not None and last[0] == method and last[1] == scheme and last[2] == protocol:
-            return last[3]
-        key = (method, scheme, protocol)
+        return scheme, protocol
+
+    def _find_kind(self, method: str, scheme: Any, protocol: Any) -> _Kind:
+        key = (method if method in METHODS else "_OTHER", scheme, protocol)
         kind = self._kinds.get(key) or self._make_kind(key)
         self._last_kind = (method, scheme, protocol, kind)
         return kind
@@ -342,46 +388,46 @@ class Observer:
 
         Here the usual case: nothing is current yet, no service has called us, and a ratio or a path decides.
         """
-        kind = observation.kind
-        tracer = self._tracer()
-        sampler = self._sampler
+        tracer, sampler = self._own_tracer, self._sampler
+        if context or tracer is None or tracer.shared.is_plain or sampler.on_first is not None:
+            return self._start_span_below(context, observation, request, meta)
         if (
-            context
-            or type(tracer) is not Tracer
-            or tracer.shared.is_plain
-            or sampler is None
-            or sampler.on_first is not None
-            or self._find_force_token is not None
-            or not meta.keys().isdisjoint(self._inbound_keys)
+            self._inbound_key in meta
+            or self._inbound_key_too in meta
+            or (self._inbound_keys_left and not meta.keys().isdisjoint(self._inbound_keys_left))
         ):
             return self._start_span_below(context, observation, request, meta)
-        policy = sampler.in_force
-        if policy.is_simple:
-            branch: Branch | None = policy.branch_by_default
-        else:
-            policy = sampler.policy
-            branch = policy.branch(kind.method, request.path_info)
-        if branch is None:
-            # It depends on the route, which Django has yet to find.
-            return self._start_span_below(context, observation, request, meta)
+        policy: InForce = sampler.in_force
         # The decision needs half of a trace id; the other ids, and attributes, only what is recorded.
-        low_bits = tracer.shared.ids.bits(64)
+        low_bits = None
         if policy.is_simple:
             # As decide() does, where there is nothing else to see to: half of what deciding costs (1.5 kI).
-            verdict = branch.recorded if low_bits < branch.bound else branch.dropped
+            branch = policy.branch_by_default
+            if branch.is_never:
+                verdict = branch.dropped
+            else:
+                low_bits = tracer.shared.ids.bits(64)
+                verdict = branch.recorded if low_bits < branch.bound else branch.dropped
         else:
-            verdict = policy.decide(low_bits, None, branch)
+            policy = sampler.policy
+            chosen = policy.branch(observation.kind.method, request.path_info)
+            if chosen is None:
+                # It depends on the route, which Django has yet to find.
+                return self._start_span_below(context, observation, request, meta)
+            low_bits = tracer.shared.ids.bits(64)
+            verdict = policy.decide(low_bits, None, chosen)
         observation.decisions = verdict.opened or verdict.series()
-        if verdict.is_recording:
+        if low_bits is not None and verdict.is_recording:
             attributes = self._start_attributes(observation, request, meta)
             if verdict.attributes:
                 attributes.update(verdict.attributes)
             observation.span = tracer.record_root(
-                kind.name, context, SpanKind.SERVER, low_bits, verdict.is_sampled, attributes,
+                observation.kind.name, context, SpanKind.SERVER, low_bits, verdict.is_sampled, attributes,
                 are_ready=len(request.path) <= self._longest_path,
             )  # fmt: skip
         else:
-            observation.span = tracer.drop_root(low_bits)
+            observation.span = dropped = DroppedSpan()
+            dropped._shared, dropped._low_bits, dropped._parent = tracer.shared, low_bits, None
         return context
 
     def _start_span_below(
@@ -413,6 +459,7 @@ class Observer:
         token = self._find_force_token(meta) if self._find_force_token is not None and policy is not None else None
         if token is not None and policy is not None:
             observation.force_token = token
+            observation.no_store = True
             span = self._open_span(observation, request, context, links, with_branch(policy.forced, context))
         elif policy is None or has_parent or not policy.has_rules:
             span = self._open_span(observation, request, context, links, context)
@@ -475,16 +522,20 @@ class Observer:
         return any(mapped in network for network in self._trust)
 
     def _start_attributes(self, observation: Observation, request: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
-        attributes = observation.kind.attributes.copy()
-        attributes["url.path"] = request.path
-        if observation.kind.method == "_OTHER":
-            attributes["http.request.method_original"] = str(request.method)[:_MAX_TEXT]
+        kind = observation.kind
         # Read raw: get_host() raises on a bad Host, and that is the application's to decide.
         host = (meta.get("HTTP_X_FORWARDED_HOST") if self._forwarded_host else None) or meta.get("HTTP_HOST")
-        if host:
-            attributes.update(self._hosts.get(host) or self._make_host(host, split_host(host)))
+        known = kind.hosts.get(host)
+        if known is not None:
+            attributes = known.copy()
+        elif host:
+            attributes = self._make_host(kind, host, split_host(host)).copy()
         else:
-            attributes.update(self._make_host("", (meta.get("SERVER_NAME") or "", str(meta.get("SERVER_PORT") or ""))))
+            server = (meta.get("SERVER_NAME") or "", str(meta.get("SERVER_PORT") or ""))
+            attributes = self._make_host(kind, "", server)
+        attributes["url.path"] = request.path
+        if kind.method == "_OTHER":
+            attributes["http.request.method_original"] = str(request.method)[:_MAX_TEXT]
         agent = meta.get("HTTP_USER_AGENT")
         if agent:
             attributes["user_agent.original"] = agent[:_MAX_TEXT]
@@ -498,16 +549,16 @@ class Observer:
             attributes.update(self._headers("http.request.header.", self._request_headers, _meta_headers(meta)))
         return attributes
 
-    def _make_host(self, host: str, name_and_port: tuple[str, str]) -> dict[str, Any]:
+    def _make_host(self, kind: _Kind, host: str, name_and_port: tuple[str, str]) -> dict[str, Any]:
         name, port = name_and_port
-        attributes: dict[str, Any] = {}
+        attributes = kind.attributes.copy()
         if name:
             attributes["server.address"] = name[:_MAX_TEXT]
         if port.isascii() and port.isdigit() and len(port) <= 5:
             attributes["server.port"] = int(port)
         # Clients choose it; what a site is called is seldom more than a few.
-        if host and len(host) <= _MAX_HOST_LENGTH and len(self._hosts) < _MAX_KINDS:
-            self._hosts[host] = attributes
+        if host and len(host) <= _MAX_HOST_LENGTH and len(kind.hosts) < _MAX_KINDS:
+            kind.hosts[host] = attributes
         return attributes
 
     def _headers(self, prefix: str, wanted: Sequence[str], found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -523,7 +574,6 @@ class Observer:
         self,
         observation: Observation,
         response: Any,
-        *,
         response_size_bytes: int | None = None,
         error: BaseException | None = None,
     ) -> None:
@@ -532,22 +582,46 @@ class Observer:
             return
         observation.is_finished = True
         duration_s = perf_counter() - observation.started_s
+        request, kind, span = observation.request, observation.kind, observation.span
         try:
             if observation.is_discarded:
                 # Next time from its beginning, so that what middlewares do for it leaves no spans either.
-                self.learn(observation.request.path_info)
+                self.learn(request.path_info)
+                return
+            status = response.status_code if response is not None else 0
+            match = request.resolver_match
+            raw_route = match.route if match is not None else None
+            if status >= 500 or error is not None:
+                error_type = _find_error_type(status, error)
+                handles = self._find_handles(kind, raw_route, status, error_type)
             else:
-                self._measure(observation, response, duration_s, response_size_bytes, error)
+                error_type = ""
+                # Mostly as the route answered before.
+                known = kind.routes.get(raw_route)
+                handles = known if known is not None and known.status == status else (
+                    self._find_handles(kind, raw_route, status, "")
+                )  # fmt: skip
+            handles.finish(kind.active, observation.decisions, duration_s, response_size_bytes, observation.queries)
+            observation.is_active = False
+            if "CONTENT_LENGTH" in request.META:
+                self._measure_body(handles, request.META["CONTENT_LENGTH"])
+            exception = observation.exception
+            if exception is not None or error_type:
+                exception = exception or error
+                if exception is not None:
+                    self._count_exception(exception, handles.label)
+            if type(span) is not DroppedSpan:
+                self._finish_span(observation, response, duration_s, handles, match, error_type, exception)
         except BaseException as fault:
-            # Also when REQUEST.ENRICH is interrupted; ending the span is the last thing that _measure does.
+            # Also when REQUEST.ENRICH is interrupted; ending the span is the last thing that is done.
             if not observation.is_joined:
-                observation.span.end()
+                span.end()
             if not isinstance(fault, Exception):
                 raise
             guard.report("finishing a request", fault)
         finally:
             if observation.is_active:
-                observation.kind.active.add(-1.0)
+                kind.active.add(-1.0)
                 if observation.decisions is not None:
                     observation.decisions.add(1.0)
             # The request holds the observation: without this, only the garbage collector would free both.
@@ -556,51 +630,9 @@ class Observer:
                 # One whose decision was put off holds the request as well.
                 observation.span = trace.INVALID_SPAN
 
-    def _measure(
-        self,
-        observation: Observation,
-        response: Any,
-        duration_s: float,
-        response_size_bytes: int | None,
-        error: BaseException | None,
-    ) -> None:
-        request = observation.request
-        kind = observation.kind
-        status = response.status_code if response is not None else 0
-        match = getattr(request, "resolver_match", None)
-        raw_route = match.route if match is not None else None
-        if status >= 500:
-            error_type = str(status)
-        elif error is not None and not isinstance(error, asyncio.CancelledError | GeneratorExit):
-            error_type = type_name(error)
-        else:
-            error_type = ""
-        handles = (None if error_type else kind.handles.get((raw_route, status))) or self._find_handles(
-            kind, raw_route, status, error_type
-        )
-        span = observation.span
-        is_dropped = type(span) is DroppedSpan
-        trace_id = span_id = 0
-        if self._exemplars and not is_dropped:
-            span_context = span.get_span_context()
-            if span_context.trace_flags & 1:
-                trace_id, span_id = span_context.trace_id, span_context.span_id
-        observation.is_active = False
-        handles.finish(
-            kind.active, observation.decisions, duration_s, response_size_bytes, observation.queries, trace_id, span_id
-        )
-        size = request.META.get("CONTENT_LENGTH")
-        if size and size.isascii() and size.isdigit() and len(size) < 16:
-            handles.request_size.observe(float(size))
-        exception = observation.exception or (error if error_type else None)
-        if exception is not None:
-            self._count_exception(exception, handles.label)
-        if is_dropped:
-            return
-        if span.is_recording():
-            self._finish_span(observation, response, status, handles, match, error_type, exception)
-        if not observation.is_joined:
-            span.end()
+    def _measure_body(self, handles: _Handles, length: Any) -> None:
+        if length and length.isascii() and length.isdigit() and len(length) < 16:
+            handles.request_size.observe(float(length))
 
     def _find_handles(self, kind: _Kind, raw_route: str | None, status: int, error_type: str) -> _Handles:
         route = self._template(raw_route) if raw_route is not None else ""
@@ -610,8 +642,8 @@ class Observer:
         if handles is None:
             handles = self._make_handles(key, f"{kind.name} {route}" if route else "", route)
         # Beyond the limit every key would lead to the same overflow series and only use memory.
-        if not error_type and not handles.is_overflow and len(kind.handles) < _MAX_HANDLES:
-            kind.handles[raw_route, status] = handles
+        if not error_type and not handles.is_overflow and len(kind.routes) < _MAX_HANDLES:
+            kind.routes[raw_route] = handles
         return handles
 
     def _make_handles(self, key: tuple[Any, ...], span_name: str, route: str) -> _Handles:
@@ -632,7 +664,8 @@ class Observer:
             self._response_size.series(sizes),
             self._queries.series({"http.route": label}) if label and self._counts_queries else None,
         )
-        handles.label, handles.route, handles.span_name = label, route, span_name
+        handles.view, handles.attributes = None, {}
+        handles.status, handles.label, handles.route, handles.span_name = status, label, route, span_name
         # Beyond the limit every key would lead to the same overflow series and only use memory.
         if not handles.is_overflow:
             self._handles[key] = handles
@@ -649,36 +682,49 @@ class Observer:
         self,
         observation: Observation,
         response: Any,
-        status: int,
+        duration_s: float,
         handles: _Handles,
         match: Any,
         error_type: str,
         exception: BaseException | None,
     ) -> None:
         span = observation.span
-        attributes: dict[str, Any] = {}
-        if match is not None:
-            view = getattr(match, "_func_path", None) or getattr(match, "view_name", None)
-            if view:
-                attributes["django.view"] = str(view)
-            captured = getattr(match, "kwargs", None)
-            if captured and self._scrub_path is not None:
-                path = observation.request.path
-                scrubbed = self._scrub_path(path, captured)
-                if scrubbed is not path:
-                    attributes["url.path"] = scrubbed
-        if self._user_attributes is not None:
-            attributes.update(self._user_attributes(observation.request))
+        if self._exemplars:
+            ids = span.get_span_context()
+            if ids.trace_flags & 1:
+                handles.duration.show_exemplar(duration_s, ids.trace_id, ids.span_id)
+        if span.is_recording():
+            self._describe(observation, response, handles, match, error_type, exception)
         if not observation.is_joined:
-            if handles.route:
-                attributes["http.route"] = handles.route
-            if status:
-                attributes["http.response.status_code"] = status
-            if error_type:
-                attributes["error.type"] = error_type
+            span.end()
+
+    def _describe(
+        self,
+        observation: Observation,
+        response: Any,
+        handles: _Handles,
+        match: Any,
+        error_type: str,
+        exception: BaseException | None,
+    ) -> None:
+        span = observation.span
+        if match is not None and match.func is handles.view and not observation.is_joined:
+            attributes = handles.attributes
+        else:
+            attributes = self._find_attributes(observation, handles, match, error_type)
+        # Shared by all requests alike: copied by who has more to say.
+        if match is not None and match.kwargs and self._scrub_path is not None:
+            path = observation.request.path
+            scrubbed = self._scrub_path(path, match.kwargs)
+            if scrubbed is not path:
+                attributes = {**attributes, "url.path": scrubbed}
+        if self._user_attributes is not None:
+            attributes = {**attributes, **self._user_attributes(observation.request)}
+        if not observation.is_joined:
             if self._response_headers and response is not None:
                 lowered = ((name.lower(), value) for name, value in response.items())
-                attributes.update(self._headers("http.response.header.", self._response_headers, lowered))
+                headers = self._headers("http.response.header.", self._response_headers, lowered)
+                attributes = {**attributes, **headers}
             if exception is not None:
                 record_exception(span, exception, escaped=response is None)
             if error_type:
@@ -697,6 +743,27 @@ class Observer:
             with guard.contained("REQUEST.ENRICH"):
                 self._enrich(span, observation.request, response)
 
+    def _find_attributes(
+        self, observation: Observation, handles: _Handles, match: Any, error_type: str
+    ) -> dict[str, Any]:
+        attributes: dict[str, Any] = {}
+        if match is not None:
+            view = getattr(match, "_func_path", None) or getattr(match, "view_name", None)
+            if view:
+                attributes["django.view"] = str(view)
+        if not observation.is_joined:
+            if handles.route:
+                attributes["http.route"] = handles.route
+            if handles.status:
+                attributes["http.response.status_code"] = handles.status
+            if error_type:
+                attributes["error.type"] = error_type
+            if match is not None:
+                # The attributes first: another thread may look at once.
+                handles.attributes = attributes
+                handles.view = match.func
+        return attributes
+
     def is_excluded(self, path: str) -> bool:
         """Whether requests for this path have neither span nor metrics, nor spans of what happens inside."""
         return path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None)
@@ -705,6 +772,21 @@ class Observer:
         """From now on exclude the exact path `path`: one of our own pages, mounted elsewhere."""
         if len(self._excluded_paths) < _MAX_LEARNED_PATHS:
             self._excluded_paths.add(path)
+
+
+def _is_inside(context: Context, request: Any) -> bool:
+    """Whether `request` is being measured already."""
+    outer = context.get(REQUEST_KEY)
+    return outer is not None and outer is getattr(request, "_django_otel", None)
+
+
+def _find_error_type(status: int, error: BaseException | None) -> str:
+    """`error.type` of a request; "" where a client that went away, or the server's end, is all that has happened."""
+    if status >= 500:
+        return str(status)
+    if error is None or isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return ""
+    return type_name(error)
 
 
 def split_host(host: str) -> tuple[str, str]:

@@ -28,8 +28,8 @@ from django_otel.core.config import Config, ConfigError, Problem
 from django_otel.core.families import Family
 from django_otel.core.propagation import BaggagePropagator, TraceContextPropagator
 from django_otel.core.scrub import Scrubber
-from django_otel.core.sdk_compat import LOG_EXPORTER_MODULE, EndingForwarder
-from django_otel.core.spans import Distributor
+from django_otel.core.sdk_compat import LOG_EXPORTER_MODULE, EndingForwarder, flags_of
+from django_otel.core.spans import Distributor, RecordedSpan, Taker, does_nothing, to_readable
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
@@ -103,11 +103,13 @@ def apply_limits(limits: SpanLimits, config: Config) -> None:
     limits.max_events = wanted.events
 
 
-class SwitchProcessor(EndingForwarder, Distributor):
+class SwitchProcessor(EndingForwarder, Distributor, Taker):
     """The one processor our tracer provider knows; what it hands on to changes with the settings."""
 
     def __init__(self) -> None:
         self._parts: tuple[SpanProcessor, ...] = ()
+        #: Those that do something when a span begins.
+        self._starters: tuple[Any, ...] = ()
         self._tail: TailBuffer | None = None
 
     @property
@@ -118,6 +120,9 @@ class SwitchProcessor(EndingForwarder, Distributor):
     @parts.setter
     def parts(self, parts: tuple[SpanProcessor, ...]) -> None:
         self._parts = parts
+        self._starters = tuple(
+            part.on_start for part in parts if not does_nothing(part.on_start, SpanProcessor.on_start)
+        )
         self.changed()
 
     @property
@@ -135,10 +140,19 @@ class SwitchProcessor(EndingForwarder, Distributor):
         return self._parts if self._tail is None else (self,)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        for part in self.parts:
-            part.on_start(span, parent_context)
-        if self.tail is not None and not span.context.trace_flags.sampled:
-            self.tail.start(span)
+        for start in self._starters:
+            start(span, parent_context)
+        if self._tail is not None and not flags_of(span.context) & 1:
+            self._tail.start(span)
+
+    def take(self, span: RecordedSpan) -> None:
+        tail = self._tail
+        if tail is not None and not flags_of(span._context) & 1:
+            tail.end(span)
+        elif tail is not None and span.status.status_code is StatusCode.ERROR:
+            self.emit(tail.correct(to_readable(span)))
+        else:
+            self.emit(span)
 
     def on_end(self, span: ReadableSpan) -> None:
         if self.tail is not None and span.context is not None:
@@ -147,19 +161,23 @@ class SwitchProcessor(EndingForwarder, Distributor):
                 return
             if span.status.status_code is StatusCode.ERROR:
                 span = self.tail.correct(span)
-        for part in self.parts:
-            part.on_end(span)
+        self.emit(span)
 
     def emit(self, span: ReadableSpan) -> None:
-        """Hand on a span that was held back and is kept."""
-        for part in self.parts:
-            part.on_end(span)
+        """Hand on a span that is exported."""
+        for part in self._parts:
+            if type(span) is not RecordedSpan:
+                part.on_end(span)
+            elif isinstance(part, Taker):
+                part.take(span)
+            else:
+                part.on_end(to_readable(span))
 
     def discard(self, span: ReadableSpan) -> None:
         """Tell a project's own processors of the end of a span that is not kept; they have seen it begin."""
         for part in self.parts:
             if isinstance(part, CleanProcessor):
-                part.on_end(span)
+                part.on_end(to_readable(span))
 
     def shutdown(self) -> None:
         for part in self.parts:
@@ -192,7 +210,7 @@ class SpanCleaner:
         return library_spans.clean_span(span, self._statement, self._keep_query)
 
 
-class SpanBatchProcessor(WorkerOwner, SpanProcessor):
+class SpanBatchProcessor(WorkerOwner, Taker):
     """Sampled spans to an exporter in batches; each is scrubbed on the way, in the exporting thread.
 
     Without `clean` the exporter does that itself. Spans that cannot be cleaned
@@ -224,6 +242,10 @@ class SpanBatchProcessor(WorkerOwner, SpanProcessor):
             on_failure=lambda: on_failure("traces"),
         )
 
+    def take(self, span: RecordedSpan) -> None:
+        if flags_of(span._context) & 1:
+            self.worker.put(span)
+
     def _export(self, spans: list[ReadableSpan]) -> bool:
         self._lost = 0
         try:
@@ -239,7 +261,7 @@ class SpanBatchProcessor(WorkerOwner, SpanProcessor):
         for span in spans:
             # One that cannot be cleaned may not leave, and must not take its batch along.
             with guard.contained("cleaning a span"):
-                cleaned.append(self._clean(span))
+                cleaned.append(self._clean(to_readable(span)))
         if len(cleaned) < len(spans):
             self.lose(len(spans) - len(cleaned))
         return cleaned

@@ -142,13 +142,15 @@ class Verdict:
 class Branch:
     """Where the order of decisions led: a rule, the ratio, or a forced trace; `bound` decides by trace id."""
 
-    __slots__ = ("bound", "dropped", "is_forced", "limited", "recorded", "rule")
+    __slots__ = ("bound", "dropped", "is_forced", "is_never", "limited", "recorded", "rule")
 
     def __init__(
         self, ratio: float, reason: str, rule: Rule | None, is_held: bool, open_series: OpenSeries | None
     ) -> None:
         #: Trace ids whose low 64 bits are below this are recorded. Source: `TraceIdRatioBased` of the SDK.
         self.bound = round(ratio * (_LOW_64_BITS + 1))
+        #: Whether no trace is recorded, nor held back, so that no id is needed.
+        self.is_never = self.bound == 0 and not is_held
         self.rule = rule
         self.is_forced = reason == "forced"
         label = rule.label if rule is not None else ""

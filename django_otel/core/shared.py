@@ -617,14 +617,15 @@ class SharedMemory(Memory):
         # Last: before this a reader, or the next process, does not see the entry.
         self._header[_KEYS_LENGTH] = float(self.keys.length)
 
-    def put_exemplar(self, definition: Definition, attributes: Attributes, bucket: int, exemplar: Exemplar) -> None:
-        """Keep an exemplar in the slot's ring of 64, for the other processes."""
+    def mark(self, definition: Definition, attributes: Attributes) -> int | None:
         entry = self._known.get((definition, identity(attributes)))
-        if entry is None:
-            return
+        return None if entry is None else entry.base
+
+    def put_exemplar(self, mark: int, bucket: int, exemplar: Exemplar) -> None:
+        """Keep an exemplar in the slot's ring of 64, for the other processes; `mark` is the series's first cell."""
         self._sequence += 1
         content = (
-            self._sequence, entry.base, bucket, exemplar.value, exemplar.time_unix_s,
+            self._sequence, mark, bucket, exemplar.value, exemplar.time_unix_s,
             exemplar.trace_id >> 64, exemplar.trace_id & (1 << 64) - 1, exemplar.span_id,
         )  # fmt: skip
         packed = _RECORD.pack(*content)

@@ -42,7 +42,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 from django_otel.core import sdk_compat
 from django_otel.core.ids import OwnRandomIdGenerator
 from django_otel.core.sampling import LiveSampler
-from django_otel.core.sdk_compat import SPAN_KEY, build_child_context, build_root_context
+from django_otel.core.sdk_compat import SPAN_KEY, SpanParts, build_child_context, build_root_context, read_list
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes, AttributeValue
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("opentelemetry.sdk.trace")
 _attributes_logger = logging.getLogger("opentelemetry.attributes")
 _UNSET = Status(StatusCode.UNSET)
-#: `SdkSpan.__new__` refuses everybody but the SDK's tracer, and `__init__` builds what is not needed here.
-_new = object.__new__
 _PLAIN = frozenset({str, int, bool, float})
 _TEXT = frozenset({str})
 #: The SDK marks ids that it draws as random, from a certain version on.
@@ -64,16 +62,17 @@ _ROOT_UNSAMPLED = TraceFlags(_RANDOM)
 class Shared:
     """What all tracers and spans of a provider share; its attributes change with the settings."""
 
-    __slots__ = ("enders", "ids", "is_plain", "limits", "resource", "sampler", "starters")
+    __slots__ = ("enders", "ids", "is_plain", "limits", "resource", "sampler", "starters", "takers")
 
     def __init__(self, sampler: LiveSampler, ids: OwnRandomIdGenerator, limits: SpanLimits, resource: Resource) -> None:
         self.sampler = sampler
         self.ids = ids
         self.limits = limits
         self.resource = resource
-        #: `on_start` and `on_end` of the processors that have one.
+        #: `on_start` and `on_end` of the processors that have one, and `take` of those that are a `Taker`.
         self.starters: tuple[Any, ...] = ()
         self.enders: tuple[Any, ...] = ()
+        self.takers: tuple[Any, ...] = ()
         self.is_plain = False
 
 
@@ -159,6 +158,14 @@ class RecordedSpan(SdkSpan):
         "_parent", "_record_exception", "_resource", "_set_status_on_exception", "_shared", "_start_time", "_status",
         "_tracer",
     )  # fmt: skip
+
+    if TYPE_CHECKING:
+
+        def __init__(self) -> None: ...
+    else:
+        #: Not the SDK's: its `__new__` refuses some, and its `__init__` builds what is not needed here.
+        __new__ = object.__new__
+        __init__ = object.__init__
 
     _attributes: dict[str, Any]
     _context: SpanContext
@@ -338,10 +345,12 @@ class RecordedSpan(SdkSpan):
         if not is_recording:
             _logger.warning("Calling end() on an ended span.")
             return
-        enders = self._shared.enders
-        if enders:
+        shared = self._shared
+        for take in shared.takers:
+            take(self)
+        if shared.enders:
             span = self._readable_span()
-            for on_end in enders:
+            for on_end in shared.enders:
                 on_end(span)
 
     def __exit__(
@@ -358,6 +367,19 @@ class RecordedSpan(SdkSpan):
         self.end()
 
     # --- The SDK's ReadableSpan. ---
+
+    def parts(self) -> SpanParts:
+        """What the ended span holds, not to be changed; as `sdk_compat.read_span` has it."""
+        events, links = self._events, self._links
+        dropped_events = dropped_links = 0
+        if type(events) is not tuple:
+            events, dropped_events = read_list(events)
+        if type(links) is not tuple:
+            links, dropped_links = read_list(links)
+        return (
+            self._resource, self._tracer.scope, self._name, self._context, self._parent, self._kind, self._start_time,
+            self._end_time, self._attributes, self._dropped, events, dropped_events, links, dropped_links, self._status,
+        )  # fmt: skip
 
     def _readable_span(self) -> ReadableSpan:
         attributes: Any = self._attributes
@@ -446,13 +468,21 @@ class RecordedSpan(SdkSpan):
 class DroppedSpan(NonRecordingSpan):
     """A span that is not recorded. Its ids are drawn when somebody asks for them, which is seldom.
 
-    `low_bits` are the trace id's low 64 bits, which the decision was made by.
+    `_low_bits` are the trace id's low 64 bits, which the decision was made by, or None where it needed none. Who
+    makes one sets the three attributes: to call an `__init__` costs more than all that (1 kI).
     """
 
-    def __init__(self, shared: Shared, low_bits: int, parent: SpanContext | DroppedSpan | None = None) -> None:
-        self._shared = shared
-        self._low_bits = low_bits
-        self._parent = parent
+    __slots__ = ("_low_bits", "_parent", "_shared")
+    _shared: Shared
+    _low_bits: int | None
+    _parent: SpanContext | DroppedSpan | None
+
+    if TYPE_CHECKING:
+
+        def __init__(self) -> None: ...
+    else:
+        #: Not the API's, which takes a context.
+        __init__ = object.__init__
 
     def get_span_context(self) -> SpanContext:
         made: SpanContext | None = self.__dict__.get("_made")
@@ -471,10 +501,19 @@ class DroppedSpan(NonRecordingSpan):
         if isinstance(parent, DroppedSpan):
             parent = parent.get_span_context()
         if parent is None:
-            trace_id = ids.bits(64) << 64 | self._low_bits or ids.generate_trace_id()
+            low_bits = self._low_bits
+            trace_id = ids.generate_trace_id()
+            if low_bits is not None:
+                trace_id = ids.bits(64) << 64 | low_bits or trace_id
             return SpanContext(trace_id, ids.generate_span_id(), False, _ROOT_UNSAMPLED)
         flags = TraceFlags(parent.trace_flags & _RANDOM)
         return SpanContext(parent.trace_id, ids.generate_span_id(), False, flags, parent.trace_state)
+
+
+def _drop(shared: Shared, low_bits: int | None, parent: SpanContext | DroppedSpan | None) -> DroppedSpan:
+    span = DroppedSpan()
+    span._shared, span._low_bits, span._parent = shared, low_bits, parent
+    return span
 
 
 # --- Tracer and provider. ---
@@ -526,15 +565,15 @@ class Tracer(trace.Tracer):
         # By exact type: isinstance() with the API's abstract class costs ten times as much.
         if type(parent) is DroppedSpan:
             # What a dropped span begins is dropped.
-            return DroppedSpan(shared, 0, parent)
+            return _drop(shared, None, parent)
         if type(parent) is RecordedSpan:
             parent_context = parent.get_span_context()
             if not shared.sampler.follows(context, parent, parent_context):
-                return DroppedSpan(shared, 0, parent_context)
+                return _drop(shared, None, parent_context)
             span_context = build_child_context(parent_context, shared.ids.bits(64) or shared.ids.generate_span_id())
         else:
             found = self._decide(name, context, kind, attributes, links)
-            if type(found) is DroppedSpan:
+            if isinstance(found, DroppedSpan):
                 return found
             parent_context, span_context, attributes = cast("tuple[Any, SpanContext, Attributes]", found)
         return self.record(
@@ -551,9 +590,9 @@ class Tracer(trace.Tracer):
             return self._plain.start_span(name, context, kind, attributes)
         parent_context = parent.get_span_context()
         if not shared.sampler.follows(context, parent, parent_context):
-            return DroppedSpan(shared, 0, parent_context)
+            return _drop(shared, None, parent_context)
         span_context = build_child_context(parent_context, shared.ids.bits(64) or shared.ids.generate_span_id())
-        return self.record(name, context, kind, span_context, parent_context, attributes, are_ready=True)
+        return self.record(name, context, kind, span_context, parent_context, attributes.copy(), are_ready=True)
 
     #: The SDK's, which calls `start_span` above and is a decorator as well.
     start_as_current_span = SdkTracer.start_as_current_span
@@ -576,19 +615,10 @@ class Tracer(trace.Tracer):
         result = shared.sampler.should_sample(context, trace_id, name, kind, attributes, links)
         decision: Any = result.decision
         if not decision.is_recording():
-            return DroppedSpan(shared, trace_id & 0xFFFFFFFFFFFFFFFF, parent)
+            return _drop(shared, trace_id & 0xFFFFFFFFFFFFFFFF, parent)
         flags = TraceFlags(random | TraceFlags.SAMPLED if decision.is_sampled() else random)
         span_context = SpanContext(trace_id, shared.ids.generate_span_id(), False, flags, result.trace_state)
         return parent, span_context, result.attributes
-
-    def drop_root(self, low_bits: int) -> trace.Span:
-        """The span of a trace that begins here and is dropped; `low_bits` of its id were decided by."""
-        # As its __init__ does, without the call.
-        span: DroppedSpan = _new(DroppedSpan)
-        span._shared = self.shared
-        span._low_bits = low_bits
-        span._parent = None
-        return span
 
     def record_root(
         self,
@@ -622,11 +652,11 @@ class Tracer(trace.Tracer):
         set_status_on_exception: bool = True,
         are_ready: bool = False,
     ) -> RecordedSpan:
-        """Start a span that is recorded, whoever decided it."""
+        """Start a span that is recorded, whoever decided it; attributes that are ready become its own."""
         shared = self.shared
         limits = shared.limits
         # Filled in here and not by an __init__: the call alone costs as much as ten attributes.
-        span: RecordedSpan = _new(RecordedSpan)
+        span = RecordedSpan()
         span._shared = shared
         span._tracer = self
         span._limits = limits
@@ -643,7 +673,7 @@ class Tracer(trace.Tracer):
         span._lock = threading.Lock()
         span._end_time = None
         if are_ready:
-            span._attributes = attributes.copy()  # type: ignore[union-attr]
+            span._attributes = cast("dict[str, Any]", attributes)
         elif attributes:
             most = limits.max_span_attributes
             cleaned, dropped = _clean(attributes, limits.max_span_attribute_length, most)
@@ -666,6 +696,11 @@ class Tracer(trace.Tracer):
         return span
 
 
+def to_readable(span: ReadableSpan) -> ReadableSpan:
+    """The SDK's own form of an ended span, whichever of the two it is."""
+    return span._readable_span() if type(span) is RecordedSpan else span
+
+
 def _set_links(span: RecordedSpan, links: Sequence[Link], limits: SpanLimits) -> None:
     valid = [
         Link(
@@ -677,6 +712,14 @@ def _set_links(span: RecordedSpan, links: Sequence[Link], limits: SpanLimits) ->
     ]
     if valid:
         span._links = BoundedList.from_seq(limits.max_links, valid)
+
+
+class Taker(SpanProcessor):
+    """A span processor of ours, which takes our spans as they are when they end: no `ReadableSpan` is made (5 kI)."""
+
+    def take(self, span: RecordedSpan) -> None:
+        """A span ended. `to_readable` and `parts` tell what it holds."""
+        raise NotImplementedError
 
 
 class Distributor(SpanProcessor):
@@ -695,7 +738,8 @@ class Distributor(SpanProcessor):
             self.on_change()
 
 
-def _is(method: Any, function: Any) -> bool:
+def does_nothing(method: Any, function: Any) -> bool:
+    """Whether a processor's method is `SpanProcessor`'s own."""
     return getattr(method, "__func__", None) is function
 
 
@@ -728,8 +772,15 @@ class OwnTracerProvider(sdk_compat.WatchedTracerProvider):
         for processor in self._added:
             parts += processor.targets() if isinstance(processor, Distributor) else (processor,)
         # Those that do nothing are not called, for every span.
-        shared.starters = tuple(part.on_start for part in parts if not _is(part.on_start, SpanProcessor.on_start))
-        shared.enders = tuple(part.on_end for part in parts if not _is(part.on_end, SpanProcessor.on_end))
+        shared.starters = tuple(
+            part.on_start for part in parts if not does_nothing(part.on_start, SpanProcessor.on_start)
+        )
+        shared.takers = tuple(part.take for part in parts if isinstance(part, Taker))
+        shared.enders = tuple(
+            part.on_end
+            for part in parts
+            if not isinstance(part, Taker) and not does_nothing(part.on_end, SpanProcessor.on_end)
+        )
         shared.is_plain = (
             self.is_configured
             or bool(sdk_compat.find_unknown_names(RecordedSpan))

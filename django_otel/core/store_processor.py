@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 
 from django_otel.core import guard
@@ -24,7 +24,9 @@ from django_otel.core.batch import BatchWorker, WorkerOwner
 from django_otel.core.config import Config
 from django_otel.core.families import OWN_SCOPE, Family, HistogramValue, Point
 from django_otel.core.scrub import Scrubber
+from django_otel.core.sdk_compat import flags_of
 from django_otel.core.shared import Unusable
+from django_otel.core.spans import RecordedSpan, Taker, to_readable
 from django_otel.core.store import (
     BUSY_TIMEOUT_S,
     SAMPLE_INTERVAL_S,
@@ -51,7 +53,7 @@ _MAX_BODY = 20_000
 _QUERY_SYSTEMS_LEFT_OUT = ("redis", "valkey", "memcached")
 
 
-class StoreProcessor(WorkerOwner, SpanProcessor):
+class StoreProcessor(WorkerOwner, Taker):
     """Sampled spans, their log records and the dashboard's numbers to the trace store.
 
     `clean` scrubs a span, `collect` gives the families that `/metrics` shows, `group` the name of the processes
@@ -105,6 +107,10 @@ class StoreProcessor(WorkerOwner, SpanProcessor):
         if span.context is not None and span.context.trace_flags.sampled:
             self.worker.put(span)
 
+    def take(self, span: RecordedSpan) -> None:
+        if flags_of(span._context) & 1:
+            self.worker.put(span)
+
     def on_log(self, record: Any, logger_name: str) -> None:
         """Take a log record (of the OpenTelemetry API) that was made inside a sampled trace."""
         if record.trace_id and record.trace_flags is not None and record.trace_flags.sampled:
@@ -145,7 +151,7 @@ class StoreProcessor(WorkerOwner, SpanProcessor):
 
     def _convert(self, item: Any) -> Stored:
         if isinstance(item, ReadableSpan):
-            return convert_span(self._clean(item))
+            return convert_span(self._clean(to_readable(item)))
         if isinstance(item, StoredSample | StoredProcess):
             return item
         record, logger_name = item
