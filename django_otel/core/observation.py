@@ -298,6 +298,9 @@ class Observer:
         Never raises an `Exception`: it is reported, and the request goes unmeasured.
         """
         try:
+            if not self._store.joined:
+                # Also for a scrape, which is to see the other processes.
+                self._store.wake()
             path = request.path_info
             if path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None):
                 # What happens inside has no spans either, see `is_excluded`.
@@ -306,8 +309,6 @@ class Observer:
             if context and _is_inside(context, request):
                 # The middleware stands in the list twice: the first one measures.
                 return None
-            if not self._store.joined:
-                self._store.wake()
             meta = request.META
             scheme, protocol = meta.get("wsgi.url_scheme"), meta.get("SERVER_PROTOCOL")
             if scheme is None or self._secure_header is not None:
