@@ -114,7 +114,7 @@ def _respond(observation: Observation, response: HttpResponseBase) -> HttpRespon
     observer = observation.observer
     size_bytes: int | None = None
     try:
-        if observation.no_store or observer.set_headers is not None:
+        if observation.unusual is not None or observer.set_headers is not None:
             _add_headers(observation, response)
         if _are_whole.get(type(response)) or _is_whole(type(response)):
             # The content's parts, which `content` would join.

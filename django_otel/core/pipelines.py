@@ -108,8 +108,9 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
 
     def __init__(self) -> None:
         self._parts: tuple[SpanProcessor, ...] = ()
-        #: Those that do something when a span begins.
+        #: Those that do something when a span begins, and those that are the project's own.
         self._starters: tuple[Any, ...] = ()
+        self._projects: tuple[SpanProcessor, ...] = ()
         self._tail: TailBuffer | None = None
 
     @property
@@ -175,9 +176,8 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
 
     def discard(self, span: ReadableSpan) -> None:
         """Tell a project's own processors of the end of a span that is not kept; they have seen it begin."""
-        for part in self.parts:
-            if isinstance(part, CleanProcessor):
-                part.on_end(to_readable(span))
+        for part in self._projects:
+            part.on_end(to_readable(span))
 
     def shutdown(self) -> None:
         for part in self.parts:

@@ -319,6 +319,17 @@ def build_root_context(trace_id: int, span_id: int, trace_flags: TraceFlags) -> 
     return SpanContext(trace_id, span_id, False, trace_flags)
 
 
+#: The flags of a caller: whether it is sampled, whether its id is random.
+_REMOTE_FLAGS = tuple(map(TraceFlags, range(4)))
+
+
+def build_remote_context(trace_id: int, span_id: int, flags: int) -> SpanContext:
+    """The context of a caller's span without a state; the ids are not zero, of the flags there are the known two."""
+    if _IS_CONTEXT_KNOWN:
+        return tuple.__new__(SpanContext, (trace_id, span_id, True, _REMOTE_FLAGS[flags], EMPTY_TRACE_STATE, True))
+    return SpanContext(trace_id, span_id, True, _REMOTE_FLAGS[flags])
+
+
 def build_child_context(parent: SpanContext, span_id: int) -> SpanContext:
     """The context of a child of a local span, with the parent's flags and state."""
     if _IS_CONTEXT_KNOWN:

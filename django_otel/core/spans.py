@@ -638,6 +638,23 @@ class Tracer(trace.Tracer):
         span_context = build_root_context(trace_id, ids.bits(64) or ids.generate_span_id(), flags)
         return self.record(name, context, kind, span_context, None, attributes, are_ready=are_ready)
 
+    def record_entry(
+        self,
+        name: str,
+        context: Context,
+        kind: SpanKind,
+        parent: SpanContext,
+        is_sampled: bool,
+        attributes: dict[str, Any],
+        *,
+        are_ready: bool,
+    ) -> RecordedSpan:
+        """The span of a request of `parent`, a caller's span without a state, that is recorded."""
+        ids = self.shared.ids
+        flags = TraceFlags(parent.trace_flags & _RANDOM | (TraceFlags.SAMPLED if is_sampled else 0))
+        span_context = build_root_context(parent.trace_id, ids.bits(64) or ids.generate_span_id(), flags)
+        return self.record(name, context, kind, span_context, parent, attributes, are_ready=are_ready)
+
     def record(
         self,
         name: str,
