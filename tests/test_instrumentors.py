@@ -330,6 +330,8 @@ def test_stable_names_are_opted_in_before_the_first_instrumentor():
     assert run_python(OPT_IN).strip() == "http,database"
     modes = (
         "import django; django.setup();"
+        # Their libraries are not imported before the project does it.
+        "import requests;"
         "from opentelemetry.instrumentation import _semconv as s;"
         "c = s._OpenTelemetrySemanticConventionStability; t = s._OpenTelemetryStabilitySignalType;"
         "print(*[c._get_opentelemetry_stability_opt_in_mode(x).value for x in (t.HTTP, t.DATABASE)])"
