@@ -735,7 +735,7 @@ def _notice_patch() -> None:
     _lock = threading.RLock()
     _notice_lock = threading.Lock()
     with guard.contained("making locks anew after a monkey-patch"):
-        for part in (*_processors(), _switch.tail, _pump, _sdk_metrics):
+        for part in (*_processors(), _switch.tail, _pump, _own_meter_provider, _sdk_metrics):
             if hasattr(part, "renew_locks"):
                 part.renew_locks()
 
@@ -756,6 +756,9 @@ def _after_fork() -> None:
         for provider in (_own_tracer_provider, _own_logger_provider):
             if provider is not None:
                 sdk_compat.set_resource(provider, _current.resource)
+        if _own_meter_provider is not None:
+            # Another of the parent's threads may have held it.
+            _own_meter_provider.renew_locks()
         _set_meter_resource()
         if _own_tracer_provider is not None:
             _own_tracer_provider.refresh()

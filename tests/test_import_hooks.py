@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import signal
 import sys
 import threading
+import time
 
 import pytest
 
 from django_otel.core import guard, import_hooks
+from django_otel.core.lazy_metrics import LazyMeterProvider
 
 NAME = "module_that_is_waited_for"
 
@@ -142,3 +146,53 @@ def test_threads_that_import_at_once_see_one_call(module):
     for thread in threads:
         thread.join()
     assert seen == [[1]] * 5
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_forked_while_another_thread_registers_can_import(module):
+    """The lock that the lost thread held is not held in the child; what the parent waited for, it waits for as well."""
+    import_hooks.when_imported(NAME, lambda: None)
+    with import_hooks._lock:
+        pid = os.fork()
+        if pid == 0:
+            calls = []
+            import_hooks.when_imported(NAME, lambda: calls.append(1))
+            importlib.import_module(NAME)
+            os._exit(0 if calls == [1] else 1)
+    deadline_s = time.monotonic() + 10
+    while (done := os.waitpid(pid, os.WNOHANG))[0] == 0 and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    if done[0] == 0:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(done[1]) == 0
+
+
+def test_a_lazy_provider_is_built_once_by_the_first_who_asks():
+    """By one of the threads; the others wait for it. In a child of a fork its lock is a new one."""
+    from opentelemetry.sdk.metrics import MeterProvider
+
+    built = []
+
+    def build():
+        time.sleep(0.05)
+        built.append(MeterProvider(shutdown_on_exit=False))
+        return built[-1]
+
+    provider = LazyMeterProvider(build)
+    assert provider.built is None
+    assert not hasattr(provider, "__no_such_name__")
+    assert built == []
+    meters = []
+    threads = [threading.Thread(target=lambda: meters.append(provider.get_meter("shop", "1"))) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert built == [provider.built]
+    assert len(set(map(id, meters))) == 1
+    assert provider.force_flush() is True
+    former = provider._lock
+    provider.renew_locks()
+    assert provider._lock is not former

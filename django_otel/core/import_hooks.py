@@ -13,6 +13,7 @@ half as long as all of the API.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -22,6 +23,16 @@ from django_otel.core import guard
 
 _lock = threading.Lock()
 _waiting: dict[str, Callable[[], None]] = {}
+
+
+def _after_fork() -> None:
+    global _lock
+    # Another of the parent's threads may have held it.
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Finder:
