@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -22,14 +21,17 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
-from django_otel import force, live, models, route_preview, runtime
+from django_otel import force, live, models, runtime
 from django_otel import sampling_text as text
 from django_otel.core import guard
 from django_otel.core.policy import MAX_PATTERN, MAX_RULES
+from django_otel.core.records import record
 from django_otel.core.sampling import InForce
 from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
 
 if TYPE_CHECKING:
+    from django_otel import route_preview
+
     _ModelForm = forms.ModelForm[Any]
     _ModelAdmin = admin.ModelAdmin[SamplingPolicy]
     _StackedInline = admin.StackedInline[SamplingRule, SamplingPolicy]
@@ -557,7 +559,7 @@ def _initial_name(form: Any) -> str:
     return f"{form.initial.get('method') or ''} {pattern}".strip()
 
 
-@dataclass(frozen=True)
+@record
 class _Author:
     name: str
     message: str
@@ -662,7 +664,7 @@ def _warnings(status: dict[str, Any], row: SamplingPolicy | None) -> list[str]:
 # --- The processes. ---
 
 
-@dataclass(frozen=True)
+@record
 class _Process:
     """A process as the page shows it. Units: seconds."""
 
@@ -767,7 +769,7 @@ def _summarise(processes: Sequence[_Process], version: int, *, is_policy: bool, 
 # --- What rules match. ---
 
 
-@dataclass(frozen=True)
+@record
 class _Preview:
     summary: str
     routes: list[dict[str, str]]
@@ -775,13 +777,15 @@ class _Preview:
 
 
 def _project_routes() -> Sequence[route_preview.ProjectRoute]:
+    from django_otel import route_preview
+
     # The page must come up when the URLconf is broken for another part of it.
     with guard.contained("reading the URLconf"):
         return route_preview.project_routes()
     return ()
 
 
-@dataclass(frozen=True)
+@record
 class _Entered:
     path: str
     route: str
@@ -800,6 +804,8 @@ def _build_preview(formset: Any) -> dict[str, Any]:
         rule.normalise()
         # Of both only one may be saved.
         entered.append(_Entered(rule.path, "" if rule.path else rule.route, rule.method))
+    from django_otel import route_preview
+
     matches: list[list[route_preview.Match]] = [[] for _ in entered]
     with guard.contained("matching rules with the routes of the project"):
         matches = route_preview.match_rules(entered, routes)

@@ -537,9 +537,8 @@ class _Untraced(_Scope):
 
     def _begin(self) -> _Run:
         # Not at the top: both load a part of the SDK or of the instrumentors.
-        from opentelemetry.instrumentation.utils import suppress_instrumentation
-
         from django_otel.core import sampling
+        from django_otel.core.suppression import suppress_instrumentation
 
         with suppress_instrumentation():
             context = otel_context.get_current()

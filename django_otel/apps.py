@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 from django.apps import AppConfig
+from django.core.checks import CheckMessage, Tags
+from django.core.checks import register as register_check
 
 logger = logging.getLogger("django_otel")
 
@@ -18,10 +22,10 @@ class DjangoOTelConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from django_otel import checks, conf, runtime
+        from django_otel import conf, runtime
         from django_otel.core.config import ConfigError
 
-        checks.register()
+        _register_checks()
         self._connect_parts()
         try:
             runtime.start(conf.get_config())
@@ -51,3 +55,22 @@ class DjangoOTelConfig(AppConfig):
         asgi.answer_lifespan()
         with guard.contained("looking for otel.py modules"):
             business.autodiscover()
+
+
+def _register_checks() -> None:
+    """Register our system checks, which are imported when they run: a server never runs them."""
+    register_check(_build_check("check_configuration"), "django_otel")
+    register_check(_build_check("check_project"), "django_otel")
+    register_check(_build_check("check_deployment"), "django_otel", deploy=True)
+    register_check(_build_check("check_live_table"), Tags.database)
+
+
+def _build_check(name: str) -> Callable[..., list[CheckMessage]]:
+    def check(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+        from django_otel import checks
+
+        found: list[CheckMessage] = getattr(checks, name)(app_configs, **kwargs)
+        return found
+
+    check.__name__ = check.__qualname__ = name
+    return check

@@ -45,11 +45,11 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.apps import apps
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
@@ -57,10 +57,13 @@ from django.db import connections, models, router
 from django.db.models.signals import ModelSignal, post_delete, post_save, pre_delete, pre_save
 from django.utils.module_loading import module_has_submodule
 
-from django_otel import model_events, runtime
+from django_otel import runtime
 from django_otel.core import guard
 from django_otel.core.config import Config, Problem
-from django_otel.model_events import UNKNOWN, Event, Happened, Spec, Transition
+from django_otel.core.records import record
+
+if TYPE_CHECKING:
+    from django_otel.model_events import Spec, Transition
 
 __all__ = ["ModelEvents", "autodiscover", "bulk", "install", "problems", "register", "uninstall", "unregister"]
 
@@ -91,7 +94,7 @@ class ModelEvents:
 E = TypeVar("E", bound=type[ModelEvents])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Registration:
     """One class or settings entry, as it was given. `place` is where a reader finds it."""
 
@@ -267,10 +270,13 @@ def _family(model: type[models.Model]) -> Iterator[type[models.Model]]:
 def _build_spec(
     model: type[models.Model], cls: type[models.Model], registrations: list[_Registration], found: list[Problem]
 ) -> Spec:
+    # Here, as in all functions below: a project that registers nothing needs none of it.
+    from django_otel import model_events
+
     values: dict[str, Any] = {}
     for registration in registrations:
         values.update(_checked(registration, cls, found))
-    return Spec(
+    return model_events.Spec(
         model=cls if model._meta.abstract else model,
         label=(cls if model._meta.abstract else model)._meta.label,
         created=values.get("created"),
@@ -355,6 +361,8 @@ def _find_column(
 def _build_transitions(
     registration: _Registration, cls: type[models.Model], value: Mapping[Any, Any], found: list[Problem]
 ) -> Iterator[Transition]:
+    from django_otel import model_events
+
     for name, events in value.items():
         column = _find_column(registration, "transitions", cls, name, found)
         if column is None:
@@ -366,12 +374,12 @@ def _build_transitions(
         usable = {}
         for target, event in events.items():
             plain = model_events.plain(column, target)
-            if plain is UNKNOWN:
+            if plain is model_events.UNKNOWN:
                 message = f"{place} has the value {target!r}, which {cls._meta.label}.{name} cannot hold."
                 found.append(Problem("django_otel.E002", message))
             else:
                 usable[plain] = event
-        yield Transition(column.attname, frozenset({column.name, column.attname}), column, usable)
+        yield model_events.Transition(column.attname, frozenset({column.name, column.attname}), column, usable)
 
 
 # --- switching on and off ------------------------------------------------------------
@@ -393,6 +401,10 @@ def install(config: Config) -> None:
             lines = "".join(f"\n  {problem.message} {problem.hint} ({problem.id})" for problem in found)
             guard.warn_once("business" + lines, "django_otel: business events:%s", lines)
         _installed = config
+        if not specs:
+            return
+        from django_otel import model_events
+
         model_events.specs = specs
         for cls, spec in specs.items():
             _connect(pre_save, model_events.on_pre_save, cls)
@@ -414,7 +426,10 @@ def uninstall() -> None:
     global _installed
     with _install_lock:
         _installed = None
-        model_events.specs = {}
+        if "django_otel.model_events" in sys.modules:
+            from django_otel import model_events
+
+            model_events.specs = {}
         while _connected:
             signal, receiver, sender = _connected.pop()
             signal.disconnect(receiver, sender=sender)
@@ -448,6 +463,8 @@ def _patch(cls: type[models.Model], name: str, ours: object) -> None:
 
 
 def _patch_saving(cls: type[models.Model]) -> None:
+    from django_otel import model_events
+
     own = cls.__dict__.get("save_base")
 
     @functools.wraps(own or models.Model.save_base)
@@ -470,6 +487,8 @@ def _patch_saving(cls: type[models.Model]) -> None:
 
 
 def _patch_loading(cls: type[models.Model]) -> None:
+    from django_otel import model_events
+
     own_from_db = cls.__dict__.get("from_db")
 
     @functools.wraps(own_from_db.__func__ if own_from_db is not None else models.Model.from_db.__func__)  # type: ignore[attr-defined]
@@ -521,11 +540,13 @@ def bulk(
         return
     if isinstance(model, str):
         model = apps.get_model(model)
-    spec = model_events.spec_of(model) or Spec(model, model._meta.label)
+    from django_otel import model_events
+
+    spec = model_events.spec_of(model) or model_events.Spec(model, model._meta.label)
     alias = using or router.db_for_write(model)
     now_unix_ns = time.time_ns()
     extra = {f"business.{name}": value for name, value in attributes.items()}
     extra["business.count"] = count
     span = model_events.start_span(spec, event, now_unix_ns, None)
-    happened = Happened(Event(event), spec, None, alias, span, now_unix_ns, count, extra)
+    happened = model_events.Happened(model_events.Event(event), spec, None, alias, span, now_unix_ns, count, extra)
     model_events.hand_over([happened], connections[alias])

@@ -6,7 +6,6 @@ Everything but errors of the configuration is a Warning: an Error keeps
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error, Tags, Warning  # noqa: A004
-from django.core.checks import register as register_check
+from django.core.checks import CheckMessage, Error, Warning  # noqa: A004
 from django.db import connections
 from django.utils.module_loading import import_string
 
@@ -26,17 +24,8 @@ from django_otel.core.observation import DENIED_HEADER
 from django_otel.core.pipelines import import_path, package_version
 
 MIDDLEWARE = "django_otel.middleware.OTelMiddleware"
-_OWN_TAG = "django_otel"
 _GRPC_PACKAGE = "opentelemetry-exporter-otlp-proto-grpc"
 _HTTP_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
-
-
-def register() -> None:
-    """Register all checks; called from `AppConfig.ready()`."""
-    register_check(check_configuration, _OWN_TAG)
-    register_check(check_project, _OWN_TAG)
-    register_check(check_deployment, _OWN_TAG, deploy=True)
-    register_check(check_live_table, Tags.database)
 
 
 # --- Errors. ---
@@ -89,7 +78,9 @@ def _find_missing(config: Config) -> Iterator[Problem]:
     for name in config.propagation.formats:
         if name in ("tracecontext", "baggage", "none"):
             continue
-        if not importlib.metadata.entry_points(group="opentelemetry_propagator", name=name):
+        from importlib.metadata import entry_points
+
+        if not entry_points(group="opentelemetry_propagator", name=name):
             package = f"opentelemetry-propagator-{name.removesuffix('multi')}"
             yield _missing_package('OTEL["PROPAGATION"]["FORMATS"]', name, package, package)
 

@@ -24,7 +24,6 @@ from django.conf import settings
 from django.db import connections
 from django.urls import NoReverseMatch, reverse
 from opentelemetry import trace
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter
@@ -34,6 +33,7 @@ from django_otel import checks, instrumentors, runtime
 from django_otel.core import pipelines
 from django_otel.core.config import Config, ConfigError
 from django_otel.core.scrub import Scrubber
+from django_otel.core.suppression import suppress_instrumentation
 
 Outcome = Literal["ok", "note", "warning", "failed"]
 SIGNALS = ("traces", "metrics", "logs")

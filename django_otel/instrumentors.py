@@ -17,11 +17,10 @@ import functools
 import inspect
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from django.conf import settings
@@ -30,10 +29,14 @@ from opentelemetry import metrics, propagate, trace
 from opentelemetry.propagators.textmap import Setter
 
 from django_otel import conf, runtime
-from django_otel.core import guard, outbound, sdk_compat
+from django_otel.core import guard, import_hooks, outbound, sdk_compat
 from django_otel.core.config import Config
 from django_otel.core.observation import OWN_PATHS
+from django_otel.core.records import record
 from django_otel.core.sdk_compat import DJANGO_MIDDLEWARE as DJANGO_MIDDLEWARE
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "opentelemetry_instrumentor"
 OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
@@ -42,7 +45,7 @@ OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 STABLE = "http,database"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class State:
     """What became of one name of `OTEL["INSTRUMENT"]`.
 
@@ -56,7 +59,7 @@ class State:
     is_complaint: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Wish:
     """All that decides how an instrumentor is switched on; when it is unchanged nothing is touched."""
 
@@ -65,13 +68,28 @@ class _Wish:
     meter_provider: metrics.MeterProvider | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Installed:
     instrumentor: Any
     wish: _Wish
 
 
+#: Instrumentors that wait until their library is imported: nothing can be done with it before, and importing it here
+#: would cost every process its time and memory. All others are switched on at once.
+_LIBRARIES = {
+    "aiohttp-client": "aiohttp",
+    "httpx": "httpx",
+    "psycopg": "psycopg",
+    "psycopg2": "psycopg2",
+    "redis": "redis",
+    "requests": "requests",
+    "urllib3": "urllib3",
+}
+#: How long the import of a library waits for a change of the settings that is under way, in seconds.
+_LOCK_WAIT_S = 2.0
+
 _lock = threading.RLock()
+_waiting: dict[str, tuple[_Wish, bool]] = {}
 _installed: dict[str, _Installed] = {}
 _states: dict[str, State] = {}
 _tracer_providers: dict[str, _SwitchedTracerProvider] = {}
@@ -90,15 +108,14 @@ def install(config: Config) -> None:
         for name in list(_installed):
             if wishes.get(name) != _installed[name].wish:
                 _switch_off(name)
+        _stop_waiting()
         _states.clear()
         uses_django_instrumentor = config.enabled and config.request.spans == "instrumentor"
         if wishes or uses_django_instrumentor:
             _opt_in_to_stable_names()
         for name, wish in wishes.items():
-            state = _switch_on(name, wish, is_user_list)
-            _states[name] = state
-            if state.is_complaint:
-                guard.warn_once(f"instrumentors.{name}", 'OTEL["INSTRUMENT"] names "%s": %s', name, state.reason)
+            if not _wait(name, wish, is_user_list):
+                _set_state(_switch_on(name, wish, is_user_list))
         if uses_django_instrumentor:
             install_django_instrumentor(config)
         else:
@@ -110,18 +127,22 @@ def uninstall() -> None:
     with _lock:
         for name in list(_installed):
             _switch_off(name)
+        _stop_waiting()
         _states.clear()
         uninstall_django_instrumentor()
 
 
 def states() -> tuple[State, ...]:
-    """What became of each wanted name at the last `install()`, in the order of the setting."""
+    """What became of each wanted name since the last `install()`, in the order of the setting."""
     with _lock:
-        return tuple(_states.values())
+        found = {name: _find_waiting_state(name) if name in _waiting else state for name, state in _states.items()}
+        return tuple(found.values())
 
 
 def available() -> tuple[str, ...]:
     """Names that can stand in `OTEL["INSTRUMENT"]` on this machine, whether or not their library is there."""
+    from importlib.metadata import entry_points
+
     return tuple(sorted({entry.name for entry in entry_points(group=GROUP)} - {"django"}))
 
 
@@ -160,6 +181,9 @@ def _opt_in_to_stable_names() -> None:
 
 
 def _find(name: str) -> EntryPoint | None:
+    # Here: who uses none of the libraries needs no look at the metadata of all packages.
+    from importlib.metadata import entry_points
+
     found = tuple(entry_points(group=GROUP, name=name))
     return found[0] if found else None
 
@@ -181,6 +205,59 @@ def _say(name: str, conflict: Any) -> str:
     wanted = re.sub(r"""\s*;\s*extra == ['"]instruments(-any)?['"]""", "", wanted)
     state = f"{found} is installed" if found else "it is not installed"
     return f"the instrumentor {name} is for {wanted or 'another library'}, and {state}."
+
+
+# --- Waiting for the library. ---
+
+
+def _wait(name: str, wish: _Wish, is_user_list: bool) -> bool:
+    """Whether `name` is to be switched on as soon as its library is imported."""
+    library = _LIBRARIES.get(name)
+    if library is None or library in sys.modules or name in _installed or (is_user_list and find_obstacle(name)):
+        return False
+    _waiting[name] = wish, is_user_list
+    # Keeps the place of the name in the order of the setting.
+    _states[name] = State(name, False, "")
+    if not import_hooks.when_imported(library, lambda: _stop_waiting_for(name)):
+        # Imported by another thread in this moment.
+        del _waiting[name]
+        return False
+    return True
+
+
+def _stop_waiting_for(name: str) -> None:
+    """The library is there: switch its instrumentor on."""
+    # The importing thread holds the library's import lock. Who holds our lock may be waiting for that one, so we do
+    # not wait for ever; without the lock the worst is that a change of the settings at this moment is not seen.
+    is_locked = _lock.acquire(timeout=_LOCK_WAIT_S)
+    try:
+        wanted = _waiting.pop(name, None)
+        if wanted is not None:
+            _set_state(_switch_on(name, *wanted))
+    finally:
+        if is_locked:
+            _lock.release()
+
+
+def _stop_waiting() -> None:
+    for name in list(_waiting):
+        del _waiting[name]
+        import_hooks.forget(_LIBRARIES[name])
+
+
+def _find_waiting_state(name: str) -> State:
+    obstacle = find_obstacle(name)
+    is_complaint = bool(obstacle) and _waiting[name][1]
+    return State(name, not obstacle, obstacle or f"on as soon as {_LIBRARIES[name]} is imported", is_complaint)
+
+
+def _set_state(state: State) -> None:
+    _states[state.name] = state
+    if state.is_complaint:
+        guard.warn_once(f"instrumentors.{state.name}", 'OTEL["INSTRUMENT"] names "%s": %s', state.name, state.reason)
+
+
+# --- Switching. ---
 
 
 def _switch_on(name: str, wish: _Wish, is_user_list: bool) -> State:

@@ -33,16 +33,16 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseFault
 from django.db import connections, router, transaction
 from django.utils import timezone
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from django_otel import hosts, runtime
-from django_otel.core import groups, guard, roster
+from django_otel.core import guard
 from django_otel.core.config import Config
 from django_otel.core.policy import Policy, Rule
-from django_otel.core.roster import Reading, Roster
 from django_otel.core.sampling import LiveSampler
+from django_otel.core.suppression import suppress_instrumentation
 
 if TYPE_CHECKING:
+    from django_otel.core.roster import Reading, Roster
     from django_otel.models import SamplingState
 
 #: While the database does not answer, the pause between two attempts doubles up to this.
@@ -262,6 +262,8 @@ class Follower:
                 if found is not None:
                     found.publish_fault(str(problem), began_s)
             return False
+        from django_otel.core.roster import Reading
+
         reading = Reading(policy, began_s, time.time(), fault)
         self._apply(reading)
         self._note(fault)
@@ -369,9 +371,12 @@ class Follower:
 
 
 def _build_roster() -> Roster:
+    # Here: what shares files between processes is of no use before there is something to share.
+    from django_otel.core import groups, roster
+
     config = runtime.current().config
     bases = groups.candidate_bases(config.metrics.shared_dir, config.surroundings)
-    return Roster(roster.roster_folder(_identity(), bases))
+    return roster.Roster(roster.roster_folder(_identity(), bases))
 
 
 def _identity() -> str:

@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry._logs import Logger, LoggerProvider, LogRecord, NoOpLogger, SeverityNumber
 from opentelemetry.semconv.attributes import code_attributes, exception_attributes
 from opentelemetry.trace import INVALID_SPAN, TraceFlags
 
@@ -43,6 +42,8 @@ from django_otel.core import guard, observation
 from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 
 if TYPE_CHECKING:
+    from opentelemetry._logs import Logger, LoggerProvider, LogRecord, SeverityNumber
+
     from django_otel.core.config import Config
     from django_otel.core.store_processor import StoreProcessor
 
@@ -223,6 +224,9 @@ class OTelHandler(logging.Handler):
         """Nothing: the runtime flushes with its own time budget; `logging.shutdown` must not wait here."""
 
     def _build(self, record: logging.LogRecord) -> LogRecord:
+        # Here, as below: only who exports logs needs the API of logs.
+        from opentelemetry._logs import LogRecord
+
         attributes, event_name = _extra(record)
         attributes[code_attributes.CODE_FILE_PATH] = record.pathname
         if record.funcName:
@@ -288,10 +292,14 @@ def _logger(name: str) -> Logger | None:
     loggers = _loggers
     logger = loggers.get(name)
     if logger is None:
+        from opentelemetry._logs import NoOpLogger
+
         logger = provider.get_logger(name)
+        if isinstance(logger, NoOpLogger):
+            return None
         if len(loggers) < _CACHED_LOGGERS:
             loggers[name] = logger
-    return None if isinstance(logger, NoOpLogger) else logger
+    return logger
 
 
 def _console_for(record: logging.LogRecord) -> StoreProcessor | None:
@@ -376,6 +384,8 @@ def severity_number(level: int) -> SeverityNumber:
 
     Source: OpenTelemetry logs data model, "Severity fields".
     """
+    from opentelemetry._logs import SeverityNumber
+
     if level <= 0:
         return SeverityNumber.UNSPECIFIED
     if level < 10:

@@ -25,6 +25,7 @@ from opentelemetry.context import Context
 
 from django_otel import api, runtime, transactions
 from django_otel.core import guard
+from django_otel.core.records import record
 from django_otel.signals import business_event
 from django_otel.transactions import ROLLED_BACK, Unit
 
@@ -41,7 +42,7 @@ _NO_ROW: Values = {}
 UNKNOWN = object()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Transition:
     """The events of changes to one column, by the new value."""
 
@@ -51,7 +52,7 @@ class Transition:
     events: Mapping[Any, str]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Spec:
     """A registration made ready for one concrete class."""
 

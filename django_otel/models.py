@@ -18,6 +18,7 @@ from django.utils import timezone
 from django_otel import conf, live
 from django_otel.core.config import ConfigError
 from django_otel.core.policy import MAX_PATTERN
+from django_otel.core.records import record
 
 #: In the order of a list to choose from: what is asked for most comes first.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY", "_OTHER")
@@ -445,7 +446,7 @@ for _model in (SamplingPolicy, SamplingRule):
 # --- What all rows say together. ---
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PolicyRow:
     """The policy as the database has it; the values are not checked."""
 
@@ -458,7 +459,7 @@ class PolicyRow:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RuleRow:
     """A rule as the database has it; the values are not checked."""
 
@@ -472,7 +473,7 @@ class RuleRow:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SamplingState:
     """The policy (None: no row) and its rules, in the order they are asked, at one moment."""
 

@@ -26,6 +26,7 @@ from django_otel.core.cells import CellStore, Counter, Series
 from django_otel.core.config import Config, ConfigError, Problem
 from django_otel.core.families import Family
 from django_otel.core.ids import OwnRandomIdGenerator
+from django_otel.core.lazy_metrics import LazyMeterProvider
 from django_otel.core.observation import SpanBudget
 from django_otel.core.propagation import SwitchPropagator
 from django_otel.core.sampling import InForce, LiveSampler, Policy
@@ -104,7 +105,7 @@ _lock_type = threading.Lock
 
 # Ours, made once and kept: whoever asked for a tracer, meter or logger goes on using it.
 _own_tracer_provider: Any = None
-_own_meter_provider: Any = None
+_own_meter_provider: LazyMeterProvider | None = None
 _own_logger_provider: Any = None
 _chosen_logger_provider: Any = None
 _logs_generation = -1
@@ -423,7 +424,7 @@ def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:
         _switch.parts = processors
         _tail = _build_tail(config)
         _switch_tail(runtime.sampler.policy)
-    _tracer = runtime.tracer_provider.get_tracer(SCOPE_NAME, pipelines.package_version("django-otel-kit"))
+    _tracer = runtime.tracer_provider.get_tracer(SCOPE_NAME, pipelines.own_version())
 
 
 def _start_metrics(config: Config, exporters: list[Any]) -> None:
@@ -437,10 +438,10 @@ def _start_metrics(config: Config, exporters: list[Any]) -> None:
         runtime.meter_provider = foreign
     else:
         if _own_meter_provider is None:
-            _own_meter_provider = _build_meter_provider(runtime.resource)
+            _own_meter_provider = LazyMeterProvider(_build_meter_provider)
         if installed is None:
             metrics.set_meter_provider(_own_meter_provider)
-        sdk_compat.set_resource(_own_meter_provider, runtime.resource)
+        _set_meter_resource()
         runtime.meter_provider = _own_meter_provider
     if _sdk_metrics is not None:
         _sdk_metrics.scrub = runtime.scrubber.labels
@@ -448,7 +449,8 @@ def _start_metrics(config: Config, exporters: list[Any]) -> None:
     _switch_registry(config)
 
 
-def _build_meter_provider(resource: Resource) -> Any:
+def _build_meter_provider() -> Any:
+    """The SDK's meter provider, for the first who asks ours for a meter."""
     global _sdk_metrics
     from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
 
@@ -457,13 +459,24 @@ def _build_meter_provider(resource: Resource) -> Any:
     reader = build_reader()
     provider = MeterProvider(
         metric_readers=[reader],
-        resource=resource,
+        resource=_current.resource,
         exemplar_filter=TraceBasedExemplarFilter(),
         shutdown_on_exit=False,
         views=(),
     )
-    _sdk_metrics = SdkMetrics(reader, provider)
+    # Its own fork hook, which touches the resource, runs after ours, being younger; this one is younger still.
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_set_meter_resource)
+    found = SdkMetrics(reader, provider)
+    found.scrub = _current.scrubber.labels
+    _sdk_metrics = found
     return provider
+
+
+def _set_meter_resource() -> None:
+    provider = None if _own_meter_provider is None else _own_meter_provider.built
+    if provider is not None:
+        sdk_compat.set_resource(provider, _current.resource)
 
 
 def _switch_registry(config: Config) -> None:
@@ -724,7 +737,7 @@ def _notice_patch() -> None:
     _lock = threading.RLock()
     _notice_lock = threading.Lock()
     with guard.contained("making locks anew after a monkey-patch"):
-        for part in (*_processors(), _switch.tail, _pump, _sdk_metrics):
+        for part in (*_processors(), _switch.tail, _pump, _own_meter_provider, _sdk_metrics):
             if hasattr(part, "renew_locks"):
                 part.renew_locks()
 
@@ -742,9 +755,13 @@ def _after_fork() -> None:
         _current.sampler.after_fork()
         _current.resource = pipelines.build_resource(_current.config, _current.scrubber.attributes)
         _current.started_at_s = time.time()
-        for provider in (_own_tracer_provider, _own_meter_provider, _own_logger_provider):
+        for provider in (_own_tracer_provider, _own_logger_provider):
             if provider is not None:
                 sdk_compat.set_resource(provider, _current.resource)
+        if _own_meter_provider is not None:
+            # Another of the parent's threads may have held it.
+            _own_meter_provider.renew_locks()
+        _set_meter_resource()
         if _own_tracer_provider is not None:
             _own_tracer_provider.refresh()
         for part in (*_processors(), _switch.tail):

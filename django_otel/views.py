@@ -22,11 +22,11 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.utils.module_loading import import_string
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from django_otel import conf, runtime
 from django_otel.core import exposition, guard
 from django_otel.core.config import Config
+from django_otel.core.suppression import suppress_instrumentation
 
 View = Callable[[HttpRequest], HttpResponse]
 

@@ -43,6 +43,8 @@ OTEL = {
 ```
 
 - A hook is a function or the dotted path of one. When it raises, the fault is logged once and the call goes on.
+- `psycopg2`, `psycopg`, `redis`, `requests`, `httpx`, `urllib3` and `aiohttp-client` wait until the project imports the
+  library, and import nothing themselves; every other instrumentor is loaded at the start.
 - A library that another tool (`opentelemetry-instrument`) has instrumented is left alone.
 - `"django"` is not accepted here: `OTelMiddleware` measures requests. `REQUEST.SPANS = "instrumentor"` has the official
   DjangoInstrumentor make the span, with its own behaviour (no native async, `build_absolute_uri` on each request);

@@ -42,13 +42,17 @@ def settings_as_the_environment_has_them():
     # Set up before monkeypatch and settings, this ends after them.
     from django.conf import settings
 
-    from django_otel import conf, runtime
+    from django_otel import conf, instrumentors, runtime
     from django_otel.core.config import ConfigError, parse
 
     try:
         parsed = conf.get_config()
     except ConfigError:
         parsed = None
-    if parsed != parse(settings.OTEL, os.environ, "tests"):
+    wanted = parse(settings.OTEL, os.environ, "tests")
+    if parsed != wanted:
         conf.forget()
         runtime.restart()
+    # One that is left off would fail another test, later and maybe of another file.
+    found = instrumentors.states()
+    assert {state.name for state in found if state.is_on} == set(wanted.instrument), f"left off by the test: {found}"

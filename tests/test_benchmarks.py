@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import callgrind, growth, publication, scrape
+from benchmarks import callgrind, growth, publication, scrape, startup
 from benchmarks.peers import checks, environments, report
 from benchmarks.peers.__main__ import parse_options
 from benchmarks.peers.catalogue import CASES, PEERS, TRACE_ID, VARIANTS, configurations, traceparents, why_not
@@ -219,6 +219,41 @@ def test_growth_shows_how_flat_a_row_is():
     assert "10: 20.0; 10000: 22.0 | 1.10 |" in text
 
 
+# --- The start. ---
+
+
+def test_every_contender_starts_and_answers():
+    """A process each; the first request must be answered by the view."""
+    found = startup.compare(1, counts=False)
+    for moment in startup.MOMENTS:
+        assert list(found[moment]) == list(startup.CONTENDERS)
+        for figures in found[moment].values():
+            assert figures["cpu_ms"] > 0
+            assert figures["mib"] > 0
+        assert found[moment][startup.OFFICIAL]["share_mib"] == 1.0
+    text = startup.text_of(found)
+    assert text.count("| **django_otel** |") == 2
+    assert "million instructions" not in text
+
+
+def test_shares_of_a_start_are_taken_round_by_round():
+    """Medians of what is added; a noisy round disturbs both sides of its own share alone."""
+    rounds = [
+        {startup.BARE: {"ms": bare}, startup.OURS: {"ms": bare + ours}, startup.OFFICIAL: {"ms": bare + official}}
+        for bare, ours, official in ((100, 20, 40), (100, 30, 50), (400, 90, 100))
+    ]
+    found = startup.summarise(rounds)
+    assert found[startup.BARE] == {"ms": 100}
+    assert found[startup.OURS] == {"ms": 30, "share_ms": 0.6}
+    assert found[startup.OFFICIAL] == {"ms": 50, "share_ms": 1.0}
+
+
+def test_a_start_that_fails_says_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(startup, "__file__", str(tmp_path / "nothing.py"))
+    with pytest.raises(RuntimeError, match="nothing.py"):
+        startup.run(startup.BARE, str(tmp_path))
+
+
 # --- Tables, chart, the page. ---
 
 
@@ -280,7 +315,7 @@ def test_the_chart_is_valid_svg_with_its_figures_as_text():
 
 def test_the_page_has_a_place_for_every_published_part():
     page = publication.PAGE.read_text()
-    for part in ("peers", "scrape", "growth"):
+    for part in ("peers", "scrape", "growth", "startup"):
         assert publication.with_part(page, part, "new text").count("new text") == 1
     with pytest.raises(ValueError, match="no marks"):
         publication.with_part(page, "missing", "text")

@@ -308,10 +308,27 @@ def test_ids_are_unique_and_all_tested():
     assert [check_id for check_id in places if check_id not in tested] == []
 
 
-def test_checks_are_registered():
+def test_checks_are_registered(settings):
     """With the database tag for the one that asks the database, and `deploy` for the two of production."""
     registry = django_checks.registry.registry
-    assert {checks.check_configuration, checks.check_project, checks.check_live_table} <= registry.registered_checks
-    assert checks.check_deployment in registry.deployment_checks
-    assert django_checks.Tags.database in checks.check_live_table.tags
+    own = {check.__name__: check for check in registry.get_checks(True) if check.__module__.startswith("django_otel.")}
+    assert set(own) == {"check_configuration", "check_project", "check_deployment", "check_live_table"}
+    deployed = {check.__name__ for check in own.values() if check in registry.deployment_checks}
+    assert deployed == {"check_deployment"}
+    assert django_checks.Tags.database in own["check_live_table"].tags
     assert runtime.current().problems == []
+    settings.OTEL = {"SAMPLING": {"RATIO": 1.0}, "METRICS_VIEW": {"ALLOW": "all"}, "INSTRUMENT": ["no-such-thing"]}
+    said = {message.id for message in django_checks.run_checks(tags=["django_otel"], include_deployment_checks=True)}
+    assert {"django_otel.W004", "django_otel.W006", "django_otel.W012"} <= said
+    settings.OTEL = {"SAMPLING": {"RATIO": 25}}
+    assert {message.id for message in django_checks.run_checks(tags=["django_otel"])} == {"django_otel.E002"}
+
+
+@pytest.mark.parametrize("name", ["configuration", "project", "deployment", "live_table"])
+def test_a_registered_check_says_what_its_function_says(settings, name):
+    """What is registered imports the function when it runs."""
+    settings.OTEL = {"SAMPLING": {"RATIO": 25}, "METRICS_VIEW": {"ALLOW": "all"}}
+    registered = {check.__name__: check for check in django_checks.registry.registry.get_checks(True)}
+    function = getattr(checks, f"check_{name}")
+    databases = {"databases": None} if name == "live_table" else {}
+    assert registered[f"check_{name}"](app_configs=None, **databases) == function(app_configs=None, **databases)

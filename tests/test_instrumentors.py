@@ -294,13 +294,17 @@ def test_an_instrumentor_that_raises_does_not_raise_out_of_install(monkeypatch, 
     """ready() must not fail, and what was half patched is taken back."""
     undone = []
     settings.OTEL = {"INSTRUMENT": []}
-    monkeypatch.setattr(RequestsInstrumentor, "_instrument", lambda self, **_: 1 / 0)
-    monkeypatch.setattr(RequestsInstrumentor, "_uninstrument", lambda self, **_: undone.append(1))
-    guard.reset()
-    settings.OTEL = {"INSTRUMENT": ["requests", "redis"]}
+    # Mended before the settings are put back, or requests would stay off for the tests that follow.
+    with monkeypatch.context() as broken:
+        broken.setattr(RequestsInstrumentor, "_instrument", lambda self, **_: 1 / 0)
+        broken.setattr(RequestsInstrumentor, "_uninstrument", lambda self, **_: undone.append(1))
+        guard.reset()
+        settings.OTEL = {"INSTRUMENT": ["requests", "redis"]}
     assert "ZeroDivisionError" in states()["requests"].reason
     assert undone == [1]
     assert states()["redis"].is_on, "the others are not affected"
+    settings.OTEL = {"INSTRUMENT": ["requests"]}
+    assert states()["requests"].is_on, "the next change of the settings tries again"
 
 
 def run_python(code: str, **env: str) -> str:
@@ -326,6 +330,8 @@ def test_stable_names_are_opted_in_before_the_first_instrumentor():
     assert run_python(OPT_IN).strip() == "http,database"
     modes = (
         "import django; django.setup();"
+        # Their libraries are not imported before the project does it.
+        "import requests;"
         "from opentelemetry.instrumentation import _semconv as s;"
         "c = s._OpenTelemetrySemanticConventionStability; t = s._OpenTelemetryStabilitySignalType;"
         "print(*[c._get_opentelemetry_stability_opt_in_mode(x).value for x in (t.HTTP, t.DATABASE)])"

@@ -20,7 +20,6 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, reverse
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from django_otel import runtime
 from django_otel.console import dashboard as dashboard_parts
@@ -30,6 +29,7 @@ from django_otel.core import guard
 from django_otel.core.shared import Unusable
 from django_otel.core.store_processor import StoreProcessor
 from django_otel.core.store_reader import StoreReader, TraceFilter, TraceRow, read
+from django_otel.core.suppression import suppress_instrumentation
 
 PAGE_SIZE = 50
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")

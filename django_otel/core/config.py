@@ -18,13 +18,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from django_otel.core.policy import MAX_RULES
 from django_otel.core.policy import Rule as SamplingRule
+from django_otel.core.records import record
 
 Rule = Callable[[object], object]
 
@@ -43,7 +44,7 @@ SECRET_KEYS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Problem:
     """One fault of the configuration: `id` is the system check's, `message` never holds a secret."""
 
@@ -388,14 +389,14 @@ def section(kind: type, doc: str = "") -> Any:
     return field(default_factory=kind, metadata={"section": kind, "doc": doc})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Batch:
     queue_size: int = key(8192, whole(1), "Finished spans held for export; what comes on top is dropped and counted.")
     batch_size: int = key(512, whole(1), "Most spans in one export.")
     delay_s: float = key(5.0, number(0, exclusive=True), "Longest wait before an export, in seconds.")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limits:
     attributes: int = key(128, whole(1), "Most attributes of a span.")
     attribute_length: int = key(4096, whole(1), "Longest text of an attribute, in characters.")
@@ -405,7 +406,7 @@ class Limits:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Traces:
     exporters: tuple[str, ...] | str = key(
         "auto",
@@ -425,7 +426,7 @@ class Traces:
     limits: Limits = section(Limits)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Metrics:
     exporters: tuple[str, ...] = key(
         ("prometheus",),
@@ -453,7 +454,7 @@ class Metrics:
     exemplars: bool = key(True, boolean, "Trace ids beside histogram buckets (OpenMetrics), for sampled requests.")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Logs:
     exporters: tuple[str, ...] = key(
         (), exporters(*LOG_EXPORTERS), 'A list of "otlp", "otlp-grpc", "console", "memory".'
@@ -468,7 +469,7 @@ class Logs:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Propagation:
     formats: tuple[str, ...] = key(
         ("tracecontext", "baggage"),
@@ -487,7 +488,7 @@ class Propagation:
     baggage_keys: tuple[str, ...] = key((), list_of(text, "baggage keys"), "Inbound baggage keys that are sent on.")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Sampling:
     ratio: float = key(1.0, number(0.0, 1.0, hint="For {value} % write {fraction}."), "Share of new traces to record.")
     rules: tuple[SamplingRule, ...] = key(
@@ -521,7 +522,7 @@ class Sampling:
     refresh_s: float = key(5.0, number(0.1), "Longest time until a policy reaches every process, in seconds.")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Request:
     spans: str = key("native", one_of("native", "instrumentor"), "Who makes the request span.")
     exclude: tuple[str, ...] = key((), list_of(text, "path patterns"), "Paths (globs) out of both spans and metrics.")
@@ -537,7 +538,7 @@ class Request:
     enrich: Any = key(None, optional(callable_or_path), "Dotted path to f(span, request, response).")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Database:
     spans: bool = key(True, boolean, "A span per query of a recorded request.")
     metrics: bool = key(True, boolean, "db.client.operation.duration for every Django connection.")
@@ -546,18 +547,18 @@ class Database:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cache:
     metrics: bool = key(True, boolean, "django.cache.operations and their duration, for every cache; never a key.")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Scrub:
     extra: tuple[str, ...] = key((), list_of(text, "key patterns"), "Further key patterns whose values are redacted.")
     callback: Any = key(None, optional(callable_or_path), "Dotted path to f(key, value) -> value.")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MetricsView:
     token: str | None = key(None, optional(text), "Bearer token for `/metrics`.")
     allow: Any = key(
@@ -565,7 +566,7 @@ class MetricsView:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Console:
     enabled: bool | None = key(
         None, optional(boolean), "Traces and dashboard in the admin, and the store they read; None is on with DEBUG."
@@ -580,7 +581,7 @@ class Console:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Config:
     """The whole configuration. `sources` and `warnings` say where it came from and what was ignored."""
 

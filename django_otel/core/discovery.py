@@ -12,7 +12,7 @@ from pathlib import Path
 from django_otel.core import groups, shared
 from django_otel.core.config import Config
 from django_otel.core.families import OWN_SCOPE, Family, Kind, Point
-from django_otel.core.sdk_metrics import merge_processes
+from django_otel.core.merging import merge_processes
 from django_otel.core.shared import HAS_LOCKS, Reader, Unusable, check_folder, living_slots
 
 

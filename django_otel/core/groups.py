@@ -9,7 +9,6 @@ master starts at zero. A name given in the settings overrides that.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import re
 import shutil
@@ -18,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from django_otel.core import guard
 from django_otel.core.shared import HAS_LOCKS, Unusable, check_folder, living_slots, make_folder, open_file
@@ -65,10 +65,12 @@ def owner_pid(configured_pid: int, environ: Mapping[str, str]) -> int | None:
     if uwsgi is not None:
         master: int = uwsgi.masterpid()
         return master or None
-    parent = multiprocessing.parent_process()
+    # A child of multiprocessing has it; for all others importing it would be in vain.
+    multiprocessing: Any = sys.modules.get("multiprocessing.process")
+    parent = None if multiprocessing is None else multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         # uvicorn --workers, granian.
-        return parent.pid
+        return int(parent.pid)
     if environ.get("RUN_MAIN") == "true" or _is_gunicorn_worker():
         return os.getppid()
     return None

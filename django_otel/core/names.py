@@ -5,9 +5,8 @@ Documentation, dashboards and tests are checked against this module.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from django_otel.core.families import Kind
+from django_otel.core.records import record
 
 SECONDS_HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 SECONDS_DB = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
@@ -19,7 +18,7 @@ DEFAULT_BOUNDS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Metric:
     """One metric of the catalogue.
 

@@ -25,6 +25,7 @@ from django_otel.core.cells import CellStore, Counter, RequestSeries, Series
 from django_otel.core.config import Config
 from django_otel.core.deferred import DeferredSpan
 from django_otel.core.errors import record_exception, type_name
+from django_otel.core.patterns import lazy_pattern
 from django_otel.core.propagation import META_GETTER, parse_traceparent
 from django_otel.core.response_headers import Notes
 from django_otel.core.sampling import InForce, LiveSampler, with_branch
@@ -40,7 +41,7 @@ UNMATCHED = "<unmatched>"
 #: Always excluded where `django_otel.urls` is mounted at the root; other places are learned by `Observer.learn`.
 OWN_PATHS = ("/metrics", "/livez", "/readyz")
 #: Headers that are never recorded, whatever was asked for (and whose capture check W010 warns about).
-DENIED_HEADER = re.compile(
+DENIED_HEADER = lazy_pattern(
     r"(?i)authori[sz]ation|cookie|csrf|xsrf|api[-_]?key|token|secret|password|session|credential"
 )
 _PROTOCOL_VERSIONS = {"0.9": "0.9", "1.0": "1.0", "1.1": "1.1", "2": "2", "2.0": "2", "3": "3", "3.0": "3"}

@@ -11,16 +11,17 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import MutableMapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 
+from django_otel.core.records import record
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Verdict:
     """Whether the request of one client span may carry trace headers."""
 

@@ -8,18 +8,21 @@ read `OTEL_*` for itself otherwise, and the source shown to the operator be wron
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import importlib.metadata
+import os
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry.context import Context
+from opentelemetry.sdk import version as sdk_version
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import StatusCode, TraceFlags
 
 from django_otel.core import guard
@@ -34,6 +37,7 @@ from django_otel.core.spans import Distributor, RecordedSpan, Taker, does_nothin
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
     from opentelemetry.sdk._logs.export import LogRecordExporter
+    from opentelemetry.sdk.trace.export import SpanExporter
 
     from django_otel.core.sdk_metrics import MetricsDataBuilder
     from django_otel.core.tail import TailBuffer
@@ -50,10 +54,26 @@ _DEFAULT_GRPC_ENDPOINT = "http://localhost:4317"
 
 def package_version(distribution: str) -> str:
     """The installed version of a distribution, or ""."""
+    # What pip writes has it in its name. `importlib.metadata` imports as much as the rest of our start-up.
+    prefix = f"{distribution.replace('-', '_')}-"
+    for folder in sys.path:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder or "."):  # noqa: PTH208 (no path is made of the thousand others)
+                if name.startswith(prefix) and name.endswith(".dist-info") and Path(folder, name, "METADATA").exists():
+                    return name.removeprefix(prefix).removesuffix(".dist-info")
+    from importlib import metadata
+
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
         return ""
+
+
+def own_version() -> str:
+    """The version of this package."""
+    import django_otel
+
+    return django_otel.__version__
 
 
 def build_resource(config: Config, clean: Callable[[Mapping[str, Any]], Any] | None = None) -> Resource:
@@ -66,9 +86,9 @@ def build_resource(config: Config, clean: Callable[[Mapping[str, Any]], Any] | N
     attributes: dict[str, Any] = {
         "telemetry.sdk.language": "python",
         "telemetry.sdk.name": "opentelemetry",
-        "telemetry.sdk.version": package_version("opentelemetry-sdk"),
+        "telemetry.sdk.version": sdk_version.__version__,
         "telemetry.distro.name": "django-otel-kit",
-        "telemetry.distro.version": package_version("django-otel-kit"),
+        "telemetry.distro.version": own_version(),
     }
     attributes.update(config.resource)
     attributes["service.name"] = config.service_name or "django"
@@ -247,6 +267,9 @@ class SpanBatchProcessor(WorkerOwner, Taker):
             self.worker.put(span)
 
     def _export(self, spans: list[ReadableSpan]) -> bool:
+        # Here: who exports nothing needs no part of it.
+        from opentelemetry.sdk.trace.export import SpanExportResult
+
         self._lost = 0
         try:
             return self.exporter.export(self._cleaned(spans)) is SpanExportResult.SUCCESS
@@ -519,7 +542,7 @@ def _build_otlp_processor(
     check_installed(name, "traces")
     exporter = LazyExporter(lambda: build_direct_exporter(name, config, clean, lambda count: processor.lose(count)))
     # Cleaned while they are encoded: a text that was seen before is not scrubbed a second time.
-    processor = SpanBatchProcessor(cast(SpanExporter, exporter), None, config, on_drop, on_failure)
+    processor = SpanBatchProcessor(cast("SpanExporter", exporter), None, config, on_drop, on_failure)
     return processor
 
 
@@ -720,7 +743,9 @@ def build_propagators(config: Config) -> tuple[TextMapPropagator, ...]:
         elif name == "baggage":
             parts.append(BaggagePropagator(config.propagation.baggage_keys))
         elif name != "none":
-            found = list(importlib.metadata.entry_points(group="opentelemetry_propagator", name=name))
+            from importlib.metadata import entry_points
+
+            found = list(entry_points(group="opentelemetry_propagator", name=name))
             if not found:
                 package = f"opentelemetry-propagator-{name.removesuffix('multi')}"
                 raise _missing_package(name, package, package)

@@ -14,8 +14,10 @@ import math
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from django_otel.core.records import record
 
 #: The methods a rule can name: those of the metric's label.
 METHODS = frozenset(
@@ -57,7 +59,7 @@ def check_positive(value: object, what: str) -> float | None:
     return float(value)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rule:
     """The share of new traces for the requests it matches.
 
@@ -178,7 +180,7 @@ def _keywords(content: object, what: str, known: tuple[str, ...]) -> dict[str, A
     return dict(content)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Policy:
     """What is sampled, and who said so; None leaves a value to the layer below.
 

@@ -27,6 +27,7 @@ from opentelemetry.trace import Link, Status
 from django_otel.core import guard
 from django_otel.core.errors import encodable
 from django_otel.core.families import Attributes
+from django_otel.core.patterns import lazy_pattern
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadableLogRecord, ReadWriteLogRecord
@@ -90,11 +91,11 @@ _LINE_WORDS = frozenset(("authorization", "cookie", "cookies", "passphrase"))
 _SAFE_KEYS = _words(
     "trace_id span_id parent_id trace.id span.id parent.id traceparent traceid spanid oteltraceid otelspanid "
     "oteltracesampled otelservicename service.instance.id gen_ai.token.type exception.type code.file.path "
-    "code.function.name code.line.number"
+    "code.function.name code.line.number telemetry.sdk.version telemetry.distro.name telemetry.distro.version"
 )
 _OTEL_TYPES = (str, bool, int, float, bytes, Sequence, Mapping)
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_NOT_WORD = re.compile(r"[\W_]+")
+_CAMEL = lazy_pattern(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_NOT_WORD = lazy_pattern(r"[\W_]+")
 
 _PLAIN, _SENSITIVE, _SENSITIVE_LINE = 0, 1, 2
 
@@ -129,13 +130,15 @@ def _is_measure(words: tuple[str, ...]) -> bool:
 
 # --- forms -----------------------------------------------------------------------------------------------------
 
-_PEM = re.compile(r"-----BEGIN [^-\n]{0,60}PRIVATE KEY[^-\n]{0,20}-----.*?(?:-----END [^-\n]{0,80}-----|\Z)", re.DOTALL)
-_URL_RUN = re.compile(r"://\S++")
-_AUTHORITY_END = re.compile(r"""[/?#"'<>\\`]""")
-_PORT = re.compile(r"(?:[0-9]{0,5}|\[redacted\])[).,;:\]}]*")
+_PEM = lazy_pattern(
+    r"-----BEGIN [^-\n]{0,60}PRIVATE KEY[^-\n]{0,20}-----.*?(?:-----END [^-\n]{0,80}-----|\Z)", re.DOTALL
+)
+_URL_RUN = lazy_pattern(r"://\S++")
+_AUTHORITY_END = lazy_pattern(r"""[/?#"'<>\\`]""")
+_PORT = lazy_pattern(r"(?:[0-9]{0,5}|\[redacted\])[).,;:\]}]*")
 # base64url of '{"': a JWT, and what django.core.signing makes. Possessive, so a failure is at most eight characters.
-_JWT = re.compile(r"eyJ[A-Za-z0-9_\-]{8,}+(?:[.:][A-Za-z0-9_\-=]++)*+")
-_KNOWN_TOKENS = re.compile(
+_JWT = lazy_pattern(r"eyJ[A-Za-z0-9_\-]{8,}+(?:[.:][A-Za-z0-9_\-=]++)*+")
+_KNOWN_TOKENS = lazy_pattern(
     r"(?<![A-Za-z0-9])(?:"
     r"(?:AKIA|ASIA|ABIA|ACCA|AGPA|AIDA|AIPA|ANPA|ANVA|AROA)[A-Z0-9]{16}(?![A-Za-z0-9])"  # AWS
     r"|gh[pousr]_[A-Za-z0-9]{20,}+|github_pat_[A-Za-z0-9_]{20,}+|glpat-[A-Za-z0-9_\-]{16,}+"
@@ -150,13 +153,13 @@ _KNOWN_MARKS = (
     "AKIA", "ASIA", "ABIA", "ACCA", "AGPA", "AIDA", "AIPA", "ANPA", "ANVA", "AROA", "ghp_", "gho_", "ghu_", "ghs_",
     "ghr_", "github_pat_", "glpat-", "xox", "sk_", "rk_", "pk_", "whsec_", "sk-", "AIza", "npm_", "pypi-", "SG.",
 )  # fmt: skip
-_HAS_KNOWN_MARK = re.compile("|".join(map(re.escape, _KNOWN_MARKS)))
+_HAS_KNOWN_MARK = lazy_pattern("|".join(map(re.escape, _KNOWN_MARKS)))
 _SCHEME_NAMES = ("bearer", "basic", "token", "digest", "negotiate", "apikey")
-_SCHEME = re.compile(
+_SCHEME = lazy_pattern(
     rf"(?i)(?<![A-Za-z0-9_\-])({'|'.join(_SCHEME_NAMES)})([ \t]++|%20|\+)"
     r"""(?!\[redacted\])((?:[^\s"'\\,;<>()\[\]{}&]|\\[^"'\\])++)"""
 )
-_HAS_SCHEME = re.compile(rf"(?i)(?:{'|'.join(_SCHEME_NAMES)})(?:[ \t+]|%20)")
+_HAS_SCHEME = lazy_pattern(rf"(?i)(?:{'|'.join(_SCHEME_NAMES)})(?:[ \t+]|%20)")
 #: What follows "Bearer" or "Basic" in sentences.
 _SCHEME_PROSE = _words(
     "a an and are as at auth authentication authorization by credential credentials error expired expires failed for "
@@ -164,32 +167,32 @@ _SCHEME_PROSE = _words(
     "schemes tests the to token tokens type usage used user value was with"
 )
 # A UUID or a traceparent is an id: it is matched first so that its digits are not read as a card.
-_CARD = re.compile(
+_CARD = lazy_pattern(
     r"(?<![0-9A-Za-z])(?<![0-9]\.)(?:"
     r"(?P<id>[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}(?![0-9A-Za-z])"
     r"|[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?![0-9A-Za-z]))"
     r"|(?P<dotted>[0-9]{4}\.[0-9]{4}\.[0-9]{4}\.[0-9]{4}(?![0-9A-Za-z]))"
     r"|(?P<run>[0-9]++(?:[ \-\u00a0\u2010-\u2013][0-9]++)*+)(?![A-Za-z_])(?!\.[0-9]))"
 )
-_GROUP = re.compile(r"[0-9]+")
-_HAS_CARD = re.compile(r"[0-9]{3}[0-9 \-.\u00a0\u2010-\u2013]{10}")
+_GROUP = lazy_pattern(r"[0-9]+")
+_HAS_CARD = lazy_pattern(r"[0-9]{3}[0-9 \-.\u00a0\u2010-\u2013]{10}")
 
 #: A text that no rule can find anything in: paths, words, short numbers. Every known token has a capital, a "_" or a
 #: "-" in it; a card has 13 digits; all else needs a separator. Tests hold it against the rules.
-_NOTHING_IN_IT = re.compile(r"(?:[a-z/]++|[0-9]{1,12}+(?![0-9]))*+")
+_NOTHING_IN_IT = lazy_pattern(r"(?:[a-z/]++|[0-9]{1,12}+(?![0-9]))*+")
 
 # A pair in a URL that is itself a parameter, percent-encoded once or more often.
-_ENCODED_KEY = re.compile(
+_ENCODED_KEY = lazy_pattern(
     r"(?<![\w.\-])([\w.\-]++)(?:%(?:25){0,4}(?:5[Dd]|2[27])){0,3}%(?:25){0,4}3[DdAa](?:%(?:25){0,4}2[027])?"
 )
-_ENCODED_VALUE = re.compile(r"""(?:[^\s&"'<>%]|%(?!(?:25){0,4}(?:26|3[Bb]|2[027]|0[AaDd])))++""")
+_ENCODED_VALUE = lazy_pattern(r"""(?:[^\s&"'<>%]|%(?!(?:25){0,4}(?:26|3[Bb]|2[027]|0[AaDd])))++""")
 
 # A key: a run of word characters (with "." and "-", percent-encoding), then what may close it, then a separator.
 _TYPE = (
     r"(?:str|bytes|int|float|bool|None|Any|object|dict|list|tuple|Optional|Union|Sequence|Mapping|SecretStr"
     r"|(?:typing|t)\.[A-Z]\w{0,30}+)(?:\[[\w., |]{0,60}\])?"
 )
-_KEY = re.compile(
+_KEY = lazy_pattern(
     r"(?<![\w.\-%])([\w.\-%]++)"
     r"(?:"
     r"""[\\"'\])}`]{0,8}+\s*+(?:"""
@@ -199,54 +202,54 @@ _KEY = re.compile(
     r"""|\\{0,4}["'],\s*+(?=[bu]?\\{0,4}["'])"""  # ("name", "value")
     r"|(?=[ \t]+[^\s\-]))"  # --name value
 )
-_PAIR_OPENING = re.compile(r"""[(\[]\s{0,4}[bu]?\\{0,4}["']\Z""")
-_WORD_BEFORE = re.compile(r"(?:\A|[^A-Za-z])([A-Za-z]{2,30})[ \t]\Z")
+_PAIR_OPENING = lazy_pattern(r"""[(\[]\s{0,4}[bu]?\\{0,4}["']\Z""")
+_WORD_BEFORE = lazy_pattern(r"(?:\A|[^A-Za-z])([A-Za-z]{2,30})[ \t]\Z")
 _SECOND_WORDS = _words("id ids key value values number no num hash string code data header headers text")
-_EXCEPTION_NAME = re.compile(r"(?:Error|Exception|Warning|Exit|Interrupt)\Z")
-_CONVERTER = re.compile(r"\w+>")
-_QUOTE = re.compile(r"""(?:[bBuUrRfF]{0,2})(["'`])""")
-_ESCAPED_QUOTE = re.compile(r"""[bBuUrRfF]{0,2}(\\{1,8}+)(["'])""")
+_EXCEPTION_NAME = lazy_pattern(r"(?:Error|Exception|Warning|Exit|Interrupt)\Z")
+_CONVERTER = lazy_pattern(r"\w+>")
+_QUOTE = lazy_pattern(r"""(?:[bBuUrRfF]{0,2})(["'`])""")
+_ESCAPED_QUOTE = lazy_pattern(r"""[bBuUrRfF]{0,2}(\\{1,8}+)(["'])""")
 _QUOTED_REST = {
     # A quote behind an escaped backslash closes only where a value can end: in the repr of JSON it is in the value.
-    '"': re.compile(r'(?:[^"\\]|\\.|""|(?<=\\)"(?![\s,;:)\]}]|\Z))*+"', re.DOTALL),
-    "'": re.compile(r"(?:[^'\\]|\\.|''|(?<=\\)'(?![\s,;:)\]}]|\Z))*+'", re.DOTALL),
-    "`": re.compile(r"[^`]*+`"),
+    '"': lazy_pattern(r'(?:[^"\\]|\\.|""|(?<=\\)"(?![\s,;:)\]}]|\Z))*+"', re.DOTALL),
+    "'": lazy_pattern(r"(?:[^'\\]|\\.|''|(?<=\\)'(?![\s,;:)\]}]|\Z))*+'", re.DOTALL),
+    "`": lazy_pattern(r"[^`]*+`"),
 }
-_RUN = re.compile(
+_RUN = lazy_pattern(
     r"""(?:[^\s&"'\\]|\\.|&(?!(?:amp;)?[\w.%\-\[\]]{1,64}=)|["'](?![\s,;:)\]}>]|\Z))++""",
     re.DOTALL,
 )
-_RUN_GOES_ON = re.compile(r"""[.!`]*+[^\s,;:)\]}>&"'|/\\.!`]""")
-_ESCAPED_CLOSING = {quote: re.compile(rf"\\*+{quote}") for quote in "\"'"}
-_BRACKET_TOKEN = re.compile(r"""[\[({]|[\])}]|"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'""", re.DOTALL)
+_RUN_GOES_ON = lazy_pattern(r"""[.!`]*+[^\s,;:)\]}>&"'|/\\.!`]""")
+_ESCAPED_CLOSING = {quote: lazy_pattern(rf"\\*+{quote}") for quote in "\"'"}
+_BRACKET_TOKEN = lazy_pattern(r"""[\[({]|[\])}]|"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'""", re.DOTALL)
 _CLOSERS = ")]},;.!\"'`>"
 _HARMLESS = frozenset(("none", "null", "nil", "true", "false", "undefined", "", REDACTED))
-_NUMBER = re.compile(r"[+\-]?[0-9]{1,12}(?:\.[0-9]{1,12})?(?:ms|s)?\Z")
-_SCHEME_WORD = re.compile(r"(?i)(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256|key)\Z")
+_NUMBER = lazy_pattern(r"[+\-]?[0-9]{1,12}(?:\.[0-9]{1,12})?(?:ms|s)?\Z")
+_SCHEME_WORD = lazy_pattern(r"(?i)(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256|key)\Z")
 
 # Database errors quote the values that offend. Each opening has the end that the server writes after the value;
 # without that end (a text that was cut) the rest of the text is the value.
 _DATABASE_VALUES: tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...] = (
     (
         ")=(",
-        re.compile(r"\b[Kk]ey \([^\n()]{0,400}(?:\([^\n()]{0,100}\)[^\n()]{0,200}){0,4}\)=(?=\()"),
-        re.compile(r"\)(?= (?:already exists|is not present|is still referenced|is duplicated|conflicts)|\.?\s*\Z)"),
+        lazy_pattern(r"\b[Kk]ey \([^\n()]{0,400}(?:\([^\n()]{0,100}\)[^\n()]{0,200}){0,4}\)=(?=\()"),
+        lazy_pattern(r"\)(?= (?:already exists|is not present|is still referenced|is duplicated|conflicts)|\.?\s*\Z)"),
         "()",
     ),
-    ("Failing row", re.compile(r"Failing row contains (?=\()"), re.compile(r"\)(?=\.?[\"']?\s*(?:\n|\Z))"), "()"),
-    ("Duplicate entry", re.compile(r"Duplicate entry (?=')"), re.compile(r"(?<!\A)'(?= for key)"), "''"),
+    ("Failing row", lazy_pattern(r"Failing row contains (?=\()"), lazy_pattern(r"\)(?=\.?[\"']?\s*(?:\n|\Z))"), "()"),
+    ("Duplicate entry", lazy_pattern(r"Duplicate entry (?=')"), lazy_pattern(r"(?<!\A)'(?= for key)"), "''"),
     (
         "nvalid input",
-        re.compile(r"[Ii]nvalid input (?:syntax|value) for [^:\n]{1,120}: (?=\")"),
-        re.compile(r"(?<!\A)\"(?=\s*(?:\n|\Z))"),
+        lazy_pattern(r"[Ii]nvalid input (?:syntax|value) for [^:\n]{1,120}: (?=\")"),
+        lazy_pattern(r"(?<!\A)\"(?=\s*(?:\n|\Z))"),
         '""',
     ),
-    ("[parameters:", re.compile(r"\[parameters: ?(?=[\[({])"), re.compile(r"[\])}](?=\])"), "()"),
+    ("[parameters:", lazy_pattern(r"\[parameters: ?(?=[\[({])"), lazy_pattern(r"[\])}](?=\])"), "()"),
 )  # fmt: skip
-_SQL_LINE = re.compile(r"(\bLINE [0-9]+: )(.*)")
-_SQL_LITERAL = re.compile(r"'(?:[^']|'')*+'?|\$(\w*)\$.*?(?:\$\1\$|\Z)")
+_SQL_LINE = lazy_pattern(r"(\bLINE [0-9]+: )(.*)")
+_SQL_LITERAL = lazy_pattern(r"'(?:[^']|'')*+'?|\$(\w*)\$.*?(?:\$\1\$|\Z)")
 
-_MAYBE_PAIR = re.compile(r"[=:,]|%3[AaDd]|--\w|->")
+_MAYBE_PAIR = lazy_pattern(r"[=:,]|%3[AaDd]|--\w|->")
 
 
 def _luhn(digits: str) -> bool:

@@ -17,7 +17,7 @@ from django_otel.core import groups, guard
 from django_otel.core.cells import CellStore, Counter, Memory
 from django_otel.core.config import Config
 from django_otel.core.families import OWN_SCOPE, Family, Kind, Point
-from django_otel.core.sdk_metrics import merge_processes
+from django_otel.core.merging import merge_processes
 from django_otel.core.shared import Reader, SharedMemory, Unusable, living_slots, write_snapshot
 
 _TICK_S = 1.0

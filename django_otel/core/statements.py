@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+
+from django_otel.core.patterns import lazy_pattern
+from django_otel.core.records import record
 
 #: Characters of a statement that are read; also the default bound of a span attribute (`TRACES.LIMITS`).
 MAX_LENGTH = 4096
@@ -31,7 +33,7 @@ OTHER = "OTHER"
 _MAX_TABLE_LENGTH = 128
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Statement:
     """What may be told about a statement.
 
@@ -116,7 +118,7 @@ def _compile(
 ) -> re.Pattern[str]:
     # Every repetition is possessive and every alternative begins with another character or
     # fails at once, so that reading is linear in the length, whatever the text.
-    return re.compile(
+    return lazy_pattern(
         "|".join(
             (
                 _SPACE,
@@ -135,7 +137,7 @@ def _compile(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Dialect:
     tokens: re.Pattern[str]
     #: Whether "x" may be a string as well as a name.
@@ -221,16 +223,16 @@ _DIALECTS: dict[str, _Dialect] = {
 }
 
 _ORACLE_CLOSING = {"[": "]", "{": "}", "(": ")", "<": ">"}
-_COMMENT_BOUNDS = re.compile(r"/\*|\*/")
-_QUALIFIES = re.compile(r"[\s\x00-\x1f]*+\.(?![0-9])")
-_ASSIGNS = re.compile(r"[\s\x00-\x1f]*+=")
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
-_UNREADABLE_CHARACTERS = re.compile(r"[\s\x00-\x1f\x7f]+")
+_COMMENT_BOUNDS = lazy_pattern(r"/\*|\*/")
+_QUALIFIES = lazy_pattern(r"[\s\x00-\x1f]*+\.(?![0-9])")
+_ASSIGNS = lazy_pattern(r"[\s\x00-\x1f]*+=")
+_CONTROL_CHARACTERS = lazy_pattern(r"[\x00-\x1f\x7f]")
+_UNREADABLE_CHARACTERS = lazy_pattern(r"[\s\x00-\x1f\x7f]+")
 
 _VALUE = r"(?:\?[0-9]*+|%(?:\([\w .-]*+\))?[sbt]|[$:@]\w++|NULL|TRUE|FALSE)(?:::\w++(?:\[\])?)?"
 _ROW = r"\((?:[^()]++|\([^()]*+\))*+\)"
 #: Run on texts without literals. A list or row that the cut left open counts as closed.
-_LISTS = re.compile(
+_LISTS = lazy_pattern(
     rf"\b(?P<list>(?:IN|ARRAY) ?[(\[] ?{_VALUE})(?: ?, ?{_VALUE})++ ?,?(?= ?[)\]]|\Z)"
     rf"|\b(?P<rows>(?:VALUES|IN ?\() ?{_ROW})(?: ?, ?{_ROW})*+ ?,? ?(?:(?:\([^()]*+(?:\([^()]*+)?)?\Z|(?<=\)))",
     re.IGNORECASE,

@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandParser
 from django.http import HttpRequest
-from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from django_otel import conf, doctor, live, runtime, sampling_command, views
 from django_otel.core import discovery, groups, names
@@ -28,6 +27,7 @@ from django_otel.core.config import SECRET_KEYS, Config, ConfigError
 from django_otel.core.families import Family
 from django_otel.core.scrub import REDACTED, Scrubber
 from django_otel.core.serve import Unavailable
+from django_otel.core.suppression import suppress_instrumentation
 
 OK = 0
 NOT_WORKING = 1

@@ -1,0 +1,93 @@
+"""Frozen dataclasses that cost next to nothing to define.
+
+`dataclass` writes source code for each class and compiles it: half a
+millisecond each, at every start of every process. Where a class is made a few
+times in a process's life, methods that all of them share do as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field, fields
+from typing import Any, TypeVar, dataclass_transform
+
+T = TypeVar("T")
+#: Past the class's own `__setattr__`, which refuses.
+_put = object.__setattr__
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def record(kind: type[T]) -> type[T]:
+    """What `dataclass(frozen=True)` makes of a class; without keyword-only fields.
+
+    `__post_init__`, `field(init=False)`, `repr=` and `compare=` are kept, as is
+    every method that the class has itself. `dataclasses.fields` and `replace` work.
+    """
+    if kind.__doc__ is None:
+        # Else `dataclass` makes one of the signature, which takes longer than all the rest.
+        kind.__doc__ = kind.__name__
+    made: Any = dataclass(init=False, repr=False, eq=False)(kind)
+    entries = fields(made)
+    methods: dict[str, Any] = {
+        "__init__": _build_init(kind.__name__, entries, hasattr(kind, "__post_init__")),
+        "__repr__": _build_repr(tuple(entry.name for entry in entries if entry.repr)),
+        "__setattr__": _refuse,
+        "__delattr__": _refuse,
+    }
+    methods["__eq__"], methods["__hash__"] = _build_comparison(tuple(entry.name for entry in entries if entry.compare))
+    for name, method in methods.items():
+        if name not in kind.__dict__:
+            setattr(made, name, method)
+    found: type[T] = made
+    return found
+
+
+def _build_init(kind: str, entries: tuple[Field[Any], ...], has_more: bool) -> Any:
+    names = tuple(entry.name for entry in entries if entry.init)
+    known = frozenset(names)
+
+    def __init__(self: Any, *values: Any, **named: Any) -> None:  # noqa: N807
+        if len(values) > len(names):
+            raise TypeError(f"{kind}() takes {len(names)} values; {len(values)} were given")
+        given = dict(zip(names, values, strict=False))
+        for name in named:
+            if name in given or name not in known:
+                raise TypeError(f"{kind}() has no field {name!r}, or was given it twice")
+        given.update(named)
+        for entry in entries:
+            name = entry.name
+            if name in given:
+                _put(self, name, given[name])
+            elif entry.default is not MISSING:
+                _put(self, name, entry.default)
+            elif entry.default_factory is not MISSING:
+                _put(self, name, entry.default_factory())
+            elif entry.init:
+                raise TypeError(f"{kind}() needs {name!r}")
+        if has_more:
+            self.__post_init__()
+
+    return __init__
+
+
+def _build_repr(names: tuple[str, ...]) -> Any:
+    def __repr__(self: Any) -> str:  # noqa: N807
+        return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+    return __repr__
+
+
+def _build_comparison(names: tuple[str, ...]) -> tuple[Any, Any]:
+    def content(self: Any) -> tuple[Any, ...]:
+        return tuple([getattr(self, name) for name in names])
+
+    def __eq__(self: Any, other: object) -> Any:  # noqa: N807
+        return content(self) == content(other) if type(other) is type(self) else NotImplemented
+
+    def __hash__(self: Any) -> int:  # noqa: N807
+        return hash(content(self))
+
+    return __eq__, __hash__
+
+
+def _refuse(self: Any, name: str, *value: Any) -> None:
+    raise FrozenInstanceError(f"cannot change the field {name!r} of a {type(self).__name__}")
