@@ -100,9 +100,7 @@ def main() -> int:
     print(f"| on the request path: one append | {put_us:.2f} |")
     print(f"| in the writer's thread: redact and convert | {convert_us:.0f} |")
     print(f"| in the writer's thread: pack and write | {write_us:.0f} |")
-    too_slow = [
-        name for name, (median_ms, _, _, cpu_ms) in medians.items() if max(median_ms, cpu_ms) > LONGEST_PAGE_MS
-    ]
+    too_slow = [name for name, (median_ms, _, _, cpu_ms) in medians.items() if max(median_ms, cpu_ms) > LONGEST_PAGE_MS]
     if stored != TRACES or too_slow:
         print(f"\nNot held: {stored} traces stored, slower than {LONGEST_PAGE_MS:.0f} ms: {too_slow}")
         return 1

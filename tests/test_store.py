@@ -678,6 +678,52 @@ part.finish_shutdown(5)
     assert "the trace store cannot be written to" in errors
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one MiB; only root may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except FileNotFoundError:
+        pytest.skip("no mount command")
+    if done.returncode:
+        pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
+
+
+def test_a_disk_without_a_free_byte(small_disk, caplog):
+    """Requests go on, what is lost is counted by its reason, what is stored can be read, and space helps at once."""
+    drops = Counted()
+    part = processor(small_disk / "store", drops)
+    tracer = provider_with(part)
+    tracer.start_span("first").end()
+    assert part.force_flush()
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            with pytest.raises(OSError, match="No space left"):
+                while True:
+                    file.write(bytes(size))
+    started_s = time.perf_counter()
+    for _ in range(200):
+        tracer.start_span("x", attributes={"text": os.urandom(1500).hex()}).end()
+    assert time.perf_counter() - started_s < 2
+    assert part.force_flush(30_000)
+    assert drops.by_reason == {"disk_full": 200}
+    assert "disk is full" in part.problem
+    assert len(ids(part.store())) == 1
+    ballast.unlink()
+    tracer.start_span("again").end()
+    assert part.force_flush()
+    assert (len(ids(part.store())), part.problem) == (2, "")
+    assert list(part.store().path.parent.glob("*.damaged")) == []
+
+
 def test_a_folder_that_cannot_be_used_is_told_once(tmp_path, caplog):
     drops = Counted()
     folder = tmp_path / "open"

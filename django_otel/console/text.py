@@ -144,6 +144,11 @@ def one_line(statement: str) -> str:
     return re.sub(r"\s+", " ", statement).strip()
 
 
+def shorten(line: str, length: int) -> str:
+    """The line, cut to so many characters where it is longer, which is seen."""
+    return line if len(line) <= length else f"{line[: length - 1].rstrip()}…"
+
+
 def source_line(attributes: Mapping[str, object]) -> str:
     """Where code stands, out of `code.*` attributes: "shop/views.py:42 in product_list"; "" when that is not known."""
     path = attributes.get("code.file.path", attributes.get("code.filepath"))

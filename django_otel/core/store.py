@@ -456,10 +456,22 @@ class TraceStore:
                 connection.close()
 
     def _open(self) -> sqlite3.Connection:
+        try:
+            return self._open_it(is_alone=False)
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_IOERR_SHMSIZE:
+                raise
+        # A full disk has no room for the index of the log that processes share; alone one keeps it in its memory.
+        # What is stored can be read so, and what has room in the file be written; others wait meanwhile.
+        return self._open_it(is_alone=True)
+
+    def _open_it(self, *, is_alone: bool) -> sqlite3.Connection:
         for attempt in (1, 2):
             self._make_file()
             connection = self._connect()
             try:
+                if is_alone:
+                    connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchone()
                 connection.execute("PRAGMA synchronous = OFF")
                 self._prepare(connection)
             except sqlite3.DatabaseError as error:
