@@ -113,7 +113,6 @@ class Page:
     has_numbers: bool
     tiles: Sequence[Tile]
     panels: Sequence[Panel]
-    begin: str
     axis: Sequence[str]
     slowest: Sequence[RouteFigures]
     hidden_routes: int
@@ -257,9 +256,9 @@ class _Builder:
                 self._by_route.setdefault(route, _Sum()).add(*_parts(figures))
         self._moments = [self._clock(wanted.begin_s + index * wanted.step_s) for index in range(self._steps)]
 
-    def _clock(self, at_s: float) -> str:
-        local = timezone.localtime(text.moment(int(at_s * 1e9)))
-        return f"{local:%H:%M:%S}" if self._wanted.step_s < 60 else f"{local:%H:%M}"
+    def _clock(self, at_s: float) -> svg.Moment:
+        at = text.moment(int(at_s * 1e9))
+        return svg.Moment(text.iso(at), f"{timezone.localtime(at):%H:%M:%S}")
 
     def _add(self, numbers: Numbers) -> None:
         index = min(self._steps - 1, max(0, (numbers.at_s - self._wanted.begin_s) // self._wanted.step_s))
@@ -296,7 +295,6 @@ class _Builder:
             has_numbers=bool(self._loaded.numbers),
             tiles=self._tiles(),
             panels=self._panels(),
-            begin=self._moments[0],
             axis=[
                 text.time_tag(int((self._wanted.begin_s + share * self._wanted.minutes * 60) * 1e9), "clock")
                 for share in (0, 0.25, 0.5, 0.75, 1)

@@ -27,6 +27,14 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """When a step begins: `at` for the script that shows it in the viewer's zone, `text` as it is without one."""
+
+    at: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Chart:
     """A drawing and what is written around it."""
 
@@ -56,7 +64,7 @@ def draw_lines(
     lines: Sequence[Line],
     *,
     description: str,
-    moments: Sequence[str],
+    moments: Sequence[Moment],
     show: Callable[[float], str],
     top: float | None = None,
 ) -> Chart:
@@ -80,7 +88,7 @@ def draw_lines(
 
 
 def draw_bars(
-    lines: Sequence[Line], *, description: str, moments: Sequence[str], show: Callable[[float], str]
+    lines: Sequence[Line], *, description: str, moments: Sequence[Moment], show: Callable[[float], str]
 ) -> Chart:
     """Bars over time, one line's value on top of the other's."""
     steps = max(1, len(moments))
@@ -149,11 +157,11 @@ def _tip(lines: Sequence[Line], index: int, show: Callable[[float], str]) -> str
     return ", ".join(f"{name} {show(value)}" if name else show(value) for name, value in known if value is not None)
 
 
-def _hovers(moments: Sequence[str], tips: Sequence[str], steps: int) -> str:
+def _hovers(moments: Sequence[Moment], tips: Sequence[str], steps: int) -> str:
     width = WIDTH / steps
     return "".join(
         f'<rect class="otel-hover" x="{_number(index * width)}" y="0" width="{_number(width)}" height="{HEIGHT}">'
-        f"<title>{escape(f'{moment}: {tip}')}</title></rect>"
+        f'<title data-otel-at="{escape(moment.at)}">{escape(f"{moment.text}: {tip}")}</title></rect>'
         for index, (moment, tip) in enumerate(zip(moments, tips, strict=True))
         if tip
     )
