@@ -271,6 +271,17 @@ def test_the_applications_database_is_never_touched(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["db.sqlite3"]
 
 
+def test_the_file_of_another_version_is_left_alone_and_told_of(make, tmp_path):
+    store = make(path=tmp_path / "own" / "traces.db")
+    write(store, span(1))
+    with closing(sqlite3.connect(store.path)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    with pytest.raises(Unusable, match=r"tables are of version 1, expected \d+\); remove it, or name another file"):
+        write(store, span(2))
+    with closing(sqlite3.connect(store.path)) as connection:
+        assert connection.execute("SELECT count(*) FROM trace").fetchone() == (1,)
+
+
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "middle"])
 def test_a_damaged_file_is_set_aside_and_a_new_one_made(make, damage):
     store = make(max_traces=1000)

@@ -524,7 +524,10 @@ class TraceStore:
         if tables:
             if application_id != APPLICATION_ID:
                 raise Unusable(f"{self.path} is another application's database; name a file or folder of its own.")
-            raise Unusable(f"{self.path} was made by another version (its tables are of version {version}).")
+            raise Unusable(
+                f"{self.path} was made by another version of django_otel (its tables are of version {version}, "
+                f"expected {SCHEMA_VERSION}); remove it, or name another file."
+            )
         self._create(connection)
 
     def _create(self, connection: sqlite3.Connection) -> None:
