@@ -3,13 +3,15 @@
     python benchmarks/console.py
 
 Fills a store with 10 000 traces of 12 spans (two services, queries, an exception in every twentieth), asks for every
-page through Django's test client with signed-in staff, and fails when a median is above 200 ms. Beside it: what one
-`append` costs a request per span, what redacting, packing and writing cost the thread behind it, and how large the
-files are. Times depend on the machine; the bounds do not.
+page through Django's test client with signed-in staff, and fails when a median or the CPU time of any request is
+above 200 ms (a single wall time says how busy the machine is). Beside it: what one `append` costs a request per span,
+what redacting, packing and writing cost the thread behind it, and how large the files are. Times depend on the machine;
+the bounds do not.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import sys
@@ -22,7 +24,7 @@ TRACES = 10_000
 SPANS = 12
 ROUNDS = 9
 LONGEST_PAGE_MS = 200.0
-ROUTES = [f"/area{number % 7}/page{number}/<int:pk>/" for number in range(60)]
+ROUTES = [f"/area{number % 7}/page{number}/<int:pk>/" for number in range(200)]
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -87,18 +89,22 @@ def main() -> int:
         bounds = {"duration": " ".join(map(str, range(14))), "queries": " ".join(map(str, range(11)))}
         store.write([StoredSample("s", "shop", now_s - ago_s, {"routes": routes, "bounds": bounds})], lost_nothing)
 
+    # What filling has left in memory is not for a page to walk through.
+    gc.collect()
+    gc.freeze()
     medians = measure_pages(console)
     size_mb = sum(file.stat().st_size for file in store.path.parent.iterdir()) / (1 << 20)
     with store.connection() as connection:
         (stored,) = connection.execute("SELECT count(*) FROM trace").fetchone()
-    print(f"\n| page, {stored} traces stored ({size_mb:.1f} MiB) | median ms | slowest ms |\n|---|---|---|")
-    for name, (median_ms, slowest_ms) in medians.items():
-        print(f"| {name} | {median_ms:.0f} | {slowest_ms:.0f} |")
+    title = f"page, {stored} traces stored ({size_mb:.1f} MiB)"
+    print(f"\n| {title} | median ms | slowest ms | CPU, median ms | CPU, slowest ms |\n|---|---|---|---|---|")
+    for name, times_ms in medians.items():
+        print(f"| {name} | {' | '.join(f'{ms:.0f}' for ms in times_ms)} |")
     print("\n| per span | us |\n|---|---|")
     print(f"| on the request path: one append | {put_us:.2f} |")
     print(f"| in the writer's thread: redact and convert | {convert_us:.0f} |")
     print(f"| in the writer's thread: pack and write | {write_us:.0f} |")
-    too_slow = [name for name, (median_ms, _) in medians.items() if median_ms > LONGEST_PAGE_MS]
+    too_slow = [name for name, (median_ms, _, _, cpu_ms) in medians.items() if max(median_ms, cpu_ms) > LONGEST_PAGE_MS]
     if stored != TRACES or too_slow:
         print(f"\nNot held: {stored} traces stored, slower than {LONGEST_PAGE_MS:.0f} ms: {too_slow}")
         return 1
@@ -175,8 +181,8 @@ def per_item_us(run: Callable[[], object], count: int) -> float:
     return best / count * 1e6
 
 
-def measure_pages(console) -> dict[str, tuple[float, float]]:
-    """Median and slowest of each page, in milliseconds."""
+def measure_pages(console) -> dict[str, tuple[float, float, float, float]]:
+    """Of each page: median and slowest wall time, median and slowest CPU time, in milliseconds."""
     from django.contrib.auth.models import User
     from django.test import Client
 
@@ -204,13 +210,14 @@ def measure_pages(console) -> dict[str, tuple[float, float]]:
     }
     found = {}
     for name, path in pages.items():
-        times_ms = []
+        times_ms, cpu_ms = [], []
         for _ in range(ROUNDS):
-            began_s = time.perf_counter()
+            began_s, began_cpu_s = time.perf_counter(), time.thread_time()
             answer = client.get(path)
             times_ms.append((time.perf_counter() - began_s) * 1000)
+            cpu_ms.append((time.thread_time() - began_cpu_s) * 1000)
             assert answer.status_code == 200, (path, answer.status_code)
-        found[name] = statistics.median(times_ms), max(times_ms)
+        found[name] = statistics.median(times_ms), max(times_ms), statistics.median(cpu_ms), max(cpu_ms)
     return found
 
 

@@ -206,6 +206,11 @@ class Server:
         return self.log_path.read_text(errors="replace")
 
 
+def find_uwsgi() -> str | None:
+    """The program, of this environment first; None where it is not installed."""
+    return shutil.which("uwsgi", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
 def server_command(kind: str, port: int, workers: int = 1, *extra: str) -> list[str]:
     if kind.startswith("gunicorn"):
         worker_class = kind.partition("-")[2] or "sync"
@@ -214,6 +219,13 @@ def server_command(kind: str, port: int, workers: int = 1, *extra: str) -> list[
             "--workers", str(workers), "--worker-class", worker_class,
             "--threads", "4" if worker_class == "gthread" else "1",
             "--access-logfile", "-", "--graceful-timeout", "5", *extra,
+        ]  # fmt: skip
+    if kind == "uwsgi":
+        return [
+            # With its router before it: alone it resets the connection of many a POST.
+            find_uwsgi() or "uwsgi", "--http", f"127.0.0.1:{port}", "--master", "--processes", str(workers),
+            "--die-on-term", "--need-app", "--module", "tests.wsgi:application", "--home", sys.prefix,
+            "--pythonpath", str(ROOT), "--disable-logging", *extra,
         ]  # fmt: skip
     return [
         sys.executable, "-m", "uvicorn", "tests.asgi:application", "--host", "127.0.0.1", "--port", str(port),
@@ -239,7 +251,7 @@ def serve(
     migrate: bool = False,
     **env: str,
 ) -> Iterator[Server]:
-    """The test project behind a real server: "gunicorn", "gunicorn-gthread" or "uvicorn".
+    """The test project behind a real server: "gunicorn", "gunicorn-gthread", "uwsgi" or "uvicorn".
 
     `otel` replaces settings.OTEL; `env` are further environment variables.
     """

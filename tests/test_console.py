@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import io
 import json
+import os
 import re
 import sqlite3
 import time
@@ -569,6 +570,122 @@ def test_the_dashboard_agrees_with_the_scrape(console, page, client, configure):
         assert console.force_flush()
     client.get("/orders/7/")
     assert compare() == before + 7
+
+
+def test_every_figure_is_computed_from_the_scrape(console, page, client, configure, db):
+    """Each table, tile, chart and list against what `/metrics` gives for it, before a sample and after."""
+    from django.core.cache import cache
+
+    from tests.business_app.models import Order
+
+    configure(
+        CONSOLE={"ENABLED": True}, METRICS_VIEW={"ALLOW": "all"},
+        BUSINESS={"business_app.Order": {"created": "order.placed", "deleted": "order.gone"}},
+    )  # fmt: skip
+    runtime.store.clear()
+    console._collect = runtime.collect
+    client.raise_request_exception = False
+    began_s = time.time()
+
+    def compare():
+        shown = page(DASHBOARD, minutes=30)
+        samples = parse_text(client.get("/metrics").content).samples
+
+        def by(name, label, **wanted):
+            found = {}
+            for (sample, labels), value in samples.items():
+                known = dict(labels)
+                if sample == name and wanted.items() <= known.items():
+                    key = known.get(label, "")
+                    found[key] = found.get(key, 0) + value
+            return found
+
+        def nonzero(found):
+            return {key: value for key, value in found.items() if value}
+
+        def quantile_of(name, share, **wanted):
+            """As Prometheus' histogram_quantile computes it from the page's own cumulative buckets."""
+            bounds = sorted((float(le), n) for le, n in by(f"{name}_bucket", "le", **wanted).items())
+            rank, low, below = share * bounds[-1][1], 0.0, 0.0
+            for bound, upto in bounds:
+                if upto >= rank:
+                    return low if bound == float("inf") else low + (bound - low) * (rank - below) / (upto - below)
+                low, below = bound, upto
+            return None
+
+        duration, queries = "http_server_request_duration_seconds", "django_request_queries"
+        counts = nonzero(by(f"{duration}_count", "http_route"))
+        failed = by(f"{duration}_count", "http_route", http_response_status_code="500")
+        total = sum(counts.values())
+        figures = shown.context["page"]
+        # The table of routes.
+        rows = {row.route: row for row in figures.slowest}
+        assert {route: row.requests for route, row in rows.items()} == counts
+        for route, row in rows.items():
+            assert row.error_share == (text.share(failed[route] / counts[route]) if route in failed else "0")
+            for share, cell in ((0.5, row.p50), (0.95, row.p95), (0.99, row.p99)):
+                assert cell == text.seconds(quantile_of(duration, share, http_route=route))
+        # Most queries per request.
+        sums, requests = nonzero(by(f"{queries}_sum", "http_route")), by(f"{queries}_count", "http_route")
+        assert {row.route: (row.queries, row.queries_p95) for row in figures.busiest_queries} == {
+            route: (dashboard.figure(sums[route] / requests[route]),
+                    text.count(round(quantile_of(queries, 0.95, http_route=route))))
+            for route in sums
+        }  # fmt: skip
+        # Tiles.
+        tiles = {tile.name: (tile.value, tile.note) for tile in figures.tiles}
+        assert tiles["Requests"][0] == text.count(total)
+        assert tiles["Errors"] == (
+            text.share(sum(failed.values()) / total), text.plural(sum(failed.values()), "failed request")
+        )  # fmt: skip
+        # Over all routes the scrape has to be summed by bucket.
+        assert tiles["p95 duration"] == (
+            text.seconds(quantile_of(duration, 0.95)), f"median {text.seconds(quantile_of(duration, 0.5))}"
+        )  # fmt: skip
+        active = sum(by("http_server_active_requests", "").values())
+        # The scrape does not count itself, nor does this page.
+        assert tiles["In flight"][0] == text.count(active)
+        # Charts: the events of all steps are those of the scrape.
+        content = shown.content.decode()
+        events = nonzero(by("django_business_events_total", "business_event"))
+        assert f"{text.plural(sum(events.values()), 'event')} in all" in content
+        built = {panel.title: panel for panel in figures.panels}
+        assert dict(built["Business events per minute"].chart.legend).keys() == events.keys()
+        hits, misses = (
+            sum(by("django_cache_operations_total", "", django_cache_outcome=outcome).values())
+            for outcome in ("hit", "miss")
+        )
+        assert f"Cache hit share in the last 30 minutes: {text.share(hits / (hits + misses))}." in content
+        assert f"{text.plural(total, 'request')} in all" in content
+        # Export: failures and losses by signal and reason.
+        lost = by("django_otel_export_failures_total", "django_otel_signal")
+        exports = {row["name"]: row["state"] for row in figures.exporters}
+        assert exports["Traces"].startswith("not exported") or lost["traces"]
+        assert exports["Logs: none"] == text.plural(lost["logs"], "export") + " failed"
+        dropped = by("django_otel_spans_dropped_total", "django_otel_reason")
+        assert exports["Spans dropped"] == f"{text.count(dropped['queue_full'])} (queue full)"
+        return total
+
+    for number in range(3):
+        for path in ("/hello/", "/boom/", "/queries/", "/queries/", "/orders/7/"):
+            client.get(path)
+        for unit in range(number + 2):
+            Order.objects.create(number=number * 10 + unit)
+        Order.objects.first().delete()
+        cache.set("known", 1)
+        for key in ("known", "known", "unknown"):
+            cache.get(key)
+        cells = runtime.store
+        cells.catalogued("django_otel.export.failures").add(1, {"django_otel.signal": "logs"})
+        cells.catalogued("django_otel.spans.dropped").add(3, {"django_otel.reason": "queue_full"})
+        before = compare()
+        assert console.sample()
+        assert console.force_flush()
+        assert compare() == before
+    # The worker processes are those that say that they live.
+    (process,) = page(DASHBOARD).context["page"].processes
+    assert process["pid"] == str(os.getpid())
+    assert time.time() - began_s < 25 * 60
 
 
 def test_the_cache_hit_share_is_that_of_the_counted_reads(console, page, client, configure):

@@ -191,6 +191,12 @@ def test_times_are_those_of_the_viewers_zone(open_page: Any) -> None:
         at = page.evaluate("(iso) => new Date(iso).getHours()", tag.get_attribute("datetime"))
         assert f" {at:02d}:" in tag.inner_text()
         shown[zone] = at
+        # The tips of the charts as well.
+        page.goto(f"{DASHBOARD}?minutes=5")
+        hour = page.evaluate("new Date().getHours()")
+        tip = page.locator(".otel-hover title").last.text_content()
+        assert int(tip[:2]) in (hour, (hour - 1) % 24)
+        assert page.locator("title[data-otel-at]").count() == 0
     assert shown["Asia/Tokyo"] != shown["America/New_York"]
 
 

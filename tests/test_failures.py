@@ -228,6 +228,24 @@ def test_server_timing_tells_total_database_cache_and_template(client, settings,
     assert parse_timing(client.get("/hello/"))["template"] == 0
 
 
+def seconds_in(name):
+    """What a histogram has measured up to now, in all its series."""
+    return sum(point.value.sum for family in runtime.collect() if family.name == name for point in family.points)
+
+
+def test_server_timing_is_the_sum_of_what_the_metrics_measured(client, settings, db):
+    """One query or many, in a view and in a template; a cache operation made of others counts once."""
+    configure(settings, REQUEST={"SERVER_TIMING": True})
+    settings.ROOT_URLCONF = "tests.urls_with_server_error"
+    for path in ("/timed/", "/n-plus-one/", "/n-plus-one-template/"):
+        before = [seconds_in(name) for name in ("db.client.operation.duration", "django.cache.operation.duration")]
+        timing = parse_timing(client.get(path))
+        after = [seconds_in(name) for name in ("db.client.operation.duration", "django.cache.operation.duration")]
+        measured_ms = [(now - then) * 1000 for now, then in zip(after, before, strict=True)]
+        assert timing["db"] > 0
+        assert [timing["db"], timing["cache"]] == pytest.approx(measured_ms, abs=0.006)
+
+
 async def test_server_timing_under_asgi_and_for_streams(settings):
     configure(settings, REQUEST={"SERVER_TIMING": True, "TRACERESPONSE": True})
     for path in ("/async/", "/async-stream/", "/stream/", "/file/"):

@@ -271,6 +271,17 @@ def test_the_applications_database_is_never_touched(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["db.sqlite3"]
 
 
+def test_the_file_of_another_version_is_left_alone_and_told_of(make, tmp_path):
+    store = make(path=tmp_path / "own" / "traces.db")
+    write(store, span(1))
+    with closing(sqlite3.connect(store.path)) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    with pytest.raises(Unusable, match=r"tables are of version 1, expected \d+\); remove it, or name another file"):
+        write(store, span(2))
+    with closing(sqlite3.connect(store.path)) as connection:
+        assert connection.execute("SELECT count(*) FROM trace").fetchone() == (1,)
+
+
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "middle"])
 def test_a_damaged_file_is_set_aside_and_a_new_one_made(make, damage):
     store = make(max_traces=1000)
@@ -344,8 +355,8 @@ def test_samples_become_what_was_counted_between_them(make):
     # An older one that comes late is left out; a restarted server counts from zero; another group is added.
     write(store, sample(now_s + 5, 20), sample(now_s + 20, 4), sample(now_s + 20, 100, "group 2"))
     with read(store) as reader:
-        fine = reader.numbers(now_s=now_s + 20, minutes=5)
-        coarse = reader.numbers(now_s=now_s + 20, minutes=180)
+        fine = reader.numbers(now_s=now_s + 20, minutes=5, route="")
+        coarse = reader.numbers(now_s=now_s + 20, minutes=180, route="")
     # Each is filed in the middle of the time in which it was counted.
     assert [(step.at_s - now_s, step.values["routes"]["/x/"]["duration"][0]) for step in fine] == [
         (-10, 10), (0, 20), (10, 4), (10, 100)
@@ -374,9 +385,107 @@ def test_many_routes_are_summed_beyond_a_bound(make):
     routes = {f"/r{number}/": {"duration": [number + 1, 1.0, number + 1]} for number in range(1000)}
     write(store, StoredSample("s", "shop", 1_700_000_000.0, {"routes": routes, "bounds": {}}))
     with read(store) as reader:
-        (step,) = reader.numbers(now_s=1_700_000_000.0, minutes=5)
-    assert len(step.values["routes"]) == store_module.MAX_ROUTES_PER_SAMPLE
+        (step,) = reader.numbers(now_s=1_700_000_000.0, minutes=5, route="")
+    assert len(step.values["routes"]) == store_module.MAX_ROUTES
     assert sum(route["duration"][0] for route in step.values["routes"].values()) == sum(range(1, 1001))
+
+
+def summed(parts):
+    total = {}
+    for routes in parts:
+        total = merge(total, routes)
+    return flat(total)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([7, 10, 45, 200]), st.sampled_from(["group 1", "group 2"]),
+            st.dictionaries(st.sampled_from(["/a/", "/b/", "/c/"]), st.integers(0, 40), max_size=3), st.booleans(),
+        ),
+        min_size=1, max_size=12,
+    ),
+    st.sampled_from([5, 30, 180]),
+)  # fmt: skip
+def test_the_sums_of_a_period_are_those_of_its_steps(tmp_path_factory, history, minutes):
+    """Whenever the period begins, however many sources there are, and although a server began anew in between."""
+    store = TraceStore(tmp_path_factory.mktemp("store") / "s.sqlite3", max_traces=9, max_bytes=8 << 20)
+    now_s, counted = 1_700_000_000.0, {}
+    for passed_s, source, more, begins_anew in history:
+        now_s += passed_s
+        so_far = {} if begins_anew else counted.get(source, {})
+        counted[source] = so_far = merge(so_far, more)
+        routes = {
+            route: {
+                "duration": [n, n / 4, n, 0],
+                "queries": [n, 2.0 * n, 0, n],
+                **({"errors": n // 3} if n > 2 else {}),
+            }
+            for route, n in so_far.items()
+        }
+        write(store, StoredSample(source, "shop", now_s, {
+            "routes": routes, "bounds": {"duration": "1.0", "queries": "1.0"}, "events": {"e": 1}}))  # fmt: skip
+    with read(store) as reader:
+        period = {"now_s": now_s, "minutes": minutes}
+        steps = reader.numbers(**period, route="")
+        assert summed(part["routes"] for part in reader.route_numbers(**period)) == summed(
+            step.values["routes"] for step in steps
+        )
+        for step in steps:
+            assert flat(step.values.get("total", {})) == flat(store_module.sum_routes(step.values["routes"]))
+        alone = [step.values["total"] for step in reader.numbers(**period, route="/a/")]
+        assert summed(alone) == summed(step.values["routes"].get("/a/", {}) for step in steps)
+        assert [step.values for step in reader.numbers(**period)] == [
+            {name: part for name, part in step.values.items() if name != "routes"} for step in steps
+        ]
+
+
+def test_a_histogram_with_other_buckets_begins_anew_and_alone(make):
+    """What was counted in the old buckets is not taken for what stands in the new ones; events go on."""
+    store = make()
+    now_s = 1_700_000_000.0
+
+    def put(after_s, bounds, duration, queries, events):
+        routes = {"/x/": {"duration": duration, "errors": 1, "queries": queries}}
+        numbers = {"routes": routes, "bounds": {"duration": bounds, "queries": "5"}, "events": {"e": events}}
+        write(store, StoredSample("s", "shop", now_s + after_s, numbers))
+
+    put(0, "1.0", [10, 5.0, 8, 2], [10, 30.0, 10, 0], 10)
+    put(10, "0.5", [4, 1.0, 3, 1], [14, 42.0, 14, 0], 12)
+    put(20, "0.5", [6, 1.5, 5, 1], [16, 48.0, 16, 0], 13)
+    with read(store) as reader:
+        steps = reader.numbers(now_s=now_s + 20, minutes=5, route="")
+        (sums,) = reader.route_numbers(now_s=now_s + 20, minutes=5)
+    assert [step.values["total"]["duration"] for step in steps] == [
+        [10, 5.0, 8, 2], [4, 1.0, 3, 1], [2, 0.5, 2, 0]
+    ]  # fmt: skip
+    assert [step.values["total"]["queries"][0] for step in steps] == [10, 4, 2]
+    assert [step.values["events"]["e"] for step in steps] == [10, 2, 1]
+    assert sums["bounds"]["duration"] == "0.5"
+    assert sums["routes"]["/x/"] == {"duration": [6, 1.5, 5, 1], "errors": 1, "queries": [16, 48.0, 16, 0]}
+
+
+@given(st.dictionaries(st.text(max_size=9), st.just({"duration": [1, 0.5]}), max_size=5), st.text(max_size=9))
+def test_routes_of_any_name_are_found(routes, other):
+    data = store_module.pack_routes(routes)
+    assert store_module.unpack_routes(data) == routes
+    for route in (*routes, other):
+        assert store_module.unpack_route(data, route) == routes.get(route, {})
+
+
+def test_what_the_filters_offer_is_what_is_stored(make):
+    store = make()
+    write(store, *(
+        span(number, route=f"/r{number % 9}/", status=(200, 404)[number % 2], service=f"s{number % 4}",
+             event=("", "paid", "placed")[number % 3])
+        for number in range(40)
+    ), span(50, route="", status=0, service=""))  # fmt: skip
+    with read(store) as reader:
+        choices = reader.choices()
+    assert choices.routes == [f"/r{number}/" for number in range(9)]
+    assert choices.statuses == [200, 404]
+    assert choices.services == ["s0", "s1", "s2", "s3"]
+    assert choices.events == ["paid", "placed"]
 
 
 # --- Many processes, forks. ---
@@ -580,6 +689,52 @@ part.finish_shutdown(5)
     assert "the trace store cannot be written to" in errors
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one MiB; only root may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except FileNotFoundError:
+        pytest.skip("no mount command")
+    if done.returncode:
+        pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
+
+
+def test_a_disk_without_a_free_byte(small_disk, caplog):
+    """Requests go on, what is lost is counted by its reason, what is stored can be read, and space helps at once."""
+    drops = Counted()
+    part = processor(small_disk / "store", drops)
+    tracer = provider_with(part)
+    tracer.start_span("first").end()
+    assert part.force_flush()
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            with pytest.raises(OSError, match="No space left"):
+                while True:
+                    file.write(bytes(size))
+    started_s = time.perf_counter()
+    for _ in range(200):
+        tracer.start_span("x", attributes={"text": os.urandom(1500).hex()}).end()
+    assert time.perf_counter() - started_s < 2
+    assert part.force_flush(30_000)
+    assert drops.by_reason == {"disk_full": 200}
+    assert "disk is full" in part.problem
+    assert len(ids(part.store())) == 1
+    ballast.unlink()
+    tracer.start_span("again").end()
+    assert part.force_flush()
+    assert (len(ids(part.store())), part.problem) == (2, "")
+    assert list(part.store().path.parent.glob("*.damaged")) == []
+
+
 def test_a_folder_that_cannot_be_used_is_told_once(tmp_path, caplog):
     drops = Counted()
     folder = tmp_path / "open"
@@ -610,7 +765,7 @@ def test_a_single_process_samples_for_itself_and_once_more_at_the_end(tmp_path):
     part.shutdown()
     assert part.finish_shutdown(5)
     with read(part.store()) as reader:
-        found = reader.numbers(now_s=time.time(), minutes=5)
+        found = reader.numbers(now_s=time.time(), minutes=5, route="")
         (process,) = reader.processes(seen_since_s=0)
     total = {}
     for step in found:
@@ -694,7 +849,7 @@ def test_the_samples_of_a_servers_workers_add_up_to_what_was_answered(tmp_path, 
     store = TraceStore(find_file(str(tmp_path / "store"), {}, ""), max_traces=500, max_bytes=64 << 20)
     total: dict[str, Any] = {}
     with read(store) as reader:
-        for step in reader.numbers(now_s=time.time(), minutes=5):
+        for step in reader.numbers(now_s=time.time(), minutes=5, route=""):
             total = merge(total, step.values)
     with store.connection() as connection:
         sources = [source for (source,) in connection.execute("SELECT source FROM baseline")]

@@ -7,9 +7,8 @@ so that the page and the scrape agree at the moment the page is made.
 from __future__ import annotations
 
 import itertools
-import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -20,7 +19,7 @@ from django_otel import runtime
 from django_otel.console import svg, text
 from django_otel.core import guard
 from django_otel.core.families import OWN_SCOPE, Family
-from django_otel.core.store import SAMPLE_INTERVAL_S, subtract
+from django_otel.core.store import SAMPLE_INTERVAL_S, rise
 from django_otel.core.store_processor import StoreProcessor, numbers_of
 from django_otel.core.store_reader import Numbers, ProcessRow, StoreReader
 
@@ -61,9 +60,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What stands behind the figures."""
+    """What stands behind the figures: of each step, and of each route over all steps ("routes", "bounds")."""
 
     numbers: Sequence[Numbers]
+    routes: Sequence[Mapping[str, Any]]
     processes: Sequence[ProcessRow]
     services: Sequence[str]
     active_requests: float | None
@@ -88,7 +88,7 @@ class Panel:
     hint: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class RouteFigures:
     """What is known of one route."""
 
@@ -101,11 +101,9 @@ class RouteFigures:
     p50: str
     p95: str
     p99: str
-    p95_s: float
     bar: str
     queries: str
     queries_p95: str
-    queries_mean: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,6 @@ class Page:
     has_numbers: bool
     tiles: Sequence[Tile]
     panels: Sequence[Panel]
-    begin: str
     axis: Sequence[str]
     slowest: Sequence[RouteFigures]
     hidden_routes: int
@@ -128,29 +125,28 @@ class Page:
 
 def load(reader: StoreReader, console: StoreProcessor, wanted: Wanted) -> Loaded:
     """Read the samples, and add what was counted since the last of them."""
-    since = (wanted.now_s - wanted.begin_s) / 60
-    numbers = [
-        step
-        for step in reader.numbers(now_s=wanted.now_s, minutes=math.ceil(since), service=wanted.service)
-        if step.at_s >= wanted.begin_s
-    ]
+    period: dict[str, Any] = {"now_s": wanted.end_s, "minutes": wanted.minutes, "service": wanted.service}
+    numbers = reader.numbers(**period, route=wanted.route or None)
+    routes = [] if wanted.route else reader.route_numbers(**period)
     active = None
     if not wanted.service or wanted.service == console.service():
         with guard.contained("adding the newest numbers to the dashboard"):
             families = runtime.collect()
             active = _active_requests(families)
-            source = console.source()
-            before = reader.baseline(source)
+            at_s, before, running = reader.baseline(console.source()) or (wanted.now_s, {}, {})
             newest = numbers_of(families)
-            bounds = newest.pop("bounds")
-            added = subtract(newest, before[1] if before is not None else {})
+            added = rise(newest, before, running)
             if added:
-                since_s = before[0] if before is not None else wanted.now_s
                 # As the next sample would file it.
-                at_s = wanted.now_s - min(wanted.now_s - since_s, SAMPLE_INTERVAL_S) / 2
-                numbers.append(Numbers(int(at_s), 1, {**added, "bounds": bounds}))
+                counted_s = wanted.now_s - min(wanted.now_s - at_s, SAMPLE_INTERVAL_S) / 2
+                added["bounds"] = newest["bounds"]
+                if wanted.route:
+                    added = {"total": added.get("routes", {}).get(wanted.route, {}), "bounds": added["bounds"]}
+                numbers.append(Numbers(int(counted_s), 1, added))
+                routes.append(added)
     return Loaded(
         numbers,
+        routes,
         [
             process
             for process in reader.processes(seen_since_s=wanted.now_s - _SILENT_S)
@@ -219,6 +215,11 @@ class _Sum:
         self.refused += refused
 
 
+def _parts(figures: Mapping[str, Any]) -> tuple[list[float], list[float], float, float]:
+    """What `_Sum.add` takes of a set of figures."""
+    return figures.get("duration", []), figures.get("queries", []), figures.get("errors", 0), figures.get("refused", 0)
+
+
 def _add(one: list[float], other: list[float]) -> list[float]:
     if not one or not other:
         return one or other
@@ -250,13 +251,14 @@ class _Builder:
         self._bounds: dict[str, list[float]] = {"duration": [], "queries": []}
         for numbers in loaded.numbers:
             self._add(numbers)
-        for figures in self._by_route.values():
-            self._total.add(figures.duration, figures.query, figures.errors, figures.refused)
+        for part in loaded.routes:
+            for route, figures in part.get("routes", {}).items():
+                self._by_route.setdefault(route, _Sum()).add(*_parts(figures))
         self._moments = [self._clock(wanted.begin_s + index * wanted.step_s) for index in range(self._steps)]
 
-    def _clock(self, at_s: float) -> str:
-        local = timezone.localtime(text.moment(int(at_s * 1e9)))
-        return f"{local:%H:%M:%S}" if self._wanted.step_s < 60 else f"{local:%H:%M}"
+    def _clock(self, at_s: float) -> svg.Moment:
+        at = text.moment(int(at_s * 1e9))
+        return svg.Moment(text.iso(at), f"{timezone.localtime(at):%H:%M:%S}")
 
     def _add(self, numbers: Numbers) -> None:
         index = min(self._steps - 1, max(0, (numbers.at_s - self._wanted.begin_s) // self._wanted.step_s))
@@ -264,14 +266,9 @@ class _Builder:
         for name in self._bounds:
             if bounds := values.get("bounds", {}).get(name):
                 self._bounds[name] = [float(bound) for bound in bounds.split()]
-        for route, figures in values.get("routes", {}).items():
-            if self._wanted.route and route != self._wanted.route:
-                continue
-            parts = (
-                figures.get("duration", []), figures.get("queries", []), figures.get("errors", 0),
-                figures.get("refused", 0),
-            )  # fmt: skip
-            self._by_route.setdefault(route, _Sum()).add(*parts)
+        if figures := values.get("total"):
+            parts = _parts(figures)
+            self._total.add(*parts)
             self._by_step[index].add(*parts)
         for place, target in (("events", self._events[index]), ("cache", self._cache[index]),
                               ("failures", self._failures), ("dropped", self._dropped)):  # fmt: skip
@@ -284,21 +281,27 @@ class _Builder:
         return max(SAMPLE_INTERVAL_S, min(float(self._wanted.step_s), self._wanted.now_s - begin))
 
     def build(self) -> Page:
-        routes = self._routes()
+        by_p95 = sorted(
+            ((self._quantile(figures, 0.95) or 0.0, route) for route, figures in self._by_route.items()
+             if figures.count),
+            key=lambda item: -item[0],
+        )  # fmt: skip
+        longest_s = by_p95[0][0] if by_p95 else 0.0
+        by_queries = sorted(
+            (route for route, figures in self._by_route.items() if figures.count and figures.mean_queries > 0),
+            key=lambda route: -self._by_route[route].mean_queries,
+        )
         return Page(
             has_numbers=bool(self._loaded.numbers),
             tiles=self._tiles(),
             panels=self._panels(),
-            begin=self._moments[0],
             axis=[
                 text.time_tag(int((self._wanted.begin_s + share * self._wanted.minutes * 60) * 1e9), "clock")
                 for share in (0, 0.25, 0.5, 0.75, 1)
             ],
-            slowest=routes[:_MAX_ROUTES],
-            hidden_routes=max(0, len(routes) - _MAX_ROUTES),
-            busiest_queries=sorted(
-                (route for route in routes if route.queries_mean > 0), key=lambda route: -route.queries_mean
-            )[:_MAX_BUSY_ROUTES],
+            slowest=[self._route(route, longest_s) for _, route in by_p95[:_MAX_ROUTES]],
+            hidden_routes=max(0, len(by_p95) - _MAX_ROUTES),
+            busiest_queries=[self._route(route, longest_s) for route in by_queries[:_MAX_BUSY_ROUTES]],
             exporters=self._exporters(),
             processes=self._processes(),
             services=self._loaded.services,
@@ -446,40 +449,27 @@ class _Builder:
 
     # Tables.
 
-    def _routes(self) -> list[RouteFigures]:
-        wanted = self._wanted
+    def _route(self, route: str, longest_s: float) -> RouteFigures:
+        """What is shown of a route; `longest_s` is the p95 of the slowest one."""
+        figures, wanted = self._by_route[route], self._wanted
         keep = {"minutes": wanted.minutes, **({"service": wanted.service} if wanted.service else {})}
-        shown = []
-        for route, figures in self._by_route.items():
-            if not figures.count:
-                continue
-            p50, p95, p99 = (self._quantile(figures, share) for share in (0.5, 0.95, 0.99))
-            mean = figures.mean_queries
-            queries_p95 = quantile(figures.query[2:], self._bounds["queries"], 0.95)
-            failed = figures.errors / figures.count
-            shown.append(
-                RouteFigures(
-                    route=route,
-                    address="?" + urlencode({**keep, "route": route}),
-                    requests=figures.count,
-                    requests_text=text.count(figures.count),
-                    error_share=text.share(failed) if failed else "0",
-                    error_level="bad" if failed else "",
-                    p50=text.seconds(p50 or 0),
-                    p95=text.seconds(p95 or 0),
-                    p99=text.seconds(p99 or 0),
-                    p95_s=p95 or 0.0,
-                    bar="",
-                    queries=figure(mean),
-                    queries_p95=text.count(round(queries_p95 or 0.0)),
-                    queries_mean=mean,
-                )
-            )
-        shown.sort(key=lambda found: -found.p95_s)
-        longest = max((found.p95_s for found in shown), default=0.0) or 1.0
-        for found in shown:
-            found.bar = f"{max(0.5, found.p95_s / longest * 100):.2f}%"
-        return shown
+        p50, p95, p99 = (self._quantile(figures, share) or 0.0 for share in (0.5, 0.95, 0.99))
+        queries_p95 = quantile(figures.query[2:], self._bounds["queries"], 0.95)
+        failed = figures.errors / figures.count
+        return RouteFigures(
+            route=route,
+            address="?" + urlencode({**keep, "route": route}),
+            requests=figures.count,
+            requests_text=text.count(figures.count),
+            error_share=text.share(failed) if failed else "0",
+            error_level="bad" if failed else "",
+            p50=text.seconds(p50),
+            p95=text.seconds(p95),
+            p99=text.seconds(p99),
+            bar=f"{max(0.5, p95 / (longest_s or 1.0) * 100):.2f}%",
+            queries=figure(figures.mean_queries),
+            queries_p95=text.count(round(queries_p95 or 0.0)),
+        )
 
     def _exporters(self) -> list[dict[str, str]]:
         """What exports do: by name, whether they arrive, what was lost."""

@@ -84,6 +84,11 @@ def moment(ns: int) -> datetime.datetime:
         return datetime.datetime.fromtimestamp(0, tz=datetime.UTC)
 
 
+def iso(at: datetime.datetime) -> str:
+    """A point in time as scripts read it."""
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def time_tag(ns: int, kind: str = "datetime") -> SafeString:
     """A `<time>` that a script turns into the viewer's zone; without one it is in the project's zone, and says so.
 
@@ -99,7 +104,7 @@ def time_tag(ns: int, kind: str = "datetime") -> SafeString:
     zone = "" if kind == "clock" else f" {local.tzname() or ''}".rstrip()
     return format_html(
         '<time datetime="{}" data-otel-time="{}">{}{}</time>',
-        at.isoformat(timespec="milliseconds").replace("+00:00", "Z"), kind, shown, zone,
+        iso(at), kind, shown, zone,
     )  # fmt: skip
 
 
@@ -142,6 +147,11 @@ def _sql(statement: str) -> SafeString:
 def one_line(statement: str) -> str:
     """A statement on one line, as a title."""
     return re.sub(r"\s+", " ", statement).strip()
+
+
+def shorten(line: str, length: int) -> str:
+    """The line, cut to so many characters where it is longer, which is seen."""
+    return line if len(line) <= length else f"{line[: length - 1].rstrip()}…"
 
 
 def source_line(attributes: Mapping[str, object]) -> str:

@@ -285,7 +285,7 @@ class _Builder:
                     sum(times),
                     QueryGroup(
                         statement=statement,
-                        title=text.one_line(statement)[:160],
+                        title=text.shorten(text.one_line(statement), 160),
                         system=str(_attributes(nodes[0].span).get("db.system.name", "")),
                         service=service,
                         count=len(nodes),

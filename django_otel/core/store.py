@@ -32,7 +32,7 @@ from django_otel.core.shared import Unusable
 #: "DjOt": tells our file from anybody else's. Source: SQLite, "PRAGMA application_id".
 APPLICATION_ID = 0x446A4F74
 #: Grows with every change of the tables; each version has a file of its own, so that two may run side by side.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = f"traces-{SCHEMA_VERSION}.sqlite3"
 #: A path with one of these endings is the file, any other is a folder.
 FILE_ENDINGS = (".sqlite3", ".sqlite", ".db")
@@ -53,7 +53,8 @@ SAMPLE_INTERVAL_S = 10.0
 STEPS_S = {10: 7 * 60, 30: 35 * 60, 180: 190 * 60}
 #: A process that was not seen for so long is forgotten, in seconds.
 PROCESS_FORGOTTEN_S = 3600.0
-MAX_ROUTES_PER_SAMPLE = 200
+#: Routes of one source that keep figures of their own, the busiest at first; all others share one row.
+MAX_ROUTES = 300
 OTHER_ROUTES = "(other routes)"
 
 _SCHEMA = """
@@ -78,16 +79,21 @@ CREATE TABLE trace (
   bytes INTEGER NOT NULL,
   dropped INTEGER NOT NULL
 );
-CREATE INDEX trace_start ON trace (start_ns);
+CREATE INDEX trace_start ON trace (start_ns) WHERE spans > 0;
 CREATE INDEX trace_duration ON trace (duration_ns);
+CREATE INDEX trace_route ON trace (route);
+CREATE INDEX trace_status ON trace (status);
+CREATE INDEX trace_service ON trace (service);
 CREATE TABLE chunk (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, kind TEXT NOT NULL, data BLOB NOT NULL);
 CREATE INDEX chunk_seq ON chunk (seq);
 CREATE TABLE event (seq INTEGER NOT NULL, name TEXT NOT NULL, PRIMARY KEY (seq, name)) WITHOUT ROWID;
+CREATE INDEX event_name ON event (name);
 CREATE TABLE sample (
   step_s INTEGER NOT NULL, at_s INTEGER NOT NULL, source TEXT NOT NULL, service TEXT NOT NULL, data BLOB NOT NULL,
+  routes BLOB NOT NULL, opening BLOB NOT NULL,
   PRIMARY KEY (step_s, at_s, source)
 );
-CREATE TABLE baseline (source TEXT PRIMARY KEY, at_s REAL NOT NULL, data BLOB NOT NULL);
+CREATE TABLE baseline (source TEXT PRIMARY KEY, at_s REAL NOT NULL, data BLOB NOT NULL, running BLOB NOT NULL);
 CREATE TABLE process (
   instance TEXT PRIMARY KEY, service TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,
   started_s REAL NOT NULL, seen_s REAL NOT NULL, data BLOB NOT NULL
@@ -167,6 +173,35 @@ def pack(content: Any) -> bytes:
 def unpack(data: bytes) -> Any:
     """The reverse of `pack`. Errors: `ValueError`, `zlib.error` for what is not ours."""
     return json.loads(zlib.decompress(data))
+
+
+def pack_routes(routes: Mapping[str, Any]) -> bytes:
+    """Figures by route as lines, so that those of one are found without parsing all of them."""
+    lines = [f"{_line_name(route)}{json.dumps(figures, separators=(',', ':'))}\n" for route, figures in routes.items()]
+    return zlib.compress("".join(lines).encode(), 1)
+
+
+def unpack_routes(data: bytes) -> dict[str, Any]:
+    """The reverse of `pack_routes`. Errors: `ValueError`, `zlib.error` for what is not ours."""
+    lines = (line.split("\t", 1) for line in zlib.decompress(data).decode().splitlines())
+    return {json.loads(name): json.loads(figures) for name, figures in lines}
+
+
+def unpack_route(data: bytes, route: str) -> dict[str, Any]:
+    """The figures of one route, empty when it is not there. Errors: as `unpack_routes`."""
+    lines = "\n" + zlib.decompress(data).decode()
+    mark = "\n" + _line_name(route)
+    found = lines.find(mark)
+    if found < 0:
+        return {}
+    begin = found + len(mark)
+    figures: dict[str, Any] = json.loads(lines[begin : lines.index("\n", begin)])
+    return figures
+
+
+def _line_name(route: str) -> str:
+    # ASCII alone: neither a tab nor any line break that a route may contain stands in it as such.
+    return f"{json.dumps(route)}\t"
 
 
 # --- Where the file is. ---
@@ -421,10 +456,22 @@ class TraceStore:
                 connection.close()
 
     def _open(self) -> sqlite3.Connection:
+        try:
+            return self._open_it(is_alone=False)
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_IOERR_SHMSIZE:
+                raise
+        # A full disk has no room for the index of the log that processes share; alone one keeps it in its memory.
+        # What is stored can be read so, and what has room in the file be written; others wait meanwhile.
+        return self._open_it(is_alone=True)
+
+    def _open_it(self, *, is_alone: bool) -> sqlite3.Connection:
         for attempt in (1, 2):
             self._make_file()
             connection = self._connect()
             try:
+                if is_alone:
+                    connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchone()
                 connection.execute("PRAGMA synchronous = OFF")
                 self._prepare(connection)
             except sqlite3.DatabaseError as error:
@@ -477,7 +524,10 @@ class TraceStore:
         if tables:
             if application_id != APPLICATION_ID:
                 raise Unusable(f"{self.path} is another application's database; name a file or folder of its own.")
-            raise Unusable(f"{self.path} was made by another version (its tables are of version {version}).")
+            raise Unusable(
+                f"{self.path} was made by another version of django_otel (its tables are of version {version}, "
+                f"expected {SCHEMA_VERSION}); remove it, or name another file."
+            )
         self._create(connection)
 
     def _create(self, connection: sqlite3.Connection) -> None:
@@ -740,39 +790,49 @@ def _rough_bytes(item: Stored) -> int:
 
 
 def _write_sample(connection: sqlite3.Connection, sample: StoredSample) -> None:
-    """Turn cumulative numbers into what was added since the last sample, and keep it in every step."""
-    row = connection.execute("SELECT at_s, data FROM baseline WHERE source = ?", (sample.source,)).fetchone()
+    """Turn cumulative numbers into what was added since the last sample, and keep it in every step.
+
+    A step has the sums over all routes (`data`), its own figures of each route (`routes`), and what had been counted
+    of each route when it began (`opening`). So a page about all routes reads sixty small rows and two large ones for
+    each source, whatever the number of routes: `running` less the `opening` of the first step is what came between.
+    """
+    row = connection.execute("SELECT at_s, data, running FROM baseline WHERE source = ?", (sample.source,)).fetchone()
     if row is not None and row[0] >= sample.at_s:
         # Another process of the group was faster; older numbers would look like a new beginning.
         return
     before = _unpack_or_nothing(row[1]) if row is not None else {}
+    running = _unpack_or_nothing(row[2]) if row is not None else {}
     # What was counted since the last sample belongs, for want of better knowledge, to the middle of that time.
     counted_s = sample.at_s - min(sample.at_s - row[0] if row is not None else SAMPLE_INTERVAL_S, SAMPLE_INTERVAL_S) / 2
     bounds = sample.numbers.get("bounds", {})
-    known = before.get("bounds", {})
-    if any(known.get(name, text) != text for name, text in bounds.items()):
-        # Other buckets: these instruments have begun anew.
-        before = {}
-    added = subtract({name: part for name, part in sample.numbers.items() if name != "bounds"}, before)
-    if added:
-        added["bounds"] = bounds
+    running = without_other_bounds(running, bounds)
+    added = rise(sample.numbers, before, running)
+    opening = pack(running)
+    routes = added.pop("routes", {})
+    if routes:
+        running["routes"] = merge(running.get("routes", {}), routes)
+    running["bounds"] = {**running.get("bounds", {}), **bounds}
     connection.execute(
-        "INSERT OR REPLACE INTO baseline (source, at_s, data) VALUES (?, ?, ?)",
-        (sample.source, sample.at_s, pack(sample.numbers)),
+        "INSERT OR REPLACE INTO baseline (source, at_s, data, running) VALUES (?, ?, ?, ?)",
+        (sample.source, sample.at_s, pack(sample.numbers), pack(running)),
     )
-    bound_routes(added)
     for step_s, kept_s in STEPS_S.items():
-        if added:
+        if added or routes:
             at_s = int(counted_s // step_s) * step_s
             key = (step_s, at_s, sample.source)
             row = connection.execute(
-                "SELECT data FROM sample WHERE step_s = ? AND at_s = ? AND source = ?", key
+                "SELECT data, routes, opening FROM sample WHERE step_s = ? AND at_s = ? AND source = ?", key
             ).fetchone()
-            total = merge(_unpack_or_nothing(row[0]), added) if row is not None else added
-            bound_routes(total)
+            if row is None:
+                total, by_route, begun = added, routes, opening
+            else:
+                total = merge(_unpack_or_nothing(row[0]), added)
+                by_route = merge(_unpack_or_nothing(row[1], unpack_routes), routes)
+                begun = row[2]
             connection.execute(
-                "INSERT OR REPLACE INTO sample (step_s, at_s, source, service, data) VALUES (?, ?, ?, ?, ?)",
-                (*key, sample.service, pack(total)),
+                "INSERT OR REPLACE INTO sample (step_s, at_s, source, service, data, routes, opening) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*key, sample.service, pack({**total, "bounds": bounds}), pack_routes(by_route), begun),
             )
         connection.execute("DELETE FROM sample WHERE step_s = ? AND at_s < ?", (step_s, sample.at_s - kept_s))
     connection.execute("DELETE FROM baseline WHERE at_s < ?", (sample.at_s - 86_400,))
@@ -790,7 +850,7 @@ def _write_process(connection: sqlite3.Connection, process: StoredProcess) -> No
     connection.execute("DELETE FROM process WHERE seen_s < ?", (process.seen_s - PROCESS_FORGOTTEN_S,))
 
 
-def _unpack_or_nothing(data: bytes) -> dict[str, Any]:
+def _unpack_or_nothing(data: bytes, unpack: Callable[[bytes], Any] = unpack) -> dict[str, Any]:
     try:
         found = unpack(data)
     except (ValueError, zlib.error):
@@ -848,13 +908,63 @@ def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return total
 
 
-def bound_routes(added: dict[str, Any]) -> None:
-    """Keep the busiest routes of a sample, and one sum for all others."""
+#: What begins anew with the buckets of a histogram: it and what is counted out of the same points.
+_OF_HISTOGRAM = {"duration": ("duration", "errors", "refused"), "queries": ("queries",)}
+
+
+def without_other_bounds(numbers: Mapping[str, Any], bounds: Mapping[str, str]) -> dict[str, Any]:
+    """Cumulative numbers without the figures of routes whose histogram has other bounds now: it has begun anew."""
+    known = numbers.get("bounds", {})
+    stale = {
+        part
+        for name, text in bounds.items()
+        if known.get(name, text) != text
+        for part in _OF_HISTOGRAM.get(name, (name,))
+    }
+    if not stale:
+        return dict(numbers)
+    routes = {
+        route: {part: value for part, value in figures.items() if part not in stale}
+        for route, figures in numbers.get("routes", {}).items()
+    }
+    return {**numbers, "routes": routes}
+
+
+def rise(now: Mapping[str, Any], before: Mapping[str, Any], running: Mapping[str, Any]) -> dict[str, Any]:
+    """What `now` has more than `before`, without bounds: by route as `running` knows them, and over all as "total"."""
+    before = without_other_bounds(before, now.get("bounds", {}))
+    added = subtract({name: part for name, part in now.items() if name != "bounds"}, before)
     routes = added.get("routes")
-    if not isinstance(routes, dict) or len(routes) <= MAX_ROUTES_PER_SAMPLE:
-        return
-    busiest = sorted(routes, key=lambda route: routes[route].get("duration", [0])[0], reverse=True)
-    rest: dict[str, Any] = {}
-    for route in busiest[MAX_ROUTES_PER_SAMPLE - 1 :]:
-        rest = merge(rest, routes.pop(route))
-    routes[OTHER_ROUTES] = rest
+    if routes:
+        added["routes"] = _fold_routes(routes, running.get("routes", {}))
+        added["total"] = sum_routes(routes)
+    return added
+
+
+def rise_of_routes(running: Mapping[str, Any], opening: Mapping[str, Any]) -> dict[str, Any]:
+    """What was counted of each route between two moments of one source."""
+    opening = without_other_bounds(opening, running.get("bounds", {}))
+    return subtract(running.get("routes", {}), opening.get("routes", {}))
+
+
+def sum_routes(routes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of all routes together."""
+    total: dict[str, Any] = {}
+    for figures in routes.values():
+        total = merge(total, figures)
+    return total
+
+
+def _fold_routes(routes: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures under the names they are kept by: those already known, further ones while there is room, "others"."""
+    room = MAX_ROUTES - 1 - len(known)
+    new = [route for route in routes if route not in known]
+    if len(new) <= room:
+        return dict(routes)
+    new.sort(key=lambda route: routes[route].get("duration", [0])[0], reverse=True)
+    others = set(new[max(0, room) :])
+    folded: dict[str, Any] = {}
+    for route, figures in routes.items():
+        name = OTHER_ROUTES if route in others else route
+        folded[name] = merge(folded[name], figures) if name in folded else figures
+    return folded

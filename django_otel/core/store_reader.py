@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django_otel.core.store import STEPS_S, TraceStore, unpack
+from django_otel.core.store import STEPS_S, TraceStore, rise_of_routes, unpack, unpack_route, unpack_routes
 
 _NS_PER_S = 1_000_000_000
 #: Longest list of choices that a filter offers.
@@ -61,16 +61,9 @@ class TraceFilter:
     trace_id: str = ""
     service: str = ""
 
-    def where(self) -> tuple[str, list[Any]]:
-        """The condition in SQL and its parameters."""
+    def where(self, *, is_route: bool) -> tuple[str, list[Any]]:
+        """The condition in SQL and its parameters. `is_route`: there is this very route, so it alone is meant."""
         conditions, values = ["spans > 0"], list[Any]()
-        if self.route:
-            # Exactly the route where there is one, else whatever holds the text.
-            conditions.append(
-                "CASE WHEN EXISTS (SELECT 1 FROM trace WHERE route = ?) THEN route = ? "
-                "ELSE instr(lower(route), lower(?)) > 0 OR instr(lower(name), lower(?)) > 0 END"
-            )
-            values += [self.route] * 4
         if self.status:
             if self.status.endswith("xx"):
                 conditions.append("status >= ? AND status < ?")
@@ -93,6 +86,13 @@ class TraceFilter:
         if self.service:
             conditions.append("instr(services, ?) > 0")
             values.append(f"\n{self.service}\n")
+        # Last, because it takes longest.
+        if self.route and is_route:
+            conditions.append("route = ?")
+            values.append(self.route)
+        elif self.route:
+            conditions.append("(instr(lower(route), lower(?)) > 0 OR instr(lower(name), lower(?)) > 0)")
+            values += [self.route] * 2
         return " AND ".join(conditions), values
 
 
@@ -113,6 +113,9 @@ class Choices:
     statuses: Sequence[int]
     events: Sequence[str]
     services: Sequence[str]
+
+
+NO_CHOICES = Choices((), (), (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +167,17 @@ class StoreReader:
 
     def list_traces(self, wanted: TraceFilter, *, offset: int = 0, limit: int = 50) -> TracePage:
         """The newest traces that fit, `limit` of them from `offset` on."""
-        where, values = wanted.where()
         execute = self._connection.execute
+        known = execute("SELECT 1 FROM trace WHERE route = ? LIMIT 1", (wanted.route,)) if wanted.route else None
+        where, values = wanted.where(is_route=known is not None and known.fetchone() is not None)
         rows = execute(
             f"SELECT {_COLUMNS} FROM trace WHERE {where} ORDER BY start_ns DESC LIMIT ? OFFSET ?",  # noqa: S608
             (*values, limit, offset),
         ).fetchall()
-        (total,) = execute(f"SELECT count(*) FROM trace WHERE {where}", values).fetchone()  # noqa: S608
         (stored,) = execute("SELECT count(*) FROM trace WHERE spans > 0").fetchone()
+        total = stored
+        if values or wanted.has_error:
+            (total,) = execute(f"SELECT count(*) FROM trace WHERE {where}", values).fetchone()  # noqa: S608
         events = self._events([row[0] for row in rows])
         return TracePage([_build_row(row, events.get(row[0], ())) for row in rows], total, stored)
 
@@ -188,14 +194,21 @@ class StoreReader:
     def choices(self) -> Choices:
         """What stands in the store to filter by."""
         return Choices(
-            routes=self._distinct("SELECT DISTINCT route FROM trace WHERE route != '' ORDER BY route"),
-            statuses=self._distinct("SELECT DISTINCT status FROM trace WHERE status > 0 ORDER BY status"),
-            events=self._distinct("SELECT DISTINCT name FROM event ORDER BY name"),
-            services=self._distinct("SELECT DISTINCT service FROM trace WHERE service != '' ORDER BY service"),
+            routes=self._distinct("trace", "route", ""),
+            statuses=self._distinct("trace", "status", 0),
+            events=self._distinct("event", "name", ""),
+            services=self._distinct("trace", "service", ""),
         )
 
-    def _distinct(self, statement: str) -> list[Any]:
-        return [value for (value,) in self._connection.execute(f"{statement} LIMIT {MAX_CHOICES}")]
+    def _distinct(self, table: str, column: str, above: str | int) -> list[Any]:
+        """The values of a column above `above`, in order: one step in the column's index for each of them."""
+        following = f"SELECT min({column}) FROM {table} WHERE {column} >"  # noqa: S608 (names of ours)
+        statement = (
+            f"WITH RECURSIVE found (value) AS ({following} ? UNION ALL "  # noqa: S608
+            f"SELECT ({following} found.value) FROM found WHERE found.value IS NOT NULL) "
+            f"SELECT value FROM found WHERE value IS NOT NULL LIMIT {MAX_CHOICES}"
+        )
+        return [value for (value,) in self._connection.execute(statement, (above,))]
 
     def trace(self, trace_id: str) -> Trace | None:
         """One trace with everything beneath; None when it is not (or no longer) here."""
@@ -224,34 +237,58 @@ class StoreReader:
 
     # Numbers.
 
-    def numbers(self, *, now_s: float, minutes: int, service: str = "") -> list[Numbers]:
+    def numbers(self, *, now_s: float, minutes: int, service: str = "", route: str | None = None) -> list[Numbers]:
         """What was counted in the last `minutes`, in the finest step that is kept so long, by time.
 
-        Steps without traffic are left out; a step that several sources filled is there several times.
+        Steps without traffic are left out; a step that several sources filled is there several times. "total" has
+        the figures of all routes, or of `route` alone; with "" there are those of each as well ("routes").
         """
-        step_s = next(step for step, kept_s in STEPS_S.items() if minutes * 60 <= kept_s)
-        since_s = int((now_s - minutes * 60) // step_s) * step_s
+        step_s, since_s = _step_of(now_s, minutes)
+        column = "routes" if route is not None else "NULL"
         found: list[Numbers] = []
-        for at_s, data in self._connection.execute(
-            "SELECT at_s, data FROM sample WHERE step_s = ? AND at_s >= ? AND (? = '' OR service = ?) ORDER BY at_s",
+        for at_s, data, routes in self._connection.execute(
+            f"SELECT at_s, data, {column} FROM sample "  # noqa: S608 (a column of ours)
+            "WHERE step_s = ? AND at_s >= ? AND (? = '' OR service = ?) ORDER BY at_s",
             (step_s, since_s, service, service),
         ):
             with contextlib.suppress(ValueError, zlib.error):
-                found.append(Numbers(at_s, step_s, unpack(data)))
+                values = unpack(data)
+                if route:
+                    values = {"total": unpack_route(routes, route), "bounds": values.get("bounds", {})}
+                elif route is not None:
+                    values["routes"] = unpack_routes(routes)
+                found.append(Numbers(at_s, step_s, values))
         return found
 
-    def baseline(self, source: str) -> tuple[float, dict[str, Any]] | None:
-        """The cumulative numbers of a source when they were last sampled, and when that was."""
-        row = self._connection.execute("SELECT at_s, data FROM baseline WHERE source = ?", (source,)).fetchone()
+    def route_numbers(self, *, now_s: float, minutes: int, service: str = "") -> list[dict[str, Any]]:
+        """What `numbers` gives of each route, added up over the time: {"routes": ..., "bounds": ...} per source."""
+        step_s, since_s = _step_of(now_s, minutes)
+        found: list[dict[str, Any]] = []
+        for running, opening in self._connection.execute(
+            "SELECT baseline.running, sample.opening FROM baseline JOIN sample ON sample.source = baseline.source "
+            "WHERE sample.step_s = ? AND (? = '' OR sample.service = ?) AND sample.at_s = (SELECT min(first.at_s) "
+            "FROM sample AS first WHERE first.step_s = ? AND first.at_s >= ? AND first.source = baseline.source)",
+            (step_s, service, service, step_s, since_s),
+        ):
+            with contextlib.suppress(ValueError, zlib.error):
+                now = unpack(running)
+                found.append({"routes": rise_of_routes(now, unpack(opening)), "bounds": now.get("bounds", {})})
+        return found
+
+    def baseline(self, source: str) -> tuple[float, dict[str, Any], dict[str, Any]] | None:
+        """When a source was last sampled, its cumulative numbers then, and what was ever counted of its routes."""
+        row = self._connection.execute(
+            "SELECT at_s, data, running FROM baseline WHERE source = ?", (source,)
+        ).fetchone()
         if row is None:
             return None
         with contextlib.suppress(ValueError, zlib.error):
-            return row[0], unpack(row[1])
+            return row[0], unpack(row[1]), unpack(row[2])
         return None
 
     def number_services(self) -> list[str]:
         """The services whose numbers are here."""
-        return self._distinct("SELECT DISTINCT service FROM sample ORDER BY service")
+        return [name for (name,) in self._connection.execute("SELECT DISTINCT service FROM sample ORDER BY service")]
 
     def processes(self, *, seen_since_s: float) -> list[ProcessRow]:
         """Processes that have said since then that they live."""
@@ -267,6 +304,12 @@ class StoreReader:
             instance, service, host, pid, started_s, seen_s, _ = row
             found.append(ProcessRow(instance, service, host, pid, started_s, seen_s, facts))
         return found
+
+
+def _step_of(now_s: float, minutes: int) -> tuple[int, int]:
+    """The finest step that is kept so long, and where the first of these `minutes` begins."""
+    step_s = next(step for step, kept_s in STEPS_S.items() if minutes * 60 <= kept_s)
+    return step_s, int((now_s - minutes * 60) // step_s) * step_s
 
 
 def _build_row(row: Sequence[Any], events: tuple[str, ...]) -> TraceRow:

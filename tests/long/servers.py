@@ -96,14 +96,11 @@ def _granian(interface: str) -> Callable[[int], list[str]]:
     return command
 
 
-def _find_uwsgi() -> str | None:
-    return shutil.which("uwsgi", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-
-
 def _uwsgi(*extra: str) -> Callable[[int], list[str]]:
     def command(port: int) -> list[str]:
         return [
-            _find_uwsgi() or "uwsgi", "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", str(WORKERS),
+            services.find_uwsgi() or "uwsgi", "--http-socket", f"127.0.0.1:{port}", "--master", "--processes",
+            str(WORKERS),
             "--die-on-term", "--need-app", "--module", "tests.wsgi:application", "--home", sys.prefix,
             "--pythonpath", str(ROOT), "--disable-logging", *extra,
         ]  # fmt: skip
@@ -150,7 +147,9 @@ SHORT = ("gunicorn-gthread-preload", "gunicorn-uvicorn", "uvicorn", "granian-asg
 def find_missing(kind: Kind) -> list[str]:
     """The packages this server needs that are not installed."""
     return [
-        name for name in kind.needs if (_find_uwsgi() if name == "uwsgi" else importlib.util.find_spec(name)) is None
+        name
+        for name in kind.needs
+        if (services.find_uwsgi() if name == "uwsgi" else importlib.util.find_spec(name)) is None
     ]
 
 

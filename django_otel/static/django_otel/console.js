@@ -7,6 +7,7 @@
   const precise = { ...clock, second: '2-digit' };
   const formats = {
     clock: new Intl.DateTimeFormat(undefined, clock),
+    step: new Intl.DateTimeFormat(undefined, precise),
     time: new Intl.DateTimeFormat(undefined, { ...precise, fractionalSecondDigits: 3 }),
     datetime: new Intl.DateTimeFormat(undefined, { ...precise, day: 'numeric', month: 'short' }),
     full: new Intl.DateTimeFormat(undefined, { dateStyle: 'full', timeStyle: 'long' }),
@@ -19,6 +20,14 @@
       if (Number.isNaN(at.getTime()) || !format) continue;
       element.textContent = format.format(at);
       element.title = formats.full.format(at);
+    }
+    /* What is said of a step of a chart begins with its time: "09:30:10: 3 / s". */
+    for (const element of root.querySelectorAll('title[data-otel-at]')) {
+      const said = element.textContent;
+      const at = new Date(element.dataset.otelAt);
+      if (Number.isNaN(at.getTime())) continue;
+      element.textContent = formats.step.format(at) + said.slice(said.indexOf(': '));
+      element.removeAttribute('data-otel-at');
     }
   };
 
