@@ -32,7 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import callgrind, publication
-from benchmarks.peers.subjects import stop_clocks
+from benchmarks.peers.own import stop_clocks
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What grows, and through which values; all else stays at the first value of its row.

@@ -89,6 +89,11 @@ class Peer:
     #: Whether what is recorded can be seen in the process, where it is not exported; otherwise it is sent later.
     shows_emission: bool = True
 
+    @property
+    def makes_spans(self) -> bool:
+        """Whether it has a span or transaction of each request, recorded or not."""
+        return "off" in self.variants
+
 
 PEERS = {
     peer.name: peer
