@@ -1,6 +1,6 @@
 """The cost of a request as routes, sampling rules, series, worker processes and threads grow.
 
-    python -m benchmarks.growth [--only routes rules ...] [--publish]
+    python -m benchmarks.growth [--only routes rules ...] [--quick] [--publish]
 
 What stands in one process alone is counted in instructions (valgrind), each
 point in a fresh process, less what bare Django needs for the same requests.
@@ -337,7 +337,8 @@ def text_of(results: dict[str, Any]) -> str:
                 flat = max(by_value.values()) / max(min(by_value.values()), 1e-9)
                 rows.append([title, sampled, points, f"{flat:.2f}"])
     if rows:
-        parts.append(publication.table(["thousand instructions added per request", "", "", "most / least"], rows))
+        head = ["what grows", "recorded", "thousand instructions added per request", "most / least"]
+        parts.append(publication.table(head, rows, numbers=False))
     if "threads" in results:
         rows = [
             [
@@ -357,6 +358,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(DIMENSIONS), default=list(DIMENSIONS))
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help="interleaved rounds for threads")
+    parser.add_argument("--quick", action="store_true", help="the first and the last value of each row, 3 rounds")
     parser.add_argument("--publish", action="store_true", help="put the figures into docs/ and benchmarks/results.json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -371,10 +373,14 @@ def main() -> int:
     bare: dict[int, list[list[int]]] = {}
     for dimension in options.only:
         values = DIMENSIONS[dimension][1]
+        if options.quick:
+            values = (values[0], values[-1])
         if dimension == "threads":
             found: dict[str, Any] = {
                 str(count): {key: round(value, 3) for key, value in figures.items()}
-                for count, figures in thread_times(values, options.rounds).items()
+                for count, figures in thread_times(
+                    values, min(options.rounds, 3) if options.quick else options.rounds
+                ).items()
             }
         else:
             found = {
