@@ -1,6 +1,6 @@
 """What each way to observe a Django project adds to a request, side by side.
 
-    python -m benchmarks.peers                  everything: about 20 minutes on two cores
+    python -m benchmarks.peers                  everything: 20 to 25 minutes on two idle cores
     python -m benchmarks.peers --quick          a smaller set, some minutes
     python -m benchmarks.peers --peers official django-prometheus --cases json queries --instructions
 
@@ -327,8 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
     (options.output / "performance.svg").write_text(drawing)
     (options.output / "performance.md").write_text(text + "\n")
     if options.publish:
-        image = "![Thousand instructions that each way to observe a request adds](images/performance.svg)"
-        publication.publish("peers", report.summary(run.results), f"{image}\n\n{text}")
+        publication.publish("peers", report.summary(run.results), text)
         (publication.ROOT / "docs" / "images" / "performance.svg").write_text(drawing)
     say(f"written to {options.output}")
     return 1 if run.results["errors"] else 0

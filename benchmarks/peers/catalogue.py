@@ -28,7 +28,7 @@ class Case:
 
 
 CASES = (
-    Case("json", "JSON view", "/json/"),
+    Case("json", "JSON view", "/json/", block=150),
     Case("query", "1 query", "/queries/default/1/", queries=1, block=50, few=5, many=15),
     Case("queries", "10 queries", "/queries/default/10/", queries=10, block=15, few=2, many=8),
     Case("postgres-query", "1 query (PostgreSQL)", "/queries/postgres/1/", 1, needs_postgres=True, block=50),
@@ -38,7 +38,7 @@ CASES = (
     ),
     Case("template", "template", "/template/", block=50),
     Case("missing", "404", "/missing/", status=404),
-    Case("traceparent", "inbound traceparent", "/json/", has_traceparent=True),
+    Case("traceparent", "inbound traceparent", "/json/", has_traceparent=True, block=150),
     Case("async", "async view (ASGI)", "/async/", is_async=True, block=60),
 )  # fmt: skip
 
