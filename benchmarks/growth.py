@@ -349,7 +349,10 @@ def text_of(results: dict[str, Any]) -> str:
             ]
             for count, figures in results["threads"].items()
         ]
-        head = ["threads serving at once", "bare Django, us", "unsampled / bare", "all sampled / bare"]
+        head = [
+            "threads serving at once", "bare Django, us of the processor per request",
+            "with django_otel, unsampled / bare", "all sampled / bare",
+        ]  # fmt: skip
         parts.append(publication.table(head, rows))
     return "\n\n".join(parts)
 

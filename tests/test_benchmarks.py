@@ -282,6 +282,23 @@ def test_growth_serves_in_threads_and_compares_with_bare_django(monkeypatch):
     assert "| 2 |" in growth.text_of({"threads": {str(count): figures for count, figures in found.items()}})
 
 
+def test_growth_publishes_its_table(monkeypatch, tmp_path):
+    page, results = tmp_path / "performance.md", tmp_path / "results.json"
+    page.write_text("<!-- growth -->\nold\n<!-- end of growth -->\nkept\n")
+    monkeypatch.setattr(publication, "PAGE", page)
+    monkeypatch.setattr(publication, "RESULTS", results)
+    monkeypatch.setattr(growth, "_BLOCK", 32)
+    arguments = ["--only", "threads", "--quick", "--rounds", "1", "--publish"]
+    monkeypatch.setattr(sys, "argv", ["growth", *arguments])
+    assert growth.main() == 0
+    text = page.read_text()
+    assert "| 1 |" in text
+    assert "| 16 |" in text
+    assert "old" not in text
+    assert text.endswith("kept\n")
+    assert set(json.loads(results.read_text())["growth"]["threads"]) == {"1", "16"}
+
+
 def test_growth_asks_for_every_route_once():
     paths = growth._paths(1000)
     assert len(set(paths)) == 1000
