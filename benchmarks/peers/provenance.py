@@ -17,12 +17,13 @@ from pathlib import Path
 
 from benchmarks import publication
 from benchmarks.peers.catalogue import CASES, Peer, Variant
+from benchmarks.peers.subjects import SUBJECTS
 
 _HERE = Path(__file__).resolve().parent
-#: What runs in the measured process, or answers it; django_otel's own part comes on top for django_otel alone.
+#: What runs in the measured process, or answers it. On top comes how the peer is switched on.
 _HARNESS = (
     "../callgrind.py", "elastic_sink.py", "process.py", "project.py", "receiver.py", "settings.py", "shop/models.py",
-    "sinks.py", "subject.py", "subjects.py", "worker.py",
+    "sinks.py", "subject.py", "worker.py",
 )  # fmt: skip
 #: Of a case: what its name and title are, and how many requests a block has, changes no count.
 _CASE_FIELDS = ("path", "queries", "status", "is_async", "has_traceparent", "needs_postgres", "few", "many")
@@ -42,6 +43,7 @@ def provenance(peer: Peer, variant: Variant, versions: dict[str, str]) -> dict[s
         "the harness": _digest(
             [
                 *(_code(_HERE / name) for name in _HARNESS),
+                _subject_code(peer),
                 json.dumps([[getattr(case, field) for field in _CASE_FIELDS] for case in CASES]),
                 json.dumps([variant.ratio, variant.exports, variant.keeps_errors]),
             ]
@@ -61,6 +63,15 @@ def changes(before: dict[str, str], now: dict[str, str]) -> str:
 def _code(path: Path) -> str:
     """A module without its comments and its layout."""
     return ast.dump(ast.parse(path.read_bytes()))
+
+
+def _subject_code(peer: Peer) -> str:
+    """What switches this peer on: the module of the subjects without the classes of the others."""
+    mine = {kind.__name__ for kind in SUBJECTS[peer.name].__mro__}
+    others = {kind.__name__ for kind in SUBJECTS.values()} - mine
+    module = ast.parse((_HERE / "subjects.py").read_bytes())
+    module.body = [part for part in module.body if not (isinstance(part, ast.ClassDef) and part.name in others)]
+    return ast.dump(module)
 
 
 def _digest(texts: Iterable[str]) -> str:
