@@ -195,6 +195,14 @@ def test_our_own_code_concerns_our_own_figures_alone(tmp_path, monkeypatch):
     assert provenance.changes(before["official"], now("official")) == ""
 
 
+def test_how_a_peer_is_switched_on_concerns_that_peer_alone():
+    assert "sentry_sdk" in provenance._subject_code(PEERS["sentry"])
+    assert "sentry_sdk" not in provenance._subject_code(PEERS["elastic"])
+    assert "PrometheusMetricReader" not in provenance._subject_code(PEERS["bare"])
+    # What is built on another's class depends on it, too.
+    assert "_registry_sum" in provenance._subject_code(PEERS["official"])
+
+
 @pytest.mark.parametrize("name", provenance._HARNESS)
 def test_the_harness_concerns_every_figure(monkeypatch, name):
     before = provenance.provenance(PEERS["official"], VARIANTS["off"], {})
@@ -376,6 +384,21 @@ def test_a_share_that_chance_changed_is_set_right():
     }
     added = report.Figures(results).added_ki("django-otel/10", "json")
     assert added == pytest.approx(30 + 0.1 * 70)
+
+
+def test_sending_once_is_not_counted_with_a_share_of_the_requests():
+    """The short loop recorded nothing and so sent nothing; the long one recorded its share and sent it once."""
+    results, send = _results(), 4_000_000
+    each_off, each_all = 430_000, 530_000
+    instructions = results["instructions"]
+    instructions["django-otel/all+export"] = {
+        "json": {"5": [[5 * each_all + send, 5]], "20": [[20 * each_all + send, 20]]}
+    }
+    instructions["django-otel/10+export"] = {
+        "json": {"5": [[5 * each_off, 0]], "60": [[60 * each_off + 6 * (each_all - each_off) + send, 6]]}
+    }
+    added = report.Figures(results).added_ki("django-otel/10+export", "json")
+    assert added == pytest.approx(30 + 0.1 * 100)
 
 
 def test_figures_of_a_configuration_that_was_found_out_are_not_shown():

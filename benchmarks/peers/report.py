@@ -40,33 +40,43 @@ class Figures:
         return None if found is None else found / 1000
 
     def _each(self, name: str, case: str) -> float | None:
-        """Instructions of one request.
+        """Instructions of one request."""
+        line = self._line(name, case)
+        return None if line is None else line[0]
+
+    def _line(self, name: str, case: str) -> tuple[float, float] | None:
+        """Instructions of one request, and of a loop whatever its length.
 
         The least of several counts is taken, because a background thread can
         only add to it. Where a share of the requests is recorded, chance made
         it a little more or less than wanted; each count is set right by what a
-        recorded request costs more than one that is not.
+        recorded request costs more than one that is not. With export chance
+        also decides whether a short loop has anything to send at all: there
+        what is the same for each loop, sending once among it, is taken from
+        where all is sampled.
         """
         found = self._instructions.get(name, {}).get(case)
         if not found or not self.is_proved(name, case):
             return None
-        peer, _, variant = name.partition("/")
-        ratio, more = VARIANTS[variant].ratio, 0.0
-        if 0 < ratio < 1:
-            off = self._each(f"{peer}/off", case)
-            everything = self._each(f"{peer}/all" + ("+export" if VARIANTS[variant].exports else ""), case)
+        peer, _, variant_name = name.partition("/")
+        variant, more, fixed = VARIANTS[variant_name], 0.0, None
+        if 0 < variant.ratio < 1:
+            off = self._line(f"{peer}/off", case)
+            everything = self._line(f"{peer}/all" + ("+export" if variant.exports else ""), case)
             if off is None or everything is None:
                 return None
-            more = everything - off
+            more = everything[0] - off[0]
+            fixed = everything[1] if variant.exports else None
         few, many = sorted(map(int, found))
         least = {
             length: min(
-                instructions - ((recorded - ratio * length) * more if more else 0.0)
+                instructions - ((recorded - variant.ratio * length) * more if more else 0.0)
                 for instructions, recorded in found[str(length)]
             )
             for length in (few, many)
         }
-        return (least[many] - least[few]) / (many - few)
+        each = (least[many] - least[few]) / (many - few) if fixed is None else (least[many] - fixed) / many
+        return each, least[few] - few * each
 
     def idle_ki(self, name: str) -> float | None:
         """Thousand instructions of a second in which nothing is asked for."""

@@ -166,7 +166,7 @@ class Sentry(Subject):
             traces_sample_rate=self.variant.ratio,
             transport=None if self.variant.exports else Sink,
             transport_queue_size=QUEUE,
-            # The same: from 100 ms on it looks up the place in the code.
+            # From 100 ms on it looks up a query's place in the code: as with Elastic's client, see there.
             db_query_source_threshold_ms=3_600_000,
         )
 
