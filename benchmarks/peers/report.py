@@ -127,7 +127,7 @@ def _ratio(mine: float | None, theirs: float | None) -> str:
         return "0"
     times = theirs / mine if mine < theirs else mine / theirs
     text = f"{times:.0f}" if times >= 9.95 else f"{times:.1f}"
-    return f"1/{text}" if mine < theirs else text
+    return f"1/{text}" if mine < theirs and text != "1.0" else text
 
 
 def _clock(variant: Variant) -> str:
