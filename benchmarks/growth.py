@@ -1,6 +1,6 @@
 """The cost of a request as routes, sampling rules, series, worker processes and threads grow.
 
-    python -m benchmarks.growth [--only routes rules ...] [--publish]
+    python -m benchmarks.growth [--only routes rules ...] [--quick] [--publish]
 
 What stands in one process alone is counted in instructions (valgrind), each
 point in a fresh process, less what bare Django needs for the same requests.
@@ -32,7 +32,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import callgrind, publication
-from benchmarks.peers.subjects import stop_clocks
+from benchmarks.peers.own import stop_clocks
 
 ROOT = Path(__file__).resolve().parent.parent
 #: What grows, and through which values; all else stays at the first value of its row.
@@ -337,7 +337,8 @@ def text_of(results: dict[str, Any]) -> str:
                 flat = max(by_value.values()) / max(min(by_value.values()), 1e-9)
                 rows.append([title, sampled, points, f"{flat:.2f}"])
     if rows:
-        parts.append(publication.table(["thousand instructions added per request", "", "", "most / least"], rows))
+        head = ["what grows", "recorded", "thousand instructions added per request", "most / least"]
+        parts.append(publication.table(head, rows, numbers=False))
     if "threads" in results:
         rows = [
             [
@@ -348,7 +349,10 @@ def text_of(results: dict[str, Any]) -> str:
             ]
             for count, figures in results["threads"].items()
         ]
-        head = ["threads serving at once", "bare Django, us", "unsampled / bare", "all sampled / bare"]
+        head = [
+            "threads serving at once", "bare Django, us of the processor per request",
+            "with django_otel, unsampled / bare", "all sampled / bare",
+        ]  # fmt: skip
         parts.append(publication.table(head, rows))
     return "\n\n".join(parts)
 
@@ -357,6 +361,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(DIMENSIONS), default=list(DIMENSIONS))
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help="interleaved rounds for threads")
+    parser.add_argument("--quick", action="store_true", help="the first and the last value of each row, 3 rounds")
     parser.add_argument("--publish", action="store_true", help="put the figures into docs/ and benchmarks/results.json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -371,10 +376,14 @@ def main() -> int:
     bare: dict[int, list[list[int]]] = {}
     for dimension in options.only:
         values = DIMENSIONS[dimension][1]
+        if options.quick:
+            values = (values[0], values[-1])
         if dimension == "threads":
             found: dict[str, Any] = {
                 str(count): {key: round(value, 3) for key, value in figures.items()}
-                for count, figures in thread_times(values, options.rounds).items()
+                for count, figures in thread_times(
+                    values, min(options.rounds, 3) if options.quick else options.rounds
+                ).items()
             }
         else:
             found = {

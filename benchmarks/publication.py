@@ -39,9 +39,9 @@ def with_part(page: str, part: str, text: str) -> str:
     return marks.sub(lambda found: f"{found[1]}{text.strip()}\n{found[2]}", page)
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, the first column on the left and the others on the right."""
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+def table(head: list[str], rows: list[list[str]], *, numbers: bool = True) -> str:
+    """A Markdown table, the first column on the left and the others, as they are numbers, on the right."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + ("---:|" if numbers else "---|") * (len(head) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)
 

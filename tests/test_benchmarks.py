@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import callgrind, growth, publication, scrape, startup
-from benchmarks.peers import checks, environments, report
-from benchmarks.peers.__main__ import parse_options
+from benchmarks.peers import checks, environments, provenance, report
+from benchmarks.peers.__main__ import Run, parse_options
 from benchmarks.peers.catalogue import CASES, PEERS, TRACE_ID, VARIANTS, configurations, traceparents, why_not
 from benchmarks.peers.process import Configuration, WorkerError, start_databases
 from benchmarks.peers.receiver import Emission, Receiver, count, unpack
@@ -103,13 +103,15 @@ def test_bare_django_is_always_there_to_compare_with():
     [
         ({"requests": 19}, "recorded 19 of 20 requests"),
         ({"queries": 19}, "recorded 19 queries instead of 20"),
+        ({"observed": 0}, "had a span in 0 of 20 requests"),
         ({"requests_counted": 0}, "counted 0 of 20 requests"),
         ({"queries_counted": 40}, "counted 40 of 20 queries"),
     ],
 )
 def test_a_configuration_that_emits_too_little_or_too_much_is_found_out(changes, fault):
     case = next(case for case in CASES if case.name == "query")
-    right = {"requests": 20, "queries": 20, "trace_ids": [], "requests_counted": 20, "queries_counted": 20}
+    right = {"requests": 20, "queries": 20, "trace_ids": [], "observed": 20, "requests_counted": 20}
+    right["queries_counted"] = 20
     peer, variant = PEERS["django-otel"], VARIANTS["all"]
     assert checks.faults(peer, variant, case, 20, right) == []
     found = checks.faults(peer, variant, case, 20, {**right, **changes})
@@ -118,7 +120,7 @@ def test_a_configuration_that_emits_too_little_or_too_much_is_found_out(changes,
 
 def test_an_inbound_trace_id_that_is_not_taken_over_is_found_out():
     case = next(case for case in CASES if case.has_traceparent)
-    found = {"requests": 20, "queries": 0, "requests_counted": 20, "queries_counted": 0}
+    found = {"requests": 20, "queries": 0, "observed": 20, "requests_counted": 20, "queries_counted": 0}
     peer, variant = PEERS["django-otel"], VARIANTS["all"]
     assert checks.faults(peer, variant, case, 20, {**found, "trace_ids": [TRACE_ID]}) == []
     assert "inbound trace id" in checks.faults(peer, variant, case, 20, {**found, "trace_ids": ["1" * 32]})[0]
@@ -127,6 +129,86 @@ def test_an_inbound_trace_id_that_is_not_taken_over_is_found_out():
 @pytest.mark.parametrize(("variant", "sampled"), [("off", 0), ("10", 1), ("all", 10)])
 def test_inbound_headers_are_sampled_in_the_variants_share(variant, sampled):
     assert sum(text.endswith("-01") for text in traceparents(VARIANTS[variant], 10)) == sampled
+
+
+# --- What is kept of an earlier run. ---
+
+
+def _finished_run(tmp_path, monkeypatch, versions):
+    """A run that has counted every configuration of these two, whose environments hold `versions`."""
+    monkeypatch.setattr(environments, "build", lambda name, cache: Path(name))
+    monkeypatch.setattr(environments, "versions", lambda python: versions[python.name])
+    run = Run(parse_options(["--peers", "django-otel", "official", "--output", str(tmp_path)]))
+    run.prepare()
+    for peer, variant in run.wanted:
+        for kind in ("emission", "instructions", "wall"):
+            run.keep(kind, f"{peer.name}/{variant.name}", "json", {"faults": []})
+    return run
+
+
+def _resumed(tmp_path, *arguments):
+    run = Run(parse_options(["--peers", "django-otel", "official", "--output", str(tmp_path), "--resume", *arguments]))
+    run.prepare()
+    return {name.partition("/")[0] for name in run.results["instructions"]}
+
+
+@pytest.fixture
+def versions():
+    return {name: {"django": "5.2.1", name: "1.0"} for name in ("bare", "django-otel", "official")}
+
+
+def test_what_was_counted_is_kept_while_nothing_changed(tmp_path, monkeypatch, versions):
+    _finished_run(tmp_path, monkeypatch, versions)
+    assert _resumed(tmp_path) == {"bare", "django-otel", "official"}
+    assert _resumed(tmp_path, "--again", "official") == {"bare", "django-otel"}
+
+
+def test_a_peer_in_another_version_is_counted_anew(tmp_path, monkeypatch, versions):
+    _finished_run(tmp_path, monkeypatch, versions)
+    versions["official"]["official"] = "1.1"
+    assert _resumed(tmp_path) == {"bare", "django-otel"}
+
+
+def test_stale_figures_of_a_peer_that_is_not_asked_for_are_not_shown(tmp_path, monkeypatch, versions):
+    _finished_run(tmp_path, monkeypatch, versions)
+    monkeypatch.setattr(provenance, "_valgrind", lambda: "valgrind-0.1")
+    run = Run(parse_options(["--peers", "django-otel", "--output", str(tmp_path), "--resume"]))
+    run.prepare()
+    assert run.results["instructions"] == run.results["emission"] == run.results["wall"] == {}
+
+
+def test_our_own_code_concerns_our_own_figures_alone(tmp_path, monkeypatch):
+    """And a comment concerns none."""
+    (tmp_path / "django_otel").mkdir()
+    code = tmp_path / "django_otel" / "spans.py"
+    code.write_text("x = 1")
+    monkeypatch.setattr(publication, "ROOT", tmp_path)
+
+    def now(peer):
+        return provenance.provenance(PEERS[peer], VARIANTS["off"], {})
+
+    before = {peer: now(peer) for peer in ("django-otel", "official")}
+    code.write_text("x = 1  # one\n")
+    assert provenance.changes(before["django-otel"], now("django-otel")) == ""
+    code.write_text("x = 2")
+    assert provenance.changes(before["django-otel"], now("django-otel")) == "the code"
+    assert provenance.changes(before["official"], now("official")) == ""
+
+
+def test_how_a_peer_is_switched_on_concerns_that_peer_alone():
+    assert "sentry_sdk" in provenance._subject_code(PEERS["sentry"])
+    assert "sentry_sdk" not in provenance._subject_code(PEERS["elastic"])
+    assert "PrometheusMetricReader" not in provenance._subject_code(PEERS["bare"])
+    # What is built on another's class depends on it, too.
+    assert "_registry_sum" in provenance._subject_code(PEERS["official"])
+
+
+@pytest.mark.parametrize("name", provenance._HARNESS)
+def test_the_harness_concerns_every_figure(monkeypatch, name):
+    before = provenance.provenance(PEERS["official"], VARIANTS["off"], {})
+    code = provenance._code
+    monkeypatch.setattr(provenance, "_code", lambda path: code(path) + "x" * path.match(Path(name).name))
+    assert provenance.changes(before, provenance.provenance(PEERS["official"], VARIANTS["off"], {})) == "the harness"
 
 
 # --- What arrives. ---
@@ -208,6 +290,23 @@ def test_growth_serves_in_threads_and_compares_with_bare_django(monkeypatch):
     assert "| 2 |" in growth.text_of({"threads": {str(count): figures for count, figures in found.items()}})
 
 
+def test_growth_publishes_its_table(monkeypatch, tmp_path):
+    page, results = tmp_path / "performance.md", tmp_path / "results.json"
+    page.write_text("<!-- growth -->\nold\n<!-- end of growth -->\nkept\n")
+    monkeypatch.setattr(publication, "PAGE", page)
+    monkeypatch.setattr(publication, "RESULTS", results)
+    monkeypatch.setattr(growth, "_BLOCK", 32)
+    arguments = ["--only", "threads", "--quick", "--rounds", "1", "--publish"]
+    monkeypatch.setattr(sys, "argv", ["growth", *arguments])
+    assert growth.main() == 0
+    text = page.read_text()
+    assert "| 1 |" in text
+    assert "| 16 |" in text
+    assert "old" not in text
+    assert text.endswith("kept\n")
+    assert set(json.loads(results.read_text())["growth"]["threads"]) == {"1", "16"}
+
+
 def test_growth_asks_for_every_route_once():
     paths = growth._paths(1000)
     assert len(set(paths)) == 1000
@@ -277,11 +376,37 @@ def _results(shares=(0.0, 1.0)):
 
 
 def test_the_tables_show_what_is_added_and_the_ratio():
-    text = report.tables(_results())
-    assert "| **django_otel, unsampled** | 30 |" in text
-    assert "| **django_otel, unsampled** | 1/20.0 |" in text
-    assert "| **django_otel, unsampled** | 10 (1/10.0) |" in text
-    assert "| bare Django (whole request) | 400 |" in text
+    instructions, _, times = report.tables(_results()).partition("### Microseconds")
+    assert "| nothing sampled | JSON view |" in instructions
+    assert "| **django_otel** | 30 (1/20) |" in instructions
+    assert "| official instrumentation | 600 |" in instructions
+    assert "in thousand instructions: JSON view 400." in instructions
+    assert "| **django_otel** | 10 (1/10) |" in times
+
+
+def test_a_time_less_than_chance_has_no_ratio():
+    results = _results()
+    results["wall"]["django-otel/off"]["json"]["wall_us"] = [68, 69, 158]
+    times = report.tables(results).partition("### Microseconds")[2]
+    assert "| **django_otel** | -2 |" in times
+
+
+def test_the_tables_say_what_each_does_and_in_which_version():
+    results = {**_results(), "versions": {"official": {"opentelemetry-instrumentation-django": "0.66b1"}}}
+    text = report.tables(results)
+    assert "| official instrumentation 0.66b1 | request, query | requests, requests at work | in the metrics |" in text
+
+
+def test_the_tables_say_where_another_adds_less():
+    results = _results()
+    text = report.tables(results)
+    assert "By instructions, in none of 1 comparisons." in text
+    results["instructions"]["django-prometheus/metrics"] = {
+        "json": {"5": [[5 * 420_000, 0]], "20": [[20 * 420_000, 0]]}
+    }
+    text = report.tables(results)
+    assert "By instructions, in 1 of 2 comparisons:" in text
+    assert "- JSON view, unsampled: 30 thousand, django-prometheus (metrics only) 20" in text
 
 
 def test_a_share_that_chance_changed_is_set_right():
@@ -296,11 +421,26 @@ def test_a_share_that_chance_changed_is_set_right():
     assert added == pytest.approx(30 + 0.1 * 70)
 
 
+def test_sending_once_is_not_counted_with_a_share_of_the_requests():
+    """The short loop recorded nothing and so sent nothing; the long one recorded its share and sent it once."""
+    results, send = _results(), 4_000_000
+    each_off, each_all = 430_000, 530_000
+    instructions = results["instructions"]
+    instructions["django-otel/all+export"] = {
+        "json": {"5": [[5 * each_all + send, 5]], "20": [[20 * each_all + send, 20]]}
+    }
+    instructions["django-otel/10+export"] = {
+        "json": {"5": [[5 * each_off, 0]], "60": [[60 * each_off + 6 * (each_all - each_off) + send, 6]]}
+    }
+    added = report.Figures(results).added_ki("django-otel/10+export", "json")
+    assert added == pytest.approx(30 + 0.1 * 100)
+
+
 def test_figures_of_a_configuration_that_was_found_out_are_not_shown():
     results = _results()
     results["emission"] = {"django-otel/off": {"json": {"faults": ["counted 0 of 20 requests in its metrics"]}}}
     text = report.tables(results)
-    assert "| **django_otel, unsampled** |  |" in text
+    assert "| **django_otel** |  |" in text.partition("### Microseconds")[0]
     assert "django-otel/off, json: counted 0 of 20 requests in its metrics" in text
 
 

@@ -1,6 +1,6 @@
 """What each way to observe a Django project adds to a request, side by side.
 
-    python -m benchmarks.peers                  everything: about 20 minutes on two cores
+    python -m benchmarks.peers                  everything: 20 to 25 minutes on two idle cores
     python -m benchmarks.peers --quick          a smaller set, some minutes
     python -m benchmarks.peers --peers official django-prometheus --cases json queries --instructions
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import callgrind, publication
-from benchmarks.peers import checks, environments, report
+from benchmarks.peers import checks, environments, provenance, report
 from benchmarks.peers.catalogue import CASES, PEERS, VARIANTS, Case, Peer, Variant, configurations, why_not
 from benchmarks.peers.process import Configuration, Databases, NotSupportedError, WorkerError, start_databases
 
@@ -51,8 +51,10 @@ class Run:
         self._end_s = time.monotonic() + options.minutes * 60
         if options.resume and self.path.exists():
             self.results = json.loads(self.path.read_text())
-        for key in ("emission", "instructions", "idle", "wall", "errors"):
+        for key in ("emission", "instructions", "idle", "wall", "counted"):
             self.results.setdefault(key, {})
+        # What failed is tried again.
+        self.results["errors"] = {}
         self.results.update(machine=publication.machine(), made_at=time.strftime("%Y-%m-%d"), rounds=options.rounds)
 
     def keep(self, kind: str, name: str, case: str, value: Any) -> None:
@@ -102,6 +104,24 @@ class Run:
             found = environments.versions(python)
             versions[name] = {key: found[key] for key in sorted(found) if key not in ("pip", "setuptools")}
         self.results["versions"] = {**self.results.get("versions", {}), **versions}
+        for peer, variant in configurations():
+            if (peer, variant) in self.wanted or f"{peer.name}/{variant.name}" in self.results["counted"]:
+                self._forget_stale(peer, variant)
+
+    def _forget_stale(self, peer: Peer, variant: Variant) -> None:
+        """Keep what an earlier run counted of a configuration only while all that it depends on is the same."""
+        name = f"{peer.name}/{variant.name}"
+        now = provenance.provenance(peer, variant, self.results["versions"].get(peer.name, {}))
+        before = self.results["counted"].get(name)
+        if before is not None:
+            what = provenance.changes(before["depends_on"], now)
+            reason = "as asked for" if peer.name in self.options.again else what and f"other than before: {what}"
+            if not reason:
+                return
+            say(f"  {name}: counted anew, {reason}")
+        for kind in ("emission", "instructions", "idle", "wall"):
+            self.results[kind].pop(name, None)
+        self.results["counted"][name] = {"depends_on": now, "on": time.strftime("%Y-%m-%d")}
 
     # --- What is emitted. ---
 
@@ -187,6 +207,8 @@ class Run:
                 if configuration is not None:
                     running.append(configuration)
             say(f"{len(running)} processes, {self.options.rounds} rounds")
+            # Rounds of two runs are never compared with each other.
+            self.results["wall"] = {}
             times: dict[tuple[str, str], dict[str, list[float]]] = {}
             order = random.Random(1)
             for number in range(self.options.rounds):
@@ -248,6 +270,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="only these: " + ", ".join(case.name for case in CASES))  # fmt: skip
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), metavar="VARIANT",
                         help="only these: " + ", ".join(VARIANTS))  # fmt: skip
+    parser.add_argument("--check", action="store_true", help="see whether all emit what they claim, measure nothing")
     parser.add_argument("--instructions", action="store_true", help="count instructions, take no times")
     parser.add_argument("--wall", action="store_true", help="take times, count no instructions")
     parser.add_argument("--rounds", type=int, default=21, help="interleaved rounds of times (default 21)")
@@ -258,7 +281,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=publication.ROOT / ".cache" / "benchmarks",
                         help="where environments are kept (default .cache/benchmarks)")  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder of results.json and performance.svg (default: --cache)")
-    parser.add_argument("--resume", action="store_true", help="keep what the last run with this --output finished")
+    parser.add_argument("--resume", action="store_true",
+                        help="keep what earlier runs with this --output finished while it holds")  # fmt: skip
+    parser.add_argument("--again", nargs="+", choices=list(PEERS), default=[], metavar="PEER",
+                        help="with --resume, measure these anew nevertheless")  # fmt: skip
     parser.add_argument("--publish", action="store_true", help="put the figures into docs/ and benchmarks/results.json")
     options = parser.parse_args(arguments)
     if options.quick:
@@ -268,7 +294,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     options.cases = options.cases or [case.name for case in CASES]
     options.cache = options.cache.resolve()
     options.output = (options.output or options.cache).resolve()
-    if not options.instructions and not options.wall:
+    if not options.instructions and not options.wall and not options.check:
         options.instructions = options.wall = True
     return options
 
@@ -293,14 +319,15 @@ def main(arguments: list[str] | None = None) -> int:
                 list(pool.map(lambda pair: run.count_idle(*pair, databases), run.wanted))
         if options.wall:
             run.take_times(databases)
+    if options.check and not options.instructions and not options.wall:
+        return 1 if run.results["errors"] else 0
     text = report.tables(run.results)
     print(text)
     drawing = report.chart(run.results)
     (options.output / "performance.svg").write_text(drawing)
     (options.output / "performance.md").write_text(text + "\n")
     if options.publish:
-        image = "![Thousand instructions that each way to observe a request adds](images/performance.svg)"
-        publication.publish("peers", report.summary(run.results), f"{image}\n\n{text}")
+        publication.publish("peers", report.summary(run.results), text)
         (publication.ROOT / "docs" / "images" / "performance.svg").write_text(drawing)
     say(f"written to {options.output}")
     return 1 if run.results["errors"] else 0

@@ -28,18 +28,18 @@ class Case:
 
 
 CASES = (
-    Case("json", "JSON view", "/json/"),
+    Case("json", "JSON view", "/json/", block=150),
     Case("query", "1 query", "/queries/default/1/", queries=1, block=50, few=5, many=15),
     Case("queries", "10 queries", "/queries/default/10/", queries=10, block=15, few=2, many=8),
-    Case("postgres-query", "1 query, PostgreSQL", "/queries/postgres/1/", 1, needs_postgres=True, block=50),
+    Case("postgres-query", "1 query (PostgreSQL)", "/queries/postgres/1/", 1, needs_postgres=True, block=50),
     Case(
-        "postgres-queries", "10 queries, PostgreSQL", "/queries/postgres/10/", 10,
+        "postgres-queries", "10 queries (PostgreSQL)", "/queries/postgres/10/", 10,
         needs_postgres=True, block=15, few=2, many=8,
     ),
     Case("template", "template", "/template/", block=50),
     Case("missing", "404", "/missing/", status=404),
-    Case("traceparent", "JSON view, inbound traceparent", "/json/", has_traceparent=True),
-    Case("async", "async view under ASGI", "/async/", is_async=True, block=60),
+    Case("traceparent", "inbound traceparent", "/json/", has_traceparent=True, block=150),
+    Case("async", "async view (ASGI)", "/async/", is_async=True, block=60),
 )  # fmt: skip
 
 
@@ -84,35 +84,63 @@ class Peer:
     counts_queries: bool = False
     #: Cases it has no answer to, and why.
     cannot: tuple[tuple[str, str], ...] = ()
-    #: How exported spans are encoded.
-    protocol: str = "OTLP"
+    #: The distribution whose version is shown.
+    distribution: str = ""
+    #: What it makes of a request, in words: spans, metrics that the process itself can show, an unsampled request.
+    spans: str = "none"
+    metrics: str = "none"
+    unsampled: str = "-"
+    #: How what it records leaves the process.
+    leaves: str = "OTLP"
     #: Whether what is recorded can be seen in the process, where it is not exported; otherwise it is sent later.
     shows_emission: bool = True
 
+    @property
+    def makes_spans(self) -> bool:
+        """Whether it has a span or transaction of each request, recorded or not."""
+        return "off" in self.variants
+
+
+_NOTHING = "nothing of it is kept"
 
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("bare", "bare Django", ("bare",), protocol=""),
+        Peer("bare", "bare Django", ("bare",)),
         Peer(
             "django-otel", "django_otel", ("off", "10", "all", "10+export", "all+export", "tail"),
-            counts_requests=True, counts_queries=True,
+            counts_requests=True, counts_queries=True, distribution="django-otel-kit", spans="request, query",
+            metrics="requests, queries, requests at work; exemplars", unsampled="in the metrics",
         ),
-        Peer("official", "official instrumentation", counts_requests=True),
+        Peer(
+            "official", "official instrumentation", counts_requests=True,
+            distribution="opentelemetry-instrumentation-django", spans="request, query",
+            metrics="requests, requests at work", unsampled="in the metrics",
+        ),
         Peer(
             "django-prometheus", "django-prometheus", ("metrics",), counts_requests=True, counts_queries=True,
-            cannot=(("traceparent", "it makes no spans"),), protocol="",
+            cannot=(("traceparent", "it makes no spans"),), distribution="django-prometheus",
+            metrics="requests, responses, queries", leaves="scrape",
         ),
         Peer(
             "elastic", "elastic-apm",
-            cannot=(("async", "it records nothing under ASGI"),), protocol="its own",
+            cannot=(("async", "it does not support Django under ASGI, and records nothing there"),),
+            distribution="elastic-apm", spans="request, query, template", unsampled=_NOTHING, leaves="its own protocol",
         ),
         Peer(
             "sentry", "sentry-sdk",
-            cannot=(("traceparent", "it reads headers of its own only"),), protocol="its own",
+            cannot=(("traceparent", "it reads headers of its own only"),),
+            distribution="sentry-sdk", spans="request, query, template, Django's signals", unsampled=_NOTHING,
+            leaves="its own protocol",
         ),
-        Peer("logfire", "logfire", counts_requests=True),
-        Peer("ddtrace", "ddtrace", protocol="its own", shows_emission=False),
+        Peer(
+            "logfire", "logfire", counts_requests=True, distribution="logfire", spans="request, query",
+            metrics="requests, requests at work", unsampled="in the metrics",
+        ),
+        Peer(
+            "ddtrace", "ddtrace", shows_emission=False, distribution="ddtrace", spans="request, view, query",
+            unsampled="sent to its agent too, which counts it", leaves="its own protocol",
+        ),
     )
 }  # fmt: skip
 

@@ -21,6 +21,8 @@ def faults(peer: Peer, variant: Variant, case: Case, requests: int, found: dict[
     expected_queries = found["requests"] * case.queries
     if found["queries"] != expected_queries:
         wrong.append(f"recorded {found['queries']} queries instead of {expected_queries}")
+    if peer.makes_spans and found["observed"] != requests:
+        wrong.append(f"had a span in {found['observed']} of {requests} requests")
     if case.has_traceparent and found["requests"] and variant.ratio == 1 and found["trace_ids"] != [TRACE_ID]:
         wrong.append(f"did not take over the inbound trace id: {found['trace_ids'][:2]}")
     if peer.counts_requests and found["requests_counted"] != requests:

@@ -39,6 +39,8 @@ class Receiver:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Else an answer waits 40 ms for the sender's acknowledgement of its own head.
+            disable_nagle_algorithm = True
 
             def answer(self) -> None:
                 body = _read_body(self)

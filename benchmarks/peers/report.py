@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Iterator
 from typing import Any
 from xml.sax.saxutils import escape
 
 from benchmarks.peers.catalogue import CASES, PEERS, VARIANTS, Case, Peer, Variant, configurations, why_not
 from benchmarks.publication import table
 
-#: The variants side by side with the official instrumentation's, or with what comes next to them.
-_OFFICIAL = "official"
+_OURS, _OFFICIAL = "django-otel", "official"
+#: The tables: what is recorded, and the variants that do it.
+_SHARES = (
+    ("nothing sampled", ("off", "tail", "metrics")),
+    ("10 % sampled", ("10",)),
+    ("all sampled", ("all",)),
+    ("10 % sampled, exported", ("10+export",)),
+    ("all sampled, exported", ("all+export",)),
+)
 
 
 class Figures:
@@ -32,33 +40,43 @@ class Figures:
         return None if found is None else found / 1000
 
     def _each(self, name: str, case: str) -> float | None:
-        """Instructions of one request.
+        """Instructions of one request."""
+        line = self._line(name, case)
+        return None if line is None else line[0]
+
+    def _line(self, name: str, case: str) -> tuple[float, float] | None:
+        """Instructions of one request, and of a loop whatever its length.
 
         The least of several counts is taken, because a background thread can
         only add to it. Where a share of the requests is recorded, chance made
         it a little more or less than wanted; each count is set right by what a
-        recorded request costs more than one that is not.
+        recorded request costs more than one that is not. With export chance
+        also decides whether a short loop has anything to send at all: there
+        what is the same for each loop, sending once among it, is taken from
+        where all is sampled.
         """
         found = self._instructions.get(name, {}).get(case)
         if not found or not self.is_proved(name, case):
             return None
-        peer, _, variant = name.partition("/")
-        ratio, more = VARIANTS[variant].ratio, 0.0
-        if 0 < ratio < 1:
-            off = self._each(f"{peer}/off", case)
-            everything = self._each(f"{peer}/all" + ("+export" if VARIANTS[variant].exports else ""), case)
+        peer, _, variant_name = name.partition("/")
+        variant, more, fixed = VARIANTS[variant_name], 0.0, None
+        if 0 < variant.ratio < 1:
+            off = self._line(f"{peer}/off", case)
+            everything = self._line(f"{peer}/all" + ("+export" if variant.exports else ""), case)
             if off is None or everything is None:
                 return None
-            more = everything - off
+            more = everything[0] - off[0]
+            fixed = everything[1] if variant.exports else None
         few, many = sorted(map(int, found))
         least = {
             length: min(
-                instructions - ((recorded - ratio * length) * more if more else 0.0)
+                instructions - ((recorded - variant.ratio * length) * more if more else 0.0)
                 for instructions, recorded in found[str(length)]
             )
             for length in (few, many)
         }
-        return (least[many] - least[few]) / (many - few)
+        each = (least[many] - least[few]) / (many - few) if fixed is None else (least[many] - fixed) / many
+        return each, least[few] - few * each
 
     def idle_ki(self, name: str) -> float | None:
         """Thousand instructions of a second in which nothing is asked for."""
@@ -102,20 +120,25 @@ def _text(value: float | None, digits: int = 0) -> str:
 
 
 def _ratio(mine: float | None, theirs: float | None) -> str:
+    """How much `mine` is of `theirs`, as one reads it: 1/12, 1/3.4, 2.1."""
     if mine is None or theirs is None or theirs <= 0:
         return ""
     if mine <= 0:
         return "0"
-    return f"1/{theirs / mine:.1f}" if mine < theirs else f"{mine / theirs:.1f}"
+    times = theirs / mine if mine < theirs else mine / theirs
+    text = f"{times:.0f}" if times >= 9.95 else f"{times:.1f}"
+    return f"1/{text}" if mine < theirs and text != "1.0" else text
 
 
-def _cell(peer: Peer, case: Case, value: str) -> str:
-    return "-" if why_not(peer, case) else value
+def _clock(variant: Variant) -> str:
+    """With export another thread works at the same time: there the processor's time is what it costs."""
+    return "cpu_us" if variant.exports else "wall_us"
 
 
-def _name(peer: Peer, variant: Variant) -> str:
-    title = peer.title if peer.name == "bare" else f"{peer.title}, {variant.title}"
-    return f"**{title}**" if peer.name == "django-otel" else title
+def _row_title(peer: Peer, variant: Variant) -> str:
+    """A configuration within the table of its share."""
+    note = {"metrics": " (metrics only)", "tail": ", errors kept"}.get(variant.name, "")
+    return f"**{peer.title}{note}**" if peer.name == _OURS else peer.title + note
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -127,77 +150,162 @@ def tables(results: dict[str, Any]) -> str:
         for peer, variant in configurations()
         if f"{peer.name}/{variant.name}" in {**results.get("instructions", {}), **results.get("wall", {})}
     ]
-    parts = []
+    parts = [_what_each_does(results, [peer for peer, _ in measured])]
     if results.get("instructions"):
-        rows = [["bare Django (whole request)", *(_text(figures.bare_ki(case.name)) for case in cases)]]
-        for peer, variant in measured:
-            if peer.name == "bare":
-                continue
-            name = f"{peer.name}/{variant.name}"
-            rows.append(
-                [
-                    _name(peer, variant),
-                    *(_cell(peer, case, _text(figures.added_ki(name, case.name))) for case in cases),
-                ]
-            )
-        parts.append("### Thousand instructions added per request\n\n" + table(["", *(c.title for c in cases)], rows))
+        text = (
+            "### Thousand instructions added per request\n\nIn brackets what that is of what the official "
+            "instrumentation adds for the same job. "
+            + _base("Bare Django itself needs", "thousand instructions", cases, figures.bare_ki)
+        )
+        parts += [text, *_by_share(measured, cases, lambda name, case: _counted(figures, name, case))]
+    if results.get("wall"):
+        rounds = results.get("rounds")
+        text = (
+            "### Microseconds added per request\n\n"
+            + (f"Medians of {rounds} interleaved rounds; in brackets the median of the rounds' ratios to the official "
+               "instrumentation. " if rounds else "")
+            + "With export it is the processor's time, in all threads. What is below zero, or has no ratio, "
+            "is less than chance does to the times. "
+            + _base("Bare Django itself needs", "microseconds", cases, figures.bare_us)
+        )  # fmt: skip
+        parts += [text, *_by_share(measured, cases, lambda name, case: _timed(figures, name, case))]
+    parts += [_not_below(figures), *_notes(results, figures, [peer for peer, _ in measured])]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _what_each_does(results: dict[str, Any], peers: list[Peer]) -> str:
+    """Because a small figure may be that of a small job."""
+    versions: dict[str, dict[str, str]] = results.get("versions", {})
+    rows = [
+        [
+            f"{peer.title} {versions.get(peer.name, {}).get(peer.distribution, '')}".strip(),
+            peer.spans,
+            peer.metrics,
+            peer.unsampled,
+            peer.leaves,
+        ]
+        for peer in dict.fromkeys(peers)
+        if peer.name != "bare"
+    ]
+    head = ["", "spans of", "metrics that the process itself shows", "an unsampled request is", "leaves by"]
+    text = "### What each does\n\n" + table(head, rows, numbers=False)
+    machine = results.get("machine")
+    if machine:
+        django = versions.get("bare", {}).get("django", "")
+        text += (
+            f"\n\nMeasured with Python {machine['python']}{f' and Django {django}' if django else ''} on "
+            f"{machine['cores']} cores of {machine['processor']}, {results.get('made_at', '')}."
+        )
+        dates = sorted({found["on"] for found in results.get("counted", {}).values()})
+        if len(dates) > 1:
+            text += f" Instructions were counted from {dates[0]} to {dates[-1]}."
+    return text
+
+
+def _base(start: str, unit: str, cases: list[Case], value: Callable[[str], float | None]) -> str:
+    found = [f"{case.title} {amount:.0f}" for case in cases if (amount := value(case.name)) is not None]
+    return f"{start}, in {unit}: {'; '.join(found)}."
+
+
+#: Cell of a configuration's name and a case's.
+_Cell = Callable[[str, str], str]
+
+
+def _counted(figures: Figures, name: str, case: str) -> str:
+    added = figures.added_ki(name, case)
+    return _with_ratio(name, _text(added), _ratio(added, figures.added_ki(_counterpart_of(name), case)))
+
+
+def _timed(figures: Figures, name: str, case: str) -> str:
+    clock = _clock(VARIANTS[name.partition("/")[2]])
+    ratio = figures.wall_ratio(name, _counterpart_of(name), case, clock)
+    # Below zero is less than chance does to the times, and has no ratio.
+    return _with_ratio(name, _text(figures.added_us(name, case, clock)), _ratio(ratio, 1.0) if (ratio or 0) > 0 else "")
+
+
+def _counterpart_of(name: str) -> str:
+    return _counterpart(VARIANTS[name.partition("/")[2]])
+
+
+def _with_ratio(name: str, added: str, ratio: str) -> str:
+    return f"{added} ({ratio})" if added and ratio and not name.startswith(f"{_OFFICIAL}/") else added
+
+
+def _by_share(measured: list[tuple[Peer, Variant]], cases: list[Case], cell: _Cell) -> Iterator[str]:
+    """A table for each share of recorded traces, with and without export."""
+    for title, names in _SHARES:
         rows = [
             [
-                _name(peer, variant),
-                *(
-                    _cell(
-                        peer,
-                        case,
-                        _ratio(
-                            figures.added_ki(f"{peer.name}/{variant.name}", case.name),
-                            figures.added_ki(_counterpart(variant), case.name),
-                        ),
-                    )
-                    for case in cases
-                ),
+                _row_title(peer, variant),
+                *("-" if why_not(peer, case) else cell(f"{peer.name}/{variant.name}", case.name) for case in cases),
             ]
             for peer, variant in measured
-            if peer.name not in ("bare", _OFFICIAL)
+            if variant.name in names
         ]
-        parts.append(
-            "### The same against the official instrumentation doing the same job\n\n"
-            + table(["", *(c.title for c in cases)], rows)
-        )
-    if results.get("wall"):
-        rows = [["bare Django (whole request)", *(_text(figures.bare_us(case.name)) for case in cases)]]
-        for peer, variant in measured:
-            if peer.name == "bare":
-                continue
-            row = [_name(peer, variant)]
-            for case in cases:
-                name = f"{peer.name}/{variant.name}"
-                # With export another thread works at the same time: the processor's time is what it costs.
-                clock = "cpu_us" if variant.exports else "wall_us"
-                added = figures.added_us(name, case.name, clock)
-                ratio = figures.wall_ratio(name, _counterpart(variant), case.name, clock)
-                text = _text(added)
-                if peer.name != _OFFICIAL and ratio is not None and text:
-                    text += f" ({_ratio(ratio, 1.0)})"
-                row.append(_cell(peer, case, text))
-            rows.append(row)
-        parts.append(
-            "### Microseconds added per request, and the ratio to the official instrumentation\n\n"
-            + table(["", *(c.title for c in cases)], rows)
-        )
+        if rows:
+            yield table([title, *(case.title for case in cases)], rows)
+
+
+def _rivals(variant: Variant) -> Iterator[tuple[Peer, Variant]]:
+    """What a variant of ours is compared with: the same job, and django-prometheus, which has no spans, always."""
+    same = "off" if variant.keeps_errors else variant.name
+    for peer, other in configurations():
+        if peer.name not in ("bare", _OURS) and other.name in (same, "metrics"):
+            yield peer, other
+
+
+def _not_below(figures: Figures) -> str:
+    """Every place where django_otel adds at least as much as another."""
+    ours = [variant for peer, variant in configurations() if peer.name == _OURS]
+    parts = []
+    for what, unit, added in (
+        ("By instructions", "thousand", lambda name, case, variant: figures.added_ki(name, case)),
+        ("By time", "us", lambda name, case, variant: figures.added_us(name, case, _clock(variant))),
+    ):
+        compared, found = 0, []
+        for variant in ours:
+            for peer, other in _rivals(variant):
+                for case in CASES:
+                    mine = added(f"{_OURS}/{variant.name}", case.name, variant)
+                    theirs = added(f"{peer.name}/{other.name}", case.name, variant)
+                    if mine is None or theirs is None or why_not(peer, case):
+                        continue
+                    compared += 1
+                    if mine >= theirs:
+                        title = _row_title(peer, other)
+                        found.append(f"{case.title}, {variant.title}: {mine:.0f} {unit}, {title} {theirs:.0f}")
+        if compared:
+            count = f"{what}, in {len(found) or 'none'} of {compared} comparisons"
+            parts.append(f"{count}{':' if found else '.'}" + "".join(f"\n- {line}" for line in found))
+    if not parts:
+        return ""
+    return (
+        "### Where django_otel is not below another\n\n"
+        "Compared case by case with each peer doing the same job. Keeping "
+        "errors is compared with a peer's unsampled requests, and every share with django-prometheus.\n\n"
+        + "\n\n".join(parts)
+    )
+
+
+def _notes(results: dict[str, Any], figures: Figures, peers: list[Peer]) -> Iterator[str]:
     idle = [
         f"{peer.title} {found:.0f}"
         for peer, variant in configurations()
         if peer.name != "bare" and (found := figures.idle_ki(f"{peer.name}/{variant.name}")) is not None
     ]
     if idle:
-        parts.append(
+        yield (
             "Threads that work by the clock are not part of a request. What they cost is measured apart, in thousand "
             "instructions of a second in which nothing is asked for: " + ", ".join(idle) + "."
         )
-    notes = [f"{peer.title}, {case.title}: {why_not(peer, case)}" for peer in PEERS.values() for case in CASES
-             if why_not(peer, case) and any(found is peer for found, _ in measured)]  # fmt: skip
+    notes = [
+        f"{peer.title}, {case.title}: {why_not(peer, case)}"
+        for peer in dict.fromkeys(peers)
+        for case in CASES
+        if why_not(peer, case)
+    ]
     if notes:
-        parts.append("`-`: " + "; ".join(notes) + ".")
+        yield "`-`: " + "; ".join(notes) + "."
     unproved = [
         f"{name}, {case}: {'; '.join(found['faults'])}"
         for name, by_case in results.get("emission", {}).items()
@@ -205,8 +313,7 @@ def tables(results: dict[str, Any]) -> str:
         if found["faults"]
     ]
     if unproved:
-        parts.append("Not shown, because they did not emit what they claim:\n\n- " + "\n- ".join(unproved))
-    return "\n\n".join(parts)
+        yield "Not shown, because they did not emit what they claim:\n\n- " + "\n- ".join(unproved)
 
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:
@@ -251,8 +358,9 @@ _PANELS = (
     ("async view under ASGI, all sampled", "async", "all"),
 )
 _TITLE = "Thousand instructions added to a request; less is better"
+_SUBTITLE = "counted by callgrind, the same Django project, a process for each; every panel has a scale of its own"
 _WIDTH, _PANEL_WIDTH, _BAR, _GAP = 960, 460, 20, 8
-_LABEL_WIDTH, _VALUE_WIDTH = 160, 70
+_LABEL_WIDTH, _VALUE_WIDTH = 214, 56
 _STYLE = """
       text { fill: #16222e; }
       .ground { fill: #ffffff; }
@@ -282,8 +390,10 @@ def chart(results: dict[str, Any]) -> str:
                 continue
             own = "metrics" if "metrics" in peer.variants else variant
             value = None if why_not(peer, case) else figures.added_ki(f"{peer.name}/{own}", case_name)
-            label = peer.title + (" (metrics only)" if own == "metrics" else "")
-            bars.append((label, value, peer.name == "django-otel"))
+            lacks = "metrics only" if own == "metrics" else "no /metrics" if peer.metrics == "none" else ""
+            label = f"{peer.title} ({lacks})" if lacks else peer.title
+            if value is not None or why_not(peer, case):
+                bars.append((label, value, peer.name == _OURS))
         if any(value is not None for _, value, _ in bars):
             # Shortest first; those without an answer last.
             bars.sort(key=lambda bar: (bar[1] is None, bar[1] or 0.0))
@@ -303,7 +413,7 @@ def chart(results: dict[str, Any]) -> str:
         f"  <style>{_STYLE}\n  </style>",
         f'  <rect class="ground" width="{_WIDTH}" height="{height}" rx="6"/>',
         f'  <text class="title" x="20" y="28" font-size="16">{_TITLE}</text>',
-        '  <text class="soft" x="20" y="46">counted by callgrind, one process each, the same Django project</text>',
+        f'  <text class="soft" x="20" y="46">{_SUBTITLE}</text>',
     ]
     for number, (title, bars) in enumerate(panels):
         left, top = 20 + number % 2 * (_PANEL_WIDTH + 10), 78 + number // 2 * panel_height
@@ -318,7 +428,7 @@ def chart(results: dict[str, Any]) -> str:
             )
             x = left + _LABEL_WIDTH
             if value is None:
-                lines.append(f'  <text class="soft" x="{x}" y="{y + 15}">-</text>')
+                lines.append(f'  <text class="soft" x="{x}" y="{y + 15}">does not do it</text>')
                 continue
             width = max(1.5, value / longest * (_PANEL_WIDTH - _LABEL_WIDTH - _VALUE_WIDTH))
             kind = "ours" if is_ours else "theirs"

@@ -9,112 +9,12 @@ let a peer drop what it was asked to record (rates, queue lengths) are lifted.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import sinks
 from benchmarks.peers.catalogue import Variant
-from benchmarks.peers.receiver import Emission
-
-SERVICE = "measured"
-#: Queue and delay of a batch processor that sends nothing while requests are measured.
-_QUEUE = 100_000
-_DELAY_S = 3600
-
-
-class UnsupportedError(Exception):
-    """A variant that this version of a peer does not know."""
-
-
-class Subject:
-    """Bare Django, and what a peer may override."""
-
-    def __init__(self, variant: Variant, endpoint: str) -> None:
-        self.variant = variant
-        self.endpoint = endpoint
-
-    def before_setup(self, settings: dict[str, Any]) -> None:
-        """Change the settings, set the environment; before anything of Django is imported."""
-
-    def after_setup(self) -> None:
-        """After `django.setup()`."""
-
-    def stop_clocks(self) -> None:
-        """Let threads that work by the clock sleep: where a second holds few requests, each would pay for them."""
-
-    def flush(self) -> None:
-        """Send or drop what is queued; returns when it is done."""
-
-    def emission(self) -> Emission:
-        """What was recorded so far, where it is not exported."""
-        return sinks.emission
-
-    def requests_counted(self) -> float:
-        """Requests in the metrics so far."""
-        return 0.0
-
-    def queries_counted(self) -> float:
-        """Queries in the metrics so far."""
-        return 0.0
-
-
-# --- django_otel. ---
-
-
-def stop_clocks() -> None:
-    """Let our threads that work by the clock sleep; before the first request, which starts them."""
-    from django_otel import live
-    from django_otel.core import sharing
-
-    live._TICK_S = sharing._TICK_S = _DELAY_S
-
-
-class DjangoOtel(Subject):
-    def before_setup(self, settings: dict[str, Any]) -> None:
-        sampling: dict[str, Any] = {"RATIO": self.variant.ratio}
-        if self.variant.keeps_errors:
-            from django_otel.core.config import Config
-
-            if not hasattr(Config().sampling, "keep_errors"):
-                raise UnsupportedError("this version of django_otel has no SAMPLING.KEEP_ERRORS")
-            sampling["KEEP_ERRORS"] = True
-        traces: dict[str, Any] = {
-            "EXPORTERS": ["benchmarks.peers.sinks.Exporter"],
-            "BATCH": {"QUEUE_SIZE": _QUEUE, "BATCH_SIZE": _QUEUE, "DELAY_S": _DELAY_S},
-        }
-        if self.variant.exports:
-            traces = {"EXPORTERS": ["otlp"], "ENDPOINT": self.endpoint}
-        settings["INSTALLED_APPS"].append("django_otel")
-        settings["MIDDLEWARE"].insert(0, "django_otel.middleware.OTelMiddleware")
-        settings["OTEL"] = {
-            "SERVICE_NAME": SERVICE,
-            "SAMPLING": sampling,
-            "TRACES": traces,
-            # The process runs in a folder of its own, which goes with it.
-            "METRICS": {"SHARED_DIR": str(Path.cwd())},
-        }
-
-    def stop_clocks(self) -> None:
-        stop_clocks()
-
-    def flush(self) -> None:
-        from django_otel import runtime
-
-        runtime.flush(60)
-
-    def requests_counted(self) -> float:
-        return self._count("http.server.request.duration")
-
-    def queries_counted(self) -> float:
-        return self._count("db.client.operation.duration")
-
-    def _count(self, name: str) -> float:
-        from django_otel import runtime
-
-        points = [point for family in runtime.collect() if family.name == name for point in family.points]
-        return float(sum(sum(point.value.buckets) for point in points))
-
+from benchmarks.peers.own import DjangoOtel
+from benchmarks.peers.subject import DELAY_S, QUEUE, SERVICE, OpenTelemetrySubject, Subject
 
 # --- The official instrumentation, and what is built on it. ---
 
@@ -134,7 +34,7 @@ def _processor(variant: Variant, endpoint: str) -> Any:
         return BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces"))
     exporter: Any = sinks.Exporter()
     return BatchSpanProcessor(
-        exporter, max_queue_size=_QUEUE, max_export_batch_size=_QUEUE, schedule_delay_millis=_DELAY_S * 1000
+        exporter, max_queue_size=QUEUE, max_export_batch_size=QUEUE, schedule_delay_millis=DELAY_S * 1000
     )
 
 
@@ -157,7 +57,7 @@ def _registry_sum(samples: tuple[str, ...]) -> float:
     return sum(sample.value for family in REGISTRY.collect() for sample in family.samples if sample.name in samples)
 
 
-class Official(_Prometheus):
+class Official(OpenTelemetrySubject, _Prometheus):
     requests_samples = ("http_server_duration_milliseconds_count", "http_server_request_duration_seconds_count")
 
     def before_setup(self, settings: dict[str, Any]) -> None:
@@ -188,7 +88,7 @@ class Official(_Prometheus):
         self._provider.force_flush(60_000)
 
 
-class Logfire(Subject):
+class Logfire(OpenTelemetrySubject):
     def after_setup(self) -> None:
         import logfire
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -265,13 +165,20 @@ class Sentry(Subject):
             dsn=f"http://key@{host}/1",
             traces_sample_rate=self.variant.ratio,
             transport=None if self.variant.exports else Sink,
-            transport_queue_size=_QUEUE,
+            transport_queue_size=QUEUE,
+            # From 100 ms on it looks up a query's place in the code: as with Elastic's client, see there.
+            db_query_source_threshold_ms=3_600_000,
         )
 
     def flush(self) -> None:
         import sentry_sdk
 
         sentry_sdk.flush(60)
+
+    def has_span(self) -> bool:
+        import sentry_sdk
+
+        return sentry_sdk.get_current_scope().transaction is not None
 
 
 class Elastic(Subject):
@@ -284,6 +191,10 @@ class Elastic(Subject):
             "TRANSACTION_SAMPLE_RATE": self.variant.ratio,
             "CENTRAL_CONFIG": False,
             "CLOUD_PROVIDER": "none",
+            # Where instructions are counted every query takes long; at its real speed none here is slow enough to have
+            # its stack recorded (5 ms) or to stand alone beside its like (50 ms).
+            "SPAN_STACK_TRACE_MIN_DURATION": "60m",
+            "SPAN_COMPRESSION_EXACT_MATCH_MAX_DURATION": "60m",
         }
         if not self.variant.exports:
             settings["ELASTIC_APM"]["TRANSPORT_CLASS"] = "benchmarks.peers.elastic_sink.Sink"
@@ -293,6 +204,11 @@ class Elastic(Subject):
 
         if self.variant.exports:
             get_client()._transport.flush()
+
+    def has_span(self) -> bool:
+        from elasticapm.traces import execution_context
+
+        return execution_context.get_transaction() is not None
 
 
 class Datadog(Subject):
@@ -312,7 +228,7 @@ class Datadog(Subject):
         if not self.variant.exports:
             # Which traces are recorded is settled as they are written, so they are: into a buffer that nobody empties
             # while requests are measured.
-            os.environ["DD_TRACE_WRITER_INTERVAL_SECONDS"] = str(_DELAY_S)
+            os.environ["DD_TRACE_WRITER_INTERVAL_SECONDS"] = str(DELAY_S)
             os.environ["DD_TRACE_WRITER_BUFFER_SIZE_BYTES"] = str(200 * 2**20)
         import ddtrace.auto  # noqa: F401 (switches everything on)
 
@@ -321,8 +237,13 @@ class Datadog(Subject):
 
         tracer.flush()
 
+    def has_span(self) -> bool:
+        from ddtrace.trace import tracer
 
-SUBJECTS: dict[str, Callable[[Variant, str], Subject]] = {
+        return tracer.current_span() is not None
+
+
+SUBJECTS: dict[str, type[Subject]] = {
     "bare": Subject,
     "django-otel": DjangoOtel,
     "official": Official,

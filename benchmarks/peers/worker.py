@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks import callgrind
 from benchmarks.peers.catalogue import CASES, VARIANTS, Case, Variant, traceparents
-from benchmarks.peers.subjects import SUBJECTS, Subject, UnsupportedError
+from benchmarks.peers.subject import Subject, UnsupportedError
+from benchmarks.peers.subjects import SUBJECTS
 
 _HEADERS = {
     "host": "shop.example:8000",
@@ -167,16 +169,35 @@ class Worker:
         loop, subject = self.loop(case), self.subject
         before = (subject.emission().requests, subject.emission().queries)
         counted = (subject.requests_counted(), subject.queries_counted())
-        loop(requests)
+        with self._watched() as observed:
+            loop(requests)
         subject.flush()
         emission = subject.emission()
         return {
             "requests": emission.requests - before[0],
             "queries": emission.queries - before[1],
             "trace_ids": sorted(emission.trace_ids),
+            "observed": sum(observed),
             "requests_counted": subject.requests_counted() - counted[0],
             "queries_counted": subject.queries_counted() - counted[1],
         }
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[list[bool]]:
+        """Whether the peer has a span where Django looks for the view, for each request: recorded or not, it is on."""
+        from django.core.handlers.base import BaseHandler
+
+        resolve, subject, observed = BaseHandler.resolve_request, self.subject, []
+
+        def resolve_request(self: BaseHandler, request: Any) -> Any:
+            observed.append(subject.has_span())
+            return resolve(self, request)
+
+        BaseHandler.resolve_request = resolve_request  # type: ignore[method-assign]
+        try:
+            yield observed
+        finally:
+            BaseHandler.resolve_request = resolve  # type: ignore[method-assign]
 
     def time(self, case: Case, requests: int) -> dict[str, float]:
         """Seconds of one block: on the clock, and of the processor in all threads."""
