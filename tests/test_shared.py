@@ -15,11 +15,13 @@ import subprocess
 import threading
 import time
 import traceback
+import types
 import zlib
 from pathlib import Path
 
 import pytest
 
+from django_otel import runtime
 from django_otel.core import groups, shared
 from django_otel.core.cells import CellStore
 from django_otel.core.families import ExponentialValue, Family, HistogramValue, Kind, Point, Scope
@@ -1018,3 +1020,35 @@ def test_nothing_unpickles():
         assert not any(
             word in text for word in ("import pickle", "from pickle", "marshal", "shelve", "allow_pickle")
         ), path
+
+
+def test_a_scrape_waits_for_the_thread_that_joins(monkeypatch):
+    """The first requests of a process come in several threads: a page of this process alone would go backwards."""
+    begun, may_end = threading.Event(), threading.Event()
+    joined = types.SimpleNamespace(collect=lambda: ["of all processes"])
+
+    def start_sharing():
+        begun.set()
+        assert may_end.wait(10)
+        runtime._sharing = joined
+
+    monkeypatch.setattr(runtime, "_sharing", None)
+    monkeypatch.setattr(runtime.store, "joined", False)
+    monkeypatch.setattr(runtime, "_is_quiet", lambda: False)
+    monkeypatch.setattr(runtime, "_start_sharing", start_sharing)
+    for name in ("_pump", "_console"):
+        monkeypatch.setattr(runtime, name, None)
+    for name in ("_prepare_callbacks", "_join_callbacks"):
+        monkeypatch.setattr(runtime, name, [])
+    pages = []
+    joiner = threading.Thread(target=runtime.join)
+    scraper = threading.Thread(target=lambda: pages.append((runtime.join(), runtime.collect())[1]))
+    joiner.start()
+    assert begun.wait(10)
+    scraper.start()
+    scraper.join(0.2)
+    assert pages == []
+    may_end.set()
+    joiner.join(10)
+    scraper.join(10)
+    assert pages == [["of all processes"]]
