@@ -448,6 +448,34 @@ def test_a_definition_that_was_rolled_back_starts_to_count_again_in_the_slot_it_
     rolled_back.stop()
 
 
+def test_a_rolled_back_definition_is_seen_though_its_process_answers_no_scrape(tmp_path):
+    """It is used for the first time long after the process has read the folder: the next look after it says so."""
+
+    def count(bounds):
+        sharing = sharing_in(tmp_path)
+        sharing._store.histogram("took", bounds=bounds).record(0.5)
+        sharing.merge()
+        kill_self()
+
+    for bounds in ((1.0,), (2.0,)):
+        run(count, bounds, expect=-signal.SIGKILL)
+    rolled_back = sharing_in(tmp_path)
+    assert rolled_back.memory.lease.number == 0
+    rolled_back.merge()
+    rolled_back._store.histogram("took", bounds=(1.0,)).record(0.5)
+    other = sharing_in(tmp_path)
+    assert values(other.merge())["took"].bounds == (2.0,)
+    rolled_back.tick()
+    found = values(other.merge())["took"]
+    assert (found.bounds, sum(found.buckets)) == ((1.0,), 2)
+    size = rolled_back.memory.path("keys").stat().st_size
+    for _ in range(3):
+        rolled_back.tick()
+    assert rolled_back.memory.path("keys").stat().st_size == size
+    for sharing in (rolled_back, other):
+        sharing.stop()
+
+
 def test_another_description_is_no_other_instrument(folder):
     run(lambda: join(folder).counter("n", description="old words").add(1))
     join(folder).counter("n", description="new words").add(1)
