@@ -387,24 +387,31 @@ def test_the_cardinality_limit_holds_over_adopted_series(folder):
 )
 @pytest.mark.parametrize("old_lives", [True, False])
 def test_a_changed_definition_starts_again_once_and_the_others_go_on(folder, before, after, old_lives):
-    def work(definition):
+    def work(definition, times):
         kind, named = definition
         store = join(folder)
         store.counter("other").add(1)
         made = getattr(store, kind)("x", **named)
-        made.record(0.5) if kind == "histogram" else made.add(5)
+        for _ in range(times):
+            made.record(0.5) if kind == "histogram" else made.add(5)
         return store
 
     def count(value):
         return value.count if isinstance(value, HistogramValue) else value
 
-    with living(work, before) if old_lives else contextlib.nullcontext(run(work, before) if not old_lives else None):
-        with living(work, after):
+    if not old_lives:
+        run(work, before, 1)
+    with living(work, before, 1) if old_lives else contextlib.nullcontext():
+        with living(work, after, 3):
             found = merged(folder)
-            assert count(found["x"]) == (1 if after[0] == "histogram" else 5)
+            assert count(found["x"]) == (3 if after[0] == "histogram" else 15)
             assert found["other"] == 2
-    work(after)
-    assert merged(folder)["other"] == 3
+    work(after, 1)
+    found = merged(folder)
+    assert found["other"] == 3
+    if after[0] != "up_down_counter":
+        # The new one goes on; the dead one's is not added to it.
+        assert count(found["x"]) == (4 if after[0] == "histogram" else 20)
 
 
 def test_a_definition_that_was_rolled_back_starts_to_count_again_in_the_slot_it_had(tmp_path):
@@ -568,6 +575,27 @@ def test_a_damaged_file_is_skipped_counted_once_and_taken_over(tmp_path, suffix,
     run(again)
     assert values(mine.collect())["n", (("series", 99),)] == 1
     mine.stop()
+
+
+def test_a_change_that_still_reads_well_is_found_out(tmp_path):
+    """Another letter in a label is no fault of form: the checksum alone tells."""
+
+    def work():
+        sharing_in(tmp_path)._store.counter("n").add(1, {"k": "abc"})
+
+    run(work)
+    mine = sharing_in(tmp_path / "elsewhere")
+    (folder,) = (path.parent for path in tmp_path.rglob("0.keys") if path.parent != mine.folder)
+    mine.stop()
+    keys = folder / "0.keys"
+    assert merged(folder)["n", (("k", "abc"),)] == 1
+    keys.write_bytes(keys.read_bytes().replace(b'"abc"', b'"abd"'))
+    reasons = []
+    assert values(Reader(folder, reasons.append).merge()) == {}
+    assert reasons == ["damaged"]
+    memory = SharedMemory(folder)
+    assert memory.problems == ["damaged"]
+    memory.close()
 
 
 @pytest.mark.parametrize("size", [0, 100, 8192, 8192 + 65536])
@@ -765,6 +793,29 @@ def test_a_file_system_that_becomes_read_only_breaks_no_scrape(tmp_path):
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
             mine.tick()
             assert values(mine.collect()) == {"n": 2, "django_otel.shared.active": 1}
+
+        run(work)
+
+
+def test_a_folder_mounted_read_only_beside_the_server_is_read(tmp_path):
+    """As a sidecar has it: probing who lives must not ask for the right to write."""
+    with small_disk(tmp_path / "disk", "4m") as disk:
+
+        def work():
+            store = sharing_in(disk)._store
+            store.counter("n").add(2)
+            store.up_down_counter("active").add(1)
+            beside = tmp_path / "beside"
+            beside.mkdir()
+            subprocess.run(["mount", "--bind", str(disk), str(beside)], check=True)
+            try:
+                subprocess.run(["mount", "-o", "remount,bind,ro", str(beside)], check=True)
+                (folder,) = (path.parent for path in beside.rglob("0.cells"))
+                reasons = []
+                found = values(Reader(folder, reasons.append).merge())
+                assert (found["n"], found["active"], reasons) == (2, 1, [])
+            finally:
+                subprocess.run(["umount", str(beside)], check=True)
 
         run(work)
 
