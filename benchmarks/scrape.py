@@ -1,13 +1,17 @@
 """`/metrics` beside the other ways to make it: time and memory for the histogram of request durations.
 
-    python -m benchmarks.scrape [--label-sets 1000 10000] [--rounds 21] [--processes 4] [--publish]
+    python -m benchmarks.scrape [--label-sets 1000 10000] [--rounds 21] [--processes 4] [--no-count] [--publish]
 
 One label set is 17 lines. Every contender has a process of its own, filled with
 the same measurements; they make their pages in turn, round after round, and a
 ratio is the median of the rounds' ratios, so that a noisy machine disturbs all
-alike. Memory is taken in a further fresh process each: the peak of three pages
-one after the other, so that what is cached between them counts. Every page is
-read and must hold every measurement.
+alike. The time is the processor's, kernel included: a page is made without
+waiting for anything, and others on the machine stretch the clock for the slow
+ones more than for the quick. Instructions of one page, after a first, are
+counted by callgrind where valgrind is installed, in user space alone. Memory is
+taken in a further fresh process each: the peak of three pages one after the
+other, so that what is cached between them counts. Every page is read and must
+hold every measurement.
 
 Needs prometheus_client and opentelemetry-exporter-prometheus.
 """
@@ -21,6 +25,7 @@ import os
 import re
 import statistics
 import sys
+import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -29,13 +34,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import publication
-from benchmarks.shared import RESOURCE, attributes_of, fill_ours, fill_theirs, folder, numbers_of, time_ms, values_of
+from benchmarks import callgrind, publication
+from benchmarks.shared import RESOURCE, attributes_of, fill_ours, fill_theirs, folder, numbers_of, values_of
 
 _METRIC = "http.server.request.duration"
 _PER_SERIES = len(values_of(0))
 #: Pages made for one figure of memory: the first fills what later ones use again.
 _PAGES = 3
+#: Beyond these counting the instructions of the slowest takes half an hour.
+_MOST_COUNTED = 2000
 Build = Callable[[int, int, Path], Callable[[], bytes]]
 
 
@@ -153,6 +160,24 @@ def _counted(page: bytes) -> float:
     )
 
 
+def _count(name: str, label_sets: int, processes: int) -> None:
+    """Under callgrind: one page is counted, after a first."""
+    with folder() as at:
+        page = CONTENDERS[name](label_sets, processes, at)
+        page()
+        gc.collect()
+        callgrind.Counter().count("page", page)
+
+
+def count_mi(name: str, label_sets: int, processes: int) -> float:
+    """Million instructions of one page, in user space. Errors: `RuntimeError` without valgrind or when it fails."""
+    if reason := callgrind.why_not():
+        raise RuntimeError(reason)
+    root = str(Path(__file__).resolve().parent.parent)
+    arguments = ["-m", "benchmarks.scrape", "--counted", name, str(label_sets), str(processes)]
+    return callgrind.run(arguments, {"PYTHONPATH": root})["page"] / 1e6
+
+
 def _serve(name: str, label_sets: int, processes: int, at: str, connection: Connection) -> None:
     """Fill, then answer "time" with milliseconds and "memory" with megabytes."""
     page = CONTENDERS[name](label_sets, processes, Path(at))
@@ -160,7 +185,9 @@ def _serve(name: str, label_sets: int, processes: int, at: str, connection: Conn
     connection.send("ready")
     while (order := connection.recv()) != "end":
         if order == "time":
-            connection.send(time_ms(page))
+            begun_ns = time.process_time_ns()
+            page()
+            connection.send((time.process_time_ns() - begun_ns) / 1e6)
         elif order == "memory":
             tracemalloc.start()
             for _ in range(_PAGES):
@@ -193,8 +220,10 @@ class Contender:
         self._process.join()
 
 
-def measure(names: Sequence[str], label_sets: int, processes: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds, megabytes and our ratio to each contender.
+def measure(
+    names: Sequence[str], label_sets: int, processes: int, rounds: int, *, counts_instructions: bool = False
+) -> dict[str, dict[str, float]]:
+    """Milliseconds, megabytes and our ratio to each contender; million instructions and their ratio on demand.
 
     Errors: `RuntimeError` when a page does not hold every measurement.
     """
@@ -216,7 +245,7 @@ def measure(names: Sequence[str], label_sets: int, processes: int, rounds: int) 
                 times[contender.name].append(contender.ask("time"))
         for contender in running:
             contender.close()
-    return {
+    found = {
         name: {
             "ms": round(statistics.median(times[name]), 2),
             "peak_mb": round(memory[name], 1),
@@ -224,6 +253,11 @@ def measure(names: Sequence[str], label_sets: int, processes: int, rounds: int) 
         }
         for name in names
     }
+    if counts_instructions:
+        for name in names:
+            found[name]["mi"] = round(count_mi(name, label_sets, processes), 1)
+            found[name]["mi_ratio"] = round(found[name]["mi"] / found[names[0]]["mi"], 1)
+    return found
 
 
 def text_of(results: Sequence[dict[str, Any]]) -> str:
@@ -239,10 +273,13 @@ def text_of(results: Sequence[dict[str, Any]]) -> str:
                 f"{figures['ms']:.1f}",
                 f"{figures['peak_mb']:.1f}",
                 f"1/{figures['ratio']:.1f}" if number else "",
+                f"{figures['mi']:.1f}" if "mi" in figures else "-",
+                f"1/{figures['mi_ratio']:.1f}" if number and "mi_ratio" in figures else "",
             ]
             for number, (name, figures) in enumerate(result["contenders"].items())
         ]
-        parts.append(publication.table([title, "ms", "peak MB", "our time against it"], rows))
+        head = [title, "ms CPU", "peak MB", "our time against it", "million instructions", "ours against it"]
+        parts.append(publication.table(head, rows))
     return "\n\n".join(parts)
 
 
@@ -251,14 +288,28 @@ def main() -> None:
     parser.add_argument("--label-sets", type=int, nargs="+", default=[1000, 10_000])
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument(
+        "--no-count",
+        action="store_true",
+        help="no instructions, which take minutes",
+    )
     parser.add_argument("--publish", action="store_true", help="put the figures into docs/ and benchmarks/results.json")
+    parser.add_argument("--counted", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.counted:
+        _count(options.counted[0], *map(int, options.counted[1:]))
+        return
+    obstacle = "" if options.no_count else callgrind.why_not()
+    if obstacle:
+        print(f"No instructions are counted: {obstacle}")
+    is_counting = not options.no_count and not obstacle
     results = []
     for label_sets in options.label_sets:
         # Ten thousand take the slowest ten seconds a page.
         rounds = max(3, options.rounds // max(1, label_sets // 2000))
+        is_counted = is_counting and label_sets <= _MOST_COUNTED
         for names, processes in ((ONE_PROCESS, 1), (SEVERAL_PROCESSES, options.processes)):
-            contenders = measure(names, label_sets, processes, rounds)
+            contenders = measure(names, label_sets, processes, rounds, counts_instructions=is_counted)
             results.append({"label_sets": label_sets, "processes": processes, "contenders": contenders})
             print(text_of(results[-1:]), flush=True)
     if options.publish:

@@ -100,6 +100,8 @@ _pid = os.getpid()
 #: The process for which `_notice_fork` has looked.
 _noticed_pid = 0
 _notice_lock = threading.Lock()
+#: Held by the thread that joins until it is known whether numbers are shared.
+_sharing_lock = threading.RLock()
 #: What `threading.Lock` was when the locks were made; gevent puts another in its place.
 _lock_type = threading.Lock
 
@@ -636,13 +638,19 @@ def join() -> None:
         if not _is_quiet():
             # Inside the lock: no thread decides before the process knows what is to be applied.
             _prepare()
+        # Requests go on from here; a scrape waits, or it would show this process alone.
+        sharing_lock = _sharing_lock
+        sharing_lock.acquire()
         store.joined = True
-    _current.sampler.on_first = None
-    if _is_quiet():
-        return
-    with guard.contained("sharing numbers"):
-        _start_sharing()
-        _finish_with_multiprocessing()
+    try:
+        _current.sampler.on_first = None
+        if _is_quiet():
+            return
+        with guard.contained("sharing numbers"):
+            _start_sharing()
+            _finish_with_multiprocessing()
+    finally:
+        sharing_lock.release()
     with guard.contained("joining"):
         if _pump is not None:
             _pump.start()
@@ -730,12 +738,13 @@ def _notice_patch() -> None:
     All greenlets share one thread: a lock of the system's that is held over a
     switch, say during an export, would stop them all for ever.
     """
-    global _lock, _lock_type, _notice_lock
+    global _lock, _lock_type, _notice_lock, _sharing_lock
     if threading.Lock is _lock_type:
         return
     _lock_type = threading.Lock
     _lock = threading.RLock()
     _notice_lock = threading.Lock()
+    _sharing_lock = threading.RLock()
     with guard.contained("making locks anew after a monkey-patch"):
         for part in (*_processors(), _switch.tail, _pump, _own_meter_provider, _sdk_metrics):
             if hasattr(part, "renew_locks"):
@@ -743,9 +752,10 @@ def _notice_patch() -> None:
 
 
 def _after_fork() -> None:
-    global _is_preparing, _lock, _notice_lock, _pid, _sharing
+    global _is_preparing, _lock, _notice_lock, _pid, _sharing, _sharing_lock
     _is_preparing = False
     _lock = threading.RLock()
+    _sharing_lock = threading.RLock()
     if _pid != os.getpid():
         _pid = os.getpid()
         # The parent's; this process joins with its first measurement.
@@ -798,6 +808,10 @@ def _collect_sdk() -> list[Family]:
 
 def collect() -> list[Family]:
     """Every family, as a scrape shows them: over all processes of this server instance where they share numbers."""
+    if _sharing is None:
+        # Another thread may just be joining.
+        with _sharing_lock:
+            pass
     if _sharing is not None:
         with guard.contained("merging the processes' numbers"):
             return _sharing.collect()

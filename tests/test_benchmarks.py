@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import callgrind, growth, publication, scrape, startup
+from benchmarks import callgrind, export, growth, publication, scrape, startup
 from benchmarks.peers import checks, environments, provenance, report
 from benchmarks.peers.__main__ import Run, parse_options
 from benchmarks.peers.catalogue import CASES, PEERS, TRACE_ID, VARIANTS, configurations, traceparents, why_not
@@ -269,7 +269,25 @@ def test_messagepack_of_every_kind_is_read():
     assert unpack(data, 0) == ([1.5, -2, "hi", True, {"a": None}], len(data))
 
 
-# --- The scrape and growth. ---
+# --- The scrape, export and growth. ---
+
+
+def test_export_compares_and_loads_both_routes():
+    """`compare` refuses figures of spans that have not arrived; under a load ours counts what it loses."""
+    times = export.compare(1, 64)
+    assert list(times) == list(export.KINDS)
+    assert all(of["ours_us"] > 0 and of["stock_us"] > 0 and of["ratio"] > 0 for of in times.values())
+    loads = export.load(400, 0.5, 2)
+    assert loads["ours"]["arrived"] + loads["ours"]["lost"] == loads["ours"]["made"] > 100
+    text = export.cost_text(times, {kind: {"ours_ki": 60.0, "stock_ki": 330.0, "ratio": 5.5} for kind in export.KINDS})
+    assert text.count(export.KINDS[0]) == 2
+    assert "1/5.5" in text
+    assert "| stock |" in export.load_text(400, loads)
+
+
+@pytest.mark.skipif(bool(callgrind.why_not()), reason=callgrind.why_not() or "-")
+def test_instructions_of_a_page_are_counted():
+    assert 0.1 < scrape.count_mi("django_otel", 20, 2) < scrape.count_mi("prometheus_client", 20, 1)
 
 
 @pytest.mark.parametrize(("names", "processes"), [(scrape.ONE_PROCESS, 1), (scrape.SEVERAL_PROCESSES, 2)])
@@ -455,7 +473,7 @@ def test_the_chart_is_valid_svg_with_its_figures_as_text():
 
 def test_the_page_has_a_place_for_every_published_part():
     page = publication.PAGE.read_text()
-    for part in ("peers", "scrape", "growth", "startup"):
+    for part in ("peers", "scrape", "export", "growth", "startup"):
         assert publication.with_part(page, part, "new text").count("new text") == 1
     with pytest.raises(ValueError, match="no marks"):
         publication.with_part(page, "missing", "text")

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 import django_otel
 from django_otel import runtime
-from django_otel.core import pipelines
+from django_otel.core import batch, pipelines
 from django_otel.core.batch import BatchWorker
 from django_otel.core.cells import CellStore
 from django_otel.core.config import ConfigError, parse
@@ -568,3 +568,16 @@ def test_postgres_can_drop_its_test_database_with_the_app_installed(postgres, tm
     assert done.returncode == 0, done.stderr
     assert "Ran 1 test" in done.stderr
     assert "being accessed" not in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.parametrize("make", [batch.make_fork_mark, batch._Pid])
+def test_a_forked_child_is_told_from_its_parent(make):
+    """Hooks or none: uWSGI's fork runs none of Python's, and what the queue holds is the parent's."""
+    mark = make()
+    assert mark[0]
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if not mark[0] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert mark[0]

@@ -15,11 +15,13 @@ import subprocess
 import threading
 import time
 import traceback
+import types
 import zlib
 from pathlib import Path
 
 import pytest
 
+from django_otel import runtime
 from django_otel.core import groups, shared
 from django_otel.core.cells import CellStore
 from django_otel.core.families import ExponentialValue, Family, HistogramValue, Kind, Point, Scope
@@ -385,24 +387,31 @@ def test_the_cardinality_limit_holds_over_adopted_series(folder):
 )
 @pytest.mark.parametrize("old_lives", [True, False])
 def test_a_changed_definition_starts_again_once_and_the_others_go_on(folder, before, after, old_lives):
-    def work(definition):
+    def work(definition, times):
         kind, named = definition
         store = join(folder)
         store.counter("other").add(1)
         made = getattr(store, kind)("x", **named)
-        made.record(0.5) if kind == "histogram" else made.add(5)
+        for _ in range(times):
+            made.record(0.5) if kind == "histogram" else made.add(5)
         return store
 
     def count(value):
         return value.count if isinstance(value, HistogramValue) else value
 
-    with living(work, before) if old_lives else contextlib.nullcontext(run(work, before) if not old_lives else None):
-        with living(work, after):
+    if not old_lives:
+        run(work, before, 1)
+    with living(work, before, 1) if old_lives else contextlib.nullcontext():
+        with living(work, after, 3):
             found = merged(folder)
-            assert count(found["x"]) == (1 if after[0] == "histogram" else 5)
+            assert count(found["x"]) == (3 if after[0] == "histogram" else 15)
             assert found["other"] == 2
-    work(after)
-    assert merged(folder)["other"] == 3
+    work(after, 1)
+    found = merged(folder)
+    assert found["other"] == 3
+    if after[0] != "up_down_counter":
+        # The new one goes on; the dead one's is not added to it.
+        assert count(found["x"]) == (4 if after[0] == "histogram" else 20)
 
 
 def test_a_definition_that_was_rolled_back_starts_to_count_again_in_the_slot_it_had(tmp_path):
@@ -444,6 +453,34 @@ def test_a_definition_that_was_rolled_back_starts_to_count_again_in_the_slot_it_
     # Said once, not with every scrape.
     assert rolled_back.memory.path("keys").stat().st_size == size
     rolled_back.stop()
+
+
+def test_a_rolled_back_definition_is_seen_though_its_process_answers_no_scrape(tmp_path):
+    """It is used for the first time long after the process has read the folder: the next look after it says so."""
+
+    def count(bounds):
+        sharing = sharing_in(tmp_path)
+        sharing._store.histogram("took", bounds=bounds).record(0.5)
+        sharing.merge()
+        kill_self()
+
+    for bounds in ((1.0,), (2.0,)):
+        run(count, bounds, expect=-signal.SIGKILL)
+    rolled_back = sharing_in(tmp_path)
+    assert rolled_back.memory.lease.number == 0
+    rolled_back.merge()
+    rolled_back._store.histogram("took", bounds=(1.0,)).record(0.5)
+    other = sharing_in(tmp_path)
+    assert values(other.merge())["took"].bounds == (2.0,)
+    rolled_back.tick()
+    found = values(other.merge())["took"]
+    assert (found.bounds, sum(found.buckets)) == ((1.0,), 2)
+    size = rolled_back.memory.path("keys").stat().st_size
+    for _ in range(3):
+        rolled_back.tick()
+    assert rolled_back.memory.path("keys").stat().st_size == size
+    for sharing in (rolled_back, other):
+        sharing.stop()
 
 
 def test_another_description_is_no_other_instrument(folder):
@@ -538,6 +575,27 @@ def test_a_damaged_file_is_skipped_counted_once_and_taken_over(tmp_path, suffix,
     run(again)
     assert values(mine.collect())["n", (("series", 99),)] == 1
     mine.stop()
+
+
+def test_a_change_that_still_reads_well_is_found_out(tmp_path):
+    """Another letter in a label is no fault of form: the checksum alone tells."""
+
+    def work():
+        sharing_in(tmp_path)._store.counter("n").add(1, {"k": "abc"})
+
+    run(work)
+    mine = sharing_in(tmp_path / "elsewhere")
+    (folder,) = (path.parent for path in tmp_path.rglob("0.keys") if path.parent != mine.folder)
+    mine.stop()
+    keys = folder / "0.keys"
+    assert merged(folder)["n", (("k", "abc"),)] == 1
+    keys.write_bytes(keys.read_bytes().replace(b'"abc"', b'"abd"'))
+    reasons = []
+    assert values(Reader(folder, reasons.append).merge()) == {}
+    assert reasons == ["damaged"]
+    memory = SharedMemory(folder)
+    assert memory.problems == ["damaged"]
+    memory.close()
 
 
 @pytest.mark.parametrize("size", [0, 100, 8192, 8192 + 65536])
@@ -735,6 +793,29 @@ def test_a_file_system_that_becomes_read_only_breaks_no_scrape(tmp_path):
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
             mine.tick()
             assert values(mine.collect()) == {"n": 2, "django_otel.shared.active": 1}
+
+        run(work)
+
+
+def test_a_folder_mounted_read_only_beside_the_server_is_read(tmp_path):
+    """As a sidecar has it: probing who lives must not ask for the right to write."""
+    with small_disk(tmp_path / "disk", "4m") as disk:
+
+        def work():
+            store = sharing_in(disk)._store
+            store.counter("n").add(2)
+            store.up_down_counter("active").add(1)
+            beside = tmp_path / "beside"
+            beside.mkdir()
+            subprocess.run(["mount", "--bind", str(disk), str(beside)], check=True)
+            try:
+                subprocess.run(["mount", "-o", "remount,bind,ro", str(beside)], check=True)
+                (folder,) = (path.parent for path in beside.rglob("0.cells"))
+                reasons = []
+                found = values(Reader(folder, reasons.append).merge())
+                assert (found["n"], found["active"], reasons) == (2, 1, [])
+            finally:
+                subprocess.run(["umount", str(beside)], check=True)
 
         run(work)
 
@@ -1018,3 +1099,35 @@ def test_nothing_unpickles():
         assert not any(
             word in text for word in ("import pickle", "from pickle", "marshal", "shelve", "allow_pickle")
         ), path
+
+
+def test_a_scrape_waits_for_the_thread_that_joins(monkeypatch):
+    """The first requests of a process come in several threads: a page of this process alone would go backwards."""
+    begun, may_end = threading.Event(), threading.Event()
+    joined = types.SimpleNamespace(collect=lambda: ["of all processes"])
+
+    def start_sharing():
+        begun.set()
+        assert may_end.wait(10)
+        runtime._sharing = joined
+
+    monkeypatch.setattr(runtime, "_sharing", None)
+    monkeypatch.setattr(runtime.store, "joined", False)
+    monkeypatch.setattr(runtime, "_is_quiet", lambda: False)
+    monkeypatch.setattr(runtime, "_start_sharing", start_sharing)
+    for name in ("_pump", "_console"):
+        monkeypatch.setattr(runtime, name, None)
+    for name in ("_prepare_callbacks", "_join_callbacks"):
+        monkeypatch.setattr(runtime, name, [])
+    pages = []
+    joiner = threading.Thread(target=runtime.join)
+    scraper = threading.Thread(target=lambda: pages.append((runtime.join(), runtime.collect())[1]))
+    joiner.start()
+    assert begun.wait(10)
+    scraper.start()
+    scraper.join(0.2)
+    assert pages == []
+    may_end.set()
+    joiner.join(10)
+    scraper.join(10)
+    assert pages == [["of all processes"]]

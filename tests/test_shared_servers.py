@@ -131,7 +131,8 @@ def serve(kind, tmp_path, workers=4, otel=OTEL, **env):
     os.makedirs(shared, exist_ok=True)
     otel = {**otel, "METRICS": {"SHARED_DIR": shared, **otel.get("METRICS", {})}}
     with services.serve(server_kind, otel, workers=workers, arguments=arguments, **env) as server:
-        services.wait_until(lambda: server.get("/livez")[0] == 200, what="an answer")
+        # The master listens before a worker can answer, which on a busy machine takes its time.
+        services.wait_until(lambda: server.get("/livez", timeout_s=60)[0] == 200, what="an answer")
         server.shared = shared
         yield server
 

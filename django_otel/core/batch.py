@@ -9,6 +9,8 @@ starts its thread when it is built, drops silently and ignores its timeouts.
 from __future__ import annotations
 
 import collections
+import contextlib
+import mmap
 import os
 import threading
 import time
@@ -22,8 +24,36 @@ from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 
 T = TypeVar("T")
 
+#: `MADV_WIPEONFORK` of Linux 4.14 and later, which Python does not name.
+_WIPE_ON_FORK = 18
+
 #: After an export has failed, shutdown tries once more but waits no longer than this for it.
 _UNREACHABLE_GRACE_S = 1.0
+
+
+class _Pid:
+    """`make_fork_mark` where the system has nothing better."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def __getitem__(self, index: int) -> bool:
+        return self._pid == os.getpid()
+
+
+def make_fork_mark() -> mmap.mmap | _Pid:
+    """Something whose first item is true in this process and false in its forked children, hooks or none.
+
+    Asked for each item: the kernel empties this page in a child, and looking at
+    it takes a twentieth of `getpid()`, which is a system call (0.1 to 0.8 us).
+    """
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if os.uname().sysname == "Linux":
+            page.madvise(_WIPE_ON_FORK)
+            page[0] = 1
+            return page
+    return _Pid()
 
 
 class BatchWorker(Generic[T]):
@@ -73,7 +103,7 @@ class BatchWorker(Generic[T]):
         self._idle = threading.Event()
         self._idle.set()
         self._is_all_wanted = False
-        self._pid = os.getpid()
+        self._is_here = make_fork_mark()
 
     def after_fork(self) -> None:
         """In the child: what is queued belongs to the parent, and its thread does not exist here."""
@@ -87,7 +117,7 @@ class BatchWorker(Generic[T]):
 
     def put(self, item: T) -> None:
         """Queue an item; never blocks on the exporter."""
-        if self._pid != os.getpid():
+        if not self._is_here[0]:
             # A fork that ran no hooks (uWSGI's own).
             self._reset()
         if self._is_shut_down:
@@ -201,7 +231,7 @@ class BatchWorker(Generic[T]):
     def finish_shutdown(self, timeout_s: float) -> bool:
         """Wait for the thread, `timeout_s` seconds at most; whether everything was exported."""
         thread = self._thread
-        if thread is not None and self._pid == os.getpid():
+        if thread is not None and self._is_here[0]:
             thread.join(min(timeout_s, _UNREACHABLE_GRACE_S) if self._last_failed else timeout_s)
         return not self._drop_what_is_left() and self._idle.is_set()
 

@@ -524,7 +524,8 @@ def _to_classic(value: ExponentialValue, bounds: tuple[float, ...], scale: int) 
 # --- The page ----------------------------------------------------------------------------------------------------
 
 # Stands for the labels in a histogram's skeleton; labels never hold a NUL (`_printable`).
-_INNER = b"\0"
+_INNER = "\0"
+_INNER_BYTES = _INNER.encode()
 
 
 def check_bounds(bounds: tuple[float, ...]) -> None:
@@ -539,17 +540,23 @@ def has_sum(value: HistogramValue) -> bool:
 
 
 @functools.lru_cache(maxsize=512)
-def _bucket_skeleton(name: str, bounds: tuple[float, ...]) -> bytes:
-    """Every bucket line of a series, with `%d` for the count and a NUL for the labels.
+def _histogram_skeleton(name: str, bounds: tuple[float, ...], shows_sum: bool, has_labels: bool) -> bytes:
+    """Every line of a series: `%d` for a bucket's count, `%b` and `%d` for sum and count, a NUL for the labels.
 
-    Filling the counts in first and the labels after, in bytes, was the fastest
-    of six ways measured, and keeps one skeleton per family instead of one per series.
+    Filling the numbers in first and the labels after, in bytes and in one go,
+    was the fastest of the ways measured, and keeps a skeleton per family
+    instead of one per series.
 
     Errors: `ValueError` when the bounds are not finite and ascending.
     """
     check_bounds(bounds)
     escaped = [*(format_bound(bound) for bound in bounds), "+Inf"]
-    return "".join(f'{name}_bucket{{\0le="{bound}"}} %d\n' for bound in escaped).encode()
+    before = _INNER + "," if has_labels else ""
+    braces = f"{{{_INNER}}}" if has_labels else ""
+    lines = [f'{name}_bucket{{{before}le="{bound}"}} %d\n' for bound in escaped]
+    if shows_sum:
+        lines.append(f"{name}_sum{braces} %b\n{name}_count{braces} %d\n")
+    return "".join(lines).encode()
 
 
 class Page:
@@ -643,36 +650,35 @@ class Page:
         write = self._out.write
         name = group.name
         place = f"the exposition of {name}"
+        accumulate = itertools.accumulate
         bounds: tuple[float, ...] | None = None
         skeleton = b""
-        name_bytes = name.encode()
         shows_sum = True
         for labels, point in group.series.items():
             try:
                 value = point.value
-                if not isinstance(value, HistogramValue):
+                if value.__class__ is not HistogramValue:
                     raise TypeError("not a distribution")
                 if value.bounds is not bounds:
                     bounds = None
-                    skeleton = _bucket_skeleton(name, value.bounds)
                     shows_sum = has_sum(value)
+                    skeleton = _histogram_skeleton(name, value.bounds, shows_sum, True)
                     bounds = value.bounds
-                counts = tuple(itertools.accumulate(value.buckets))
-                text = (skeleton % counts).replace(_INNER, labels + b"," if labels else b"")
+                buckets, total = value.buckets, value.sum
+                # `x != x` is NaN, which OpenMetrics does not have as a sum; a count without a sum neither.
+                if not labels or total != total:
+                    shows = shows_sum and not (self.openmetrics and total != total)
+                    lines = _histogram_skeleton(name, value.bounds, shows, bool(labels))
+                else:
+                    shows, lines = shows_sum, skeleton
+                if shows:
+                    *counts, count = accumulate(buckets)
+                    text = lines % (*counts, count, format_value(total).encode(), count)
+                else:
+                    text = lines % (*accumulate(buckets),)
+                text = text.replace(_INNER_BYTES, labels)
                 if self._exemplars and point.exemplars:
                     text = _with_exemplars(text, value.bounds, point.exemplars)
-                # `x != x` is NaN, which OpenMetrics does not have as a sum; a count without a sum neither.
-                if shows_sum and not (self.openmetrics and value.sum != value.sum):
-                    braces = b"{%b}" % labels if labels else b""
-                    total = format_value(value.sum).encode()
-                    text += b"%b_sum%b %b\n%b_count%b %d\n" % (
-                        name_bytes,
-                        braces,
-                        total,
-                        name_bytes,
-                        braces,
-                        counts[-1],
-                    )
                 write(text)
             except Exception as error:
                 guard.report(place, error)

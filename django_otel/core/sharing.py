@@ -160,6 +160,9 @@ class Sharing:
             if memory.is_degraded:
                 memory.is_degraded = False
                 self._store.move(memory)
+            # What this process counts by may have been rolled back, and others answer the scrapes.
+            if self.reader is not None and self._claim(memory, self.reader):
+                self.reader.merge()
         self.write_snapshot()
 
     # Snapshots.
@@ -211,9 +214,12 @@ class Sharing:
         if memory is None or reader is None:
             return []
         merged = reader.merge()
+        return reader.merge() if self._claim(memory, reader) else merged
+
+    def _claim(self, memory: SharedMemory, reader: Reader) -> bool:
+        """Say so where this process counts by a definition that looks older than what the last merge showed."""
         with self._store.lock:
-            is_renewed = memory.claim_definitions(reader.newest_definitions())
-        return reader.merge() if is_renewed else merged
+            return memory.claim_definitions(reader.newest_definitions())
 
     def _degraded(self, merged: list[Family]) -> None:
         """Growth has failed: add the series that only this process has, so that at least its own page shows them."""
