@@ -131,16 +131,18 @@ PREPARE = """
 from django.contrib.auth.models import User
 from django.core.management import call_command
 call_command("migrate", run_syncdb=True, verbosity=0)
-SamplingPolicy.objects.all().delete()
-User.objects.all().delete()
 User.objects.create_superuser("op", password="op")
 """
 
 
 @pytest.fixture
-def on_postgresql(postgres):
-    """The environment of a migrated project on PostgreSQL, with an operator and no policy."""
-    env = services.server_env(OTEL, TEST_DATABASE_URL=postgres)
+def on_postgresql(postgres_database):
+    """The environment of a migrated project on PostgreSQL, with an operator and without any policy ever.
+
+    A database of its own: the count of changes outlives the policy that a test
+    leaves behind, and the processes of a host know a policy by its database.
+    """
+    env = services.server_env(OTEL, TEST_DATABASE_URL=postgres_database)
     run_python(env, PREPARE)
     return env
 
