@@ -498,7 +498,7 @@ def _read_policy(alias: str) -> Policy | None:
     try:
         state = read_state(alias)
     except (DatabaseFault, ImproperlyConfigured, OSError) as error:
-        if _table_exists(alias) is False:
+        if tables_exist(alias) is False:
             raise _TableMissingError(_missing_table_text(alias)) from error
         raise _UnreadableError(
             f'The sampling policy could not be read from database "{alias}" ({type(error).__name__}); '
@@ -562,25 +562,40 @@ def _faulty_row_text(found: str) -> str:
     )
 
 
+def migrate_command(alias: str) -> str:
+    """What makes the tables in the database `alias`."""
+    return f"manage.py migrate django_otel{'' if alias == 'default' else f' --database {alias}'}"
+
+
 def _missing_table_text(alias: str) -> str:
     return (
         f'The table of the sampling policy is missing in database "{alias}"; the settings apply. '
-        f"Run: manage.py migrate django_otel{'' if alias == 'default' else f' --database {alias}'}"
+        f"Run: {migrate_command(alias)}"
     )
 
 
-def _table_exists(alias: str) -> bool | None:
-    """Whether the tables are there, those of an earlier version not being enough; None when nobody can tell."""
-    from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
+def tables_exist(alias: str) -> bool | None:
+    """Whether the tables are there as this version has them; None when nobody can tell.
 
-    connection = connections[alias]
+    Those of an earlier version, which lack a table or a column, are not.
+    """
+    from django_otel.models import SamplingHost, SamplingPolicy, SamplingRule, SamplingVersion
+
     try:
+        connection = connections[alias]
         with suppress_instrumentation(), connection.cursor() as cursor:
             there = connection.introspection.table_names(cursor)
-        return all(model._meta.db_table in there for model in (SamplingPolicy, SamplingRule, SamplingVersion))
+            for model in (SamplingPolicy, SamplingRule, SamplingVersion, SamplingHost):
+                table = model._meta.db_table
+                if table not in there:
+                    return False
+                found = {column.name for column in connection.introspection.get_table_description(cursor, table)}
+                if not {field.column for field in model._meta.concrete_fields} <= found:
+                    return False
     except Exception:
         # Whatever the driver says here, it cannot tell.
         return None
+    return True
 
 
 def table_problem() -> str | None:
@@ -593,7 +608,7 @@ def table_problem() -> str | None:
     alias = policy_alias()
     if connections[alias].settings_dict["ENGINE"] == _NO_DATABASE:
         return None
-    return _missing_table_text(alias) if _table_exists(alias) is False else None
+    return _missing_table_text(alias) if tables_exist(alias) is False else None
 
 
 def processes() -> list[dict[str, Any]]:
