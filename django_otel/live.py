@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 _LONGEST_PAUSE_S = 30.0
 #: How often a process looks at the shared file, in seconds.
 _TICK_S = 0.5
+#: After so many seconds without a sign of the elected process the others ask for themselves.
+_SILENT_S = 10.0
 #: How often the elected process asks a shared cache whether there is news, in seconds.
 _CACHE_S = 1.0
 #: How often a process that found no folder tries again, in seconds.
@@ -167,7 +169,8 @@ class Follower:
         if _is_live():
             is_leader = self.roster is None
             with guard.contained("electing who asks for the sampling policy"):
-                is_leader = self.roster is None or self.roster.lead()
+                # Whoever holds the office and gives no sign is stopped, or waits for the database: then all ask.
+                is_leader = self.roster is None or self.roster.lead() or self.roster.silent_s() > _SILENT_S
             if is_leader and (time.monotonic() >= self._next_poll_s or self._is_news()):
                 self._next_poll_s = time.monotonic() + self.poll()
         with guard.contained("reporting the sampling policy in force"):
@@ -338,13 +341,19 @@ class Follower:
             connections[alias].queries_log.clear()
 
     def _share(self) -> None:
-        """Divide the limit per second by the processes of this server that live now."""
+        """Divide the limit per second among the processes of this server that live now."""
         sampler = _sampler()
         if self.roster is None or sampler.policy.max_per_second is None or time.monotonic() < self._next_share_s:
             return
         self._next_share_s = time.monotonic() + 2 * _TICK_S
         group = _group_name()
-        sampler.share(sum(member.get("group") == group for member in self.roster.members()))
+        groups = [str(member.get("group")) for member in self.roster.members()]
+        clock = None
+        with guard.contained("sharing the limit of traces per second"):
+            clock = self.roster.clock(group)
+            if self.roster.is_leading:
+                self.roster.sweep_clocks({group, *groups})
+        sampler.share(groups.count(group), clock)
 
     def _report(self) -> None:
         if self.roster is None:
@@ -363,6 +372,8 @@ class Follower:
                 "version": live.version if live is not None else 0,
                 "fingerprint": live.fingerprint if live is not None else "",
                 "applied_at_s": self.applied_at_s,
+                # Among how many this one divides the limit per second, where there is one.
+                "sharers": sampler.processes,
                 "error": self.fault,
             }
         )
@@ -617,7 +628,7 @@ def processes() -> list[dict[str, Any]]:
     Each has `host`, `pid`, `group` (its server), `command` (a management
     command, or ""), `started_at_s`, `ratio`, `source`, `version` and
     `fingerprint` (`core.policy.Policy`; "" where nothing of the admin's is
-    applied), `applied_at_s`, `error`, and `is_here` for this process.
+    applied), `applied_at_s`, `sharers`, `error`, and `is_here` for this process.
 
     Units: every `*_s` is seconds since the Unix epoch.
     """
