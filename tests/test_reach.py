@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,8 +272,6 @@ def test_the_others_ask_for_themselves_while_the_one_that_asks_is_stopped(host):
 
 
 def test_a_folder_deleted_beneath_the_server_is_made_anew(host):
-    import shutil
-
     with host.serve(REFRESH_S=0.5):
         host.save("SamplingPolicy(ratio=0.25).save()")
         host.wait_for(2, ratio=0.25)
@@ -396,6 +395,53 @@ def test_a_jump_of_the_clock_ends_and_brings_back_a_policy_in_a_living_process(h
         assert ask(server) == 200
         clock.write_text("0")
         host.wait_for(1, ratio=0.25)
+
+
+@pytest.mark.parametrize(("tools_ratio", "admins_ratio", "spans"), [(1.0, 0.0, 5), (0.0, 1.0, 0)])
+def test_under_another_tools_provider_that_tool_decides_and_a_check_says_so(host, tools_ratio, admins_ratio, spans):
+    """The launcher of OpenTelemetry's own distribution: whatever the admin says, its sampler is asked, and no thread of
+    ours follows."""
+    launcher = shutil.which("opentelemetry-instrument", path=str(Path(sys.executable).parent))
+    assert launcher is not None
+    host.save(f"SamplingPolicy(ratio={admins_ratio}).save()")
+    port = services.free_port()
+    with services.start_receiver() as receiver:
+        env = {
+            **host.environment(REFRESH_S=0.5),
+            "OTEL_TRACES_SAMPLER": "traceidratio",
+            "OTEL_TRACES_SAMPLER_ARG": str(tools_ratio),
+            "OTEL_TRACES_EXPORTER": "otlp",
+            "OTEL_METRICS_EXPORTER": "none",
+            "OTEL_LOGS_EXPORTER": "none",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+        check = subprocess.run(
+            [launcher, sys.executable, "-m", "django", "check"],
+            cwd=services.ROOT, env=env, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert "django_otel.W011" in check.stderr, check
+        with services.running([launcher, *services.server_command("uvicorn", port)], env, host.base / "log"):
+            server = services.Server(f"http://127.0.0.1:{port}", None, host.base / "log")
+            services.wait_until(lambda: ask(server) == 200, 60, "an answer")
+            receiver.requests.clear()
+            for _ in range(5):
+                assert ask(server, "/orders/7/") == 200
+            found: list[str] = []
+
+            def are_there():
+                found[:] = [span.name for _, span in receiver.spans() if span.kind == 2 and "orders" in span.name]
+                return len(found) >= 5
+
+            if spans:
+                services.wait_until(are_there, 20, "the spans")
+            else:
+                # Ten times as long as the tool waits before it exports.
+                time.sleep(1.0)
+                are_there()
+            assert len(found) == spans
+            assert host.members() == []
 
 
 # --- The limit, over processes. ---
