@@ -378,7 +378,8 @@ class SamplingPolicyAdmin(_ModelAdmin):
             return JsonResponse({"problem": problem}, status=503)
         status, in_force = live.status(), runtime.current().sampler.policy
         reason = f"Set by {text.source(status['base_source'])}." if status["source"] != "admin" else ""
-        otel = describe(status, None, in_force, reason=reason)
+        # Beside the problem its fault would be said twice.
+        otel = describe({**status, "error": ""}, None, in_force, reason=reason)
         request.current_app = self.admin_site.name
         context = {
             **self.admin_site.each_context(request),

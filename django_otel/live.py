@@ -55,6 +55,10 @@ _SILENT_S = 10.0
 _CACHE_S = 1.0
 #: How often a process that found no folder tries again, in seconds.
 _REOPEN_S = 30.0
+#: How long the first decision of a process waits for the first reading, in seconds, where nobody of its host knows.
+_FIRST_S = 1.0
+#: How often the thread looks until then, in seconds.
+_FIRST_TICK_S = 0.02
 _NO_DATABASE = "django.db.backends.dummy"
 #: Caches of one process, or that are a database themselves: asking them would tell nothing, or be a query.
 _UNSHARED_CACHES = (
@@ -86,6 +90,8 @@ class Follower:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        #: Set once this process has what is known: from the folder, or from the database that was asked.
+        self._knows = threading.Event()
         self._thread: threading.Thread | None = None
         self._stopping = False
         #: When the reading began that is applied, on the clock of `time.monotonic()`.
@@ -95,6 +101,7 @@ class Follower:
         self._next_cache_s = 0.0
         self._next_open_s = 0.0
         self._next_share_s = 0.0
+        self._hurries_until_s = 0.0
         self._cache_token: object = None
         self._teller = hosts.Teller()
         self.roster: Roster | None = None
@@ -120,11 +127,17 @@ class Follower:
         with guard.contained("looking for the sampling policy of this host"):
             self._open()
             self._share()
+            if self.roster is not None and _is_live() and self.roster.lead():
+                # Nobody has asked lately: what the folder says may be of long ago.
+                self._knows.clear()
         with self._lock:
             if self.is_following:
                 return
+            self._hurries_until_s = time.monotonic() + _FIRST_S
             self._thread = threading.Thread(target=self._run, name="django_otel-sampling-policy", daemon=True)
             self._thread.start()
+        if _is_live():
+            self._knows.wait(_FIRST_S)
 
     def stop(self, timeout_s: float = 0.0) -> None:
         """Ask the thread to end, and wait for it up to `timeout_s` seconds."""
@@ -156,7 +169,8 @@ class Follower:
                     if _reason_not_to_run():
                         break
                     self.tick()
-                self._wake.wait(_TICK_S)
+                is_hurried = not self._knows.is_set() and time.monotonic() < self._hurries_until_s
+                self._wake.wait(_FIRST_TICK_S if is_hurried else _TICK_S)
                 self._wake.clear()
         finally:
             if self.roster is not None:
@@ -221,6 +235,8 @@ class Follower:
         if reading is not None:
             self._apply(reading)
             self._note(reading.fault, is_told=True)
+            if not self.roster.is_leading:
+                self._knows.set()
 
     def poll(self) -> float:
         """Read and apply the rows on a connection that is closed again.
@@ -231,7 +247,10 @@ class Follower:
         """
         alias = policy_alias()
         try:
-            is_readable = self.read_and_apply(alias)
+            try:
+                is_readable = self.read_and_apply(alias)
+            finally:
+                self._knows.set()
             if is_readable and not self.fault:
                 with guard.contained("asking whether somebody looks at the processes"), suppress_instrumentation():
                     self._teller.look(alias)
@@ -454,9 +473,10 @@ if hasattr(os, "register_at_fork"):
 def ensure_started() -> None:
     """Begin to follow the admin's policy in this process; called before its first decision.
 
-    Applies what the processes of this host know already. Never blocks on the
-    database: where nothing is known yet the first reading happens in the
-    background, and the settings hold until then. Does nothing when the process follows
+    Applies what the processes of this host know already. Where nobody of them
+    asks the database at the moment, a thread does, and is waited for up to
+    `_FIRST_S` seconds; when the database takes longer, what was known last (or
+    the settings) holds until it answers. Does nothing when the process follows
     already, when `SAMPLING.LIVE` is False, or under a test runner.
     """
     found = _followers.get(os.getpid())

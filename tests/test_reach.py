@@ -211,6 +211,39 @@ def test_a_new_process_decides_nothing_before_it_knows_the_policy(tmp_path):
         assert [span.name for _, span in receiver.spans()] == ["first"]
 
 
+FIRST = """
+import time
+from django_otel import runtime, span
+begun = time.monotonic()
+with span("first"):
+    pass
+print(runtime.current().sampler.policy.ratio, time.monotonic() - begun)
+"""
+
+
+@pytest.mark.parametrize("is_known_from_before", [False, True])
+def test_the_first_process_of_a_host_asks_the_database_before_its_first_decision(two_hosts, is_known_from_before):
+    """A new container, and a host on which nothing ran while another one changed the policy."""
+    one, two = two_hosts
+    if is_known_from_before:
+        two.save("SamplingPolicy(ratio=0.75).save()")
+        assert two.run(FIRST).split()[0] == "0.75"
+    one.save("SamplingPolicy(ratio=0.25).save()")
+    assert two.run(FIRST).split()[0] == "0.25"
+
+
+def test_a_database_that_does_not_answer_is_waited_for_once_and_a_second(tmp_path):
+    """Connections to it hang; the settings hold, and the next decision waits for nothing."""
+    with services.start_black_hole() as hole:
+        host = Host(tmp_path, TEST_DATABASE_URL=f"postgresql://x@{hole.removeprefix('http://')}/x")
+        code = FIRST + FIRST.partition("begun")[2].join(("begun", ""))
+        (first, first_s), (second, second_s) = (line.split() for line in host.run(code, RATIO=0.5).splitlines())
+    assert first == second == "0.5"
+    # And as much again as a busy machine may take.
+    assert 1.0 <= float(first_s) <= 3.0
+    assert float(second_s) < 0.5
+
+
 def test_a_rolled_back_change_reaches_nobody(host):
     with host.serve(workers=1):
         host.save("SamplingPolicy(ratio=0.25).save()")
