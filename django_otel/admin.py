@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -12,11 +15,13 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
-from django.core.exceptions import PermissionDenied, ValidationError
-from django.db import IntegrityError, router, transaction
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied, ValidationError
+from django.db import Error as DatabaseFault
+from django.db import IntegrityError, connections, router, transaction
 from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.template.loader import render_to_string
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.html import format_html
@@ -45,6 +50,7 @@ else:
 _ROUTES_SHOWN = 12
 #: Life of a link that traces one visit, in seconds.
 _FORCE_TTL_S = 3600
+_STATUS_NAME = "django_otel_samplingpolicy_status"
 #: The pages' own requests are sent at most this often, in seconds.
 _POLL_S, _POLL_WHILE_CHANGING_S = 4.0, 0.7
 
@@ -248,6 +254,26 @@ class SamplingRuleInline(_StackedInline):
         return _may_see(request) or super().has_view_permission(request, obj)
 
 
+def _needs_tables(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Say what to do, rather than fail, where the tables are missing or their database does not answer."""
+
+    @functools.wraps(view)
+    def guarded(self: SamplingPolicyAdmin, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            # Under ATOMIC_REQUESTS PostgreSQL would answer nothing more, not even which tables there are.
+            is_atomic = connections[_alias()].in_atomic_block
+            with transaction.atomic(using=_alias()) if is_atomic else contextlib.nullcontext():
+                return view(self, request, *args, **kwargs)
+        except (DatabaseFault, ImproperlyConfigured, OSError):
+            are_there = live.tables_exist(_alias())
+            if are_there:
+                # Something else, which is not to be hidden.
+                raise
+            return self.unavailable(request, is_answering=are_there is not None)
+
+    return guarded
+
+
 @admin.register(SamplingPolicy)
 class SamplingPolicyAdmin(_ModelAdmin):
     """The one row, without a list: its address leads to the row, or to the form that makes it."""
@@ -262,7 +288,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
     def get_urls(self) -> list[URLPattern]:
         """The addresses that the page's script asks, before Django's own."""
         own = [
-            path("status/", self.admin_site.admin_view(self.status_view), name="django_otel_samplingpolicy_status"),
+            path("status/", self.admin_site.admin_view(self.status_view), name=_STATUS_NAME),
             path("force/", self.admin_site.admin_view(self.force_view), name="django_otel_samplingpolicy_force"),
             path("routes/", self.admin_site.admin_view(self.routes_view), name="django_otel_samplingpolicy_routes"),
         ]
@@ -280,6 +306,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
 
     # --- The pages. ---
 
+    @_needs_tables
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         if self._row_exists():
             return HttpResponseRedirect(self._row_url())
@@ -287,6 +314,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
             return HttpResponseRedirect(self._url("add"))
         return super().changelist_view(request, {**(extra_context or {}), **self._overview()})
 
+    @_needs_tables
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
@@ -296,6 +324,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
             return HttpResponseRedirect(self._row_url())
         return super().add_view(request, form_url, extra_context)
 
+    @_needs_tables
     def changeform_view(
         self,
         request: HttpRequest,
@@ -323,6 +352,48 @@ class SamplingPolicyAdmin(_ModelAdmin):
                     raise
                 self._say_somebody_was_first(request)
                 return HttpResponseRedirect(self._row_url())
+
+    @_needs_tables
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().delete_view(request, object_id, extra_context)
+
+    @_needs_tables
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        return super().history_view(request, object_id, extra_context)
+
+    def unavailable(self, request: HttpRequest, *, is_answering: bool) -> HttpResponse:
+        """The page instead of any other while the rows cannot be reached, with status 503; JSON for the script."""
+        if not (self.has_view_or_change_permission(request) or self.has_add_permission(request)):
+            raise PermissionDenied
+        alias = _alias()
+        if is_answering:
+            title = "The tables of the sampling policy are missing"
+            problem = f'Database "{alias}" has no tables of the sampling policy, or those of an earlier version.'
+        else:
+            title = "The database does not answer"
+            problem = f'Database "{alias}", which has the sampling policy, does not answer.'
+        if request.resolver_match is not None and request.resolver_match.url_name == _STATUS_NAME:
+            _leave_out(request)
+            return JsonResponse({"problem": problem}, status=503)
+        status, in_force = live.status(), runtime.current().sampler.policy
+        reason = f"Set by {text.source(status['base_source'])}." if status["source"] != "admin" else ""
+        # Beside the problem its fault would be said twice.
+        otel = describe({**status, "error": ""}, None, in_force, reason=reason)
+        request.current_app = self.admin_site.name
+        context = {
+            **self.admin_site.each_context(request),
+            "title": title,
+            "opts": self.opts,
+            "problem": problem,
+            "command": live.migrate_command(alias) if is_answering else "",
+            "is_lost": request.method == "POST",
+            "otel": otel,
+        }
+        return TemplateResponse(request, "admin/django_otel/samplingpolicy/unavailable.html", context, status=503)
 
     def get_formset_kwargs(self, request: HttpRequest, obj: Any, inline: Any, prefix: str) -> dict[str, Any]:
         if obj.pk is None:
@@ -364,6 +435,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
 
     # --- What the page's script asks, again and again. ---
 
+    @_needs_tables
     def status_view(self, request: HttpRequest) -> HttpResponse:
         """What is in force, and which process applies which version; JSON."""
         if not _may_see(request):
@@ -596,10 +668,15 @@ def _last_change() -> str:
 # --- What is in force, in words. ---
 
 
-def describe(status: dict[str, Any], row: SamplingPolicy | None, in_force: InForce) -> dict[str, Any]:
-    """What this process applies in words: `headline`, `reason`, `facts` (label, value), `rules` and `warnings`."""
+def describe(
+    status: dict[str, Any], row: SamplingPolicy | None, in_force: InForce, *, reason: str = ""
+) -> dict[str, Any]:
+    """What this process applies in words: `headline`, `reason`, `facts` (label, value), `rules` and `warnings`.
+
+    `reason` stands in place of the one that `row` gives, where nobody knows the row.
+    """
     headline = f"{text.percent(status['ratio'])} of new traces are recorded"
-    reason = _reason(status, row)
+    reason = reason or _reason(status, row)
     if not status["enabled"]:
         headline, reason = "Nothing is recorded", "Telemetry is off in this process."
     facts: list[tuple[str, str]] = []

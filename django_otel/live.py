@@ -49,10 +49,16 @@ if TYPE_CHECKING:
 _LONGEST_PAUSE_S = 30.0
 #: How often a process looks at the shared file, in seconds.
 _TICK_S = 0.5
+#: After so many seconds without a sign of the elected process the others ask for themselves.
+_SILENT_S = 10.0
 #: How often the elected process asks a shared cache whether there is news, in seconds.
 _CACHE_S = 1.0
 #: How often a process that found no folder tries again, in seconds.
 _REOPEN_S = 30.0
+#: How long the first decision of a process waits for the first reading, in seconds, where nobody of its host knows.
+_FIRST_S = 1.0
+#: How often the thread looks until then, in seconds.
+_FIRST_TICK_S = 0.02
 _NO_DATABASE = "django.db.backends.dummy"
 #: Caches of one process, or that are a database themselves: asking them would tell nothing, or be a query.
 _UNSHARED_CACHES = (
@@ -84,6 +90,8 @@ class Follower:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        #: Set once this process has what is known: from the folder, or from the database that was asked.
+        self._knows = threading.Event()
         self._thread: threading.Thread | None = None
         self._stopping = False
         #: When the reading began that is applied, on the clock of `time.monotonic()`.
@@ -93,6 +101,7 @@ class Follower:
         self._next_cache_s = 0.0
         self._next_open_s = 0.0
         self._next_share_s = 0.0
+        self._hurries_until_s = 0.0
         self._cache_token: object = None
         self._teller = hosts.Teller()
         self.roster: Roster | None = None
@@ -118,11 +127,17 @@ class Follower:
         with guard.contained("looking for the sampling policy of this host"):
             self._open()
             self._share()
+            if self.roster is not None and _is_live() and self.roster.lead():
+                # Nobody has asked lately: what the folder says may be of long ago.
+                self._knows.clear()
         with self._lock:
             if self.is_following:
                 return
+            self._hurries_until_s = time.monotonic() + _FIRST_S
             self._thread = threading.Thread(target=self._run, name="django_otel-sampling-policy", daemon=True)
             self._thread.start()
+        if _is_live():
+            self._knows.wait(_FIRST_S)
 
     def stop(self, timeout_s: float = 0.0) -> None:
         """Ask the thread to end, and wait for it up to `timeout_s` seconds."""
@@ -154,7 +169,8 @@ class Follower:
                     if _reason_not_to_run():
                         break
                     self.tick()
-                self._wake.wait(_TICK_S)
+                is_hurried = not self._knows.is_set() and time.monotonic() < self._hurries_until_s
+                self._wake.wait(_FIRST_TICK_S if is_hurried else _TICK_S)
                 self._wake.clear()
         finally:
             if self.roster is not None:
@@ -167,7 +183,8 @@ class Follower:
         if _is_live():
             is_leader = self.roster is None
             with guard.contained("electing who asks for the sampling policy"):
-                is_leader = self.roster is None or self.roster.lead()
+                # Whoever holds the office and gives no sign is stopped, or waits for the database: then all ask.
+                is_leader = self.roster is None or self.roster.lead() or self.roster.silent_s() > _SILENT_S
             if is_leader and (time.monotonic() >= self._next_poll_s or self._is_news()):
                 self._next_poll_s = time.monotonic() + self.poll()
         with guard.contained("reporting the sampling policy in force"):
@@ -218,6 +235,8 @@ class Follower:
         if reading is not None:
             self._apply(reading)
             self._note(reading.fault, is_told=True)
+            if not self.roster.is_leading:
+                self._knows.set()
 
     def poll(self) -> float:
         """Read and apply the rows on a connection that is closed again.
@@ -228,7 +247,10 @@ class Follower:
         """
         alias = policy_alias()
         try:
-            is_readable = self.read_and_apply(alias)
+            try:
+                is_readable = self.read_and_apply(alias)
+            finally:
+                self._knows.set()
             if is_readable and not self.fault:
                 with guard.contained("asking whether somebody looks at the processes"), suppress_instrumentation():
                     self._teller.look(alias)
@@ -340,13 +362,19 @@ class Follower:
             connections[alias].queries_log.clear()
 
     def _share(self) -> None:
-        """Divide the limit per second by the processes of this server that live now."""
+        """Divide the limit per second among the processes of this server that live now."""
         sampler = _sampler()
         if self.roster is None or sampler.policy.max_per_second is None or time.monotonic() < self._next_share_s:
             return
         self._next_share_s = time.monotonic() + 2 * _TICK_S
         group = _group_name()
-        sampler.share(sum(member.get("group") == group for member in self.roster.members()))
+        groups = [str(member.get("group")) for member in self.roster.members()]
+        clock = None
+        with guard.contained("sharing the limit of traces per second"):
+            clock = self.roster.clock(group)
+            if self.roster.is_leading:
+                self.roster.sweep_clocks({group, *groups})
+        sampler.share(groups.count(group), clock)
 
     def _report(self) -> None:
         if self.roster is None:
@@ -365,6 +393,8 @@ class Follower:
                 "version": live.version if live is not None else 0,
                 "fingerprint": live.fingerprint if live is not None else "",
                 "applied_at_s": self.applied_at_s,
+                # Among how many this one divides the limit per second, where there is one.
+                "sharers": sampler.processes,
                 "error": self.fault,
             }
         )
@@ -448,9 +478,10 @@ if hasattr(os, "register_at_fork"):
 def ensure_started() -> None:
     """Begin to follow the admin's policy in this process; called before its first decision.
 
-    Applies what the processes of this host know already. Never blocks on the
-    database: where nothing is known yet the first reading happens in the
-    background, and the settings hold until then. Does nothing when the process follows
+    Applies what the processes of this host know already. Where nobody of them
+    asks the database at the moment, a thread does, and is waited for up to
+    `_FIRST_S` seconds; when the database takes longer, what was known last (or
+    the settings) holds until it answers. Does nothing when the process follows
     already, when `SAMPLING.LIVE` is False, or under a test runner.
     """
     found = _followers.get(os.getpid())
@@ -503,7 +534,7 @@ def _read_policy(alias: str) -> Policy | None:
     try:
         state = read_state(alias)
     except (DatabaseFault, ImproperlyConfigured, OSError) as error:
-        if _table_exists(alias) is False:
+        if tables_exist(alias) is False:
             raise _TableMissingError(_missing_table_text(alias)) from error
         raise _UnreadableError(
             f'The sampling policy could not be read from database "{alias}" ({type(error).__name__}); '
@@ -567,25 +598,40 @@ def _faulty_row_text(found: str) -> str:
     )
 
 
+def migrate_command(alias: str) -> str:
+    """What makes the tables in the database `alias`."""
+    return f"manage.py migrate django_otel{'' if alias == 'default' else f' --database {alias}'}"
+
+
 def _missing_table_text(alias: str) -> str:
     return (
         f'The table of the sampling policy is missing in database "{alias}"; the settings apply. '
-        f"Run: manage.py migrate django_otel{'' if alias == 'default' else f' --database {alias}'}"
+        f"Run: {migrate_command(alias)}"
     )
 
 
-def _table_exists(alias: str) -> bool | None:
-    """Whether the tables are there, those of an earlier version not being enough; None when nobody can tell."""
-    from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
+def tables_exist(alias: str) -> bool | None:
+    """Whether the tables are there as this version has them; None when nobody can tell.
 
-    connection = connections[alias]
+    Those of an earlier version, which lack a table or a column, are not.
+    """
+    from django_otel.models import SamplingHost, SamplingPolicy, SamplingRule, SamplingVersion
+
     try:
+        connection = connections[alias]
         with suppress_instrumentation(), connection.cursor() as cursor:
             there = connection.introspection.table_names(cursor)
-        return all(model._meta.db_table in there for model in (SamplingPolicy, SamplingRule, SamplingVersion))
+            for model in (SamplingPolicy, SamplingRule, SamplingVersion, SamplingHost):
+                table = model._meta.db_table
+                if table not in there:
+                    return False
+                found = {column.name for column in connection.introspection.get_table_description(cursor, table)}
+                if not {field.column for field in model._meta.concrete_fields} <= found:
+                    return False
     except Exception:
         # Whatever the driver says here, it cannot tell.
         return None
+    return True
 
 
 def table_problem() -> str | None:
@@ -598,7 +644,7 @@ def table_problem() -> str | None:
     alias = policy_alias()
     if connections[alias].settings_dict["ENGINE"] == _NO_DATABASE:
         return None
-    return _missing_table_text(alias) if _table_exists(alias) is False else None
+    return _missing_table_text(alias) if tables_exist(alias) is False else None
 
 
 def processes() -> list[dict[str, Any]]:
@@ -607,7 +653,7 @@ def processes() -> list[dict[str, Any]]:
     Each has `host`, `pid`, `group` (its server), `command` (a management
     command, or ""), `started_at_s`, `ratio`, `source`, `version` and
     `fingerprint` (`core.policy.Policy`; "" where nothing of the admin's is
-    applied), `applied_at_s`, `error`, and `is_here` for this process.
+    applied), `applied_at_s`, `sharers`, `error`, and `is_here` for this process.
 
     Units: every `*_s` is seconds since the Unix epoch.
     """

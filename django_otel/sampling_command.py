@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import getpass
 import json
@@ -17,7 +16,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management.base import CommandParser
 from django.db import Error as DatabaseFault
-from django.db import connections, router, transaction
+from django.db import router, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
@@ -27,7 +26,7 @@ from django_otel.core import guard
 from django_otel.core.config import Config
 from django_otel.core.policy import MAX_RULES, Policy
 from django_otel.core.sampling import InForce
-from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
+from django_otel.models import SamplingPolicy, SamplingRule
 
 OK = 0
 NOT_WORKING = 1
@@ -186,22 +185,16 @@ class SamplingCommand:
             self._write("Not saved: " + " ".join(error.messages))
             return NOT_WORKING
         except (DatabaseFault, ImproperlyConfigured, OSError) as error:
-            if self._are_tables_missing():
+            if live.tables_exist(self._alias) is False:
                 self._write(
                     f'The tables of the sampling policy in database "{self._alias}" are not those of this version. '
-                    "Run: manage.py migrate django_otel"
+                    f"Run: {live.migrate_command(self._alias)}"
                 )
                 return NOT_WORKING
             # The driver's own text may name hosts and users.
             self._write(f'The database "{self._alias}" does not answer ({type(error).__name__}).')
             return NOT_WORKING
         return OK
-
-    def _are_tables_missing(self) -> bool:
-        with contextlib.suppress(DatabaseFault, ImproperlyConfigured, OSError):
-            tables = connections[self._alias].introspection.table_names()
-            return any(model._meta.db_table not in tables for model in (SamplingPolicy, SamplingRule, SamplingVersion))
-        return False
 
     def _get(self, options: dict[str, Any]) -> None:
         in_force, state = self._in_force()

@@ -14,6 +14,13 @@ def postgres():
         yield url
 
 
+@pytest.fixture
+def postgres_database(postgres):
+    """The URL of an empty database of this test alone, on the server of `postgres`."""
+    with services.new_database(postgres) as url:
+        yield url
+
+
 @pytest.fixture(scope="session")
 def valkey_url():
     """The redis:// URL of a real Valkey server."""

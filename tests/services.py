@@ -11,6 +11,7 @@ import http.client
 import http.server
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -105,6 +106,23 @@ def start_postgres() -> Iterator[str]:
             server.cleanup()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_database(url: str) -> Iterator[str]:
+    """An empty database of its own on the PostgreSQL server of `url`; gives its URL and drops it at the end."""
+    import psycopg
+
+    name = f"django_otel_{secrets.token_hex(6)}"
+    parts = urllib.parse.urlsplit(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+        try:
+            # By hand: urlunsplit() loses the empty host of a unix socket.
+            yield f"{parts.scheme}://{parts.netloc}/{name}{'?' + parts.query if parts.query else ''}"
+        finally:
+            # Whoever is still connected to it is a server that is being stopped.
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @contextlib.contextmanager

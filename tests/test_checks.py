@@ -235,11 +235,12 @@ def test_driver_instrumented_is_not_the_driver_in_use():
     assert "W009" not in manage("check", otel={}, TEST_DATABASE_URL=url)[1], "nobody asked for the default"
 
 
-def test_foreign_provider_takes_no_live_sampling():
-    """W011: another tool's provider has its own sampler."""
+@pytest.mark.parametrize("name", ["TracerProvider", "ProxyTracerProvider"])
+def test_foreign_provider_takes_no_live_sampling(name):
+    """W011: another tool's provider has its own sampler. Logfire's is named like the placeholder of the API."""
     code = (
         "from opentelemetry import trace; from opentelemetry.sdk.trace import TracerProvider;"
-        "trace.set_tracer_provider(TracerProvider());"
+        f"trace.set_tracer_provider(type({name!r}, (TracerProvider,), {{'__module__': 'tool'}})());"
         "import django; django.setup();"
         "from django_otel import checks;"
         "print([m.id + ' ' + m.msg for m in checks.check_project()])"

@@ -156,9 +156,9 @@ def signed_in(url: str) -> requests.Session:
     return session
 
 
-def test_the_page_shows_every_process_of_every_host_as_it_turns(postgres, tmp_path):
+def test_the_page_shows_every_process_of_every_host_as_it_turns(postgres_database, tmp_path):
     """Two servers on one PostgreSQL; one shows the processes of both, and both turn to what is saved."""
-    database = {"TEST_DATABASE_URL": postgres}
+    database = {"TEST_DATABASE_URL": postgres_database}
     env = services.server_env({}, DJANGO_SETTINGS_MODULE="tests.settings", **database)
 
     def run(code: str) -> None:
@@ -171,12 +171,7 @@ def test_the_page_shows_every_process_of_every_host_as_it_turns(postgres, tmp_pa
         [sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"],
         cwd=services.ROOT, env=env, check=True, timeout=120,
     )  # fmt: skip
-    run(
-        "from django.contrib.auth.models import User\n"
-        "User.objects.filter(username='ada').delete(); User.objects.create_superuser('ada', password='ada')\n"
-        "from django_otel import models\n"
-        "for model in models.SamplingPolicy, models.SamplingRule, models.SamplingHost: model.objects.all().delete()"
-    )
+    run("from django.contrib.auth.models import User\nUser.objects.create_superuser('ada', password='ada')")
     with host(database, tmp_path / "a") as first, host(database, tmp_path / "b") as second:
         session = signed_in(first)
 

@@ -205,3 +205,49 @@ def test_a_folder_deleted_beneath_is_noticed(folder):
     shutil.rmtree(folder)
     assert not roster.is_intact()
     assert not roster.has_changed()
+
+
+# --- An office whose holder is silent. ---
+
+
+def test_who_holds_the_office_gives_a_sign_with_every_turn(folder):
+    """Others read for how long it has given none; with nobody in it, or a damaged file, that is not known."""
+    roster, other = Roster(folder), Roster(folder)
+    assert other.silent_s() == 0.0
+    assert roster.lead()
+    time.sleep(0.3)
+    assert not other.lead()
+    assert other.silent_s() >= 0.3
+    assert roster.lead()
+    assert other.silent_s() < 0.3
+    (folder / "leader.lock").write_bytes(b"x")
+    assert other.silent_s() == 0.0
+
+
+# --- The clock of the limit. ---
+
+
+def test_the_processes_of_a_server_share_one_clock(folder):
+    """Another server of the same host has its own; a clock is there at once, and stays the same."""
+    ours, other = Roster(folder), Roster(folder)
+    clock = ours.clock("group")
+    assert clock[0] == 0.0
+    with child(folder, "roster.clock('group')[0] = 12.5") as process:
+        assert process.stdout.readline() == "ready\n"
+        assert clock[0] == 12.5
+        process.stdin.close()
+    assert ours.clock("group") is clock
+    assert other.clock("another")[0] == 0.0
+
+
+def test_clocks_of_servers_that_are_gone_are_removed_and_a_lost_one_is_made_anew(folder):
+    roster = Roster(folder)
+    clock = roster.clock("gone")
+    clock[0] = 1.0
+    roster.sweep_clocks({"living"})
+    assert not list(folder.glob("limit-*"))
+    # Its memory is still there for whoever looks at it now.
+    assert clock[0] == 1.0
+    assert roster.clock("gone")[0] == 0.0
+    roster.sweep_clocks({"gone"})
+    assert len(list(folder.glob("limit-*"))) == 1

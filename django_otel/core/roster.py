@@ -17,9 +17,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
+import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ _MAX_BYTES = 1 << 20
 #: How long the lock around replacing the file is waited for, in seconds; it is held for microseconds.
 _LOCK_TIMEOUT_S = 1.0
 FORMAT = 1
+_MOMENT = struct.Struct("<d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class Roster:
         self._seen: tuple[int, ...] | None = None
         self._reported: dict[str, Any] | None = None
         self._members: dict[int, tuple[tuple[int, ...], dict[str, Any]]] = {}
+        self._clock: tuple[Path, tuple[int, int], memoryview[float]] | None = None
 
     # --- The slot. ---
 
@@ -166,6 +170,7 @@ class Roster:
             try:
                 there, here = path.lstat(), os.fstat(self._leader)
                 if (there.st_ino, there.st_dev) == (here.st_ino, here.st_dev):
+                    self._sign()
                     return True
             except OSError:
                 pass
@@ -178,7 +183,24 @@ class Roster:
             os.close(descriptor)
             return False
         self._leader = descriptor
+        self._sign()
         return True
+
+    def _sign(self) -> None:
+        os.pwrite(self._leader, _MOMENT.pack(time.monotonic()), 0)
+
+    def silent_s(self) -> float:
+        """For how many seconds whoever holds the office has given no sign; 0.0 when that cannot be said.
+
+        It is given with each `lead()`. A process that is stopped, or waits for a
+        database that does not answer, keeps the lock and gives none.
+        """
+        try:
+            with os.fdopen(open_file(self.folder / "leader.lock", os.O_RDONLY), "rb") as file:
+                signed_s: float = _MOMENT.unpack(file.read(_MOMENT.size))[0]
+        except (OSError, struct.error):
+            return 0.0
+        return max(0.0, time.monotonic() - signed_s)
 
     @property
     def is_leading(self) -> bool:
@@ -190,6 +212,40 @@ class Roster:
         descriptor, self._leader = self._leader, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+    # --- The limit per second. ---
+
+    def clock(self, group: str) -> memoryview[float]:
+        """One number in memory that the processes of `group` share, 0.0 at first. Errors: `OSError`, `ValueError`."""
+        path = self._clock_path(group)
+        if self._clock is not None and self._clock[0] == path:
+            with contextlib.suppress(OSError):
+                status = path.lstat()
+                if (status.st_ino, status.st_dev) == self._clock[1]:
+                    return self._clock[2]
+        descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
+        try:
+            # Reserved before it is mapped: on a full disk this is an error, and not one in the middle of a request.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, mmap.PAGESIZE)
+            else:
+                os.pwrite(descriptor, bytes(mmap.PAGESIZE - 8), 8)
+            status = os.fstat(descriptor)
+            found = memoryview(mmap.mmap(descriptor, mmap.PAGESIZE)).cast("d")
+        finally:
+            os.close(descriptor)
+        self._clock = path, (status.st_ino, status.st_dev), found
+        return found
+
+    def sweep_clocks(self, groups: Collection[str]) -> None:
+        """Remove the clocks of servers that are gone; `groups` are those that live. Errors: `OSError`."""
+        living = {self._clock_path(group) for group in groups}
+        for path in self.folder.glob("limit-*"):
+            if path not in living:
+                path.unlink(missing_ok=True)
+
+    def _clock_path(self, group: str) -> Path:
+        return self.folder / f"limit-{hashlib.sha256(group.encode()).hexdigest()[:16]}"
 
     # --- The policy. ---
 

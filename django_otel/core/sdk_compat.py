@@ -40,8 +40,11 @@ DJANGO_MIDDLEWARE = "opentelemetry.instrumentation.django.middleware.otel_middle
 
 def is_placeholder(provider: object) -> bool:
     """Whether a global provider is the API's proxy or no-op, that is, nobody has installed one."""
-    name = type(provider).__name__.lstrip("_")
-    return name.startswith(("Proxy", "NoOp", "Default"))
+    kind = type(provider)
+    # By its module as well: what Logfire installs is a ProxyTracerProvider, too, and no placeholder.
+    return kind.__module__.startswith("opentelemetry.") and kind.__name__.lstrip("_").startswith(
+        ("Proxy", "NoOp", "Default")
+    )
 
 
 def global_tracer_provider() -> trace.TracerProvider | None:

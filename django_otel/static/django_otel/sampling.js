@@ -229,6 +229,10 @@
     const say = (text) => {
       if (summary.textContent !== text) summary.textContent = text;
     };
+    const wait = (reason) => {
+      pause_s = Math.min(pause_s * 2, LONGEST_PAUSE_S);
+      say(reason);
+    };
     async function poll() {
       timer = 0;
       if (document.hidden) return;
@@ -238,15 +242,19 @@
           say("You are no longer signed in: reload the page.");
           return;
         }
-        if (!answer.ok) throw new Error(answer.status);
-        const found = await answer.json();
-        for (const [part, html] of Object.entries(found.html)) replace(part, html);
-        say(found.summary);
-        overview.classList.toggle("is-settled", found.is_settled);
-        pause_s = found.next_s;
+        if (answer.status === 503 && answer.headers.get("Content-Type") === "application/json") {
+          wait((await answer.json()).problem);
+        } else if (answer.ok) {
+          const found = await answer.json();
+          for (const [part, html] of Object.entries(found.html)) replace(part, html);
+          say(found.summary);
+          overview.classList.toggle("is-settled", found.is_settled);
+          pause_s = found.next_s;
+        } else {
+          wait("The server does not answer; it is asked again.");
+        }
       } catch {
-        pause_s = Math.min(pause_s * 2, LONGEST_PAUSE_S);
-        say("The server does not answer; it is asked again.");
+        wait("The server does not answer; it is asked again.");
       }
       timer = setTimeout(poll, pause_s * 1000);
     }
