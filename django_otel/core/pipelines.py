@@ -144,6 +144,7 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
         self._starters = tuple(
             part.on_start for part in parts if not does_nothing(part.on_start, SpanProcessor.on_start)
         )
+        self._projects = tuple(part for part in parts if isinstance(part, CleanProcessor))
         self.changed()
 
     @property
