@@ -166,8 +166,9 @@ class Series:
         found: list[float] = view[base : base + self._cells].tolist()  # type: ignore[assignment]
         #: What an earlier process had counted in these cells; None where that is nothing.
         self._baseline: list[float] | None = found if any(found) else None
-        # Both at once, for updates take no lock.
+        # All at once, for updates take no lock.
         self._view, self._base = view, base
+        self._store.moves += 1
 
     def _own(self) -> list[float]:
         """What this process has counted."""
@@ -219,6 +220,7 @@ class Series:
         return value if baseline is None else value - baseline[0]
 
     def clear(self) -> None:
+        self._store.moves += 1
         for index in range(self._base, self._base + self._cells):
             self._view[index] = 0.0
         self._baseline = None
@@ -319,23 +321,25 @@ class HistogramSeries(Series):
 class RequestSeries:
     """The series of all requests of one kind, and what is counted at the end of each, in one update.
 
-    One update after the other costs 12 kI, this 7: the calls and, as a view
-    mostly makes the same number of queries and answers with the same size, the
-    search for those two buckets are left out.
+    One update after the other costs 12 kI, this 6: the calls are left out, the
+    look for where each series is and, as a view mostly makes the same number of
+    queries and answers with the same size, the search for those two buckets.
     """
 
     __slots__ = (
-        "_first_bound", "_last_queries", "_last_size", "_lock", "_store", "duration", "is_overflow", "queries",
-        "request_size", "response_size",
+        "_active", "_first_bound", "_last_queries", "_last_size", "_lock", "_moves", "_places", "_store", "duration",
+        "is_overflow", "queries", "request_size", "response_size",
     )  # fmt: skip
 
     def __init__(
         self,
+        active: Series,
         duration: HistogramSeries,
         request_size: HistogramSeries,
         response_size: HistogramSeries,
         queries: HistogramSeries | None,
     ) -> None:
+        self._active = active
         self.duration = duration
         self.request_size = request_size
         self.response_size = response_size
@@ -348,50 +352,63 @@ class RequestSeries:
         #: Size and queries of the last request, each with its bucket. Read and replaced whole: threads need no lock.
         self._last_size: tuple[int, int] = (-1, 0)
         self._last_queries: tuple[int, int] = (-1, 0)
+        self._places: tuple[Any, ...] = ()
+        #: `CellStore.moves` when that was found out.
+        self._moves = -1
+
+    def _find_places(self) -> None:
+        """Find out where the cells are now: again after one has moved, or was set to zero."""
+        duration, size, queries = self.duration, self.response_size, self.queries
+        # First, so that what moves meanwhile is seen the next time.
+        self._moves = self._store.moves
+        self._places = (
+            self._active._view, self._active._base,
+            duration._view, duration._base, duration._base + duration._to_sum,
+            size._view, size._base, size._base + size._to_sum,
+            *((queries._view, queries._base, queries._base + queries._to_sum) if queries is not None else (None, 0, 0)),
+        )  # fmt: skip
+        self._active.is_set = duration.is_set = True
+        if queries is not None:
+            queries.is_set = True
 
     def finish(
-        self,
-        active: Series,
-        decisions: Series | None,
-        duration_s: float,
-        response_size_bytes: int | None,
-        query_count: int,
+        self, decisions: Series | None, duration_s: float, response_size_bytes: int | None, query_count: int
     ) -> None:
-        """A request has ended: one less in `active`, one more in `decisions` and the histograms.
+        """A request has ended: one less is active, one more in `decisions` and the histograms.
 
         Without a size it is not counted.
         """
-        duration, response_size, queries = self.duration, self.response_size, self.queries
         last_size, last_queries = self._last_size, self._last_queries
         if last_size[0] != response_size_bytes and response_size_bytes is not None:
-            self._last_size = last_size = (response_size_bytes, bisect_left(response_size._bounds, response_size_bytes))
-        if last_queries[0] != query_count and queries is not None:
-            self._last_queries = last_queries = (query_count, bisect_left(queries._bounds, query_count))
-        bucket = 0 if duration_s <= self._first_bound else bisect_left(duration._bounds, duration_s)
-        if not self._store.joined:
-            self._store.wake()
-        # Not interrupted from here.
-        view, base = active._view, active._base
-        view[base] -= 1.0
-        if decisions is not None:
-            view, base = decisions._view, decisions._base
-            view[base] += 1.0
-            decisions.is_set = True
-        view, base = duration._view, duration._base
-        view[base + bucket] += 1.0
-        view[base + duration._to_sum] += duration_s
-        duration.is_set = True
+            bucket = bisect_left(self.response_size._bounds, response_size_bytes)
+            self._last_size = last_size = (response_size_bytes, bucket)
+        if last_queries[0] != query_count and self.queries is not None:
+            self._last_queries = last_queries = (query_count, bisect_left(self.queries._bounds, query_count))
+        bucket = 0 if duration_s <= self._first_bound else bisect_left(self.duration._bounds, duration_s)
+        store = self._store
+        if not store.joined:
+            store.wake()
+        while self._moves != store.moves:
+            self._find_places()
+        # Not interrupted from here; the loop above ends with a look at whether anything has moved.
+        active, place, durations, first, to_sum, sizes, size_first, size_sum, counts, count_first, count_sum = (
+            self._places
+        )
+        active[place] -= 1.0
+        durations[first + bucket] += 1.0
+        durations[to_sum] += duration_s
         if response_size_bytes is not None:
-            view, base = response_size._view, response_size._base
-            view[base + last_size[1]] += 1.0
-            view[base + response_size._to_sum] += response_size_bytes
-            response_size.is_set = True
-        if queries is not None:
-            view, base = queries._view, queries._base
-            view[base + last_queries[1]] += 1.0
+            sizes[size_first + last_size[1]] += 1.0
+            sizes[size_sum] += response_size_bytes
+            self.response_size.is_set = True
+        if counts is not None:
+            counts[count_first + last_queries[1]] += 1.0
             if query_count:
-                view[base + queries._to_sum] += query_count
-            queries.is_set = True
+                counts[count_sum] += query_count
+        if decisions is not None:
+            active, place = decisions._view, decisions._base
+            active[place] += 1.0
+            decisions.is_set = True
 
 
 def _under_lock(update: Any) -> Any:
@@ -639,6 +656,8 @@ class CellStore:
         self.scrub: Callable[[Attributes], Attributes] = _unchanged
         self._buckets: Mapping[str, tuple[float, ...]] = {}
         self._instruments: dict[str, Instrument] = {}
+        #: How often cells have moved, or were set to zero.
+        self.moves = 0
         #: Whether the process has joined, that is, its first measurement was noticed.
         self.joined = False
         #: Called by a measurement while `joined` is False.

@@ -678,7 +678,7 @@ class Observer:
                 handles = known if known is not None and known.status == status else (
                     self._find_handles(kind, raw_route, status, "")
                 )  # fmt: skip
-            handles.finish(kind.active, observation.decisions, duration_s, response_size_bytes, observation.queries)
+            handles.finish(observation.decisions, duration_s, response_size_bytes, observation.queries)
             is_counted = True
             if "CONTENT_LENGTH" in request.META:
                 self._measure_body(handles, request.META["CONTENT_LENGTH"])
@@ -719,13 +719,13 @@ class Observer:
         key = (kind.method, label, status, kind.scheme, kind.protocol, error_type)
         handles = self._handles.get(key)
         if handles is None:
-            handles = self._make_handles(key, f"{kind.name} {route}" if route else "", route)
+            handles = self._make_handles(key, kind.active, f"{kind.name} {route}" if route else "", route)
         # Beyond the limit every key would lead to the same overflow series and only use memory.
         if not error_type and not handles.is_overflow and len(kind.routes) < _MAX_HANDLES:
             kind.routes[raw_route] = handles
         return handles
 
-    def _make_handles(self, key: tuple[Any, ...], span_name: str, route: str) -> _Handles:
+    def _make_handles(self, key: tuple[Any, ...], active: Series, span_name: str, route: str) -> _Handles:
         method, label, status, scheme, protocol, error_type = key
         sizes: dict[str, Any] = {"http.request.method": method}
         if label:
@@ -738,6 +738,7 @@ class Observer:
         if error_type:
             duration["error.type"] = error_type
         handles = _Handles(
+            active,
             self._duration.series(duration),
             self._request_size.series(sizes),
             self._response_size.series(sizes),
