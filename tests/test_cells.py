@@ -1,0 +1,191 @@
+"""Cells: updates that take no lock lose nothing, whoever else runs and wherever the cells are moved meanwhile."""
+
+from __future__ import annotations
+
+import dis
+import sys
+import threading
+
+import pytest
+
+from django_otel.core import cells
+from django_otel.core.cells import CellStore, HistogramSeries, Memory, RequestSeries, Series
+from django_otel.core.families import Kind
+
+#: Where CPython looks for another thread that wants to run, or for a signal.
+_MAY_BE_INTERRUPTED = ("CALL", "PRECALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "FOR_ITER", "SEND", "YIELD")
+
+
+@pytest.fixture
+def store():
+    made = CellStore()
+    made.joined = True
+    return made
+
+
+@pytest.fixture
+def often_switched():
+    """Threads take turns after every few instructions, as far as the interpreter lets them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def request_series(store: CellStore) -> RequestSeries:
+    active = store.up_down_counter("active").series({})
+    named = {name: store.histogram(name, bounds=(1.0, 10.0)).series({}) for name in ("d", "b", "r", "q")}
+    return RequestSeries(active, named["d"], named["b"], named["r"], named["q"])  # type: ignore[arg-type]
+
+
+def value(store: CellStore, name: str):
+    """The one point of an instrument; None where there is none."""
+    found = next((family for family in store.collect() if family.name == name), None)
+    return found.points[0].value if found is not None else None
+
+
+def run_together(*functions) -> None:
+    threads = [threading.Thread(target=function) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@pytest.mark.skipif(not cells.HAS_GLOBAL_LOCK, reason="updates take a lock here")
+@pytest.mark.parametrize(("owner", "name"), cells.UPDATES, ids=lambda item: getattr(item, "__name__", item))
+def test_nothing_lets_another_thread_in_between_the_look_at_where_the_cells_are_and_the_last_update(owner, name):
+    """Else an increment could be lost, or go to cells that were given up."""
+    instructions = list(dis.get_instructions(getattr(owner, name)))
+    looks = [n for n, found in enumerate(instructions) if found.opname == "UNPACK_SEQUENCE"]
+    begin = looks[0] if looks else next(n for n, found in enumerate(instructions) if found.argval == "_view")
+    end = max(n for n, found in enumerate(instructions) if found.opname in ("STORE_SUBSCR", "STORE_ATTR"))
+    updates = [found for found in instructions[begin:end] if found.opname in ("BINARY_OP", "BINARY_OP_ADD_FLOAT")]
+    assert updates, "the part that is looked at holds no update"
+    interrupted = [
+        found.opname for found in instructions[begin : end + 1] if found.opname.startswith(_MAY_BE_INTERRUPTED)
+    ]
+    assert interrupted == []
+
+
+@pytest.mark.skipif(not cells.HAS_GLOBAL_LOCK, reason="updates take a lock here")
+def test_where_the_cells_are_is_looked_up_in_the_same_stretch():
+    """Between the last look at whether something has moved and the first update nobody else runs."""
+    instructions = list(dis.get_instructions(RequestSeries.finish))
+    last_look = max(n for n, found in enumerate(instructions) if found.argval == "moves")
+    begin = next(n for n, found in enumerate(instructions) if found.opname == "UNPACK_SEQUENCE" and n > last_look)
+    backwards = [found for found in instructions[last_look:begin] if "BACKWARD" in found.opname]
+    # The jump back is taken when something has moved, and leads to another look.
+    assert all(instructions[0].offset < found.argval <= instructions[last_look].offset for found in backwards)
+    assert not [found for found in instructions[last_look:begin] if found.opname.startswith(("CALL", "PRECALL"))]
+
+
+def test_threads_that_count_the_same_lose_nothing(store, often_switched):
+    series = store.counter("c").series({})
+    histogram = store.histogram("h", bounds=(1.0, 2.0)).series({})
+    requests = request_series(store)
+    assert isinstance(histogram, HistogramSeries)
+
+    def count():
+        for _ in range(5_000):
+            series.add(1.0)
+            histogram.observe(1.5)
+            requests._active.add(1.0)
+            requests.finish(series, 0.5, 7, 2)
+
+    run_together(*[count] * 8)
+    assert value(store, "c") == 80_000
+    assert value(store, "h").buckets == [0.0, 40_000, 0.0]
+    assert value(store, "h").sum == 60_000
+    assert value(store, "active") == 0
+    assert (value(store, "d").buckets[0], value(store, "d").sum) == (40_000, 20_000)
+    assert (value(store, "r").buckets[1], value(store, "r").sum) == (40_000, 280_000)
+    assert (value(store, "q").buckets[1], value(store, "q").sum) == (40_000, 80_000)
+
+
+def test_cells_that_move_while_threads_count_lose_nothing(store, often_switched):
+    """As when a process joins, or its files become too small or are deleted beneath it."""
+    series = store.counter("c").series({})
+    requests = request_series(store)
+    is_over = threading.Event()
+
+    def count():
+        for _ in range(10_000):
+            series.add(1.0)
+            requests.finish(None, 0.5, 7, 2)
+
+    def move():
+        while not is_over.is_set():
+            store.move(Memory())
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        run_together(*[count] * 4)
+    finally:
+        is_over.set()
+        mover.join(60)
+    assert store.moves > 100
+    assert value(store, "c") == 40_000
+    assert value(store, "active") == -40_000
+    assert (value(store, "d").buckets[0], value(store, "d").sum) == (40_000, 20_000)
+    assert value(store, "r").sum == 280_000
+    assert value(store, "q").buckets[1] == 40_000
+
+
+def test_requests_are_shown_again_after_everything_was_set_to_zero(store):
+    requests = request_series(store)
+    requests.finish(None, 0.5, 7, 0)
+    store.clear()
+    assert value(store, "d") is None
+    requests.finish(None, 0.5, 7, 0)
+    assert value(store, "d").buckets == [1.0, 0.0, 0.0]
+    assert value(store, "q").buckets == [1.0, 0.0, 0.0]
+    assert value(store, "active") == -1
+
+
+def test_a_request_without_a_size_counts_none(store):
+    request_series(store).finish(None, 0.5, None, 0)
+    assert value(store, "d").buckets == [1.0, 0.0, 0.0]
+    assert value(store, "r") is None
+
+
+def test_without_a_global_lock_an_update_waits_for_ours(store):
+    """What a build of Python that can do without is given instead."""
+    series = store.counter("c").series({})
+    add = cells._under_lock(Series.add)
+    done = threading.Event()
+
+    def count():
+        add(series, 2.0)
+        done.set()
+
+    with store.lock:
+        thread = threading.Thread(target=count)
+        thread.start()
+        assert not done.wait(0.2)
+        assert series.read() == 0.0
+    thread.join(10)
+    assert series.read() == 2.0
+
+
+def test_a_buckets_exemplar_stays_for_a_moment(store, monkeypatch):
+    """A busy series would push the exemplars of all others out of the ring."""
+    now_s = [1000.0]
+    monkeypatch.setattr(cells.time, "time", lambda: now_s[0])
+    series = store.histogram("h", bounds=(1.0,)).series({})
+    assert isinstance(series, HistogramSeries)
+    series.observe(0.5, 1, 1)
+    series.observe(0.6, 2, 2)
+    series.observe(5.0, 3, 3)
+    assert [found.trace_id for found in store.exemplars.latest().values()] == [1, 3]
+    now_s[0] += cells._EXEMPLAR_AGE_S
+    series.observe(0.7, 4, 4)
+    assert sorted(found.trace_id for found in store.exemplars.latest().values()) == [3, 4]
+    # A clock that was set back does not keep new ones out.
+    now_s[0] -= 3600
+    series.observe(0.8, 5, 5)
+    assert sorted(found.trace_id for found in store.exemplars.latest().values()) == [3, 5]
+    assert series.read_histogram().buckets == [4.0, 1.0]
+    assert series._definition.kind is Kind.HISTOGRAM
