@@ -10,7 +10,6 @@ import pytest
 
 from django_otel.core import cells
 from django_otel.core.cells import CellStore, HistogramSeries, Memory, RequestSeries, Series
-from django_otel.core.families import Kind
 
 #: Where CPython looks for another thread that wants to run, or for a signal.
 _MAY_BE_INTERRUPTED = ("CALL", "PRECALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "FOR_ITER", "SEND", "YIELD")
@@ -170,22 +169,31 @@ def test_without_a_global_lock_an_update_waits_for_ours(store):
     assert series.read() == 2.0
 
 
-def test_a_buckets_exemplar_stays_for_a_moment(store, monkeypatch):
-    """A busy series would push the exemplars of all others out of the ring."""
+def test_a_busy_buckets_exemplars_leave_the_others_theirs(store, monkeypatch):
+    """It would push the exemplars of all others out of the ring; the last of a few is always shown."""
     now_s = [1000.0]
     monkeypatch.setattr(cells.time, "time", lambda: now_s[0])
     series = store.histogram("h", bounds=(1.0,)).series({})
     assert isinstance(series, HistogramSeries)
-    series.observe(0.5, 1, 1)
-    series.observe(0.6, 2, 2)
-    series.observe(5.0, 3, 3)
-    assert [found.trace_id for found in store.exemplars.latest().values()] == [1, 3]
+
+    def shown() -> list[int]:
+        return sorted(found.trace_id for found in store.exemplars.latest().values())
+
+    series.observe(5.0, 1000, 1)
+    for number in range(1, 501):
+        series.observe(0.5, number, 1)
+    assert shown() == [cells._EXEMPLARS_AT_ONCE, 1000]
     now_s[0] += cells._EXEMPLAR_AGE_S
-    series.observe(0.7, 4, 4)
-    assert sorted(found.trace_id for found in store.exemplars.latest().values()) == [3, 4]
-    # A clock that was set back does not keep new ones out.
+    series.observe(0.7, 501, 1)
+    assert shown() == [501, 1000]
+    # A clock that was set back does not keep new ones out, nor does what was forgotten.
     now_s[0] -= 3600
-    series.observe(0.8, 5, 5)
-    assert sorted(found.trace_id for found in store.exemplars.latest().values()) == [3, 5]
-    assert series.read_histogram().buckets == [4.0, 1.0]
-    assert series._definition.kind is Kind.HISTOGRAM
+    series.observe(0.8, 502, 1)
+    assert shown() == [502, 1000]
+    for number in range(503, 603):
+        series.observe(0.8, number, 1)
+    now_s[0] += 0.01
+    store.exemplars.clear()
+    series.observe(0.8, 603, 1)
+    assert shown() == [603]
+    assert series.read_histogram().buckets == [603.0, 1.0]

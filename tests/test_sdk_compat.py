@@ -355,6 +355,8 @@ OTHERS_PRIVATE_NAMES = {
     "_default_manager": "Django, documented",
     "_func_path": "django.urls.ResolverMatch",
     "_resource_closers": "django.http.HttpResponseBase",
+    "_container": "django.http.HttpResponse; what its public content would join",
+    "_is_gil_enabled": "sys, documented",
     "_from_testcase": "django.db.transaction.Atomic",
     "_names_to_collectors": "prometheus_client.CollectorRegistry",
     "_collector_to_names": "prometheus_client.CollectorRegistry",

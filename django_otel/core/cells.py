@@ -41,9 +41,11 @@ from django_otel.core.families import (
 #: OpenTelemetry metrics SDK, "Overflow attribute".
 OVERFLOW: Attributes = (("otel.metric.overflow", True),)
 _EXEMPLAR_RECORDS = 64
-#: A bucket's exemplar stays for so long, in seconds: scrapes come seconds apart, and a busy series would push the
-#: exemplars of all others out (and pay 10 kI for each).
+#: A bucket's exemplar is replaced so many times in so long, in seconds: scrapes come seconds apart, and a busy series
+#: would push the exemplars of all others out (and pay 10 kI for each).
 _EXEMPLAR_AGE_S = 0.25
+#: Of a bucket, in that time.
+_EXEMPLARS_AT_ONCE = 8
 #: Whether one thread at a time runs Python. A build that can do without says so; once on, it stays on.
 HAS_GLOBAL_LOCK = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 
@@ -256,7 +258,7 @@ class GaugeSeries(Series):
 class HistogramSeries(Series):
     """One distribution with its attributes."""
 
-    __slots__ = ("_bounds", "_exemplars", "_mark", "_shown_at_s", "_to_sum")
+    __slots__ = ("_bounds", "_exemplars", "_mark", "_shown", "_shown_since_s", "_to_sum")
 
     def __init__(self, store: CellStore, definition: Definition, attributes: Attributes, is_overflow: bool) -> None:
         self._bounds = definition.bounds
@@ -268,12 +270,9 @@ class HistogramSeries(Series):
         super()._put(memory)
         # Found once: to look for it costs more than all else about an exemplar (4 kI).
         self._mark = memory.mark(self._definition, self.attributes)
-        #: When each bucket's exemplar was last replaced.
-        self._shown_at_s = [-math.inf] * self._to_sum
-
-    def clear(self) -> None:
-        super().clear()
-        self._shown_at_s = [-math.inf] * self._to_sum
+        #: By bucket, since when the replacements of its exemplar are counted, and how many there were.
+        self._shown_since_s = [-math.inf] * self._to_sum
+        self._shown = [0] * self._to_sum
 
     def observe(self, value: float, trace_id: int = 0, span_id: int = 0) -> None:
         """Count `value`, in the instrument's unit; with ids it may be shown as the bucket's exemplar."""
@@ -290,12 +289,16 @@ class HistogramSeries(Series):
         self.is_set = True
 
     def show_exemplar(self, value: float, trace_id: int, span_id: int) -> None:
-        """Let `value`, which is counted as well, be its bucket's exemplar, unless the one it has is new."""
+        """Let `value`, which is counted as well, be its bucket's exemplar, unless that is replaced all the time."""
         bucket = bisect_left(self._bounds, value)
         now_s = time.time()
-        if 0.0 <= now_s - self._shown_at_s[bucket] < _EXEMPLAR_AGE_S:
+        since_s = self._shown_since_s[bucket]
+        if not 0.0 <= now_s - since_s < _EXEMPLAR_AGE_S or since_s < self._exemplars.cleared_at_s:
+            self._shown_since_s[bucket] = now_s
+            self._shown[bucket] = 0
+        elif self._shown[bucket] >= _EXEMPLARS_AT_ONCE:
             return
-        self._shown_at_s[bucket] = now_s
+        self._shown[bucket] += 1
         exemplar = Exemplar(value, now_s, trace_id, span_id)
         # Not `with`, which looks up two special methods each time (1 kI).
         lock = self._lock
@@ -438,6 +441,8 @@ class ExemplarRing:
     def __init__(self) -> None:
         self._records: list[tuple[HistogramSeries, int, Exemplar] | None] = [None] * _EXEMPLAR_RECORDS
         self._next = 0
+        #: `time.time()` of it.
+        self.cleared_at_s = -math.inf
 
     def put(self, series: HistogramSeries, bucket: int, exemplar: Exemplar) -> None:
         self._records[self._next] = (series, bucket, exemplar)
@@ -455,6 +460,7 @@ class ExemplarRing:
     def clear(self) -> None:
         self._records = [None] * _EXEMPLAR_RECORDS
         self._next = 0
+        self.cleared_at_s = time.time()
 
 
 class Instrument:

@@ -487,7 +487,7 @@ class Observer:
             )  # fmt: skip
         else:
             observation.span = dropped = DroppedSpan()
-            dropped._shared, dropped._low_bits, dropped._parent = tracer.shared, low_bits, None
+            dropped.shared, dropped.low_bits, dropped.below = tracer.shared, low_bits, None
         return context
 
     def _start_span_of_caller(
@@ -513,7 +513,7 @@ class Observer:
             )  # fmt: skip
         else:
             observation.span = dropped = DroppedSpan()
-            dropped._shared, dropped._low_bits, dropped._parent = tracer.shared, None, parent
+            dropped.shared, dropped.low_bits, dropped.below = tracer.shared, None, parent
         return context
 
     def _start_span_below(

@@ -31,7 +31,7 @@ from django_otel.core.config import Config, ConfigError, Problem
 from django_otel.core.families import Family
 from django_otel.core.propagation import BaggagePropagator, TraceContextPropagator
 from django_otel.core.scrub import Scrubber
-from django_otel.core.sdk_compat import LOG_EXPORTER_MODULE, EndingForwarder, flags_of
+from django_otel.core.sdk_compat import LOG_EXPORTER_MODULE, EndingForwarder, context_of, flags_of
 from django_otel.core.spans import Distributor, RecordedSpan, Taker, does_nothing, to_readable
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
 
     def take(self, span: RecordedSpan) -> None:
         tail = self._tail
-        if tail is not None and not flags_of(span._context) & 1:
+        if tail is not None and not flags_of(context_of(span)) & 1:
             tail.end(span)
         elif tail is not None and span.status.status_code is StatusCode.ERROR:
             self.emit(tail.correct(to_readable(span)))
@@ -264,7 +264,7 @@ class SpanBatchProcessor(WorkerOwner, Taker):
         )
 
     def take(self, span: RecordedSpan) -> None:
-        if flags_of(span._context) & 1:
+        if flags_of(context_of(span)) & 1:
             self.worker.put(span)
 
     def _export(self, spans: list[ReadableSpan]) -> bool:

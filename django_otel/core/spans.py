@@ -468,14 +468,15 @@ class RecordedSpan(SdkSpan):
 class DroppedSpan(NonRecordingSpan):
     """A span that is not recorded. Its ids are drawn when somebody asks for them, which is seldom.
 
-    `_low_bits` are the trace id's low 64 bits, which the decision was made by, or None where it needed none. Who
+    `low_bits` are the trace id's low 64 bits, which the decision was made by, or None where it needed none. Who
     makes one sets the three attributes: to call an `__init__` costs more than all that (1 kI).
     """
 
-    __slots__ = ("_low_bits", "_parent", "_shared")
-    _shared: Shared
-    _low_bits: int | None
-    _parent: SpanContext | DroppedSpan | None
+    __slots__ = ("below", "low_bits", "shared")
+    shared: Shared
+    low_bits: int | None
+    #: Its parent.
+    below: SpanContext | DroppedSpan | None
 
     if TYPE_CHECKING:
 
@@ -496,12 +497,12 @@ class DroppedSpan(NonRecordingSpan):
         return self.get_span_context()
 
     def _draw(self) -> SpanContext:
-        ids = self._shared.ids
-        parent = self._parent
+        ids = self.shared.ids
+        parent = self.below
         if isinstance(parent, DroppedSpan):
             parent = parent.get_span_context()
         if parent is None:
-            low_bits = self._low_bits
+            low_bits = self.low_bits
             trace_id = ids.generate_trace_id()
             if low_bits is not None:
                 trace_id = ids.bits(64) << 64 | low_bits or trace_id
@@ -512,7 +513,7 @@ class DroppedSpan(NonRecordingSpan):
 
 def _drop(shared: Shared, low_bits: int | None, parent: SpanContext | DroppedSpan | None) -> DroppedSpan:
     span = DroppedSpan()
-    span._shared, span._low_bits, span._parent = shared, low_bits, parent
+    span.shared, span.low_bits, span.below = shared, low_bits, parent
     return span
 
 

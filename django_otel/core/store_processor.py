@@ -24,7 +24,7 @@ from django_otel.core.batch import BatchWorker, WorkerOwner
 from django_otel.core.config import Config
 from django_otel.core.families import OWN_SCOPE, Family, HistogramValue, Point
 from django_otel.core.scrub import Scrubber
-from django_otel.core.sdk_compat import flags_of
+from django_otel.core.sdk_compat import context_of, flags_of
 from django_otel.core.shared import Unusable
 from django_otel.core.spans import RecordedSpan, Taker, to_readable
 from django_otel.core.store import (
@@ -108,7 +108,7 @@ class StoreProcessor(WorkerOwner, Taker):
             self.worker.put(span)
 
     def take(self, span: RecordedSpan) -> None:
-        if flags_of(span._context) & 1:
+        if flags_of(context_of(span)) & 1:
             self.worker.put(span)
 
     def on_log(self, record: Any, logger_name: str) -> None:
