@@ -43,9 +43,9 @@ OVERFLOW: Attributes = (("otel.metric.overflow", True),)
 _EXEMPLAR_RECORDS = 64
 #: A bucket's exemplar is replaced so many times in so long, in seconds: scrapes come seconds apart, and a busy series
 #: would push the exemplars of all others out (and pay 10 kI for each).
-_EXEMPLAR_AGE_S = 0.25
+_EXEMPLAR_AGE_S = 0.5
 #: Of a bucket, in that time.
-_EXEMPLARS_AT_ONCE = 8
+_EXEMPLARS_AT_ONCE = 5
 #: Whether one thread at a time runs Python. A build that can do without says so; once on, it stays on.
 HAS_GLOBAL_LOCK = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 
@@ -352,9 +352,10 @@ class RequestSeries:
         self._lock = duration._lock
         #: Most requests end within the first bound.
         self._first_bound = duration._bounds[0] if duration._bounds else -math.inf
-        #: Size and queries of the last request, each with its bucket. Read and replaced whole: threads need no lock.
-        self._last_size: tuple[int, int] = (-1, 0)
-        self._last_queries: tuple[int, int] = (-1, 0)
+        #: Size and queries of the last request, each with its bucket, and as a float, which is quicker to add. Read and
+        #: replaced whole, so that threads need no lock.
+        self._last_size: tuple[int, int, float] = (-1, 0, 0.0)
+        self._last_queries: tuple[int, int, float] = (-1, 0, 0.0)
         self._places: tuple[Any, ...] = ()
         #: `CellStore.moves` when that was found out.
         self._moves = -1
@@ -384,9 +385,10 @@ class RequestSeries:
         last_size, last_queries = self._last_size, self._last_queries
         if last_size[0] != response_size_bytes and response_size_bytes is not None:
             bucket = bisect_left(self.response_size._bounds, response_size_bytes)
-            self._last_size = last_size = (response_size_bytes, bucket)
+            self._last_size = last_size = (response_size_bytes, bucket, float(response_size_bytes))
         if last_queries[0] != query_count and self.queries is not None:
-            self._last_queries = last_queries = (query_count, bisect_left(self.queries._bounds, query_count))
+            bucket = bisect_left(self.queries._bounds, query_count)
+            self._last_queries = last_queries = (query_count, bucket, float(query_count))
         bucket = 0 if duration_s <= self._first_bound else bisect_left(self.duration._bounds, duration_s)
         store = self._store
         if not store.joined:
@@ -402,12 +404,12 @@ class RequestSeries:
         durations[to_sum] += duration_s
         if response_size_bytes is not None:
             sizes[size_first + last_size[1]] += 1.0
-            sizes[size_sum] += response_size_bytes
+            sizes[size_sum] += last_size[2]
             self.response_size.is_set = True
         if counts is not None:
             counts[count_first + last_queries[1]] += 1.0
             if query_count:
-                counts[count_sum] += query_count
+                counts[count_sum] += last_queries[2]
         if decisions is not None:
             active, place = decisions._view, decisions._base
             active[place] += 1.0
