@@ -222,11 +222,28 @@ def _wait(name: str, wish: _Wish, is_user_list: bool) -> bool:
         # Imported by another thread in this moment.
         del _waiting[name]
         return False
+    import_hooks.when_imported(_module_of(name), lambda: _stop_waiting_for(name, by_instrumentor=True))
     return True
 
 
-def _stop_waiting_for(name: str) -> None:
-    """The library is there: switch its instrumentor on."""
+def _module_of(name: str) -> str:
+    return f"opentelemetry.instrumentation.{name.replace('-', '_')}"
+
+
+def _is_being_imported(module_name: str) -> bool:
+    return bool(getattr(getattr(sys.modules.get(module_name), "__spec__", None), "_initializing", False))
+
+
+def _stop_waiting_for(name: str, *, by_instrumentor: bool = False) -> None:
+    """The library is there: switch its instrumentor on. `by_instrumentor`: whose own module has just been imported."""
+    if by_instrumentor:
+        if _LIBRARIES[name] not in sys.modules:
+            return
+    elif _is_being_imported(_module_of(name)):
+        # The project imports the instrumentor itself, which imports the library: we hear of it again when it is done.
+        return
+    # Ours to import from here on.
+    import_hooks.forget(_module_of(name))
     # The importing thread holds the library's import lock. Who holds our lock may be waiting for that one, so we do
     # not wait for ever; without the lock the worst is that a change of the settings at this moment is not seen.
     is_locked = _lock.acquire(timeout=_LOCK_WAIT_S)
@@ -243,6 +260,7 @@ def _stop_waiting() -> None:
     for name in list(_waiting):
         del _waiting[name]
         import_hooks.forget(_LIBRARIES[name])
+        import_hooks.forget(_module_of(name))
 
 
 def _find_waiting_state(name: str) -> State:

@@ -357,6 +357,7 @@ OTHERS_PRIVATE_NAMES = {
     "_resource_closers": "django.http.HttpResponseBase",
     "_container": "django.http.HttpResponse; what its public content would join",
     "_is_gil_enabled": "sys, documented",
+    "_initializing": "importlib.machinery.ModuleSpec; what importlib itself asks for a module under way",
     "_from_testcase": "django.db.transaction.Atomic",
     "_names_to_collectors": "prometheus_client.CollectorRegistry",
     "_collector_to_names": "prometheus_client.CollectorRegistry",

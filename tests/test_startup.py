@@ -120,6 +120,19 @@ def test_the_librarys_import_instruments_it(receiver):
     assert not {"redis", "psycopg2", "grpc", "prometheus_client"} & set(found["after"])
 
 
+def test_a_project_that_imports_the_instrumentor_itself_has_it_switched_on():
+    """It imports the library on its way, at a moment when nobody can use it yet."""
+    found = run(
+        "from opentelemetry.instrumentation.requests import RequestsInstrumentor\n"
+        "from django_otel import instrumentors\n"
+        "show(on=RequestsInstrumentor().is_instrumented_by_opentelemetry,"
+        "     states={s.name: [s.is_on, s.reason] for s in instrumentors.states()}, here='requests' in sys.modules)"
+    )
+    assert found["here"]
+    assert found["on"], found
+    assert found["states"]["requests"] == [True, "on"]
+
+
 def test_a_library_that_is_there_before_is_instrumented_at_setup():
     """The settings module may have imported it."""
     code = "import requests; import django.test.utils\n" + "".join(PRELUDE)

@@ -81,7 +81,7 @@ _finder = _Finder()
 def when_imported(name: str, callback: Callable[[], None]) -> bool:
     """Call `callback()` once, in the thread that imports the module `name`, right after its code has run.
 
-    For a top-level name. One callback per module, the last one given. Gives
+    One callback per module, the last one given. Gives
     False, and waits for nothing, when the module is there already.
     """
     with _lock:
