@@ -15,9 +15,12 @@ from benchmarks.peers.subject import DELAY_S, QUEUE, SERVICE, OpenTelemetrySubje
 def stop_clocks() -> None:
     """Let our threads that work by the clock sleep; before the first request, which starts them."""
     from django_otel import live
-    from django_otel.core import sharing
+    from django_otel.core import cells, sharing
 
     live._TICK_S = sharing._TICK_S = DELAY_S
+    # Five exemplars in so long are five in thousands of requests at real speed, and every other one while instructions
+    # are counted, fifty times slower.
+    cells._EXEMPLAR_AGE_S = 50 * 0.5
 
 
 class DjangoOtel(OpenTelemetrySubject):
