@@ -462,24 +462,25 @@ class Observer:
         if self._traceparent in meta:
             return self._start_span_of_caller(context, observation, request, meta)
         policy: InForce = sampler.in_force
+        if not policy.is_steady:
+            policy = sampler.policy
+        branch = (
+            policy.branch(observation.kind.method, request.path_info) if policy.has_rules else policy.branch_by_default
+        )
+        if branch is None:
+            # It depends on the route, which Django has yet to find.
+            return self._start_span_below(context, observation, request, meta)
         # The decision needs half of a trace id; the other ids, and attributes, only what is recorded.
         low_bits = None
-        if policy.is_simple:
-            # As decide() does, where there is nothing else to see to: half of what deciding costs (1.5 kI).
-            branch = policy.branch_by_default
-            if branch.is_never:
-                verdict = branch.dropped
-            else:
-                low_bits = tracer.shared.ids.bits(64)
-                verdict = branch.recorded if low_bits < branch.bound else branch.dropped
+        if branch.is_never:
+            verdict = branch.dropped
         else:
-            policy = sampler.policy
-            chosen = policy.branch(observation.kind.method, request.path_info)
-            if chosen is None:
-                # It depends on the route, which Django has yet to find.
-                return self._start_span_below(context, observation, request, meta)
             low_bits = tracer.shared.ids.bits(64)
-            verdict = policy.decide(low_bits, None, chosen)
+            if policy.is_steady:
+                # As decide() does, where there is nothing else to see to: half of what deciding costs (1.5 kI).
+                verdict = branch.recorded if low_bits < branch.bound else branch.dropped
+            else:
+                verdict = policy.decide(low_bits, None, branch)
         observation.decisions = verdict.opened or verdict.series()
         if low_bits is not None and verdict.is_recording:
             attributes = self._start_attributes(observation, request, meta)

@@ -264,7 +264,7 @@ class InForce:
     __slots__ = (
         "_branches", "_expects_views", "_open_series", "_parent_limited", "_parent_no", "_parent_yes", "_paths",
         "_remembered", "_route_branches", "_view_branches",
-        "branch_by_default", "expires_at_s", "forced", "has_route_rules", "has_rules", "is_simple", "is_timed",
+        "branch_by_default", "expires_at_s", "forced", "has_route_rules", "has_rules", "is_steady", "is_timed",
         "keep_errors", "keep_slow_s", "keeps", "limiter", "max_per_second", "note", "ratio", "rule_sources", "rules",
         "since_s", "source", "until_s", "version",
     )  # fmt: skip
@@ -303,8 +303,8 @@ class InForce:
         self.since_s = max((end for end in ends if end <= now_s), default=-math.inf)
         self.until_s = min((end for end in ends if end > now_s), default=math.inf)
         self.limiter = limiter
-        #: Whether the ratio alone decides, now and for ever; set when all is put together.
-        self.is_simple = False
+        #: Whether nothing but the request decides: neither the clock nor a limit; set when all is put together.
+        self.is_steady = False
         # One that is whole is all there is.
         self._expects_views = expects_views and not (upper is not None and upper.is_whole)
         #: Whether spans are held back until it is known how their trace ends.
@@ -515,7 +515,7 @@ class LiveSampler(Sampler):
         elif self._limiter is None or self._limiter.max_per_second != built.max_per_second:
             self._limiter = Limiter(built.max_per_second, self._processes, self._clock)
         built.limiter = self._limiter
-        built.is_simple = not built.has_rules and built.limiter is None and not built.is_timed
+        built.is_steady = built.limiter is None and not built.is_timed
         if self.on_compose is not None:
             self.on_compose(built)
         self.in_force = built
