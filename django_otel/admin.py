@@ -590,7 +590,9 @@ def _may_see(request: HttpRequest) -> bool:
 
 def _leave_out(request: HttpRequest) -> None:
     """Neither trace nor metrics: a page that is left open asks all day. From the second time on nothing is begun."""
-    observation = getattr(request, "_django_otel", None)
+    from django_otel.core.observation import find
+
+    observation = find(request)
     if observation is not None:
         with guard.contained("leaving a question of the page out of the telemetry"):
             observation.discard()

@@ -546,9 +546,11 @@ class _Untraced(_Scope):
 
     def _begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Run:
         with guard.contained("untraced on a view"):
+            from django_otel.core import observation
+
             # A view's request comes first, or after self.
             for argument in (*args[:2], kwargs.get("request")):
-                observed = getattr(argument, "_django_otel", None)
+                observed = observation.find(argument)
                 if observed is not None:
                     observed.discard_span()
                     break

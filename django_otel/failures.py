@@ -27,7 +27,9 @@ _plain_text = ExceptionReporter.get_traceback_text
 
 def trace_of(request: HttpRequest | None) -> tuple[str, bool] | None:
     """The id of a request's trace (else of the active one), and whether it is recorded; None without a trace."""
-    observation = getattr(request, "_django_otel", None)
+    from django_otel.core.observation import find
+
+    observation = find(request)
     span = observation.span if observation is not None else trace.get_current_span()
     ids = span.get_span_context()
     if not ids.is_valid:

@@ -21,7 +21,7 @@ from opentelemetry import context as otel_context
 
 from django_otel import conf, force, runtime
 from django_otel.core import guard
-from django_otel.core.observation import Observation, Observer
+from django_otel.core.observation import Observation, Observer, find
 from django_otel.core.pipelines import import_path
 from django_otel.core.response_headers import build_response_headers
 from django_otel.core.sampling import untraced
@@ -337,7 +337,7 @@ def _on_request_exception(*, request: Any = None, **_: Any) -> None:
     """Django turned an unhandled exception into a 500 response; note it for the span."""
     import sys
 
-    observation = getattr(request, "_django_otel", None)
+    observation = find(request)
     if observation is not None:
         observation.exception = sys.exc_info()[1]
 

@@ -68,7 +68,9 @@ def _probe(view: View) -> View:
 
 
 def _discard(request: HttpRequest) -> None:
-    observation = getattr(request, "_django_otel", None)
+    from django_otel.core.observation import find
+
+    observation = find(request)
     if observation is not None:
         with guard.contained("leaving a probe out of the telemetry"):
             observation.discard()

@@ -224,6 +224,6 @@ def _forbid_storing(context: Context) -> None:
     from django_otel.core import observation
 
     request = context.get("request")
-    observed = getattr(request, "_django_otel", None) or observation.current()
+    observed = observation.find(request) or observation.current()
     if observed is not None:
         observed.no_store = True
