@@ -270,9 +270,10 @@ class HistogramSeries(Series):
         super()._put(memory)
         # Found once: to look for it costs more than all else about an exemplar (4 kI).
         self._mark = memory.mark(self._definition, self.attributes)
-        #: By bucket, since when the replacements of its exemplar are counted, and how many there were.
-        self._shown_since_s = [-math.inf] * self._to_sum
-        self._shown = [0] * self._to_sum
+        #: By bucket, since when the replacements of its exemplar are counted, and how many there were; empty before the
+        #: first, for most series have none.
+        self._shown_since_s: list[float] = []
+        self._shown: list[int] = []
 
     def observe(self, value: float, trace_id: int = 0, span_id: int = 0) -> None:
         """Count `value`, in the instrument's unit; with ids it may be shown as the bucket's exemplar."""
@@ -292,6 +293,10 @@ class HistogramSeries(Series):
         """Let `value`, which is counted as well, be its bucket's exemplar, unless that is replaced all the time."""
         bucket = bisect_left(self._bounds, value)
         now_s = time.time()
+        if not self._shown:
+            # This one last: it is looked at without a lock.
+            self._shown_since_s = [-math.inf] * self._to_sum
+            self._shown = [0] * self._to_sum
         since_s = self._shown_since_s[bucket]
         if not 0.0 <= now_s - since_s < _EXEMPLAR_AGE_S or since_s < self._exemplars.cleared_at_s:
             self._shown_since_s[bucket] = now_s
