@@ -25,6 +25,7 @@ from django_otel.core.observation import Observation, Observer, find
 from django_otel.core.pipelines import import_path
 from django_otel.core.response_headers import build_response_headers
 from django_otel.core.sampling import untraced
+from django_otel.core.sdk_compat import detach_or_raise as detach
 from django_otel.routes import route_template
 
 _observer: Observer | None = None
@@ -116,7 +117,7 @@ def _respond(observation: Observation, response: HttpResponseBase) -> HttpRespon
     try:
         if observation.unusual is not None or observer.set_headers is not None:
             _add_headers(observation, response)
-        if _are_whole.get(type(response)) or _is_whole(type(response)):
+        if type(response) is _last_whole or _is_whole(type(response)):
             # The content's parts, which `content` would join.
             chunks: list[bytes] = response._container  # type: ignore[attr-defined]
             size_bytes = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
@@ -130,22 +131,32 @@ def _respond(observation: Observation, response: HttpResponseBase) -> HttpRespon
     except Exception as fault:
         guard.report("measuring a response", fault)
     finally:
-        observation.detach()
+        # As `observation.detach()`, whose call costs 0.3 kI.
+        token, observation.context_token = observation.context_token, None
+        try:
+            detach(token)
+        except ValueError:
+            pass
     observer.finish(observation, response, size_bytes)
     return response
 
 
 #: By class of response, whether it is all there in the parts that `HttpResponse` keeps.
 _are_whole: dict[type, bool] = {}
+#: The last class that was: a project has few, and to look at this first takes half the time (0.2 kI).
+_last_whole: type | None = None
 
 
 def _is_whole(kind: type[HttpResponseBase]) -> bool:
-    if kind in _are_whole:
-        return False
-    found = issubclass(kind, HttpResponse) and kind.__iter__ is HttpResponse.__iter__ and not kind.streaming
-    # Bounded: a project could make classes as it goes.
-    if len(_are_whole) < _MAX_CLASSES:
-        _are_whole[kind] = found
+    global _last_whole
+    found = _are_whole.get(kind)
+    if found is None:
+        found = issubclass(kind, HttpResponse) and kind.__iter__ is HttpResponse.__iter__ and not kind.streaming
+        # Bounded: a project could make classes as it goes.
+        if len(_are_whole) < _MAX_CLASSES:
+            _are_whole[kind] = found
+    if found:
+        _last_whole = kind
     return found
 
 
@@ -284,6 +295,9 @@ class OTelMiddleware:
 
     Source: OpenTelemetry semantic conventions, "HTTP spans" and "HTTP metrics" (stable).
     """
+
+    # Found at once, unlike what stands in the dict, which Django copies from (0.2 kI each).
+    __slots__ = ("__dict__", "_is_async", "get_response")
 
     sync_capable = True
     async_capable = True

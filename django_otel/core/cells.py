@@ -148,8 +148,8 @@ class Series:
     """One value with its attributes: counter or up-down counter."""
 
     __slots__ = (
-        "_base", "_baseline", "_cells", "_definition", "_lock", "_store", "_view", "attributes", "is_overflow",
-        "is_set", "start_time_unix_nano",
+        "_baseline", "_cells", "_definition", "_lock", "_store", "attributes", "base", "is_overflow", "is_set",
+        "start_time_unix_nano", "view",
     )  # fmt: skip
 
     def __init__(self, store: CellStore, definition: Definition, attributes: Attributes, is_overflow: bool) -> None:
@@ -168,30 +168,30 @@ class Series:
         found: list[float] = view[base : base + self._cells].tolist()  # type: ignore[assignment]
         #: What an earlier process had counted in these cells; None where that is nothing.
         self._baseline: list[float] | None = found if any(found) else None
-        # All at once, for updates take no lock.
-        self._view, self._base = view, base
+        #: Where the cells are. All at once, for updates take no lock.
+        self.view, self.base = view, base
         self._store.moves += 1
 
     def _own(self) -> list[float]:
         """What this process has counted."""
-        cells: list[float] = self._view[self._base : self._base + self._cells].tolist()  # type: ignore[assignment]
-        baseline = self._baseline
+        return self._read_own(self.view, self.base, self._baseline)
+
+    def _read_own(self, view: memoryview[float], base: int, baseline: list[float] | None) -> list[float]:
+        cells: list[float] = view[base : base + self._cells].tolist()  # type: ignore[assignment]
         return cells if baseline is None else [now - before for now, before in zip(cells, baseline, strict=True)]
 
     def move(self, memory: Memory) -> None:
         """Go on in other memory, with what this process has counted so far. The store's lock is held."""
-        view, base, baseline = self._view, self._base, self._baseline
+        view, base, baseline = self.view, self.base, self._baseline
         self._put(memory)
-        if self._view is view and self._base == base:
+        if self.view is view and self.base == base:
             # It is there already (others were not, because the memory could not grow).
             self._baseline = baseline
             return
         # Only now that updates go to the new cells, so that none is lost.
-        own: list[float] = view[base : base + self._cells].tolist()  # type: ignore[assignment]
-        for index, value in enumerate(own):
-            counted = value if baseline is None else value - baseline[index]
-            place = self._base + index
-            self._view[place] += counted
+        for index, counted in enumerate(self._read_own(view, base, baseline)):
+            place = self.base + index
+            self.view[place] += counted
 
     def rebase(self) -> None:
         """Take the cells as they are for what this process has counted, where they are below the baseline.
@@ -211,20 +211,20 @@ class Series:
         if not self._store.joined:
             self._store.wake()
         # Not interrupted from here.
-        view, base = self._view, self._base
+        view, base = self.view, self.base
         view[base] += amount
         self.is_set = True
 
     def read(self) -> float:
         """The value, as far as this process has counted it."""
         baseline = self._baseline
-        value: float = self._view[self._base]
+        value: float = self.view[self.base]
         return value if baseline is None else value - baseline[0]
 
     def clear(self) -> None:
         self._store.moves += 1
-        for index in range(self._base, self._base + self._cells):
-            self._view[index] = 0.0
+        for index in range(self.base, self.base + self._cells):
+            self.view[index] = 0.0
         self._baseline = None
         self.is_set = False
         self.start_time_unix_nano = time.time_ns()
@@ -238,21 +238,21 @@ class GaugeSeries(Series):
     def set(self, value: float) -> None:
         """Replace the value, in the instrument's unit."""
         with self._lock:
-            self._view[self._base] = value
-            self._view[self._base + 1] = time.time()
+            self.view[self.base] = value
+            self.view[self.base + 1] = time.time()
             self.is_set = True
         if not self._store.joined:
             self._store.wake()
 
     def read(self) -> float:
-        value: float = self._view[self._base]
+        value: float = self.view[self.base]
         return value
 
     def move(self, memory: Memory) -> None:
-        value, set_at_s = self._view[self._base], self._view[self._base + 1]
+        value, set_at_s = self.view[self.base], self.view[self.base + 1]
         self._put(memory)
         if self.is_set:
-            self._view[self._base], self._view[self._base + 1] = value, set_at_s
+            self.view[self.base], self.view[self.base + 1] = value, set_at_s
 
 
 class HistogramSeries(Series):
@@ -284,7 +284,7 @@ class HistogramSeries(Series):
         # A bound is the inclusive upper end of its bucket, in OpenTelemetry and in Prometheus ("le").
         bucket = bisect_left(self._bounds, value)
         # Not interrupted from here.
-        view, base = self._view, self._base
+        view, base = self.view, self.base
         view[base + bucket] += 1.0
         view[base + self._to_sum] += value
         self.is_set = True
@@ -371,10 +371,10 @@ class RequestSeries:
         # First, so that what moves meanwhile is seen the next time.
         self._moves = self._store.moves
         self._places = (
-            self._active._view, self._active._base,
-            duration._view, duration._base, duration._base + duration._to_sum,
-            size._view, size._base, size._base + size._to_sum,
-            *((queries._view, queries._base, queries._base + queries._to_sum) if queries is not None else (None, 0, 0)),
+            self._active.view, self._active.base,
+            duration.view, duration.base, duration.base + duration._to_sum,
+            size.view, size.base, size.base + size._to_sum,
+            *((queries.view, queries.base, queries.base + queries._to_sum) if queries is not None else (None, 0, 0)),
         )  # fmt: skip
         self._active.is_set = duration.is_set = True
         if queries is not None:
@@ -396,8 +396,6 @@ class RequestSeries:
             self._last_queries = last_queries = (query_count, bucket, float(query_count))
         bucket = 0 if duration_s <= self._first_bound else bisect_left(self.duration._bounds, duration_s)
         store = self._store
-        if not store.joined:
-            store.wake()
         while self._moves != store.moves:
             self._find_places()
         # Not interrupted from here; the loop above ends with a look at whether anything has moved.
@@ -416,7 +414,7 @@ class RequestSeries:
             if query_count:
                 counts[count_sum] += last_queries[2]
         if decisions is not None:
-            active, place = decisions._view, decisions._base
+            active, place = decisions.view, decisions.base
             active[place] += 1.0
             decisions.is_set = True
 

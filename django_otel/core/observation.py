@@ -12,7 +12,7 @@ import contextlib
 import fnmatch
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +21,17 @@ from opentelemetry.context import Context, create_key
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from django_otel.core import guard
-from django_otel.core.cells import CellStore, Counter, RequestSeries, Series
+from django_otel.core.cells import HAS_GLOBAL_LOCK, CellStore, Counter, RequestSeries, Series
 from django_otel.core.config import Config
 from django_otel.core.deferred import DeferredSpan
 from django_otel.core.errors import record_exception, type_name
 from django_otel.core.patterns import lazy_pattern
 from django_otel.core.propagation import META_GETTER, parse_traceparent
 from django_otel.core.response_headers import Notes
-from django_otel.core.sampling import InForce, LiveSampler, with_branch
+from django_otel.core.sampling import Branch, InForce, LiveSampler, with_branch
 from django_otel.core.sdk_compat import SPAN_KEY, attach, build_remote_context, get_current
 from django_otel.core.sdk_compat import detach_or_raise as detach
-from django_otel.core.spans import DroppedSpan, RecordedSpan, Tracer
+from django_otel.core.spans import DroppedSpan, RecordedSpan, Shared, Tracer
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
@@ -51,13 +51,17 @@ _MAX_HANDLES = 10_000
 _MAX_HOST_LENGTH = 255
 _MAX_TEXT = 1024
 
+_NOTHING = Context()
 #: Where a context holds its request, beside the span: a variable of its own would cost 3 kI per request more.
 REQUEST_KEY = create_key("django_otel-request")
 
 
 def current() -> Observation | None:
     """The request that is being served in this context, or None."""
-    found: Observation | None = get_current().get(REQUEST_KEY)  # type: ignore[assignment]
+    context = get_current()
+    if type(context) is Observation:
+        return context
+    found: Observation | None = context.get(REQUEST_KEY)  # type: ignore[assignment]
     return found
 
 
@@ -145,19 +149,27 @@ class _Unusual:
 _USUAL = _Unusual()
 
 
-class Observation:
-    """One request under way, filled in by `Observer.begin`. `queries` is counted up by the database layer."""
+class Observation(Context):
+    """One request under way, filled in by `Observer.begin`. `queries` is counted up by the database layer.
+
+    It is also what is current while the request is served, if nothing else was before: a context in which the
+    request's span and the observation itself are found. To make those out of a dict, and a span that nothing records,
+    costs 3 kI; mostly nobody asks.
+    """
 
     # No __init__, whose call costs 1 kI, no defaults in the class, with which the interpreter looks a name up twice
     # (0.2 kI each time), and in one place what most requests do not need (0.1 kI each).
     __slots__ = (
-        "content_length", "context_token", "decisions", "is_finished", "kind", "notes", "observer", "queries",
-        "request", "span", "spans", "started_s", "unusual",
+        "content_length", "context_token", "decisions", "is_finished", "kind", "low_bits", "notes", "observer",
+        "queries", "request", "span_or_none", "spans", "started_s", "unusual",
     )  # fmt: skip
     observer: Observer
     request: Any
     kind: _Kind
-    span: trace.Span
+    #: The span, however it was made; None as long as nobody has asked for one that is not recorded.
+    span_or_none: trace.Span | None
+    #: Of that one's trace id, if it was decided by them.
+    low_bits: int | None
     started_s: float
     queries: int
     #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
@@ -173,6 +185,80 @@ class Observation:
     context_token: Any
     #: None as long as there is nothing unusual.
     unusual: _Unusual | None
+
+    @property
+    def span(self) -> trace.Span:
+        """The request's span; not valid after `discard_span`."""
+        if self.unusual is not None and self.unusual.is_span_discarded:
+            return trace.INVALID_SPAN
+        return self.current_span()
+
+    def current_span(self) -> trace.Span:
+        """The span as those see it that look for the current one."""
+        found = self.span_or_none
+        if found is None:
+            assert self.observer.shared is not None
+            dropped = DroppedSpan()
+            dropped.shared, dropped.low_bits, dropped.below = self.observer.shared, self.low_bits, None
+            # Of two threads that ask at once both see the same.
+            found = self.span_or_none = self.__dict__.setdefault("_dropped", dropped)
+        return found
+
+    # --- The API's Context, which cannot be changed. ---
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key == SPAN_KEY:
+            return self.current_span()
+        return self if key == REQUEST_KEY else default
+
+    def __getitem__(self, key: str) -> Any:
+        found = self.get(key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    def copy(self) -> dict[str, Any]:
+        return {SPAN_KEY: self.current_span(), REQUEST_KEY: self}
+
+    def __contains__(self, key: object) -> bool:
+        return key in (SPAN_KEY, REQUEST_KEY)
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((SPAN_KEY, REQUEST_KEY))
+
+    def __reversed__(self) -> Iterator[str]:
+        return iter((REQUEST_KEY, SPAN_KEY))
+
+    def keys(self) -> Any:
+        return self.copy().keys()
+
+    def values(self) -> Any:
+        return self.copy().values()
+
+    def items(self) -> Any:
+        return self.copy().items()
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (not isinstance(other, Observation) and self.copy() == other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {getattr(self, 'request', None)!r}>"
+
+    # --- What is seldom. ---
 
     def make_unusual(self) -> _Unusual:
         """What is to be changed of it."""
@@ -228,7 +314,6 @@ class Observation:
         """No span for this request, nor further ones in it; its metrics still count."""
         if not self.is_joined:
             self.make_unusual().is_span_discarded = True
-            self.span = trace.INVALID_SPAN
 
     def attach(self, context: Context) -> None:
         """Make the request current, with the span and all else of `context`."""
@@ -273,11 +358,12 @@ class Observer:
     __slots__ = (
         "_active", "_counts_queries", "_duration", "_enrich", "_exceptions", "_excluded", "_excluded_paths",
         "_exemplars", "_find_force_token", "_forwarded_host", "_handles", "_inbound_key", "_inbound_key_too",
-        "_inbound_keys", "_inbound_keys_left", "_kinds", "_last_kind", "_limit", "_longest_path", "_makes_spans",
-        "_own_tracer", "_propagator", "_queries", "_records_client", "_records_query", "_request_headers",
-        "_request_size", "_response_headers", "_response_size", "_sampler", "_scrub_path", "_scrub_url",
-        "_secure_header", "_store", "_takes_notes", "_template", "_traceparent", "_tracer", "_trust",
-        "_user_attributes", "set_headers",
+        "_inbound_keys", "_inbound_keys_but_traceparent", "_inbound_keys_left", "_kinds", "_last_kind",
+        "_longest_path", "_makes_spans", "_own_tracer", "_propagator", "_queries", "_records_client",
+        "_records_query", "_request_headers", "_request_size", "_response_headers", "_response_size", "_sampler",
+        "_scrub_path", "_scrub_url", "_secure_header", "_store", "_takes_notes", "_template",
+        "_traceparent", "_tracer", "_trust",
+        "_user_attributes", "set_headers", "shared",
     )  # fmt: skip
 
     def __init__(
@@ -314,7 +400,11 @@ class Observer:
         found = tracer()
         #: Where the request path may start spans by itself: our own tracer under our own sampler, and no links that
         #: force a trace. An observer is built anew when one of them changes.
-        self._own_tracer = found if type(found) is Tracer and sampler is not None and find_force_token is None else None
+        is_own = type(found) is Tracer and makes_spans and sampler is not None and find_force_token is None
+        own: Any = found if is_own else None
+        self._own_tracer: Tracer | None = own
+        #: What its spans share; None where there is no such tracer.
+        self.shared: Shared | None = own.shared if is_own else None
         self._secure_header = secure_header
         self._forwarded_host = forwarded_host
         self._scrub_url = scrub_url
@@ -338,10 +428,11 @@ class Observer:
         # `traceparent` is parsed here when it comes alone, so that it costs a fifth (60 kI less).
         own = propagator.fields == {"traceparent", "tracestate", "baggage"} and self._trust is True
         self._traceparent = "HTTP_TRACEPARENT" if own else ""
-        #: All others that bring something. One look for each: a loop over two costs twice as much (0.5 kI).
-        first, second, *others = [*sorted(self._inbound_keys - {self._traceparent}), "", ""]
+        self._inbound_keys_but_traceparent = (self._inbound_keys | {"HTTP_TRACESTATE"}) - {self._traceparent}
+        # One look for each of the usual two: a loop over them costs twice as much (0.5 kI).
+        first, second, *others = [*sorted(self._inbound_keys), "", ""]
         self._inbound_key, self._inbound_key_too = first, second
-        self._inbound_keys_left = tuple(filter(None, others))
+        self._inbound_keys_left = tuple(filter(None, others)) or None
         limits = config.traces.limits
         is_plain = not (self._records_query or self._records_client or self._request_headers or self._response_headers)
         #: The longest path that needs no cutting; -1 when other values may, which are kept below `_MAX_TEXT` otherwise.
@@ -362,7 +453,6 @@ class Observer:
         self._kinds: dict[tuple[str, Any, Any], _Kind] = {}
         self._last_kind: tuple[Any, Any, Any, Any] = (None, None, None, None)
         self._handles: dict[tuple[Any, ...], _Handles] = {}
-        self._limit = config.metrics.cardinality_limit
         self._counts_queries = config.database.spans or config.database.metrics
 
     # --- Begin. ---
@@ -381,7 +471,8 @@ class Observer:
                 # What happens inside has no spans either, see `is_excluded`.
                 return None
             context = get_current()
-            if context and _is_inside(context, request):
+            is_outer = not context
+            if not is_outer and _is_inside(context, request):
                 # The middleware stands in the list twice: the first one measures.
                 return None
             meta = request.META
@@ -406,15 +497,42 @@ class Observer:
             observation.unusual = observation.decisions = None
             observation.is_finished = False
             observation.notes = Notes() if self._takes_notes else None
-            if self._makes_spans:
-                context = self._start_span(context, observation, request, meta)
+            shared, sampler = self.shared, self._sampler
+            current: Context = observation
+            if (
+                shared is None
+                or shared.is_plain
+                or not is_outer
+                or sampler.on_first is not None
+                or self._inbound_key in meta
+                or self._inbound_key_too in meta
+                or (self._inbound_keys_left is not None and not meta.keys().isdisjoint(self._inbound_keys_left))
+            ):
+                current = self._start_span(context, observation, request, meta)
             else:
-                self._join_span(context, observation)
-            parts: dict[str, Any] = {SPAN_KEY: observation.span, REQUEST_KEY: observation}
-            context_token = attach(Context({**context, **parts} if context else parts))
+                # The usual case: nothing is current yet, no service has called us, and a ratio or a path decides.
+                policy: InForce = sampler.in_force
+                if not policy.is_steady:
+                    policy = sampler.policy
+                branch = policy.branch(kind.method, path) if policy.has_rules else policy.branch_by_default
+                if branch is None:
+                    # It depends on the route, which Django has yet to find.
+                    current = self._start_span(context, observation, request, meta)
+                elif branch.is_never:
+                    observation.decisions = branch.dropped.opened or branch.dropped.series()
+                    observation.span_or_none = observation.low_bits = None
+                else:
+                    self._start_root(observation, request, meta, policy, branch)
             # From here on it is measured, and `finish` comes.
-            observation.context_token = context_token
-            kind.active.add(1.0)
+            observation.context_token = attach(current)
+            active = kind.active
+            if HAS_GLOBAL_LOCK:
+                # As `active.add(1.0)`, whose call costs 0.5 kI. Not interrupted from here.
+                view, place = active.view, active.base
+                view[place] += 1.0
+                active.is_set = True
+            else:
+                active.add(1.0)
             observation.started_s = perf_counter()
             return observation
         except Exception as fault:
@@ -453,66 +571,60 @@ class Observer:
         return kind
 
     def _join_span(self, context: Context, observation: Observation) -> None:
-        observation.span = trace.get_current_span(context)
+        observation.span_or_none = trace.get_current_span(context)
         observation.make_unusual().is_joined = True
 
-    def _start_span(self, context: Context, observation: Observation, request: Any, meta: Mapping[str, Any]) -> Context:
-        """Start the request's span, and return what is to be current with it.
-
-        Here the usual case: nothing is current yet, no service has called us, and a ratio or a path decides.
-        """
-        tracer, sampler = self._own_tracer, self._sampler
-        if context or tracer is None or tracer.shared.is_plain or sampler.on_first is not None:
-            return self._start_span_below(context, observation, request, meta)
-        if (
-            self._inbound_key in meta
-            or self._inbound_key_too in meta
-            or (self._inbound_keys_left and not meta.keys().isdisjoint(self._inbound_keys_left))
-        ):
-            return self._start_span_below(context, observation, request, meta)
-        if self._traceparent in meta:
-            return self._start_span_of_caller(context, observation, request, meta)
-        policy: InForce = sampler.in_force
-        if not policy.is_steady:
-            policy = sampler.policy
-        branch = (
-            policy.branch(observation.kind.method, request.path_info) if policy.has_rules else policy.branch_by_default
-        )
-        if branch is None:
-            # It depends on the route, which Django has yet to find.
-            return self._start_span_below(context, observation, request, meta)
+    def _start_root(
+        self, observation: Observation, request: Any, meta: Mapping[str, Any], policy: InForce, branch: Branch
+    ) -> None:
+        """Start the span of a trace that begins here, where nothing is current and a part of them is recorded."""
+        tracer: Any = self._own_tracer
         # The decision needs half of a trace id; the other ids, and attributes, only what is recorded.
-        low_bits = None
-        if branch.is_never:
-            verdict = branch.dropped
+        low_bits = tracer.shared.ids.bits(64)
+        if policy.is_steady:
+            # As decide() does, where there is nothing else to see to: half of what deciding costs (1.5 kI).
+            verdict = branch.recorded if low_bits < branch.bound else branch.dropped
         else:
-            low_bits = tracer.shared.ids.bits(64)
-            if policy.is_steady:
-                # As decide() does, where there is nothing else to see to: half of what deciding costs (1.5 kI).
-                verdict = branch.recorded if low_bits < branch.bound else branch.dropped
-            else:
-                verdict = policy.decide(low_bits, None, branch)
+            verdict = policy.decide(low_bits, None, branch)
         observation.decisions = verdict.opened or verdict.series()
-        if low_bits is not None and verdict.is_recording:
+        if verdict.is_recording:
             attributes = self._start_attributes(observation, request, meta)
             if verdict.attributes:
                 attributes.update(verdict.attributes)
-            observation.span = tracer.record_root(
-                observation.kind.name, context, SpanKind.SERVER, low_bits, verdict.is_sampled, attributes,
+            observation.span_or_none = tracer.record_root(
+                observation.kind.name, _NOTHING, SpanKind.SERVER, low_bits, verdict.is_sampled, attributes,
                 are_ready=len(request.path) <= self._longest_path,
             )  # fmt: skip
         else:
-            observation.span = dropped = DroppedSpan()
-            dropped.shared, dropped.low_bits, dropped.below = tracer.shared, low_bits, None
-        return context
+            observation.span_or_none, observation.low_bits = None, low_bits
+
+    def _start_span(self, context: Context, observation: Observation, request: Any, meta: Mapping[str, Any]) -> Context:
+        """Start the request's span in every other case, and return what is to be current with it."""
+        tracer = self._own_tracer
+        if not self._makes_spans:
+            self._join_span(context, observation)
+        elif (
+            self._traceparent in meta
+            and not context
+            and tracer is not None
+            and not tracer.shared.is_plain
+            and self._sampler.on_first is None
+            and meta.keys().isdisjoint(self._inbound_keys_but_traceparent)
+        ):
+            context = self._start_span_of_caller(context, observation, request, meta)
+        else:
+            context = self._start_span_below(context, observation, request, meta)
+        if not context:
+            return observation
+        return Context({**context, SPAN_KEY: observation.current_span(), REQUEST_KEY: observation})
 
     def _start_span_of_caller(
         self, context: Context, observation: Observation, request: Any, meta: Mapping[str, Any]
     ) -> Context:
-        """The same below a `traceparent` that is to be trusted and came without anything else."""
+        """The same below a `traceparent` that is to be trusted and came without anything else; nothing is current."""
         found = parse_traceparent(meta[self._traceparent])
         tracer, policy = self._own_tracer, self._sampler.policy
-        if tracer is None or found is None or "HTTP_TRACESTATE" in meta or tracer.shared.starters:
+        if tracer is None or found is None or tracer.shared.starters:
             # A processor is given what came in.
             return self._start_span_below(context, observation, request, meta)
         trace_id, span_id, flags = found
@@ -523,12 +635,12 @@ class Observer:
             attributes = self._start_attributes(observation, request, meta)
             if verdict.attributes:
                 attributes.update(verdict.attributes)
-            observation.span = tracer.record_entry(
+            observation.span_or_none = tracer.record_entry(
                 observation.kind.name, context, SpanKind.SERVER, parent, verdict.is_sampled, attributes,
                 are_ready=len(request.path) <= self._longest_path,
             )  # fmt: skip
         else:
-            observation.span = dropped = DroppedSpan()
+            observation.span_or_none = dropped = DroppedSpan()
             dropped.shared, dropped.low_bits, dropped.below = tracer.shared, None, parent
         return context
 
@@ -544,7 +656,7 @@ class Observer:
             and (getattr(outer, "kind", None) is SpanKind.SERVER or not outer.is_recording())
         ):
             # Another tool made the server span already, recorded or not.
-            observation.span = outer
+            observation.span_or_none = outer
             observation.make_unusual().is_joined = True
             return context
         links: Sequence[Link] = ()
@@ -572,7 +684,7 @@ class Observer:
                 span = self._defer_span(observation, request, context, links, policy)
             else:
                 span = self._open_span(observation, request, context, links, with_branch(branch, context))
-        observation.span = span
+        observation.span_or_none = span
         return context
 
     def _open_span(
@@ -684,41 +796,40 @@ class Observer:
             return
         observation.is_finished = True
         duration_s = perf_counter() - observation.started_s
-        request, kind, span = observation.request, observation.kind, observation.span
+        request, kind, span = observation.request, observation.kind, observation.span_or_none
         unusual = observation.unusual
         is_counted = False
         try:
-            if unusual is not None and unusual.is_discarded:
-                # Next time from its beginning, so that what middlewares do for it leaves no spans either.
-                self.learn(request.path_info)
-                return
+            if unusual is not None:
+                if unusual.is_discarded:
+                    # Next time from its beginning, so that what middlewares do for it leaves no spans either.
+                    self.learn(request.path_info)
+                    return
+                span = observation.span
             status = response.status_code if response is not None else 0
             match = request.resolver_match
             raw_route = match.route if match is not None else None
-            if status >= 500 or error is not None:
+            error_type, exception = "", None
+            if unusual is not None or error is not None or status >= 500:
                 error_type = _find_error_type(status, error)
+                exception = unusual.exception if unusual is not None else None
+                if exception is None and error_type:
+                    exception = error
+            # Mostly as the route answered before.
+            handles = kind.routes.get(raw_route)
+            if handles is None or error_type or handles.status != status:
                 handles = self._find_handles(kind, raw_route, status, error_type)
-            else:
-                error_type = ""
-                # Mostly as the route answered before.
-                known = kind.routes.get(raw_route)
-                handles = known if known is not None and known.status == status else (
-                    self._find_handles(kind, raw_route, status, "")
-                )  # fmt: skip
             handles.finish(observation.decisions, duration_s, response_size_bytes, observation.queries)
             is_counted = True
             if observation.content_length:
                 self._measure_body(handles, observation.content_length)
-            exception = unusual.exception if unusual is not None else None
-            if exception is not None or error_type:
-                exception = exception or error
-                if exception is not None:
-                    self._count_exception(exception, handles.label)
-            if type(span) is not DroppedSpan:
-                self._finish_span(observation, response, duration_s, handles, match, error_type, exception)
+            if exception is not None:
+                self._count_exception(exception, handles.label)
+            if span is not None and type(span) is not DroppedSpan:
+                self._finish_span(observation, span, response, duration_s, handles, match, error_type, exception)
         except BaseException as fault:
             # Also when REQUEST.ENRICH is interrupted; ending the span is the last thing that is done.
-            if not observation.is_joined:
+            if span is not None and not observation.is_joined:
                 span.end()
             if not isinstance(fault, Exception):
                 raise
@@ -734,7 +845,7 @@ class Observer:
                 unusual.exception = None
                 if unusual.is_discarded:
                     # One whose decision was put off holds the request as well.
-                    observation.span = trace.INVALID_SPAN
+                    observation.span_or_none = trace.INVALID_SPAN
 
     def _measure_body(self, handles: _Handles, length: str) -> None:
         if length.isascii() and length.isdigit() and len(length) < 16:
@@ -788,6 +899,7 @@ class Observer:
     def _finish_span(
         self,
         observation: Observation,
+        span: trace.Span,
         response: Any,
         duration_s: float,
         handles: _Handles,
@@ -795,26 +907,25 @@ class Observer:
         error_type: str,
         exception: BaseException | None,
     ) -> None:
-        span = observation.span
         if self._exemplars:
             ids = span.get_span_context()
             if ids.trace_flags & 1:
                 handles.duration.show_exemplar(duration_s, ids.trace_id, ids.span_id)
         if span.is_recording():
-            self._describe(observation, response, handles, match, error_type, exception)
+            self._describe(observation, span, response, handles, match, error_type, exception)
         if not observation.is_joined:
             span.end()
 
     def _describe(
         self,
         observation: Observation,
+        span: trace.Span,
         response: Any,
         handles: _Handles,
         match: Any,
         error_type: str,
         exception: BaseException | None,
     ) -> None:
-        span = observation.span
         if match is not None and match.func is handles.view and not observation.is_joined:
             attributes = handles.attributes
         else:

@@ -79,6 +79,17 @@ class Shared:
 # --- Attributes. ---
 
 
+class SharedAttributes(dict[str, Any]):
+    """Attributes of many spans, such as those of one query, which nobody changes: one that gets more takes a copy."""
+
+    #: For who writes them out, so that it is done once: who, and what was written.
+    __slots__ = ("encoded",)
+
+    def __init__(self, attributes: Mapping[str, Any]) -> None:
+        super().__init__(attributes)
+        self.encoded: tuple[Any, bytes] | None = None
+
+
 def _clean(attributes: Mapping[str, Any], longest: int | None, most: int | None) -> tuple[Mapping[str, Any], int]:
     """The attributes with every value as OpenTelemetry has it, and how many were dropped.
 
@@ -233,6 +244,8 @@ class RecordedSpan(SdkSpan):
         try:
             if self._end_time is None:
                 self._name = name
+                if type(self._attributes) is SharedAttributes:
+                    self._attributes = self._attributes.copy()
                 full = _store(self._attributes, cleaned, most)
                 self._dropped += full + dropped
         finally:
@@ -246,6 +259,8 @@ class RecordedSpan(SdkSpan):
         lock.acquire()
         try:
             if self._end_time is None:
+                if type(self._attributes) is SharedAttributes:
+                    self._attributes = self._attributes.copy()
                 full = _store(self._attributes, cleaned, most)
                 if full or dropped:
                     self._dropped += full + dropped
@@ -383,6 +398,9 @@ class RecordedSpan(SdkSpan):
 
     def _readable_span(self) -> ReadableSpan:
         attributes: Any = self._attributes
+        if type(attributes) is SharedAttributes:
+            # Who is given it may reach into it.
+            attributes = attributes.copy()
         if self._dropped:
             # The SDK's class is what tells how many were dropped.
             attributes = BoundedAttributes(None, attributes, True)
@@ -583,7 +601,7 @@ class Tracer(trace.Tracer):
         )  # fmt: skip
 
     def start_child(
-        self, name: str, context: Context, kind: SpanKind, parent: RecordedSpan, attributes: dict[str, Any]
+        self, name: str, context: Context, kind: SpanKind, parent: RecordedSpan, attributes: SharedAttributes
     ) -> trace.Span:
         """`start_span` where `parent`, the span of `context`, is ours, and the attributes are known to be ready."""
         shared = self.shared
@@ -593,7 +611,8 @@ class Tracer(trace.Tracer):
         if not shared.sampler.follows(context, parent, parent_context):
             return _drop(shared, None, parent_context)
         span_context = build_child_context(parent_context, shared.ids.bits(64) or shared.ids.generate_span_id())
-        return self.record(name, context, kind, span_context, parent_context, attributes.copy(), are_ready=True)
+        own = attributes.copy() if shared.starters else attributes
+        return self.record(name, context, kind, span_context, parent_context, own, are_ready=True)
 
     #: The SDK's, which calls `start_span` above and is a decorator as well.
     start_as_current_span = SdkTracer.start_as_current_span

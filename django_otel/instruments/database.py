@@ -39,7 +39,7 @@ from django_otel.core import guard, observation
 from django_otel.core.cells import Counter, Histogram, HistogramSeries
 from django_otel.core.config import Config
 from django_otel.core.errors import type_name
-from django_otel.core.observation import REQUEST_KEY
+from django_otel.core.observation import REQUEST_KEY, Observation
 from django_otel.core.response_headers import Notes
 from django_otel.core.sdk_compat import (
     SPAN_KEY,
@@ -49,7 +49,7 @@ from django_otel.core.sdk_compat import (
     get_current,
     with_span,
 )
-from django_otel.core.spans import DroppedSpan, RecordedSpan, Tracer, are_ready
+from django_otel.core.spans import DroppedSpan, RecordedSpan, SharedAttributes, Tracer, are_ready
 from django_otel.core.statements import MAX_LENGTH, Statement, parameterise
 from django_otel.instruments.callers import find_caller
 
@@ -108,7 +108,7 @@ class _Query:
     def __init__(self, statement: Statement, attributes: dict[str, Any]) -> None:
         self.statement = statement
         self.operation = statement.operation
-        self.attributes = attributes
+        self.attributes = SharedAttributes(attributes)
         #: Whether a span keeps the attributes as they are; None when not known yet.
         self.is_ready: bool | None = None
         #: Where it is counted when it succeeds.
@@ -138,13 +138,16 @@ class QueryWrapper:
     def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
         settings = _settings
         outer = get_current()
-        parent = outer.get(SPAN_KEY)
-        request: Any = outer.get(REQUEST_KEY)
-        if settings is None or (
-            # A context with these two and nothing else, as within most requests, cannot hold others.
-            (parent is None or request is None or len(outer) > 2)
-            and (outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY))
-        ):
+        request: Any
+        parent: Any
+        if type(outer) is Observation:
+            # As within most requests. Nothing else is in it; a span that nobody has asked for is not recorded.
+            request, parent = outer, outer.span_or_none
+            is_suppressed = False
+        else:
+            request, parent = outer.get(REQUEST_KEY), outer.get(SPAN_KEY)
+            is_suppressed = bool(outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY))
+        if settings is None or is_suppressed:
             return execute(sql, params, many, context)
         query = span = token = None
         try:
