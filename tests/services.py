@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import http.client
 import http.server
@@ -45,6 +46,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def delete_in_use(folder: Path) -> None:
+    """Delete a folder into which somebody may write a file meanwhile, which costs a further try."""
+    for _ in range(20):
+        try:
+            return shutil.rmtree(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
+    raise AssertionError(f"{folder} is written to faster than it can be deleted")
 
 
 def wait_until(condition, timeout_s: float = 10.0, what: str = "the condition"):

@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -263,7 +262,7 @@ def test_the_folder_is_left_as_it_was_when_it_vanishes(shared, tmp_path):
     with services.serve("gunicorn", otel, workers=1) as web, serve_scrape(otel, tmp_path) as scrape:
         web.get("/hello/")
         assert requests_counted(scrape) == 1
-        shutil.rmtree(next(shared.glob(f"django-otel-{os.geteuid()}/*")))
+        services.delete_in_use(next(shared.glob(f"django-otel-{os.geteuid()}/*")))
         services.wait_until(
             lambda: scrape.get("/metrics")[0] == 200 and requests_counted(scrape) == 1, 10, "the new folder"
         )

@@ -308,7 +308,7 @@ def test_a_folder_deleted_beneath_the_server_is_made_anew(host):
     with host.serve(REFRESH_S=0.5):
         host.save("SamplingPolicy(ratio=0.25).save()")
         host.wait_for(2, ratio=0.25)
-        shutil.rmtree(host.base / f"django-otel-{os.geteuid()}-policy")
+        services.delete_in_use(host.base / f"django-otel-{os.geteuid()}-policy")
         host.run("SamplingPolicy.objects.update(ratio=0.5)")
         host.wait_for(2, timeout_s=60, ratio=0.5)
 

@@ -263,7 +263,7 @@ def test_a_folder_deleted_beneath_the_server_is_made_anew_with_what_the_living_c
     with serve("gunicorn", tmp_path, workers=2) as server:
         for _ in range(20):
             server.get("/hello/")
-        services.shutil.rmtree(folder_of(server))
+        services.delete_in_use(folder_of(server))
         for _ in range(5):
             assert server.get("/hello/")[0] == 200
         services.wait_until(lambda: requests_counted(server) == 25, 5, "all 25 requests")
