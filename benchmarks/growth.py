@@ -44,9 +44,14 @@ DIMENSIONS: dict[str, tuple[str, tuple[int, ...]]] = {
     "threads": ("threads serving at once", (1, 2, 4, 8, 16)),
 }
 #: Requests of the two loops that are subtracted; each asks for a further route.
-_FEW, _MANY = 10, 40
+_FEW, _MANY = 10, 70
 #: How often each is counted; the least is the one that no background thread added to.
-_REPEATS = 3
+_REPEATS = 2
+#: Layouts of the memory whose mean is taken: which caches of the interpreter collide, and how full the heap is, changes
+#: what a request costs by some thousand instructions either way.
+_LAYOUTS = 3
+#: Objects more in the way for each.
+_LAYOUT_STEP = 997
 #: Requests of a block of threads, all together, and rounds.
 _BLOCK, _ROUNDS = 960, 21
 
@@ -77,10 +82,11 @@ def _paths(count: int) -> list[str]:
 
 
 class Process:
-    """Django with `spec`: instrumented, ratio, routes, rules, series, shared_dir."""
+    """Django with `spec`: instrumented, ratio, routes, rules, series, shared_dir, layout."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
+        self._in_the_way = [str(number) for number in range(_LAYOUT_STEP * spec["layout"])]
         from benchmarks.peers.settings import base_settings
 
         settings = base_settings(":memory:", None)
@@ -112,8 +118,8 @@ class Process:
         self._application = get_wsgi_application()
         self._paths = _paths(spec["routes"])
         self._next = 0
-        # Every route once, so that what is kept per route is there.
-        self.serve(max(len(self._paths), 50))
+        # Every route twice, so that what is kept per route is there, and was found once.
+        self.serve(2 * max(len(self._paths), 50))
         self._fill(spec["series"])
         self.flush()
 
@@ -269,28 +275,36 @@ def started(spec: dict[str, Any], *, counts: bool = False) -> Iterator[Worker]:
 
 def _spec(shared_dir: str, ratio: float = 0.0, **changes: int) -> dict[str, Any]:
     return {
-        "instrumented": True, "ratio": ratio, "routes": 10, "rules": 0, "series": 10, "shared_dir": shared_dir,
-        **changes,
+        "instrumented": True, "ratio": ratio, "routes": 10, "rules": 0, "series": 10, "layout": 0,
+        "shared_dir": shared_dir, **changes,
     }  # fmt: skip
 
 
-def added_ki(dimension: str, value: int, ratio: float, bare: dict[int, list[list[int]]]) -> float:
-    """Thousand instructions added per request; `bare` keeps what bare Django needs with that many routes."""
+Bare = dict[tuple[int, int], list[list[int]]]
+
+
+def added_ki(dimension: str, value: int, ratio: float, bare: Bare) -> float:
+    """Thousand instructions added per request; `bare` keeps what bare Django needs, by routes and layout."""
     with tempfile.TemporaryDirectory() as shared_dir, ExitStack() as stack:
         grown = {dimension: value} if dimension != "processes" else {}
         spec = _spec(shared_dir, ratio, **grown)
-        if spec["routes"] not in bare:
-            with started({**spec, "instrumented": False}, counts=True) as worker:
-                bare[spec["routes"]] = worker.ask("count")
         if dimension == "processes":
             for _ in range(value - 1):
                 other = stack.enter_context(started(spec))
                 other.tell("idle", 600)
-        with started(spec, counts=True) as worker:
-            counts = worker.ask("count")
+        return statistics.mean(_added_ki({**spec, "layout": layout}, bare) for layout in range(_LAYOUTS))
+
+
+def _added_ki(spec: dict[str, Any], bare: Bare) -> float:
+    key = (spec["routes"], spec["layout"])
+    if key not in bare:
+        with started({**spec, "instrumented": False}, counts=True) as worker:
+            bare[key] = worker.ask("count")
+    with started(spec, counts=True) as worker:
+        counts = worker.ask("count")
     few, many = (
         min(mine - base for mine, base in zip(found, base_found, strict=True))
-        for found, base_found in zip(counts, bare[spec["routes"]], strict=True)
+        for found, base_found in zip(counts, bare[key], strict=True)
     )
     return (many - few) / (_MANY - _FEW) / 1000
 
@@ -373,7 +387,7 @@ def main() -> int:
         print(f"Only threads are measured: {reason}", file=sys.stderr)
         options.only = [name for name in options.only if name == "threads"]
     results: dict[str, Any] = {}
-    bare: dict[int, list[list[int]]] = {}
+    bare: Bare = {}
     for dimension in options.only:
         values = DIMENSIONS[dimension][1]
         if options.quick:

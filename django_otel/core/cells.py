@@ -170,7 +170,6 @@ class Series:
         self._baseline: list[float] | None = found if any(found) else None
         #: Where the cells are. All at once, for updates take no lock.
         self.view, self.base = view, base
-        self._store.moves += 1
 
     def _own(self) -> list[float]:
         """What this process has counted."""
@@ -184,6 +183,7 @@ class Series:
         """Go on in other memory, with what this process has counted so far. The store's lock is held."""
         view, base, baseline = self.view, self.base, self._baseline
         self._put(memory)
+        self._store.moves += 1
         if self.view is view and self.base == base:
             # It is there already (others were not, because the memory could not grow).
             self._baseline = baseline
@@ -251,6 +251,7 @@ class GaugeSeries(Series):
     def move(self, memory: Memory) -> None:
         value, set_at_s = self.view[self.base], self.view[self.base + 1]
         self._put(memory)
+        self._store.moves += 1
         if self.is_set:
             self.view[self.base], self.view[self.base + 1] = value, set_at_s
 
