@@ -152,9 +152,9 @@ _USUAL = _Unusual()
 class Observation(Context):
     """One request under way, filled in by `Observer.begin`. `queries` is counted up by the database layer.
 
-    It is also what is current while the request is served, if nothing else was before: a context in which the
-    request's span and the observation itself are found. To make those out of a dict, and a span that nothing records,
-    costs 3 kI; mostly nobody asks.
+    It is also what is current while the request is served, if nothing else was before: a context of the API in which
+    the request's span and the observation itself are found. To put both into a dict, and to make a span that nothing
+    records, would cost 3 kI, and mostly nobody asks for them.
     """
 
     # No __init__, whose call costs 1 kI, no defaults in the class, with which the interpreter looks a name up twice
@@ -188,7 +188,7 @@ class Observation(Context):
 
     @property
     def span(self) -> trace.Span:
-        """The request's span; not valid after `discard_span`."""
+        """The request's span; `INVALID_SPAN` after `discard_span`."""
         if self.unusual is not None and self.unusual.is_span_discarded:
             return trace.INVALID_SPAN
         return self.current_span()
@@ -256,7 +256,8 @@ class Observation(Context):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {getattr(self, 'request', None)!r}>"
+        # Not the request's path, which may hold a secret.
+        return f"<{type(self).__name__} of a {self.kind.method} request>"
 
     # --- What is seldom. ---
 
