@@ -206,6 +206,12 @@ class Observation(Context):
 
     # --- The API's Context, which cannot be changed. ---
 
+    def _refuse(self, *arguments: Any, **keywords: Any) -> Any:
+        raise ValueError("A context cannot be changed. Make another of it with opentelemetry.context.set_value().")
+
+    # Not left to the API, whose older versions refuse the first alone.
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
     def get(self, key: str, default: Any = None) -> Any:
         if key == SPAN_KEY:
             return self.current_span()
