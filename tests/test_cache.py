@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 
 import pytest
 from django.core.cache import caches
@@ -141,6 +142,37 @@ def test_async_operations_count_as_well(cache, otel_metrics):
     assert asyncio.run(work()) == (1, {"a": 1})
     assert count(otel_metrics, "set", "ok") == 1
     assert count(otel_metrics, "get", "hit") + (count(otel_metrics, "get_many", "hit") or 0) == 2
+
+
+def test_methods_tell_of_themselves_what_they_told_before(cache):
+    """Django 6.1 asks `__func__` whether a backend has an operation of its own, and breaks without."""
+    for name in ("get", "set", "add", "delete", "get_many", "has_key", "incr", "touch"):
+        method = getattr(cache, name)
+        assert name in vars(cache), "measured"
+        assert method.__func__ is getattr(type(cache), name)
+        assert method.__self__ is cache
+        assert inspect.signature(method) == inspect.signature(getattr(type(cache), name).__get__(cache))
+        assert not inspect.iscoroutinefunction(method)
+
+
+def test_every_async_operation_does_what_it_does_unmeasured(cache):
+    async def work():
+        assert await cache.aadd("n", 1) and not await cache.aadd("n", 2)
+        assert await cache.aincr("n", 4) == 5 and await cache.adecr("n") == 4
+        assert await cache.aget_or_set("o", lambda: "made") == "made"
+        assert await cache.ahas_key("o") and not await cache.ahas_key("p")
+        assert await cache.aset_many({"q": 1, "r": 2}) == []
+        assert await cache.aget_many(["q", "r", "s"]) == {"q": 1, "r": 2}
+        if type(cache).touch is not BaseCache.touch:
+            assert await cache.atouch("q", 60) and not await cache.atouch("s", 60)
+        await cache.adelete_many(["q", "r"])
+        assert await cache.adelete("o") and await cache.aget("o") is None
+
+    # Twice: to wrap a method leaves nothing behind.
+    asyncio.run(work())
+    cache.delete("n")
+    asyncio.run(work())
+    assert not [name for name in ("get", "set", "get_many") if inspect.iscoroutinefunction(getattr(type(cache), name))]
 
 
 def test_what_is_suppressed_is_not_counted(cache, otel_metrics):

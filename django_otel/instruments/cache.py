@@ -146,10 +146,34 @@ def _measure_cache(cache: BaseCache, alias: str) -> None:
     if _MARK in vars(cache):
         return
     for name in (*_METHODS, "has_key"):
-        setattr(cache, name, _measured(getattr(cache, name), alias, name))
-    setattr(cache, "get", _measured_get(cache.get, alias))  # noqa: B010 (mypy: a method)
-    setattr(cache, "get_many", _measured_get_many(cache.get_many, alias))  # noqa: B010
+        _replace(cache, name, _measured(getattr(cache, name), alias, name))
+    _replace(cache, "get", _measured_get(cache.get, alias))
+    _replace(cache, "get_many", _measured_get_many(cache.get_many, alias))
     setattr(cache, _MARK, True)
+
+
+def _replace(cache: BaseCache, name: str, measured: Callable[..., Any]) -> None:
+    setattr(cache, name, _Bound(getattr(cache, name), measured))
+
+
+class _Bound:
+    """A bound method in whose place another function is called; it tells of itself what the method tells.
+
+    Django 6.1 goes by `__func__` to see whether a backend has an operation of its own. A function with such an
+    attribute will not do: what wraps it (asgiref) takes the attribute over, and then marks the backend's method.
+    """
+
+    __slots__ = ("__func__", "__name__", "__self__", "__wrapped__", "_call")
+
+    def __init__(self, method: Any, call: Callable[..., Any]) -> None:
+        self.__wrapped__ = method
+        self.__func__ = getattr(method, "__func__", method)
+        self.__self__ = getattr(method, "__self__", None)
+        self.__name__ = getattr(method, "__name__", "")
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
 
 
 def _leave_cache(cache: BaseCache) -> None:
