@@ -48,6 +48,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def close_for_good(connection: Any) -> None:
+    """Close a connection of Django; one to an SQLite database in memory is left open by its `close()`."""
+    connection.close()
+    if connection.connection is not None:
+        connection.connection.close()
+        connection.connection = None
+
+
 def delete_in_use(folder: Path) -> None:
     """Delete a folder into which somebody may write a file meanwhile, which costs a further try."""
     for _ in range(20):

@@ -24,6 +24,7 @@ from django_otel.core.spans import Tracer
 from django_otel.instruments import database
 from django_otel.instruments.database import QueryWrapper
 from django_otel.testing import override_sampling
+from tests import services
 from tests.app.models import Item
 
 DURATION = "db.client.operation.duration"
@@ -335,7 +336,7 @@ def test_connections_are_counted_when_they_open(otel_metrics):
         copy = other.copy()
         copy.ensure_connection()
         assert copy.execute_wrappers and isinstance(copy.execute_wrappers[0], QueryWrapper)
-        copy.close()
+        services.close_for_good(copy)
     assert otel_metrics.value("django.db.connections", {"django.db.alias": "other"}) == 3
 
 
@@ -407,7 +408,7 @@ def test_a_users_execute_wrapper_is_called_once_and_does_not_take_ours_away(otel
         assert copy.execute_wrappers == our_wrappers(copy)
         with copy.cursor() as cursor:
             cursor.execute("SELECT 1")
-        copy.close()
+        services.close_for_good(copy)
     assert called == ["SELECT 1"]
     # The first query of a connection looks for wrappers after it was opened.
     assert len(client_spans(otel_spans)) == 2
@@ -418,12 +419,12 @@ def test_a_hundred_reconnects_leave_one_wrapper(otel_spans):
     copy = connections["default"].copy()
     for _ in range(100):
         copy.ensure_connection()
-        copy.close()
+        services.close_for_good(copy)
     assert copy.execute_wrappers == our_wrappers(copy)
     assert len(copy.execute_wrappers) == 1
     with span("parent"), copy.cursor() as cursor:
         cursor.execute("SELECT 1")
-    copy.close()
+    services.close_for_good(copy)
     assert len(client_spans(otel_spans)) == 1
 
 
@@ -439,7 +440,7 @@ def test_every_thread_has_a_wrapper_of_its_own(otel_spans, otel_metrics):
         with own.cursor() as cursor:
             cursor.execute("SELECT 1")
         found.append(our_wrappers(own))
-        own.close()
+        services.close_for_good(own)
 
     with span("parent"):
         carried = [threading.Thread(target=contextvars.copy_context().run, args=(work,)) for _ in range(4)]
@@ -555,7 +556,7 @@ def test_metrics_off_leaves_the_span(otel_spans, otel_metrics):
         Item.objects.count()
         copy = connections["default"].copy()
         copy.ensure_connection()
-        copy.close()
+        services.close_for_good(copy)
     assert len(client_spans(otel_spans)) == 1
     assert selects(otel_metrics).count == 0
     assert otel_metrics.value("django.db.connections") == 0
@@ -579,7 +580,7 @@ def test_off_takes_everything_out_and_on_puts_it_back(off, otel_spans, otel_metr
         copy = connections["default"].copy()
         copy.ensure_connection()
         assert our_wrappers(copy) == []
-        copy.close()
+        services.close_for_good(copy)
     assert selects(otel_metrics).count == 0
     assert len(our_wrappers()) == 1
     assert CursorWrapper.callproc is database._callproc
@@ -599,7 +600,7 @@ def test_a_wrapper_left_on_another_threads_connection_passes_queries_on(otel_spa
     assert selects(otel_metrics).count == 0
     with span("parent"), copy.cursor() as cursor:
         cursor.execute("SELECT 1")
-    copy.close()
+    services.close_for_good(copy)
     assert len(client_spans(otel_spans)) == 1
 
 
@@ -637,7 +638,7 @@ def test_suppressed_instrumentation_gives_neither_spans_nor_metrics(otel_spans, 
         Item.objects.count()
         copy = connections["default"].copy()
         copy.ensure_connection()
-        copy.close()
+        services.close_for_good(copy)
     assert client_spans(otel_spans) == []
     assert selects(otel_metrics).count == 0
     assert otel_metrics.value("django.db.connections") == 0
@@ -662,7 +663,7 @@ def test_the_driver_instrumented_too_makes_no_second_span(instrumented_sqlite, o
         cursor.execute("SELECT 1")
         cursor.executemany("DELETE FROM app_item WHERE id = %s", [(1,), (2,)])
         assert type(copy.connection) is sqlite3.Connection
-    copy.close()
+    services.close_for_good(copy)
     assert [found.instrumentation_scope.name for found in client_spans(otel_spans)] == ["django_otel"] * 2
     otel_spans.clear()
     plain = sqlite3.connect(":memory:")
@@ -681,7 +682,7 @@ def test_the_driver_keeps_its_spans_while_ours_are_off(instrumented_sqlite, otel
         with copy.cursor() as cursor:
             cursor.execute("SELECT 1")
         assert type(copy.connection) is not sqlite3.Connection
-        copy.close()
+        services.close_for_good(copy)
     assert [found.instrumentation_scope.name for found in client_spans(otel_spans)] == [
         "opentelemetry.instrumentation.sqlite3"
     ]
@@ -701,7 +702,7 @@ def test_a_connection_instrumented_behind_our_back_is_told_to_keep_silent(otel_s
     assert current.get_span_context() == otel_spans.one("parent").context
     with copy.cursor() as cursor:
         cursor.execute("SELECT 2")
-    copy.close()
+    services.close_for_good(copy)
     assert [found.name for found in otel_spans] == ["SELECT", "parent"]
 
 
@@ -823,6 +824,7 @@ def test_schema_changes_are_told_by_their_table(otel_spans):
     assert [name for name in names if name.endswith(" scratch")] == ["CREATE scratch", "CREATE scratch", "DROP scratch"]
 
 
+@pytest.mark.django_db(databases=["default", "other"])
 def test_commands_and_checks_run_as_before():
     """No query of ours, no warning."""
     call_command("check")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 
+import django
 import pytest
 from django.core import mail
 from django.core.cache import caches
@@ -97,8 +98,9 @@ def test_a_fault_of_ours_leaves_the_debug_page_as_it_is(client, settings, monkey
 
 @pytest.fixture
 def admin_mails(settings):
-    settings.ADMINS = [("Ada", "ada@example.com")]
-    settings.EMAIL_BACKEND = "django.core.mail.backends.locmem.EmailBackend"
+    settings.ADMINS = ["ada@example.com"] if django.VERSION >= (6, 0) else [("Ada", "ada@example.com")]
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
     mail.outbox = []
     logger = logging.getLogger("django.request")
     handler = AdminEmailHandler(include_html=True)

@@ -139,8 +139,13 @@ def host(database: dict[str, str], folder: Path):
         services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 30, "gunicorn")
         assert process.poll() is None, (folder / "log").read_text()
         url = f"http://127.0.0.1:{port}"
-        for _ in range(40):
+
+        def serve_by_all() -> bool:
+            # A process is known from its first request on, and the first worker to be there may take all of them.
             requests.get(f"{url}/hello/", headers={"Connection": "close"}, timeout=60)
+            return len(list(folder.glob("django-otel-*-policy/*/[0-9]*.json"))) >= WORKERS
+
+        services.wait_until(serve_by_all, 60, "every worker's first request")
         yield url
 
 

@@ -534,7 +534,9 @@ def run(code, **environ):
 def test_no_connection_is_carried_over_a_fork(tmp_path):
     """Forks wait for a write that is under way; parent and child both go on writing."""
     code = f"""
-import os, sys, threading, time
+import os, sys, threading, time, warnings
+# From Python 3.12 on it warns of what is tried here.
+warnings.simplefilter("ignore", DeprecationWarning)
 from tests.test_store import span, ids
 from django_otel.core.store import TraceStore, find_file
 store = TraceStore(find_file({str(tmp_path / "store")!r}, {{}}, ""), max_traces=10_000, max_bytes=32 << 20)
