@@ -10,6 +10,7 @@ import pytest
 
 from django_otel.core import cells
 from django_otel.core.cells import CellStore, HistogramSeries, Memory, RequestSeries, Series
+from django_otel.core.observation import Observer
 
 #: Where CPython looks for another thread that wants to run, or for a signal.
 _MAY_BE_INTERRUPTED = ("CALL", "PRECALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "FOR_ITER", "SEND", "YIELD")
@@ -66,6 +67,17 @@ def test_nothing_lets_another_thread_in_between_the_look_at_where_the_cells_are_
         found.opname for found in instructions[begin : end + 1] if found.opname.startswith(_MAY_BE_INTERRUPTED)
     ]
     assert interrupted == []
+
+
+@pytest.mark.skipif(not cells.HAS_GLOBAL_LOCK, reason="updates take a lock here")
+def test_a_request_that_begins_is_counted_without_an_interruption():
+    """The request path does what `Series.add` does, without its call."""
+    instructions = list(dis.get_instructions(Observer.begin))
+    begin = next(n for n, found in enumerate(instructions) if found.argval == "view")
+    end = next(n for n, found in enumerate(instructions) if n > begin and found.argval == "is_set")
+    names = [found.opname for found in instructions[begin : end + 1]]
+    assert "STORE_SUBSCR" in names and "STORE_ATTR" in names
+    assert [name for name in names if name.startswith(_MAY_BE_INTERRUPTED)] == []
 
 
 @pytest.mark.skipif(not cells.HAS_GLOBAL_LOCK, reason="updates take a lock here")
@@ -131,6 +143,19 @@ def test_cells_that_move_while_threads_count_lose_nothing(store, often_switched)
     assert (value(store, "d").buckets[0], value(store, "d").sum) == (40_000, 20_000)
     assert value(store, "r").sum == 280_000
     assert value(store, "q").buckets[1] == 40_000
+
+
+def test_a_new_series_leaves_the_others_where_they_are(store):
+    """Else each new one would have all others looked for again (3 kI a request)."""
+    requests = request_series(store)
+    requests.finish(None, 0.5, 7, 0)
+    before = store.moves
+    store.counter("another").series({}).add(1.0)
+    assert store.moves == before
+    store.move(Memory())
+    assert store.moves > before
+    requests.finish(None, 0.5, 7, 0)
+    assert value(store, "d").buckets[0] == 2
 
 
 def test_requests_are_shown_again_after_everything_was_set_to_zero(store):
