@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 from django.http import HttpResponse
@@ -130,6 +132,23 @@ def test_where_something_was_current_before_it_still_is_and_the_request_is_added
         inside(view)
     finally:
         context.detach(token)
+
+
+def test_nothing_of_it_is_left_to_the_garbage_collector(ratio):
+    """It refers to itself by what it answers, and by nothing that it holds."""
+
+    def view():
+        here = context.get_current()
+        assert here[REQUEST_KEY] is here
+        assert trace.get_current_span() is not trace.INVALID_SPAN
+        return weakref.ref(here)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert inside(view)() is None
+    finally:
+        gc.enable()
 
 
 # --- The span that nobody records. ---
