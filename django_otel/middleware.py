@@ -297,7 +297,7 @@ class OTelMiddleware:
     """
 
     # Found at once, unlike what stands in the dict, which Django copies from (0.2 kI each).
-    __slots__ = ("__dict__", "_is_async", "get_response")
+    __slots__ = ("__dict__", "__weakref__", "_is_async", "get_response")
 
     sync_capable = True
     async_capable = True
