@@ -26,7 +26,7 @@ from django.test import override_settings
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
-from django_otel import api, business, model_events, runtime
+from django_otel import api, business, model_events, runtime, transactions
 from django_otel.core.config import parse
 from django_otel.signals import business_event
 from django_otel.testing import override_sampling
@@ -699,7 +699,12 @@ class _CountingOrder:
 )
 def test_a_fault_of_ours_never_reaches_the_application(orders, broken):
     """Whatever part of ours breaks: one INSERT, one UPDATE, one DELETE, no exception, nothing current."""
-    with mock.patch(broken, side_effect=RuntimeError("ours")) as patched:
+    # It keeps what it is made with as long as the connection lives: not the broken part, for all tests to come.
+    tracker = transactions.tracker(connection, model_events._count_event)
+    with (
+        mock.patch(broken, side_effect=RuntimeError("ours")) as patched,
+        mock.patch.object(tracker, "_count", model_events._count_event),
+    ):
         counting = _CountingOrder()
         with connection.execute_wrapper(counting), transaction.atomic():
             order = Order.objects.create(number=1)
