@@ -478,8 +478,8 @@ class Observer:
                 # What happens inside has no spans either, see `is_excluded`.
                 return None
             context = get_current()
-            is_outer = not context
-            if not is_outer and _is_inside(context, request):
+            is_outermost = not context
+            if not is_outermost and _is_inside(context, request):
                 # The middleware stands in the list twice: the first one measures.
                 return None
             meta = request.META
@@ -509,7 +509,7 @@ class Observer:
             if (
                 shared is None
                 or shared.is_plain
-                or not is_outer
+                or not is_outermost
                 or sampler.on_first is not None
                 or self._inbound_key in meta
                 or self._inbound_key_too in meta

@@ -7,7 +7,6 @@ counts as the `get` and the `add` it is made of, which know hit from miss.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sized
 from contextvars import ContextVar
 from time import perf_counter
@@ -98,7 +97,6 @@ def _got(result: Any) -> tuple[tuple[str, int], ...]:
 def _measured(method: Callable[..., Any], alias: str, operation: str) -> Callable[..., Any]:
     outcomes = _has if operation == "has_key" else _ok
 
-    @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         if _is_inside.get():
             return method(*args, **kwargs)
@@ -108,7 +106,6 @@ def _measured(method: Callable[..., Any], alias: str, operation: str) -> Callabl
 
 
 def _measured_get(method: Callable[..., Any], alias: str) -> Callable[..., Any]:
-    @functools.wraps(method)
     def get(key: Any, default: Any = None, *args: Any, **kwargs: Any) -> Any:
         if _is_inside.get():
             return method(key, default, *args, **kwargs)
@@ -120,7 +117,6 @@ def _measured_get(method: Callable[..., Any], alias: str) -> Callable[..., Any]:
 
 
 def _measured_get_many(method: Callable[..., Any], alias: str) -> Callable[..., Any]:
-    @functools.wraps(method)
     def get_many(keys: Any, *args: Any, **kwargs: Any) -> Any:
         if _is_inside.get():
             return method(keys, *args, **kwargs)
@@ -145,15 +141,16 @@ def _create_connection(self: CacheHandler, alias: str) -> Any:
 def _measure_cache(cache: BaseCache, alias: str) -> None:
     if _MARK in vars(cache):
         return
-    for name in (*_METHODS, "has_key"):
-        _replace(cache, name, _measured(getattr(cache, name), alias, name))
-    _replace(cache, "get", _measured_get(cache.get, alias))
-    _replace(cache, "get_many", _measured_get_many(cache.get_many, alias))
+    for name in (*_METHODS, "has_key", "get", "get_many"):
+        method = getattr(cache, name)
+        if name == "get":
+            call = _measured_get(method, alias)
+        elif name == "get_many":
+            call = _measured_get_many(method, alias)
+        else:
+            call = _measured(method, alias, name)
+        setattr(cache, name, _Bound(method, call))
     setattr(cache, _MARK, True)
-
-
-def _replace(cache: BaseCache, name: str, measured: Callable[..., Any]) -> None:
-    setattr(cache, name, _Bound(getattr(cache, name), measured))
 
 
 class _Bound:
