@@ -43,9 +43,9 @@ def main() -> int:
     from opentelemetry.sdk.trace import TracerProvider
 
     from django_otel import runtime
-    from django_otel.core.config import parse
-    from django_otel.core.store import StoredSample
-    from django_otel.core.store_processor import StoreProcessor
+    from django_otel.config.schema import parse
+    from django_otel.tracestore.processor import StoreProcessor
+    from django_otel.tracestore.store import StoredSample
 
     config = parse(
         {"CONSOLE": {"ENABLED": True, "PATH": str(folder / "store"), "MAX_TRACES": TRACES, "MAX_MB": 256}}, {}
@@ -186,7 +186,7 @@ def measure_pages(console) -> dict[str, tuple[float, float, float, float]]:
     from django.contrib.auth.models import User
     from django.test import Client
 
-    from django_otel.core.store_reader import TraceFilter, read
+    from django_otel.tracestore.reader import TraceFilter, read
 
     with read(console.store()) as reader:
         rows = reader.list_traces(TraceFilter(has_error=True), limit=1).rows

@@ -303,7 +303,7 @@ async def loop_async(case: Case, counter: callgrind.Counter, times: int) -> None
 def set_policy(case: Case) -> None:
     """The sampling of what follows: ours, live, or that of the other tool's provider."""
     from django_otel import runtime
-    from django_otel.core.sampling import Policy, Rule
+    from django_otel.sampling.sampler import Policy, Rule
 
     rules = [Rule(1.0, path=f"/section-{number}/*") for number in range(case.path_rules)]
     if case.has_route_rule:
@@ -347,10 +347,10 @@ def install_other_tool() -> None:
 
 def stop_the_stores_threads() -> None:
     """They sleep while requests are counted, as the exporting thread does."""
-    from django_otel.core import store_processor
+    from django_otel.tracestore import processor
 
-    store_processor.QUEUE_SIZE = store_processor.BATCH_SIZE = 100_000
-    store_processor.DELAY_S = store_processor.SAMPLE_INTERVAL_S = 3600.0
+    processor.QUEUE_SIZE = processor.BATCH_SIZE = 100_000
+    processor.DELAY_S = processor.SAMPLE_INTERVAL_S = 3600.0
 
 
 def count_here(kind: str, names: list[str], requests: int) -> None:

@@ -51,8 +51,8 @@ Build = Callable[[int, int, Path], Callable[[], bytes]]
 
 def build_ours(label_sets: int, processes: int, at: Path) -> Callable[[], bytes]:
     """As the app answers: the slots of all processes merged, then rendered."""
-    from django_otel.core import cells, exposition
-    from django_otel.core.shared import Reader, SharedMemory
+    from django_otel.metrics import cells, exposition
+    from django_otel.multiprocess.shared import Reader, SharedMemory
 
     for process in range(processes):
         memory = SharedMemory(at)
@@ -69,7 +69,7 @@ _open_memories: list[Any] = []
 
 def build_ours_plain(label_sets: int, processes: int, at: Path) -> Callable[[], bytes]:
     """Without a shared folder: this process' cells in plain memory."""
-    from django_otel.core import cells, exposition
+    from django_otel.metrics import cells, exposition
 
     store = cells.CellStore()
     fill_ours(store, numbers_of(0, label_sets, same=True))
@@ -82,7 +82,7 @@ def build_official(label_sets: int, processes: int, at: Path) -> Callable[[], by
     from opentelemetry.sdk.metrics import MeterProvider
     from prometheus_client import CollectorRegistry, generate_latest
 
-    from django_otel.core.names import CATALOGUE
+    from django_otel.metrics.catalogue import CATALOGUE
 
     metric = CATALOGUE[_METRIC]
     registry = CollectorRegistry()

@@ -76,7 +76,7 @@ def fill_theirs(numbers: Sequence[int], registry: Any = None) -> None:
     """Needs PROMETHEUS_MULTIPROC_DIR before the first import of prometheus_client, for its multiprocess mode."""
     from prometheus_client import CollectorRegistry, Histogram
 
-    from django_otel.core.names import CATALOGUE
+    from django_otel.metrics.catalogue import CATALOGUE
 
     names = [key.replace(".", "_") for key in attributes_of(0)]
     histogram = Histogram(
@@ -137,8 +137,8 @@ def print_row(name: str, first: Sequence[float], later: Sequence[float], extra: 
 
 
 def bench_scrape(workers: int, series: int, rounds: int, *, same: bool) -> None:
-    from django_otel.core import cells, exposition
-    from django_otel.core.shared import Reader, SharedMemory
+    from django_otel.metrics import cells, exposition
+    from django_otel.multiprocess.shared import Reader, SharedMemory
 
     with folder() as ours_at, folder() as theirs_at:
 
@@ -304,8 +304,8 @@ def bench_http(workers: int, series: int, rounds: int) -> None:
 
 
 def bench_update(rounds: int) -> None:
-    from django_otel.core import cells
-    from django_otel.core.shared import SharedMemory
+    from django_otel.metrics import cells
+    from django_otel.multiprocess.shared import SharedMemory
 
     number = 20_000
     with folder() as at:
@@ -344,8 +344,8 @@ def resident_kib() -> tuple[int, int]:
 
 
 def bench_memory(workers: int) -> None:
-    from django_otel.core import cells, exposition
-    from django_otel.core.shared import Reader, SharedMemory
+    from django_otel.metrics import cells, exposition
+    from django_otel.multiprocess.shared import Reader, SharedMemory
 
     def measure(series: int) -> list[float]:
         import gc

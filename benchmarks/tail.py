@@ -193,12 +193,12 @@ def measure_buffer(spans: int = BUFFER_SPANS) -> tuple[float, int]:
     from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
 
-    from django_otel.core.ids import OwnRandomIdGenerator
-    from django_otel.core.pipelines import SwitchProcessor, build_span_limits
-    from django_otel.core.policy import Policy
-    from django_otel.core.sampling import LiveSampler
-    from django_otel.core.spans import OwnTracerProvider
-    from django_otel.core.tail import TailBuffer
+    from django_otel.export.pipelines import SwitchProcessor, build_span_limits
+    from django_otel.sampling.policy import Policy
+    from django_otel.sampling.sampler import LiveSampler
+    from django_otel.tracing.ids import OwnRandomIdGenerator
+    from django_otel.tracing.spans import OwnTracerProvider
+    from django_otel.tracing.tail import TailBuffer
 
     sampler = LiveSampler(Policy(0.0, keep_errors=True))
     switch = SwitchProcessor()

@@ -25,16 +25,17 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 
-from django_otel import force, live, models, runtime
-from django_otel import sampling_text as text
-from django_otel.core import guard
-from django_otel.core.policy import MAX_PATTERN, MAX_RULES
-from django_otel.core.records import record
-from django_otel.core.sampling import InForce
+from django_otel import models, runtime
+from django_otel.base import guard
+from django_otel.base.frozen import record
+from django_otel.live_sampling import follower, force
+from django_otel.live_sampling import wording as text
 from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
+from django_otel.sampling.policy import MAX_PATTERN, MAX_RULES
+from django_otel.sampling.sampler import InForce
 
 if TYPE_CHECKING:
-    from django_otel import route_preview
+    from django_otel.live_sampling import preview
 
     _ModelForm = forms.ModelForm[Any]
     _ModelAdmin = admin.ModelAdmin[SamplingPolicy]
@@ -144,7 +145,7 @@ class SamplingPolicyForm(_EndingForm):
         seen = models.current_version(_alias()) if self.instance.pk is None else self.instance.version
         self.fields["seen_version"].initial = seen
         if self.instance.pk is None and not self.is_bound:
-            self.initial.setdefault("ratio", live.status()["base_ratio"])
+            self.initial.setdefault("ratio", follower.status()["base_ratio"])
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
@@ -264,7 +265,7 @@ def _needs_tables(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespon
             with transaction.atomic(using=_alias()) if is_atomic else contextlib.nullcontext():
                 return view(self, request, *args, **kwargs)
         except (DatabaseFault, ImproperlyConfigured, OSError):
-            are_there = live.tables_exist(_alias())
+            are_there = follower.tables_exist(_alias())
             if are_there:
                 # Something else, which is not to be hidden.
                 raise
@@ -378,7 +379,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
         if request.resolver_match is not None and request.resolver_match.url_name == _STATUS_NAME:
             _leave_out(request)
             return JsonResponse({"problem": problem}, status=503)
-        status, in_force = live.status(), runtime.current().sampler.policy
+        status, in_force = follower.status(), runtime.current().sampler.policy
         reason = f"Set by {text.source(status['base_source'])}." if status["source"] != "admin" else ""
         # Beside the problem its fault would be said twice.
         otel = describe({**status, "error": ""}, None, in_force, reason=reason)
@@ -388,7 +389,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
             "title": title,
             "opts": self.opts,
             "problem": problem,
-            "command": live.migrate_command(alias) if is_answering else "",
+            "command": follower.migrate_command(alias) if is_answering else "",
             "is_lost": request.method == "POST",
             "otel": otel,
         }
@@ -556,7 +557,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
     def _overview(self) -> dict[str, Any]:
         row = SamplingPolicy.objects.using(_alias()).filter(pk=SamplingPolicy.ONLY_ID).first()
         state = models.read_state(_alias())
-        status, in_force = live.status(), runtime.current().sampler.policy
+        status, in_force = follower.status(), runtime.current().sampler.policy
         wanted = _fingerprint(state)
         processes = _processes(status, wanted)
         otel = describe(status, row, in_force)
@@ -590,7 +591,7 @@ def _may_see(request: HttpRequest) -> bool:
 
 def _leave_out(request: HttpRequest) -> None:
     """Neither trace nor metrics: a page that is left open asks all day. From the second time on nothing is begun."""
-    from django_otel.core.observation import find
+    from django_otel.requests.observation import find
 
     observation = find(request)
     if observation is not None:
@@ -662,7 +663,7 @@ def _last_change() -> str:
     if changed_at is None:
         return ""
     author = _last_author()
-    ago_s = timezone.now().timestamp() - (live.epoch_s(changed_at) or 0.0)
+    ago_s = timezone.now().timestamp() - (follower.epoch_s(changed_at) or 0.0)
     return f"saved {text.span(ago_s)} ago" + (f" by {author.name}" if author is not None else "")
 
 
@@ -780,7 +781,7 @@ class _Process:
 def _fingerprint(state: models.SamplingState) -> str:
     """What a process says that has applied these rows; empty where the settings apply."""
     try:
-        policy = live.policy_from_state(state)
+        policy = follower.policy_from_state(state)
     except (ValueError, TypeError, OverflowError):
         # Whoever reads them keeps to the settings.
         return ""
@@ -803,7 +804,7 @@ def _processes(status: dict[str, Any], wanted: str) -> list[_Process]:
     def since(epoch_s: Any) -> float | None:
         return max(0.0, now_s - epoch_s) if isinstance(epoch_s, float | int) else None
 
-    members = [*live.processes(), *live.processes_elsewhere()]
+    members = [*follower.processes(), *follower.processes_elsewhere()]
     if not any(member.get("is_here") for member in members):
         # One that does not follow, or has not begun to.
         policy = runtime.current().sampler.live
@@ -854,12 +855,12 @@ class _Preview:
     more: int
 
 
-def _project_routes() -> Sequence[route_preview.ProjectRoute]:
-    from django_otel import route_preview
+def _project_routes() -> Sequence[preview.ProjectRoute]:
+    from django_otel.live_sampling import preview
 
     # The page must come up when the URLconf is broken for another part of it.
     with guard.contained("reading the URLconf"):
-        return route_preview.project_routes()
+        return preview.project_routes()
     return ()
 
 
@@ -882,11 +883,11 @@ def _build_preview(formset: Any) -> dict[str, Any]:
         rule.normalise()
         # Of both only one may be saved.
         entered.append(_Entered(rule.path, "" if rule.path else rule.route, rule.method))
-    from django_otel import route_preview
+    from django_otel.live_sampling import preview
 
-    matches: list[list[route_preview.Match]] = [[] for _ in entered]
+    matches: list[list[preview.Match]] = [[] for _ in entered]
     with guard.contained("matching rules with the routes of the project"):
-        matches = route_preview.match_rules(entered, routes)
+        matches = preview.match_rules(entered, routes)
     for form in formset.forms:
         form.preview = None
     for form, found in zip(ordered, matches, strict=True):
@@ -896,12 +897,12 @@ def _build_preview(formset: Any) -> dict[str, Any]:
             form.preview = _Preview("", [], 0)
         if form.instance.pk:
             form.name, form.share = text.rule_name(form.instance), text.percent(form.instance.ratio)
-            end_s = live.epoch_s(form.instance.expires_at)
+            end_s = follower.epoch_s(form.instance.expires_at)
             form.is_over = end_s is not None and end_s <= timezone.now().timestamp()
     return {"routes_total": len(routes), "routes": [route.label for route in routes][:500]}
 
 
-def _describe_matches(found: Sequence[route_preview.Match], total: int) -> _Preview:
+def _describe_matches(found: Sequence[preview.Match], total: int) -> _Preview:
     if not found:
         return _Preview("Matches no route of the project.", [], 0)
     taken = sum(match.is_taken for match in found)

@@ -22,12 +22,14 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 
-from django_otel.core import errors, guard, names
-from django_otel.force import force_trace_token as force_trace_token
+from django_otel.base import guard
+from django_otel.live_sampling.force import force_trace_token as force_trace_token
+from django_otel.metrics import catalogue
+from django_otel.tracing import exceptions
 
 if TYPE_CHECKING:
-    from django_otel.core.cells import Counter, Gauge, Histogram, ObservableGauge, Observed, UpDownCounter
-    from django_otel.core.config import Config
+    from django_otel.config.schema import Config
+    from django_otel.metrics.cells import Counter, Gauge, Histogram, ObservableGauge, Observed, UpDownCounter
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -452,11 +454,11 @@ def _end_span(span: trace.Span, error: BaseException | None, end_time_unix_ns: i
 
 
 def _record_error(span: trace.Span, error: BaseException) -> None:
-    kind = errors.type_name(error)
+    kind = exceptions.type_name(error)
     span.set_attribute("error.type", kind)
     # The message is in the exception event; here it only helps a reader of a list of spans.
-    span.set_status(trace.Status(trace.StatusCode.ERROR, f"{kind}: {errors.message_of(error)}"))
-    errors.record_exception(span, error)
+    span.set_status(trace.Status(trace.StatusCode.ERROR, f"{kind}: {exceptions.message_of(error)}"))
+    exceptions.record_exception(span, error)
 
 
 class timed(span):  # noqa: N801 (used like a function)
@@ -496,11 +498,11 @@ class timed(span):  # noqa: N801 (used like a function)
     def _record(self, elapsed_s: float, ids: trace.SpanContext, error: BaseException | None) -> None:
         tags = clean_attributes(self._attributes)
         if error is not None:
-            tags["error.type"] = errors.type_name(error)
+            tags["error.type"] = exceptions.type_name(error)
         from django_otel import runtime
 
         durations = runtime.store.histogram(
-            _clean_text(self._name), "s", "Durations measured by django_otel.timed.", names.SECONDS_HTTP
+            _clean_text(self._name), "s", "Durations measured by django_otel.timed.", catalogue.SECONDS_HTTP
         )
         if ids.trace_flags.sampled:
             durations.record(elapsed_s, tags, ids.trace_id, ids.span_id)
@@ -537,16 +539,16 @@ class _Untraced(_Scope):
 
     def _begin(self) -> _Run:
         # Not at the top: both load a part of the SDK or of the instrumentors.
-        from django_otel.core import sampling
-        from django_otel.core.suppression import suppress_instrumentation
+        from django_otel.base.suppression import suppress_instrumentation
+        from django_otel.sampling import sampler
 
         with suppress_instrumentation():
             context = otel_context.get_current()
-        return _Run(otel_context.set_value(_NO_SPANS_KEY, True, sampling.untraced(context)))
+        return _Run(otel_context.set_value(_NO_SPANS_KEY, True, sampler.untraced(context)))
 
     def _begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Run:
         with guard.contained("untraced on a view"):
-            from django_otel.core import observation
+            from django_otel.requests import observation
 
             # A view's request comes first, or after self.
             for argument in (*args[:2], kwargs.get("request")):
@@ -582,7 +584,7 @@ def sample(ratio: float) -> Callable[[F], F]:
     Units: `ratio` is a share from 0.0 to 1.0.
     Errors: `ValueError` when it is none.
     """
-    from django_otel.core.policy import check_ratio
+    from django_otel.sampling.policy import check_ratio
 
     share = check_ratio(ratio, "The ratio of sample()")
 
@@ -635,7 +637,7 @@ def user_attributes(key: object, policy: str) -> dict[str, str]:
 
 
 def _request_span() -> trace.Span | None:
-    from django_otel.core import observation
+    from django_otel.requests import observation
 
     current = observation.current()
     return None if current is None else current.span

@@ -23,7 +23,7 @@ class DjangoOTelConfig(AppConfig):
 
     def ready(self) -> None:
         from django_otel import conf, runtime
-        from django_otel.core.config import ConfigError
+        from django_otel.config.schema import ConfigError
 
         _register_checks()
         self._connect_parts()
@@ -36,22 +36,24 @@ class DjangoOTelConfig(AppConfig):
                 "\n".join(f"- {problem.message} ({problem.id})" for problem in error.problems),
             )
         except Exception as error:
-            from django_otel.core import guard
+            from django_otel.base import guard
 
             runtime.refuse([])
             guard.report("starting django_otel", error)
 
     def _connect_parts(self) -> None:
         """Each part switches itself on and off with the settings."""
-        from django_otel import asgi, business, failures, instrumentors, live, logs, runtime
-        from django_otel.core import guard
-        from django_otel.instruments import cache, database, request_times
+        from django_otel import asgi, business, logs, runtime
+        from django_otel.base import guard
+        from django_otel.console import failures
+        from django_otel.instrumentation import cache, database, instrumentors, request_times
+        from django_otel.live_sampling import follower
 
         # Instrumentors first: the stable conventions are opted in before any of them loads.
         for part in (instrumentors, logs, database, cache, business, failures, request_times):
             runtime.on_config_change(part.install)
             runtime.on_refusal(part.uninstall)
-        runtime.on_prepare(live.ensure_started)
+        runtime.on_prepare(follower.ensure_started)
         asgi.answer_lifespan()
         with guard.contained("looking for otel.py modules"):
             business.autodiscover()
@@ -67,7 +69,7 @@ def _register_checks() -> None:
 
 def _build_check(name: str) -> Callable[..., list[CheckMessage]]:
     def check(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
-        from django_otel import checks
+        from django_otel.operations import checks
 
         found: list[CheckMessage] = getattr(checks, name)(app_configs, **kwargs)
         return found

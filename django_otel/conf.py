@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core.signals import setting_changed
 
-from django_otel.core.config import Config, ConfigError, Problem, parse
+from django_otel.config.schema import Config, ConfigError, Problem, parse
 
 _cached: Config | ConfigError | None = None
 

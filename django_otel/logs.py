@@ -38,14 +38,15 @@ from opentelemetry import trace
 from opentelemetry.semconv.attributes import code_attributes, exception_attributes
 from opentelemetry.trace import INVALID_SPAN, TraceFlags
 
-from django_otel.core import guard, observation
-from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
+from django_otel.base import guard
+from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
+from django_otel.requests import observation
 
 if TYPE_CHECKING:
     from opentelemetry._logs import Logger, LoggerProvider, LogRecord, SeverityNumber
 
-    from django_otel.core.config import Config
-    from django_otel.core.store_processor import StoreProcessor
+    from django_otel.config.schema import Config
+    from django_otel.tracestore.processor import StoreProcessor
 
 __all__ = ["OTelHandler", "install", "uninstall"]
 
@@ -186,7 +187,7 @@ class OTelHandler(logging.Handler):
     span are those the record was made in, also when a `QueueListener` handles
     it in another thread.
 
-    Errors: none reach the application (`core.guard`, place "logs.emit").
+    Errors: none reach the application (`base.guard`, place "logs.emit").
     """
 
     def handle(self, record: logging.LogRecord) -> Any:

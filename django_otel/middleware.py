@@ -1,7 +1,7 @@
 """The middleware: where a request's observation begins and ends, sync and async.
 
 The two twins `__call__` and `__acall__` do the same around `get_response`. What
-an observation measures stands in `core.observation`.
+an observation measures stands in `requests.observation`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from django.http.response import HttpResponseBase
 from django.utils.cache import patch_cache_control
 from opentelemetry import context as otel_context
 
-from django_otel import conf, force, runtime
-from django_otel.core import guard
-from django_otel.core.observation import Observation, Observer, find
-from django_otel.core.pipelines import import_path
-from django_otel.core.response_headers import build_response_headers
-from django_otel.core.sampling import untraced
-from django_otel.core.sdk_compat import detach_or_raise as detach
+from django_otel import conf, runtime
+from django_otel.base import guard
+from django_otel.base.sdk_compat import detach_or_raise as detach
+from django_otel.export.pipelines import import_path
+from django_otel.live_sampling import force
+from django_otel.requests.observation import Observation, Observer, find
+from django_otel.requests.response_headers import build_response_headers
 from django_otel.routes import route_template
+from django_otel.sampling.sampler import untraced
 
 _observer: Observer | None = None
 _observer_generation = -1

@@ -15,10 +15,11 @@ from django.db import models, router, transaction
 from django.db.models.signals import post_save, pre_delete
 from django.utils import timezone
 
-from django_otel import conf, live
-from django_otel.core.config import ConfigError
-from django_otel.core.policy import MAX_PATTERN
-from django_otel.core.records import record
+from django_otel import conf
+from django_otel.base.frozen import record
+from django_otel.config.schema import ConfigError
+from django_otel.live_sampling import follower
+from django_otel.sampling.policy import MAX_PATTERN
 
 #: In the order of a list to choose from: what is asked for most comes first.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY", "_OTHER")
@@ -434,7 +435,7 @@ def _notice(using: str) -> None:
         if change.is_noticed:
             return
         change.is_noticed = True
-    live.after_commit(using)
+    follower.after_commit(using)
 
 
 # Signals rather than the methods: they also tell of fixtures and of QuerySet.delete().

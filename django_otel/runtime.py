@@ -21,26 +21,27 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.resources import Resource
 
-from django_otel.core import guard, pipelines, sdk_compat
-from django_otel.core.cells import CellStore, Counter, Series
-from django_otel.core.config import Config, ConfigError, Problem
-from django_otel.core.families import Family
-from django_otel.core.ids import OwnRandomIdGenerator
-from django_otel.core.lazy_metrics import LazyMeterProvider
-from django_otel.core.observation import SpanBudget
-from django_otel.core.propagation import SwitchPropagator
-from django_otel.core.sampling import InForce, LiveSampler, Policy
-from django_otel.core.scrub import Scrubber
-from django_otel.core.spans import OwnTracerProvider
-from django_otel.core.tail import TailBuffer
+from django_otel.base import guard, sdk_compat
+from django_otel.config.schema import Config, ConfigError, Problem
+from django_otel.export import pipelines
+from django_otel.metrics.cells import CellStore, Counter, Series
+from django_otel.metrics.lazy_metrics import LazyMeterProvider
+from django_otel.metrics.model import Family
+from django_otel.redaction.scrub import Scrubber
+from django_otel.requests.observation import SpanBudget
+from django_otel.sampling.sampler import InForce, LiveSampler, Policy
+from django_otel.tracing.ids import OwnRandomIdGenerator
+from django_otel.tracing.propagation import SwitchPropagator
+from django_otel.tracing.spans import OwnTracerProvider
+from django_otel.tracing.tail import TailBuffer
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
 
-    from django_otel.core.log_pipeline import SwitchLogProcessor
-    from django_otel.core.sdk_metrics import SdkMetrics
-    from django_otel.core.sharing import Sharing
-    from django_otel.core.store_processor import StoreProcessor
+    from django_otel.export.log_pipeline import SwitchLogProcessor
+    from django_otel.metrics.sdk_metrics import SdkMetrics
+    from django_otel.multiprocess.sharing import Sharing
+    from django_otel.tracestore.processor import StoreProcessor
 
 logger = logging.getLogger("django_otel")
 
@@ -335,7 +336,7 @@ def _build_scrubber(config: Config) -> Scrubber:
 
 def clean_span(span: Any) -> Any:
     """A finished span as it may leave: library spans set right, secrets redacted."""
-    from django_otel.core import library_spans
+    from django_otel.redaction import library_spans
 
     config = _current.config
     return _current.scrubber.span(library_spans.clean_span(span, config.database.statement, config.request.query))
@@ -359,7 +360,7 @@ def _build_console(config: Config) -> StoreProcessor | None:
     if _is_quiet() or not conf.is_console_on(config):
         return None
     # Late, because it imports SQLite.
-    from django_otel.core.store_processor import StoreProcessor
+    from django_otel.tracestore.processor import StoreProcessor
 
     return StoreProcessor(
         config,
@@ -456,7 +457,7 @@ def _build_meter_provider() -> Any:
     global _sdk_metrics
     from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
 
-    from django_otel.core.sdk_metrics import SdkMetrics, build_reader
+    from django_otel.metrics.sdk_metrics import SdkMetrics, build_reader
 
     reader = build_reader()
     provider = MeterProvider(
@@ -483,11 +484,11 @@ def _set_meter_resource() -> None:
 
 def _switch_registry(config: Config) -> None:
     if "prometheus-registry" in config.metrics.exporters and not _current.is_skipped:
-        from django_otel.core.registry import start_registry
+        from django_otel.metrics.registry import start_registry
 
         start_registry(collect, lambda: _current.resource.attributes)
-    elif "django_otel.core.registry" in sys.modules:
-        from django_otel.core.registry import stop_registry
+    elif "django_otel.metrics.registry" in sys.modules:
+        from django_otel.metrics.registry import stop_registry
 
         stop_registry()
 
@@ -532,7 +533,7 @@ def _build_logger_provider(runtime: Runtime) -> None:
     from opentelemetry import _logs
     from opentelemetry.sdk._logs import LoggerProvider
 
-    from django_otel.core.log_pipeline import MemoryLogProcessor, SwitchLogProcessor
+    from django_otel.export.log_pipeline import MemoryLogProcessor, SwitchLogProcessor
 
     if _own_logger_provider is None:
         _log_switch = SwitchLogProcessor()
@@ -687,7 +688,7 @@ def _finish_with_multiprocessing() -> None:
 def _start_sharing() -> None:
     """Take a slot of the group's folder, where there is more than this one process to share with."""
     global _sharing
-    from django_otel.core.sharing import start_sharing
+    from django_otel.multiprocess.sharing import start_sharing
 
     _sharing = start_sharing(_current.config, store, _collect_sdk, _configured_pid)
 
@@ -820,11 +821,11 @@ def collect() -> list[Family]:
 
 def server_group() -> str | None:
     """The name of the server instance this process belongs to; None for one of a single process without a name."""
-    from django_otel.core import groups
+    from django_otel.multiprocess import server_group
 
     config = _current.config
-    owner = None if config.metrics.group is not None else groups.owner_pid(_configured_pid, config.surroundings)
-    return groups.build_group_name(config.service_name or "", config.metrics.group, owner)
+    owner = None if config.metrics.group is not None else server_group.owner_pid(_configured_pid, config.surroundings)
+    return server_group.build_group_name(config.service_name or "", config.metrics.group, owner)
 
 
 def sharing() -> Sharing | None:

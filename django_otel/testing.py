@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
     from django_otel.api import _Scope
-    from django_otel.core.families import Family, Point
+    from django_otel.metrics.model import Family, Point
 
 _ABSENT = (
     "The fixtures of django_otel need configured Django settings with 'django_otel' in INSTALLED_APPS "
@@ -265,9 +265,9 @@ def _fits(attributes: Mapping[str, object], wanted: Mapping[str, object]) -> boo
 def _nothing(name: str) -> object:
     """What a metric of that name gives when nothing was counted."""
     from django_otel import runtime
-    from django_otel.core import names
+    from django_otel.metrics import catalogue
 
-    catalogued = names.CATALOGUE.get(name)
+    catalogued = catalogue.CATALOGUE.get(name)
     kind = runtime.store.kind_of(name) or (catalogued.kind if catalogued is not None else None)
     if kind is None:
         return 0
@@ -337,7 +337,7 @@ def override_sampling(ratio: float) -> _Scope:
     """
     from django_otel import runtime
     from django_otel.api import _Run, _SimpleScope
-    from django_otel.core.sampling import Policy
+    from django_otel.sampling.sampler import Policy
 
     policy = Policy(ratio, source="test", is_whole=True)
 
@@ -396,7 +396,7 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, 
         return (yield)
     from opentelemetry import context
 
-    from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
+    from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 
     token = context.attach(context.set_value(SUPPRESS_INSTRUMENTATION_KEY, True))
     try:

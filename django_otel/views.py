@@ -24,9 +24,10 @@ from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.utils.module_loading import import_string
 
 from django_otel import conf, runtime
-from django_otel.core import exposition, guard
-from django_otel.core.config import Config
-from django_otel.core.suppression import suppress_instrumentation
+from django_otel.base import guard
+from django_otel.base.suppression import suppress_instrumentation
+from django_otel.config.schema import Config
+from django_otel.metrics import exposition
 
 View = Callable[[HttpRequest], HttpResponse]
 
@@ -68,7 +69,7 @@ def _probe(view: View) -> View:
 
 
 def _discard(request: HttpRequest) -> None:
-    from django_otel.core.observation import find
+    from django_otel.requests.observation import find
 
     observation = find(request)
     if observation is not None:
@@ -151,7 +152,7 @@ def _render(request: HttpRequest, config: Config) -> HttpResponse:
 
 
 def _include_registry(page: exposition.Page) -> None:
-    from django_otel.core.registry import render_registry
+    from django_otel.metrics.registry import render_registry
 
     render_registry(page)
 

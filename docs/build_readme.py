@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from django_otel.core.exposition import family_name
-from django_otel.core.families import Kind
-from django_otel.core.names import CATALOGUE, Metric
+from django_otel.metrics.catalogue import CATALOGUE, Metric
+from django_otel.metrics.exposition import family_name
+from django_otel.metrics.model import Kind
 
 PAGE = Path(__file__).parent.parent / "README.md"
 BEGIN = "<!-- metrics: made by docs/build_readme.py -->"

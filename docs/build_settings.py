@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any
 
-from django_otel.core.config import _SIMPLE, Config, walk
+from django_otel.config.schema import _SIMPLE, Config, walk
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -22,7 +22,7 @@ Precedence, highest first: the admin (the sampling ratio only), the `OTEL_*` env
 OpenTelemetry specification, `settings.OTEL`, the default. `manage.py otel config` prints every value and where it
 came from. An unknown key, a wrong type or a value out of range is an error of `manage.py check`.
 
-*This page is made from `django_otel/core/config.py` by `python docs/build_settings.py`.*
+*This page is made from `django_otel/config/schema.py` by `python docs/build_settings.py`.*
 """
 
 _TAIL = """

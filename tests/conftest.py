@@ -49,8 +49,9 @@ def settings_as_the_environment_has_them():
     # Set up before monkeypatch and settings, this ends after them.
     from django.conf import settings
 
-    from django_otel import conf, instrumentors, runtime
-    from django_otel.core.config import ConfigError, parse
+    from django_otel import conf, runtime
+    from django_otel.config.schema import ConfigError, parse
+    from django_otel.instrumentation import instrumentors
 
     try:
         parsed = conf.get_config()

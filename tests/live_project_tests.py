@@ -2,7 +2,8 @@
 
 from django.test import TransactionTestCase
 
-from django_otel import live, runtime
+from django_otel import runtime
+from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy
 
 
@@ -11,6 +12,6 @@ class UsesTheApp(TransactionTestCase):
         assert self.client.get("/hello/").status_code == 200
         SamplingPolicy(ratio=0.25).save()
         assert runtime.current().sampler.ratio_now() == 0.25
-        live.ensure_started()
+        follower.ensure_started()
         assert self.client.get("/hello/").status_code == 200
-        assert live.status()["following"] is False
+        assert follower.status()["following"] is False

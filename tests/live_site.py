@@ -25,10 +25,10 @@ _statements = 0
 
 def status(request):
     """What this process applies, without a query."""
-    from django_otel import live
+    from django_otel.live_sampling import follower
 
     threads = [thread.name for thread in threading.enumerate()]
-    return JsonResponse({**live.status(), "statements": _statements, "threads": threads})
+    return JsonResponse({**follower.status(), "statements": _statements, "threads": threads})
 
 
 def hello(request):
@@ -38,7 +38,7 @@ def hello(request):
 @csrf_exempt
 def fork(request):
     """Fork this process; the child follows for itself and says what it applies."""
-    from django_otel import live
+    from django_otel.live_sampling import follower
 
     read_end, write_end = os.pipe()
     pid = os.fork()
@@ -46,12 +46,12 @@ def fork(request):
         try:
             import time
 
-            before = live.status()
-            live.ensure_started()
+            before = follower.status()
+            follower.ensure_started()
             deadline_s = time.monotonic() + 10
-            while live.status()["read_at_s"] is None and time.monotonic() < deadline_s:
+            while follower.status()["read_at_s"] is None and time.monotonic() < deadline_s:
                 time.sleep(0.02)
-            os.write(write_end, json.dumps([before, live.status()]).encode())
+            os.write(write_end, json.dumps([before, follower.status()]).encode())
         finally:
             os._exit(0)
     os.close(write_end)

@@ -15,7 +15,7 @@ from django.test import override_settings
 from opentelemetry.trace import SpanKind, StatusCode
 
 from django_otel import runtime, span
-from django_otel.instruments.database import QueryWrapper
+from django_otel.instrumentation.database import QueryWrapper
 from tests.app.models import Item
 
 DURATION = "db.client.operation.duration"

@@ -19,7 +19,8 @@ from django.test import Client, override_settings
 from django.utils import timezone
 from opentelemetry.trace import SpanKind
 
-from django_otel import live, runtime
+from django_otel import runtime
+from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy, SamplingRule
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -35,10 +36,10 @@ FORCE = f"{LIST}force/"
 @pytest.fixture(autouse=True)
 def _fresh():
     """Each test begins and ends with the settings' policy."""
-    live._followers.clear()
+    follower._followers.clear()
     runtime.current().sampler.swap(None)
     yield
-    live._followers.clear()
+    follower._followers.clear()
     runtime.current().sampler.swap(None)
 
 
@@ -648,14 +649,14 @@ def test_no_link_is_made_for_who_may_not_or_where_it_is_off(otel, permission):
 
 def test_a_broken_urlconf_does_not_break_the_page(monkeypatch):
     """The preview is empty then."""
-    from django_otel import route_preview
+    from django_otel.live_sampling import preview
 
     def broken():
         raise ImportError("no such module")
 
     client = login(is_superuser=True)
     SamplingRule.objects.create(path="/a/*", ratio=1)
-    monkeypatch.setattr(route_preview, "project_routes", broken)
+    monkeypatch.setattr(preview, "project_routes", broken)
     assert "Matches no route" in text(client.get(ADD))
 
 

@@ -12,9 +12,10 @@ from django.db import DatabaseError, connection, connections
 from django.test import Client, override_settings
 from opentelemetry.trace import SpanKind
 
-from django_otel import live, models, runtime
-from django_otel.core.sampling import Policy
+from django_otel import models, runtime
+from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy
+from django_otel.sampling.sampler import Policy
 from tests.services import free_port
 from tests.test_admin import ADD, FORCE, LIST, ROUTES, ROW, STATUS, text
 
@@ -28,10 +29,10 @@ FORM = {"enabled": "on", "ratio": "0.25", "expires_at_0": "", "expires_at_1": ""
 @pytest.fixture(autouse=True)
 def _fresh():
     """Each test begins and ends with the settings' policy."""
-    live._followers.clear()
+    follower._followers.clear()
     runtime.current().sampler.swap(None)
     yield
-    live._followers.clear()
+    follower._followers.clear()
     runtime.current().sampler.swap(None)
 
 

@@ -30,7 +30,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
 import django_otel
 from django_otel import api, runtime, span, timed, untraced
-from django_otel.core import guard
+from django_otel.base import guard
 from django_otel.testing import override_sampling
 from tests.app.models import Item
 
@@ -1089,7 +1089,7 @@ def test_log_records_inside_a_span_carry_its_ids(otel_spans, caplog):
 @pytest.mark.django_db
 def test_the_metrics_fixture_asks_no_callback_before_the_test_has_its_database(otel_metrics):
     """A gauge that counts rows is read when the test asks for it, and only then."""
-    from django_otel.core import guard
+    from django_otel.base import guard
     from tests.app.models import Item
 
     guard.reset()

@@ -26,8 +26,9 @@ from django.test import override_settings
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
-from django_otel import api, business, model_events, runtime, transactions
-from django_otel.core.config import parse
+from django_otel import api, business, runtime
+from django_otel.business import model_events, transactions
+from django_otel.config.schema import parse
 from django_otel.signals import business_event
 from django_otel.testing import override_sampling
 from tests.business_app.models import (
@@ -683,16 +684,16 @@ class _CountingOrder:
 @pytest.mark.parametrize(
     "broken",
     [
-        "django_otel.model_events.spec_of",
-        "django_otel.model_events._events_of_save",
-        "django_otel.model_events._remember_saved",
-        "django_otel.model_events._attributes",
-        "django_otel.model_events._count_event",
-        "django_otel.model_events._loaded_values",
-        "django_otel.model_events.start_span",
-        "django_otel.model_events._end_without_event",
-        "django_otel.transactions.outcome_now",
-        "django_otel.transactions.tracker",
+        "django_otel.business.model_events.spec_of",
+        "django_otel.business.model_events._events_of_save",
+        "django_otel.business.model_events._remember_saved",
+        "django_otel.business.model_events._attributes",
+        "django_otel.business.model_events._count_event",
+        "django_otel.business.model_events._loaded_values",
+        "django_otel.business.model_events.start_span",
+        "django_otel.business.model_events._end_without_event",
+        "django_otel.business.transactions.outcome_now",
+        "django_otel.business.transactions.tracker",
         "django_otel.runtime.tracer",
         "opentelemetry.context.attach",
     ],

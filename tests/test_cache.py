@@ -206,7 +206,7 @@ def test_a_server_shows_them_on_its_page(valkey_url):
 
 def test_a_request_is_answered_whatever_its_measuring_does(cache, monkeypatch):
     from django_otel import runtime
-    from django_otel.instruments import cache as instrument
+    from django_otel.instrumentation import cache as instrument
 
     catalogued = runtime.store.catalogued
 

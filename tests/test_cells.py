@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from django_otel.core import cells
-from django_otel.core.cells import CellStore, HistogramSeries, Memory, RequestSeries, Series
-from django_otel.core.observation import Observer
+from django_otel.metrics import cells
+from django_otel.metrics.cells import CellStore, HistogramSeries, Memory, RequestSeries, Series
+from django_otel.requests.observation import Observer
 
 #: Where CPython looks for another thread that wants to run, or for a signal.
 _MAY_BE_INTERRUPTED = ("CALL", "PRECALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "FOR_ITER", "SEND", "YIELD")

@@ -13,7 +13,8 @@ from django.core import checks as django_checks
 from django.db import connection
 from opentelemetry.instrumentation.django import DjangoInstrumentor
 
-from django_otel import checks, runtime
+from django_otel import runtime
+from django_otel.operations import checks
 from tests.services import ROOT, server_env
 
 SECRET = "hunter2-very-secret"
@@ -242,7 +243,7 @@ def test_foreign_provider_takes_no_live_sampling(name):
         "from opentelemetry import trace; from opentelemetry.sdk.trace import TracerProvider;"
         f"trace.set_tracer_provider(type({name!r}, (TracerProvider,), {{'__module__': 'tool'}})());"
         "import django; django.setup();"
-        "from django_otel import checks;"
+        "from django_otel.operations import checks;"
         "print([m.id + ' ' + m.msg for m in checks.check_project()])"
     )
     done = subprocess.run(
@@ -298,7 +299,7 @@ def test_a_check_that_fails_itself_is_contained(settings, monkeypatch):
 
 def test_ids_are_unique_and_all_tested():
     """Each id stands for one thing; W003 and W010 each have two ways to say it, in one function."""
-    source = (ROOT / "django_otel" / "checks.py").read_text()
+    source = (ROOT / "django_otel" / "operations" / "checks.py").read_text()
     functions = re.split(r"\ndef ", source)
     places: dict[str, set[str]] = {}
     for function in functions:

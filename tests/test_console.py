@@ -19,10 +19,10 @@ from django.urls import reverse
 
 from django_otel import runtime
 from django_otel.console import dashboard, svg, text, waterfall
-from django_otel.core.families import HistogramValue
-from django_otel.core.store import StoredLog, StoredProcess, StoredSample, merge
-from django_otel.core.store_processor import numbers_of
-from django_otel.core.store_reader import Trace, TraceRow, read
+from django_otel.metrics.model import HistogramValue
+from django_otel.tracestore.processor import numbers_of
+from django_otel.tracestore.reader import Trace, TraceRow, read
+from django_otel.tracestore.store import StoredLog, StoredProcess, StoredSample, merge
 from tests.pages import parse_text
 from tests.test_store import Counted, processor, provider_with
 
@@ -86,7 +86,7 @@ def request_span(tracer, route="/orders/<int:pk>/", status=200, **attributes):
 
 def stored(console):
     with read(console.store()) as reader:
-        from django_otel.core.store_reader import TraceFilter
+        from django_otel.tracestore.reader import TraceFilter
 
         return reader.list_traces(TraceFilter(), limit=1000).rows
 
@@ -490,7 +490,7 @@ def test_no_text_of_a_trace_becomes_markup(console, page):
 
 def test_what_other_services_wrote_into_the_store_may_be_anything(console, page):
     """Wrong types, circles of parents, missing fields: the page shows what makes sense."""
-    from django_otel.core.store import StoredSpan
+    from django_otel.tracestore.store import StoredSpan
 
     odd = [
         {"id": "a" * 16, "parent": "b" * 16, "attributes": "none", "events": {"a": 1}, "links": [1, None, {}]},

@@ -19,11 +19,11 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 from django_otel import conf, runtime, span
-from django_otel.core import guard
-from django_otel.core.spans import Tracer
-from django_otel.instruments import database
-from django_otel.instruments.database import QueryWrapper
+from django_otel.base import guard
+from django_otel.instrumentation import database
+from django_otel.instrumentation.database import QueryWrapper
 from django_otel.testing import override_sampling
+from django_otel.tracing.spans import Tracer
 from tests import services
 from tests.app.models import Item
 
@@ -101,7 +101,8 @@ def test_a_query_of_an_unsampled_trace_is_counted_and_builds_nothing(otel_spans,
 
 def test_the_path_of_a_known_query_looks_nothing_up(otel_metrics, monkeypatch):
     """Series and statements are kept: the second query makes no label set and reads no SQL."""
-    from django_otel.core import cells, statements
+    from django_otel.metrics import cells
+    from django_otel.redaction import statements
 
     Item.objects.count()
     before = statements._remembered.cache_info()
@@ -351,8 +352,8 @@ def test_a_query_that_fails_is_counted_and_a_batch_counts_once(rf):
     """As assertNumQueries counts."""
     from django.http import HttpResponse
 
-    from django_otel.core import observation
     from django_otel.middleware import OTelMiddleware
+    from django_otel.requests import observation
 
     counts = []
 

@@ -28,10 +28,11 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from django_otel.core import encoder, guard, sdk_compat
-from django_otel.core.encoder import SpanEncoder
-from django_otel.core.library_spans import clean_span
-from django_otel.core.scrub import Scrubber
+from django_otel.base import guard, sdk_compat
+from django_otel.export import encoder
+from django_otel.export.encoder import SpanEncoder
+from django_otel.redaction.library_spans import clean_span
+from django_otel.redaction.scrub import Scrubber
 
 RESOURCE = Resource({"service.name": "shop"})
 SCOPE = InstrumentationScope("django_otel", "1.0")

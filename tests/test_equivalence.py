@@ -1,6 +1,6 @@
 """Our own spans and the SDK's: the same scenario over both, compared whole.
 
-The fast path is `core.spans`; the plain API path is the SDK's own tracer, which
+The fast path is `tracing.spans`; the plain API path is the SDK's own tracer, which
 takes over when a processor has the SDK's private hook `_on_ending`: here one
 that does nothing in it. Whatever differs is a fault of ours.
 """
@@ -48,11 +48,11 @@ from opentelemetry.trace import (
 
 import django_otel
 from django_otel import runtime
-from django_otel.core import sdk_compat
-from django_otel.core.ids import OwnRandomIdGenerator
-from django_otel.core.sampling import LiveSampler, Policy, untraced
-from django_otel.core.spans import DroppedSpan, OwnTracerProvider, RecordedSpan, Tracer
-from django_otel.instruments import database
+from django_otel.base import sdk_compat
+from django_otel.instrumentation import database
+from django_otel.sampling.sampler import LiveSampler, Policy, untraced
+from django_otel.tracing.ids import OwnRandomIdGenerator
+from django_otel.tracing.spans import DroppedSpan, OwnTracerProvider, RecordedSpan, Tracer
 from tests.business_app.models import Order
 from tests.business_app.support import registered_fixture  # noqa: F401 (a fixture)
 
@@ -580,7 +580,7 @@ def test_a_processor_that_comes_later_sees_the_spans_after_it():
 
 def test_a_projects_processor_with_the_private_hook_is_told_through_ours(monkeypatch):
     """Behind the one that scrubs, and the one that switches."""
-    from django_otel.core.pipelines import CleanProcessor
+    from django_otel.export.pipelines import CleanProcessor
 
     ending = Ending()
     with parts(monkeypatch, CleanProcessor(ending, lambda span: span)):
@@ -768,7 +768,7 @@ def both_ways(monkeypatch, settings, otel_spans, db):
         found = {}
         for kind in (FAST, PLAIN):
             clock = Clock()
-            monkeypatch.setattr("django_otel.core.observation.perf_counter", clock)
+            monkeypatch.setattr("django_otel.requests.observation.perf_counter", clock)
             monkeypatch.setattr(database, "perf_counter", clock)
             otel_spans.clear()
             runtime.store.clear()

@@ -18,10 +18,11 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
-from django_otel.core import direct, guard, pipelines, sdk_compat
-from django_otel.core.batch import BatchWorker
-from django_otel.core.config import parse
-from django_otel.core.scrub import Scrubber
+from django_otel.base import guard, sdk_compat
+from django_otel.config.schema import parse
+from django_otel.export import otlp, pipelines
+from django_otel.export.batch import BatchWorker
+from django_otel.redaction.scrub import Scrubber
 from tests import services
 
 RESOURCE = Resource({"service.name": "shop"})
@@ -102,7 +103,7 @@ def test_spans_arrive_over_http_in_each_compression(receiver, build, compression
     pipeline = build(http(receiver, COMPRESSION=compression, HEADERS={"X-Team": "shop"}))
     pipeline.finish("a", "b", **{"http.route": "/x/", "password": "hunter2"})
     assert pipeline.flush()
-    assert isinstance(pipeline.exporter(), direct.DirectSpanExporter)
+    assert isinstance(pipeline.exporter(), otlp.DirectSpanExporter)
     (path, headers, _), *more = receiver.requests
     assert (path, more) == ("/v1/traces", [])
     assert headers["x-team"] == "shop"
@@ -269,7 +270,7 @@ def test_spans_arrive_over_grpc(grpc_receiver, build, compression):
                       "HEADERS": {"X-Team": "shop"}, "COMPRESSION": compression})  # fmt: skip
     pipeline.finish("a", "b", password="hunter2")
     assert pipeline.flush()
-    assert isinstance(pipeline.exporter(), direct.DirectSpanExporter)
+    assert isinstance(pipeline.exporter(), otlp.DirectSpanExporter)
     assert grpc_receiver.span_names() == ["a", "b"]
     assert grpc_receiver.metadata[0]["x-team"] == "shop"
     assert b"hunter2" not in grpc_receiver.messages[0].SerializeToString()
@@ -350,7 +351,7 @@ def test_a_span_that_cannot_be_cleaned_does_not_leave_and_is_counted(receiver, b
 
 
 def test_a_request_that_is_too_large_is_refused_here(receiver, build, monkeypatch, caplog):
-    monkeypatch.setattr(direct, "_MAX_REQUEST_BYTES", 100)
+    monkeypatch.setattr(otlp, "_MAX_REQUEST_BYTES", 100)
     pipeline = build(http(receiver))
     pipeline.finish("x" * 200)
     assert pipeline.flush()
@@ -523,9 +524,9 @@ def test_a_process_with_many_spans_loses_none(receiver):
     import sys, time
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
-    from django_otel.core import pipelines
-    from django_otel.core.config import parse
-    from django_otel.core.scrub import Scrubber
+    from django_otel.export import pipelines
+    from django_otel.config.schema import parse
+    from django_otel.redaction.scrub import Scrubber
     drops = []
     config = parse({"TRACES": {"EXPORTERS": ["otlp"], "ENDPOINT": sys.argv[1]}}, {})
     processors = pipelines.build_span_processors(

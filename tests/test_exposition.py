@@ -21,9 +21,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.utils import floatToGoString
 
-from django_otel.core import cells, exposition, guard, names, sdk_metrics
-from django_otel.core.exposition import Format, family_name, format_value, label_pairs, negotiate, render
-from django_otel.core.families import (
+from django_otel.base import guard
+from django_otel.metrics import catalogue, cells, exposition, sdk_metrics
+from django_otel.metrics.exposition import Format, family_name, format_value, label_pairs, negotiate, render
+from django_otel.metrics.model import (
     OWN_SCOPE,
     Exemplar,
     ExponentialValue,
@@ -123,10 +124,10 @@ def test_every_metric_of_the_catalogue_has_a_name_that_promtool_would_choose():
             metric.unit,
             metric.description,
         )
-        for metric in names.CATALOGUE.values()
+        for metric in catalogue.CATALOGUE.values()
     ]
     page = render(families, openmetrics=False, resource_attributes=RESOURCE)
-    assert len(parse_text(page).families) == len(names.CATALOGUE) + 1
+    assert len(parse_text(page).families) == len(catalogue.CATALOGUE) + 1
     assert lint(page) == ""
 
 
@@ -828,7 +829,7 @@ def test_the_whole_catalogue_agrees_with_the_official_exporter():
     reader = PrometheusMetricReader(registry=registry, scope_info_enabled=False, disable_target_info=True)
     meter = MeterProvider(metric_readers=[reader], shutdown_on_exit=False).get_meter("django_otel")
     store = cells.CellStore()
-    for metric in names.CATALOGUE.values():
+    for metric in catalogue.CATALOGUE.values():
         if metric.kind is Kind.GAUGE and metric.unit == "1" and not metric.name.endswith("ratio"):
             continue
         attributes = dict.fromkeys(metric.attributes, "x")

@@ -14,7 +14,8 @@ from django.test import AsyncClient, Client, RequestFactory
 from django.utils.log import AdminEmailHandler
 from django.views.debug import ExceptionReporter
 
-from django_otel import failures, runtime, views
+from django_otel import runtime, views
+from django_otel.console import failures
 from tests.test_console import console  # noqa: F401 (a fixture)
 
 TRACE_URL = "http://jaeger.example/trace/{trace_id}"

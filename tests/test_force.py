@@ -13,7 +13,8 @@ from django.test import AsyncClient, Client, override_settings
 from opentelemetry.trace import SpanKind
 
 import django_otel
-from django_otel import force, runtime
+from django_otel import runtime
+from django_otel.live_sampling import force
 from tests import services
 
 STAFF = SimpleNamespace(pk=7, is_active=True, is_staff=True)

@@ -14,7 +14,7 @@ import pytest
 import requests
 from django.utils import timezone
 
-from django_otel import hosts, live
+from django_otel.live_sampling import follower, hosts
 from django_otel.models import SamplingHost, SamplingVersion
 from tests import services
 
@@ -108,7 +108,7 @@ def test_a_page_does_not_write_at_every_question(django_assert_num_queries):
 def test_a_damaged_row_does_not_break_the_page():
     """There are no others to show then."""
     SamplingHost.objects.create(name="bad/1", members="{", told_at=timezone.now())
-    assert live.processes_elsewhere() == []
+    assert follower.processes_elsewhere() == []
 
 
 def test_names_tell_two_servers_of_one_host_apart(tmp_path):

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from django_otel.core import guard, import_hooks
-from django_otel.core.lazy_metrics import LazyMeterProvider
+from django_otel.base import guard, import_hooks
+from django_otel.metrics.lazy_metrics import LazyMeterProvider
 
 NAME = "module_that_is_waited_for"
 

@@ -19,9 +19,12 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind
 
 import django_otel
-from django_otel import conf, instrumentors, runtime
-from django_otel.core import guard, library_spans, outbound
-from django_otel.core.config import parse
+from django_otel import conf, runtime
+from django_otel.base import guard
+from django_otel.config.schema import parse
+from django_otel.instrumentation import instrumentors
+from django_otel.redaction import library_spans
+from django_otel.tracing import outbound
 from tests.http_echo import start_echo
 from tests.services import ROOT, serve, server_env, wait_until
 
@@ -582,7 +585,7 @@ def test_what_the_sdk_dropped_is_still_counted():
 def test_importing_instrumentors_imports_no_instrumented_library():
     """It is lazy: a library is imported when its instrumentor is switched on, not before."""
     code = (
-        "import sys, django_otel.instrumentors;"
+        "import sys, django_otel.instrumentation.instrumentors;"
         "print([name for name in ('requests', 'redis', 'psycopg2', 'httpx', 'fastapi') if name in sys.modules])"
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}

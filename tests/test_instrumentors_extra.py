@@ -13,8 +13,8 @@ import urllib3
 from opentelemetry.trace import SpanKind
 
 import django_otel
-from django_otel import instrumentors
-from django_otel.core import guard
+from django_otel.base import guard
+from django_otel.instrumentation import instrumentors
 from tests import services
 from tests.http_echo import start_echo
 

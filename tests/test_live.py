@@ -13,9 +13,10 @@ from django.db import IntegrityError, connection, connections, transaction
 from django.test import override_settings
 from django.utils import timezone
 
-from django_otel import live, runtime
-from django_otel.core.sampling import Policy
+from django_otel import runtime
+from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy
+from django_otel.sampling.sampler import Policy
 from tests.services import close_for_good, free_port
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -24,10 +25,10 @@ pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "othe
 @pytest.fixture(autouse=True)
 def _fresh():
     """Each test begins and ends with the settings' policy and a process that has applied nothing."""
-    live._followers.clear()
+    follower._followers.clear()
     runtime.current().sampler.swap(None)
     yield
-    live._followers.clear()
+    follower._followers.clear()
     runtime.current().sampler.swap(None)
 
 
@@ -56,7 +57,7 @@ def in_thread(function):
 
 def poll() -> float:
     """One turn of the background thread; gives the pause it asks for, in seconds."""
-    return in_thread(lambda: live.follower().poll())
+    return in_thread(lambda: follower.follower().poll())
 
 
 class PolicyInOther:
@@ -203,7 +204,7 @@ def test_a_policy_ends_by_the_clock_without_a_poll(sampler):
     assert sampler.ratio_now() == 0.25
     time.sleep(0.4)
     assert sampler.policy.source == sampler.base.source
-    status = live.status()
+    status = follower.status()
     assert status["expired"] is True
     assert status["since_s"] == pytest.approx(time.time(), abs=0.5)
 
@@ -257,7 +258,7 @@ def test_without_a_row_the_settings_hold(sampler):
     """And nothing is wrong with that."""
     poll()
     assert sampler.policy.source == sampler.base.source
-    assert live.status()["error"] == ""
+    assert follower.status()["error"] == ""
 
 
 def test_a_poll_neither_counts_nor_traces_itself(otel_spans, otel_metrics, sampler):
@@ -286,18 +287,18 @@ def test_a_poll_closes_its_connection(policy_in, tmp_path):
     def turn():
         call_command("migrate", "django_otel", database="other", verbosity=0)
         with override_settings(DEBUG=True):
-            live.follower().poll()
+            follower.follower().poll()
         return connections["other"].connection, len(connections["other"].queries_log)
 
     assert in_thread(turn) == (None, 0)
-    assert live.status()["read_at_s"] is not None
+    assert follower.status()["read_at_s"] is not None
 
 
 def test_of_two_readings_that_overlap_the_one_that_began_later_wins(sampler, monkeypatch):
     """A poll that has read the old row and is slow to apply it must not undo a save."""
     SamplingPolicy(ratio=0.25).save()
     has_read, may_apply = threading.Event(), threading.Event()
-    read = live._read_policy
+    read = follower._read_policy
 
     def slow(alias):
         policy = read(alias)
@@ -308,8 +309,8 @@ def test_of_two_readings_that_overlap_the_one_that_began_later_wins(sampler, mon
             may_apply.wait(10)
         return policy
 
-    monkeypatch.setattr(live, "_read_policy", slow)
-    thread = threading.Thread(target=live.follower().poll, name="slow poll")
+    monkeypatch.setattr(follower, "_read_policy", slow)
+    thread = threading.Thread(target=follower.follower().poll, name="slow poll")
     thread.start()
     assert has_read.wait(10)
     SamplingPolicy(ratio=0.75).save()
@@ -331,12 +332,12 @@ def test_while_the_database_is_down_the_last_policy_stays(sampler, policy_in, ca
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "OperationalError" in warnings[0].getMessage()
-    assert "the policy in force stays" in live.status()["error"]
+    assert "the policy in force stays" in follower.status()["error"]
 
     caplog.clear()
     with override_settings(DATABASE_ROUTERS=[]), caplog.at_level(logging.INFO, logger="django_otel"):
         assert poll() <= 5.0
-    assert live.status()["error"] == ""
+    assert follower.status()["error"] == ""
     assert "can be read again" in caplog.text
 
 
@@ -355,14 +356,14 @@ def test_without_its_table_the_settings_hold_with_one_warning(sampler, policy_in
             "Run: manage.py migrate django_otel --database other"
         )
     ]
-    assert in_thread(live.table_problem) == live.status()["error"]
+    assert in_thread(follower.table_problem) == follower.status()["error"]
 
 
 def test_table_problem_says_nothing_when_the_table_is_there_or_nobody_can_tell(policy_in):
     """A database that is down is another check's business."""
-    assert live.table_problem() is None
+    assert follower.table_problem() is None
     policy_in(ENGINE="django.db.backends.postgresql", NAME="x", HOST="127.0.0.1", PORT=str(free_port()))
-    assert in_thread(live.table_problem) is None
+    assert in_thread(follower.table_problem) is None
 
 
 @pytest.mark.parametrize(
@@ -389,7 +390,7 @@ def test_a_row_that_makes_no_sense_is_ignored_with_a_warning(sampler, caplog, co
 
     SamplingPolicy(ratio=0.5).save()
     assert sampler.ratio_now() == 0.5
-    assert live.status()["error"] == ""
+    assert follower.status()["error"] == ""
 
 
 # --- Where nothing is followed. ---
@@ -397,8 +398,8 @@ def test_a_row_that_makes_no_sense_is_ignored_with_a_warning(sampler, caplog, co
 
 def test_under_a_test_runner_there_is_no_thread():
     """A connection of a thread of ours would keep PostgreSQL from dropping the test database."""
-    live.ensure_started()
-    assert live.status()["following"] is False
+    follower.ensure_started()
+    assert follower.status()["following"] is False
     assert not [thread for thread in threading.enumerate() if thread.name == "django_otel-sampling-policy"]
 
 
@@ -408,11 +409,11 @@ def test_with_live_false_a_save_has_no_effect(sampler):
     with override_settings(OTEL={"SERVICE_NAME": "tests", "SAMPLING": {"LIVE": False, "RATIO": 0.5}}):
         assert sampler.ratio_now() == 0.5
         SamplingPolicy(ratio=0.75).save()
-        live.follower().read_and_apply("default")
+        follower.follower().read_and_apply("default")
         assert sampler.ratio_now() == 0.5
-        assert live.status()["live"] is False
-        assert live._reason_not_to_run()
-        assert live.table_problem() is None
+        assert follower.status()["live"] is False
+        assert follower._reason_not_to_run()
+        assert follower.table_problem() is None
     poll()
     assert sampler.ratio_now() == 0.75
 
@@ -425,7 +426,7 @@ def test_the_admin_stands_above_the_environment(sampler, monkeypatch):
         assert (sampler.ratio_now(), sampler.policy.source) == (0.125, "environment")
         policy = SamplingPolicy.objects.create(ratio=0.75)
         assert sampler.ratio_now() == 0.75
-        assert live.status()["base_source"] == "environment OTEL_TRACES_SAMPLER_ARG"
+        assert follower.status()["base_source"] == "environment OTEL_TRACES_SAMPLER_ARG"
         policy.delete()
         assert sampler.ratio_now() == 0.125
         # Before the settings are read again.
@@ -472,7 +473,7 @@ def test_the_status_tells_what_is_in_force_and_why():
     """For the admin page and the command line."""
     begun_s = time.time()
     SamplingPolicy(ratio=0.25, note="why").save()
-    status = live.status()
+    status = follower.status()
 
     assert {key: status[key] for key in ("enabled", "live", "ratio", "source", "version", "note", "error")} == {
         "enabled": True,

@@ -25,9 +25,9 @@ from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import attach, detach, set_value
 
 from django_otel import logs, runtime
-from django_otel.core import guard
-from django_otel.core.config import Config
-from django_otel.core.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
+from django_otel.base import guard
+from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
+from django_otel.config.schema import Config
 
 NO_TRACE = {"otelTraceID": "0", "otelSpanID": "0", "otelTraceSampled": False, "otelServiceName": "tests"}
 
@@ -502,7 +502,7 @@ def test_a_pickled_record_of_another_process_keeps_its_trace_and_traceback(log, 
     assert "ValueError: bad" in record.attributes["exception.stacktrace"]
 
 
-@pytest.mark.parametrize("name", ["django_otel", "django_otel.core", "opentelemetry", "opentelemetry.sdk.trace"])
+@pytest.mark.parametrize("name", ["django_otel", "django_otel.base", "opentelemetry", "opentelemetry.sdk.trace"])
 def test_our_own_and_the_sdks_records_are_never_exported(otel_logs, name):
     logging.getLogger(name).error("about exporting")
     assert otel_logs.bodies == []

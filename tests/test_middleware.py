@@ -11,8 +11,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import django_otel
 from django_otel import runtime
-from django_otel.core import observation
 from django_otel.middleware import OTelMiddleware
+from django_otel.requests import observation
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
@@ -634,8 +634,8 @@ def test_the_request_path_makes_no_query(client, django_assert_num_queries, db):
 
 
 def test_a_fault_of_ours_does_not_break_the_request(client, monkeypatch):
-    from django_otel.core import observation
-    from django_otel.core.cells import RequestSeries
+    from django_otel.metrics.cells import RequestSeries
+    from django_otel.requests import observation
 
     def broken(*args, **kwargs):
         raise RuntimeError("ours")

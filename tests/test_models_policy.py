@@ -17,9 +17,10 @@ from django.db import Error, IntegrityError, connection, connections, transactio
 from django.test import Client, override_settings
 from django.utils import timezone
 
-from django_otel import live, models, runtime
-from django_otel.core import policy
+from django_otel import models, runtime
+from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion, read_state
+from django_otel.sampling import policy
 from tests import services
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -33,7 +34,7 @@ ON_POSTGRESQL = "TEST_DATABASE_URL" in os.environ
 def _settings_policy():
     """What is saved here is also put in force; not for the next test."""
     yield
-    live._followers.clear()
+    follower._followers.clear()
     runtime.current().sampler.swap(None)
 
 
@@ -439,9 +440,9 @@ def test_the_migration_can_be_taken_back_and_done_again(first_tables):
 
 def test_tables_of_the_first_version_are_said_to_be_too_old(first_tables):
     """By the check and by who follows, with the command that helps; the settings apply."""
-    assert "manage.py migrate django_otel" in str(live.table_problem())
-    live.follower().read_and_apply("default")
-    assert "manage.py migrate django_otel" in live.status()["error"]
+    assert "manage.py migrate django_otel" in str(follower.table_problem())
+    follower.follower().read_and_apply("default")
+    assert "manage.py migrate django_otel" in follower.status()["error"]
     assert runtime.current().sampler.live is None
 
 

@@ -20,7 +20,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 from django_otel import runtime
-from django_otel.core import names
+from django_otel.metrics import catalogue
 
 ACTIVE = "http.server.active_requests"
 DURATION = "http.server.request.duration"
@@ -375,7 +375,7 @@ def test_metrics(call, otel_metrics):
     assert family.points[0].value.bounds == (
         0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
     )  # fmt: skip
-    assert family.unit == names.CATALOGUE[DURATION].unit == "s"
+    assert family.unit == catalogue.CATALOGUE[DURATION].unit == "s"
 
 
 def test_active_requests_are_counted_while_they_run(otel_metrics):

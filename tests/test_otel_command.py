@@ -19,8 +19,8 @@ from django.urls import path
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from django_otel.core import names
-from django_otel.core.config import Config, walk
+from django_otel.config.schema import Config, walk
+from django_otel.metrics import catalogue
 from tests.services import ROOT, attributes_of, free_port, server_env, start_black_hole
 
 SECRET = "hunter2-very-secret"
@@ -487,8 +487,8 @@ def test_catalogue_lists_every_metric():
     """Markdown for people, JSON for programs, both from names.py."""
     code, text = run("catalogue")
     assert code == 0
-    assert re.findall(r"^\| `([^`]+)`", text, re.MULTILINE) == list(names.CATALOGUE)
+    assert re.findall(r"^\| `([^`]+)`", text, re.MULTILINE) == list(catalogue.CATALOGUE)
     listed = json.loads(run("catalogue", "--format", "json")[1])
-    assert [metric["name"] for metric in listed] == list(names.CATALOGUE)
+    assert [metric["name"] for metric in listed] == list(catalogue.CATALOGUE)
     duration = listed[0]
     assert (duration["kind"], duration["unit"], duration["bounds"][0]) == ("histogram", "s", 0.005)

@@ -15,8 +15,8 @@ import threading
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from django_otel.core import serve as serving
-from django_otel.core.families import OWN_SCOPE, Family, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
+from django_otel.operations import serve as serving
 from tests import services
 from tests.test_shared_servers import requests_counted, samples_of, total
 

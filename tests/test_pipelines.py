@@ -20,12 +20,12 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 import django_otel
 from django_otel import runtime
-from django_otel.core import batch, pipelines
-from django_otel.core.batch import BatchWorker
-from django_otel.core.cells import CellStore
-from django_otel.core.config import ConfigError, parse
-from django_otel.core.families import ExponentialValue
-from django_otel.core.sdk_metrics import MetricsDataBuilder, SdkMetrics, build_reader, merge_exponential
+from django_otel.config.schema import ConfigError, parse
+from django_otel.export import batch, pipelines
+from django_otel.export.batch import BatchWorker
+from django_otel.metrics.cells import CellStore
+from django_otel.metrics.model import ExponentialValue
+from django_otel.metrics.sdk_metrics import MetricsDataBuilder, SdkMetrics, build_reader, merge_exponential
 from tests import services
 
 
@@ -125,7 +125,7 @@ def test_a_child_forked_while_an_export_is_under_way_exports_for_itself():
     """OP#2767, OP#3307: the child has no thread and perhaps a held lock; what waits is the parent's."""
     code = """
 import os, sys, threading, time
-from django_otel.core.batch import BatchWorker
+from django_otel.export.batch import BatchWorker
 busy, gate, got = threading.Event(), threading.Event(), []
 def export(batch):
     got.extend(batch)

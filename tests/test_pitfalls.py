@@ -35,8 +35,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import django_otel
 from django_otel import runtime
-from django_otel.core import observation
 from django_otel.middleware import OTelMiddleware
+from django_otel.requests import observation
 from tests import services
 
 OURS = "django_otel.middleware.OTelMiddleware"
@@ -751,8 +751,8 @@ def test_a_span_that_cannot_be_cleaned_costs_only_itself():
     """The exporter of a batch gets the others, and the fault is counted."""
     from opentelemetry.sdk.trace.export import SpanExportResult
 
-    from django_otel.core.config import parse
-    from django_otel.core.pipelines import SpanBatchProcessor
+    from django_otel.config.schema import parse
+    from django_otel.export.pipelines import SpanBatchProcessor
 
     got = []
 
@@ -777,8 +777,8 @@ def test_a_span_that_cannot_be_cleaned_costs_only_itself():
 @pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
 def test_what_doctor_sends_is_scrubbed_like_the_rest(signal):
     """`manage.py otel doctor` sends the same resource that the server does."""
-    from django_otel.core.config import parse
-    from django_otel.doctor import build_test_batch
+    from django_otel.config.schema import parse
+    from django_otel.operations.doctor import build_test_batch
 
     batch = build_test_batch(signal, parse({"RESOURCE": {"deploy.api_key": "hunter2", "team": "shop"}}, {}))
     text = batch.to_json() if signal == "metrics" else str([item.to_json() for item in batch])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_otel.core.policy import MAX_RULES, METHODS, Policy, Rule
+from django_otel.sampling.policy import MAX_RULES, METHODS, Policy, Rule
 
 ratios = st.floats(min_value=0.0, max_value=1.0, allow_nan=False)
 moments = st.none() | st.floats(min_value=0, max_value=4e9, allow_nan=False)
@@ -141,7 +141,7 @@ def test_the_example_in_the_documentation_is_a_valid_setting():
     import re
     from pathlib import Path
 
-    from django_otel.core.config import parse
+    from django_otel.config.schema import parse
 
     page = (Path(__file__).parent.parent / "docs" / "sampling.md").read_text(encoding="utf-8")
     example = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "RULES" in block)

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from django_otel.core import cells, exposition
-from django_otel.core.families import OWN_SCOPE, Exemplar, ExponentialValue, Family, HistogramValue, Kind, Point
+from django_otel.metrics import cells, exposition
+from django_otel.metrics.model import OWN_SCOPE, Exemplar, ExponentialValue, Family, HistogramValue, Kind, Point
 from tests import services
 from tests.pages import lint
 

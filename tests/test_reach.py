@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from django_otel.core.roster import Roster
+from django_otel.multiprocess.roster import Roster
 from tests import services
 
 #: So long that what arrives earlier came by the shared folder.

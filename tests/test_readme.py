@@ -21,8 +21,8 @@ from packaging.requirements import Requirement
 from prometheus_client.parser import text_string_to_metric_families
 
 import django_otel
-from django_otel.core.config import Config, parse, walk
-from django_otel.core.names import CATALOGUE
+from django_otel.config.schema import Config, parse, walk
+from django_otel.metrics.catalogue import CATALOGUE
 from tests import services
 from tests.services import ROOT
 
@@ -471,7 +471,7 @@ import pytest
 from django.test import override_settings
 
 from django_otel import signals
-from django_otel.core import guard
+from django_otel.base import guard
 from orders.models import Order
 
 heard = []

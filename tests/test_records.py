@@ -9,8 +9,8 @@ from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 
 import pytest
 
-from django_otel.core.patterns import lazy_pattern
-from django_otel.core.records import record
+from django_otel.base.frozen import record
+from django_otel.base.patterns import lazy_pattern
 
 
 @record
@@ -128,7 +128,10 @@ def test_a_lazy_pattern_is_the_pattern():
 
 def test_every_lazy_pattern_of_the_package_can_be_compiled():
     """A mistake in one would come out at its first use only."""
-    from django_otel.core import observation, patterns, propagation, scrub, statements
+    from django_otel.base import patterns
+    from django_otel.redaction import scrub, statements
+    from django_otel.requests import observation
+    from django_otel.tracing import propagation
 
     found = [
         value

@@ -22,9 +22,10 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from django_otel.core import cells, guard, registry
-from django_otel.core.exposition import render
-from django_otel.core.families import OWN_SCOPE, Exemplar, Family, HistogramValue, Kind, Point
+from django_otel.base import guard
+from django_otel.metrics import cells, registry
+from django_otel.metrics.exposition import render
+from django_otel.metrics.model import OWN_SCOPE, Exemplar, Family, HistogramValue, Kind, Point
 from tests.pages import assert_same_samples, parse_openmetrics, parse_text
 
 RESOURCE = {"service.name": "shop", "service.instance.id": "one of many"}
@@ -184,7 +185,7 @@ def test_negative_buckets_have_no_sum(theirs):
 def test_prometheus_client_is_not_imported_before_it_is_used():
     """It costs start-up time and is not a dependency of the page."""
     script = (
-        "import sys; import django_otel.core.exposition as e, django_otel.core.registry;"
+        "import sys; import django_otel.metrics.exposition as e, django_otel.metrics.registry;"
         "e.render([], openmetrics=True, resource_attributes={'a': 'b'});"
         "assert 'prometheus_client' not in sys.modules;"
         "assert 'django' not in sys.modules"

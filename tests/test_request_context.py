@@ -14,11 +14,11 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from django_otel import runtime
-from django_otel.core import observation
-from django_otel.core.observation import REQUEST_KEY, Observation
-from django_otel.core.sampling import Policy
-from django_otel.core.sdk_compat import SPAN_KEY
+from django_otel.base.sdk_compat import SPAN_KEY
 from django_otel.middleware import OTelMiddleware
+from django_otel.requests import observation
+from django_otel.requests.observation import REQUEST_KEY, Observation
+from django_otel.sampling.sampler import Policy
 
 PARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}
 

@@ -20,7 +20,8 @@ from django.core.cache import caches
 from django.core.cache.backends.base import BaseCache
 from django.db import connections
 from django.test import Client
-from django_otel import live, runtime
+from django_otel import runtime
+from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy, SamplingRule
 
 SamplingPolicy(ratio=0.5, max_per_second=50, keep_errors=True, keep_slow_s=10).save()
@@ -28,7 +29,7 @@ SamplingRule(path="/orders/*", ratio=1.0).save()
 SamplingRule(route="/nested/*", ratio=1.0).save()
 client = Client()
 client.get("/hello/")
-follower = live.follower()
+follower = follower.follower()
 assert follower.is_following and follower.roster is not None
 deadline = time.monotonic() + 20
 while runtime.current().sampler.policy.source != "admin" and time.monotonic() < deadline:

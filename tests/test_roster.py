@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from django_otel.core.policy import Policy, Rule
-from django_otel.core.roster import Reading, Roster, roster_folder
-from django_otel.core.shared import Unusable
+from django_otel.multiprocess.roster import Reading, Roster, roster_folder
+from django_otel.multiprocess.shared import Unusable
+from django_otel.sampling.policy import Policy, Rule
 from tests import services
 
 POLICY = Policy(0.25, "admin", 3, 2e9, "why", (Rule(1.0, path="/checkout/*", expires_at_s=1.9e9),), 10.0, True, 0.5)
@@ -31,7 +31,7 @@ def folder(tmp_path):
 def child(folder, code: str) -> subprocess.Popen:
     """Another process with a roster of its own; prints a line when it is ready and waits for its input to close."""
     begin = (
-        "import os, sys, time, pathlib\nfrom django_otel.core.roster import Roster\n"
+        "import os, sys, time, pathlib\nfrom django_otel.multiprocess.roster import Roster\n"
         f"roster = Roster(pathlib.Path({str(folder)!r}))\n{code}\nprint('ready', flush=True)\nsys.stdin.read()"
     )
     return subprocess.Popen(

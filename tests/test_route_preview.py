@@ -15,9 +15,9 @@ from django.utils import translation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from django_otel.core.policy import Rule
-from django_otel.route_preview import ALL, NONE, SOME, build_glob, compare, match_rules, project_routes
+from django_otel.live_sampling.preview import ALL, NONE, SOME, build_glob, compare, match_rules, project_routes
 from django_otel.routes import route_template
+from django_otel.sampling.policy import Rule
 
 
 def view(request: HttpRequest, **kwargs: object) -> None:

@@ -18,8 +18,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import Decision, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
-from django_otel.core import sampling
-from django_otel.core.sampling import LiveSampler, Policy
+from django_otel.sampling import sampler
+from django_otel.sampling.sampler import LiveSampler, Policy
 
 ratios = st.floats(min_value=0.0, max_value=1.0, allow_nan=False)
 trace_ids = st.integers(min_value=1, max_value=(1 << 128) - 1)
@@ -176,7 +176,7 @@ def test_an_untraced_context_drops_every_span_whatever_the_parent_says(parent_sa
         parent = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(1), trace_state=TraceState([("k", "v")]))
         context = trace.set_span_in_context(NonRecordingSpan(parent), context)
 
-    result = LiveSampler(Policy(1.0)).should_sample(sampling.untraced(context), 1, "GET /")
+    result = LiveSampler(Policy(1.0)).should_sample(sampler.untraced(context), 1, "GET /")
 
     assert result.decision is Decision.DROP
     assert dict(result.trace_state or {}) == ({"k": "v"} if parent_sampled else {})

@@ -17,7 +17,8 @@ from django.db import connections
 from django.test import override_settings
 from django.utils import timezone
 
-from django_otel import live, runtime
+from django_otel import runtime
+from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
 from tests.services import free_port
 
@@ -27,10 +28,10 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def _fresh():
     """Each test begins and ends with the settings' policy."""
-    live._followers.clear()
+    follower._followers.clear()
     runtime.current().sampler.swap(None)
     yield
-    live._followers.clear()
+    follower._followers.clear()
     runtime.current().sampler.swap(None)
 
 
@@ -288,9 +289,9 @@ def test_a_rule_that_is_not_there_removes_none():
 
 def test_there_may_be_only_so_many_rules(monkeypatch):
     """As many as the engine takes."""
-    from django_otel import sampling_command
+    from django_otel.live_sampling import command
 
-    monkeypatch.setattr(sampling_command, "MAX_RULES", 2)
+    monkeypatch.setattr(command, "MAX_RULES", 2)
     assert [run("rule", "add", f"/{name}", "1")[0] for name in "abc"] == [0, 0, 1]
     assert SamplingRule.objects.count() == 2
 

@@ -196,7 +196,7 @@ def test_a_limit_counts_what_it_refuses_and_metrics_count_all(client, otel_spans
 
 def test_without_rules_the_decision_is_not_put_off(client, otel_spans):
     """The plain path makes no stand-in span."""
-    from django_otel.core.deferred import DeferredSpan
+    from django_otel.requests.deferred import DeferredSpan
 
     seen = []
 

@@ -17,9 +17,9 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
-from django_otel.core import sampling
-from django_otel.core.policy import Policy, Rule
-from django_otel.core.sampling import LiveSampler
+from django_otel.sampling import sampler as sampler_module
+from django_otel.sampling.policy import Policy, Rule
+from django_otel.sampling.sampler import LiveSampler
 from tests import services
 from tests.test_policy import rules
 
@@ -168,7 +168,7 @@ def test_rules_outlive_the_policy_whose_ratio_has_run_out():
 def test_a_clock_that_is_set_back_brings_an_ended_policy_back(monkeypatch):
     """Each process goes by its own clock, whichever way that is moved."""
     now_s = 1_800_000_000.0
-    monkeypatch.setattr(sampling.time, "time", lambda: now_s)
+    monkeypatch.setattr(sampler_module.time, "time", lambda: now_s)
     sampler, _ = sampler_of(Policy(0.1), Policy(1.0, "admin", 1, expires_at_s=now_s + 60))
     assert sampler.ratio_now() == 1.0
 
@@ -232,7 +232,7 @@ def test_every_process_gives_the_same_answer_for_the_same_trace_id():
     """Ratio and rule, in fresh interpreters: nothing depends on hash seeds or on what came before."""
     code = (
         "import random, sys, hashlib\n"
-        "from django_otel.core.sampling import LiveSampler, Policy, Rule\n"
+        "from django_otel.sampling.sampler import LiveSampler, Policy, Rule\n"
         "policy = LiveSampler(Policy(0.3, rules=(Rule(0.6, path='/a'),))).policy\n"
         "draw = random.Random(1).getrandbits\n"
         "answers = bytearray()\n"
@@ -328,7 +328,7 @@ class Clock:
 
     def __init__(self, monkeypatch) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr(sampling, "time", self)
+        monkeypatch.setattr(sampler_module, "time", self)
 
     def monotonic(self) -> float:
         return self.now_s

@@ -24,8 +24,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlags
 
-from django_otel.core import guard, scrub
-from django_otel.core.scrub import REDACTED, Scrubber
+from django_otel.base import guard
+from django_otel.redaction import scrub
+from django_otel.redaction.scrub import REDACTED, Scrubber
 
 SCRUBBER = Scrubber()
 LONG = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -763,7 +764,8 @@ def test_dropped_attributes_of_a_log_record_are_counted_on():
 
 def test_the_module_needs_no_django():
     code = (
-        "import sys; sys.modules['django'] = None; from django_otel.core.scrub import Scrubber; Scrubber().text('a=b')"
+        "import sys; sys.modules['django'] = None\n"
+        "from django_otel.redaction.scrub import Scrubber; Scrubber().text('a=b')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

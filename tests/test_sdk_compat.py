@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.util._once import Once
 
 import django_otel
-from django_otel.core import sdk_compat
+from django_otel.base import sdk_compat
 
 PACKAGE = Path(django_otel.__file__).parent
 
@@ -216,7 +216,7 @@ def _value(reader: InMemoryMetricReader, name: str) -> object:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_counts_for_itself_from_its_first_measurement():
     """What a forked child measures before anybody reads it is not lost, what the parent had measured not repeated."""
-    from django_otel.core.sdk_metrics import SdkMetrics, build_reader
+    from django_otel.metrics.sdk_metrics import SdkMetrics, build_reader
 
     reader = build_reader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
@@ -251,7 +251,7 @@ def test_a_child_counts_for_itself_from_its_first_measurement():
 
 def test_a_gauge_that_is_set_keeps_its_series_and_one_that_is_observed_does_not():
     """A series is gone when its callback does not give it any more, not when nobody has set it for a while."""
-    from django_otel.core.sdk_metrics import SdkMetrics, build_reader
+    from django_otel.metrics.sdk_metrics import SdkMetrics, build_reader
 
     observed = [metrics.Observation(1, {"queue": "a"}), metrics.Observation(2, {"queue": "b"})]
     reader = build_reader()
@@ -442,7 +442,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "sdk_com
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_but_one_uses_private_names(path):
-    """A new version of OpenTelemetry may break core/sdk_compat.py, and nothing else."""
+    """A new version of OpenTelemetry may break base/sdk_compat.py, and nothing else."""
     assert [f"line {line}: {name}" for line, name in find_private_names(path.read_text())] == []
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 
-from django_otel import checks
-from django_otel.core.config import Config, parse, walk
+from django_otel.config.schema import Config, parse, walk
+from django_otel.operations import checks
 from tests.services import ROOT
 
 
@@ -44,9 +44,9 @@ def test_every_variable_on_the_page_is_one_that_is_read():
 
 def test_every_check_is_on_the_page():
     """Id by id."""
-    source = (ROOT / "django_otel" / "checks.py").read_text() + (
-        ROOT / "django_otel" / "core" / "config.py"
-    ).read_text()
+    folders = (ROOT / "django_otel" / package for package in ("config", "operations"))
+    sources = [path.read_text() for folder in folders for path in folder.glob("*.py")]
+    source = "".join(sources)
     used = set(re.findall(r"django_otel\.([EW]\d{3})", source))
     assert used == set(re.findall(r"^\| `([EW]\d{3})`", load_builder().build(), re.MULTILINE))
     assert checks.MIDDLEWARE

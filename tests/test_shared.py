@@ -22,11 +22,11 @@ from pathlib import Path
 import pytest
 
 from django_otel import runtime
-from django_otel.core import groups, shared
-from django_otel.core.cells import CellStore
-from django_otel.core.families import ExponentialValue, Family, HistogramValue, Kind, Point, Scope
-from django_otel.core.shared import Lease, Reader, SharedMemory, living_slots, read_snapshot, write_snapshot
-from django_otel.core.sharing import Sharing
+from django_otel.metrics.cells import CellStore
+from django_otel.metrics.model import ExponentialValue, Family, HistogramValue, Kind, Point, Scope
+from django_otel.multiprocess import server_group, shared
+from django_otel.multiprocess.shared import Lease, Reader, SharedMemory, living_slots, read_snapshot, write_snapshot
+from django_otel.multiprocess.sharing import Sharing
 from tests import services
 
 # Forking beside other tests' threads is what is tested; Python warns of it from 3.12 on.
@@ -657,7 +657,7 @@ def test_folder_and_files_are_private_whatever_the_umask(tmp_path):
         def work(base=base, mask=mask):
             os.umask(mask)
             sdk = [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
-            name = groups.build_group_name("p", None, os.getpid())
+            name = server_group.build_group_name("p", None, os.getpid())
             sharing = Sharing(name, os.getpid(), [base], CellStore(), lambda: sdk)
             assert sharing.join(), sharing.problem
             sharing._store.counter("n").add(1)
@@ -1018,23 +1018,23 @@ def test_exemplars_of_several_slots_are_merged_the_newest_of_a_bucket(folder):
 
 def test_group_names_differ_by_master_start_project_and_namespace(monkeypatch):
     names = {
-        groups.build_group_name("p", None, 1),
-        groups.build_group_name("q", None, 1),
-        groups.build_group_name("p", None, os.getpid()),
+        server_group.build_group_name("p", None, 1),
+        server_group.build_group_name("q", None, 1),
+        server_group.build_group_name("p", None, os.getpid()),
     }
-    monkeypatch.setattr(groups, "start_time", lambda pid: "another")
-    names.add(groups.build_group_name("p", None, 1))
-    monkeypatch.setattr(groups, "_pid_namespace", lambda: "another")
-    names.add(groups.build_group_name("p", None, 1))
+    monkeypatch.setattr(server_group, "start_time", lambda pid: "another")
+    names.add(server_group.build_group_name("p", None, 1))
+    monkeypatch.setattr(server_group, "_pid_namespace", lambda: "another")
+    names.add(server_group.build_group_name("p", None, 1))
     names |= {
-        groups.build_group_name("p", "a", None),
-        groups.build_group_name("p", "b", None),
-        groups.build_group_name("q", "a", None),
+        server_group.build_group_name("p", "a", None),
+        server_group.build_group_name("p", "b", None),
+        server_group.build_group_name("q", "a", None),
     }
-    names |= {groups.build_group_name("p", "../a/b", None), groups.build_group_name("p", ".._a_b", None)}
+    names |= {server_group.build_group_name("p", "../a/b", None), server_group.build_group_name("p", ".._a_b", None)}
     assert len(names) == 10 and None not in names
     assert all("/" not in name for name in names)
-    assert groups.build_group_name("p", None, None) is None
+    assert server_group.build_group_name("p", None, None) is None
 
 
 def test_only_old_folders_of_dead_masters_without_a_living_process_are_swept(tmp_path):
@@ -1047,7 +1047,7 @@ def test_only_old_folders_of_dead_masters_without_a_living_process_are_swept(tmp
         folder = parent / name
         folder.mkdir(mode=0o700)
         if owner is not None:
-            groups._write_owner(folder, owner)
+            server_group._write_owner(folder, owner)
         run(lambda: join(folder).counter("n").add(1))
         at_s = time.time() - age_s
         os.utime(folder, (at_s, at_s))
@@ -1069,7 +1069,7 @@ def test_only_old_folders_of_dead_masters_without_a_living_process_are_swept(tmp
     os.close(reading), os.close(writing)
     with living(join, held):
         os.utime(held, (1, 1))
-        assert sorted(groups.sweep(parent, keep="keep")) == ["1-dead", "5-no-owner"]
+        assert sorted(server_group.sweep(parent, keep="keep")) == ["1-dead", "5-no-owner"]
     assert (held / "0.cells").exists()
 
 

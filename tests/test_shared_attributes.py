@@ -11,12 +11,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor
 from opentelemetry.trace import SpanKind
 
-from django_otel.core.encoder import SpanEncoder
-from django_otel.core.ids import OwnRandomIdGenerator
-from django_otel.core.sampling import LiveSampler, Policy
-from django_otel.core.scrub import Scrubber
-from django_otel.core.sdk_compat import with_span
-from django_otel.core.spans import OwnTracerProvider, SharedAttributes, Taker, to_readable
+from django_otel.base.sdk_compat import with_span
+from django_otel.export.encoder import SpanEncoder
+from django_otel.redaction.scrub import Scrubber
+from django_otel.sampling.sampler import LiveSampler, Policy
+from django_otel.tracing.ids import OwnRandomIdGenerator
+from django_otel.tracing.spans import OwnTracerProvider, SharedAttributes, Taker, to_readable
 
 QUERY = {"db.system.name": "postgresql", "db.query.text": "SELECT ?", "server.port": 5432, "note": "password=hunter2"}
 

@@ -106,7 +106,7 @@ def test_the_first_export_imports_the_exporter(receiver):
 def test_the_librarys_import_instruments_it(receiver):
     """Of the libraries alone that the project imports, at the moment it does."""
     found = run(
-        "import django_otel.instrumentors as i\n"
+        "import django_otel.instrumentation.instrumentors as i\n"
         "waiting = {state.name: (state.is_on, state.reason) for state in i.states()}\n"
         "import requests\n"
         "is_patched = hasattr(requests.Session.send, 'opentelemetry_instrumentation_requests_applied')\n"
@@ -124,7 +124,7 @@ def test_a_project_that_imports_the_instrumentor_itself_has_it_switched_on():
     """It imports the library on its way, at a moment when nobody can use it yet."""
     found = run(
         "from opentelemetry.instrumentation.requests import RequestsInstrumentor\n"
-        "from django_otel import instrumentors\n"
+        "from django_otel.instrumentation import instrumentors\n"
         "show(on=RequestsInstrumentor().is_instrumented_by_opentelemetry,"
         "     states={s.name: [s.is_on, s.reason] for s in instrumentors.states()}, here='requests' in sys.modules)"
     )
@@ -186,8 +186,8 @@ def test_a_meter_of_the_project_works_whenever_it_was_asked_for(tmp_path):
 def test_a_missing_exporter_package_is_told_at_the_start():
     """Not by the first export: E004, without importing anything."""
     code = (
-        "import os, django_otel.core.pipelines as p\n"
-        "from django_otel.core.config import ConfigError, parse\n"
+        "import os, django_otel.export.pipelines as p\n"
+        "from django_otel.config.schema import ConfigError, parse\n"
         "real = os.listdir\n"
         "os.listdir = lambda folder: [n for n in real(folder) if 'otlp' not in n]\n"
         "import importlib.metadata as m\n"
@@ -213,7 +213,7 @@ def test_versions_are_those_of_the_metadata(name):
     """Read from the names of folders where that can be, else as always."""
     import importlib.metadata
 
-    from django_otel.core.pipelines import package_version
+    from django_otel.export.pipelines import package_version
 
     try:
         wanted = importlib.metadata.version(name)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from psycopg import sql as psycopg_sql
 from psycopg2 import sql as psycopg2_sql
 
-from django_otel.core import statements
-from django_otel.core.statements import OPERATIONS, OTHER, UNREADABLE, parameterise
+from django_otel.redaction import statements
+from django_otel.redaction.statements import OPERATIONS, OTHER, UNREADABLE, parameterise
 
 SECRET = "s3cr3t"
 VENDORS = ("postgresql", "mysql", "sqlite", "oracle", "microsoft", "somewhere")

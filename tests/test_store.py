@@ -17,11 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_otel.core import store as store_module
-from django_otel.core.config import Config, parse
-from django_otel.core.scrub import Scrubber
-from django_otel.core.shared import Unusable
-from django_otel.core.store import (
+from django_otel.config.schema import Config, parse
+from django_otel.multiprocess.shared import Unusable
+from django_otel.redaction.scrub import Scrubber
+from django_otel.tracestore import store as store_module
+from django_otel.tracestore.processor import StoreProcessor, numbers_of
+from django_otel.tracestore.reader import TraceFilter, read
+from django_otel.tracestore.store import (
     DAMAGED_SUFFIX,
     FILE_NAME,
     StoredLog,
@@ -34,8 +36,6 @@ from django_otel.core.store import (
     merge,
     subtract,
 )
-from django_otel.core.store_processor import StoreProcessor, numbers_of
-from django_otel.core.store_reader import TraceFilter, read
 from tests import services
 from tests.services import ROOT, serve, wait_until
 
@@ -494,7 +494,7 @@ WRITER = """
 import sys
 sys.path.insert(0, {root!r})
 from tests.test_store import span
-from django_otel.core.store import TraceStore, find_file
+from django_otel.tracestore.store import TraceStore, find_file
 store = TraceStore(find_file({path!r}, {{}}, ""), max_traces=10_000, max_bytes=32 << 20)
 worker = int(sys.argv[1])
 for number in range(60):
@@ -538,7 +538,7 @@ import os, sys, threading, time, warnings
 # From Python 3.12 on it warns of what is tried here.
 warnings.simplefilter("ignore", DeprecationWarning)
 from tests.test_store import span, ids
-from django_otel.core.store import TraceStore, find_file
+from django_otel.tracestore.store import TraceStore, find_file
 store = TraceStore(find_file({str(tmp_path / "store")!r}, {{}}, ""), max_traces=10_000, max_bytes=32 << 20)
 fail = lambda count, reason: print("dropped", count, reason)
 store.write([span(1)], fail)
@@ -753,7 +753,7 @@ def test_a_folder_that_cannot_be_used_is_told_once(tmp_path, caplog):
 
 
 def test_a_single_process_samples_for_itself_and_once_more_at_the_end(tmp_path):
-    from django_otel.core.cells import CellStore
+    from django_otel.metrics.cells import CellStore
 
     cells = CellStore()
     duration = cells.catalogued("http.server.request.duration")
@@ -779,7 +779,7 @@ def test_a_single_process_samples_for_itself_and_once_more_at_the_end(tmp_path):
 
 def test_numbers_are_those_of_the_scrape():
     """Every request, query and event of the families, and nothing of another scope."""
-    from django_otel.core.cells import CellStore
+    from django_otel.metrics.cells import CellStore
 
     cells = CellStore()
     for status, count in ((200, 5), (404, 2), (500, 1)):

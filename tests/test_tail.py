@@ -300,7 +300,7 @@ def test_without_tail_keeping_nothing_is_recorded(client, otel_spans):
 
 
 def test_switching_it_on_and_off_live_takes_effect_at_once(client, otel_spans):
-    from django_otel.core.policy import Policy
+    from django_otel.sampling.policy import Policy
 
     sampler = runtime.current().sampler
     with sampling():
@@ -327,7 +327,7 @@ class Watcher(SpanProcessor):
 
 def test_a_projects_own_processor_sees_each_span_end_once(otel_spans):
     """Kept ones with the flag, the others without; as it has seen them begin."""
-    from django_otel.core.pipelines import CleanProcessor
+    from django_otel.export.pipelines import CleanProcessor
 
     Watcher.begun.clear()
     Watcher.ended.clear()

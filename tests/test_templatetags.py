@@ -16,7 +16,7 @@ from opentelemetry import context as otel_context
 
 import django_otel
 from django_otel import span
-from django_otel.core import guard
+from django_otel.base import guard
 from django_otel.testing import override_sampling
 
 TRACE_URL = {"SERVICE_NAME": "tests", "TRACE_URL": 'https://jaeger.example/trace/{trace_id}?a=1&b="2"'}

@@ -17,7 +17,7 @@ from prometheus_client import REGISTRY, Counter
 
 import django_otel
 from django_otel import runtime, views
-from django_otel.core import guard
+from django_otel.base import guard
 from tests.pages import parse_openmetrics, parse_text
 
 TOKEN = "correct horse battery staple"

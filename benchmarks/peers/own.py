@@ -14,10 +14,11 @@ from benchmarks.peers.subject import DELAY_S, QUEUE, SERVICE, OpenTelemetrySubje
 
 def stop_clocks() -> None:
     """Let our threads that work by the clock sleep; before the first request, which starts them."""
-    from django_otel import live
-    from django_otel.core import cells, sharing
+    from django_otel.live_sampling import follower
+    from django_otel.metrics import cells
+    from django_otel.multiprocess import sharing
 
-    live._TICK_S = sharing._TICK_S = DELAY_S
+    follower._TICK_S = sharing._TICK_S = DELAY_S
     # Five exemplars in so long are five in thousands of requests at real speed, and every other one while instructions
     # are counted, fifty times slower.
     cells._EXEMPLAR_AGE_S = 50 * 0.5
@@ -29,7 +30,7 @@ class DjangoOtel(OpenTelemetrySubject):
     def before_setup(self, settings: dict[str, Any]) -> None:
         sampling: dict[str, Any] = {"RATIO": self.variant.ratio}
         if self.variant.keeps_errors:
-            from django_otel.core.config import Config
+            from django_otel.config.schema import Config
 
             if not hasattr(Config().sampling, "keep_errors"):
                 raise UnsupportedError("this version of django_otel has no SAMPLING.KEEP_ERRORS")

@@ -16,12 +16,12 @@ from urllib.parse import urlencode
 from django.utils import timezone
 
 from django_otel import runtime
+from django_otel.base import guard
 from django_otel.console import svg, text
-from django_otel.core import guard
-from django_otel.core.families import OWN_SCOPE, Family
-from django_otel.core.store import SAMPLE_INTERVAL_S, rise
-from django_otel.core.store_processor import StoreProcessor, numbers_of
-from django_otel.core.store_reader import Numbers, ProcessRow, StoreReader
+from django_otel.metrics.model import OWN_SCOPE, Family
+from django_otel.tracestore.processor import StoreProcessor, numbers_of
+from django_otel.tracestore.reader import Numbers, ProcessRow, StoreReader
+from django_otel.tracestore.store import SAMPLE_INTERVAL_S, rise
 
 #: What can be chosen, in minutes, and the width of a step of the charts, in seconds.
 PERIODS = {5: 10, 30: 30, 180: 180}

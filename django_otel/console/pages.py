@@ -22,14 +22,14 @@ from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, reverse
 
 from django_otel import runtime
+from django_otel.base import guard
+from django_otel.base.suppression import suppress_instrumentation
 from django_otel.console import dashboard as dashboard_parts
 from django_otel.console import text, waterfall
 from django_otel.console.access import PERMISSION, may_view
-from django_otel.core import guard
-from django_otel.core.shared import Unusable
-from django_otel.core.store_processor import StoreProcessor
-from django_otel.core.store_reader import NO_CHOICES, StoreReader, TraceFilter, TraceRow, read
-from django_otel.core.suppression import suppress_instrumentation
+from django_otel.multiprocess.shared import Unusable
+from django_otel.tracestore.processor import StoreProcessor
+from django_otel.tracestore.reader import NO_CHOICES, StoreReader, TraceFilter, TraceRow, read
 
 PAGE_SIZE = 50
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")

@@ -10,7 +10,7 @@ from django.utils import timezone
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString, mark_safe
 
-from django_otel.core import guard
+from django_otel.base import guard
 
 _NS_PER_MS = 1_000_000
 #: Longer statements are shown as they are: laying them out takes time that grows with them.

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from django.utils.safestring import SafeString
 
 from django_otel.console import text
-from django_otel.core.store_reader import Trace
+from django_otel.tracestore.reader import Trace
 
 #: Fewer equal queries beneath one span than this each keep a row of their own.
 GROUP_FROM = 3

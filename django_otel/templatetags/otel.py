@@ -19,7 +19,7 @@ from django.utils.safestring import SafeString, mark_safe
 from opentelemetry import trace
 
 from django_otel import api
-from django_otel.core import guard
+from django_otel.base import guard
 
 register = template.Library()
 
@@ -178,8 +178,8 @@ def otel_failure() -> dict[str, str]:
 
         found["stylesheet"] = static("django_otel/failure.css")
     with guard.contained("the trace on the failure page"):
-        from django_otel import failures
-        from django_otel.core import observation
+        from django_otel.console import failures
+        from django_otel.requests import observation
 
         current = observation.current()
         request = current.request if current is not None else None
@@ -221,7 +221,7 @@ def otel_traceparent_meta(context: Context) -> SafeString:
 
 
 def _forbid_storing(context: Context) -> None:
-    from django_otel.core import observation
+    from django_otel.requests import observation
 
     request = context.get("request")
     observed = observation.find(request) or observation.current()

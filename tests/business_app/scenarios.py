@@ -17,7 +17,8 @@ from django.db.models.signals import pre_save
 from django.test import TestCase, TransactionTestCase
 from opentelemetry import trace
 
-from django_otel import api, business, model_events, transactions
+from django_otel import api, business
+from django_otel.business import model_events, transactions
 from django_otel.signals import business_event
 from tests.business_app.models import Customer, Order, RushOrder
 from tests.business_app.support import ORDER_EVENTS, business_spans, is_hooked

@@ -10,8 +10,9 @@ import pytest
 from django.db import connections
 from opentelemetry import trace
 
-from django_otel import business, transactions
-from django_otel.core import guard
+from django_otel import business
+from django_otel.base import guard
+from django_otel.business import transactions
 from django_otel.signals import business_event
 from tests.business_app import models
 

@@ -20,14 +20,17 @@ from typing import Any, NoReturn
 from django.core.management.base import BaseCommand, CommandParser
 from django.http import HttpRequest
 
-from django_otel import conf, doctor, live, runtime, sampling_command, views
-from django_otel.core import discovery, groups, names
-from django_otel.core import serve as serving
-from django_otel.core.config import SECRET_KEYS, Config, ConfigError
-from django_otel.core.families import Family
-from django_otel.core.scrub import REDACTED, Scrubber
-from django_otel.core.serve import Unavailable
-from django_otel.core.suppression import suppress_instrumentation
+from django_otel import conf, runtime, views
+from django_otel.base.suppression import suppress_instrumentation
+from django_otel.config.schema import SECRET_KEYS, Config, ConfigError
+from django_otel.live_sampling import command, follower
+from django_otel.metrics import catalogue
+from django_otel.metrics.model import Family
+from django_otel.multiprocess import discovery, server_group
+from django_otel.operations import doctor
+from django_otel.operations import serve as serving
+from django_otel.operations.serve import Unavailable
+from django_otel.redaction.scrub import REDACTED, Scrubber
 
 OK = 0
 NOT_WORKING = 1
@@ -70,7 +73,7 @@ class Command(BaseCommand):
             "--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="longest time for an exporter (default 5)"
         )
 
-        sampling_command.add_arguments(commands)
+        command.add_arguments(commands)
 
         catalogue = commands.add_parser("catalogue", help="every metric this package emits")
         catalogue.add_argument("--format", choices=("md", "json"), default="md")
@@ -212,7 +215,7 @@ class Command(BaseCommand):
         config = self._read_config(options.get("format", "text"))
         if config is None:
             return BAD_CONFIGURATION
-        return sampling_command.SamplingCommand(config, self.stdout.write).run(options)
+        return command.SamplingCommand(config, self.stdout.write).run(options)
 
     # --- catalogue ---
 
@@ -230,11 +233,11 @@ class Command(BaseCommand):
                         "cardinality": metric.cardinality,
                         "source": metric.source,
                     }
-                    for metric in names.CATALOGUE.values()
+                    for metric in catalogue.CATALOGUE.values()
                 ]
             )
             return
-        self.stdout.write(build_catalogue_markdown(names.CATALOGUE.values()), ending="")
+        self.stdout.write(build_catalogue_markdown(catalogue.CATALOGUE.values()), ending="")
 
     # --- serve and folder ---
 
@@ -257,7 +260,7 @@ class Command(BaseCommand):
             # The web server may be started later.
             self._write_wrapped(f"{error} Waiting for it.", "")
         # A policy of the admin is followed here too, so that the page shows the ratio in force.
-        live.ensure_started()
+        follower.ensure_started()
         source = serving.Source(
             collect=found.collect,
             resource_attributes=runtime.current().resource.attributes,
@@ -358,7 +361,7 @@ _NO_GROUP = (
 
 
 def _show_places(config: Config) -> str:
-    bases = groups.candidate_bases(config.metrics.shared_dir, config.surroundings)
+    bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
     return " or ".join(str(base / f"django-otel-{os.geteuid()}") for base in bases)
 
 
@@ -471,7 +474,7 @@ def find_admin_ratio(config: Config) -> float | None:
     if not (config.enabled and config.sampling.live):
         return None
     with contextlib.suppress(Exception):
-        policy = live._read_policy(live.policy_alias())
+        policy = follower._read_policy(follower.policy_alias())
         if policy is not None and (policy.expires_at_s is None or policy.expires_at_s > time.time()):
             return policy.ratio
     return None
@@ -514,7 +517,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def build_catalogue_markdown(metrics: Iterable[names.Metric]) -> str:
+def build_catalogue_markdown(metrics: Iterable[catalogue.Metric]) -> str:
     """The catalogue as a Markdown table, with a heading."""
     lines = [
         "# Metrics",

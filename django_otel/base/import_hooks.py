@@ -1,0 +1,102 @@
+"""Doing something as soon as a module has been imported, if ever it is.
+
+An instrumentor imports the library that it instruments. Where the project has
+it installed but does not use it, or only in some processes, that is a hundred
+milliseconds and twenty megabytes for nothing.
+
+What finds and loads the module is whatever would have done so without us: we
+ask the other finders, and stand before the loader for this one module alone.
+When its code runs, the loader is in its place again, so that resources, source
+and reloading work as always. `wrapt` has such hooks, too; importing it takes
+half as long as all of the API.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from django_otel.base import guard
+
+_lock = threading.Lock()
+_waiting: dict[str, Callable[[], None]] = {}
+
+
+def _after_fork() -> None:
+    global _lock
+    # Another of the parent's threads may have held it.
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class _Finder:
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
+        # Every import of the process comes by here.
+        if name not in _waiting:
+            return None
+        for finder in tuple(sys.meta_path):
+            find: Any = None if finder is self else getattr(finder, "find_spec", None)
+            spec = None if find is None else find(name, path, target)
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Loader(spec.loader)
+                return spec
+        return None
+
+
+class _Loader:
+    """Stands before a module's loader until the module's code runs."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: Any) -> Any:
+        create = getattr(self._loader, "create_module", None)
+        return None if create is None else create(spec)
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__.loader = self._loader
+        if getattr(module, "__loader__", None) is self:
+            module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        callback = forget(module.__name__)
+        if callback is not None:
+            # The application's import is under way; a fault of ours is not its business.
+            with guard.contained(f"what waits for the import of {module.__name__}"):
+                callback()
+
+
+_finder = _Finder()
+
+
+def when_imported(name: str, callback: Callable[[], None]) -> bool:
+    """Call `callback()` once, in the thread that imports the module `name`, right after its code has run.
+
+    One callback per module, the last one given. Gives
+    False, and waits for nothing, when the module is there already.
+    """
+    with _lock:
+        if name in sys.modules:
+            return False
+        _waiting[name] = callback
+        if _finder not in sys.meta_path:
+            sys.meta_path.insert(0, _finder)
+    return True
+
+
+def forget(name: str) -> Callable[[], None] | None:
+    """Wait no longer for a module; what was to be called, if anything."""
+    with _lock:
+        callback = _waiting.pop(name, None)
+        if not _waiting and _finder in sys.meta_path:
+            sys.meta_path.remove(_finder)
+    return callback

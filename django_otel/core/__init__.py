@@ -1,1 +1,0 @@
-"""The part of django_otel that does not know Django; nothing in here may import it."""

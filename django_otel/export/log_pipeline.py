@@ -1,0 +1,97 @@
+"""Log records on their way from the SDK's logger provider to an exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
+from opentelemetry.sdk.resources import Resource
+
+from django_otel.config.schema import Config
+from django_otel.export.batch import BatchWorker, WorkerOwner
+from django_otel.redaction.scrub import Scrubber
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk._logs.export import LogRecordExporter
+
+
+class SwitchLogProcessor(LogRecordProcessor):
+    """The one processor our logger provider knows; what it hands on to changes with the settings."""
+
+    def __init__(self) -> None:
+        self.parts: tuple[Any, ...] = ()
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        for part in self.parts:
+            part.on_emit(log_record)
+
+    def shutdown(self) -> None:
+        for part in self.parts:
+            part.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        # A list: each one is flushed, also after one has failed.
+        return all([part.force_flush(timeout_millis) for part in self.parts])  # noqa: C419
+
+
+def _readable(record: ReadWriteLogRecord, resource: Resource) -> ReadableLogRecord:
+    return ReadableLogRecord(record.log_record, resource, record.instrumentation_scope, record.limits)
+
+
+class LogBatchProcessor(WorkerOwner, LogRecordProcessor):
+    """Log records to an exporter in batches; each is scrubbed on the way, in the exporting thread."""
+
+    def __init__(
+        self,
+        exporter: LogRecordExporter,
+        scrubber: Scrubber,
+        config: Config,
+        on_drop: Callable[[int, str, str], None],
+        on_failure: Callable[[str], None],
+        resource: Callable[[], Resource],
+        *,
+        delay_s: float,
+    ) -> None:
+        self.exporter = exporter
+        self._scrubber = scrubber
+        self._resource = resource
+        batch = config.traces.batch
+        self.worker: BatchWorker[ReadableLogRecord] = BatchWorker(
+            "logs",
+            self._export,
+            queue_size=batch.queue_size,
+            batch_size=batch.batch_size,
+            delay_s=delay_s,
+            on_drop=lambda count, reason: on_drop(count, reason, "logs"),
+            on_failure=lambda: on_failure("logs"),
+        )
+
+    def _export(self, records: list[ReadableLogRecord]) -> bool:
+        result: Any = self.exporter.export([self._scrubber.log_record(record) for record in records])
+        return bool(result.name == "SUCCESS")
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        self.worker.put(_readable(log_record, self._resource()))
+
+
+class MemoryLogProcessor(LogRecordProcessor):
+    """Scrubbed log records in a list, for tests and the exporter "memory"."""
+
+    MAX_RECORDS = 100_000
+
+    def __init__(self, scrubber: Scrubber, resource: Callable[[], Resource]) -> None:
+        self._scrubber = scrubber
+        self._resource = resource
+        self.records: list[ReadableLogRecord] = []
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        self.records.append(self._scrubber.log_record(_readable(log_record, self._resource())))
+        if len(self.records) > self.MAX_RECORDS:
+            del self.records[: self.MAX_RECORDS // 10]
+
+    def shutdown(self) -> None:
+        pass
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return True

@@ -1,0 +1,549 @@
+"""Spans and `db.client.operation.duration` of every query Django makes, whatever the database.
+
+Django offers `connection.execute_wrappers` for this: one `QueryWrapper` goes
+to the front of each connection's list, so that it is the outermost and a
+user's `with connection.execute_wrapper(...)`, which pops the last, leaves it in
+place. It stays there over reconnects.
+
+- A query inside a recorded span gets a span of its own. A query outside any
+  span (a management command, a shell) is counted by the metrics and makes no
+  trace: each would be a trace of a single span, and there would be many.
+- No literal leaves: the text is `redaction.statements`'; of an error only its type
+  and the database's code are told, since messages repeat values ("DETAIL: Key
+  (email)=(...) already exists").
+- One span per query: where an OpenTelemetry instrumentor has put itself into
+  the driver's connection, it is taken out of Django's connections again, which
+  costs nothing. What cannot be taken out is told to keep silent, which costs
+  some microseconds per query. Either way the comments that its `enable_commenter`
+  adds to SQL are lost. With `DATABASE.SPANS` off the driver's spans stay.
+- Fetching rows, connecting (with what Django then asks the driver directly, such
+  as the time zone), commit, rollback and PostgreSQL's COPY do not pass here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+from django.db.backends.utils import CursorWrapper
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span
+
+from django_otel import runtime
+from django_otel.base import guard
+from django_otel.base.sdk_compat import (
+    SPAN_KEY,
+    SUPPRESS_INSTRUMENTATION_KEY,
+    attach,
+    detach,
+    get_current,
+    with_span,
+)
+from django_otel.config.schema import Config
+from django_otel.instrumentation.callers import find_caller
+from django_otel.metrics.cells import Counter, Histogram, HistogramSeries
+from django_otel.redaction.statements import MAX_LENGTH, Statement, parameterise
+from django_otel.requests import observation
+from django_otel.requests.observation import REQUEST_KEY, Observation
+from django_otel.requests.response_headers import Notes
+from django_otel.tracing.exceptions import type_name
+from django_otel.tracing.spans import DroppedSpan, RecordedSpan, SharedAttributes, Tracer, are_ready
+
+Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
+
+_PLACE = "the database layer"
+#: `connection.vendor`, in the words of the semantic conventions ("db.system.name").
+_SYSTEMS = {
+    "postgresql": "postgresql",
+    "sqlite": "sqlite",
+    "mysql": "mysql",
+    "oracle": "oracle.db",
+    "microsoft": "microsoft.sql_server",
+    "mssql": "microsoft.sql_server",
+    "cockroachdb": "cockroachdb",
+    "redshift": "aws.redshift",
+    "spanner": "gcp.spanner",
+    "clickhouse": "clickhouse",
+    "firebird": "firebirdsql",
+    "db2": "ibm.db2",
+    "trino": "trino",
+}
+#: Operations whose target is a procedure, not a table.
+_PROCEDURES = frozenset({"CALL", "EXEC"})
+#: Where the official instrumentors' cursor and connection classes live.
+_INSTRUMENTORS = "opentelemetry."
+#: The key that `suppress_instrumentation` of older instrumentors sets.
+_PLAIN_SUPPRESS_KEY = "suppress_instrumentation"
+_MAX_SERIES_KEPT = 500
+_MAX_QUERIES_KEPT = 500
+#: So many equal statements of a request make the console look where they come from.
+_REPEATED = 3
+
+
+class _Settings(NamedTuple):
+    """What is in force. A new object with every (re)start, so that its identity tells what was derived from it."""
+
+    makes_spans: bool
+    measures: bool
+    tells_text: bool
+    makes_exemplars: bool
+    #: Whether the time of queries is added up for REQUEST.SERVER_TIMING.
+    times_requests: bool
+    duration: Histogram
+    connections: Counter
+
+
+_settings: _Settings | None = None
+
+
+class _Query:
+    """One SQL text on one connection: what its spans and numbers have in common, worked out once."""
+
+    __slots__ = ("attributes", "is_ready", "operation", "series", "statement")
+
+    def __init__(self, statement: Statement, attributes: dict[str, Any]) -> None:
+        self.statement = statement
+        self.operation = statement.operation
+        self.attributes = SharedAttributes(attributes)
+        #: Whether a span keeps the attributes as they are; None when not known yet.
+        self.is_ready: bool | None = None
+        #: Where it is counted when it succeeds.
+        self.series: HistogramSeries | None = None
+
+
+class QueryWrapper:
+    """Measures the queries of one Django connection; it is an execute wrapper."""
+
+    __slots__ = ("_attributes", "_labels", "_queries", "_series", "_settings", "_taken", "_traced", "_vendor")
+
+    def __init__(self) -> None:
+        self._vendor = ""
+        self._attributes: dict[str, Any] = {}
+        self._labels: dict[str, Any] = {}
+        self._settings: _Settings | None = None
+        self._series: dict[object, HistogramSeries] = {}
+        #: By SQL text, of those that were executed last.
+        self._queries: dict[str, _Query] = {}
+        #: Cursor classes of this connection, and whether an instrumentor has them.
+        self._traced: dict[type, bool] = {}
+        #: The driver's connection and what was taken out of it.
+        self._taken: tuple[Any, Any] | None = None
+
+    # --- The path of a query. ---
+
+    def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        settings = _settings
+        outer = get_current()
+        request: Any
+        parent: Any
+        if type(outer) is Observation:
+            # As within most requests. Nothing else is in it; a span that nobody has asked for is not recorded.
+            request, parent = outer, outer.span_or_none
+            is_suppressed = False
+        else:
+            request, parent = outer.get(REQUEST_KEY), outer.get(SPAN_KEY)
+            is_suppressed = bool(outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY))
+        if settings is None or is_suppressed:
+            return execute(sql, params, many, context)
+        query = span = token = None
+        try:
+            if request is not None:
+                request.queries += 1
+            if settings is not self._settings:
+                self._adopt(settings)
+            # The text of most queries comes again: found by it, all else need not be.
+            query = self._queries.get(sql) if type(sql) is str and not many else None
+            if query is None:
+                query = self._prepare(settings, sql, params, many)
+            if settings.makes_spans:
+                inner = outer
+                # The two kinds of span that our requests have are told by their type.
+                if type(parent) is RecordedSpan:
+                    if parent.is_recording():
+                        span = self._start(query, outer, parent)
+                elif type(parent) is not DroppedSpan and parent is not None and get_current_span(outer).is_recording():
+                    span = runtime.tracer().start_span(
+                        query.statement.summary, outer, SpanKind.CLIENT, query.attributes
+                    )
+                if span is not None:
+                    inner = with_span(outer, span)
+                    if request is not None and request.notes is not None:
+                        _note_repetition(request.notes, query.statement.text, span)
+                cursor_class = type(context["cursor"].cursor)
+                if self._traced[cursor_class] if cursor_class in self._traced else self._examine(cursor_class):
+                    inner = Context({**inner, SUPPRESS_INSTRUMENTATION_KEY: True, _PLAIN_SUPPRESS_KEY: True})
+                if inner is not outer:
+                    token = attach(inner)
+        except Exception as error:
+            guard.report(_PLACE, error)
+        started_s = perf_counter()
+        try:
+            result = execute(sql, params, many, context)
+        except BaseException as error:
+            self._finish(settings, query, perf_counter() - started_s, span, token, error)
+            raise
+        self._finish(settings, query, perf_counter() - started_s, span, token, None)
+        return result
+
+    def _start(self, query: _Query, outer: Context, parent: RecordedSpan) -> Span:
+        tracer = runtime.tracer()
+        if type(tracer) is Tracer:
+            if query.is_ready is None:
+                query.is_ready = are_ready(query.attributes, tracer.shared.limits)
+            if query.is_ready:
+                return tracer.start_child(query.statement.summary, outer, SpanKind.CLIENT, parent, query.attributes)
+        return tracer.start_span(query.statement.summary, outer, SpanKind.CLIENT, query.attributes)
+
+    def _finish(
+        self,
+        settings: _Settings,
+        query: _Query | None,
+        duration_s: float,
+        span: Span | None,
+        token: Any,
+        error: BaseException | None,
+    ) -> None:
+        if token is not None:
+            detach(token)
+        try:
+            if settings.times_requests:
+                request = observation.current()
+                if request is not None and request.notes is not None:
+                    request.notes.database_s += duration_s
+            if settings.measures:
+                series = query.series if error is None and query is not None else None
+                if series is None:
+                    series = self._find_series(settings, query, error)
+                if span is None or not settings.makes_exemplars:
+                    series.observe(duration_s)
+                else:
+                    own = span.get_span_context()
+                    series.observe(duration_s, own.trace_id if own.trace_flags & 1 else 0, own.span_id)
+            if span is not None:
+                if error is not None:
+                    _tell_error(span, error)
+                span.end()
+        except Exception as fault:
+            guard.report(_PLACE, fault)
+
+    # --- Once per SQL text. ---
+
+    def _prepare(self, settings: _Settings, sql: Any, params: Any, many: bool) -> _Query:
+        statement = parameterise(sql, self._vendor)
+        if many:
+            statement = _as_batch(statement, params)
+        attributes = self._attributes.copy()
+        attributes["db.operation.name"] = statement.operation
+        attributes["db.query.summary"] = statement.summary
+        if statement.table is not None:
+            is_procedure = statement.operation in _PROCEDURES
+            attributes["db.stored_procedure.name" if is_procedure else "db.collection.name"] = statement.table
+        if settings.tells_text and statement.text:
+            attributes["db.query.text"] = statement.text
+        if many and (size := _size(params)) is not None and size != 1:
+            attributes["db.operation.batch.size"] = size
+        query = _Query(statement, attributes)
+        if not many and type(sql) is str and len(sql) <= MAX_LENGTH:
+            if len(self._queries) >= _MAX_QUERIES_KEPT:
+                # Values written into SQL make every text a new one; those that come again are soon here again.
+                self._queries.clear()
+            self._queries[sql] = query
+        return query
+
+    def _find_series(self, settings: _Settings, query: _Query | None, error: BaseException | None) -> HistogramSeries:
+        operation = query.operation if query is not None else ""
+        key = operation if error is None else (operation, type(error))
+        series = self._series.get(key) or self._make_series(settings, key, operation, error)
+        if error is None and query is not None and not series.is_overflow:
+            query.series = series
+        return series
+
+    # --- Once per setting, series, cursor class or connection. ---
+
+    def _adopt(self, settings: _Settings) -> None:
+        # A change of buckets has made the old series invalid.
+        self._series = {}
+        self._queries = {}
+        self._settings = settings
+
+    def _make_series(
+        self, settings: _Settings, key: object, operation: str, error: BaseException | None
+    ) -> HistogramSeries:
+        labels = {**self._labels, "db.operation.name": operation}
+        if error is not None:
+            labels["error.type"] = type_name(error)
+        series = settings.duration.series(labels)
+        assert isinstance(series, HistogramSeries)
+        if len(self._series) < _MAX_SERIES_KEPT and not series.is_overflow:
+            self._series[key] = series
+        return series
+
+    def _examine(self, cursor_class: type) -> bool:
+        """Whether an instrumentor makes a span of what this cursor executes."""
+        traced = any(_is_instrumentors(base) for base in cursor_class.__mro__)
+        self._traced[cursor_class] = traced
+        return traced
+
+    def connected(self, connection: BaseDatabaseWrapper) -> None:
+        """Learn which database this is, each time the connection is opened."""
+        attributes = _describe(connection)
+        # The instrumentors make a new class for each connection.
+        self._traced = {}
+        self._vendor = connection.vendor
+        if attributes != self._attributes:
+            self._attributes = attributes
+            self._labels = {
+                key: attributes[key]
+                for key in ("db.system.name", "db.namespace", "django.db.alias")
+                if key in attributes
+            }
+            self._series = {}
+        self._queries = {}
+
+    def take_over(self, connection: BaseDatabaseWrapper) -> None:
+        """Take an OpenTelemetry instrumentor out of the driver's connection, so that a query has one span."""
+        driver = connection.connection
+        factory = getattr(driver, "cursor_factory", None)
+        if isinstance(factory, type) and _is_instrumentors(factory):
+            # psycopg and psycopg2: a subclass of the cursor class that Django asked for.
+            self._taken = (driver, factory)
+            base = factory
+            while _is_instrumentors(base):
+                base = base.__bases__[0]
+            driver.cursor_factory = base
+        elif _is_instrumentors(type(driver)) and hasattr(driver, "__wrapped__"):
+            # sqlite3, MySQLdb, pymysql and the others: a proxy around the connection.
+            self._taken = (driver.__wrapped__, driver)
+            connection.connection = driver.__wrapped__
+
+    def give_back(self, connection: BaseDatabaseWrapper) -> None:
+        """Undo `take_over`."""
+        taken, self._taken = self._taken, None
+        if taken is None or connection.connection is not taken[0]:
+            return
+        driver, given = taken
+        if isinstance(given, type):
+            driver.cursor_factory = given
+        else:
+            connection.connection = given
+
+
+def _is_instrumentors(kind: type) -> bool:
+    # A proxy's class may answer with what it wraps; its own dictionary does not.
+    return str(vars(kind).get("__module__", "")).startswith(_INSTRUMENTORS)
+
+
+def _size(batch: Any) -> int | None:
+    # An iterator has no length, and counting would use it up.
+    return len(batch) if hasattr(batch, "__len__") else None
+
+
+def _as_batch(statement: Statement, batch: Any) -> Statement:
+    """Semantic conventions, "db.operation.name": a batch is told from a single operation, which it is with one row."""
+    if _size(batch) == 1:
+        return statement
+    return dataclasses.replace(
+        statement, operation=f"BATCH {statement.operation}", summary=f"BATCH {statement.summary}"
+    )
+
+
+def _note_repetition(notes: Notes, text: str, span: Span) -> None:
+    """The console names the line behind equal queries: it is looked up once, when the third of them comes."""
+    statements = notes.statements
+    if statements is None:
+        statements = notes.statements = {}
+    count = statements[text] = statements.get(text, 0) + 1
+    if count == _REPEATED:
+        span.set_attributes(find_caller())
+
+
+# --- Errors. ---
+
+
+def _tell_error(span: Span, error: BaseException) -> None:
+    name = type_name(error)
+    span.set_attribute("error.type", name)
+    code = _status_code(error)
+    if code:
+        span.set_attribute("db.response.status_code", code)
+    if isinstance(error, Exception):
+        # Being cancelled or told to exit is not the query's failure.
+        span.set_status(Status(StatusCode.ERROR, name))
+
+
+def _status_code(error: BaseException) -> str | None:
+    """The database's own code: SQLSTATE, SQLite's name, the number of MySQL or Oracle."""
+    cause = error.__cause__ or error
+    for name in ("sqlstate", "pgcode", "sqlite_errorname"):
+        code = getattr(cause, name, None)
+        if isinstance(code, str) and code:
+            return code
+    first = cause.args[0] if cause.args else None
+    if isinstance(first, int) and not isinstance(first, bool):
+        return str(first)
+    code = getattr(first, "full_code", None)
+    return code if isinstance(code, str) and code else None
+
+
+# --- What a connection leads to. ---
+
+
+def _describe(connection: BaseDatabaseWrapper) -> dict[str, Any]:
+    """The attributes that all queries of a connection share. Asks the database nothing."""
+    vendor = connection.vendor
+    system = _SYSTEMS.get(vendor.lower(), "other_sql")
+    if vendor == "mysql" and "mysql_server_data" in vars(connection) and getattr(connection, "mysql_is_mariadb", False):
+        # Only when Django has already asked: a query of ours would change what assertNumQueries counts.
+        system = "mariadb"
+    given: Mapping[str, Any] = connection.settings_dict
+    namespace, host, port = given.get("NAME"), given.get("HOST"), given.get("PORT")
+    info = getattr(connection.connection, "info", None) if vendor != "sqlite" else None
+    if info is not None and hasattr(info, "dbname"):
+        # psycopg knows where it is connected to, also with several hosts, a service file or PGHOST.
+        namespace, host, port = info.dbname or namespace, info.host or host, info.port or port
+    attributes: dict[str, Any] = {"db.system.name": system, "django.db.alias": connection.alias}
+    name = _database_name(vendor, namespace)
+    if name:
+        attributes["db.namespace"] = name
+    if vendor != "sqlite" and host:
+        attributes["server.address"] = str(host)
+        number = str(port)
+        if number.isascii() and number.isdigit() and not str(host).startswith("/"):
+            attributes["server.port"] = int(number)
+    return attributes
+
+
+def _database_name(vendor: str, name: object) -> str | None:
+    text = str(name) if name else ""
+    if vendor == "sqlite":
+        # A file's folder says something about the machine, nothing about the database.
+        return ":memory:" if ":memory:" in text or "mode=memory" in text else text.replace("\\", "/").rpartition("/")[2]
+    if vendor == "oracle":
+        # host:port/service, or a connect descriptor.
+        return None if "(" in text else text.rpartition("/")[2]
+    return text
+
+
+# --- On and off. ---
+
+
+def install(config: Config) -> None:
+    """Follow the settings: measure every connection, present and to come, or none. May be called again and again.
+
+    Connections that other threads have open already are measured from their
+    next opening on.
+    """
+    global _settings
+    if not config.enabled or not (config.database.spans or config.database.metrics):
+        uninstall()
+        return
+    duration = runtime.store.catalogued("db.client.operation.duration")
+    opened = runtime.store.catalogued("django.db.connections")
+    assert isinstance(duration, Histogram)
+    assert isinstance(opened, Counter)
+    _settings = _Settings(
+        makes_spans=config.database.spans,
+        measures=config.database.metrics,
+        tells_text=config.database.statement != "off",
+        makes_exemplars=config.metrics.exemplars,
+        times_requests=config.request.server_timing,
+        duration=duration,
+        connections=opened,
+    )
+    connection_created.connect(_on_connection_created, dispatch_uid=__name__)
+    if CursorWrapper.callproc is _plain_callproc:
+        # Django has execute wrappers for execute() and executemany() only.
+        CursorWrapper.callproc = _callproc  # type: ignore[method-assign]
+    if BaseDatabaseWrapper.init_connection_state is _plain_init_connection_state:
+        # connection_created comes after Django's first queries to the driver.
+        BaseDatabaseWrapper.init_connection_state = _init_connection_state  # type: ignore[method-assign]
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is not None:
+            with guard.contained(_PLACE):
+                _attach(connection, _settings)
+
+
+def uninstall() -> None:
+    """Measure nothing more.
+
+    The wrappers of this thread's connections go; those of other threads stay,
+    since a list must not shrink under the thread that walks through it, and
+    pass queries on untouched.
+    """
+    global _settings
+    _settings = None
+    connection_created.disconnect(dispatch_uid=__name__)
+    if CursorWrapper.callproc is _callproc:
+        CursorWrapper.callproc = _plain_callproc  # type: ignore[method-assign]
+    if BaseDatabaseWrapper.init_connection_state is _init_connection_state:
+        BaseDatabaseWrapper.init_connection_state = _plain_init_connection_state  # type: ignore[method-assign]
+    for connection in connections.all(initialized_only=True):
+        wrapper = _wrapper_of(connection)
+        if wrapper is not None:
+            connection.execute_wrappers.remove(wrapper)
+            with guard.contained(_PLACE):
+                wrapper.give_back(connection)
+
+
+def _wrapper_of(connection: BaseDatabaseWrapper) -> QueryWrapper | None:
+    for wrapper in connection.execute_wrappers:
+        if isinstance(wrapper, QueryWrapper):
+            return wrapper
+    return None
+
+
+def _attach(connection: BaseDatabaseWrapper, settings: _Settings) -> None:
+    wrapper = _wrapper_of(connection)
+    if wrapper is None:
+        wrapper = QueryWrapper()
+        connection.execute_wrappers.insert(0, wrapper)
+    wrapper.connected(connection)
+    if settings.makes_spans:
+        wrapper.take_over(connection)
+    else:
+        wrapper.give_back(connection)
+
+
+def _on_connection_created(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    settings = _settings
+    if settings is None:
+        return
+    with guard.contained(_PLACE):
+        _attach(connection, settings)
+        outer = get_current()
+        is_suppressed = outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY)
+        if settings.measures and not is_suppressed:
+            settings.connections.add(1, {"django.db.alias": connection.alias})
+
+
+_plain_init_connection_state = BaseDatabaseWrapper.init_connection_state
+
+
+def _init_connection_state(self: BaseDatabaseWrapper) -> None:
+    """`BaseDatabaseWrapper.init_connection_state`, once the connection is ours: the driver is silent from its start."""
+    settings = _settings
+    if settings is not None:
+        with guard.contained(_PLACE):
+            _attach(self, settings)
+    _plain_init_connection_state(self)
+
+
+_plain_callproc = CursorWrapper.callproc
+
+
+def _callproc(self: CursorWrapper, procname: Any, params: Any = None, kparams: Any = None) -> Any:
+    """`CursorWrapper.callproc`, passing the connection's `QueryWrapper` as a CALL of that procedure."""
+
+    def execute(sql: Any, given: Any, many: bool, context: dict[str, Any]) -> Any:
+        return _plain_callproc(self, procname, params, kparams)
+
+    wrapper = _wrapper_of(self.db)
+    if wrapper is None:
+        return execute("", None, False, {})
+    call = f"CALL {procname}" if isinstance(procname, str) else "CALL"
+    return wrapper(execute, call, None, False, {"connection": self.db, "cursor": self})

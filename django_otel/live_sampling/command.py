@@ -1,0 +1,473 @@
+"""`manage.py otel sampling`: the admin's sampling policy from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import getpass
+import json
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from django.apps import apps
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.core.management.base import CommandParser
+from django.db import Error as DatabaseFault
+from django.db import router, transaction
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from django_otel import models
+from django_otel.base import guard
+from django_otel.config.schema import Config
+from django_otel.live_sampling import follower, preview
+from django_otel.live_sampling import wording as text
+from django_otel.models import SamplingPolicy, SamplingRule
+from django_otel.sampling.policy import MAX_RULES, Policy
+from django_otel.sampling.sampler import InForce
+
+OK = 0
+NOT_WORKING = 1
+
+_EPILOG = """\
+Examples:
+  manage.py otel sampling get
+  manage.py otel sampling set 0.1 --for 15m --note "incident 7"
+  manage.py otel sampling rule add "/checkout/*" 100% --for 15m
+  manage.py otel sampling rule add --route "/orders/<int:pk>/" 0.5 --method POST --priority 10
+  manage.py otel sampling rule remove 3
+  manage.py otel sampling reset
+
+Every worker process follows within SAMPLING.REFRESH_S seconds, without a
+restart; a policy or rule with an end ends by itself.
+
+Exit codes: 0 done; 1 the database does not answer, a table is missing, or
+there is no such rule; 2 the command line is wrong; 3 settings.OTEL is faulty.
+"""
+
+
+class RefusedError(Exception):
+    """What was asked for cannot be done; the text says why."""
+
+
+# --- The command line. ---
+
+
+def add_arguments(commands: Any) -> None:
+    """Add `sampling` to the subcommands of `manage.py otel`."""
+    sampling: CommandParser = commands.add_parser(
+        "sampling",
+        help="show or set what share of traces is recorded, as in the admin",
+        description="Shows or sets what share of traces is recorded: the policy of the admin and its rules.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = sampling.add_subparsers(dest="action", metavar="action", required=True)
+
+    get = actions.add_parser("get", help="what is in force, and why")
+    get.add_argument("--format", choices=("text", "json"), default="text")
+
+    set_ = actions.add_parser("set", help="set the ratio of the policy, and what else is given")
+    set_.add_argument("ratio", type=_argument(text.parse_ratio), help="from 0 to 1, or a percentage such as 10%%")
+    _add_end(set_)
+    set_.add_argument("--note", default=None, help="why, for whoever looks next")
+    set_.add_argument(
+        "--max-per-second", type=_argument(_number_or_none), default=argparse.SUPPRESS, metavar="NUMBER",
+        help='most new traces per second of a server; "none": as in the settings',
+    )  # fmt: skip
+    set_.add_argument(
+        "--keep-errors", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+        help="record every request that ends in an error",
+    )  # fmt: skip
+    set_.add_argument(
+        "--keep-slow", type=_argument(_number_or_none), default=argparse.SUPPRESS, metavar="SECONDS",
+        help='record every request that takes as long; "none": as in the settings',
+    )  # fmt: skip
+    _add_user(set_)
+
+    reset = actions.add_parser("reset", help="remove the policy and its rules: the settings apply again")
+    _add_user(reset)
+
+    rule = actions.add_parser("rule", help="rules: a ratio for some paths, routes or methods")
+    rules = rule.add_subparsers(dest="rule_action", metavar="action", required=True)
+    add = rules.add_parser("add", help="add a rule")
+    add.add_argument("pattern", help='a path with wildcards, such as "/checkout/*"')
+    add.add_argument("ratio", type=_argument(text.parse_ratio), help="from 0 to 1, or a percentage such as 10%%")
+    add.add_argument("--route", action="store_true", help="the pattern is a URL pattern, such as /orders/<int:pk>/")
+    add.add_argument("--method", type=str.upper, choices=models.METHODS, default="", help="only for this method")
+    add.add_argument("--priority", type=int, default=0, help="the highest is asked first, of equal ones the newest")
+    _add_end(add)
+    add.add_argument("--note", default="", help="why, for whoever looks next")
+    _add_user(add)
+    list_ = rules.add_parser("list", help="every rule, in the order in which they are asked")
+    list_.add_argument("--format", choices=("text", "json"), default="text")
+    remove = rules.add_parser("remove", help="remove rules by their number, as list shows it")
+    remove.add_argument("id", type=int, nargs="+", help="the number of a rule")
+    _add_user(remove)
+
+
+def _add_end(parser: argparse.ArgumentParser) -> None:
+    end = parser.add_mutually_exclusive_group()
+    end.add_argument(
+        "--for", dest="lasts_s", type=_argument(text.parse_duration_s), metavar="DURATION",
+        help="end by itself after this time: 90s, 15m, 1h30m, 2d (without it: until it is changed)",
+    )  # fmt: skip
+    end.add_argument(
+        "--until", type=_argument(_parse_moment), metavar="TIME",
+        help="end by itself at this time: 2030-01-31T18:00, in the time zone of the settings unless it names one",
+    )  # fmt: skip
+
+
+def _add_user(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--user", default=None, help="whose change it is, in the admin's history (default: your login)")
+
+
+def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """For argparse, which shows the text of this error only."""
+
+    def parse_argument(given: str) -> Any:
+        try:
+            return parse(given)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse_argument
+
+
+def _number_or_none(given: str) -> float | None:
+    if given.lower() == "none":
+        return None
+    try:
+        return float(given)
+    except ValueError:
+        raise ValueError(f'{given!r} is neither a number nor "none"') from None
+
+
+def _parse_moment(given: str) -> datetime.datetime:
+    try:
+        found = parse_datetime(given)
+    except ValueError:
+        found = None
+    if found is None:
+        raise ValueError(f"{given!r} is no time; write it like 2030-01-31T18:00")
+    is_zoned = timezone.is_aware(timezone.now())
+    if timezone.is_naive(found) and is_zoned:
+        found = timezone.make_aware(found)
+    elif timezone.is_aware(found) and not is_zoned:
+        found = timezone.make_naive(found)
+    if found <= text.now():
+        raise ValueError(f"{given!r} has passed")
+    return found
+
+
+# --- What it does. ---
+
+
+class SamplingCommand:
+    """Runs `manage.py otel sampling` with parsed options; `write` prints a line."""
+
+    def __init__(self, config: Config, write: Callable[[str], object]) -> None:
+        self._config = config
+        self._write = write
+        self._alias = router.db_for_write(SamplingPolicy)
+
+    def run(self, options: dict[str, Any]) -> int:
+        """Does what was asked and gives the exit code."""
+        action = options["action"] if options["action"] != "rule" else f"rule_{options['rule_action']}"
+        try:
+            getattr(self, f"_{action}")(options)
+        except RefusedError as refusal:
+            self._write(str(refusal))
+            return NOT_WORKING
+        except ValidationError as error:
+            self._write("Not saved: " + " ".join(error.messages))
+            return NOT_WORKING
+        except (DatabaseFault, ImproperlyConfigured, OSError) as error:
+            if follower.tables_exist(self._alias) is False:
+                self._write(
+                    f'The tables of the sampling policy in database "{self._alias}" are not those of this version. '
+                    f"Run: {follower.migrate_command(self._alias)}"
+                )
+                return NOT_WORKING
+            # The driver's own text may name hosts and users.
+            self._write(f'The database "{self._alias}" does not answer ({type(error).__name__}).')
+            return NOT_WORKING
+        return OK
+
+    def _get(self, options: dict[str, Any]) -> None:
+        in_force, state = self._in_force()
+        if options["format"] == "json":
+            self._write_json(self._as_json(in_force, state))
+            return
+        self._write(f"{text.percent(in_force.ratio)} of new traces are recorded.")
+        for line in self._reasons(in_force, state):
+            self._write(line)
+        if in_force.rules:
+            self._write("")
+            self._write_rules(
+                [
+                    ("", rule.label, rule.ratio, rule.priority, rule.expires_at_s, rule.note, source)
+                    for rule, source in zip(in_force.rules, in_force.rule_sources, strict=True)
+                ]
+            )
+
+    def _set(self, options: dict[str, Any]) -> None:
+        with transaction.atomic(using=self._alias):
+            models.lock_version(self._alias)
+            row = SamplingPolicy._base_manager.using(self._alias).filter(pk=SamplingPolicy.ONLY_ID).first()
+            before = {} if row is None else _policy_values(row)
+            row = row or SamplingPolicy()
+            row.enabled, row.ratio, row.note = True, options["ratio"], options["note"] or ""
+            row.expires_at = self._end(options)
+            for option, field in (
+                ("max_per_second", "max_per_second"), ("keep_errors", "keep_errors"), ("keep_slow", "keep_slow_s"),
+            ):  # fmt: skip
+                if option in options:
+                    setattr(row, field, options[option])
+            row.full_clean(exclude=["id"], validate_unique=False)
+            row.save(using=self._alias)
+            after = _policy_values(row)
+            message = text.list_changes(before, after) if before else text.list_values(after, always=("Ratio",))
+            history = self._log(options["user"], message, is_new=not before)
+        self._done(history)
+
+    def _reset(self, options: dict[str, Any]) -> None:
+        with transaction.atomic(using=self._alias):
+            models.lock_version(self._alias)
+            rules = SamplingRule._base_manager.using(self._alias)
+            policies = SamplingPolicy._base_manager.using(self._alias)
+            if not rules.exists() and not policies.exists():
+                self._write("There is no policy and no rule; the settings apply.")
+                return
+            with models.single_change(self._alias):
+                policies.all().delete()
+                rules.all().delete()
+            history = self._log(options["user"], "Removed, with every rule")
+        self._done(history)
+
+    def _rule_add(self, options: dict[str, Any]) -> None:
+        rule = SamplingRule(
+            ratio=options["ratio"], method=options["method"], priority=options["priority"], note=options["note"],
+            expires_at=self._end(options), **{"route" if options["route"] else "path": options["pattern"]},
+        )  # fmt: skip
+        rule.full_clean()
+        with transaction.atomic(using=self._alias):
+            models.lock_version(self._alias)
+            if SamplingRule._base_manager.using(self._alias).count() >= MAX_RULES:
+                raise RefusedError(f"There are {MAX_RULES} rules already, and that is the most. Remove some first.")
+            rule.save(using=self._alias)
+            values = {"Ratio": rule.ratio, "Priority": rule.priority, "Until": rule.expires_at, "Note": rule.note}
+            message = f"Rule {text.rule_name(rule)} added ({text.list_values(values, always=('Ratio',))})"
+            history = self._log(options["user"], message)
+        self._write(f"Rule {rule.pk}: {rule}. {self._preview(rule)}".rstrip())
+        self._done(history)
+
+    def _rule_list(self, options: dict[str, Any]) -> None:
+        state = models.read_state(self._alias)
+        if options["format"] == "json":
+            self._write_json([_rule_as_json(rule) for rule in state.rules])
+            return
+        if not state.rules:
+            self._write("There are no rules.")
+            return
+        rows = [
+            (
+                str(rule.id),
+                text.rule_name(rule),
+                rule.ratio,
+                rule.priority,
+                follower.epoch_s(rule.expires_at),
+                rule.note,
+                "",
+            )
+            for rule in state.rules
+        ]
+        self._write_rules(rows)
+        if state.policy is not None and not state.policy.enabled:
+            self._write("\nThe policy is not enabled, so none of them applies.")
+
+    def _rule_remove(self, options: dict[str, Any]) -> None:
+        numbers = list(dict.fromkeys(options["id"]))
+        with transaction.atomic(using=self._alias):
+            models.lock_version(self._alias)
+            rules = SamplingRule._base_manager.using(self._alias).in_bulk(numbers)
+            missing = [str(number) for number in numbers if number not in rules]
+            if missing:
+                raise RefusedError(
+                    f"There is no rule {', '.join(missing)}; nothing was removed. Look at: sampling rule list"
+                )
+            with models.single_change(self._alias):
+                for rule in rules.values():
+                    rule.delete(using=self._alias)
+            message = "; ".join(f"Rule {text.rule_name(rules[number])} removed" for number in numbers)
+            history = self._log(options["user"], message)
+        self._done(history)
+
+    def _end(self, options: dict[str, Any]) -> datetime.datetime | None:
+        if options["lasts_s"] is not None:
+            return text.now() + datetime.timedelta(seconds=options["lasts_s"])
+        until: datetime.datetime | None = options["until"]
+        return until
+
+    # --- What is in force. ---
+
+    def _in_force(self) -> tuple[InForce, models.SamplingState]:
+        """As a worker process decides that has read the rows just now."""
+        state = models.read_state(self._alias)
+        sampling = self._config.sampling
+        source = self._config.sources.get("SAMPLING.RATIO", "default").split(" ")[0]
+        base = Policy(
+            sampling.ratio, source, rules=sampling.rules, max_per_second=sampling.max_per_second,
+            keep_errors=sampling.keep_errors, keep_slow_s=sampling.keep_slow_s,
+        )  # fmt: skip
+        above = self._policy(state) if self._config.enabled and sampling.live else None
+        return InForce(base, above, time.time(), None, None), state
+
+    def _policy(self, state: models.SamplingState) -> Policy | None:
+        try:
+            return follower.policy_from_state(state)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise RefusedError(f"The policy in the database makes no sense, so the settings apply. {error}") from None
+
+    def _reasons(self, in_force: InForce, state: models.SamplingState) -> list[str]:
+        said = []
+        base = text.source(self._config.sources.get("SAMPLING.RATIO", "default"))
+        otherwise = f"{text.percent(self._config.sampling.ratio)}, from {base}"
+        row = state.policy
+        if not self._config.enabled:
+            said.append("Telemetry is off (ENABLED), so nothing is recorded at all.")
+        if not self._config.sampling.live:
+            said.append("From the settings: SAMPLING.LIVE is False, so the policy of the admin has no effect.")
+        elif in_force.source == "admin":
+            said.append(f"From the policy of the admin, version {state.version}.")
+            if in_force.expires_at_s is not None:
+                said.append(f"Until {text.until(in_force.expires_at_s)}; then {otherwise}.")
+            else:
+                said.append(f"Until it is changed. Without it: {otherwise}.")
+        elif row is None:
+            said.append(f"From {base}: there is no policy in the admin.")
+        elif not row.enabled:
+            said.append(f"From {base}: the policy of the admin ({text.percent(row.ratio)}) is not enabled.")
+        else:
+            ended = text.show(row.expires_at)
+            said.append(f"From {base}: the policy of the admin ({text.percent(row.ratio)}) ran out at {ended}.")
+        if in_force.note:
+            said.append(f"Note: {in_force.note}")
+        if in_force.max_per_second is not None:
+            said.append(f"At most {text.limit(in_force.max_per_second)}.")
+        kept = text.kept(in_force.keep_errors, in_force.keep_slow_s)
+        if kept:
+            said.append(f"Kept whatever the ratio: {kept}.")
+        return said
+
+    def _as_json(self, in_force: InForce, state: models.SamplingState) -> dict[str, Any]:
+        return {
+            "ratio": in_force.ratio,
+            "source": in_force.source,
+            "version": state.version,
+            "expires_at_s": in_force.expires_at_s,
+            "note": in_force.note,
+            "max_per_second": in_force.max_per_second,
+            "keep_errors": in_force.keep_errors,
+            "keep_slow_s": in_force.keep_slow_s,
+            "enabled": self._config.enabled,
+            "live": self._config.sampling.live,
+            "base_ratio": self._config.sampling.ratio,
+            "base_source": self._config.sources.get("SAMPLING.RATIO", "default"),
+            "rules": [
+                {
+                    "path": rule.path, "route": rule.route, "method": rule.method, "ratio": rule.ratio,
+                    "priority": rule.priority, "expires_at_s": rule.expires_at_s, "note": rule.note, "source": source,
+                }
+                for rule, source in zip(in_force.rules, in_force.rule_sources, strict=True)
+            ],
+        }  # fmt: skip
+
+    def _preview(self, rule: SamplingRule) -> str:
+        # The command works also where the URLconf cannot be imported.
+        with guard.contained("reading the URLconf"):
+            routes = preview.project_routes()
+            matches = preview.match_rules([rule], routes)[0]
+            if not matches:
+                return "It matches no route of the project."
+            named = ", ".join(match.route for match in matches[:3])
+            rest = f" and {len(matches) - 3} more" if len(matches) > 3 else ""
+            return f"It matches {named}{rest}."
+        return ""
+
+    # --- The history and what is printed. ---
+
+    def _log(self, user_name: str | None, message: str, *, is_new: bool = False) -> str:
+        """Write the admin's history where there is one; gives what to say about it."""
+        if not apps.is_installed("django.contrib.admin"):
+            return ""
+        from django.contrib.admin.models import ADDITION, CHANGE, LogEntry
+        from django.contrib.contenttypes.models import ContentType
+
+        user_model = get_user_model()
+        name = user_name or _login()
+        user = user_model._default_manager.filter(**{user_model.USERNAME_FIELD: name}).first() if name else None
+        if user is None:
+            if user_name:
+                raise RefusedError(f"There is no user {user_name!r}; nothing was changed.")
+            return f"Not in the admin's history: there is no user {name!r}. Name one with --user."
+        row = SamplingPolicy._base_manager.using(self._alias).filter(pk=SamplingPolicy.ONLY_ID).first()
+        try:
+            with transaction.atomic(using=router.db_for_write(LogEntry)):
+                LogEntry.objects.create(
+                    user_id=user.pk,
+                    content_type=ContentType.objects.get_for_model(SamplingPolicy),
+                    object_id=str(SamplingPolicy.ONLY_ID),
+                    object_repr=str(row or "sampling policy")[:200],
+                    action_flag=ADDITION if is_new else CHANGE,
+                    change_message=f"{message} (manage.py otel sampling on {socket.gethostname()})",
+                )
+        except DatabaseFault as fault:
+            return f"Not in the admin's history: it could not be written ({type(fault).__name__})."
+        return f"In the admin's history as a change of {name}."
+
+    def _done(self, history: str) -> None:
+        self._get({"format": "text"})
+        if history:
+            self._write(history)
+        if self._config.enabled and self._config.sampling.live:
+            self._write(f"Every process applies it within {self._config.sampling.refresh_s:g} s.")
+
+    def _write_json(self, content: object) -> None:
+        self._write(json.dumps(content, indent=2, ensure_ascii=False))
+
+    def _write_rules(self, rows: Sequence[tuple[str, str, float, int, float | None, str, str]]) -> None:
+        lines: list[tuple[str, ...]] = [("number", "rule", "ratio", "priority", "until", "note")]
+        for number, name, ratio, priority, expires_at_s, note, source in rows:
+            end = "" if expires_at_s is None else text.until(expires_at_s)
+            notes = "; ".join(filter(None, (note, "from the settings" if source not in ("", "admin") else "")))
+            lines.append((number, name, text.percent(ratio), str(priority), end, notes))
+        if not any(row[0] for row in rows):
+            lines = [line[1:] for line in lines]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        for line in lines:
+            self._write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _policy_values(row: SamplingPolicy) -> dict[str, Any]:
+    names = ("enabled", "ratio", "expires_at", "note", "max_per_second", "keep_errors", "keep_slow_s")
+    labels = {name: str(SamplingPolicy._meta.get_field(name).verbose_name) for name in names}  # type: ignore[union-attr]
+    return {f"{label[:1].upper()}{label[1:]}": getattr(row, name) for name, label in labels.items()}
+
+
+def _rule_as_json(rule: models.RuleRow) -> dict[str, Any]:
+    return {
+        "id": rule.id, "path": rule.path, "route": rule.route, "method": rule.method, "ratio": rule.ratio,
+        "priority": rule.priority, "expires_at_s": follower.epoch_s(rule.expires_at), "note": rule.note,
+    }  # fmt: skip
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        # No name for this user id, as in some containers.
+        return ""

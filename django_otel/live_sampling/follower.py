@@ -1,0 +1,764 @@
+"""The admin's sampling policy: from its rows in the database to the sampler of every process.
+
+The process that saves swaps when its transaction commits and writes the policy
+into a folder that all processes of the host share (`multiprocess.roster`); the others
+look at that file every half second, without a connection of their own. One of
+them is elected to ask the database each `SAMPLING.REFRESH_S`, for what other
+hosts or plain SQL have changed, and sooner when a shared cache says that there
+is news. A new process applies the file before its first decision. Where no
+folder can be used every process asks the database for itself. Nothing here runs
+on the path of a request, except the one that saves.
+
+What the rows mean is decided in one place, `policy_from_state`; of two readings
+the one that began later is applied, whoever made it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error as DatabaseFault
+from django.db import connections, router, transaction
+from django.utils import timezone
+
+from django_otel import runtime
+from django_otel.base import guard
+from django_otel.base.suppression import suppress_instrumentation
+from django_otel.config.schema import Config
+from django_otel.live_sampling import hosts
+from django_otel.sampling.policy import Policy, Rule
+from django_otel.sampling.sampler import LiveSampler
+
+if TYPE_CHECKING:
+    from django_otel.models import SamplingState
+    from django_otel.multiprocess.roster import Reading, Roster
+
+#: While the database does not answer, the pause between two attempts doubles up to this.
+_LONGEST_PAUSE_S = 30.0
+#: How often a process looks at the shared file, in seconds.
+_TICK_S = 0.5
+#: After so many seconds without a sign of the elected process the others ask for themselves.
+_SILENT_S = 10.0
+#: How often the elected process asks a shared cache whether there is news, in seconds.
+_CACHE_S = 1.0
+#: How often a process that found no folder tries again, in seconds.
+_REOPEN_S = 30.0
+#: How long the first decision of a process waits for the first reading, in seconds, where nobody of its host knows.
+_FIRST_S = 1.0
+#: How often the thread looks until then, in seconds.
+_FIRST_TICK_S = 0.02
+_NO_DATABASE = "django.db.backends.dummy"
+#: Caches of one process, or that are a database themselves: asking them would tell nothing, or be a query.
+_UNSHARED_CACHES = (
+    "django.core.cache.backends.locmem.LocMemCache",
+    "django.core.cache.backends.dummy.DummyCache",
+    "django.core.cache.backends.db.DatabaseCache",
+    "django.core.cache.backends.filebased.FileBasedCache",
+)
+
+
+class _UnreadableError(Exception):
+    """The rows could not be read; the text says why, without anything from the database's own message."""
+
+
+class _TableMissingError(_UnreadableError):
+    """The table is not there, so no policy can be."""
+
+
+class _RowFaultyError(_UnreadableError):
+    """The rows are there and make no sense."""
+
+
+class Follower:
+    """Keeps this process's sampler equal to the rows. One per process, made when it is first needed.
+
+    Its lock and event are made with it, so after gevent has patched `threading`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        #: Set once this process has what is known: from the folder, or from the database that was asked.
+        self._knows = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        #: When the reading began that is applied, on the clock of `time.monotonic()`.
+        self._applied_began_s = float("-inf")
+        self._pause_s = 0.0
+        self._next_poll_s = 0.0
+        self._next_cache_s = 0.0
+        self._next_open_s = 0.0
+        self._next_share_s = 0.0
+        self._hurries_until_s = 0.0
+        self._cache_token: object = None
+        self._teller = hosts.Teller()
+        self.roster: Roster | None = None
+        self.wanted = False
+        self.applied_at_s: float | None = None
+        self.read_at_s: float | None = None
+        self.fault = ""
+
+    @property
+    def is_following(self) -> bool:
+        """Whether the background thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Apply what is known on this host, and start the thread, unless it runs or this process must not have one."""
+        with self._lock:
+            self.wanted = True
+            if self.is_following or _reason_not_to_run():
+                return
+            self._stopping = False
+            self._wake.clear()
+        # Before the first decision of this process. A file or two; no database, no socket.
+        with guard.contained("looking for the sampling policy of this host"):
+            self._open()
+            self._share()
+            if self.roster is not None and _is_live() and self.roster.lead():
+                # Nobody has asked lately: what the folder says may be of long ago.
+                self._knows.clear()
+        with self._lock:
+            if self.is_following:
+                return
+            self._hurries_until_s = time.monotonic() + _FIRST_S
+            self._thread = threading.Thread(target=self._run, name="django_otel-sampling-policy", daemon=True)
+            self._thread.start()
+        if _is_live():
+            self._knows.wait(_FIRST_S)
+
+    def stop(self, timeout_s: float = 0.0) -> None:
+        """Ask the thread to end, and wait for it up to `timeout_s` seconds."""
+        with self._lock:
+            self.wanted = False
+            self._stopping = True
+            thread = self._thread
+        self._wake.set()
+        if thread is not None and timeout_s > 0:
+            thread.join(timeout_s)
+
+    def wake(self) -> None:
+        """Read the rows now rather than at the next turn."""
+        self._next_poll_s = 0.0
+        self._wake.set()
+
+    def abandon(self) -> None:
+        """Close what a forked child has inherited; the parent's locks stay as they are."""
+        found, self.roster = self.roster, None
+        if found is not None:
+            found.close()
+
+    # --- The thread. ---
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                with guard.contained("following the sampling policy"):
+                    if _reason_not_to_run():
+                        break
+                    self.tick()
+                is_hurried = not self._knows.is_set() and time.monotonic() < self._hurries_until_s
+                self._wake.wait(_FIRST_TICK_S if is_hurried else _TICK_S)
+                self._wake.clear()
+        finally:
+            if self.roster is not None:
+                self.roster.resign()
+
+    def tick(self) -> None:
+        """One turn: look at the file, ask the database if that is this process's office and due, report."""
+        with guard.contained("looking at the sampling policy of this host"):
+            self._look_after_folder()
+        if _is_live():
+            is_leader = self.roster is None
+            with guard.contained("electing who asks for the sampling policy"):
+                # Whoever holds the office and gives no sign is stopped, or waits for the database: then all ask.
+                is_leader = self.roster is None or self.roster.lead() or self.roster.silent_s() > _SILENT_S
+            if is_leader and (time.monotonic() >= self._next_poll_s or self._is_news()):
+                self._next_poll_s = time.monotonic() + self.poll()
+        with guard.contained("reporting the sampling policy in force"):
+            self._share()
+            self._report()
+        if _is_live():
+            with guard.contained("telling other hosts what this one applies"):
+                self._tell_hosts()
+
+    def _look_after_folder(self) -> None:
+        if self.roster is not None and not self.roster.is_intact():
+            # Deleted beneath us.
+            self.abandon()
+        if self.roster is None:
+            self._open()
+        elif self.roster.has_changed():
+            self._apply_file()
+
+    def _open(self) -> None:
+        if self.roster is not None or time.monotonic() < self._next_open_s:
+            return
+        self._next_open_s = time.monotonic() + _REOPEN_S
+        try:
+            found = _build_roster()
+            found.join()
+        except OSError as error:
+            guard.warn_once(
+                "sampling folder",
+                "django_otel: the processes of this host cannot share the sampling policy (%s); each asks the "
+                "database for itself. Set METRICS.SHARED_DIR to a folder they may write to.",
+                error,
+            )
+            return
+        self.roster = found
+        self._apply_file()
+        self._report()
+
+    def _apply_file(self) -> None:
+        if self.roster is None or not _is_live():
+            return
+        try:
+            reading = self.roster.read()
+        except (OSError, ValueError, RecursionError) as error:
+            # The elected process puts a good one in its place, because it cannot read this one either.
+            guard.warn_once("sampling file", "django_otel: the file with the sampling policy is ignored: %s", error)
+            self._next_poll_s = 0.0
+            return
+        if reading is not None:
+            self._apply(reading)
+            self._note(reading.fault, is_told=True)
+            if not self.roster.is_leading:
+                self._knows.set()
+
+    def poll(self) -> float:
+        """Read and apply the rows on a connection that is closed again.
+
+        Units: returns the seconds to wait before the next poll: a little under
+            `REFRESH_S` (so that the hosts do not all ask at once), or more while
+            the database does not answer.
+        """
+        alias = policy_alias()
+        try:
+            try:
+                is_readable = self.read_and_apply(alias)
+            finally:
+                self._knows.set()
+            if is_readable and not self.fault:
+                with guard.contained("asking whether somebody looks at the processes"), suppress_instrumentation():
+                    self._teller.look(alias)
+        finally:
+            with guard.contained("closing the connection of the sampling policy"):
+                connections[alias].close()
+                # With DEBUG Django keeps the text of every query, and no request ever ends here to forget it.
+                connections[alias].queries_log.clear()
+        refresh_s = runtime.current().config.sampling.refresh_s
+        if is_readable:
+            self._pause_s = 0.0
+            return refresh_s * random.uniform(0.85, 1.0)  # noqa: S311 (spreads load, keeps no secret)
+        self._pause_s = min(max(self._pause_s * 2, refresh_s), max(_LONGEST_PAUSE_S, refresh_s))
+        return self._pause_s
+
+    def read_and_apply(self, alias: str) -> bool:
+        """Read the rows through this thread's connection, apply and share them. False when they could not be read."""
+        began_s = time.monotonic()
+        fault = ""
+        policy: Policy | None = None
+        try:
+            with suppress_instrumentation():
+                policy = _read_policy(alias)
+        except (_TableMissingError, _RowFaultyError) as problem:
+            fault = str(problem)
+        except _UnreadableError as problem:
+            # The last policy stays: an operator who has turned tracing down must not see it rise with an outage.
+            self._note(str(problem))
+            with guard.contained("sharing the sampling policy"):
+                found = self._publisher()
+                if found is not None:
+                    found.publish_fault(str(problem), began_s)
+            return False
+        from django_otel.multiprocess.roster import Reading
+
+        reading = Reading(policy, began_s, time.time(), fault)
+        self._apply(reading)
+        self._note(fault)
+        with guard.contained("sharing the sampling policy"):
+            found = self._publisher()
+            if found is not None:
+                found.publish(reading)
+        return True
+
+    def _publisher(self) -> Roster | None:
+        """The folder to write to, also for a process that only saves and does not follow."""
+        if self.roster is not None or is_under_test_runner():
+            return self.roster
+        try:
+            return _build_roster()
+        except OSError:
+            return None
+
+    def _apply(self, reading: Reading) -> None:
+        with self._lock:
+            sampler = _sampler()
+            if reading.began_s < self._applied_began_s:
+                return
+            self._applied_began_s = reading.began_s
+            self.read_at_s = reading.read_at_s
+            # Switched off while the rows were being read?
+            policy = reading.policy if _is_live() else None
+            if sampler.live == policy:
+                if self.applied_at_s is None:
+                    self.applied_at_s = time.time()
+                return
+            sampler.swap(policy)
+            self.applied_at_s = time.time()
+        now = sampler.policy
+        guard.logger.info("The sampling ratio is now %g (%s, version %d).", now.ratio, now.source, now.version)
+
+    def _note(self, fault: str, *, is_told: bool = False) -> None:
+        """Say once that something is wrong, and once that it is over; not what another process has said already."""
+        with self._lock:
+            before, self.fault = self.fault, fault
+        if is_told:
+            return
+        if fault and fault != before:
+            guard.logger.warning("django_otel: %s", fault)
+        elif before and not fault:
+            guard.logger.info("django_otel: the sampling policy can be read again.")
+
+    # --- A shared cache. ---
+
+    def _is_news(self) -> bool:
+        """Whether a shared cache says that another host has changed the policy."""
+        if time.monotonic() < self._next_cache_s:
+            return False
+        self._next_cache_s = time.monotonic() + _CACHE_S
+        with guard.contained("asking the cache for news of the sampling policy"), suppress_instrumentation():
+            cache = _shared_cache()
+            if cache is not None:
+                before, self._cache_token = self._cache_token, cache.get(_cache_key())
+                return self._cache_token != before
+        return False
+
+    # --- What the others see. ---
+
+    def _tell_hosts(self) -> None:
+        """The processes of this host, for a page that another host answers; only the elected process does."""
+        if self.roster is None or not self.roster.is_leading or not self._teller.is_due():
+            return
+        alias = policy_alias()
+        try:
+            with suppress_instrumentation():
+                self._teller.tell(alias, hosts.name_of(self.roster.folder), self.roster.members())
+        finally:
+            connections[alias].close()
+            connections[alias].queries_log.clear()
+
+    def _share(self) -> None:
+        """Divide the limit per second among the processes of this server that live now."""
+        sampler = _sampler()
+        if self.roster is None or sampler.policy.max_per_second is None or time.monotonic() < self._next_share_s:
+            return
+        self._next_share_s = time.monotonic() + 2 * _TICK_S
+        group = _group_name()
+        groups = [str(member.get("group")) for member in self.roster.members()]
+        clock = None
+        with guard.contained("sharing the limit of traces per second"):
+            clock = self.roster.clock(group)
+            if self.roster.is_leading:
+                self.roster.sweep_clocks({group, *groups})
+        sampler.share(groups.count(group), clock)
+
+    def _report(self) -> None:
+        if self.roster is None:
+            return
+        sampler = _sampler()
+        live, policy = sampler.live, sampler.policy
+        self.roster.report(
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "group": _group_name(),
+                "command": runtime.command_name() or "",
+                "started_at_s": runtime.current().started_at_s,
+                "ratio": policy.ratio,
+                "source": policy.source,
+                "version": live.version if live is not None else 0,
+                "fingerprint": live.fingerprint if live is not None else "",
+                "applied_at_s": self.applied_at_s,
+                # Among how many this one divides the limit per second, where there is one.
+                "sharers": sampler.processes,
+                "error": self.fault,
+            }
+        )
+
+
+def _build_roster() -> Roster:
+    # Here: what shares files between processes is of no use before there is something to share.
+    from django_otel.multiprocess import roster, server_group
+
+    config = runtime.current().config
+    bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
+    return roster.Roster(roster.roster_folder(_identity(), bases))
+
+
+def _identity() -> str:
+    """What tells one policy from another on this host: the database that its rows are in."""
+    wanted = connections[policy_alias()].settings_dict
+    name = wanted.get("NAME") or ""
+    # A relative path of SQLite means another file in another folder.
+    place = str(Path(name).resolve()) if "sqlite" in wanted["ENGINE"] else str(name)
+    return json.dumps([wanted["ENGINE"], place, str(wanted.get("HOST") or ""), str(wanted.get("PORT") or "")])
+
+
+def _group_name() -> str:
+    """The server instance whose processes divide the limit per second among them."""
+    return runtime.server_group() or f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _shared_cache() -> Any:
+    """The default cache, if other hosts may have the same; None otherwise."""
+    from django.conf import settings
+    from django.core.cache import caches
+
+    backend = settings.CACHES.get("default", {}).get("BACKEND", "")
+    return None if backend in _UNSHARED_CACHES else caches["default"]
+
+
+def _cache_key() -> str:
+    from django_otel.models import SamplingPolicy
+
+    # Not the identity: hosts may name one database differently.
+    return f"django_otel.sampling.{SamplingPolicy._meta.db_table}"
+
+
+def _tell_cache() -> None:
+    with guard.contained("telling the cache of the sampling policy"), suppress_instrumentation():
+        cache = _shared_cache()
+        if cache is not None:
+            cache.set(_cache_key(), secrets.token_hex(8), None)
+
+
+#: By process id: after a fork, however it was made, the child finds none and makes its own.
+_followers: dict[int, Follower] = {}
+
+
+def follower() -> Follower:
+    """This process's follower."""
+    pid = os.getpid()
+    found = _followers.get(pid)
+    if found is None:
+        found = _followers.setdefault(pid, Follower())
+        for inherited in [other for other in _followers if other != pid]:
+            before = _followers.pop(inherited, None)
+            if before is not None:
+                before.abandon()
+    return found
+
+
+def _abandon_inherited() -> None:
+    pid = os.getpid()
+    for inherited in [other for other in _followers if other != pid]:
+        with guard.contained("leaving the parent's folder after a fork"):
+            _followers.pop(inherited).abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    # At once: a child that kept the parent's locks open would keep them held when the parent is gone.
+    os.register_at_fork(after_in_child=_abandon_inherited)
+
+
+def ensure_started() -> None:
+    """Begin to follow the admin's policy in this process; called before its first decision.
+
+    Applies what the processes of this host know already. Where nobody of them
+    asks the database at the moment, a thread does, and is waited for up to
+    `_FIRST_S` seconds; when the database takes longer, what was known last (or
+    the settings) holds until it answers. Does nothing when the process follows
+    already, when `SAMPLING.LIVE` is False, or under a test runner.
+    """
+    found = _followers.get(os.getpid())
+    if found is not None and found.wanted:
+        return
+    with guard.contained("starting to follow the sampling policy"):
+        follower().start()
+
+
+def stop(timeout_s: float = 0.0) -> None:
+    """Stop following; the policy in force stays. Waits for the thread up to `timeout_s` seconds."""
+    found = _followers.get(os.getpid())
+    if found is not None:
+        found.stop(timeout_s)
+
+
+def after_commit(using: str) -> None:
+    """The row changed through the database alias `using`: apply it in this process once that is committed."""
+    with guard.contained("noticing a change of the sampling policy"):
+        if using != policy_alias() or not _is_live():
+            return
+        connection = connections[using]
+        if connection.in_atomic_block or connection.get_autocommit():
+            transaction.on_commit(partial(_apply_committed, using), using=using, robust=True)
+        # Else the project manages transactions by hand and Django has no hook; the next poll sees the row.
+
+
+def _apply_committed(using: str) -> None:
+    # The row is read again instead of taking over what was saved: another
+    # save may have been committed since, or a manual savepoint rolled back.
+    with guard.contained("applying the sampling policy"):
+        if follower().read_and_apply(using) and not is_under_test_runner():
+            _tell_cache()
+
+
+def policy_alias() -> str:
+    """The database alias of the row. The one for writing: a replica that lags would bring back the old policy."""
+    from django_otel.models import SamplingPolicy
+
+    return router.db_for_write(SamplingPolicy)
+
+
+def _read_policy(alias: str) -> Policy | None:
+    """The admin's policy as the database has it; None when nothing is set there or it is not enabled.
+
+    Errors: `_TableMissingError`, `_RowFaultyError`, or `_UnreadableError` for anything else.
+    """
+    from django_otel.models import read_state
+
+    try:
+        state = read_state(alias)
+    except (DatabaseFault, ImproperlyConfigured, OSError) as error:
+        if tables_exist(alias) is False:
+            raise _TableMissingError(_missing_table_text(alias)) from error
+        raise _UnreadableError(
+            f'The sampling policy could not be read from database "{alias}" ({type(error).__name__}); '
+            "the policy in force stays, and reading is tried again."
+        ) from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _RowFaultyError(_faulty_row_text(f"it has a value that is none ({type(error).__name__}).")) from error
+    try:
+        return policy_from_state(state)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _RowFaultyError(_faulty_row_text(str(error))) from error
+
+
+def policy_from_state(state: SamplingState) -> Policy | None:
+    """The admin's policy as the database has it at one moment; None where nothing is set.
+
+    Errors: `ValueError`, `TypeError`, `OverflowError` for values that make no sense.
+    """
+    return policy_from_rows(state.policy, state.rules, state.version)
+
+
+def policy_from_rows(row: Any, rules: Iterable[Any] = (), version: int | None = None) -> Policy | None:
+    """The admin's policy, from its row (or None) and its rules; None where nothing is set.
+
+    A row that is not enabled ignores its rules as well. Rules without a row, or
+    beside one that has run out, apply above the settings: each has its own end.
+    `version` is that of both; by default the row's.
+
+    Errors: `ValueError`, `TypeError`, `OverflowError` for values that make no sense.
+    """
+    if row is not None and not row.enabled:
+        return None
+    built = tuple(
+        Rule(
+            rule.ratio, path=rule.path, route=rule.route, method=rule.method, priority=rule.priority,
+            expires_at_s=epoch_s(rule.expires_at), note=rule.note,
+        )
+        for rule in rules
+    )  # fmt: skip
+    if row is None:
+        return Policy(None, source="admin", version=version or 0, rules=built) if built else None
+    return Policy(
+        float(row.ratio), source="admin", version=row.version if version is None else version,
+        expires_at_s=epoch_s(row.expires_at), note=row.note, rules=built, max_per_second=row.max_per_second,
+        keep_errors=bool(row.keep_errors), keep_slow_s=row.keep_slow_s,
+    )  # fmt: skip
+
+
+def epoch_s(moment: datetime | None) -> float | None:
+    """A moment of the database in seconds since the Unix epoch; None stays None."""
+    if moment is None:
+        return None
+    # With USE_TZ = False Django hands out local times without a zone.
+    return (timezone.make_aware(moment) if timezone.is_naive(moment) else moment).timestamp()
+
+
+def _faulty_row_text(found: str) -> str:
+    return (
+        f"The sampling policy in the database is ignored: {found} "
+        "The settings apply until it is saved anew in the admin."
+    )
+
+
+def migrate_command(alias: str) -> str:
+    """What makes the tables in the database `alias`."""
+    return f"manage.py migrate django_otel{'' if alias == 'default' else f' --database {alias}'}"
+
+
+def _missing_table_text(alias: str) -> str:
+    return (
+        f'The table of the sampling policy is missing in database "{alias}"; the settings apply. '
+        f"Run: {migrate_command(alias)}"
+    )
+
+
+def tables_exist(alias: str) -> bool | None:
+    """Whether the tables are there as this version has them; None when nobody can tell.
+
+    Those of an earlier version, which lack a table or a column, are not.
+    """
+    from django_otel.models import SamplingHost, SamplingPolicy, SamplingRule, SamplingVersion
+
+    try:
+        connection = connections[alias]
+        with suppress_instrumentation(), connection.cursor() as cursor:
+            there = connection.introspection.table_names(cursor)
+            for model in (SamplingPolicy, SamplingRule, SamplingVersion, SamplingHost):
+                table = model._meta.db_table
+                if table not in there:
+                    return False
+                found = {column.name for column in connection.introspection.get_table_description(cursor, table)}
+                if not {field.column for field in model._meta.concrete_fields} <= found:
+                    return False
+    except Exception:
+        # Whatever the driver says here, it cannot tell.
+        return None
+    return True
+
+
+def table_problem() -> str | None:
+    """What to say when live sampling is on and its table is missing; None when all is well or nobody can tell.
+
+    Asks the database: for checks that may (`databases` is not None).
+    """
+    if not _is_live():
+        return None
+    alias = policy_alias()
+    if connections[alias].settings_dict["ENGINE"] == _NO_DATABASE:
+        return None
+    return _missing_table_text(alias) if tables_exist(alias) is False else None
+
+
+def processes() -> list[dict[str, Any]]:
+    """What every living process of this host that follows the same policy says, without a query.
+
+    Each has `host`, `pid`, `group` (its server), `command` (a management
+    command, or ""), `started_at_s`, `ratio`, `source`, `version` and
+    `fingerprint` (`core.policy.Policy`; "" where nothing of the admin's is
+    applied), `applied_at_s`, `sharers`, `error`, and `is_here` for this process.
+
+    Units: every `*_s` is seconds since the Unix epoch.
+    """
+    members: list[dict[str, Any]] = []
+    with guard.contained("reading what the processes of this host apply"):
+        followed = _followers.get(os.getpid())
+        shown = followed.roster if followed is not None else None
+        members = (shown if shown is not None else _build_roster()).members()
+    return [{**member, "is_here": member.get("pid") == os.getpid()} for member in members]
+
+
+def processes_elsewhere() -> list[dict[str, Any]]:
+    """What the processes of other hosts have last said, as in `processes`, with `told_s_ago` in seconds.
+
+    Asks the database, and asks the other hosts to go on telling: for a page
+    that is being looked at. They do so within `REFRESH_S`, for as long as it is.
+    """
+    with guard.contained("reading what the processes of other hosts apply"):
+        alias = policy_alias()
+        hosts.watch(alias)
+        try:
+            own_name = hosts.name_of(_build_roster().folder)
+        except OSError:
+            # Without a folder this process tells nothing that would have to be left out.
+            own_name = ""
+        return hosts.members_elsewhere(alias, own_name)
+    return []
+
+
+def status() -> dict[str, Any]:
+    """What this process applies now and why; read from memory, without a query.
+
+    Units: every `*_s` is seconds; `since_s`, `read_at_s` and `expires_at_s`
+        since the Unix epoch, None where there is no such moment.
+    """
+    current = runtime.current()
+    sampler = current.sampler
+    found = _followers.get(os.getpid())
+    policy, live = sampler.policy, sampler.live
+    expired = live is not None and live.is_expired(time.time())
+    since_s = found.applied_at_s if found is not None else None
+    if live is not None and expired:
+        since_s = live.expires_at_s
+    return {
+        "pid": os.getpid(),
+        "enabled": current.enabled,
+        "foreign": current.is_foreign,
+        "live": _is_live(),
+        "following": found is not None and found.is_following,
+        "ratio": policy.ratio,
+        "source": policy.source,
+        "version": policy.version,
+        "note": policy.note,
+        "expires_at_s": policy.expires_at_s,
+        "expired": expired,
+        "since_s": since_s,
+        "base_ratio": sampler.base.ratio,
+        "base_source": current.config.sources.get("SAMPLING.RATIO", "default"),
+        "read_at_s": found.read_at_s if found is not None else None,
+        "refresh_s": current.config.sampling.refresh_s,
+        "error": found.fault if found is not None else "",
+    }
+
+
+def _sampler() -> LiveSampler:
+    return runtime.current().sampler
+
+
+def _is_live() -> bool:
+    current = runtime.current()
+    return current.enabled and current.config.sampling.live
+
+
+def _reason_not_to_run() -> str:
+    """Why this process must have no thread of ours; empty when it may."""
+    current = runtime.current()
+    if not _is_live() and not (current.enabled and current.config.sampling.max_per_second is not None):
+        return "SAMPLING.LIVE is False, and no limit is to be divided, or telemetry is off"
+    if runtime.current().is_foreign:
+        return "another tool's tracer provider decides"
+    if is_under_test_runner():
+        # A connection of a thread of ours would keep PostgreSQL from dropping the test database.
+        return "a test runner is active"
+    if connections[policy_alias()].settings_dict["ENGINE"] == _NO_DATABASE:
+        return "there is no database"
+    return ""
+
+
+def is_under_test_runner() -> bool:
+    """Whether tests run in this process."""
+    # Django's test environment, also as pytest-django sets it up, is known by the outbox it puts there.
+    mail = sys.modules.get("django.core.mail")
+    return mail is not None and hasattr(mail, "outbox")
+
+
+def _on_config_change(config: Config) -> None:
+    if not config.sampling.live:
+        _sampler().swap(None)
+        return
+    found = _followers.get(os.getpid())
+    if found is not None and found.wanted:
+        # Runs again if it had ended, and gives a new sampler the policy at once.
+        found.start()
+        found.wake()
+
+
+runtime.on_config_change(_on_config_change)

@@ -1,0 +1,116 @@
+"""What processes of other hosts apply, told through the database, and only while somebody looks.
+
+On one host the processes see each other in a folder (`multiprocess.roster`). Over hosts
+the database is all they have in common. So a page that is open says so in the
+row of the version, and the elected process of each host, which asks the
+database anyway, answers with a row of its own. Nobody looks: nothing is written.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from django.db.models import DateTimeField, ExpressionWrapper
+from django.db.models.functions import Now
+
+#: A page that is open says so this often, in seconds.
+_RENEW_S = 4.0
+#: For so long after it has said so it is answered, in seconds.
+_WATCHED_S = 20.0
+#: News are told this soon, and that there are none this often, in seconds.
+_TELL_S, _REPEAT_S = 1.0, 5.0
+#: A host that has not answered for so long is not shown, and later forgotten, in seconds.
+_SHOWN_S, _FORGOTTEN_S = 20.0, 3600.0
+
+
+def name_of(folder: Path) -> str:
+    """This host, or of several servers on it that share no folder, this one."""
+    return f"{socket.gethostname()[:200]}/{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+
+
+def watch(using: str) -> None:
+    """Ask the other hosts to tell what they apply; for a page that is being looked at. Errors: the database's."""
+    from django_otel.models import SamplingVersion
+
+    versions = SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID)
+    before = ExpressionWrapper(Now() - datetime.timedelta(seconds=_RENEW_S), output_field=DateTimeField())
+    row = versions.annotate(limit=before).values_list("watched_at", "limit").first()
+    if row is None:
+        SamplingVersion._base_manager.using(using).bulk_create([SamplingVersion()], ignore_conflicts=True)
+    elif row[0] is not None and row[0] > row[1]:
+        return
+    versions.update(watched_at=Now())
+
+
+def members_elsewhere(using: str, own_name: str) -> list[dict[str, Any]]:
+    """What the processes of other hosts have said, each with `told_s_ago`. Errors: the database's."""
+    from django_otel.models import SamplingHost
+
+    found = []
+    rows = SamplingHost._base_manager.using(using).exclude(pk=own_name).annotate(now=Now())
+    for text, told_at, now in rows.values_list("members", "told_at", "now"):
+        # Both by the database's clock.
+        ago_s = max(0.0, (now - told_at).total_seconds())
+        if ago_s <= _SHOWN_S:
+            members = json.loads(text)
+            found += [{**member, "told_s_ago": ago_s, "is_here": False} for member in members]
+    return found
+
+
+class Teller:
+    """The elected process's part: notices that somebody looks, and tells what this host's processes apply."""
+
+    def __init__(self) -> None:
+        self._watched_at: Any = None
+        self._watched_until_s = 0.0
+        self._next_s = 0.0
+        self._repeat_s = 0.0
+        self._told = ""
+
+    def look(self, using: str) -> None:
+        """Ask whether somebody looks; one query. Errors: the database's."""
+        from django_otel.models import SamplingVersion
+
+        versions = SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID)
+        watched_at = next(iter(versions.values_list("watched_at", flat=True)[:1]), None)
+        if watched_at != self._watched_at:
+            # That it has changed is enough: clocks of hosts differ.
+            if self._watched_at is not None or _is_recent(watched_at):
+                self._watched_until_s = time.monotonic() + _WATCHED_S
+            self._watched_at = watched_at
+
+    def is_due(self) -> bool:
+        """Whether it is time to look what is to be told."""
+        now_s = time.monotonic()
+        return self._next_s <= now_s < self._watched_until_s
+
+    def tell(self, using: str, name: str, members: Sequence[dict[str, Any]]) -> bool:
+        """Write this host's row if there is news, or for long was none; whether it did. Errors: the database's."""
+        from django_otel.models import SamplingHost
+
+        now_s = time.monotonic()
+        self._next_s = now_s + _TELL_S
+        text = json.dumps(list(members), sort_keys=True)
+        if text == self._told and now_s < self._repeat_s:
+            return False
+        hosts = SamplingHost._base_manager.using(using)
+        if not hosts.filter(pk=name).update(members=text, told_at=Now()):
+            hosts.bulk_create([SamplingHost(name=name, members=text, told_at=Now())], ignore_conflicts=True)
+            hosts.filter(told_at__lt=Now() - datetime.timedelta(seconds=_FORGOTTEN_S)).delete()
+        self._told, self._repeat_s = text, now_s + _REPEAT_S
+        return True
+
+
+def _is_recent(moment: Any) -> bool:
+    """Whether a page may still be open that said so then; clocks of hosts may differ by a minute."""
+    from django_otel.live_sampling import follower
+
+    epoch_s = follower.epoch_s(moment)
+    return epoch_s is not None and abs(time.time() - epoch_s) < 60.0 + _WATCHED_S

@@ -1,0 +1,247 @@
+"""The catalogue: every metric this package emits, with unit, buckets, meaning, cardinality and source.
+
+Documentation, dashboards and tests are checked against this module.
+"""
+
+from __future__ import annotations
+
+from django_otel.base.frozen import record
+from django_otel.metrics.model import Kind
+
+SECONDS_HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+SECONDS_DB = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+BYTES = (0.0, 100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0, 10_000_000.0, 100_000_000.0)
+QUERIES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0)
+#: Default bounds of a histogram made by a project (OpenTelemetry metrics SDK, explicit bucket aggregation).
+DEFAULT_BOUNDS = (
+    0.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 250.0, 500.0, 750.0, 1_000.0, 2_500.0, 5_000.0, 7_500.0, 10_000.0,
+)  # fmt: skip
+
+
+@record
+class Metric:
+    """One metric of the catalogue.
+
+    `aggregation` is how values of several processes add up: "sum" (all that
+    ever lived), "livesum" (living processes), "max", "min", "last".
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    description: str
+    attributes: tuple[str, ...]
+    cardinality: str
+    source: str
+    bounds: tuple[float, ...] = ()
+    aggregation: str = "sum"
+
+
+HTTP_SEMCONV = "OpenTelemetry semantic conventions, HTTP metrics"
+DB_SEMCONV = "OpenTelemetry semantic conventions, database client metrics"
+OWN = "django_otel"
+
+_PER_ROUTE = "routes x methods x status codes"
+
+CATALOGUE: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "http.server.request.duration",
+            Kind.HISTOGRAM,
+            "s",
+            "Duration of HTTP server requests, to the last byte of the response.",
+            (
+                "http.request.method",
+                "http.route",
+                "http.response.status_code",
+                "url.scheme",
+                "error.type",
+                "network.protocol.version",
+            ),
+            _PER_ROUTE,
+            HTTP_SEMCONV,
+            SECONDS_HTTP,
+        ),
+        Metric(
+            "http.server.active_requests",
+            Kind.UP_DOWN_COUNTER,
+            "{request}",
+            "Number of HTTP server requests in flight.",
+            ("http.request.method", "url.scheme"),
+            "methods x schemes",
+            HTTP_SEMCONV,
+            aggregation="livesum",
+        ),
+        Metric(
+            "http.server.request.body.size",
+            Kind.HISTOGRAM,
+            "By",
+            "Size of HTTP server request bodies, from Content-Length.",
+            ("http.request.method", "http.route", "http.response.status_code"),
+            _PER_ROUTE,
+            HTTP_SEMCONV,
+            BYTES,
+        ),
+        Metric(
+            "http.server.response.body.size",
+            Kind.HISTOGRAM,
+            "By",
+            "Size of HTTP server response bodies as Django produced them.",
+            ("http.request.method", "http.route", "http.response.status_code"),
+            _PER_ROUTE,
+            HTTP_SEMCONV,
+            BYTES,
+        ),
+        Metric(
+            "django.request.queries",
+            Kind.HISTOGRAM,
+            "{query}",
+            "Number of database queries a request made.",
+            ("http.route",),
+            "routes",
+            OWN,
+            QUERIES,
+        ),
+        Metric(
+            "django.request.exceptions",
+            Kind.COUNTER,
+            "{exception}",
+            "Exceptions that no view or middleware handled.",
+            ("exception.type", "http.route"),
+            "exception types x routes",
+            OWN,
+        ),
+        Metric(
+            "db.client.operation.duration",
+            Kind.HISTOGRAM,
+            "s",
+            "Duration of database client operations.",
+            ("db.system.name", "db.operation.name", "db.namespace", "django.db.alias", "error.type"),
+            "databases x operations",
+            DB_SEMCONV,
+            SECONDS_DB,
+        ),
+        Metric(
+            "django.db.connections",
+            Kind.COUNTER,
+            "{connection}",
+            "Database connections opened.",
+            ("django.db.alias",),
+            "databases",
+            OWN,
+        ),
+        Metric(
+            "django.cache.operations",
+            Kind.COUNTER,
+            "{operation}",
+            "Operations on Django's caches; of several keys at once each is counted.",
+            ("django.cache.alias", "django.cache.operation", "django.cache.outcome"),
+            "caches x operations x 4",
+            OWN,
+        ),
+        Metric(
+            "django.cache.operation.duration",
+            Kind.HISTOGRAM,
+            "s",
+            "Duration of operations on Django's caches.",
+            ("django.cache.alias", "django.cache.operation"),
+            "caches x operations",
+            OWN,
+            SECONDS_DB,
+        ),
+        Metric(
+            "django.model.operations",
+            Kind.COUNTER,
+            "{operation}",
+            "Saves and deletes of models registered for business events.",
+            ("django.model", "django.model.operation"),
+            "registered models x 3",
+            OWN,
+        ),
+        Metric(
+            "django.business.events",
+            Kind.COUNTER,
+            "{event}",
+            "Business events whose transaction was committed (or that needed none).",
+            ("business.event",),
+            "registered events",
+            OWN,
+        ),
+        Metric(
+            "django_otel.sampling.ratio",
+            Kind.GAUGE,
+            "1",
+            "Share of traces that is recorded, as this process applies it now.",
+            (),
+            "1",
+            OWN,
+            aggregation="last",
+        ),
+        Metric(
+            "django_otel.sampling.decisions",
+            Kind.COUNTER,
+            "{trace}",
+            "Traces that began here, by what was decided (recorded, dropped) and why (ratio, rule, view, parent, "
+            "forced, rate_limit); kept: dropped at first, exported because of how they ended (error, slow).",
+            ("sampling.rule", "sampling.decision", "sampling.reason"),
+            "(rules + 5) x 2",
+            OWN,
+        ),
+        Metric(
+            "django_otel.spans.dropped",
+            Kind.COUNTER,
+            "{span}",
+            "Finished spans that were not exported, by reason.",
+            ("django_otel.reason",),
+            "reasons",
+            OWN,
+        ),
+        Metric(
+            "django_otel.export.failures",
+            Kind.COUNTER,
+            "{export}",
+            "Exports that failed after all retries, by signal.",
+            ("django_otel.signal",),
+            "3",
+            OWN,
+        ),
+        Metric(
+            "django_otel.shared.active",
+            Kind.GAUGE,
+            "",
+            "1 when the processes of this server share their numbers; 0 when the page shows fewer than all.",
+            (),
+            "1",
+            OWN,
+            aggregation="min",
+        ),
+        Metric(
+            "django_otel.shared.files.skipped",
+            Kind.COUNTER,
+            "{file}",
+            "Files in the shared folder that could not be read, by reason.",
+            ("django_otel.reason",),
+            "reasons",
+            OWN,
+        ),
+        Metric(
+            "django_otel.console.dropped",
+            Kind.COUNTER,
+            "{item}",
+            "Spans, log records and samples that the trace store of the console did not take, by reason.",
+            ("django_otel.reason",),
+            "reasons",
+            OWN,
+        ),
+        Metric(
+            "django_otel.cardinality.overflow",
+            Kind.COUNTER,
+            "{measurement}",
+            "Measurements that went to an overflow series because their instrument is at its cardinality limit.",
+            ("django_otel.reason", "django_otel.signal"),
+            "1",
+            OWN,
+        ),
+    )
+}

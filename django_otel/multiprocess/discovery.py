@@ -1,0 +1,177 @@
+"""Finding and reading a group's shared folder without joining it: for `manage.py otel serve` and `folder`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from django_otel.config.schema import Config
+from django_otel.metrics.merging import merge_processes
+from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
+from django_otel.multiprocess import server_group, shared
+from django_otel.multiprocess.shared import HAS_LOCKS, Reader, Unusable, check_folder, living_slots
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group's folder as it was found."""
+
+    folder: Path
+    #: The name of the settings; the master's pid for a group without one.
+    owner_pid: int | None
+    is_living: bool
+    living: frozenset[int] = frozenset()
+
+
+@dataclass
+class Slot:
+    """What one process has put into a group's folder."""
+
+    number: int
+    is_living: bool
+    size_bytes: int
+    series: int
+    instruments: set[str] = field(default_factory=set)
+    pid: int = 0
+    joined_at_s: float = 0.0
+
+
+def find_groups(config: Config) -> list[Group]:
+    """This project's groups under every base folder, the living first. Errors: `Unusable` without file locks."""
+    if not HAS_LOCKS:
+        raise Unusable("This system has no file locks (fcntl).")
+    found: dict[Path, Group] = {}
+    for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings):
+        parent = base / f"django-otel-{os.geteuid()}"
+        try:
+            check_folder(parent)
+            names = sorted(path.name for path in parent.iterdir())
+        except OSError:
+            continue
+        for name in names:
+            group = _read_group(parent / name, config)
+            if group is not None:
+                found.setdefault(group.folder, group)
+    return sorted(found.values(), key=lambda group: (not group.is_living, str(group.folder)))
+
+
+def _read_group(folder: Path, config: Config) -> Group | None:
+    project = config.service_name or ""
+    owner: int | None = None
+    is_owned = False
+    if config.metrics.group is not None:
+        if folder.name != server_group.build_group_name(project, config.metrics.group, None):
+            return None
+    else:
+        try:
+            pid, began, _ = (folder / "owner").read_text().split(" ")
+            owner = int(pid)
+        except (OSError, ValueError):
+            return None
+        # Names are hashes over the master as it began; a master that is gone cannot be told from another project's.
+        if server_group.start_time(owner) == began:
+            if folder.name != server_group.build_group_name(project, None, owner):
+                return None
+            is_owned = True
+    try:
+        living = find_living(folder)
+    except OSError:
+        return None
+    return Group(folder, owner, is_owned or bool(living), frozenset(living))
+
+
+def open_folder(folder: Path) -> Group:
+    """The group in a folder that somebody named. Errors: `Unusable`, `OSError`."""
+    check_folder(folder)
+    living = find_living(folder)
+    return Group(folder, None, bool(living), frozenset(living))
+
+
+def find_living(folder: Path) -> set[int]:
+    """The slots that are held by a process. Errors: `Unusable`, `OSError`."""
+    check_folder(folder)
+    numbers = sorted(int(path.stem) for path in folder.glob("*.lock") if path.stem.isdigit())
+    return living_slots(folder, numbers) if numbers else set()
+
+
+class Outsider:
+    """Reads a group's numbers without being one of its processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._skipped: dict[str, int] = {}
+        self._reader = Reader(folder, self._count_skipped)
+
+    def _count_skipped(self, reason: str) -> None:
+        self._skipped[reason] = self._skipped.get(reason, 0) + 1
+
+    def collect(self) -> list[Family]:
+        """Every family over all processes of the group, at this moment. Errors: `OSError` when the folder is gone."""
+        check_folder(self.folder)
+        merged = self._reader.merge()
+        snapshots = list(self._reader.snapshots())
+        living = living_slots(self.folder, [number for number, _ in snapshots]) if snapshots else set()
+        return [
+            *merged,
+            *merge_processes((families, number in living) for number, families in snapshots),
+            *_build_state(self._skipped),
+        ]
+
+    def slots(self) -> list[Slot]:
+        """What each slot holds, for operators. Errors: `OSError` when the folder is gone."""
+        numbers = self._reader.numbers()
+        living = find_living(self.folder)
+        found = []
+        for number in numbers:
+            files = [path for path in self.folder.glob(f"{number}.*") if path.suffix != ".lock"]
+            slot = Slot(number, number in living, sum(path.stat().st_size for path in files), 0)
+            with contextlib.suppress(OSError, ValueError, struct.error):
+                _describe(self.folder, slot)
+            found.append(slot)
+        return found
+
+
+def _describe(folder: Path, slot: Slot) -> None:
+    header = struct.unpack("<5d", _read(folder / f"{slot.number}.cells", 5 * 8))
+    if header[shared._MAGIC] != shared.MAGIC:
+        return
+    slot.joined_at_s, slot.pid = header[shared._JOINED_AT_S], int(header[shared._PID])
+    keys = shared.Keys()
+    keys.read(_read(folder / f"{slot.number}.keys", int(header[shared._KEYS_LENGTH])))
+    slot.series = len(keys.entries)
+    slot.instruments = {entry.definition.name for entry in keys.entries}
+
+
+def _read(path: Path, size: int) -> bytes:
+    descriptor = shared.open_file(path, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, size, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _build_state(skipped: Mapping[str, int]) -> list[Family]:
+    active = Family(
+        "django_otel.shared.active",
+        Kind.GAUGE,
+        "",
+        "1 when the processes of this server share their numbers; 0 when the page shows fewer than all.",
+        OWN_SCOPE,
+        [Point((), 1.0)],
+    )
+    if not skipped:
+        return [active]
+    points = [Point((("django_otel.reason", reason),), float(count)) for reason, count in sorted(skipped.items())]
+    files = Family(
+        "django_otel.shared.files.skipped",
+        Kind.COUNTER,
+        "{file}",
+        "Files in the shared folder that could not be read, by reason.",
+        OWN_SCOPE,
+        points,
+    )
+    return [active, files]

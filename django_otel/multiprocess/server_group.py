@@ -1,0 +1,172 @@
+"""Which processes share their numbers, and where.
+
+The folder is `<base>/django-otel-<euid>/<group>/`. A group is one server
+instance: its name hashes the project and the owning master process (pid, start
+time, pid namespace), so that two deployments on one host never mix and a new
+master starts at zero. A name given in the settings overrides that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from django_otel.base import guard
+from django_otel.multiprocess.shared import HAS_LOCKS, Unusable, check_folder, living_slots, make_folder, open_file
+
+_OWNER_FILE = "owner"
+#: A group's folder may be half made by a process that is just starting; it is not swept before this age, in seconds.
+_SWEEP_AGE_S = 60.0
+
+
+def candidate_bases(shared_dir: str | None, environ: Mapping[str, str]) -> list[Path]:
+    """Where the folder may be, best first; only the one of the settings when there is one."""
+    if shared_dir is not None:
+        return [Path(shared_dir)]
+    found = [environ.get("RUNTIME_DIRECTORY", "").split(":")[0], environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm",  # noqa: S108
+             tempfile.gettempdir()]  # fmt: skip
+    return [Path(path) for path in found if path]
+
+
+def start_time(pid: int) -> str:
+    """When a process began, in clock ticks since boot; "" when it does not exist or the system does not tell."""
+    try:
+        # The command name stands in parentheses and may itself contain some.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:
+        return ""
+
+
+def owner_pid(configured_pid: int, environ: Mapping[str, str]) -> int | None:
+    """The master process this one belongs to; None for a server of a single process.
+
+    `configured_pid` is the process in which the settings were put in force.
+    """
+    own = os.getpid()
+    if configured_pid != own:
+        # Forked since: the master loaded the application (--preload, a task worker's pool).
+        return configured_pid
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is not None:
+        master: int = uwsgi.masterpid()
+        return master or None
+    # A child of multiprocessing has it; for all others importing it would be in vain.
+    multiprocessing: Any = sys.modules.get("multiprocessing.process")
+    parent = None if multiprocessing is None else multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        # uvicorn --workers, granian.
+        return int(parent.pid)
+    if environ.get("RUN_MAIN") == "true" or _is_gunicorn_worker():
+        return os.getppid()
+    return None
+
+
+def _is_gunicorn_worker() -> bool:
+    if "gunicorn.arbiter" not in sys.modules:
+        return False
+    try:
+        return b"gunicorn" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        # No /proc: the master itself does not measure, so this is a worker.
+        return True
+
+
+def build_group_name(project: str, group: str | None, owner: int | None) -> str | None:
+    """The folder name of this process's group; None for a server of a single process without a name."""
+    if group is not None:
+        readable = re.sub(r"[^A-Za-z0-9_.-]", "_", group)[:40]
+        return f"named-{readable}-{hashlib.sha256(f'{project}|{group}'.encode()).hexdigest()[:12]}"
+    if owner is None:
+        return None
+    identity = "|".join((project, str(owner), start_time(owner), _pid_namespace()))
+    return f"{owner}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def open_group(name: str, owner: int | None, bases: list[Path]) -> Path:
+    """Make the group's folder in the first base that can be used. Errors: `Unusable` with every reason."""
+    if not HAS_LOCKS:
+        raise Unusable("This system has no file locks (fcntl).")
+    reasons = []
+    for base in bases:
+        try:
+            if len(bases) == 1 and not base.exists():
+                # The folder of the settings; its parents are the operator's.
+                base.mkdir(mode=0o700)
+            parent = base / f"django-otel-{os.geteuid()}"
+            make_folder(parent)
+            folder = parent / name
+            make_folder(folder)
+            if owner is not None:
+                _write_owner(folder, owner)
+                with guard.contained("sweeping old groups"):
+                    sweep(parent, keep=name)
+            return folder
+        except OSError as error:
+            reasons.append(f"{base}: {error}")
+    raise Unusable("; ".join(reasons))
+
+
+def _write_owner(folder: Path, owner: int) -> None:
+    path = folder / _OWNER_FILE
+    if path.exists():
+        return
+    temporary = folder / f"{_OWNER_FILE}.{os.getpid()}"
+    try:
+        descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{owner} {start_time(owner)} {_pid_namespace()}")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _has_owner(folder: Path) -> bool:
+    """Whether the master of a group may still live. Without its file, it died while it made the folder."""
+    try:
+        pid, _, rest = (folder / _OWNER_FILE).read_text().partition(" ")
+    except FileNotFoundError:
+        return False
+    began, _, namespace = rest.partition(" ")
+    # The pids of another namespace (a container beside this one) mean nothing here.
+    return namespace != _pid_namespace() or (bool(began) and start_time(int(pid)) == began)
+
+
+def sweep(parent: Path, keep: str) -> list[str]:
+    """Remove the folders of masters that are gone and whose slots are all free; return their names.
+
+    A named group has no owner and is never swept.
+    """
+    removed = []
+    for folder in parent.iterdir():
+        if folder.name == keep or folder.name.startswith("named-"):
+            continue
+        try:
+            check_folder(folder)
+            if _has_owner(folder):
+                continue
+            if time.time() - folder.stat().st_mtime < _SWEEP_AGE_S:
+                continue
+            numbers = [int(found.stem) for found in folder.glob("*.lock") if found.stem.isdigit()]
+            if living_slots(folder, numbers):
+                continue
+        except (OSError, ValueError):
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        removed.append(folder.name)
+    return removed

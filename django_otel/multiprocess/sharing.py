@@ -1,0 +1,273 @@
+"""This process's part in its group: its slot, its snapshot, the scrape over all of them.
+
+When the folder cannot be used, is deleted or is full, numbers stay in plain
+memory and the page says so; every second this process looks whether it can
+share again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+from django_otel.base import guard
+from django_otel.config.schema import Config
+from django_otel.metrics.cells import CellStore, Counter, Memory
+from django_otel.metrics.merging import merge_processes
+from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
+from django_otel.multiprocess import server_group
+from django_otel.multiprocess.shared import Reader, SharedMemory, Unusable, living_slots, write_snapshot
+
+_TICK_S = 1.0
+#: So that a forked child can close what it has inherited, whoever forks and when.
+_all: weakref.WeakSet[Sharing] = weakref.WeakSet()
+
+
+def start_sharing(
+    config: Config, store: CellStore, collect_sdk: Callable[[], list[Family]], configured_pid: int
+) -> Sharing | None:
+    """Join the group's folder; None for a server of a single process, where there is nothing to share."""
+    if not {"prometheus", "prometheus-registry"} & set(config.metrics.exporters):
+        return None
+    owner = None if config.metrics.group is not None else server_group.owner_pid(configured_pid, config.surroundings)
+    name = server_group.build_group_name(config.service_name or "", config.metrics.group, owner)
+    if name is None:
+        return None
+    bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
+    for known in list(_all):
+        if known.serves(name, bases, store):
+            # New settings, same folder: in another slot, what was counted would be there twice.
+            return known
+        known.stop()
+    sharing = Sharing(name, owner, bases, store, collect_sdk)
+    sharing.join()
+    sharing.start()
+    return sharing
+
+
+class Sharing:
+    """The slot of this process and the merge of all slots. One per process."""
+
+    def __init__(
+        self, name: str, owner: int | None, bases: list[Path], store: CellStore, collect_sdk: Callable[[], list[Family]]
+    ) -> None:
+        self._name = name
+        self._owner = owner
+        self._bases = bases
+        self._store = store
+        self._collect_sdk = collect_sdk
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._written: object = None
+        #: What a dead process whose slot this is had measured through the SDK.
+        self._inherited: list[Family] = []
+        self.memory: SharedMemory | None = None
+        self.reader: Reader | None = None
+        #: Why numbers are not shared now; empty when they are.
+        self.problem = ""
+        _all.add(self)
+
+    @property
+    def folder(self) -> Path | None:
+        """The group's folder; None while it cannot be used."""
+        return self.reader.folder if self.reader is not None else None
+
+    def join(self) -> bool:
+        """Take a slot and move this process's numbers into it; whether that went well."""
+        try:
+            folder = server_group.open_group(self._name, self._owner, self._bases)
+            memory = SharedMemory(folder)
+        except OSError as error:
+            self._fall_back(error)
+            return False
+        except Exception as error:
+            guard.report("taking a slot of the shared folder", error)
+            self._fall_back(Unusable(f"{type(error).__name__}: {error}"))
+            return False
+        self._inherited, self._written = memory.inherited, None
+        self._store.move(memory)
+        self.memory, self.reader, self.problem = memory, Reader(folder, self._count_skipped), ""
+        for reason in memory.problems:
+            self._count_skipped(reason)
+        return True
+
+    def _fall_back(self, error: OSError) -> None:
+        kind = "" if isinstance(error, Unusable) else f"{type(error).__name__}: "
+        self.problem = f"{kind}{error}"
+        self.memory = self.reader = None
+        guard.warn_once(
+            f"sharing {self.problem[:60]}",
+            "django_otel: this process cannot share its numbers with the other workers (%s); "
+            "/metrics shows the process that answers. Set METRICS.SHARED_DIR to a folder it may write to.",
+            self.problem,
+        )
+
+    def start(self) -> None:
+        """Start the thread that keeps the snapshot current and the folder in view."""
+        self._thread = threading.Thread(target=self._run, name="django_otel-shared", daemon=True)
+        self._thread.start()
+
+    def serves(self, name: str, bases: list[Path], store: CellStore) -> bool:
+        """Whether this is how the process already shares that store's numbers in that folder."""
+        return (
+            self._pid == os.getpid() and not self._stop.is_set()
+            and (self._name, self._bases) == (name, bases) and self._store is store
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """Leave the group; what this process has counted there stays."""
+        self._stop.set()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close what belongs to this slot without unlocking it (in a forked child it is the parent's)."""
+        self._lock = threading.Lock()
+        memory, self.memory, self.reader = self.memory, None, None
+        if memory is not None:
+            memory.close()
+
+    def _run(self) -> None:
+        if not self._stop.wait(_TICK_S):
+            with guard.contained("reading the shared folder"):
+                # What others have there is parsed once, and better here than in the first scrape.
+                self.merge()
+        while not self._stop.wait(_TICK_S):
+            with guard.contained("keeping the shared folder"):
+                self.tick()
+
+    def tick(self) -> None:
+        """Look after folder and snapshot once."""
+        memory = self.memory
+        if memory is None:
+            self.join()
+        elif not memory.is_intact():
+            # Deleted beneath us: what this process counted goes on in a new slot.
+            self._store.move(Memory())
+            memory.close()
+            self.memory = None
+            self.join()
+        else:
+            if not memory.lease.is_intact():
+                memory.lease.renew()
+            # Requests make series meanwhile.
+            with self._store.lock:
+                if memory.restore_size():
+                    self._store.rebase()
+            if memory.is_degraded:
+                memory.is_degraded = False
+                self._store.move(memory)
+            # What this process counts by may have been rolled back, and others answer the scrapes.
+            if self.reader is not None and self._claim(memory, self.reader):
+                self.reader.merge()
+        self.write_snapshot()
+
+    # Snapshots.
+
+    def _sdk_families(self) -> list[Family]:
+        """This process's SDK instruments, on top of what its slot had before."""
+        return merge_processes([(self._inherited, True), (self._collect_sdk(), True)])
+
+    def write_snapshot(self) -> list[Family]:
+        """Write this process's SDK instruments for the others, if anything changed; return them."""
+        with self._lock:
+            families = self._sdk_families()
+            memory = self.memory
+            if memory is None:
+                return families
+            # Points are replaced, not changed, so that values compare.
+            content = [
+                (family.name, [(point.attributes, repr(point.value)) for point in family.points]) for family in families
+            ]
+            if content and content != self._written:
+                try:
+                    write_snapshot(memory.path("snap"), families)
+                    self._written = content
+                except OSError as error:
+                    guard.warn_once("shared snapshot", "django_otel: the snapshot cannot be written (%s).", error)
+            return families
+
+    # The scrape.
+
+    def collect(self) -> list[Family]:
+        """Every family over all processes of the group, at this moment."""
+        own_sdk = self.write_snapshot()
+        memory, reader = self.memory, self.reader
+        if memory is None or reader is None or not memory.is_intact():
+            return [*self._store.collect(), *own_sdk, *self._state(is_shared=False)]
+        own = memory.lease.number
+        others = list(reader.snapshots(except_slot=own))
+        living = living_slots(reader.folder, [number for number, _ in others]) if others else set()
+        parts = [(families, number in living) for number, families in others]
+        sdk = merge_processes([*parts, (own_sdk, True)]) if parts else own_sdk
+        merged = self.merge()
+        if memory.is_degraded:
+            self._degraded(merged)
+        return [*merged, *self._store.observed(), *sdk, *self._state(is_shared=not memory.is_degraded)]
+
+    def merge(self) -> list[Family]:
+        """Our own instruments over all slots."""
+        memory, reader = self.memory, self.reader
+        if memory is None or reader is None:
+            return []
+        merged = reader.merge()
+        return reader.merge() if self._claim(memory, reader) else merged
+
+    def _claim(self, memory: SharedMemory, reader: Reader) -> bool:
+        """Say so where this process counts by a definition that looks older than what the last merge showed."""
+        with self._store.lock:
+            return memory.claim_definitions(reader.newest_definitions())
+
+    def _degraded(self, merged: list[Family]) -> None:
+        """Growth has failed: add the series that only this process has, so that at least its own page shows them."""
+        shown = {(family.name, point.attributes) for family in merged for point in family.points}
+        for family in self._store.collect():
+            for point in family.points:
+                if (family.name, point.attributes) not in shown:
+                    merged += [Family(family.name, family.kind, family.unit, family.description, family.scope, [point])]
+
+    def _state(self, *, is_shared: bool) -> list[Family]:
+        return [
+            Family(
+                "django_otel.shared.active",
+                Kind.GAUGE,
+                "",
+                "1 when the processes of this server share their numbers; 0 when the page shows fewer than all.",
+                OWN_SCOPE,
+                [Point((), 1.0 if is_shared else 0.0)],
+            )
+        ]
+
+    def _count_skipped(self, reason: str) -> None:
+        skipped = self._store.catalogued("django_otel.shared.files.skipped")
+        assert isinstance(skipped, Counter)
+        skipped.add(1, {"django_otel.reason": reason})
+
+    def slots(self) -> list[dict[str, object]]:
+        """What is in the folder, for operators: slot, whether it lives, size in bytes, series."""
+        reader = self.reader
+        if reader is None:
+            return []
+        numbers = reader.numbers()
+        living = living_slots(reader.folder, numbers)
+        found: list[dict[str, object]] = []
+        for number in numbers:
+            size_bytes = sum(
+                path.stat().st_size for path in reader.folder.glob(f"{number}.*") if path.suffix != ".lock"
+            )
+            found.append({"slot": number, "is_living": number in living, "size_bytes": size_bytes})
+        return found
+
+
+def _abandon_all() -> None:
+    for sharing in list(_all):
+        with guard.contained("leaving the parent's slot after a fork"):
+            sharing.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)

@@ -1,0 +1,382 @@
+"""System checks. Ids and meanings are a contract (surface.md); messages never hold a secret.
+
+Everything but errors of the configuration is a Warning: an Error keeps
+`migrate` and `runserver` from running, which telemetry must not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning  # noqa: A004
+from django.db import connections
+from django.utils.module_loading import import_string
+
+from django_otel import business, conf, runtime
+from django_otel.base import guard
+from django_otel.config.schema import Config, ConfigError, Problem, parse
+from django_otel.export.pipelines import import_path, package_version
+from django_otel.instrumentation import instrumentors
+from django_otel.multiprocess import server_group, shared
+from django_otel.requests.observation import DENIED_HEADER
+
+MIDDLEWARE = "django_otel.middleware.OTelMiddleware"
+_GRPC_PACKAGE = "opentelemetry-exporter-otlp-proto-grpc"
+_HTTP_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
+
+
+# --- Errors. ---
+
+
+def check_configuration(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    """E001, E002, E003, E004, E005: what `settings.OTEL`, or a registration of business events, says cannot be done."""
+    problems = list(conf.get_problems())
+    if not problems:
+        problems = list(_find_missing(conf.get_config()))
+        known = {problem.id for problem in problems}
+        # What only showed when the providers were built, such as an exporter factory that raises.
+        problems += [problem for problem in runtime.current().problems if problem.id not in known]
+        problems += business.problems(conf.get_config())
+    return [_build_error(problem) for problem in problems]
+
+
+def _build_error(problem: Problem) -> Error:
+    hint = None if not problem.hint or problem.hint in problem.message else problem.hint
+    return Error(problem.message, hint=hint, id=problem.id)
+
+
+def _find_missing(config: Config) -> Iterator[Problem]:
+    """Import paths that lead nowhere (E003) and packages that are not installed (E004)."""
+    for place, path in _iterate_paths(config):
+        try:
+            import_path(path)
+        except ConfigError as error:
+            cause = error.__cause__
+            why = type(cause).__name__
+            if isinstance(cause, ImportError | AttributeError):
+                # Names of modules and attributes; any other exception may say anything.
+                why += f": {cause}"
+            yield Problem(
+                "django_otel.E003",
+                f"{place} names {path!r}, which cannot be imported ({why}); expected the dotted path of something that "
+                "can, such as 'shop.telemetry.enrich'.",
+            )
+    for signal in ("TRACES", "METRICS", "LOGS"):
+        chosen = getattr(config, signal.lower()).exporters
+        for name, package, install in (
+            ("otlp", _HTTP_PACKAGE, _HTTP_PACKAGE),
+            ("otlp-grpc", _GRPC_PACKAGE, '"django-otel-kit[grpc]"'),
+            ("prometheus-registry", "prometheus-client", "prometheus-client"),
+        ):
+            if name in chosen and not package_version(package):
+                yield _missing_package(f'OTEL["{signal}"]["EXPORTERS"]', name, package, install)
+    if config.metrics.include_registry and not package_version("prometheus-client"):
+        yield _missing_package('OTEL["METRICS"]["INCLUDE_REGISTRY"]', "True", "prometheus-client", "prometheus-client")
+    for name in config.propagation.formats:
+        if name in ("tracecontext", "baggage", "none"):
+            continue
+        from importlib.metadata import entry_points
+
+        if not entry_points(group="opentelemetry_propagator", name=name):
+            package = f"opentelemetry-propagator-{name.removesuffix('multi')}"
+            yield _missing_package('OTEL["PROPAGATION"]["FORMATS"]', name, package, package)
+
+
+def _missing_package(place: str, name: str, package: str, install: str) -> Problem:
+    return Problem(
+        "django_otel.E004",
+        f"{place} asks for {name!r}, but the package {package} is not installed.",
+        f"Run: pip install {install}",
+    )
+
+
+def _iterate_paths(config: Config) -> Iterator[tuple[str, str]]:
+    for name in config.traces.exporters:
+        if "." in name:
+            yield 'OTEL["TRACES"]["EXPORTERS"]', name
+    for place, value in (
+        ('OTEL["REQUEST"]["ENRICH"]', config.request.enrich),
+        ('OTEL["SCRUB"]["CALLBACK"]', config.scrub.callback),
+        ('OTEL["METRICS_VIEW"]["ALLOW"]', config.metrics_view.allow),
+    ):
+        if isinstance(value, str) and "." in value:
+            yield place, value
+
+
+# --- Warnings. ---
+
+
+def check_project(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    """W001, W002, W003, W005, W007, W009 to W013: what is probably not meant."""
+    return list(_run((_check_middleware, _check_double, _check_environment, _check_driver, _check_headers,
+                      _check_provider, _check_instrumentors, _check_shared_folder)))  # fmt: skip
+
+
+def check_deployment(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    """W004, W006: fine while developing, rarely meant in production (`check --deploy`)."""
+    return list(_run((_check_metrics_access, _check_ratio)))
+
+
+def check_live_table(
+    app_configs: object = None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W008: sampling is to follow the admin, but its table is missing. Asks the database, hence its tag."""
+    # migrate itself runs this check before it makes the table.
+    if not databases or sys.argv[1:2] == ["migrate"]:
+        return []
+    return list(_run((_check_table,)))
+
+
+def _run(checks: Sequence[Callable[[Config], Iterator[CheckMessage]]]) -> Iterator[CheckMessage]:
+    try:
+        config = conf.get_config()
+    except ConfigError:
+        # Said by check_configuration.
+        return
+    if not config.enabled:
+        return
+    for check in checks:
+        with guard.contained(f"the system check {check.__name__}"):
+            yield from check(config)
+
+
+def _middleware() -> list[str]:
+    return [str(path) for path in getattr(settings, "MIDDLEWARE", None) or ()]
+
+
+def find_middleware() -> list[int]:
+    """Positions in `settings.MIDDLEWARE` at which OTelMiddleware, or a subclass of it, stands."""
+    paths = _middleware()
+    exact = [index for index, path in enumerate(paths) if path == MIDDLEWARE]
+    return exact or [index for index, path in enumerate(paths) if _is_subclass(path)]
+
+
+def _is_subclass(path: str) -> bool:
+    from django_otel.middleware import OTelMiddleware
+
+    try:
+        found = import_string(path)
+    except Exception:
+        # Django says so itself when it loads the middleware.
+        return False
+    return isinstance(found, type) and issubclass(found, OTelMiddleware)
+
+
+def _check_middleware(config: Config) -> Iterator[CheckMessage]:
+    positions = find_middleware()
+    if not positions:
+        yield Warning(
+            "OTelMiddleware is not in MIDDLEWARE; requests are neither traced nor counted.",
+            hint=f'Put "{MIDDLEWARE}" at the beginning of MIDDLEWARE.',
+            id="django_otel.W001",
+        )
+        return
+    # The official instrumentor puts itself first, and ours joins its span: that is as it should be.
+    before = [path for path in _middleware()[: positions[0]] if path != instrumentors.DJANGO_MIDDLEWARE]
+    if before:
+        position = len(before)
+        yield Warning(
+            f"OTelMiddleware is at position {position} of MIDDLEWARE; time spent in the {position} before it is not "
+            "measured.",
+            hint="Move it to the beginning of MIDDLEWARE.",
+            id="django_otel.W002",
+        )
+
+
+def _check_double(config: Config) -> Iterator[CheckMessage]:
+    count = len(find_middleware())
+    if count > 1:
+        yield Warning(
+            f"OTelMiddleware stands {count} times in MIDDLEWARE; every request would be counted {count} times.",
+            hint="Keep the first entry alone.",
+            id="django_otel.W003",
+        )
+    if instrumentors.is_django_instrumented_elsewhere():
+        yield Warning(
+            "The official DjangoInstrumentor was switched on by another tool; it measures the same requests as "
+            "OTelMiddleware, so http.server.request.duration is counted twice.",
+            hint='Take "django" out of that tool (OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=django under '
+            "opentelemetry-instrument); if the official instrumentor shall make the request span, set "
+            'OTEL["REQUEST"]["SPANS"] = "instrumentor" as well.',
+            id="django_otel.W003",
+        )
+
+
+def _check_shared_folder(config: Config) -> Iterator[CheckMessage]:
+    if not {"prometheus", "prometheus-registry"} & set(config.metrics.exporters):
+        return
+    is_asked_for = config.metrics.shared_dir is not None or config.metrics.group is not None
+    if not shared.HAS_LOCKS:
+        if is_asked_for:
+            yield _warn_shared("this system has no file locks (fcntl)", "Remove METRICS.SHARED_DIR and METRICS.GROUP.")
+        return
+    obstacles = [
+        _find_obstacle(base) for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
+    ]
+    if not obstacles or not all(obstacles):
+        return
+    if config.metrics.shared_dir is not None:
+        hint = 'Make OTEL["METRICS"]["SHARED_DIR"] a folder that exists and that the server\'s user may write to.'
+    else:
+        hint = (
+            'Set OTEL["METRICS"]["SHARED_DIR"] to a folder that the server\'s user may write to; in a container with a '
+            "read-only root an emptyDir or a tmpfs."
+        )
+    yield _warn_shared("; ".join(filter(None, obstacles)), hint)
+
+
+def _warn_shared(reason: str, hint: str) -> CheckMessage:
+    return Warning(
+        f"Worker processes cannot share their numbers ({reason}); /metrics shows those of the process that answers.",
+        hint=hint,
+        id="django_otel.W005",
+    )
+
+
+def _find_obstacle(base: Path) -> str:
+    """Why the shared folder cannot be in `base`; "" when it can. Makes nothing."""
+    folder = base / f"django-otel-{os.geteuid()}"
+    try:
+        shared.check_folder(folder)
+        place = folder
+    except FileNotFoundError:
+        # A folder named in the settings is made.
+        place = base if base.exists() else base.parent
+    except OSError as error:
+        return str(error) if isinstance(error, shared.Unusable) else f"{folder}: {error.strerror}"
+    if not place.is_dir():
+        return f"{place} is not a folder"
+    # Asked with the effective user, as the kernel will; also says no for a file system that is mounted read-only.
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        return f"{place} is not writable"
+    return ""
+
+
+def _check_metrics_access(config: Config) -> Iterator[CheckMessage]:
+    if config.metrics_view.allow == "all":
+        yield Warning(
+            'OTEL["METRICS_VIEW"]["ALLOW"] is "all": anyone who can reach the site can read /metrics.',
+            hint='Set OTEL["METRICS_VIEW"]["TOKEN"] and ALLOW = "token", or "private" when only a proxy-less network '
+            "reaches it.",
+            id="django_otel.W004",
+        )
+
+
+def _check_ratio(config: Config) -> Iterator[CheckMessage]:
+    if config.sampling.ratio >= 1.0 and config.providers != "none":
+        yield Warning(
+            'OTEL["SAMPLING"]["RATIO"] is 1.0: every request is traced and exported.',
+            hint='Set a smaller share for a busy site, for example OTEL["SAMPLING"]["RATIO"] = 0.1. Metrics count '
+            "every request all the same.",
+            id="django_otel.W006",
+        )
+
+
+def _check_environment(config: Config) -> Iterator[CheckMessage]:
+    given = getattr(settings, "OTEL", None)
+    if isinstance(given, Mapping):
+        # What the settings alone would give.
+        wanted = parse(given, {}).flat()
+        in_force = config.flat()
+        for dotted, source in config.sources.items():
+            if source.startswith("environment ") and _is_given(given, dotted) and wanted[dotted] != in_force[dotted]:
+                place = "OTEL" + "".join(f'["{part}"]' for part in dotted.split("."))
+                yield Warning(
+                    f"{place} is overridden by the {source.replace('environment ', 'environment variable ', 1)}.",
+                    hint="`manage.py otel config` shows the value in force. Unset the variable or remove the setting.",
+                    id="django_otel.W007",
+                )
+    for ignored in config.warnings:
+        yield Warning(ignored, id="django_otel.W013")
+
+
+def _is_given(mapping: Mapping[str, Any], dotted: str) -> bool:
+    found: Any = mapping
+    for part in dotted.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            return False
+        found = found[part]
+    return True
+
+
+def _check_table(config: Config) -> Iterator[CheckMessage]:
+    if not config.sampling.live:
+        return
+    from django_otel.live_sampling import follower
+
+    problem = follower.table_problem()
+    if problem:
+        message, _, fix = problem.partition(" Run: ")
+        yield Warning(
+            message,
+            hint=f'Run: {fix or "manage.py migrate django_otel"} (or set OTEL["SAMPLING"]["LIVE"] = False).',
+            id="django_otel.W008",
+        )
+
+
+def _check_driver(config: Config) -> Iterator[CheckMessage]:
+    if config.sources.get("INSTRUMENT", "default") == "default":
+        # psycopg2 is among the defaults for whoever uses it; Django's queries are traced with any driver.
+        return
+    aliases = [alias for alias in connections if connections[alias].vendor == "postgresql"]
+    if not aliases:
+        return
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+    used, other = ("psycopg", "psycopg2") if is_psycopg3 else ("psycopg2", "psycopg")
+    if other not in config.instrument or used in config.instrument or instrumentors.find_obstacle(other):
+        return
+    driver = "psycopg 3" if is_psycopg3 else "psycopg2"
+    databases = ", ".join(map(repr, aliases))
+    yield Warning(
+        f'OTEL["INSTRUMENT"] names "{other}", but Django talks to PostgreSQL (database {databases}) with {driver}.',
+        hint="Django's own queries are traced with any driver. For connections of your own over "
+        f'{driver} name "{used}" instead, else leave "{other}" out.',
+        id="django_otel.W009",
+    )
+
+
+def _check_headers(config: Config) -> Iterator[CheckMessage]:
+    for key, names in (
+        ("REQUEST_HEADERS", config.request.request_headers),
+        ("RESPONSE_HEADERS", config.request.response_headers),
+    ):
+        sensitive = [name for name in names if DENIED_HEADER.search(name)]
+        if sensitive:
+            yield Warning(
+                f'OTEL["REQUEST"]["{key}"] asks for {", ".join(map(repr, sensitive))}, which may hold secrets; what is '
+                "sensitive is never recorded, whatever the settings say.",
+                hint="Remove it from the list.",
+                id="django_otel.W010",
+            )
+
+
+def _check_provider(config: Config) -> Iterator[CheckMessage]:
+    if config.sampling.live and runtime.current().is_foreign:
+        yield Warning(
+            "Sampling is to follow the admin, but another tool's tracer provider is in use and decides for itself; the "
+            "admin's ratio has no effect.",
+            hint='Set OTEL["PROVIDERS"] = "own" to use ours, or OTEL["SAMPLING"]["LIVE"] = False.',
+            id="django_otel.W011",
+        )
+
+
+def _check_instrumentors(config: Config) -> Iterator[CheckMessage]:
+    if config.sources.get("INSTRUMENT", "default") == "default":
+        return
+    known = {state.name: state for state in instrumentors.states()}
+    for name in config.instrument:
+        state = known.get(name)
+        # A command of SKIP_COMMANDS need not have switched anything on.
+        reason = state.reason if state is not None and state.is_complaint else instrumentors.find_obstacle(name)
+        if reason:
+            yield Warning(
+                f'OTEL["INSTRUMENT"] names "{name}", which cannot be switched on: {reason}',
+                hint="Install what is missing, or remove the name from the list.",
+                id="django_otel.W012",
+            )

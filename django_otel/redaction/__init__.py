@@ -1,0 +1,4 @@
+"""Redaction: sensitive keys and forms, SQL without literals, spans of official instrumentors.
+
+Imports base and metrics.
+"""

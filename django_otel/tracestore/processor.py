@@ -1,0 +1,438 @@
+"""Takes finished spans, log records and numbers off the request path and into the trace store.
+
+The request path pays for one `append` to a bounded queue. Scrubbing, packing
+and writing happen in a thread of its own; what the queue has no room for, or
+the disk does not take, is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind, StatusCode
+
+from django_otel.base import guard
+from django_otel.base.sdk_compat import context_of, flags_of
+from django_otel.config.schema import Config
+from django_otel.export.batch import BatchWorker, WorkerOwner
+from django_otel.metrics.model import OWN_SCOPE, Family, HistogramValue, Point
+from django_otel.multiprocess.shared import Unusable
+from django_otel.redaction.scrub import Scrubber
+from django_otel.tracestore.store import (
+    BUSY_TIMEOUT_S,
+    SAMPLE_INTERVAL_S,
+    Stored,
+    StoredLog,
+    StoredProcess,
+    StoredSample,
+    StoredSpan,
+    TraceStore,
+    find_file,
+    reason_of,
+)
+from django_otel.tracing.spans import RecordedSpan, Taker, to_readable
+
+#: The queue's bounds: spans and log records. Full after 0.1 s at 40 000 spans a second.
+QUEUE_SIZE = 4096
+BATCH_SIZE = 512
+#: A trace is to be seen in the list soon after it has ended, in seconds.
+DELAY_S = 1.0
+#: Routes that a label limit or a 404 has taken away.
+NO_ROUTE = "(no route)"
+OVERFLOW_ROUTE = "(overflow)"
+
+_MAX_BODY = 20_000
+_QUERY_SYSTEMS_LEFT_OUT = ("redis", "valkey", "memcached")
+
+
+class StoreProcessor(WorkerOwner, Taker):
+    """Sampled spans, their log records and the dashboard's numbers to the trace store.
+
+    `clean` scrubs a span, `collect` gives the families that `/metrics` shows, `group` the name of the processes
+    over which they are summed (None: of this process alone, "": not known now); `on_drop(count, reason)` counts losses.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        identity: str,
+        *,
+        clean: Callable[[ReadableSpan], ReadableSpan],
+        scrubber: Scrubber,
+        resource: Callable[[], Resource],
+        collect: Callable[[], list[Family]],
+        group: Callable[[], str | None],
+        facts: Callable[[], Mapping[str, Any]],
+        on_drop: Callable[[int, str], None],
+    ) -> None:
+        self._config = config
+        self._identity = identity
+        self._clean = clean
+        self._scrubber = scrubber
+        self._resource = resource
+        self._collect = collect
+        self._group = group
+        self._facts = facts
+        self._on_drop = on_drop
+        self._store: TraceStore | None = None
+        #: Why the last batch could not be written; empty when it could.
+        self.problem = ""
+        self.worker: BatchWorker[Any] = BatchWorker(
+            "console",
+            self._export,
+            queue_size=QUEUE_SIZE,
+            batch_size=BATCH_SIZE,
+            delay_s=DELAY_S,
+            on_drop=on_drop,
+            on_failure=lambda: None,
+        )
+        self._started_s = time.time()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # In: each is one append.
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context is not None and span.context.trace_flags.sampled:
+            self.worker.put(span)
+
+    def take(self, span: RecordedSpan) -> None:
+        if flags_of(context_of(span)) & 1:
+            self.worker.put(span)
+
+    def on_log(self, record: Any, logger_name: str) -> None:
+        """Take a log record (of the OpenTelemetry API) that was made inside a sampled trace."""
+        if record.trace_id and record.trace_flags is not None and record.trace_flags.sampled:
+            self.worker.put((record, logger_name))
+
+    # Out: in the worker's thread.
+
+    def store(self) -> TraceStore:
+        """The store, found when it is first needed. Errors: `Unusable`."""
+        if self._store is None:
+            console = self._config.console
+            path = find_file(console.path, self._config.surroundings, self._identity)
+            self._store = TraceStore(path, max_traces=console.max_traces, max_bytes=console.max_mb << 20)
+        return self._store
+
+    def _export(self, items: list[Any]) -> bool:
+        stored: list[Stored] = []
+        for item in items:
+            # One that cannot be cleaned may not be stored, and must not take its batch along.
+            with guard.contained("preparing a span or record for the trace store"):
+                stored.append(self._convert(item))
+        try:
+            self.store().write(stored, self._on_drop)
+        except (Unusable, sqlite3.Error, OSError) as error:
+            reason = reason_of(error)
+            self._on_drop(len(stored), reason)
+            self.problem = f"{error}" if isinstance(error, Unusable) else f"{type(error).__name__}: {error}"
+            if reason != "busy":
+                guard.warn_once(
+                    f"trace store {reason}",
+                    "django_otel: the trace store cannot be written to (%s); what it would have shown is dropped and "
+                    "counted in django_otel.console.dropped. CONSOLE.PATH names another place.",
+                    self.problem,
+                )
+        else:
+            self.problem = ""
+        return True
+
+    def _convert(self, item: Any) -> Stored:
+        if isinstance(item, ReadableSpan):
+            return convert_span(self._clean(to_readable(item)))
+        if isinstance(item, StoredSample | StoredProcess):
+            return item
+        record, logger_name = item
+        return convert_log(record, logger_name, self._scrubber, self.service())
+
+    # The dashboard's numbers.
+
+    def start(self) -> None:
+        """Start to sample the numbers; idempotent."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="django_otel-console-numbers", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        stop = self._stop
+        self._say_alive()
+        while not stop.wait(SAMPLE_INTERVAL_S):
+            with guard.contained("sampling numbers for the dashboard"):
+                self.sample()
+
+    def source(self) -> str:
+        """Whose numbers `collect` gives: a group of processes, or this process."""
+        group = self._group()
+        return f"group {group}" if group is not None else f"process {self._instance()}"
+
+    def _instance(self) -> str:
+        return str(self._resource().attributes.get("service.instance.id", os.getpid()))
+
+    def service(self) -> str:
+        """The name of this process's service."""
+        return str(self._resource().attributes.get("service.name", ""))
+
+    def sample(self) -> bool:
+        """Sample the numbers once, unless another process of the group has just done so; whether it was done here."""
+        self._say_alive()
+        group = self._group()
+        # Between sharing and not, a sum over fewer processes would look like a new beginning.
+        if group == "" or (group is not None and not self._is_due(self.source())):
+            return False
+        self._put_sample(self.source())
+        return True
+
+    def _put_sample(self, source: str) -> None:
+        at_s = time.time()
+        self.worker.put(StoredSample(source, self.service(), at_s, numbers_of(self._collect())))
+
+    def _is_due(self, source: str) -> bool:
+        try:
+            with self.store().connection() as connection:
+                row = connection.execute("SELECT at_s FROM baseline WHERE source = ?", (source,)).fetchone()
+        except (sqlite3.Error, OSError):
+            # The write that follows says what is wrong.
+            return True
+        # A little less than the interval: each process has its own clock tick.
+        return row is None or row[0] <= time.time() - SAMPLE_INTERVAL_S + 1.0
+
+    def _say_alive(self) -> None:
+        self.worker.put(
+            StoredProcess(
+                self._instance(), self.service(), socket.gethostname(), os.getpid(), self._started_s, time.time(),
+                dict(self._facts()),
+            )
+        )  # fmt: skip
+
+    # The end.
+
+    def shutdown(self) -> None:
+        """Take a last sample and nothing more; `finish_shutdown` waits for what is left."""
+        self._stop.set()
+        self._put_last_sample()
+        self.worker.start_shutdown()
+
+    def _put_last_sample(self) -> None:
+        if self._thread is not None and self._group() != "":
+            with guard.contained("the last sample of the dashboard"):
+                self._put_sample(self.source())
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Write what is queued now, and what was counted by now; whether that was done in time.
+
+        Where a server stops without running anything at exit (uvicorn) this is the last that happens here.
+        """
+        self._put_last_sample()
+        return super().force_flush(timeout_millis)
+
+    def finish_shutdown(self, timeout_s: float) -> bool:
+        """Wait for the writing thread, `timeout_s` seconds at most; whether everything was written."""
+        return self.worker.finish_shutdown(min(timeout_s, BUSY_TIMEOUT_S + 1.0))
+
+    def after_fork(self) -> None:
+        """In the child: queue and threads are the parent's."""
+        self.worker.after_fork()
+        self._started_s = time.time()
+        self._reset()
+
+    def renew_locks(self) -> None:
+        """Make the locks anew, of what `threading` gives now."""
+        self.worker.renew_locks()
+        if self._thread is None:
+            self._reset()
+
+
+# --- Conversion. ---
+
+
+def convert_span(span: ReadableSpan) -> StoredSpan:
+    """A scrubbed span as the store has it. Errors: `ValueError` for a span without a context."""
+    context = span.get_span_context()
+    if context is None:
+        raise ValueError("a span without a context")
+    attributes = dict(span.attributes or {})
+    parent = span.parent
+    resource = span.resource.attributes if span.resource is not None else {}
+    service = str(resource.get("service.name", ""))
+    start_ns = span.start_time or 0
+    end_ns = span.end_time or start_ns
+    is_error = span.status.status_code is StatusCode.ERROR
+    is_entry = parent is not None and (parent.is_remote or span.kind in (SpanKind.SERVER, SpanKind.CONSUMER))
+    rank = 2 if parent is None else 1 if is_entry else 0
+    system = attributes.get("db.system.name", attributes.get("db.system"))
+    record: dict[str, Any] = {
+        "id": f"{context.span_id:016x}",
+        "name": span.name,
+        "kind": span.kind.name,
+        "start": start_ns,
+        "end": end_ns,
+        "service": service,
+        "instance": str(resource.get("service.instance.id", "")),
+        "attributes": attributes,
+    }
+    if parent is not None:
+        record["parent"] = f"{parent.span_id:016x}"
+    if rank == 1:
+        record["entry"] = True
+    if span.status.status_code is not StatusCode.UNSET:
+        record["status"] = span.status.status_code.name
+    if span.status.description:
+        record["description"] = span.status.description
+    scope = span.instrumentation_scope
+    if scope is not None and scope.name != OWN_SCOPE.name:
+        record["scope"] = f"{scope.name} {scope.version}".strip() if scope.version else scope.name
+    if span.events:
+        record["events"] = [
+            {"name": event.name, "time": event.timestamp, "attributes": dict(event.attributes or {})}
+            for event in span.events
+        ]
+    if span.links:
+        record["links"] = [
+            {
+                "trace": f"{link.context.trace_id:032x}",
+                "span": f"{link.context.span_id:016x}",
+                "attributes": dict(link.attributes or {}),
+            }
+            for link in span.links
+        ]
+    lost = span.dropped_attributes + span.dropped_events + span.dropped_links
+    if lost:
+        record["lost"] = lost
+    return StoredSpan(
+        trace_id=f"{context.trace_id:032x}",
+        start_ns=start_ns,
+        end_ns=end_ns,
+        rank=rank,
+        name=_title(span, attributes),
+        method=str(attributes.get("http.request.method", "")),
+        route=str(attributes.get("http.route", "")),
+        status=_whole(attributes.get("http.response.status_code")),
+        service=service,
+        is_error=is_error,
+        is_query=system is not None and str(system) not in _QUERY_SYSTEMS_LEFT_OUT,
+        business_event=str(attributes.get("business.event", "")),
+        record=record,
+    )
+
+
+def _title(span: ReadableSpan, attributes: Mapping[str, Any]) -> str:
+    """How a trace is listed that begins with this span: a request without a route is told by its path."""
+    path = attributes.get("url.path")
+    is_unmatched = span.kind is SpanKind.SERVER and path and not attributes.get("http.route")
+    return f"{span.name} {path}"[:200] if is_unmatched else span.name
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def convert_log(record: Any, logger_name: str, scrubber: Scrubber, service: str) -> StoredLog:
+    """A log record of the OpenTelemetry API, scrubbed, as the store has it."""
+    time_ns = record.timestamp or record.observed_timestamp or 0
+    attributes = dict(scrubber.attributes(record.attributes) or {})
+    body = str(scrubber.value("body", record.body))
+    return StoredLog(
+        f"{record.trace_id:032x}",
+        time_ns,
+        service,
+        {
+            "time": time_ns,
+            "span": f"{record.span_id or 0:016x}",
+            "level": str(record.severity_text or ""),
+            "severity": int(getattr(record.severity_number, "value", 0) or 0),
+            "logger": logger_name,
+            "body": body[:_MAX_BODY],
+            "service": service,
+            "attributes": attributes,
+        },
+    )
+
+
+# --- Numbers. ---
+
+
+def numbers_of(families: Sequence[Family]) -> dict[str, Any]:
+    """What the dashboard draws, out of the families of a scrape: cumulative sums by route, event, reason.
+
+    A histogram is the list of its count, its sum and its buckets (not cumulative); their bounds are a text under
+    "bounds". Durations are seconds.
+    """
+    numbers: dict[str, Any] = {"routes": {}, "bounds": {}, "cache": {}, "events": {}, "failures": {}, "dropped": {}}
+    for family in families:
+        if family.scope.name != OWN_SCOPE.name:
+            continue
+        take = _TAKERS.get(family.name)
+        if take is None:
+            continue
+        for point in family.points:
+            take(numbers, family, point)
+    return numbers
+
+
+def _route_of(attributes: Mapping[str, Any]) -> str:
+    if attributes.get("otel_metric_overflow"):
+        return OVERFLOW_ROUTE
+    return str(attributes.get("http.route") or NO_ROUTE)
+
+
+def _add_histogram(place: dict[str, Any], name: str, value: HistogramValue) -> None:
+    values = [_short(value.count), value.sum, *map(_short, value.buckets)]
+    before = place.get(name)
+    place[name] = values if before is None else [a + b for a, b in zip(before, values, strict=True)]
+
+
+def _short(number: float) -> float:
+    return int(number) if number == int(number) else number
+
+
+def _take_duration(numbers: dict[str, Any], family: Family, point: Point) -> None:
+    value = point.value
+    if not isinstance(value, HistogramValue):
+        return
+    attributes = dict(point.attributes)
+    route = numbers["routes"].setdefault(_route_of(attributes), {})
+    numbers["bounds"]["duration"] = " ".join(map(repr, value.bounds))
+    _add_histogram(route, "duration", value)
+    status = _whole(attributes.get("http.response.status_code"))
+    if status >= 500 or attributes.get("error.type"):
+        route["errors"] = route.get("errors", 0) + _short(value.count)
+    elif status >= 400:
+        route["refused"] = route.get("refused", 0) + _short(value.count)
+
+
+def _take_queries(numbers: dict[str, Any], family: Family, point: Point) -> None:
+    if isinstance(point.value, HistogramValue):
+        route = numbers["routes"].setdefault(_route_of(dict(point.attributes)), {})
+        numbers["bounds"]["queries"] = " ".join(map(repr, point.value.bounds))
+        _add_histogram(route, "queries", point.value)
+
+
+def _take_by(place: str, attribute: str) -> Callable[[dict[str, Any], Family, Point], None]:
+    def take(numbers: dict[str, Any], family: Family, point: Point) -> None:
+        if isinstance(point.value, int | float):
+            key = str(dict(point.attributes).get(attribute, ""))
+            numbers[place][key] = numbers[place].get(key, 0) + _short(point.value)
+
+    return take
+
+
+_TAKERS: dict[str, Callable[[dict[str, Any], Family, Point], None]] = {
+    "http.server.request.duration": _take_duration,
+    "django.request.queries": _take_queries,
+    "django.cache.operations": _take_by("cache", "django.cache.outcome"),
+    "django.business.events": _take_by("events", "business.event"),
+    "django_otel.export.failures": _take_by("failures", "django_otel.signal"),
+    "django_otel.spans.dropped": _take_by("dropped", "django_otel.reason"),
+}

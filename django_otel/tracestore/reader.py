@@ -1,0 +1,337 @@
+"""Reads the trace store: the list of traces, one trace, the numbers of the dashboard."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_otel.tracestore.store import STEPS_S, TraceStore, rise_of_routes, unpack, unpack_route, unpack_routes
+
+_NS_PER_S = 1_000_000_000
+#: Longest list of choices that a filter offers.
+MAX_CHOICES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRow:
+    """A line of the list. Units: times are nanoseconds since the Unix epoch, durations nanoseconds."""
+
+    seq: int
+    trace_id: str
+    start_ns: int
+    end_ns: int
+    duration_ns: int
+    root_rank: int
+    name: str
+    method: str
+    route: str
+    status: int
+    service: str
+    services: tuple[str, ...]
+    spans: int
+    queries: int
+    errors: int
+    logs: int
+    dropped: int
+    events: tuple[str, ...] = ()
+
+    @property
+    def is_error(self) -> bool:
+        return self.errors > 0 or self.status >= 500
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the span that began the trace has not ended yet, or did not get here."""
+        return self.root_rank == 0
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFilter:
+    """Which traces are asked for. `status` is a code or a class ("404", "5xx"); empty texts and None mean any."""
+
+    route: str = ""
+    status: str = ""
+    min_duration_s: float | None = None
+    has_error: bool = False
+    event: str = ""
+    trace_id: str = ""
+    service: str = ""
+
+    def where(self, *, is_route: bool) -> tuple[str, list[Any]]:
+        """The condition in SQL and its parameters. `is_route`: there is this very route, so it alone is meant."""
+        conditions, values = ["spans > 0"], list[Any]()
+        if self.status:
+            if self.status.endswith("xx"):
+                conditions.append("status >= ? AND status < ?")
+                first = int(self.status[0]) * 100
+                values += [first, first + 100]
+            else:
+                conditions.append("status = ?")
+                values.append(int(self.status))
+        if self.min_duration_s is not None:
+            conditions.append("duration_ns >= ?")
+            values.append(int(self.min_duration_s * _NS_PER_S))
+        if self.has_error:
+            conditions.append("(errors > 0 OR status >= 500)")
+        if self.event:
+            conditions.append("EXISTS (SELECT 1 FROM event WHERE event.seq = trace.seq AND event.name = ?)")
+            values.append(self.event)
+        if self.trace_id:
+            conditions.append("instr(trace_id, ?) > 0")
+            values.append(self.trace_id.lower())
+        if self.service:
+            conditions.append("instr(services, ?) > 0")
+            values.append(f"\n{self.service}\n")
+        # Last, because it takes longest.
+        if self.route and is_route:
+            conditions.append("route = ?")
+            values.append(self.route)
+        elif self.route:
+            conditions.append("(instr(lower(route), lower(?)) > 0 OR instr(lower(name), lower(?)) > 0)")
+            values += [self.route] * 2
+        return " AND ".join(conditions), values
+
+
+@dataclass(frozen=True, slots=True)
+class TracePage:
+    """A part of the list. `total` counts all that fit the filter, `stored` all that there are."""
+
+    rows: Sequence[TraceRow]
+    total: int
+    stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the filters offer."""
+
+    routes: Sequence[str]
+    statuses: Sequence[int]
+    events: Sequence[str]
+    services: Sequence[str]
+
+
+NO_CHOICES = Choices((), (), (), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One trace, whole: spans and logs as `tracestore.processor` wrote them, oldest first."""
+
+    row: TraceRow
+    spans: Sequence[Mapping[str, Any]]
+    logs: Sequence[Mapping[str, Any]]
+    #: Parts that could not be read.
+    damaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRow:
+    """A process that writes to the store, and when it last said so (seconds since the Unix epoch)."""
+
+    instance: str
+    service: str
+    host: str
+    pid: int
+    started_s: float
+    seen_s: float
+    facts: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Numbers:
+    """What one source counted in one step of time."""
+
+    at_s: int
+    step_s: int
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+_COLUMNS = (
+    "seq, trace_id, start_ns, end_ns, duration_ns, root_rank, name, method, route, status, service, services, spans, "
+    "queries, errors, logs, dropped"
+)
+
+
+class StoreReader:
+    """Reads through one connection, for the length of a page."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    # Traces.
+
+    def list_traces(self, wanted: TraceFilter, *, offset: int = 0, limit: int = 50) -> TracePage:
+        """The newest traces that fit, `limit` of them from `offset` on."""
+        execute = self._connection.execute
+        known = execute("SELECT 1 FROM trace WHERE route = ? LIMIT 1", (wanted.route,)) if wanted.route else None
+        where, values = wanted.where(is_route=known is not None and known.fetchone() is not None)
+        rows = execute(
+            f"SELECT {_COLUMNS} FROM trace WHERE {where} ORDER BY start_ns DESC LIMIT ? OFFSET ?",  # noqa: S608
+            (*values, limit, offset),
+        ).fetchall()
+        (stored,) = execute("SELECT count(*) FROM trace WHERE spans > 0").fetchone()
+        total = stored
+        if values or wanted.has_error:
+            (total,) = execute(f"SELECT count(*) FROM trace WHERE {where}", values).fetchone()  # noqa: S608
+        events = self._events([row[0] for row in rows])
+        return TracePage([_build_row(row, events.get(row[0], ())) for row in rows], total, stored)
+
+    def _events(self, seqs: Sequence[int]) -> dict[int, tuple[str, ...]]:
+        marks = ", ".join("?" * len(seqs))
+        found: dict[int, tuple[str, ...]] = {}
+        for seq, name in self._connection.execute(
+            f"SELECT seq, name FROM event WHERE seq IN ({marks}) ORDER BY seq, name",  # noqa: S608
+            seqs,
+        ):
+            found[seq] = (*found.get(seq, ()), name)
+        return found
+
+    def choices(self) -> Choices:
+        """What stands in the store to filter by."""
+        return Choices(
+            routes=self._distinct("trace", "route", ""),
+            statuses=self._distinct("trace", "status", 0),
+            events=self._distinct("event", "name", ""),
+            services=self._distinct("trace", "service", ""),
+        )
+
+    def _distinct(self, table: str, column: str, above: str | int) -> list[Any]:
+        """The values of a column above `above`, in order: one step in the column's index for each of them."""
+        following = f"SELECT min({column}) FROM {table} WHERE {column} >"  # noqa: S608 (names of ours)
+        statement = (
+            f"WITH RECURSIVE found (value) AS ({following} ? UNION ALL "  # noqa: S608
+            f"SELECT ({following} found.value) FROM found WHERE found.value IS NOT NULL) "
+            f"SELECT value FROM found WHERE value IS NOT NULL LIMIT {MAX_CHOICES}"
+        )
+        return [value for (value,) in self._connection.execute(statement, (above,))]
+
+    def trace(self, trace_id: str) -> Trace | None:
+        """One trace with everything beneath; None when it is not (or no longer) here."""
+        row = self._connection.execute(f"SELECT {_COLUMNS} FROM trace WHERE trace_id = ?", (trace_id,)).fetchone()  # noqa: S608
+        if row is None:
+            return None
+        found: dict[str, list[Mapping[str, Any]]] = {"spans": [], "logs": []}
+        damaged = 0
+        for kind, data in self._connection.execute("SELECT kind, data FROM chunk WHERE seq = ? ORDER BY id", (row[0],)):
+            try:
+                found[kind] += [item for item in unpack(data) if isinstance(item, dict)]
+            except (ValueError, KeyError, TypeError, zlib.error):
+                damaged += 1
+        events = self._events([row[0]])
+        return Trace(
+            _build_row(row, events.get(row[0], ())),
+            sorted(found["spans"], key=lambda span: _number(span.get("start"))),
+            sorted(found["logs"], key=lambda log: _number(log.get("time"))),
+            damaged,
+        )
+
+    def has_trace(self, trace_id: str) -> bool:
+        """Whether a trace is here."""
+        row = self._connection.execute("SELECT 1 FROM trace WHERE trace_id = ? AND spans > 0", (trace_id,)).fetchone()
+        return row is not None
+
+    # Numbers.
+
+    def numbers(self, *, now_s: float, minutes: int, service: str = "", route: str | None = None) -> list[Numbers]:
+        """What was counted in the last `minutes`, in the finest step that is kept so long, by time.
+
+        Steps without traffic are left out; a step that several sources filled is there several times. "total" has
+        the figures of all routes, or of `route` alone; with "" there are those of each as well ("routes").
+        """
+        step_s, since_s = _step_of(now_s, minutes)
+        column = "routes" if route is not None else "NULL"
+        found: list[Numbers] = []
+        for at_s, data, routes in self._connection.execute(
+            f"SELECT at_s, data, {column} FROM sample "  # noqa: S608 (a column of ours)
+            "WHERE step_s = ? AND at_s >= ? AND (? = '' OR service = ?) ORDER BY at_s",
+            (step_s, since_s, service, service),
+        ):
+            with contextlib.suppress(ValueError, zlib.error):
+                values = unpack(data)
+                if route:
+                    values = {"total": unpack_route(routes, route), "bounds": values.get("bounds", {})}
+                elif route is not None:
+                    values["routes"] = unpack_routes(routes)
+                found.append(Numbers(at_s, step_s, values))
+        return found
+
+    def route_numbers(self, *, now_s: float, minutes: int, service: str = "") -> list[dict[str, Any]]:
+        """What `numbers` gives of each route, added up over the time: {"routes": ..., "bounds": ...} per source."""
+        step_s, since_s = _step_of(now_s, minutes)
+        found: list[dict[str, Any]] = []
+        for running, opening in self._connection.execute(
+            "SELECT baseline.running, sample.opening FROM baseline JOIN sample ON sample.source = baseline.source "
+            "WHERE sample.step_s = ? AND (? = '' OR sample.service = ?) AND sample.at_s = (SELECT min(first.at_s) "
+            "FROM sample AS first WHERE first.step_s = ? AND first.at_s >= ? AND first.source = baseline.source)",
+            (step_s, service, service, step_s, since_s),
+        ):
+            with contextlib.suppress(ValueError, zlib.error):
+                now = unpack(running)
+                found.append({"routes": rise_of_routes(now, unpack(opening)), "bounds": now.get("bounds", {})})
+        return found
+
+    def baseline(self, source: str) -> tuple[float, dict[str, Any], dict[str, Any]] | None:
+        """When a source was last sampled, its cumulative numbers then, and what was ever counted of its routes."""
+        row = self._connection.execute(
+            "SELECT at_s, data, running FROM baseline WHERE source = ?", (source,)
+        ).fetchone()
+        if row is None:
+            return None
+        with contextlib.suppress(ValueError, zlib.error):
+            return row[0], unpack(row[1]), unpack(row[2])
+        return None
+
+    def number_services(self) -> list[str]:
+        """The services whose numbers are here."""
+        return [name for (name,) in self._connection.execute("SELECT DISTINCT service FROM sample ORDER BY service")]
+
+    def processes(self, *, seen_since_s: float) -> list[ProcessRow]:
+        """Processes that have said since then that they live."""
+        found = []
+        for row in self._connection.execute(
+            "SELECT instance, service, host, pid, started_s, seen_s, data FROM process WHERE seen_s >= ? "
+            "ORDER BY service, host, started_s, pid",
+            (seen_since_s,),
+        ):
+            facts: Any = {}
+            with contextlib.suppress(ValueError, zlib.error):
+                facts = unpack(row[6])
+            instance, service, host, pid, started_s, seen_s, _ = row
+            found.append(ProcessRow(instance, service, host, pid, started_s, seen_s, facts))
+        return found
+
+
+def _step_of(now_s: float, minutes: int) -> tuple[int, int]:
+    """The finest step that is kept so long, and where the first of these `minutes` begins."""
+    step_s = next(step for step, kept_s in STEPS_S.items() if minutes * 60 <= kept_s)
+    return step_s, int((now_s - minutes * 60) // step_s) * step_s
+
+
+def _build_row(row: Sequence[Any], events: tuple[str, ...]) -> TraceRow:
+    others = (name for name in str(row[11]).split("\n") if name and name != row[10])
+    # That of the root first: it is the one that was asked.
+    services = (*filter(None, [row[10]]), *others)
+    values: tuple[Any, ...] = (*row[:11], services, *row[12:], events)
+    return TraceRow(*values)
+
+
+def _number(value: object) -> float:
+    return value if isinstance(value, int | float) else 0.0
+
+
+@contextlib.contextmanager
+def read(store: TraceStore) -> Iterator[StoreReader]:
+    """A reader of the store, for the length of a page.
+
+    Errors: `Unusable`, `sqlite3.Error`, `OSError`.
+    """
+    with store.connection() as connection:
+        connection.execute("PRAGMA query_only = ON")
+        # One moment for everything on the page.
+        connection.execute("BEGIN")
+        yield StoreReader(connection)

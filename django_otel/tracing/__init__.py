@@ -1,0 +1,4 @@
+"""Tracing: spans, ids, propagation and the tail buffer.
+
+Imports the packages up to config.
+"""
