@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from django_otel._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from django_otel import business
     from django_otel.api import (
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
         untraced,
         up_down_counter,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "__version__",

@@ -26,6 +26,7 @@ class DjangoOTelConfig(AppConfig):
         from django_otel.config.schema import ConfigError
 
         _register_checks()
+        conf.on_change(runtime.restart)
         self._connect_parts()
         try:
             runtime.start(conf.get_config())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from django.core.signals import setting_changed
 from django_otel.config.schema import Config, ConfigError, Problem, parse
 
 _cached: Config | ConfigError | None = None
+_change_callbacks: list[Callable[[], None]] = []
 
 
 def get_config() -> Config:
@@ -79,12 +81,17 @@ def _default_service_name() -> str:
     return str(module).split(".", 1)[0]
 
 
+def on_change(callback: Callable[[], None]) -> None:
+    """Call `callback()` after `override_settings(OTEL=...)` has changed the setting."""
+    if callback not in _change_callbacks:
+        _change_callbacks.append(callback)
+
+
 def _on_setting_changed(*, setting: str, **_: Any) -> None:
     if setting == "OTEL":
         forget()
-        from django_otel import runtime
-
-        runtime.restart()
+        for callback in _change_callbacks:
+            callback()
 
 
 setting_changed.connect(_on_setting_changed, dispatch_uid="django_otel.conf")

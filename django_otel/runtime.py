@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.resources import Resource
 
+from django_otel._version import __version__
 from django_otel.base import guard, sdk_compat
 from django_otel.config.schema import Config, ConfigError, Problem
 from django_otel.export import pipelines
@@ -427,7 +428,7 @@ def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:
         _switch.parts = processors
         _tail = _build_tail(config)
         _switch_tail(runtime.sampler.policy)
-    _tracer = runtime.tracer_provider.get_tracer(SCOPE_NAME, pipelines.own_version())
+    _tracer = runtime.tracer_provider.get_tracer(SCOPE_NAME, __version__)
 
 
 def _start_metrics(config: Config, exporters: list[Any]) -> None:

@@ -25,6 +25,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcessor
 from opentelemetry.trace import StatusCode, TraceFlags
 
+from django_otel._version import __version__
 from django_otel.base import guard
 from django_otel.base.sdk_compat import LOG_EXPORTER_MODULE, EndingForwarder, context_of, flags_of
 from django_otel.config.schema import Config, ConfigError, Problem
@@ -69,13 +70,6 @@ def package_version(distribution: str) -> str:
         return ""
 
 
-def own_version() -> str:
-    """The version of this package."""
-    import django_otel
-
-    return django_otel.__version__
-
-
 def build_resource(config: Config, clean: Callable[[Mapping[str, Any]], Any] | None = None) -> Resource:
     """The resource of this process, through `clean`; `service.instance.id` is new with each call.
 
@@ -88,7 +82,7 @@ def build_resource(config: Config, clean: Callable[[Mapping[str, Any]], Any] | N
         "telemetry.sdk.name": "opentelemetry",
         "telemetry.sdk.version": sdk_version.__version__,
         "telemetry.distro.name": "django-otel-kit",
-        "telemetry.distro.version": own_version(),
+        "telemetry.distro.version": __version__,
     }
     attributes.update(config.resource)
     attributes["service.name"] = config.service_name or "django"

@@ -26,8 +26,8 @@ from opentelemetry.trace import Link, Status
 
 from django_otel.base import guard
 from django_otel.base.patterns import lazy_pattern
+from django_otel.base.text import encodable
 from django_otel.metrics.model import Attributes
-from django_otel.tracing.exceptions import encodable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadableLogRecord, ReadWriteLogRecord

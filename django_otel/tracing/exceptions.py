@@ -6,6 +6,8 @@ import traceback
 
 from opentelemetry import trace
 
+from django_otel.base.text import encodable
+
 #: Shorter than LIMITS.ATTRIBUTE_LENGTH's default, so that the SDK has nothing to cut and to log.
 _MAX_STACK = 4000
 _MAX_MESSAGE = 1000
@@ -31,11 +33,6 @@ def format_stack(error: BaseException, limit: int = _MAX_STACK) -> str:
     mark = "\n... [cut] ...\n"
     head = limit // 4
     return text[:head] + mark + text[-(limit - head - len(mark)) :]
-
-
-def encodable(text: str) -> str:
-    """`text` without lone surrogates: a client can send one in JSON, and OTLP could not encode the whole batch."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def message_of(error: BaseException) -> str:
