@@ -7,6 +7,27 @@ import pytest
 from tests import services
 
 
+def _seed_line(config) -> str | None:
+    """Return the option that repeats the order of this run; None without pytest-randomly, and in xdist's workers."""
+    seed = getattr(config.option, "randomly_seed", None)
+    return None if seed is None or hasattr(config, "workerinput") else f"Random order: --randomly-seed={seed}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session):
+    """Print the seed at once, so that a run that is killed has named it; only -q leaves out the plugin's own header."""
+    line, reporter = _seed_line(session.config), session.config.pluginmanager.get_plugin("terminalreporter")
+    if line and reporter is not None and reporter.verbosity < 0:
+        reporter.write_line(line)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print the seed beside the failures."""
+    line = _seed_line(config)
+    if line:
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def postgres():
     """The URL of a real PostgreSQL server."""

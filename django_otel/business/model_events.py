@@ -401,7 +401,7 @@ def _finish_save(save: _Save, created: bool, raw: bool, using: str, update_field
     spec, instance = save.spec, save.instance
     connection = connections[using]
     outcome = transactions.outcome_now(connection)
-    unit = transactions.tracker(connection, _count_event).unit if outcome is None else None
+    unit = transactions.tracker(connection, _count_committed).unit if outcome is None else None
     loaded = _loaded_values(instance)
     events = [] if raw else _events_of_save(spec, instance, created, update_fields, loaded)
     save.is_done = True
@@ -567,7 +567,7 @@ def hand_over(happened: list[Happened], connection: Any) -> None:
     """Give events to the transaction they are part of, or settle them at once if there is none."""
     outcome = transactions.outcome_now(connection)
     if outcome is None:
-        tracker = transactions.tracker(connection, _count_event)
+        tracker = transactions.tracker(connection, _count_committed)
         for item in happened:
             _wait(item, tracker)
         return
@@ -668,6 +668,11 @@ def _add(metric: str, amount: int, attributes: Mapping[str, object]) -> None:
 
 def _count_event(name: str, amount: int) -> None:
     _add("django.business.events", amount, {"business.event": name})
+
+
+def _count_committed(name: str, amount: int) -> None:
+    """Count what a tracker saw committed; the tracker lives as long as its connection and must not keep the parts."""
+    _count_event(name, amount)
 
 
 def _count_operation(spec: Spec, operation: str) -> None:

@@ -16,6 +16,7 @@ the one that began later is applied, whoever made it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import secrets
@@ -96,13 +97,14 @@ class Follower:
         self._thread: threading.Thread | None = None
         self._stopping = False
         #: When the reading began that is applied, on the clock of `time.monotonic()`.
-        self._applied_began_s = float("-inf")
+        self._applied_began_s = -math.inf
         self._pause_s = 0.0
-        self._next_poll_s = 0.0
-        self._next_cache_s = 0.0
-        self._next_open_s = 0.0
-        self._next_share_s = 0.0
-        self._hurries_until_s = 0.0
+        # On that clock as well.
+        self._next_poll_s = -math.inf
+        self._next_cache_s = -math.inf
+        self._next_open_s = -math.inf
+        self._next_share_s = -math.inf
+        self._hurries_until_s = -math.inf
         self._cache_token: object = None
         self._teller = hosts.Teller()
         self.roster: Roster | None = None
@@ -152,7 +154,7 @@ class Follower:
 
     def wake(self) -> None:
         """Read the rows now rather than at the next turn."""
-        self._next_poll_s = 0.0
+        self._next_poll_s = -math.inf
         self._wake.set()
 
     def abandon(self) -> None:
@@ -231,7 +233,7 @@ class Follower:
         except (OSError, ValueError, RecursionError) as error:
             # The elected process puts a good one in its place, because it cannot read this one either.
             guard.warn_once("sampling file", "django_otel: the file with the sampling policy is ignored: %s", error)
-            self._next_poll_s = 0.0
+            self._next_poll_s = -math.inf
             return
         if reading is not None:
             self._apply(reading)

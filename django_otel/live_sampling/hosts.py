@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import socket
 import time
 from collections.abc import Sequence
@@ -69,9 +70,10 @@ class Teller:
 
     def __init__(self) -> None:
         self._watched_at: Any = None
-        self._watched_until_s = 0.0
-        self._next_s = 0.0
-        self._repeat_s = 0.0
+        # On the clock of `time.monotonic()`.
+        self._watched_until_s = -math.inf
+        self._next_s = -math.inf
+        self._repeat_s = -math.inf
         self._told = ""
 
     def look(self, using: str) -> None:

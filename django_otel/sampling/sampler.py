@@ -177,7 +177,7 @@ class Limiter:
     Where that is less than two traces, what each process may record at once
     would add up to more. There they share a `clock`, two numbers in shared
     memory: the `time.monotonic()` from which the next trace of the group may be
-    recorded, and when one of them asked last. Of two processes that look within
+    recorded, and when one of them asked last (0.0: never). Of two processes that look within
     the same 100 ns both may record one; nothing is locked for it.
 
     Never blocks: tokens are taken from a deque, which is atomic, and of several
@@ -190,7 +190,7 @@ class Limiter:
         self._filled_s = time.monotonic()
         self._fraction = 1.0
         self._refused = 0
-        self._own_clock = array.array("d", (0.0, 0.0))
+        self._own_clock = array.array("d", (-math.inf, -math.inf))
         self.share(processes, clock)
 
     def share(self, processes: int, clock: Any = None) -> None:
@@ -209,7 +209,9 @@ class Limiter:
             self._saved_s = max(0.0, _BURST_S - self._interval_s)
 
     def _is_next(self, clock: Any) -> bool:
-        now_s, due_s, asked_s, interval_s = time.monotonic(), clock[0], clock[1], self._interval_s
+        now_s, interval_s = time.monotonic(), self._interval_s
+        # A new file holds zeros: no process has asked yet. On a machine that was booted lately, 0.0 is just now.
+        due_s, asked_s = clock[0] or -math.inf, clock[1] or -math.inf
         clock[1] = now_s
         # What lies further ahead than any of us puts it is of before the machine was started last, or garbage.
         if now_s < due_s <= now_s + 2 * interval_s:
