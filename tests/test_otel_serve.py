@@ -221,24 +221,146 @@ def scrape_server(collect):
         assert not thread.is_alive()
 
 
-def test_more_connections_than_allowed_are_closed_and_the_next_are_answered():
-    with scrape_server(lambda: [Family("a", Kind.COUNTER, "", "", OWN_SCOPE, [Point((), 1.0)])]) as server:
-        port = int(server.url.rpartition(":")[2])
-        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(serving.MAX_CONNECTIONS)]
+ONE_COUNTER = [Family("a", Kind.COUNTER, "", "", OWN_SCOPE, [Point((), 1.0)])]
+
+
+def _address(server):
+    return "127.0.0.1", int(server.url.rpartition(":")[2])
+
+
+def _drip(connections, stopped):
+    """Send a byte of a request's head through each connection, again and again, never its end."""
+    while not stopped.is_set():
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"G")
+        stopped.wait(0.05)
+
+
+@pytest.mark.parametrize("number", [32, 3 * serving.MAX_CONNECTIONS])
+def test_clients_that_send_slowly_shut_nobody_out_and_are_cut_off(number):
+    stopped = threading.Event()
+    with scrape_server(lambda: ONE_COUNTER) as server, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(_address(server))) for _ in range(number)]
+        dripping = threading.Thread(target=_drip, args=(connections, stopped))
+        dripping.start()
         try:
-
-            def is_refused():
-                with socket.create_connection(("127.0.0.1", port), timeout=2) as probe:
-                    with contextlib.suppress(OSError):
-                        probe.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
-                        return probe.recv(100) == b""
-                    return True
-
-            services.wait_until(is_refused, 5, "the limit")
+            for _ in range(5):
+                assert server.get("/livez")[0] == 200
+                assert b"a_total 1" in server.get("/metrics")[2]
+            # The whole head has 5 s, however often a byte of it comes.
+            for connection in connections:
+                connection.settimeout(20)
+                with contextlib.suppress(ConnectionError):
+                    assert connection.recv(1) == b""
         finally:
-            for connection in idle:
-                connection.close()
-        services.wait_until(lambda: _answers(server), 5, "an answer")
+            stopped.set()
+            dripping.join(10)
+
+
+def test_clients_that_do_not_read_their_answer_shut_nobody_out():
+    families = [
+        Family(f"a{number}", Kind.COUNTER, "", "x" * 1000, OWN_SCOPE, [Point((), 1.0)]) for number in range(10_000)
+    ]
+    with scrape_server(lambda: families) as server, contextlib.ExitStack() as stack:
+        for _ in range(serving.MAX_SCRAPES + 8):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(_address(server))
+            connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            # Its answer has begun.
+            assert connection.recv(1) == b"H"
+        assert server.get("/livez")[0] == 200
+        assert b"a9999_total 1" in server.get("/metrics")[2]
+
+
+def test_connections_are_bounded():
+    server = serving.ScrapeServer("127.0.0.1", 0, serving.Source(lambda: ONE_COUNTER, {}))
+    stop = serving.StopFlag()
+    thread = threading.Thread(target=server.run_until, args=(stop,))
+    thread.start()
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(2 * serving.MAX_CONNECTIONS):
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.server_port)))
+                assert server.active <= serving.MAX_CONNECTIONS
+            services.wait_until(lambda: server.active == serving.MAX_CONNECTIONS, 5, "the limit")
+        services.wait_until(lambda: server.active == 0, 10, "the end of them")
+    finally:
+        stop.set()
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /metrics HTTP/1.1\r\nAccept: " + b"a/b;q=0.1," * 100_000 + b"\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+        b"G" * 100_000,
+    ],
+)
+def test_a_head_that_is_too_long_is_refused(head):
+    with scrape_server(lambda: ONE_COUNTER) as server:
+        with socket.create_connection(_address(server), timeout=10) as client:
+            answered = b""
+            # The server closes with part of the head unread, so the client may see a reset.
+            with contextlib.suppress(ConnectionError):
+                client.sendall(head)
+                while read := client.recv(4096):
+                    answered += read
+            assert answered in (b"",) or answered.startswith(b"HTTP/1.0 431 ")
+        assert server.get("/livez")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ([b"GET /livez HT", b"TP/1.1\r\n", b"\r", b"\n"], b"200"),
+        ([b"GET /livez HTTP/1.0\n\n"], b"200"),
+        ([b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n"], b"200"),
+        ([b"POST /metrics HTTP/1.1\r\n\r\n"], b"405"),
+        ([b"BREW /pot HTTP/1.1\r\n\r\n"], b"405"),
+        ([b"nonsense\r\n\r\n"], b"400"),
+        ([b"\0\0\0\0\r\n\r\n"], b"400"),
+        ([b"GET /elsewhere HTTP/1.1\r\n\r\n"], b"404"),
+    ],
+)
+def test_a_head_may_come_in_pieces_and_nonsense_is_answered(pieces, status):
+    with (
+        scrape_server(lambda: ONE_COUNTER) as server,
+        socket.create_connection(_address(server), timeout=10) as client,
+    ):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            client.sendall(piece)
+        answered = b""
+        while read := client.recv(4096):
+            answered += read
+    assert status in answered.split(b"\r\n")[0] or status in answered
+
+
+def test_renders_are_bounded_and_one_more_is_told_to_try_again(monkeypatch):
+    monkeypatch.setattr(serving, "_MAX_WAIT_S", 0.2)
+    release, begun = threading.Event(), threading.Semaphore(0)
+
+    def collect():
+        begun.release()
+        release.wait(30)
+        return ONE_COUNTER
+
+    with scrape_server(collect) as server, contextlib.ExitStack() as stack:
+        try:
+            for _ in range(serving.MAX_SCRAPES):
+                client = stack.enter_context(socket.create_connection(_address(server)))
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            for _ in range(serving.MAX_SCRAPES):
+                assert begun.acquire(timeout=10)
+            assert server.get("/livez")[0] == 200
+            assert server.get("/metrics")[0] == 503
+        finally:
+            release.set()
+        services.wait_until(lambda: _answers(server), 10, "a page again")
 
 
 def _answers(server):

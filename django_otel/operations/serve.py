@@ -1,27 +1,41 @@
-"""A small HTTP server for the scrape alone, on a port of its own: `manage.py otel serve`."""
+"""A small HTTP server for the scrape alone, on a port of its own: `manage.py otel serve`.
+
+One thread reads every request's head and writes every answer without blocking, so a
+client that sends or reads slowly costs a connection and nothing else. Pages are
+rendered by at most `MAX_SCRAPES` threads.
+"""
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import io
+import selectors
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
-from typing import Any
+from enum import Enum
+from http.server import BaseHTTPRequestHandler
 
 from django_otel.base import guard
 from django_otel.metrics import exposition
 from django_otel.metrics.model import Family
 
-#: Scrapes that may be rendered at once, and how long one more waits before it is sent away.
+#: Scrapes that may be rendered at once, and how long one more waits before it is refused.
 MAX_SCRAPES = 4
 _MAX_WAIT_S = 5.0
-#: Connections at once; further ones are closed unheard.
-MAX_CONNECTIONS = 32
-#: How long a client may take to say what it wants, and how long the end waits for answers under way.
+#: Connections at once; for one more, the client that has been sending or reading longest is cut off.
+MAX_CONNECTIONS = 64
+#: Answers that may wait for their clients to read them; each holds a page in memory.
+_MAX_ANSWERS = 16
+#: Longest head of a request, in bytes.
+MAX_HEAD_BYTES = 32_768
+#: How long a client may take to send the whole head, or to read the whole answer; how long a stop waits for answers.
 _CLIENT_TIMEOUT_S = 5.0
+_TICK_S = 0.1
 
 
 class Unavailable(Exception):  # noqa: N818
@@ -38,68 +52,6 @@ class Source:
     exemplars: bool = True
     #: Whether this Authorization header may read the scrape.
     is_allowed: Callable[[str], bool] = lambda header: True
-    _renders: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(MAX_SCRAPES))
-
-
-class ScrapeServer(ThreadingHTTPServer):
-    """Answers `/metrics` and `/livez`. Errors of the constructor: `OSError` when the port is taken."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-    request_queue_size = 64
-
-    def __init__(self, host: str, port: int, source: Source) -> None:
-        self.source = source
-        self.active = 0
-        self._lock = threading.Lock()
-        if ":" in host:
-            self.address_family = socket.AF_INET6
-        super().__init__((host, port), _Handler)
-
-    def server_bind(self) -> None:
-        # HTTPServer asks the name service for the host's name, which nobody here needs and which may take long.
-        super(HTTPServer, self).server_bind()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self._lock:
-            is_full = self.active >= MAX_CONNECTIONS
-            self.active += not is_full
-        if is_full:
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._release()
-
-    def _release(self) -> None:
-        with self._lock:
-            self.active -= 1
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is nothing to tell of."""
-
-    def run_until(self, stop: StopFlag) -> None:
-        """Serve until `stop` is set, then finish the answers under way, at most 5 s."""
-        thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
-        thread.start()
-        try:
-            while not stop.is_set:
-                time.sleep(0.1)
-        finally:
-            self.shutdown()
-            deadline_s = time.monotonic() + _CLIENT_TIMEOUT_S
-            while self.active and time.monotonic() < deadline_s:
-                time.sleep(0.02)
-            self.server_close()
 
 
 class StopFlag:
@@ -120,64 +72,273 @@ def stop_on_signals() -> StopFlag:
     return stop
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: ScrapeServer
-    timeout = _CLIENT_TIMEOUT_S
+class _Stage(Enum):
+    HEAD = "the client sends its request"
+    PAGE = "the page is rendered, or waits for that"
+    ANSWER = "the client reads the answer"
+
+
+@dataclass(eq=False, slots=True)
+class _Connection:
+    client: socket.socket
+    #: On the clock of `time.monotonic()`, as is `deadline_s`.
+    began_s: float
+    deadline_s: float
+    stage: _Stage = _Stage.HEAD
+    head: bytearray = field(default_factory=bytearray)
+    exchange: _Exchange | None = None
+    answer: memoryview = field(default_factory=lambda: memoryview(b""))
+
+
+class ScrapeServer:
+    """Answers `/metrics` and `/livez`. Errors of the constructor: `OSError` when the port is taken."""
+
+    def __init__(self, host: str, port: int, source: Source) -> None:
+        self._source = source
+        self._connections: dict[_Connection, None] = {}
+        self._waiting: collections.deque[_Connection] = collections.deque()
+        self._rendering = 0
+        #: Filled by the rendering threads, emptied by the serving one.
+        self._rendered: collections.deque[_Connection] = collections.deque()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind((host, port))
+            self._listener.listen(MAX_CONNECTIONS)
+        except BaseException:
+            self._listener.close()
+            raise
+        self._listener.setblocking(False)
+        self.server_port = int(self._listener.getsockname()[1])
+        self._selector = selectors.DefaultSelector()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        for end in (self._wake_reader, self._wake_writer):
+            end.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, self._take_rendered)
+
+    @property
+    def active(self) -> int:
+        """The number of connections."""
+        return len(self._connections)
+
+    def run_until(self, stop: StopFlag) -> None:
+        """Serve until `stop` is set, then finish the answers under way, at most 5 s."""
+        try:
+            while not stop.is_set:
+                self._turn()
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            for connection in [one for one in self._connections if one.stage is _Stage.HEAD]:
+                self._close(connection)
+            deadline_s = time.monotonic() + _CLIENT_TIMEOUT_S
+            while self._connections and time.monotonic() < deadline_s:
+                self._turn()
+        finally:
+            for connection in list(self._connections):
+                self._close(connection)
+            self._selector.close()
+            for end in (self._listener, self._wake_reader, self._wake_writer):
+                end.close()
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(_TICK_S):
+            if isinstance(key.data, _Connection):
+                if key.data in self._connections:
+                    self._advance(key.data)
+            else:
+                key.data()
+        now_s = time.monotonic()
+        for connection in [one for one in self._connections if now_s >= one.deadline_s]:
+            if connection in self._waiting:
+                self._waiting.remove(connection)
+                assert connection.exchange is not None
+                connection.exchange.say(503, f"{MAX_SCRAPES} scrapes are under way; try again.", {"Retry-After": "5"})
+                self._answer(connection)
+            else:
+                self._close(connection)
+
+    # --- One connection, from its beginning to its end. ---
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError, InterruptedError):
+            return
+        except OSError:
+            # No file descriptor is left: without a pause this would turn in circles.
+            if not self._evict(_Stage.HEAD, _Stage.ANSWER):
+                time.sleep(_TICK_S)
+            return
+        if len(self._connections) >= MAX_CONNECTIONS and not self._evict(_Stage.HEAD, _Stage.ANSWER, _Stage.PAGE):
+            client.close()
+            return
+        client.setblocking(False)
+        now_s = time.monotonic()
+        connection = _Connection(client, now_s, now_s + _CLIENT_TIMEOUT_S)
+        self._connections[connection] = None
+        self._selector.register(client, selectors.EVENT_READ, connection)
+
+    def _evict(self, *stages: _Stage) -> bool:
+        """Close the oldest connection in the first of these stages that one is in."""
+        for stage in stages:
+            # The order of the dict is that of their beginning; a page that a thread renders is left alone.
+            for connection in self._connections:
+                if connection.stage is stage and (stage is not _Stage.PAGE or connection in self._waiting):
+                    self._close(connection)
+                    return True
+        return False
+
+    def _close(self, connection: _Connection) -> None:
+        self._connections.pop(connection, None)
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(connection)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(connection.client)
+        with contextlib.suppress(OSError):
+            connection.client.shutdown(socket.SHUT_WR)
+        connection.client.close()
+
+    def _advance(self, connection: _Connection) -> None:
+        try:
+            if connection.stage is _Stage.HEAD:
+                self._read(connection)
+            else:
+                sent = connection.client.send(connection.answer)
+                connection.answer = connection.answer[sent:]
+                if not connection.answer:
+                    self._close(connection)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            # A client that went away.
+            self._close(connection)
+
+    def _read(self, connection: _Connection) -> None:
+        read = connection.client.recv(MAX_HEAD_BYTES)
+        if not read:
+            self._close(connection)
+            return
+        # A mark may stand across two pieces.
+        begin = max(0, len(connection.head) - 3)
+        connection.head += read
+        ends = [found for mark in (b"\r\n\r\n", b"\n\n") if (found := connection.head.find(mark, begin)) >= 0]
+        if not ends and len(connection.head) < MAX_HEAD_BYTES:
+            return
+        self._selector.unregister(connection.client)
+        connection.exchange = exchange = _Exchange(bytes(connection.head))
+        connection.head.clear()
+        if not ends or min(ends) > MAX_HEAD_BYTES:
+            exchange.refuse_length()
+        elif exchange.begin(self._source):
+            connection.stage = _Stage.PAGE
+            connection.deadline_s = time.monotonic() + _MAX_WAIT_S
+            self._waiting.append(connection)
+            self._start_rendering()
+            return
+        self._answer(connection)
+
+    def _answer(self, connection: _Connection) -> None:
+        assert connection.exchange is not None
+        if sum(one.stage is _Stage.ANSWER for one in self._connections) >= _MAX_ANSWERS:
+            self._evict(_Stage.ANSWER)
+        connection.stage = _Stage.ANSWER
+        connection.answer = memoryview(connection.exchange.wfile.getvalue())
+        connection.exchange = None
+        connection.deadline_s = time.monotonic() + _CLIENT_TIMEOUT_S
+        self._selector.register(connection.client, selectors.EVENT_WRITE, connection)
+        self._advance(connection)
+
+    # --- Rendering. ---
+
+    def _start_rendering(self) -> None:
+        while self._waiting and self._rendering < MAX_SCRAPES:
+            connection = self._waiting.popleft()
+            # Ends when it ends: the project's own callbacks are among what is collected.
+            connection.deadline_s = float("inf")
+            self._rendering += 1
+            threading.Thread(target=self._render, args=(connection,), name="django_otel-scrape", daemon=True).start()
+
+    def _render(self, connection: _Connection) -> None:
+        try:
+            if connection.exchange is not None:
+                connection.exchange.render(self._source)
+        finally:
+            self._rendered.append(connection)
+            with contextlib.suppress(OSError):
+                self._wake_writer.send(b"\0")
+
+    def _take_rendered(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_reader.recv(4096)
+        while self._rendered:
+            connection = self._rendered.popleft()
+            self._rendering -= 1
+            if connection in self._connections:
+                self._answer(connection)
+        self._start_rendering()
+
+
+class _Exchange(BaseHTTPRequestHandler):
+    """One request, whose head is there, and its answer, which is kept in memory (`wfile`)."""
+
     server_version = "django_otel"
     sys_version = ""
+    wfile: io.BytesIO  # type: ignore[assignment]
 
-    def do_GET(self) -> None:
-        self._respond()
+    def __init__(self, head: bytes) -> None:
+        # Not the base's, which would read from a socket.
+        self.rfile = io.BytesIO(head)
+        self.wfile = io.BytesIO()
+        self.client_address = ("", 0)
+        self.command, self.requestline, self.request_version = "", "", "HTTP/1.0"
+        self.close_connection = True
 
-    def do_HEAD(self) -> None:
-        self._respond()
-
-    def __getattr__(self, name: str) -> Any:
-        # http.server looks for do_<METHOD> and answers 501 without one; here 405 is true for all of them.
-        if name.startswith("do_"):
-            return self._refuse_method
-        raise AttributeError(name)
-
-    def _refuse_method(self) -> None:
-        self._say(405, "Only GET and HEAD are allowed here.", {"Allow": "GET, HEAD"})
-
-    def _respond(self) -> None:
+    def begin(self, source: Source) -> bool:
+        """Answer, or return True when that takes `render`."""
+        self.raw_requestline = self.rfile.readline(MAX_HEAD_BYTES + 1)
+        if not self.parse_request():
+            return False
         path = self.path.partition("?")[0]
-        if path == "/livez":
-            self._say(200, "ok")
+        if self.command not in ("GET", "HEAD"):
+            self.say(405, "Only GET and HEAD are allowed here.", {"Allow": "GET, HEAD"})
+        elif path == "/livez":
+            self.say(200, "ok")
         elif path != "/metrics":
-            self._say(404, "The numbers are at /metrics.")
-        elif not self.server.source.is_allowed(self.headers.get("Authorization", "")):
-            self._say(
+            self.say(404, "The numbers are at /metrics.")
+        elif not source.is_allowed(self.headers.get("Authorization", "")):
+            self.say(
                 401,
                 'Send the metrics token as "Authorization: Bearer <token>" (authorization.credentials in Prometheus).',
                 {"WWW-Authenticate": 'Bearer realm="metrics"'},
             )
-        elif not self.server.source._renders.acquire(timeout=_MAX_WAIT_S):
-            self._say(503, f"{MAX_SCRAPES} scrapes are under way; try again.", {"Retry-After": "5"})
         else:
-            try:
-                self._render()
-            finally:
-                self.server.source._renders.release()
+            return True
+        return False
 
-    def _render(self) -> None:
-        source = self.server.source
-        page_format = exposition.negotiate(self._header("Accept"))
+    def refuse_length(self) -> None:
+        """Answer a head that is too long."""
+        self.say(431, f"The request line and headers may have {MAX_HEAD_BYTES} bytes together.")
+
+    def render(self, source: Source) -> None:
+        """Answer with the page, or with the reason why there is none."""
         try:
-            page = exposition.render(
-                source.collect(),
-                openmetrics=page_format.is_openmetrics,
-                resource_attributes=source.resource_attributes,
-                exemplars=source.exemplars,
-            )
+            self._render(source)
         except Unavailable as error:
-            self._say(503, str(error))
-            return
+            self.say(503, str(error))
         except Exception as error:
             guard.report("the scrape of manage.py otel serve", error)
-            self._say(500, "This page failed; the log says why.")
-            return
+            self.say(500, "This page failed; the log says why.")
+
+    def _render(self, source: Source) -> None:
+        page_format = exposition.negotiate(self._header("Accept"))
+        page = exposition.render(
+            source.collect(),
+            openmetrics=page_format.is_openmetrics,
+            resource_attributes=source.resource_attributes,
+            exemplars=source.exemplars,
+        )
         headers = {"Content-Type": page_format.content_type, "Vary": "Accept, Accept-Encoding"}
         if exposition.accepts_gzip(self._header("Accept-Encoding")):
             page = exposition.compress(page)
@@ -189,7 +350,8 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.headers.get_all(name)
         return ", ".join(found) if found else None
 
-    def _say(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+    def say(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        """Answer with a sentence."""
         self._send(status, f"{text}\n".encode(), {"Content-Type": "text/plain; charset=utf-8", **(headers or {})})
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
