@@ -1004,6 +1004,18 @@ def test_the_format_is_what_the_scraper_likes_best(accept, expected):
     assert negotiate(accept) is expected
 
 
+@pytest.mark.parametrize("item", ["a/b;q=0.1,", ",", ";", "a" * 5000 + ",", "*/*;q=0.5;" + "x=y;" * 2000 + ","])
+def test_an_accept_header_is_read_to_a_bound(item, monkeypatch):
+    """Clients choose its length, and the cost of parsing grows with it; what stands first counts."""
+    parsed = []
+    parse = exposition._parse_parameter
+    monkeypatch.setattr(exposition, "_parse_parameter", lambda text: parsed.append(text) or parse(text))
+    rest = item * (1_000_000 // len(item))
+    assert negotiate("application/openmetrics-text," + rest) is Format.OPENMETRICS
+    assert exposition.accepts_gzip("gzip," + rest) is True
+    assert len(parsed) < 10_000
+
+
 @given(st.text())
 def test_no_accept_header_can_break_negotiation(header):
     """Whatever a client sends."""

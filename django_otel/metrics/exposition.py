@@ -53,6 +53,8 @@ _UNITS_PER = {
     "s": "second", "min": "minute", "m": "minute", "h": "hour", "d": "day", "w": "week", "mo": "month", "y": "year",
 }  # fmt: skip
 
+#: As much of an Accept header is read, in characters; a scraper sends some 300.
+_MAX_ACCEPT = 4096
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9:]+")
 _NOT_IN_A_LABEL = re.compile(r"[^a-zA-Z0-9]+")
 _ANNOTATION = re.compile(r"\{[^}]*\}")
@@ -824,6 +826,9 @@ def _closeness(match: tuple[int, _MediaRange]) -> tuple[int, int]:
 
 
 def _parse_accept(header: str) -> Iterable[_MediaRange]:
+    if len(header) > _MAX_ACCEPT:
+        # Clients choose it; a range that is cut in two would mean something else.
+        header = header[:_MAX_ACCEPT].rpartition(",")[0]
     for position, item in enumerate(header.split(",")):
         media_type, *parameters = (part.strip() for part in item.split(";"))
         values = dict(_parse_parameter(parameter) for parameter in parameters)

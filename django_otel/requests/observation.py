@@ -48,6 +48,8 @@ _PROTOCOL_VERSIONS = {"0.9": "0.9", "1.0": "1.0", "1.1": "1.1", "2": "2", "2.0":
 _MAX_LEARNED_PATHS = 64
 _MAX_KINDS = 256
 _MAX_HANDLES = 10_000
+#: Longest query string that is scrubbed and recorded, in characters.
+_MAX_QUERY = 4096
 _MAX_HOST_LENGTH = 255
 _MAX_TEXT = 1024
 
@@ -110,6 +112,24 @@ class SpanBudget:
             return True
         self._on_drop()
         return False
+
+
+def recorded_query(query: str | bytes, scrub_url: Callable[[str], str] | None) -> str:
+    """Return a query string as `url.query` records it: at most `_MAX_QUERY` characters of it, scrubbed.
+
+    Scrubbing takes time that grows with the length, and clients choose it. The cut is between two parameters, so
+    that none leaves without the name or the end by which the scrubber knows it.
+    """
+    if len(query) > _MAX_QUERY:
+        query = query[: _MAX_QUERY + 1]
+    text = query if isinstance(query, str) else query.decode("latin-1")
+    mark = ""
+    if len(text) > _MAX_QUERY:
+        text, mark = text.rpartition("&")[0], "&... [cut]"
+    if scrub_url is not None and text:
+        # The scrubber knows query strings by their question mark.
+        text = scrub_url("?" + text)[1:]
+    return (text + mark).removeprefix("&")
 
 
 class _Kind:
@@ -761,9 +781,7 @@ class Observer:
         if agent:
             attributes["user_agent.original"] = agent[:_MAX_TEXT]
         if self._records_query and (query := meta.get("QUERY_STRING")):
-            query = query if isinstance(query, str) else query.decode("latin-1")
-            # The scrubber knows query strings by their question mark.
-            attributes["url.query"] = self._scrub_url("?" + query)[1:] if self._scrub_url else query
+            attributes["url.query"] = recorded_query(query, self._scrub_url)
         if self._records_client and meta.get("REMOTE_ADDR"):
             attributes["client.address"] = meta["REMOTE_ADDR"]
         if self._request_headers:
