@@ -309,7 +309,7 @@ def test_a_head_that_is_too_long_is_refused(head):
                 client.sendall(head)
                 while read := client.recv(4096):
                     answered += read
-            assert answered in (b"",) or answered.startswith(b"HTTP/1.0 431 ")
+            assert not answered or answered.startswith(b"HTTP/1.0 431 ")
         assert server.get("/livez")[0] == 200
 
 
