@@ -1,4 +1,4 @@
-"""What a project's own test suite does with the app; run by tests/test_live_processes.py with `manage.py test`."""
+"""What a project's own test suite does with the app; run by test_live_processes.py with `manage.py test`."""
 
 from django.test import TransactionTestCase
 

@@ -1,4 +1,4 @@
-"""A project for tests/test_live_processes.py: the test project plus addresses that show what a process does.
+"""A project for test_live_processes.py: the test project plus addresses that show what a process does.
 
 Every statement and cache call on the thread of a request is counted, from the
 outermost WSGI layer on, and shown by the next answer of that process.

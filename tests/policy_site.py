@@ -1,4 +1,4 @@
-"""A project for tests/test_browser_sampling.py: the test project with styles, under a strict content policy."""
+"""A project for test_browser_sampling.py: the test project with styles, under a strict content policy."""
 
 from __future__ import annotations
 

@@ -85,12 +85,12 @@ def test_limiter_and_follower_on_a_machine_booted_a_minute_ago(tmp_path):
         pytest.skip(refusal)
     assert not refusal
     tests = [
-        "tests/test_tail.py::test_the_limit_does_not_starve_errors",
-        "tests/test_tail.py::test_the_limit_holds_for_what_is_slow",
-        "tests/test_sampling_requests.py",
-        "tests/test_roster.py",
-        "tests/test_live.py",
-        "tests/test_live_processes.py::test_a_recycled_worker_picks_the_policy_up",
+        "tests/tracing/test_tail.py::test_the_limit_does_not_starve_errors",
+        "tests/tracing/test_tail.py::test_the_limit_holds_for_what_is_slow",
+        "tests/requests/test_sampling_requests.py",
+        "tests/multiprocess/test_roster.py",
+        "tests/live_sampling/test_live.py",
+        "tests/live_sampling/test_live_processes.py::test_a_recycled_worker_picks_the_policy_up",
     ]
     done = subprocess.run(
         [*_unshare(5.0), sys.executable, "-m", "pytest", "-n", "0", "-q", "--basetemp", str(tmp_path), *tests],

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests import services  # noqa: E402
-from tests.test_shared_servers import samples_of, total  # noqa: E402
+from tests.multiprocess.test_shared_servers import samples_of, total  # noqa: E402
 
 WORKERS = 3
 OTEL = {"SERVICE_NAME": "long", "SAMPLING": {"LIVE": False}, "METRICS_VIEW": {"ALLOW": "all"}}
