@@ -22,7 +22,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 
-from django_otel.base import guard
+from django_otel.base import guard, proxies
 from django_otel.live_sampling.force import force_trace_token as force_trace_token
 from django_otel.metrics import catalogue
 from django_otel.tracing import exceptions
@@ -53,6 +53,8 @@ def clean_value(value: object) -> AttributeValue | None:
     become their value, sequences and sets become lists of one type, all else
     (Decimal, datetime, UUID, lazy text, model instances) becomes text by `str()`.
     """
+    if value.__class__ is not type(value):
+        value = proxies.resolve(value)
     if value is None:
         return None
     if isinstance(value, list | tuple | set | frozenset):
@@ -73,6 +75,8 @@ def clean_attributes(attributes: Mapping[str, object]) -> dict[str, AttributeVal
 
 
 def _clean_scalar(value: object) -> str | bool | int | float:
+    if value.__class__ is not type(value):
+        value = proxies.resolve(value)
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, bool):
@@ -99,7 +103,8 @@ def _clean_items(items: list[str | bool | int | float]) -> AttributeValue:
 def _clean_text(value: object) -> str:
     try:
         # str.__str__ makes a plain str of a subclass such as SafeString.
-        text = str.__str__(value if isinstance(value, str) else str(value))
+        # A lazy object claims to be a text, and is none.
+        text = str.__str__(value if issubclass(type(value), str) else str(value))  # type: ignore[arg-type]
         if not text.isascii():
             text.encode("utf-8")
     except UnicodeEncodeError:

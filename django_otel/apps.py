@@ -21,6 +21,13 @@ class DjangoOTelConfig(AppConfig):
     verbose_name = "OpenTelemetry"
     default_auto_field = "django.db.models.BigAutoField"
 
+    def __init__(self, app_name: str, app_module: Any) -> None:
+        super().__init__(app_name, app_module)
+        from django_otel import logs
+
+        # Before the models of any app are imported, which may log.
+        logs.stand_by()
+
     def ready(self) -> None:
         from django_otel import conf, runtime
         from django_otel.config.schema import ConfigError
@@ -53,7 +60,8 @@ class DjangoOTelConfig(AppConfig):
         # Instrumentors first: the stable conventions are opted in before any of them loads.
         for part in (instrumentors, logs, database, cache, business, failures, request_times):
             runtime.on_config_change(part.install)
-            runtime.on_refusal(part.uninstall)
+            # A format of LOGGING may name the trace's id, whatever the settings say.
+            runtime.on_refusal(logs.stand_by if part is logs else part.uninstall)
         runtime.on_prepare(follower.ensure_started)
         asgi.answer_lifespan()
         with guard.contained("looking for otel.py modules"):

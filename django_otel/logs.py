@@ -38,7 +38,7 @@ from opentelemetry import trace
 from opentelemetry.semconv.attributes import code_attributes, exception_attributes
 from opentelemetry.trace import INVALID_SPAN, TraceFlags
 
-from django_otel.base import guard
+from django_otel.base import guard, proxies
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.requests import observation
 
@@ -57,6 +57,8 @@ _MAX_DEPTH = 5
 _REMEMBERED_RECORDS = 4096
 _CACHED_LOGGERS = 1000
 _CUT_MARK = "... [cut]"
+#: What `logging` formats for `exc_info=True` without an exception.
+_NO_EXCEPTION = "NoneType: None"
 
 #: The number a record gets when it is made. It stays with copies and pickles, so that they are known as the same.
 _SEQUENCE = "_django_otel_sequence"
@@ -108,12 +110,14 @@ class _CorrelatingFactory:
     """The log record factory: the earlier one, then our fields.
 
     It stays in the chain when another factory was put in front of it after
-    us; `correlate` and `export` then say whether it does anything.
+    us; `correlate`, `fill` and `export` then say whether it does anything.
     """
 
     def __init__(self, earlier: RecordFactory) -> None:
         self.earlier = earlier
         self.correlate = False
+        #: Whether records get the fields of a record outside of any span; while telemetry is off.
+        self.fill = False
         self.export = False
         self.calls = 0
         self.outside_span: dict[str, Any] = {}
@@ -143,6 +147,8 @@ class _CorrelatingFactory:
                     fields["otelTraceID"] = format(context.trace_id, "032x")
                     fields["otelTraceSampled"] = context.trace_flags.sampled
                     fields["otelServiceName"] = self.service_name
+            elif self.fill:
+                record.__dict__.update(self.outside_span)
             if self.export:
                 record.__dict__[_SEQUENCE] = _sequence()
                 if _root_handler not in logging.root.handlers:
@@ -168,7 +174,7 @@ def _factory_in_chain() -> _CorrelatingFactory:
             current("django_otel.logs", logging.NOTSET, __file__, 0, "probe", (), None)
         if _factory.calls != calls:
             return _factory
-        _factory.correlate = _factory.export = False
+        _factory.correlate = _factory.fill = _factory.export = False
     _factory = _CorrelatingFactory(current)
     logging.setLogRecordFactory(_factory)
     return _factory
@@ -254,7 +260,9 @@ class OTelHandler(logging.Handler):
         if _is_below(record.name, _SQL_LOGGER):
             return str(record.msg)
         try:
-            return self.format(record) if self.formatter is not None else record.getMessage()
+            text = self.format(record) if self.formatter is not None else record.getMessage()
+            # Also in the message, where a QueueHandler has formatted it.
+            return text.replace(f"\n{_NO_EXCEPTION}\n", "\n").removesuffix(f"\n{_NO_EXCEPTION}")
         except Exception:
             # Arguments that do not fit the message: the application's fault, which its own handlers report.
             return str(record.msg)
@@ -421,6 +429,9 @@ _AS_TEXT = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, u
 
 def _fitting(value: Any, depth: int) -> Any:
     """The value as OpenTelemetry knows it; None when it has no such type."""
+    if value.__class__ is not type(value):
+        with guard.contained("a lazy value of a log record"):
+            value = proxies.resolve(value)
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, str):
@@ -457,7 +468,7 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
             # The exception's own __str__ fails: its type is what is known.
             return attributes
         return attributes
-    if record.exc_text:
+    if record.exc_text and str(record.exc_text).strip() != _NO_EXCEPTION:
         # A record that came through a pickle has the text alone.
         return {exception_attributes.EXCEPTION_STACKTRACE: _cut(str(record.exc_text), MAX_STACKTRACE_LENGTH)}
     return {}
@@ -494,6 +505,9 @@ def _install(config: Config) -> None:
     global _level, _excluded
     correlate = config.enabled and config.logs.correlation
     export = config.enabled and _is_wanted(config)
+    if not config.enabled:
+        _stand_by(config.service_name or "")
+        return
     if not correlate and not export:
         _uninstall()
         return
@@ -502,7 +516,7 @@ def _install(config: Config) -> None:
     _excluded = (*_OWN_LOGGERS, "grpc") if "otlp-grpc" in config.logs.exporters else _OWN_LOGGERS
     factory = _factory_in_chain()
     factory.set_service_name(_service_name(config))
-    factory.correlate = correlate
+    factory.correlate, factory.fill = correlate, False
     factory.export = export
     if export:
         if _root_handler not in logging.root.handlers:
@@ -531,6 +545,23 @@ def _service_name(config: Config) -> str:
     return str(runtime.current().resource.attributes.get("service.name") or config.service_name or "")
 
 
+def stand_by(service_name: str = "") -> None:
+    """Export nothing, and fill the fields of every record as outside of any span: a format that names them works.
+
+    Used while telemetry is off: by `ENABLED`, by `OTEL_SDK_DISABLED`, before the settings are read, or as they are
+    faulty.
+    """
+    with guard.contained("logs.stand_by"), _lock:
+        _stand_by(service_name)
+
+
+def _stand_by(service_name: str) -> None:
+    factory = _factory_in_chain()
+    factory.set_service_name(service_name)
+    factory.correlate, factory.fill, factory.export = False, True, False
+    _stop_export()
+
+
 def uninstall() -> None:
     """Take everything back: handler, factory. A factory that others have covered stays, and does nothing."""
     with guard.contained("logs.uninstall"), _lock:
@@ -538,12 +569,17 @@ def uninstall() -> None:
 
 
 def _uninstall() -> None:
-    global _factory, _loggers, _loggers_of
+    global _factory
     if _factory is not None:
-        _factory.correlate = _factory.export = False
+        _factory.correlate = _factory.fill = _factory.export = False
         if logging.getLogRecordFactory() is _factory:
             logging.setLogRecordFactory(_factory.earlier)
             _factory = None
+    _stop_export()
+
+
+def _stop_export() -> None:
+    global _loggers, _loggers_of
     logging.root.removeHandler(_root_handler)
     _unwrap_basic_config()
     _loggers, _loggers_of = {}, None

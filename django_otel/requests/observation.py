@@ -45,6 +45,7 @@ DENIED_HEADER = lazy_pattern(
     r"(?i)authori[sz]ation|cookie|csrf|xsrf|api[-_]?key|token|secret|password|session|credential"
 )
 _PROTOCOL_VERSIONS = {"0.9": "0.9", "1.0": "1.0", "1.1": "1.1", "2": "2", "2.0": "2", "3": "3", "3.0": "3"}
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 _MAX_LEARNED_PATHS = 64
 _MAX_KINDS = 256
 _MAX_HANDLES = 10_000
@@ -766,24 +767,28 @@ class Observer:
         kind = observation.kind
         # Read raw: get_host() raises on a bad Host, and that is the application's to decide.
         host = (meta.get("HTTP_X_FORWARDED_HOST") if self._forwarded_host else None) or meta.get("HTTP_HOST")
+        if type(host) is not str and host is not None:
+            host = str(host)
         known = kind.hosts.get(host)
         if known is not None:
             attributes = known.copy()
         elif host:
             attributes = self._make_host(kind, host, split_host(host)).copy()
         else:
-            server = (meta.get("SERVER_NAME") or "", str(meta.get("SERVER_PORT") or ""))
+            port = str(meta.get("SERVER_PORT") or "")
+            # As in a Host header, where the port of the scheme is left out.
+            server = (str(meta.get("SERVER_NAME") or ""), "" if port == _DEFAULT_PORTS[kind.scheme] else port)
             attributes = self._make_host(kind, "", server)
         attributes["url.path"] = request.path
         if kind.method == "_OTHER":
             attributes["http.request.method_original"] = str(request.method)[:_MAX_TEXT]
         agent = meta.get("HTTP_USER_AGENT")
         if agent:
-            attributes["user_agent.original"] = agent[:_MAX_TEXT]
+            attributes["user_agent.original"] = str(agent)[:_MAX_TEXT]
         if self._records_query and (query := meta.get("QUERY_STRING")):
             attributes["url.query"] = recorded_query(query, self._scrub_url)
         if self._records_client and meta.get("REMOTE_ADDR"):
-            attributes["client.address"] = meta["REMOTE_ADDR"]
+            attributes["client.address"] = str(meta["REMOTE_ADDR"])
         if self._request_headers:
             attributes.update(self._headers("http.request.header.", self._request_headers, _meta_headers(meta)))
         return attributes
@@ -872,7 +877,8 @@ class Observer:
                     # One whose decision was put off holds the request as well.
                     observation.span_or_none = trace.INVALID_SPAN
 
-    def _measure_body(self, handles: _Handles, length: str) -> None:
+    def _measure_body(self, handles: _Handles, length: Any) -> None:
+        length = str(length)
         if length.isascii() and length.isdigit() and len(length) < 16:
             handles.request_size.observe(float(length))
 
@@ -991,9 +997,9 @@ class Observer:
     ) -> dict[str, Any]:
         attributes: dict[str, Any] = {}
         if match is not None:
-            view = getattr(match, "_func_path", None) or getattr(match, "view_name", None)
+            view = name_view(match, observation.method)
             if view:
-                attributes["django.view"] = str(view)
+                attributes["django.view"] = view
         if not observation.is_joined:
             if handles.route:
                 attributes["http.route"] = handles.route
@@ -1030,6 +1036,41 @@ def _find_error_type(status: int, error: BaseException | None) -> str:
     if error is None or isinstance(error, asyncio.CancelledError | GeneratorExit):
         return ""
     return type_name(error)
+
+
+def name_view(match: Any, method: str) -> str:
+    """Return the dotted name of the view that a URL leads to; "" where it has none.
+
+    With the action of a viewset of Django REST framework, and the operation of django-ninja, whose own view stands for
+    all methods of a path.
+    """
+    view = match.func
+    named = str(getattr(match, "_func_path", None) or getattr(match, "view_name", None) or "")
+    actions = getattr(view, "actions", None)
+    if isinstance(actions, Mapping):
+        # HEAD is answered by what answers GET, as the framework has it.
+        action = actions.get(method.lower()) or (actions.get("get") if method == "HEAD" else None)
+        return f"{named}.{action}" if isinstance(action, str) and named else named
+    for operation in _operations(view):
+        methods = getattr(operation, "methods", ())
+        if method in methods or (method == "HEAD" and "GET" in methods and "HEAD" not in methods):
+            function = getattr(operation, "view_func", None)
+            name = getattr(function, "__qualname__", "")
+            if name:
+                return f"{getattr(function, '__module__', '')}.{name}"
+    return named
+
+
+def _operations(view: Any) -> Sequence[Any]:
+    """The operations of the object whose method a view is (`ninja.operation.PathView`)."""
+    for _ in range(20):
+        found = getattr(getattr(view, "__self__", None), "operations", None)
+        if isinstance(found, list | tuple):
+            return found
+        view = getattr(view, "__wrapped__", None) or getattr(view, "func", None)
+        if view is None:
+            break
+    return ()
 
 
 def split_host(host: str) -> tuple[str, str]:

@@ -227,3 +227,9 @@ def _forbid_storing(context: Context) -> None:
     observed = observation.find(request) or observation.current()
     if observed is not None:
         observed.no_store = True
+        if request is None:
+            request = observed.request
+    if request is not None:
+        # The header comes with the middleware, after Django's cache (`cache_page`, or its middlewares) has stored the
+        # page. UpdateCacheMiddleware stores nothing with this.
+        request._cache_update_cache = False

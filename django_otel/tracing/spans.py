@@ -39,7 +39,7 @@ from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from django_otel.base import sdk_compat
+from django_otel.base import guard, proxies, sdk_compat
 from django_otel.base.sdk_compat import SPAN_KEY, SpanParts, build_child_context, build_root_context, read_list
 from django_otel.sampling.sampler import LiveSampler
 from django_otel.tracing.ids import OwnRandomIdGenerator
@@ -57,6 +57,7 @@ _TEXT = frozenset({str})
 _RANDOM = getattr(TraceFlags, "RANDOM_TRACE_ID", 0)
 _ROOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED | _RANDOM)
 _ROOT_UNSAMPLED = TraceFlags(_RANDOM)
+_MAX_TRACERS = 1000
 
 
 class Shared:
@@ -109,9 +110,25 @@ def _clean(attributes: Mapping[str, Any], longest: int | None, most: int | None)
                 break
         else:
             return attributes, 0
+    elif any(value.__class__ is not type(value) for value in attributes.values()):
+        attributes = {key: _resolve(value) for key, value in attributes.items()}
     # With a limit of none the SDK does not even look at them.
     bounded = BoundedAttributes(None if most else most, attributes, False, longest)
     return dict(bounded), bounded.dropped
+
+
+def _resolve(value: Any) -> Any:
+    """The value behind a proxy; the SDK would keep a lazy text as it is, and no exporter can send it."""
+    with guard.contained("a lazy attribute of a span"):
+        return proxies.resolve(value)
+    return f"<{type(value).__name__}>"
+
+
+def _plain_name(name: Any) -> str:
+    """The name of a span as text: a lazy text, or what else was given, is evaluated now."""
+    with guard.contained("a lazy name of a span"):
+        return str.__str__(name) if issubclass(type(name), str) else str(name)
+    return f"<{type(name).__name__}>"
 
 
 def are_ready(attributes: Mapping[str, Any], limits: SpanLimits) -> bool:
@@ -222,7 +239,7 @@ class RecordedSpan(SdkSpan):
             # Not by the constructor, which treats a key that is no text in another way.
             most = limits.max_span_attributes
             bounded = BoundedAttributes(None if most else most, None, False, longest)
-            bounded[key] = value
+            bounded[key] = value if value.__class__ is kind else _resolve(value)
             cleaned, dropped = dict(bounded), bounded.dropped
         self._add(cleaned, dropped, "Setting attribute on ended span.")
 
@@ -302,6 +319,8 @@ class RecordedSpan(SdkSpan):
             _logger.warning("Tried calling %s on an ended span.", "_add_link")
 
     def update_name(self, name: str) -> None:
+        if type(name) is not str:
+            name = _plain_name(name)
         with self._lock:
             is_recording = self._end_time is None
             if is_recording:
@@ -551,6 +570,7 @@ class Tracer(trace.Tracer):
         self.sampler = plain.sampler
         self.span_processor = plain.span_processor
         self.id_generator = plain.id_generator
+        self._instrumentation_scope = scope
 
     @property
     def resource(self) -> Resource:
@@ -697,7 +717,7 @@ class Tracer(trace.Tracer):
         span._shared = shared
         span._tracer = self
         span._limits = limits
-        span._name = name
+        span._name = name if type(name) is str else _plain_name(name)
         span._context = span_context
         span._parent = parent
         span._kind = kind
@@ -789,6 +809,7 @@ class OwnTracerProvider(sdk_compat.WatchedTracerProvider):
     def __init__(self, sampler: LiveSampler, resource: Resource, ids: OwnRandomIdGenerator, limits: SpanLimits) -> None:
         self._shared = Shared(sampler, ids, limits, resource)
         self._added: tuple[SpanProcessor, ...] = ()
+        self._own_tracers: dict[tuple[Any, ...], Tracer] = {}
         super().__init__(
             sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=ids, span_limits=limits
         )
@@ -838,4 +859,15 @@ class OwnTracerProvider(sdk_compat.WatchedTracerProvider):
         scope = InstrumentationScope(
             instrumenting_module_name or "", instrumenting_library_version or "", schema_url, attributes
         )
-        return Tracer(self._shared, plain, scope)
+        # One object for one scope; of two threads that ask at once both get the same.
+        key = (scope.name, scope.version, scope.schema_url, tuple(sorted((attributes or {}).items(), key=str)))
+        try:
+            known = self._own_tracers.get(key)
+        except TypeError:
+            # Attributes that are lists.
+            return Tracer(self._shared, plain, scope)
+        if known is not None:
+            return known
+        tracer = Tracer(self._shared, plain, scope)
+        # Bounded: a project could make scopes as it goes.
+        return self._own_tracers.setdefault(key, tracer) if len(self._own_tracers) < _MAX_TRACERS else tracer

@@ -1,0 +1,47 @@
+"""Values behind proxies: lazy objects claim the class of what they stand for, without being of that type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: More proxies inside each other than this are no honest mistake.
+_MAX_DEPTH = 10
+
+
+def is_proxy(value: Any) -> bool:
+    """Whether a value claims another class than its own, as `SimpleLazyObject` does. Evaluates a lazy one."""
+    return value.__class__ is not type(value)
+
+
+def resolve(value: Any) -> Any:
+    """Return what a proxy stands for (Django's lazy objects, `wrapt`, werkzeug), any other value as it is.
+
+    Errors: those of evaluating a lazy value.
+    """
+    for _ in range(_MAX_DEPTH):
+        if value.__class__ is type(value):
+            break
+        inner = _inner(value)
+        if inner is value:
+            break
+        value = inner
+    return value
+
+
+def _inner(proxy: Any) -> Any:
+    # Not getattr(), which a proxy hands on to what it stands for.
+    try:
+        held = object.__getattribute__(proxy, "__dict__")
+    except AttributeError:
+        held = {}
+    if "_wrapped" in held:
+        return held["_wrapped"]
+    for name in ("_get_current_object", "__wrapped__"):
+        try:
+            found = object.__getattribute__(proxy, name)
+        except AttributeError:
+            continue
+        return found() if name == "_get_current_object" else found
+    kind = proxy.__class__
+    # An unknown proxy of a plain value: at least its text.
+    return str(proxy) if isinstance(kind, type) and issubclass(kind, str) else proxy
