@@ -104,7 +104,7 @@ def _clean_text(value: object) -> str:
     try:
         # str.__str__ makes a plain str of a subclass such as SafeString.
         # A lazy object claims to be a text, and is none.
-        text = str.__str__(value if issubclass(type(value), str) else str(value))  # type: ignore[arg-type]
+        text = str.__str__(value if issubclass(type(value), str) else str(value))
         if not text.isascii():
             text.encode("utf-8")
     except UnicodeEncodeError:

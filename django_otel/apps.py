@@ -23,10 +23,10 @@ class DjangoOTelConfig(AppConfig):
 
     def __init__(self, app_name: str, app_module: Any) -> None:
         super().__init__(app_name, app_module)
-        from django_otel import logs
+        from django_otel.base import log_fields
 
         # Before the models of any app are imported, which may log.
-        logs.stand_by()
+        log_fields.stand_by()
 
     def ready(self) -> None:
         from django_otel import conf, runtime

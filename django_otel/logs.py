@@ -38,7 +38,7 @@ from opentelemetry import trace
 from opentelemetry.semconv.attributes import code_attributes, exception_attributes
 from opentelemetry.trace import INVALID_SPAN, TraceFlags
 
-from django_otel.base import guard, proxies
+from django_otel.base import guard, log_fields, proxies
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.requests import observation
 
@@ -85,8 +85,6 @@ _EXPORT_LOGGERS = ("urllib3", "requests", "charset_normalizer", "grpc")
 _SEVERITY_TEXT = {"WARNING": "WARN", "CRITICAL": "FATAL"}
 _STACK_INFO = getattr(code_attributes, "CODE_STACKTRACE", "code.stacktrace")
 
-RecordFactory = Callable[..., logging.LogRecord]
-
 _sequence = itertools.count(1).__next__
 _seen: dict[tuple[int | None, int], object] = {}
 _emitting: contextvars.ContextVar[bool] = contextvars.ContextVar("django_otel_log_emitting", default=False)
@@ -113,7 +111,7 @@ class _CorrelatingFactory:
     us; `correlate`, `fill` and `export` then say whether it does anything.
     """
 
-    def __init__(self, earlier: RecordFactory) -> None:
+    def __init__(self, earlier: log_fields.RecordFactory) -> None:
         self.earlier = earlier
         self.correlate = False
         #: Whether records get the fields of a record outside of any span; while telemetry is off.
@@ -125,12 +123,7 @@ class _CorrelatingFactory:
 
     def set_service_name(self, name: str) -> None:
         self.service_name = name
-        self.outside_span = {
-            "otelSpanID": "0",
-            "otelTraceID": "0",
-            "otelTraceSampled": False,
-            "otelServiceName": name,
-        }
+        self.outside_span = log_fields.build_outside_fields(name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
         record = self.earlier(*args, **kwargs)
@@ -175,7 +168,7 @@ def _factory_in_chain() -> _CorrelatingFactory:
         if _factory.calls != calls:
             return _factory
         _factory.correlate = _factory.fill = _factory.export = False
-    _factory = _CorrelatingFactory(current)
+    _factory = _CorrelatingFactory(current.earlier if isinstance(current, log_fields.EarlyFactory) else current)
     logging.setLogRecordFactory(_factory)
     return _factory
 

@@ -618,11 +618,11 @@ def test_uninstalling_leaves_nothing_behind(log):
     assert not [name for name in records[0].__dict__ if "otel" in name.lower()]
 
 
-def test_a_disabled_configuration_uninstalls(log):
+def test_a_disabled_configuration_exports_nothing_and_keeps_the_fields(log):
     logs.install(Config(enabled=False))
     with captured(log) as records:
         log.info("hello")
-    assert fields(records[0]) == dict.fromkeys(NO_TRACE)
+    assert fields(records[0]) == {**NO_TRACE, "otelServiceName": ""}
     assert logs._root_handler not in logging.root.handlers
 
 
