@@ -473,7 +473,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
 
     def routes_view(self, request: HttpRequest) -> HttpResponse:
         """Which routes the rules of a form would match, as it is now, saved or not; JSON."""
-        if not _may_see(request):
+        if not (_may_change(request) if request.method == "POST" else _may_see(request)):
             raise PermissionDenied
         _leave_out(request)
         if request.method != "POST":
@@ -514,8 +514,8 @@ class SamplingPolicyAdmin(_ModelAdmin):
             raise PermissionDenied
         if request.method == "POST":
             user: Any = request.user
-            token = force.force_trace_token(user, _FORCE_TTL_S)
-            link = request.build_absolute_uri(f"/?{force.PARAMETER}={quote(token)}")
+            token = force.make_token(user, _FORCE_TTL_S, "django_otel.change_samplingpolicy")
+            link = request.build_absolute_uri(f"{force.site_prefix(request)}?{force.PARAMETER}={quote(token)}")
             LogEntry.objects.create(
                 user_id=user.pk,
                 content_type=ContentType.objects.get_for_model(SamplingPolicy),
@@ -587,6 +587,11 @@ def _alias() -> str:
 def _may_see(request: HttpRequest) -> bool:
     user: Any = request.user
     return bool(user.has_perm("django_otel.view_samplingpolicy") or user.has_perm("django_otel.change_samplingpolicy"))
+
+
+def _may_change(request: HttpRequest) -> bool:
+    user: Any = request.user
+    return bool(user.has_perm("django_otel.change_samplingpolicy"))
 
 
 def _leave_out(request: HttpRequest) -> None:
@@ -885,7 +890,7 @@ def _build_preview(formset: Any) -> dict[str, Any]:
         entered.append(_Entered(rule.path, "" if rule.path else rule.route, rule.method))
     from django_otel.live_sampling import preview
 
-    matches: list[list[preview.Match]] = [[] for _ in entered]
+    matches: list[list[preview.Match] | None] = [[] for _ in entered]
     with guard.contained("matching rules with the routes of the project"):
         matches = preview.match_rules(entered, routes)
     for form in formset.forms:
@@ -902,7 +907,9 @@ def _build_preview(formset: Any) -> dict[str, Any]:
     return {"routes_total": len(routes), "routes": [route.label for route in routes][:500]}
 
 
-def _describe_matches(found: Sequence[preview.Match], total: int) -> _Preview:
+def _describe_matches(found: Sequence[preview.Match] | None, total: int) -> _Preview:
+    if found is None:
+        return _Preview("Too complex to say which routes it matches.", [], 0)
     if not found:
         return _Preview("Matches no route of the project.", [], 0)
     taken = sum(match.is_taken for match in found)

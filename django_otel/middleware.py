@@ -332,6 +332,8 @@ class OTelMiddleware:
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         observer = _observer if _runtime.generation == _observer_generation else get_observer()
+        if observer is not None and observer.find_force_token is not None:
+            await force.look_up(request.META)
         observation = observer.begin(request) if observer is not None else None
         if observation is None:
             token = _shield(request)

@@ -391,6 +391,8 @@ class SamplingCommand:
         with guard.contained("reading the URLconf"):
             routes = preview.project_routes()
             matches = preview.match_rules([rule], routes)[0]
+            if matches is None:
+                return "It is too complex to say which routes it matches."
             if not matches:
                 return "It matches no route of the project."
             named = ", ".join(match.route for match in matches[:3])

@@ -8,6 +8,7 @@ paths, some, or none. Nothing here runs on the path of a request.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 import string
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,8 @@ from django_otel.routes import route_template
 
 #: Beyond this a counted repetition is as good as an endless one.
 _MOST_COPIES = 40
+#: Most steps of a preview, all rules and routes together; a step takes about a microsecond.
+MAX_STEPS = 1_000_000
 #: With more languages only the one in use and the default one are looked at.
 _MOST_LANGUAGES = 10
 
@@ -54,14 +57,46 @@ class Match:
     is_taken: bool
 
 
-def match_rules(rules: Sequence[RuleLike], routes: Sequence[ProjectRoute]) -> list[list[Match]]:
-    """The routes that each rule is for; `rules` in the order in which they are asked."""
+class _Exhausted(Exception):  # noqa: N818 (an answer, not a fault)
+    """The steps that a comparison may take are used up."""
+
+
+class Budget:
+    """Steps that are left for comparing globs with routes; the number of states can grow exponentially."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def spend(self, steps: int) -> None:
+        """Errors: `_Exhausted`."""
+        self.left -= steps
+        if self.left < 0:
+            raise _Exhausted
+
+
+def match_rules(
+    rules: Sequence[RuleLike], routes: Sequence[ProjectRoute], *, steps: int = MAX_STEPS
+) -> list[list[Match] | None]:
+    """Return the routes that each rule is for; `rules` in the order in which they are asked.
+
+    None stands for a rule that would take too many steps to compare: what is left of `steps` is divided evenly
+    among the rules that remain.
+    """
     taken: dict[str, set[str]] = {}
-    found = []
-    for rule in rules:
+    found: list[list[Match] | None] = []
+    for number, rule in enumerate(rules):
+        share_of_steps = steps // (len(rules) - number)
+        budget = Budget(share_of_steps)
+        try:
+            shares = [(route, _share(rule, route, budget)) for route in routes]
+        except _Exhausted:
+            shares = None
+        steps -= share_of_steps - max(0, budget.left)
+        if shares is None:
+            found.append(None)
+            continue
         matches = []
-        for route in routes:
-            share = _share(rule, route)
+        for route, share in shares:
             if share == NONE:
                 continue
             methods = taken.setdefault(route.label, set())
@@ -75,12 +110,13 @@ def match_rules(rules: Sequence[RuleLike], routes: Sequence[ProjectRoute]) -> li
 NONE, SOME, ALL = 0, 1, 2
 
 
-def _share(rule: RuleLike, route: ProjectRoute) -> int:
+def _share(rule: RuleLike, route: ProjectRoute, budget: Budget) -> int:
+    budget.spend(1)
     if rule.route:
         return ALL if fnmatch.fnmatchcase(route.label, rule.route) else NONE
     if not rule.path:
         return NONE
-    return compare(build_glob(rule.path), route.paths)
+    return compare(build_glob(rule.path), route.paths, budget)
 
 
 # --- The routes of the project. ---
@@ -270,6 +306,12 @@ class Automaton:
 
 
 def _build_characters(items: Iterable[Any], flags: int) -> Characters:
+    # A parsed regular expression is of tuples and constants, but for the list itself.
+    return _build_cached(tuple(items), flags & re.IGNORECASE)
+
+
+@functools.lru_cache(maxsize=512)
+def _build_cached(items: tuple[Any, ...], flags: int) -> Characters:
     named: set[str] = set()
     is_negated = False
     for operation, argument in items:
@@ -316,20 +358,24 @@ class Glob:
         automaton.add_parsed(sre_parser.parse(regex), 0)
         self.begin = automaton.closure([0])
         #: The characters it treats in a way of their own; all others are as good as each other.
-        self.special = frozenset().union(*(characters.named for moves in automaton.moves for characters, _ in moves))
+        self.special = frozenset().union(*{characters.named for moves in automaton.moves for characters, _ in moves})
         self._steps: dict[tuple[frozenset[int], str], frozenset[int]] = {}
         self._samples: dict[Characters, tuple[str, ...]] = {}
 
     def accepts(self, states: frozenset[int]) -> bool:
         return self._automaton.end in states
 
-    def step(self, states: frozenset[int], character: str) -> frozenset[int]:
+    def step(self, states: frozenset[int], character: str, budget: Budget) -> frozenset[int]:
         key = (states, character)
         found = self._steps.get(key)
         if found is None:
+            budget.spend(len(states))
+            if len(self._steps) >= _MOST_REMEMBERED_STEPS:
+                self._steps.clear()
             moves = self._automaton.moves
             reached = [to for state in states for characters, to in moves[state] if character in characters]
             found = self._steps[key] = self._automaton.closure(reached)
+            budget.spend(len(found))
         return found
 
     def sample(self, characters: Characters) -> tuple[str, ...]:
@@ -341,6 +387,9 @@ class Glob:
             found = self._samples[characters] = (*special, *([other] if other is not None else []))
         return found
 
+
+#: Each glob that is remembered keeps so many of its steps.
+_MOST_REMEMBERED_STEPS = 2000
 
 _globs: dict[str, Glob] = {}
 
@@ -355,8 +404,9 @@ def build_glob(pattern: str) -> Glob:
     return found
 
 
-def compare(glob: Glob, paths: Automaton) -> int:
-    """NONE, SOME or ALL of the paths match the glob."""
+def compare(glob: Glob, paths: Automaton, budget: Budget | None = None) -> int:
+    """NONE, SOME or ALL of the paths match the glob. Errors: `_Exhausted` when the budget is used up."""
+    budget = budget or Budget(MAX_STEPS)
     some, others = False, False
     waiting = [(state, glob.begin) for state in paths.closure([0])]
     seen = set(waiting)
@@ -370,7 +420,10 @@ def compare(glob: Glob, paths: Automaton) -> int:
             if some and others:
                 return SOME
         for characters, to in paths.moves[state]:
-            for reached in {glob.step(globbed, character) for character in glob.sample(characters)}:
+            sample = glob.sample(characters)
+            # The hash of a set of states is worked out anew for each look-up.
+            budget.spend(1 + len(sample))
+            for reached in {glob.step(globbed, character, budget) for character in sample}:
                 if not reached:
                     # The glob is lost; the path still comes to an end.
                     others = True

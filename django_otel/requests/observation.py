@@ -385,7 +385,7 @@ class Observer:
     # With more than thirty attributes in a dict the interpreter looks each up anew (2 kI).
     __slots__ = (
         "_active", "_counts_queries", "_duration", "_enrich", "_exceptions", "_excluded", "_excluded_paths",
-        "_exemplars", "_find_force_token", "_forwarded_host", "_handles", "_inbound_key", "_inbound_key_too",
+        "_exemplars", "find_force_token", "_forwarded_host", "_handles", "_inbound_key", "_inbound_key_too",
         "_inbound_keys", "_inbound_keys_but_traceparent", "_inbound_keys_left", "_kinds", "_last_kind",
         "_longest_path", "_makes_spans", "_own_tracer", "_propagator", "_queries", "_records_client",
         "_records_query", "_request_headers", "_request_size", "_response_headers", "_response_size", "_sampler",
@@ -422,7 +422,7 @@ class Observer:
         self._user_attributes = user_attributes
         self._enrich = enrich
         #: Gives the valid token of a request that is to be traced whatever the ratio; None where that is off.
-        self._find_force_token = find_force_token
+        self.find_force_token = find_force_token
         #: None where another tool's provider decides.
         self._sampler: Any = sampler
         found = tracer()
@@ -698,7 +698,7 @@ class Observer:
             elif is_caller:
                 links = (Link(remote),)
         policy = self._sampler.policy if self._sampler is not None else None
-        token = self._find_force_token(meta) if self._find_force_token is not None and policy is not None else None
+        token = self.find_force_token(meta) if self.find_force_token is not None and policy is not None else None
         if token is not None and policy is not None:
             unusual = observation.make_unusual()
             unusual.force_token, unusual.no_store = token, True

@@ -577,14 +577,19 @@ def test_the_preview_stands_in_the_page_itself():
 
 
 @pytest.mark.parametrize(
-    ("permissions", "status"),
-    [((), 403), (("add_samplingpolicy",), 403), (("view_samplingpolicy",), 200), (("change_samplingpolicy",), 200)],
+    ("permissions", "seen", "previewed"),
+    [
+        ((), 403, 403),
+        (("add_samplingpolicy",), 403, 403),
+        (("view_samplingpolicy",), 200, 403),
+        (("change_samplingpolicy",), 200, 200),
+    ],
 )
-def test_what_the_script_asks_needs_a_permission(permissions, status):
-    """Who may not see the page gets nothing from its addresses."""
+def test_what_the_script_asks_needs_a_permission(permissions, seen, previewed):
+    """Who may not see the page gets nothing from its addresses, and the preview is for those who may change rules."""
     client = login(*permissions)
-    assert client.get(STATUS).status_code == status
-    assert client.post(ROUTES, rules({"path": "/*"})).status_code == status
+    assert client.get(STATUS).status_code == seen
+    assert client.post(ROUTES, rules({"path": "/*"})).status_code == previewed
     for url in STATUS, ROUTES:
         assert "/admin/login/" in Client().get(url).url
 
@@ -630,6 +635,16 @@ def test_a_link_that_traces_one_visit_is_made_on_the_page(otel_spans):
         Client().get(link.group(1).replace("/?", "/hello/?"))
         assert otel_spans.one("GET /hello/").attributes["sampling.reason"] == "forced"
     assert log() == ["Link made that traces one visit, for 1 h"]
+
+
+def test_the_link_leads_to_this_site_below_a_script_name(otel_spans):
+    """A link to the root of the host would be another site's."""
+    client = login("change_samplingpolicy")
+    SamplingPolicy.objects.create(ratio=0.0)
+    with override_settings(OTEL=FORCED):
+        client.post(FORCE, SCRIPT_NAME="/shop")
+        shown = html.unescape(client.get(ROW).content.decode())
+        assert re.search(r'href="http://testserver/shop/\?otel_force_token=[^"]+"', shown)
 
 
 @pytest.mark.parametrize(

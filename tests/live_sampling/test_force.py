@@ -170,6 +170,83 @@ def test_nobody_pays_with_a_query(otel_spans, django_assert_num_queries, db):
         visitor.get("/hello/")
 
 
+def staff(name="alice", **fields):
+    from django.contrib.auth.models import User
+
+    return User.objects.create_user(name, is_staff=True, **fields)
+
+
+def delete(user):
+    user.delete()
+
+
+def deactivate(user):
+    user.is_active = False
+    user.save()
+
+
+def dismiss(user):
+    user.is_staff = False
+    user.save()
+
+
+@pytest.mark.parametrize("end", [delete, deactivate, dismiss])
+@pytest.mark.parametrize("where", ["link", "cookie"])
+@pytest.mark.django_db
+def test_a_token_ends_with_its_user(otel_spans, end, where):
+    user, visitor = staff(), Client()
+    with forcing():
+        token = django_otel.force_trace_token(user)
+        visitor.get(link(token))
+        assert len(roots(otel_spans)) == 1
+        # Its user is looked up, and that is no part of the trace.
+        assert not [span for span in otel_spans if "auth_user" in span.name]
+        end(user)
+        if where == "link":
+            assert force.COOKIE not in Client().get(link(token)).cookies
+        else:
+            visitor.get("/hello/")
+    assert len(roots(otel_spans)) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_token_ends_with_its_user_under_asgi(otel_spans):
+    from asgiref.sync import sync_to_async
+
+    user, visitor = await sync_to_async(staff)(), AsyncClient()
+    with forcing():
+        token = django_otel.force_trace_token(user)
+        await visitor.get(link(token, "/async/"))
+        await visitor.get("/async/")
+        assert len(roots(otel_spans)) == 2
+        await sync_to_async(user.delete)()
+        await visitor.get("/async/")
+        await AsyncClient().get(link(token, "/async/"))
+    assert len(roots(otel_spans)) == 2
+
+
+@pytest.mark.django_db
+def test_a_token_made_with_a_permission_ends_with_it(otel_spans):
+    from django.contrib.auth.models import Permission
+
+    user = staff()
+    user.user_permissions.add(Permission.objects.get(codename="change_samplingpolicy"))
+    with forcing():
+        token = force.make_token(user, 60.0, "django_otel.change_samplingpolicy")
+        Client().get(link(token))
+        assert len(roots(otel_spans)) == 1
+        user.user_permissions.clear()
+        Client().get(link(token))
+    assert len(roots(otel_spans)) == 1
+
+
+def test_the_cookie_is_for_this_site_alone(otel_spans):
+    """Below a SCRIPT_NAME other sites of the same host do not get it."""
+    with forcing():
+        answer = Client().get(link(django_otel.force_trace_token(STAFF)), SCRIPT_NAME="/shop")
+    assert answer.cookies[force.COOKIE]["path"] == "/shop/"
+
+
 def test_the_token_is_redacted_where_query_strings_are_recorded(otel_spans):
     otel = {"SERVICE_NAME": "tests", "SAMPLING": NO, "REQUEST": {"QUERY": True}}
     with override_settings(OTEL=otel):
@@ -209,4 +286,4 @@ def test_force_costs_nothing_where_it_is_off():
     from django_otel.middleware import get_observer
 
     runtime.restart()
-    assert get_observer()._find_force_token is None
+    assert get_observer().find_force_token is None

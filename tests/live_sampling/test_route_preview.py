@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from django.conf.urls.i18n import i18n_patterns
@@ -15,6 +16,7 @@ from django.utils import translation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from django_otel.live_sampling import preview
 from django_otel.live_sampling.preview import ALL, NONE, SOME, build_glob, compare, match_rules, project_routes
 from django_otel.routes import route_template
 from django_otel.sampling.policy import Rule
@@ -215,10 +217,10 @@ def test_many_routes_are_matched_quickly_enough_to_type():
     glob = build_glob("*/edit/")
     original = glob.step
 
-    def count(states, character):
+    def count(states, character, budget):
         nonlocal steps
         steps += 1
-        return original(states, character)
+        return original(states, character, budget)
 
     glob.step = count
     try:
@@ -229,3 +231,28 @@ def test_many_routes_are_matched_quickly_enough_to_type():
     finally:
         del glob.step
     assert steps < 1000 * 1500
+
+
+class _Counted(preview.Budget):
+    total = 0
+
+    def spend(self, steps):
+        _Counted.total += steps
+        super().spend(steps)
+
+
+@pytest.mark.parametrize(
+    "wild",
+    ["*a" + "?" * 30, "*" + "*a?b" * 45, "*[a-z]*[0-9]*[!x]" * 10, "*" + "[\x01-\uffff]" * 35, "*?" * 90, "[!/]*" * 40],
+)
+def test_wild_rules_have_a_preview_of_bounded_cost(wild, monkeypatch):
+    """The states of such a glob grow exponentially; ordinary rules beside them are still shown."""
+    monkeypatch.setattr(preview, "Budget", _Counted)
+    _Counted.total = 0
+    patterns = [f"{wild[:190]}{number}" for number in range(199)]
+    rules = [SimpleNamespace(path=pattern, route="", method="") for pattern in [*patterns[:100], "/orders/*"]]
+    rules += [SimpleNamespace(path=pattern, route="", method="") for pattern in patterns[100:]]
+    found = match_rules(rules, project_routes())
+    assert _Counted.total <= preview.MAX_STEPS + 200 * 1000
+    assert found[100]
+    assert len(found) == 200
