@@ -385,13 +385,13 @@ class Observer:
     # With more than thirty attributes in a dict the interpreter looks each up anew (2 kI).
     __slots__ = (
         "_active", "_counts_queries", "_duration", "_enrich", "_exceptions", "_excluded", "_excluded_paths",
-        "_exemplars", "find_force_token", "_forwarded_host", "_handles", "_inbound_key", "_inbound_key_too",
+        "_exemplars", "_forwarded_host", "_handles", "_inbound_key", "_inbound_key_too",
         "_inbound_keys", "_inbound_keys_but_traceparent", "_inbound_keys_left", "_kinds", "_last_kind",
         "_longest_path", "_makes_spans", "_own_tracer", "_propagator", "_queries", "_records_client",
         "_records_query", "_request_headers", "_request_size", "_response_headers", "_response_size", "_sampler",
         "_scrub_path", "_scrub_url", "_secure_header", "_store", "_takes_notes", "_template",
         "_traceparent", "_tracer", "_trust",
-        "_user_attributes", "set_headers", "shared",
+        "_user_attributes", "find_force_token", "set_headers", "shared",
     )  # fmt: skip
 
     def __init__(
