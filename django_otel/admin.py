@@ -24,12 +24,14 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.html import format_html
+from django.utils.translation import gettext
 
 from django_otel import models, runtime
 from django_otel.base import guard
 from django_otel.base.frozen import record
 from django_otel.live_sampling import follower, force
 from django_otel.live_sampling import wording as text
+from django_otel.live_sampling.large_forms import allow_many_fields
 from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
 from django_otel.sampling.policy import MAX_PATTERN, MAX_RULES
 from django_otel.sampling.sampler import InForce
@@ -51,6 +53,8 @@ _ROUTES_SHOWN = 12
 #: Life of a link that traces one visit, in seconds.
 _FORCE_TTL_S = 3600
 _STATUS_NAME = "django_otel_samplingpolicy_status"
+#: Addresses whose forms have all the rules.
+_LARGE_FORMS = frozenset(f"django_otel_samplingpolicy_{page}" for page in ("add", "change", "routes"))
 #: The pages' own requests are sent at most this often, in seconds.
 _POLL_S, _POLL_WHILE_CHANGING_S = 4.0, 0.7
 
@@ -213,6 +217,18 @@ class SamplingRuleFormSet(_InlineFormSet):
             "Somebody else has removed this rule meanwhile. Remove it here as well, or reload the page."
         )
 
+    def clean(self) -> None:
+        super().clean()
+        # Not `validate_max`: the admin sets `max_num` to 0 for users who may not add any.
+        removed = set(map(id, self.deleted_forms))
+        kept = [form for form in self.forms if id(form) not in removed and (form.instance.pk or form.has_changed())]
+        if len(kept) > MAX_RULES:
+            raise ValidationError(
+                gettext("These are %(number)d rules; expected at most %(most)d. Remove some of them.")
+                % {"number": len(kept), "most": MAX_RULES},
+                code="too_many_rules",
+            )
+
     def in_order(self) -> list[Any]:
         """The forms in the order in which their rules are asked; those without a pattern are left out."""
 
@@ -248,6 +264,9 @@ class SamplingRuleInline(_StackedInline):
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         # The widgets of the form rather than the admin's.
         return db_field.formfield(**kwargs)
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).using(_alias())
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Who sees the policy sees its rules: without them it could not be understood."""
@@ -292,7 +311,15 @@ class SamplingPolicyAdmin(_ModelAdmin):
             path("force/", self.admin_site.admin_view(self.force_view), name="django_otel_samplingpolicy_force"),
             path("routes/", self.admin_site.admin_view(self.routes_view), name="django_otel_samplingpolicy_routes"),
         ]
-        return [*own, *super().get_urls()]
+        found = [*own, *super().get_urls()]
+        for pattern in found:
+            if pattern.name in _LARGE_FORMS:
+                pattern.callback = allow_many_fields(pattern.callback, self.admin_site.has_permission)
+        return found
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        """From the alias that is written to: a replica may not have what was saved a moment ago."""
+        return super().get_queryset(request).using(_alias())
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         first: tuple[str, ...] = ("enabled", "ratio", "lasts", "expires_at", "note")
@@ -487,7 +514,7 @@ class SamplingPolicyAdmin(_ModelAdmin):
             data,
             instance=SamplingPolicy(pk=SamplingPolicy.ONLY_ID),
             prefix=prefix,
-            queryset=SamplingRule.objects.none(),
+            queryset=SamplingRule.objects.using(_alias()).none(),
         )
         if not formset.management_form.is_valid():
             return JsonResponse({"problem": "The form is not whole."}, status=400)
@@ -518,7 +545,8 @@ class SamplingPolicyAdmin(_ModelAdmin):
             link = request.build_absolute_uri(f"{force.site_prefix(request)}?{force.PARAMETER}={quote(token)}")
             LogEntry.objects.create(
                 user_id=user.pk,
-                content_type=ContentType.objects.get_for_model(SamplingPolicy),
+                # The key: the object may be a replica's, and a router refuse it.
+                content_type_id=ContentType.objects.get_for_model(SamplingPolicy).pk,
                 object_id=str(SamplingPolicy.ONLY_ID),
                 object_repr="sampling policy",
                 action_flag=CHANGE,
@@ -651,12 +679,16 @@ def _last_author() -> _Author | None:
     if changed_at is None:
         return None
     content_type = ContentType.objects.get_for_model(SamplingPolicy)
-    entries = LogEntry.objects.filter(
-        content_type=content_type,
-        object_id=str(SamplingPolicy.ONLY_ID),
-        # The entry is written after the change, in the same transaction.
-        action_time__gte=changed_at,
-    ).select_related("user")
+    entries = (
+        LogEntry.objects.using(router.db_for_write(LogEntry))
+        .filter(
+            content_type_id=content_type.pk,
+            object_id=str(SamplingPolicy.ONLY_ID),
+            # The entry is written after the change, in the same transaction.
+            action_time__gte=changed_at,
+        )
+        .select_related("user")
+    )
     entry = entries.order_by("action_time").first()
     return None if entry is None else _Author(str(entry.user), entry.get_change_message())
 
@@ -900,7 +932,7 @@ def _build_preview(formset: Any) -> dict[str, Any]:
     for form in formset.forms:
         if form.preview is None:
             form.preview = _Preview("", [], 0)
-        if form.instance.pk:
+        if form.instance.pk and form.instance.ratio is not None:
             form.name, form.share = text.rule_name(form.instance), text.percent(form.instance.ratio)
             end_s = follower.epoch_s(form.instance.expires_at)
             form.is_over = end_s is not None and end_s <= timezone.now().timestamp()

@@ -421,7 +421,7 @@ class SamplingCommand:
             with transaction.atomic(using=router.db_for_write(LogEntry)):
                 LogEntry.objects.create(
                     user_id=user.pk,
-                    content_type=ContentType.objects.get_for_model(SamplingPolicy),
+                    content_type_id=ContentType.objects.get_for_model(SamplingPolicy).pk,
                     object_id=str(SamplingPolicy.ONLY_ID),
                     object_repr=str(row or "sampling policy")[:200],
                     action_flag=ADDITION if is_new else CHANGE,

@@ -8,9 +8,12 @@ import os
 import re
 import socket
 import time
+from html.parser import HTMLParser
+from urllib.parse import urlencode
 
 import pytest
 from django.apps import apps
+from django.conf import settings
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import ValidationError
@@ -22,6 +25,7 @@ from opentelemetry.trace import SpanKind
 from django_otel import runtime
 from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy, SamplingRule
+from django_otel.sampling.policy import MAX_RULES
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -769,3 +773,129 @@ def test_the_migrations_are_complete_and_bring_the_default_permissions():
     codes = Permission.objects.filter(content_type__app_label="django_otel").values_list("codename", flat=True)
     assert {f"{action}_samplingpolicy" for action in ("add", "change", "delete", "view")} <= set(codes)
     assert apps.get_app_config("django_otel").default_auto_field == "django.db.models.BigAutoField"
+
+
+# --- Many rules, and a replica. ---
+
+
+class _Fields(HTMLParser):
+    """The fields that a browser would send of the page's form, templates left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.data, self._select, self._in_template = [], None, 0
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag == "template":
+            self._in_template += 1
+        if self._in_template:
+            return
+        if tag == "select":
+            self._select = given.get("name")
+        elif tag == "option" and self._select and "selected" in given:
+            self.data.append((self._select, given.get("value", "")))
+        elif tag == "input" and given.get("name"):
+            kind = given.get("type", "text")
+            if kind in ("submit", "button") or (kind in ("checkbox", "radio") and "checked" not in given):
+                return
+            self.data.append((given["name"], given.get("value") or ("on" if kind == "checkbox" else "")))
+
+    def handle_endtag(self, tag):
+        self._in_template -= tag == "template"
+        if tag == "select":
+            self._select = None
+
+
+def fields_of(page) -> dict[str, str]:
+    parser = _Fields()
+    parser.feed(page.content.decode())
+    return {name: value for name, value in parser.data if name not in ("q", "_popup")}
+
+
+@pytest.mark.parametrize("form", ["urlencoded", "multipart"])
+def test_as_many_rules_as_are_allowed_can_be_saved_and_removed(form):
+    """They make more fields than DATA_UPLOAD_MAX_NUMBER_FIELDS; the CSRF check holds nevertheless."""
+    user = User.objects.create_superuser("op3")
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(user)
+    SamplingPolicy.objects.create(ratio=0.5)
+    SamplingRule.objects.bulk_create([SamplingRule(path=f"/a{n}/*", ratio=0.5, note="ö&=;") for n in range(MAX_RULES)])
+
+    def send(data, url=ROW):
+        if form == "multipart":
+            return client.post(url, data)
+        return client.post(url, urlencode(data), content_type="application/x-www-form-urlencoded")
+
+    data = fields_of(client.get(ROW))
+    assert len(data) > settings.DATA_UPLOAD_MAX_NUMBER_FIELDS
+    refused = send({**data, "csrfmiddlewaretoken": "x"})
+    assert refused.status_code == 403
+    answer = send({**data, "rules-0-ratio": "0.75", "rules-7-note": "ü" * 150})
+    assert answer.status_code == 302, text(answer)[:3000]
+    assert SamplingRule.objects.filter(ratio=0.75).count() == 1
+    assert SamplingRule.objects.filter(note="ö&=;").count() == MAX_RULES - 1
+    assert send({**data, "rules-0-ratio": "0.75"}, ROUTES).status_code == 200
+
+    data = fields_of(client.get(ROW))
+    removed = {name.replace("-id", "-DELETE"): "on" for name in data if re.fullmatch(r"rules-\d+-id", name)}
+    assert send({**data, **removed}).status_code == 302
+    assert not SamplingRule.objects.exists()
+
+    forms = {"rules-TOTAL_FORMS": str(MAX_RULES), "rules-INITIAL_FORMS": "0"}
+    for number in range(MAX_RULES):
+        forms |= {
+            f"rules-{number}-path": f"/b{number}/*",
+            f"rules-{number}-ratio": "1",
+            f"rules-{number}-priority": "0",
+        }
+    page = fields_of(client.get(ROW))
+    kept = {name: value for name, value in page.items() if not name.startswith("rules-")}
+    assert send({**kept, **forms}).status_code == 302
+    assert SamplingRule.objects.count() == MAX_RULES
+
+
+def test_more_rules_than_are_allowed_are_refused_with_a_sentence():
+    client = login(is_superuser=True)
+    SamplingPolicy.objects.create(ratio=0.5)
+    answer = save(client, ROW, **rules(*({"path": f"/a{number}/*"} for number in range(MAX_RULES + 1))))
+    assert answer.status_code == 200
+    assert "at most 200" in text(answer)
+    assert not SamplingRule.objects.exists()
+
+
+def test_a_form_without_end_is_refused_and_a_stranger_has_djangos_limit():
+    client = login(is_superuser=True)
+    assert client.post(ROW, {f"x{number}": "" for number in range(20_000)}).status_code == 400
+    assert Client().post(ROW, {f"x{number}": "" for number in range(2000)}).status_code in (302, 400)
+
+
+class LaggingReplica:
+    """A database router whose replica never gets what was saved."""
+
+    def db_for_read(self, model, **hints):
+        return "other" if model._meta.app_label in ("django_otel", "admin") else None
+
+    def db_for_write(self, model, **hints):
+        return "default" if model._meta.app_label in ("django_otel", "admin") else None
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_the_page_reads_where_it_writes():
+    """Behind a read replica that lags, nothing "doesn't exist" and no save is refused."""
+    client = login(is_superuser=True)
+    with override_settings(DATABASE_ROUTERS=[LaggingReplica()]):
+        assert save(client, ADD, ratio="0.25", **rules({"path": "/a/*"})).status_code == 302
+        for ratio in ("0.5", "0.75"):
+            data = fields_of(client.get(ROW))
+            assert data["rules-0-path"] == "/a/*"
+            answer = client.post(ROW, {**data, "ratio": ratio, "rules-0-ratio": ratio})
+            assert answer.status_code == 302, text(answer)[:2000]
+            assert runtime.current().sampler.ratio_now() == float(ratio)
+            assert SamplingRule.objects.using("default").get().ratio == float(ratio)
+        assert client.get(f"{LIST}1/history/").status_code == 200
+        page = client.get(f"{LIST}1/delete/")
+        assert page.status_code == 200
+        assert client.post(f"{LIST}1/delete/", {"post": "yes"}).status_code == 302
+    assert not SamplingPolicy.objects.using("default").exists()
+    assert not SamplingRule.objects.using("default").exists()
