@@ -1,0 +1,104 @@
+"""Passwords among the arguments of well-known commands: `mysql -psecret`, `curl -u bob:secret`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from django_otel.base.patterns import lazy_pattern
+from django_otel.redaction.keys import REDACTED
+
+_GAP = r"""["',\s]{1,8}"""
+_ARGUMENT = r"""[^\s"',;|]+"""
+#: Command, and what stands before its secret.
+_OPTIONS: tuple[tuple[str, str], ...] = (
+    (r"mysql\w{0,20}|mariadb[\w\-]{0,20}|7z[ar]?", r"-p"),
+    (r"sshpass", rf"-p(?:{_GAP})?"),
+    (r"(?:docker|podman|helm|az|oc|buildah|skopeo)\b[^\n]{0,80}?\blogin", rf"-p{_GAP}"),
+    (r"mongo(?:sh|dump|restore|export|import)?|influx|clickhouse-client", rf"-p{_GAP}"),
+    (r"redis-cli|valkey-cli", rf"-a{_GAP}"),
+    (r"ldap(?:search|modify|add|delete|passwd|whoami)", rf"-w{_GAP}"),
+    (r"sqlcmd|bcp|zip|unzip|isql", rf"-P{_GAP}"),
+    (r"curl", rf"(?:-u|--user|-U|--proxy-user)(?:{_GAP}|=)?[^\s:\"']{{1,120}}:"),
+    (r"https?", rf"(?:-a|--auth){_GAP}[^\s:\"']{{1,120}}:"),
+    (r"lftp", rf"-u{_GAP}[^\s,\"']{{1,120}},"),
+    (r"smbclient|rpcclient|smbget", rf"-U{_GAP}[^\s%\"']{{1,120}}%"),
+    (r"snmp(?:get|walk|set|bulkwalk|trap|table)", rf"-[AX]{_GAP}"),
+    (r"net use", r"/user:[^\s\"']{1,120}\s+"),
+    (r"openssl", r"\bpass:"),
+    (r"sqlplus|impdp|expdp|rman|sqlldr", r"\b[A-Za-z_]\w{0,60}/(?=[^\s/@]+@)"),
+    (r"htpasswd", r"-[a-zA-Z]*b[a-zA-Z]*\s+\S{1,200}\s+\S{1,100}\s+"),
+    (r"rabbitmqctl", r"(?:add_user|change_password)\s+\S{1,100}\s+"),
+)
+_COMMAND = lazy_pattern(
+    r"(?<![\w.\-])(?:" + "|".join(f"(?P<c{number}>{name})" for number, (name, _) in enumerate(_OPTIONS)) + r")(?![\w.])"
+)
+_HAS_COMMAND = lazy_pattern(
+    r"\b(?:mysql|mariadb|7z|sshpass|docker|podman|helm|az|oc|buildah|skopeo|mongo|influx|clickhouse|redis-cli|valkey-cli"
+    r"|ldap|sqlcmd|bcp|zip|unzip|isql|curl|https?|lftp|smb|rpcclient|snmp|net use|openssl|sqlplus|impdp|expdp|rman|sqlldr"
+    r"|htpasswd|rabbitmqctl)"
+)
+_SECRETS = tuple(
+    lazy_pattern(
+        rf"(?:(?<=[\s\"',])|\A){option}(?P<secret>{_ARGUMENT})"
+        if option[0] != "\\"
+        else rf"{option}(?P<secret>[^\s\"',;|@]+)"
+    )
+    for _, option in _OPTIONS
+)
+_HAS_OPTION = lazy_pattern(r"[\s\"'](?:-[A-Za-z]|--[a-z])|/user:|\bpass:|_user |change_password |/[^\s/]{1,60}@")
+_THIN = lazy_pattern(r"(\bjdbc:oracle:\w{1,10}:\w{1,60}/)[^\s@/]+(?=@)")
+_NETRC = lazy_pattern(r"(\blogin\s+\S{1,200}\s+password\s+)(?!\[redacted\])\S+")
+#: host:port:database:user:password, a line of ~/.pgpass.
+_PGPASS = lazy_pattern(
+    r"^([\w.*\-]{1,200}:(?:54[0-9]{2}|6432|6543|\*):[\w*\-]{1,60}:[\w*\-]{1,60}:)(?!\[redacted\])\S+", re.MULTILINE
+)
+_MAX_LINE_LENGTH = 2000
+
+
+def redact_commands(text: str) -> str:
+    """Redact passwords in command lines and in the files that commands read them from."""
+    if _HAS_OPTION.search(text) and _HAS_COMMAND.search(text):
+        text = _redact_options(text)
+    if "jdbc:" in text:
+        text = _THIN.sub(rf"\1{REDACTED}", text)
+    if "login" in text and "password" in text:
+        text = _NETRC.sub(rf"\1{REDACTED}", text)
+    if text.count(":") > 3:
+        text = _PGPASS.sub(rf"\1{REDACTED}", text)
+    return text
+
+
+def redact_arguments(arguments: Sequence[str]) -> Sequence[str]:
+    """Redact passwords in a list of arguments whose first is a well-known command; the same list when there is none."""
+    if not arguments or not all(isinstance(argument, str) for argument in arguments):
+        return arguments
+    joined = "\n".join(arguments)
+    if len(joined) > _MAX_LINE_LENGTH or joined.count("\n") != len(arguments) - 1:
+        return arguments
+    line = joined.replace(" ", "\0").replace("\n", " ")
+    name, slash, rest = line.partition(" ")
+    scrubbed = _redact_options(name.rpartition("/")[2] + slash + rest)
+    if scrubbed == name.rpartition("/")[2] + slash + rest:
+        return arguments
+    return [arguments[0], *(part.replace("\0", " ") for part in scrubbed.split(" ")[1:])]
+
+
+def _redact_options(text: str) -> str:
+    out: list[str] = []
+    done = 0
+    for command in _COMMAND.finditer(text):
+        if command.start() < done:
+            continue
+        number = int(str(command.lastgroup)[1:])
+        line_end = text.find("\n", command.end())
+        end = min(len(text) if line_end < 0 else line_end, command.end() + _MAX_LINE_LENGTH)
+        for found in _SECRETS[number].finditer(text, command.end(), end):
+            start, stop = found.span("secret")
+            if text[start:stop] != REDACTED and start >= done and not text.startswith("-", start):
+                out += (text[done:start], REDACTED)
+                done = stop
+    if not out:
+        return text
+    out.append(text[done:])
+    return "".join(out)

@@ -1,0 +1,189 @@
+"""Values in what databases say and are told: quoted in errors, written into statements."""
+
+from __future__ import annotations
+
+import re
+
+from django_otel.base.patterns import lazy_pattern
+from django_otel.redaction.keys import REDACTED
+
+# Database errors quote the values that offend. Each opening has the end that the server writes after the value;
+# without that end (a text that was cut) the rest of the text is the value.
+_LINE_END = r"(?=[.)\"']*\s*(?:\n|\Z))"
+_DATABASE_VALUES: tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...] = (
+    (
+        ")=(",
+        lazy_pattern(r"\b[Kk]ey \([^\n()]{0,400}(?:\([^\n()]{0,100}\)[^\n()]{0,200}){0,4}\)=(?=\()"),
+        lazy_pattern(r"\)(?= (?:already exists|is not present|is still referenced|is duplicated|conflicts)|\.?\s*\Z|\.\n)"),
+        "()",
+    ),
+    ("Failing row", lazy_pattern(r"Failing row contains (?=\()"), lazy_pattern(r"\)(?=\.?[\"']?\s*(?:\n|\Z))"), "()"),
+    ("Duplicate entry", lazy_pattern(r"Duplicate entry (?=')"), lazy_pattern(r"(?<!\A)'(?= for key)"), "''"),
+    (
+        "nvalid input",
+        lazy_pattern(r"[Ii]nvalid input (?:syntax|value) for [^:\n]{1,120}: (?=\")"),
+        lazy_pattern(r"(?<!\A)\"(?=\s*(?:\n|\Z))"),
+        '""',
+    ),
+    ("[parameters:", lazy_pattern(r"\[parameters: ?(?=[\[({])"), lazy_pattern(r"[\])}](?=\])"), "()"),
+    # MySQL
+    (
+        "ncorrect ",
+        lazy_pattern(r"[Ii]ncorrect [\w ]{1,30} value: (?=')"),
+        lazy_pattern(r"(?<!\A)'(?= for (?:column|function)|[\"')]*\s*(?:\n|\Z))"),
+        "''",
+    ),
+    (
+        "to use near '",
+        lazy_pattern(r"to use near (?=')"),
+        lazy_pattern(r"(?<!\A)'(?= at line [0-9])"),
+        "''",
+    ),
+    # PostgreSQL
+    (
+        "out of range",
+        lazy_pattern(r"out of range: (?=\")"),
+        lazy_pattern(r"(?<!\A)\"(?=\s*(?:\n|\Z))"),
+        '""',
+    ),
+    ("value \"", lazy_pattern(r"\bvalue (?=\"[^\n]{0,200}?\" is out of range)"), lazy_pattern(r"(?<!\A)\"(?= is out of range)"), '""'),
+    (
+        " literal: ",
+        lazy_pattern(r"\bmalformed \w{1,20} literal: (?=\")"),
+        lazy_pattern(r"(?<!\A)\"(?=\s*(?:\n|\Z))"),
+        '""',
+    ),
+    (
+        "COPY ",
+        lazy_pattern(r"\bCOPY [^\n,]{1,200}, line [0-9]{1,12}(?:, column [^\n:]{1,120})?: (?=\")"),
+        lazy_pattern(r"(?<!\A)\"(?=\s*(?:\n|\Z))"),
+        '""',
+    ),
+    # SQL Server
+    (
+        "duplicate key value is",
+        lazy_pattern(r"duplicate key value is (?=\()"),
+        lazy_pattern(rf"\){_LINE_END}|\)(?=\.[ \[(])"),
+        "()",
+    ),
+    (
+        "onverting",
+        lazy_pattern(r"[Cc]onverting [^\n']{1,60} value (?=')"),
+        lazy_pattern(rf"(?<!\A)'(?= to (?:a column of )?data type|{_LINE_END})"),
+        "''",
+    ),
+    ("ncorrect syntax near", lazy_pattern(r"ncorrect syntax near (?=')"), lazy_pattern(rf"(?<!\A)'(?=\. |{_LINE_END})"), "''"),
+    ("runcated value:", lazy_pattern(r"[Tt]runcated value: (?=')"), lazy_pattern(rf"(?<!\A)'(?=\. |{_LINE_END})"), "''"),
+    (
+        "character string",
+        lazy_pattern(r"after the character string (?=')"),
+        lazy_pattern(rf"(?<!\A)'(?=\. |{_LINE_END})"),
+        "''",
+    ),
+)  # fmt: skip
+#: Lines in which a server repeats a statement or its parameters.
+_SQL_LINE = lazy_pattern(
+    r"(\bLINE [0-9]+: |\b(?:QUERY|STATEMENT): {1,2}|\bSQL statement (?=\")|\bparameters: (?=\$[0-9]|\('|\{')|\bORA-[0-9]{5}\b)([^\n]*)"
+)
+_SQL_LITERAL = lazy_pattern(r"'(?:[^']|'')*+'?|\$(\w*)\$.*?(?:\$\1\$|\Z)")
+_NEAR = lazy_pattern(r"(\bat or near )\"(?![A-Z]{2,20}\"|[^\w\s]{1,3}\")[^\"\n]*\"?")
+
+# A value in SQL: a string, or a word that is no placeholder and no name of a table's column.
+_VALUE = r"(?!\?|%s|%\(|\$[0-9]|:[A-Za-z_]|\[redacted\])(?:[NnEe]?'(?:[^']|'')*+'?|\"[^\"\n]*+\"?|[^\s'\"();,]++)"
+_SECRETS_IN_SQL: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
+    (
+        ("identified",),
+        lazy_pattern(
+            rf"(?i)(\bidentified\s+(?:with\s+[\w\"'`]{{1,60}}\s+)?(?:by|as|using)\s+(?:values\s+|password\s+|random\s+)?)"
+            rf"(?!password\b){_VALUE}"
+        ),
+    ),
+    (
+        ("pragma",),
+        lazy_pattern(rf"(?i)(\bpragma\s+(?:[\w\"]{{1,60}}\.)?(?:hex|text)?(?:re)?key\s*(?:=\s*|\(\s*)){_VALUE}"),
+    ),
+    (
+        ("password", "passphrase"),
+        lazy_pattern(
+            r"(?i)(\bpass(?:word|phrase)\s+)(?!['\"]\[redacted\])[NnEe]?(?:'(?:[^'\n]|'')*+'?|\"[^\"\n]*+\"?)"
+        ),
+    ),
+    (
+        ("set password",),
+        lazy_pattern(rf"(?i)(\bset\s+password(?:\s+for\s+\S{{1,200}})?\s*(?:=|\bto\b)\s*){_VALUE}"),
+    ),
+    (
+        ("set ",),
+        lazy_pattern(
+            r"(?i)((?:\A|[;\"'\n(]|: )\s{0,20}set\s+(?:session\s+|local\s+|global\s+)?\"?[A-Za-z_]\w{0,60}\.[A-Za-z_][\w.]{0,60}+\"?"
+            rf"\s*(?:=|\bto\b)\s*)(?!\w{{1,60}}\.\w){_VALUE}"
+        ),
+    ),
+    (
+        ("set_config",),
+        lazy_pattern(r"(?i)(\bset_config\s*\(\s*'[^'\n]{1,120}'\s*,\s*)(?!'\[redacted\]')'(?:[^']|'')*+'?"),
+    ),
+    (("attach",), lazy_pattern(rf"(?i)(\battach\s[^;\n]{{1,300}}?\bkey\s+){_VALUE}")),
+)
+#: Functions that are given a secret; all their literals go.
+_CRYPTO_CALL = lazy_pattern(
+    r"(?i)(\b(?:crypt|(?:aes|des)_(?:en|de)crypt|pgp_(?:sym|pub)_(?:en|de)crypt(?:_bytea)?|hmac|dblink_connect|encryptby\w{1,20})"
+    r"\s*\()([^()\n]{1,500})"
+)
+_CRYPTO_MARKS = ("crypt", "hmac", "dblink")
+
+
+def redact_database_values(text: str) -> str:
+    """Redact the values that PostgreSQL, MySQL, SQL Server and Oracle quote in their errors."""
+    for mark, opening, closing, brackets in _DATABASE_VALUES:
+        if mark not in text:
+            continue
+        out: list[str] = []
+        pos = 0
+        while (found := opening.search(text, pos)) is not None:
+            out += (text[pos : found.end()], brackets[0], REDACTED, brackets[1])
+            end = closing.search(text, found.end() + 1)
+            if end is None:
+                pos = len(text)
+                break
+            pos = end.end()
+        if out:
+            out.append(text[pos:])
+            text = "".join(out)
+    if "existing key (" in text:
+        text = _EXISTING.sub(rf"\1({REDACTED})", text)
+    if any(mark in text for mark in ("LINE ", "QUERY: ", "STATEMENT: ", "SQL statement", "parameters: ", "ORA-")):
+        text = _SQL_LINE.sub(_redact_sql_line, text)
+    if "at or near " in text:
+        text = _NEAR.sub(rf'\1"{REDACTED}"', text)
+    return text
+
+
+_EXISTING = lazy_pattern(r"(existing key \([^\n()]{1,400}\)=)\([^\n]*\)")
+
+
+def redact_statement_secrets(text: str) -> str:
+    """Redact passwords and keys in SQL that stand under no name: `IDENTIFIED BY x`, `PRAGMA key(x)`, `SET a.b = x`."""
+    lowered = text.lower()
+    for marks, pattern in _SECRETS_IN_SQL:
+        if any(mark in lowered for mark in marks):
+            text = pattern.sub(_redact_value, text)
+    if any(mark in lowered for mark in _CRYPTO_MARKS):
+        text = _CRYPTO_CALL.sub(_redact_call, text)
+    return text
+
+
+def _redact_value(match: re.Match[str]) -> str:
+    opening = match.group(1)
+    value = match.group()[len(opening) :]
+    quote = value.lstrip("NnEe")[:1]
+    quote = quote if quote in "'\"" else ""
+    return f"{opening}{quote}{REDACTED}{quote}"
+
+
+def _redact_call(match: re.Match[str]) -> str:
+    return match.group(1) + _SQL_LITERAL.sub(f"'{REDACTED}'", match.group(2))
+
+
+def _redact_sql_line(match: re.Match[str]) -> str:
+    return match.group(1) + _SQL_LITERAL.sub(f"'{REDACTED}'", match.group(2))

@@ -1,0 +1,250 @@
+"""Secrets that are known by their form alone: keys of vendors, signed values, password hashes, private keys, cards."""
+
+from __future__ import annotations
+
+import re
+
+from django_otel.base.patterns import lazy_pattern
+from django_otel.redaction.keys import REDACTED, is_mixed, words
+
+_PEM = lazy_pattern(
+    r"-----BEGIN [^-\n]{0,60}PRIVATE KEY[^-\n]{0,20}-----.*?(?:-----END [^-\n]{0,80}-----|\Z)", re.DOTALL
+)
+_PEM_END = lazy_pattern(r"-----END [^-\n]{0,60}PRIVATE KEY[^-\n]{0,20}-----")
+_LINE_BREAK = lazy_pattern(r"(\r?\n|\\+r|\\+n|[ \t]+)")
+_BASE64_LINE = lazy_pattern(r"[A-Za-z0-9+/=]{1,80}+\Z")
+#: Characters before the end of a private key that are searched for its lines.
+_MAX_KEY_LENGTH = 16_384
+_URL_RUN = lazy_pattern(r"://\S++")
+_AUTHORITY_END = lazy_pattern(r"""[/?#"'<>\\`]""")
+_PORT = lazy_pattern(r"(?:[0-9]{0,5}|\[redacted\])[).,;:\]}]*")
+# base64url of '{"': a JWT, and what django.core.signing makes. Possessive, so a failure is at most eight characters.
+_JWT = lazy_pattern(r"eyJ[A-Za-z0-9_\-]{8,}+(?:[.:]{1,2}[A-Za-z0-9_\-=]++)*+")
+#: Every token below has such a run, or the beginning of one.
+_HAS_RUN = lazy_pattern(r"[A-Za-z0-9_\-]{19}")
+_B = r"[A-Za-z0-9_\-]"
+_KNOWN_TOKENS = lazy_pattern(
+    r"(?<![A-Za-z0-9])(?:"
+    r"(?:AKIA|ASIA|ABIA|ACCA|AGPA|AIDA|AIPA|ANPA|ANVA|AROA|LTAI|AKID)[A-Z0-9]{16}[A-Za-z0-9]{0,20}(?![A-Za-z0-9])"
+    r"|(?:IQoJb3|FwoGZX|AQoDYXdz)[A-Za-z0-9+/=%]{40,}+"  # AWS session tokens
+    r"|gh[pousr]_[A-Za-z0-9]{20,}+|github_pat_[A-Za-z0-9_]{20,}+|v1\.[0-9a-f]{40}(?![0-9a-f])"
+    rf"|gl(?:pat|dt|rt|cbt|ptt|ft|soat|imt|agent|oas|ffct|wt)-{_B}{{16,}}+|gl(?:sa|c)_[A-Za-z0-9_+/=]{{20,}}+"
+    rf"|xox[a-z]-[A-Za-z0-9\-]{{10,}}+|xapp-[A-Za-z0-9\-]{{16,}}+|xoxe\.{_B}{{16,}}+"  # Slack
+    r"|(?:sk|rk|pk|whsec)_(?:live_|test_)?[A-Za-z0-9]{16,}+"  # Stripe
+    rf"|sk-{_B}{{20,}}+|(?:pplx|xai|gsk|fw|csk|lsv2|tvly|ctx7sk|dsk|r8|hf|api_org|nvapi)[-_]{_B}{{20,}}+"
+    rf"|AIza{_B}{{30,}}+|GOCSPX-{_B}{{20,}}+|ya29\.{_B}{{20,}}+|1//0{_B}{{30,}}+"  # Google
+    rf"|npm_[A-Za-z0-9]{{30,}}+|pypi-{_B}{{30,}}+|rubygems_[0-9a-f]{{40,}}+|oy2[a-z0-9]{{43}}(?![a-z0-9])|cio[A-Za-z0-9]{{32}}(?![A-Za-z0-9])"
+    rf"|SG\.{_B}{{16,}}+\.{_B}{{16,}}+|xkeysib-{_B}{{20,}}+|re_[A-Za-z0-9]{{6,12}}_[A-Za-z0-9]{{16,}}+"
+    r"|SK[0-9a-f]{32}(?![0-9A-Za-z])|key-[0-9a-f]{32}(?![0-9A-Za-z])|[0-9a-f]{32}-us[0-9]{1,2}(?![0-9A-Za-z])"
+    rf"|do[por]_v1_[0-9a-f]{{32,}}+|shp(?:at|ca|pa|ss|tka)_[0-9A-Za-z]{{16,}}+|EAAA[A-Za-z0-9]{_B}{{40,}}+"
+    rf"|sq0(?:atp|csp|idp)-{_B}{{16,}}+|EAA[A-Z0-9][A-Za-z0-9]{{60,}}+|sntry[su]_[A-Za-z0-9_\-+/=.]{{30,}}+"
+    rf"|hv[sbr]\.{_B}{{20,}}+|dapi[0-9a-f]{{32}}(?:-[0-9])?(?![0-9A-Za-z])|dp\.(?:pt|st|ct|sa|scim|audit)\.[A-Za-z0-9._\-]{{20,}}+"
+    rf"|dckr_(?:pat|oat)_{_B}{{20,}}+|NR(?:AK|JS|II|RA|AA)-[A-Za-z0-9\-]{{16,}}+|PMAK-[0-9a-f\-]{{40,}}+"
+    rf"|AT(?:ATT|CTT|BB|OA)[A-Za-z0-9]{_B}{{18,}}+=?|AGE-SECRET-KEY-1[0-9A-Z]{{40,}}+"
+    rf"|(?:figd|ntn|secret|nfp|sbp|phx|bkua|pul|tfp|fio-u|lin_oauth|CFPAT|CCIPAT|CCIPRJ|vercel_blob_rw|tskey|sb_secret|ops|ey)"
+    rf"[-_][A-Za-z0-9]{_B}{{23,}}+"
+    r"|[a-z]{2,12}_(?:pat|live|test|prod|secret|api|key|token|tkn|tok|oauth|pw)_[A-Za-z0-9]{16,}+"
+    r"|pat-(?:na|eu)[0-9]-[0-9a-f\-]{36}|[0-9]{8,10}:[A-Za-z0-9_\-]{35}(?![A-Za-z0-9_\-])"  # HubSpot, Telegram
+    rf"|[MNO][A-Za-z0-9_\-]{{23,25}}\.{_B}{{6}}\.{_B}{{27,}}+"  # Discord
+    r"|[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_\-]{40,}+"
+    r")"
+    r"|(?<=/bot)[0-9]{8,10}:[A-Za-z0-9_\-]{30,}+"
+)
+#: Of django.core.signing: a compressed value, and a text or number with its signature, dated or not.
+_SIGNED = lazy_pattern(
+    rf"(?<![A-Za-z0-9_\-.+@])(?:\.eJ{_B}{{8,}}+(?::{_B}++){{0,2}}+"
+    rf"|[A-Za-z0-9_\-.+@]++(?::[0-9A-Za-z]{{5,8}}+)?:(?P<sig>{_B}{{43}}|{_B}{{27}})(?!{_B}|:))"
+)
+#: A random text behind a word that says what it is.
+_NAMED_RUN = lazy_pattern(
+    r"(?i)(\b(?:token|session|secret|password|cookie|csrf|jwt|signature)s?(?:[ _]id|[ _]key)?[ ]{1,3}['\"]?)([A-Za-z0-9_\-+/=]{20,}+)"
+)
+#: What django.contrib.auth.tokens makes: seconds in base 36, a part of an HMAC.
+_RESET_TOKEN = lazy_pattern(r"(?<![A-Za-z0-9])[0-9a-z]{6,7}-[0-9a-f]{32}(?![0-9A-Za-z]|\.[a-z])")
+_HEX = lazy_pattern(r"(?=[0-9]{0,63}[a-f])[0-9a-f]{32,128}")
+_PASSWORD_HASH = lazy_pattern(
+    r"(?:(?:pbkdf2|argon2|bcrypt|scrypt|md5|sha1|sha256|sha512|unsalted)[a-z0-9_]{0,12}|\b(?:grub\.pbkdf2[a-z0-9.]{0,12}))"
+    r"\$[^\s\"'<>,;)\]}]{12,}+"
+    r"|\$(?:2[abxy]?|argon2(?:id|i|d)|[1567]|y|gy|7|pbkdf2[a-z0-9\-]{0,10}|scrypt|sha1|md5|apr1|P)\$[A-Za-z0-9./+=,$\-_]{16,}+"
+    r"|\{(?:S?SHA(?:256|512)?|S?MD5|CRYPT|PBKDF2[A-Z0-9\-]{0,8})\}[A-Za-z0-9+/=$.]{16,}+"
+)
+_SCHEME_NAMES = ("bearer", "basic", "token", "digest", "negotiate", "apikey")
+_SCHEME = lazy_pattern(
+    rf"(?i)(?<![A-Za-z0-9_\-])({'|'.join(_SCHEME_NAMES)})([ \t]++|%20|\+)"
+    r"""(?!\[redacted\])((?:[^\s"'\\,;<>()\[\]{}&]|\\[^"'\\])++)"""
+)
+_HAS_SCHEME = lazy_pattern(rf"(?i)(?:{'|'.join(_SCHEME_NAMES)})(?:[ \t+]|%20)")
+#: What follows "Bearer" or "Basic" in sentences.
+_SCHEME_PROSE = words(
+    "a an and are as at auth authentication authorization by credential credentials error expired expires "
+    "failed for format from has header headers http in invalid is key method missing must not of on or plan "
+    "realm required scheme schemes tests the to token tokens type usage used user value was with"
+)
+# A UUID or a traceparent is an id: it is matched first so that its digits are not read as a card.
+_CARD = lazy_pattern(
+    r"(?<![0-9A-Za-z])(?<![0-9]\.)(?:"
+    r"(?P<id>[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}(?![0-9A-Za-z])"
+    r"|[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?![0-9A-Za-z]))"
+    r"|(?P<dotted>[0-9]{4}\.[0-9]{4}\.[0-9]{4}\.[0-9]{4}(?![0-9A-Za-z]))"
+    r"|(?P<run>[0-9]++(?:[ \-\u00a0\u2010-\u2013][0-9]++)*+)(?![A-Za-z_])(?!\.[0-9]))"
+)
+_GROUP = lazy_pattern(r"[0-9]+")
+_HAS_CARD = lazy_pattern(r"[0-9]{3}[0-9 \-.\u00a0\u2010-\u2013]{10}")
+
+
+def redact_private_keys(text: str) -> str:
+    """Redact private keys in PEM, also those that were cut."""
+    if "-----BEGIN " in text:
+        text = _PEM.sub(REDACTED, text)
+    if "-----END " in text and "PRIVATE KEY" in text:
+        text = _redact_cut_keys(text)
+    return text
+
+
+def _redact_cut_keys(text: str) -> str:
+    """Redact private keys whose first line was cut off, from the end of each back to where no line is base64."""
+    out: list[str] = []
+    done = 0
+    for end in _PEM_END.finditer(text):
+        window = text[max(done, end.start() - _MAX_KEY_LENGTH) : end.start()]
+        pieces = _LINE_BREAK.split(window)
+        kept = len(pieces)
+        while kept and (not pieces[kept - 1] or kept % 2 == 0 or _BASE64_LINE.match(pieces[kept - 1])):
+            kept -= 1
+        start = end.start() - sum(map(len, pieces[kept:]))
+        out += (text[done:start], REDACTED)
+        done = end.end()
+    out.append(text[done:])
+    return "".join(out)
+
+
+def redact_userinfo(text: str) -> str:
+    """Redact user and password of every URL."""
+    return _URL_RUN.sub(_redact_userinfo, text)
+
+
+def redact_tokens(text: str) -> str:
+    """Redact keys of vendors, signed values and password hashes."""
+    if "eyJ" in text:
+        text = _JWT.sub(REDACTED, text)
+    if "$" in text or "}" in text:
+        text = _PASSWORD_HASH.sub(REDACTED, text)
+    if _HAS_RUN.search(text):
+        text = _KNOWN_TOKENS.sub(REDACTED, text)
+        if ":" in text or ".eJ" in text:
+            text = _SIGNED.sub(_redact_signed, text)
+        text = _NAMED_RUN.sub(_redact_named, text)
+        if "-" in text:
+            text = _RESET_TOKEN.sub(REDACTED, text)
+    return text
+
+
+def redact_schemes(text: str) -> str:
+    """Redact what follows `Bearer`, `Basic`, `Token` and their kind."""
+    return _SCHEME.sub(_redact_scheme, text) if _HAS_SCHEME.search(text) else text
+
+
+def redact_cards(text: str) -> str:
+    """Redact card numbers."""
+    return _CARD.sub(_redact_card, text) if _HAS_CARD.search(text) else text
+
+
+def _redact_named(match: re.Match[str]) -> str:
+    run = match.group(2)
+    return match.group(1) + REDACTED if is_mixed(run) or _HEX.fullmatch(run) else match.group()
+
+
+def _redact_signed(match: re.Match[str]) -> str:
+    signature = match.group("sig")
+    return match.group() if signature is not None and not is_mixed(signature) else REDACTED
+
+
+def _luhn(digits: str) -> bool:
+    total = 0
+    for index, digit in enumerate(reversed(digits)):
+        number = ord(digit) - 48
+        if index % 2:
+            number = number * 2 - 9 if number > 4 else number * 2
+        total += number
+    return total % 10 == 0
+
+
+def _redact_card(match: re.Match[str]) -> str:
+    """Redact every 13 to 19 digits, of groups of three or more, that pass Luhn.
+
+    A first digit of 0 or 1 is no card in shops' hands and is every epoch
+    timestamp, so those stay. Windows begin and end at a group: the number may
+    stand before a date or a CVV.
+    """
+    text = match.group()
+    if match.lastgroup == "id":
+        return text
+    if match.lastgroup == "dotted":
+        return REDACTED if text[0] > "1" and _luhn(text.replace(".", "")) else text
+    groups = [(group.start(), group.end()) for group in _GROUP.finditer(text)]
+    out: list[str] = []
+    done = 0
+    index = 0
+    while index < len(groups):
+        digits = ""
+        hit = -1
+        if text[groups[index][0]] > "1":
+            for later in range(index, min(index + 7, len(groups))):
+                start, end = groups[later]
+                if end - start > 19:
+                    break
+                digits += text[start:end]
+                if len(digits) > 19:
+                    break
+                if len(digits) >= 13 and _luhn(digits):
+                    hit = later
+                if end - start < 3:
+                    break
+        if hit >= 0:
+            out += (text[done : groups[index][0]], REDACTED)
+            done = groups[hit][1]
+            index = hit + 1
+        else:
+            index += 1
+    if not out:
+        return text
+    out.append(text[done:])
+    return "".join(out)
+
+
+def _redact_userinfo(match: re.Match[str]) -> str:
+    """Redact `user:password@` and `token@` of every URL in a run without white space."""
+    parts = match.group().split("://")
+    for index in range(1, len(parts)):
+        part = parts[index]
+        stop = _AUTHORITY_END.search(part)
+        authority = part[: stop.start()] if stop else part
+        cut = authority.rfind("@")
+        if authority[:4] == "git@":
+            continue
+        if cut < 0 and not authority.startswith("["):
+            user, colon, port = authority.partition(":")
+            is_port = _PORT.fullmatch(port) is not None
+            # Not a port: a password with a "/" or a quote in it, or one that was cut off before its "@".
+            if colon and (not is_port or not user):
+                cut = part.rfind("@")
+                if cut < 0 and not is_port:
+                    parts[index] = f"{user}:{REDACTED}{part[len(authority) :]}"
+                    continue
+        if cut >= 0:
+            parts[index] = REDACTED + part[cut:]
+    return "://".join(parts)
+
+
+def _redact_scheme(match: re.Match[str]) -> str:
+    scheme, space, value = match.groups()
+    bare = value.rstrip(".:!?")
+    if not any(character.isalnum() for character in bare):
+        return match.group()
+    if scheme.lower() in ("bearer", "basic"):
+        if bare.lower() in _SCHEME_PROSE or bare.partition("=")[0].lower() in _SCHEME_PROSE:
+            return match.group()
+    elif (len(bare) < 20 and (bare.isalpha() and (bare.islower() or bare.istitle()))) or "=" in bare[:20]:
+        # "token expired" is a sentence; "token=..." and "token user=..." are the business of the key rule.
+        return match.group()
+    return f"{scheme}{space}{REDACTED}"

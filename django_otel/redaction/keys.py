@@ -1,0 +1,196 @@
+"""Sensitive keys: whether the name that a value stands under says that the value is a secret."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+from django_otel.base.patterns import lazy_pattern
+
+REDACTED = "[redacted]"
+
+#: The verdicts on a key. LABEL: a property of a secret (`card_brand`), which stays unless the value looks random.
+PLAIN, SENSITIVE, SENSITIVE_LINE, LABEL = 0, 1, 2, 3
+
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text as a set."""
+    return frozenset(text.split())
+
+
+#: Sensitive as a whole word anywhere in a key.
+_WORDS = words(
+    "pwd passcode passcodes secret secrets token tokens authorization cookie cookies session sessions sessionid "
+    "sessid phpsessid jsessionid sid card cards cardno cardnum cardholder giftcard bankcard cvv cvc cvn credential "
+    "credentials creds jwt bearer totp ssn senha passwort kennwort passkey"
+)
+#: Sensitive wherever they stand in a key whose separators are taken out.
+_STEMS = (
+    "password", "passwd", "passphrase", "apikey", "apisecret", "secretkey", "privatekey", "accesskey", "signingkey",
+    "encryptionkey", "authtoken", "authkey", "creditcard", "debitcard", "cardnumber", "clientsecret", "csrf", "xsrf",
+    "samlresponse", "samlrequest", "samlassertion", "clientassertion", "codeverifier", "oauthverifier", "oobcode",
+    "motdepasse", "contrasena", "contraseña", "securityanswer", "recoveryphrase", "seedphrase", "mnemonic",
+    "wachtwoord", "connectionstring", "becomepass",
+)  # fmt: skip
+_SUFFIXES = (
+    "pwd", "secret", "token", "tokens", "cookie", "cookies", "sessionid", "sessid", "credential", "credentials",
+)  # fmt: skip
+#: "... key" and its kind; `primary_key`, `cache_key`, `public_key` and `idempotency_key` are not among them.
+_KEY_OWNERS = words(
+    "api access private secret signing signature encryption master account auth ssh storage shared session service "
+    "license subscription deploy webhook app application client consumer hmac aes rsa jwt gpg pgp wrapping"
+)
+#: "... code" and its kind; `error_code`, `postal_code` and `promo_code` are not among them.
+_CODE_OWNERS = words(
+    "auth authorization recovery backup verification verify security access reset activation confirmation invite "
+    "invitation login pin otp mfa totp sms pairing device unlock magic"
+)
+#: Links that let in who has them.
+_LINK_OWNERS = words("magic reset invite invitation activation confirmation verification webhook hook signed presigned")
+_PAIRS_OF_WORDS = (
+    (_KEY_OWNERS, words("key keys")),
+    (_CODE_OWNERS, words("code codes")),
+    (_LINK_OWNERS, words("link links url urls uri")),
+)
+#: Sensitive as a key's last word; in running text ("first pass: 3") only in a compound or before "=".
+_LAST_WORDS = words("pass pw auth sig signature hmac pin otp mfa")
+#: Sensitive as the name of a query parameter only: OAuth's `code`, Google's `key`, CAS' `ticket`.
+_QUERY_WORDS = words("code key state nonce ticket assertion hash sign verifier invite signed otp")
+#: A number or a date under such a key is a measurement, not a secret.
+_MEASURES = words(
+    "count counts counter total size length len limit max min age ttl expiry expires expiration timeout "
+    "duration seconds ms remaining used attempts failures retries index enabled required at on"
+)
+_PLURALS = ("tokens", "sessions", "cookies", "cards")
+#: Last words of keys that describe a secret without holding it.
+_DESCRIPTIONS = words(
+    "brand type types kind status state engine backend backends network country present endpoint issuer algorithm alg "
+    "policy hasher hashers strength field fields name names manager version provider providers domain samesite consent "
+    "reason error errors result results method methods source format scheme funding level category class model module "
+    "action event mode region role outcome stage step phase purpose scope scopes audience currency group tier plan "
+    "channel platform device os language locale origin prefix header cache store storage serializer middleware "
+    "valid invalid active expired secure httponly length validator validators rotation encoding hint last path "
+    "queue topic handler strategy protocol layer created updated changed count env environment target owner vendor "
+    "table view page form template screen command task job url uri file interval"
+)
+#: The whole line after such a key belongs to the value.
+_LINE_WORDS = frozenset(("authorization", "cookie", "cookies", "passphrase"))
+#: Keys that are known to hold no secret, though a rule says otherwise, or whose ids could look like card numbers.
+SAFE_KEYS = words(
+    "trace_id span_id parent_id trace.id span.id parent.id traceparent traceid spanid oteltraceid otelspanid "
+    "oteltracesampled otelservicename service.instance.id gen_ai.token.type exception.type code.file.path "
+    "code.function.name code.line.number telemetry.sdk.version telemetry.distro.name telemetry.distro.version"
+)
+#: Keys that end so hold a query string and nothing else.
+QUERY_KEYS = ("url.query", "QUERY_STRING", "query_string")
+#: Keys of texts that are SQL statements.
+STATEMENT_KEYS = ("db.query.text", "db.statement")
+
+HARMLESS = frozenset(("none", "null", "nil", "true", "false", "undefined", "yes", "no", "on", "off", "", REDACTED))
+_CAMEL = lazy_pattern(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_NOT_WORD = lazy_pattern(r"[\W_]+")
+_NUMBER = lazy_pattern(
+    r"[+\-]?[0-9]{1,12}(?:\.[0-9]{1,12})?(?:ms|s)?\Z"
+    r"|[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9:.]{5,16}(?:Z|[+\-][0-9]{2}:?[0-9]{2})?)?\Z"
+)
+#: What stands for a value that is not there: masks, placeholders of SQL, of formats and of templates.
+_PLACEHOLDER = lazy_pattern(
+    r"\*{2,}+\Z|•{2,}+\Z|[xX]{3,}+\Z|\.{3}\Z|%s\Z|%\([\w.]{1,60}+\)s\Z|\?\Z|\$[0-9]{1,4}+\Z|\$\{?[A-Z_][A-Z0-9_]*+\}?\Z"
+    r"|\{\{?[^{}\n]{0,80}\}?\}\Z|<[a-z_ \-]{1,40}>\Z|\[(?:hidden|redacted|filtered|removed|masked|secure|secret)\]\Z",
+    re.IGNORECASE,
+)
+_MASK = lazy_pattern(
+    r"<[a-z_ \-]{1,40}>|\[(?:hidden|filtered|removed|masked|secure|secret)\]|\$?\{\{?[^{}\n]{0,80}\}", re.IGNORECASE
+)
+_RANDOM_RUN = lazy_pattern(r"[A-Za-z0-9+/_=\-]{12,}+")
+
+
+def split_key(key: str) -> tuple[str, ...]:
+    """Return the lower-case words of a snake, kebab, dotted, bracketed or camelCase key, without digits at their ends."""
+    pieces = _NOT_WORD.split(_CAMEL.sub(" ", key))
+    return tuple(word for word in (piece.strip("0123456789").lower() for piece in pieces) if word)
+
+
+def judge_words(parts: tuple[str, ...], loose: bool, query: bool) -> int:
+    """Return the verdict of the default list.
+
+    `loose` counts the ambiguous last parts in, `query` those of query strings.
+    """
+    if not parts:
+        return PLAIN
+    last = parts[-1]
+    joined = "".join(parts)
+    sensitive = (
+        any(word in _WORDS or word.endswith(_SUFFIXES) for word in parts)
+        or any(stem in joined for stem in _STEMS)
+        or (last in _LAST_WORDS and (loose or len(parts) > 1))
+        or (len(parts) > 1 and _has_pair(parts))
+        or (query and last in _QUERY_WORDS)
+    )
+    if not sensitive:
+        return PLAIN
+    if len(parts) > 1 and last in _DESCRIPTIONS and not _has_pair(parts[-2:]) and not joined.startswith("set"):
+        return LABEL
+    return SENSITIVE_LINE if any(word in _LINE_WORDS for word in parts) else SENSITIVE
+
+
+def _has_pair(parts: tuple[str, ...]) -> bool:
+    return any(
+        b in seconds and a in firsts for a, b in itertools.pairwise(parts) for firsts, seconds in _PAIRS_OF_WORDS
+    )
+
+
+def is_measure(parts: tuple[str, ...]) -> bool:
+    """Return whether a number under a key of these parts is a measurement."""
+    return bool(parts) and (parts[-1] in _MEASURES or parts[-1].endswith(_PLURALS))
+
+
+def is_harmless(value: str, key: str, verdict: int) -> bool:
+    """Return whether a text under a sensitive key says nothing: none, a mask, a measurement, a label."""
+    bare = value.strip()
+    if bare.lower() in HARMLESS or _PLACEHOLDER.match(bare):
+        return True
+    if verdict == LABEL:
+        return not is_random(bare)
+    return _NUMBER.match(bare) is not None and is_measure(split_key(key))
+
+
+def is_masked(text: str, pos: int) -> bool:
+    """Return whether a mask such as `<redacted>` stands at `pos`."""
+    return _MASK.match(text, pos) is not None
+
+
+def is_random(text: str) -> bool:
+    """Return whether a text holds a run of characters that no person wrote: letters and digits mixed, long."""
+    if len(text) > 200:
+        return True
+    return any(map(has_random_part, _RANDOM_RUN.findall(text)))
+
+
+def has_random_part(run: str, shortest: int = 12) -> bool:
+    """Return whether a part of `run` between its separators mixes letters and digits over `shortest` characters."""
+    for part in re.split(r"[-_.:=/+~]", run):
+        if len(part) < shortest:
+            continue
+        digits = sum(map(str.isdigit, part))
+        if 1 < digits < len(part) or (digits == 1 and not part[-1].isdigit()):
+            return True
+    return is_mixed(run)
+
+
+def is_mixed(run: str) -> bool:
+    """Return whether `run` changes between small letters, capitals and digits as often as a random text does."""
+    if len(run) < 16 or not (any(map(str.isdigit, run)) and any(map(str.isupper, run)) and any(map(str.islower, run))):
+        return False
+    changes = digits = upper = lower = 0
+    previous = ""
+    for character in run:
+        kind = "d" if character.isdigit() else "u" if character.isupper() else "l" if character.islower() else previous
+        digits += kind == "d"
+        upper += kind == "u"
+        lower += kind == "l"
+        # A capital before a small letter begins a word.
+        if previous and kind != previous and not (previous == "u" and kind == "l"):
+            changes += 1
+        previous = kind
+    return changes >= 0.3 * len(run) or (len(run) >= 24 and digits > 2 and upper > 3 and lower > 3)

@@ -1,0 +1,353 @@
+"""Secrets that stand beside their name: `password=x`, `"token": "x"`, `<secret>x</secret>`, query strings, source lines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from django_otel.base.patterns import lazy_pattern
+from django_otel.redaction.keys import LABEL, PLAIN, REDACTED, SENSITIVE_LINE, is_harmless, is_masked, words
+
+#: (key, loose, query) -> verdict.
+Judge = Callable[[str, bool, bool], int]
+
+# A pair in a URL that is itself a parameter, percent-encoded once or more often.
+_ENCODED_KEY = lazy_pattern(
+    r"(?<![\w.\-])([\w.\-]++)(?:%(?:25){0,4}(?:5[Dd]|2[27])){0,3}%(?:25){0,4}3[DdAa](?:%(?:25){0,4}2[027])?"
+)
+_ENCODED_VALUE = lazy_pattern(r"""(?:[^\s&"'<>%]|%(?!(?:25){0,4}(?:26|3[Bb]|2[027]|0[AaDd])))++""")
+
+# A key: a run of word characters (with "." and "-", percent-encoding), then what may close it, then a separator.
+_TYPE = (
+    r"(?:str|bytes|int|float|bool|None|Any|object|dict|list|tuple|Optional|Union|Sequence|Mapping|SecretStr"
+    r"|(?:typing|t)\.[A-Z]\w{0,30}+)(?:\[[\w., |]{0,60}\])?"
+)
+_KEY = lazy_pattern(
+    r"(?<![\w.\-%])([\w.\-%]++)"
+    r"(?:"
+    r"""\\{0,4}["']\s*+,\s*+\\{0,4}["'][Vv]alue\\{0,4}["']\s*+:\s*+"""  # {"name": "...", "value": "..."}
+    r"""|["']?[ \t]*+\r?\n[ \t]*+value:[ \t]*+"""  # name: ...\n value: ...
+    r"""|(?:\[[\w\-]{0,20}\]){0,2}+[\\"'\])}`]{0,8}+\s*+(?:"""
+    rf":[ \t]*+{_TYPE}(?:[ \t]?\|[ \t]?{_TYPE}){{0,4}}+[ \t]++=[ \t]++(?!=)"  # an annotated name in a line of source
+    r"|=>|->|:=|!=|={1,3}|:|%3[Aa]|%3[Dd])\s*+"
+    r"""|["']\s++value\s*+=\s*+"""  # <input name="..." value="...">
+    r"""|\\{0,4}["'],\s*+(?=[bu]?\\{0,4}["'])"""  # ("name", "value")
+    r"|(?=[ \t]+[^\s\-]))"  # --name value
+)
+_PAIR_OPENING = lazy_pattern(r"""[(\[]\s{0,4}[bu]?\\{0,4}["']\Z""")
+_WORD_BEFORE = lazy_pattern(r"(?:\A|[^A-Za-z])([A-Za-z]{2,30})[ \t]\Z")
+_SECOND_WORDS = words("id ids key value values number no num hash string code data header headers text")
+_EXCEPTION_NAME = lazy_pattern(
+    r"(?:Error|Exception|Warning|Exit|Interrupt|DoesNotExist|MultipleObjectsReturned)\Z"
+    r"|\A(?:[a-z_]\w*+\.)++[A-Z][A-Za-z]*+\Z|(?:\A|\.)(?:Invalid|Expired|Missing|Bad|Unknown)[A-Z][A-Za-z]*+\Z"
+)
+_CONVERTER = lazy_pattern(r"\w+>")
+_QUOTE = lazy_pattern(r"""(?:[bBuUrRfF]{0,2})(["'`])""")
+_ESCAPED_QUOTE = lazy_pattern(r"""[bBuUrRfF]{0,2}(\\{1,8}+)(["'])""")
+_QUOTED_REST = {
+    # A quote behind an escaped backslash closes only where a value can end: in the repr of JSON it is in the value.
+    '"': lazy_pattern(r'(?:[^"\\]|\\.|""|(?<=\\)"(?![\s,;:)\]}]|\Z))*+"', re.DOTALL),
+    "'": lazy_pattern(r"(?:[^'\\]|\\.|''|(?<=\\)'(?![\s,;:)\]}]|\Z))*+'", re.DOTALL),
+    "`": lazy_pattern(r"[^`]*+`"),
+}
+_RUN = lazy_pattern(
+    r"""(?:[^\s&"'\\]|\\.|&(?!(?:amp;)?[\w.%\-\[\]]{1,64}=)|["'](?![\s,;:)\]}>]|\Z))++""",
+    re.DOTALL,
+)
+_RUN_GOES_ON = lazy_pattern(r"""[.!`]*+[^\s,;:)\]}>&"'|/\\.!`]""")
+_ESCAPED_CLOSING = {quote: lazy_pattern(rf"\\*+{quote}") for quote in "\"'"}
+_BRACKET_TOKEN = lazy_pattern(r"""[\[({]|[\])}]|"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'""", re.DOTALL)
+_CLOSERS = ")]},;.!\"'`>"
+_SCHEME_WORD = lazy_pattern(r"(?i)(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256|key)\Z")
+
+_MAYBE_PAIR = lazy_pattern(r"[=:,]|%3[AaDd]|--\w|->")
+#: A frame of a stack trace, and the lines of source below it.
+_FRAME = lazy_pattern(
+    r"""^([ \t|+]*+)File "[^"\n]*+", line [0-9]++[^\n]*+\n((?:\1[ \t]{2}[^\n]*+(?:\n|\Z))*+)""", re.MULTILINE
+)
+_SOURCE_LITERAL = lazy_pattern(
+    r"""([bBuUrRfF]{0,2})("[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"|'[^'\\\n]*+(?:\\.[^'\\\n]*+)*+')"""
+)
+_SOURCE_NUMBER = lazy_pattern(r"[0-9]{3,}+")
+_INTERPOLATION = lazy_pattern(r"\{[^{}]*+\}|(?i:bearer|basic|token|digest)|[^A-Za-z0-9]")
+#: An expression of a program: a call, an item, an attribute.
+_ATTRIBUTE = lazy_pattern(r"(?:self|cls)\.\w|[A-Za-z_][\w.]*+\(\)")
+_IS_CALL_OR_ATTRIBUTE = lazy_pattern(
+    r"await\s+\w|(?:self|cls|settings|request|os|config)\.\w|[A-Za-z_][\w.]*+\(\)|[A-Za-z_]+(?:\.\w+)*[(\[]|[A-Z]\w+ = "
+)
+_STATEMENT = lazy_pattern(
+    r"""(?:\A|[\s"'(;:])(?:SELECT\s|INSERT\s+(?:OR\s+\w{1,10}\s+)?INTO\s|UPDATE\s+\S{1,120}\s+SET\s|DELETE\s+FROM\s|MERGE\s+INTO\s"""
+    r"""|(?:CREATE|ALTER)\s+(?:TABLE|INDEX|UNIQUE)\s|EXPLAIN\s)"""
+)
+_SQL_STRING = lazy_pattern(r"""[NnEeBbXx]?'|[0-9]|"(?!\.)[^"\n]*+"(?!\s*\.)|\Z""")
+#: What follows "password:" in sentences.
+_PROSE = words(
+    "a an the this that is was are must may can cannot could should shall will not no too and or of for field "
+    "required invalid incorrect wrong missing expired failed failure changed reset updated created deleted "
+    "revoked rejected accepted unknown empty blank too length please enter at use used unable expected got "
+    "does do has have it its your ensure only at least denied mismatch error found"
+)
+_XML = lazy_pattern(r"<(?:\w{1,30}:)?([\w.\-]{1,60})(?:\s[^<>]{0,300})?>\s{0,20}(?:<!\[CDATA\[)?([^<\s\]][^<\]]*+)")
+_XML_VALUE = lazy_pattern(r"""\b(?:name|key|id)=["']([^"'\n]{1,60})["'][^<>]{0,100}>\s{0,20}<value>([^<]++)""")
+_TAB_PAIR = lazy_pattern(r"^[ \t]{0,20}([\w.\- ]{1,60}?):?\t+(\S[^\t\n]*+)$", re.MULTILINE)
+_INPUT = lazy_pattern(
+    r"""^([\w.\[\]]{1,100})\n {2}[^\n]{0,500}?input_value=('[^'\n]*+'?|"[^"\n]*+"?|[^\s,\]]++)""", re.MULTILINE
+)
+
+
+class PairScrubber:
+    """Redacts what stands beside a sensitive name. `judge` gives the verdict on a key."""
+
+    __slots__ = ("_judge",)
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+
+    def redact(self, text: str, *, query: bool = False, is_sql: bool = False) -> str:
+        """Redact values of pairs. `query`: the text is a query string; `is_sql`: it is a statement."""
+        if query or _MAYBE_PAIR.search(text):
+            text = self._pairs(text, query, is_sql)
+        if "%" in text:
+            text = self._encoded_pairs(text)
+        if "</" in text or "CDATA" in text:
+            text = self._by_key(_XML, text)
+            text = self._by_key(_XML_VALUE, text)
+        if "\t" in text:
+            text = self._by_key(_TAB_PAIR, text)
+        if "input_value=" in text:
+            text = self._by_key(_INPUT, text)
+        return text
+
+    def _by_key(self, pattern: re.Pattern[str], text: str) -> str:
+        def replace(match: re.Match[str]) -> str:
+            key, value = match.groups()
+            verdict = self._judge(key, True, False)
+            if verdict == PLAIN or is_harmless(value, key, verdict) or value.strip() in (key, f"{key}:"):
+                return match.group()
+            return f"{match.group()[: match.start(2) - match.start()]}{REDACTED}{match.group()[match.end(2) - match.start() :]}"
+
+        return pattern.sub(replace, text)
+
+    def _pairs(self, text: str, query: bool, is_sql: bool) -> str:
+        source = [match.span(2) for match in _FRAME.finditer(text)] if 'File "' in text else []
+        is_sql = is_sql or _STATEMENT.search(text) is not None
+        out: list[str] = []
+        done = pos = frame = 0
+        while (match := _KEY.search(text, pos)) is not None:
+            key = match.group(1)
+            pos = match.end(1)
+            # Most keys are no secret wherever they stand.
+            if self._judge(key, True, True) == PLAIN and key.lower() not in _SECOND_WORDS:
+                continue
+            separator = text[pos : match.end()]
+            verdict = self._judge_in_text(text, match.start(), key, separator, query)
+            if verdict == PLAIN:
+                continue
+            begin = match.end() if separator else _skip_blanks(text, pos)
+            while frame < len(source) and source[frame][1] <= match.start():
+                frame += 1
+            if frame < len(source) and source[frame][0] <= match.start():
+                spans = _source_spans(text, begin)
+            elif is_sql and _is_no_literal(text, begin, separator):
+                continue
+            else:
+                spans = self._spans(text, key, verdict, separator, begin)
+            for start, end in spans:
+                if start < done or is_harmless(text[start:end], key, verdict):
+                    continue
+                out += (text[done:start], REDACTED)
+                done = pos = end
+            if spans:
+                pos = max(pos, spans[0][0])
+        if not out:
+            return text
+        out.append(text[done:])
+        return "".join(out)
+
+    def _spans(self, text: str, key: str, verdict: int, separator: str, begin: int) -> list[tuple[int, int]]:
+        """Return where the value of a pair stands in an ordinary text; nothing when it is prose or a program's."""
+        whole_line = verdict == SENSITIVE_LINE and ":" in separator
+        closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "")
+        start, end = _value_span(text, begin, whole_line, closed_key)
+        if is_masked(text, start) or text.startswith("</", start):
+            return []
+        if not whole_line and start == begin:
+            word = text[start:end]
+            lowered = word.lower()
+            if separator.endswith(": ") and (lowered in _PROSE or lowered.startswith("http")):
+                return []
+            if closed_key:
+                return [(start, end)]
+            # "password=password", " = get(...)", "=self.token": a line of source outside a stack.
+            if lowered == key.lower() or ("=" in separator and _is_expression(text, begin, separator)):
+                return []
+        return [(start, end)]
+
+    def _encoded_pairs(self, text: str) -> str:
+        out: list[str] = []
+        done = pos = 0
+        while (match := _ENCODED_KEY.search(text, pos)) is not None:
+            start, pos = match.span(1)
+            key = match.group(1)
+            # "%3Ftoken%3Dx": the run begins inside the escape of the "?".
+            escape = key[:2] if start and text[start - 1] == "%" else ""
+            if self._judge(key[len(escape) :], True, escape.upper() in ("3F", "26")) in (PLAIN, LABEL):
+                continue
+            value = _ENCODED_VALUE.match(text, match.end())
+            if value is not None and value.group() != REDACTED:
+                out += (text[done : match.end()], REDACTED)
+                done = pos = value.end()
+        if not out:
+            return text
+        out.append(text[done:])
+        return "".join(out)
+
+    def _judge_in_text(self, text: str, start: int, key: str, separator: str, query: bool) -> int:
+        before = text[max(0, start - 1) : start]
+        if not separator:
+            # "--password x": nothing but white space follows, so only an option counts.
+            return self._judge(key, True, False) if key.startswith("--") else PLAIN
+        is_pair = separator.rstrip().endswith(",") and not key.startswith("--")
+        if is_pair and not _PAIR_OPENING.search(text, max(0, start - 16), start):
+            return PLAIN
+        in_query = start == 0 if before == "" else before in "?&#;"
+        in_query = in_query and (query or before != "")
+        verdict = self._judge(key, "=" in separator or '"' in separator or "'" in separator, in_query)
+        if verdict != PLAIN:
+            if separator[0] == ":" and (
+                _EXCEPTION_NAME.search(key)
+                or (before == "<" and _CONVERTER.match(text, start + len(key) + len(separator)))
+            ):
+                return PLAIN  # "TokenError: ..." is an exception, "<token:pk>" a URL pattern
+            return verdict
+        if key.lower() in _SECOND_WORDS:
+            previous = _WORD_BEFORE.search(text, max(0, start - 40), start)
+            if previous is not None:
+                return self._judge(f"{previous.group(1)} {key}", False, False)
+        return PLAIN
+
+
+def _is_expression(text: str, pos: int, separator: str) -> bool:
+    pattern = _ATTRIBUTE if separator == "=" else _IS_CALL_OR_ATTRIBUTE
+    return pattern.match(text, pos, _line_end(text, pos)) is not None
+
+
+def _is_no_literal(text: str, pos: int, separator: str) -> bool:
+    """Return whether a pair in a text with SQL is one of names and placeholders: only literals are secrets there."""
+    if separator.rstrip().endswith(","):
+        return True
+    if text.startswith(":", pos):
+        return True
+    is_sql = separator != "=" and "=" in separator
+    return is_sql and _SQL_STRING.match(text, pos) is None
+
+
+def _source_spans(text: str, pos: int) -> list[tuple[int, int]]:
+    """Return where a line of source has literals as its value at `pos`; expressions hold names, no secrets."""
+    end = _line_end(text, pos)
+    literal = _SOURCE_LITERAL.match(text, pos, end)
+    if literal is not None:
+        return [_inside(literal)] if _is_literal_secret(literal) else []
+    if text[pos : pos + 1] in ("[", "(", "{"):
+        end = min(end, _bracket_end(text, pos))
+        return [_inside(found) for found in _SOURCE_LITERAL.finditer(text, pos, end) if _is_literal_secret(found)]
+    if text[pos : pos + 1] in ('"', "'"):
+        # A string that does not end on its line.
+        return [(pos + 1, end)]
+    number = _SOURCE_NUMBER.match(text, pos, end)
+    return [number.span()] if number is not None else []
+
+
+def _inside(literal: re.Match[str]) -> tuple[int, int]:
+    return literal.start(2) + 1, literal.end(2) - 1
+
+
+def _is_literal_secret(literal: re.Match[str]) -> bool:
+    content = literal.group(2)[1:-1]
+    return bool(_INTERPOLATION.sub("", content) if "{" in content else content)
+
+
+def _bracket_end(text: str, pos: int) -> int:
+    """Where the bracket that opens at `pos` closes; the end of the text when it does not."""
+    depth = 0
+    for token in _BRACKET_TOKEN.finditer(text, pos):
+        character = token.group()[0]
+        if character in "[({":
+            depth += 1
+        elif character in "])}":
+            depth -= 1
+            if depth == 0:
+                return token.end()
+    return len(text)
+
+
+def _line_end(text: str, pos: int) -> int:
+    end = text.find("\n", pos)
+    return len(text) if end < 0 else end
+
+
+def _run_end(text: str, pos: int) -> int:
+    run = _RUN.match(text, pos)
+    if run is None:
+        return pos
+    end = run.end()
+    while end > pos and text[end - 1] in _CLOSERS:
+        end -= 1
+    return end if end > pos else run.end()
+
+
+def _escaped_end(text: str, pos: int, escapes: int, quote: str) -> int:
+    """Where the string that was opened by `escapes` backslashes and a quote ends; the end of the text if nowhere.
+
+    JSON in JSON doubles backslashes and adds one before a quote, repr only
+    doubles: an opening has (2**depth - 1) * 2**reprs of them. A quote in the
+    value, or one after a backslash in the value, has other numbers.
+    """
+    reprs = 0
+    while escapes % 2 == 0:
+        escapes //= 2
+        reprs += 1
+    for match in _ESCAPED_CLOSING[quote].finditer(text, pos):
+        count = (match.end() - match.start() - 1) >> reprs
+        if count % (2 * (escapes + 1)) == escapes:
+            return match.end() - 1 - (escapes << reprs)
+    return len(text)
+
+
+def _value_span(text: str, pos: int, whole_line: bool, closed_key: bool) -> tuple[int, int]:
+    """Where the value that begins at `pos` begins and ends, without the quotes around it.
+
+    `closed_key`: the key had a quote or bracket around it, so that a quote
+    before the value is one around it, also where a value takes its whole line.
+    """
+    if whole_line and not closed_key:
+        return pos, _line_end(text, pos)
+    quote = _QUOTE.match(text, pos)
+    if quote is not None:
+        start = quote.end()
+        rest = _QUOTED_REST[quote.group(1)].match(text, start)
+        if rest is None:
+            return start, len(text)
+        end = rest.end()
+        # 'a'b: what follows belongs to it, and what is left must not look like an open quote.
+        return (pos, _run_end(text, end)) if _RUN_GOES_ON.match(text, end) else (start, end - 1)
+    escaped = _ESCAPED_QUOTE.match(text, pos)
+    if escaped is not None:
+        start = escaped.end()
+        return start, _escaped_end(text, start, len(escaped.group(1)), escaped.group(2))
+    if whole_line:
+        return pos, _line_end(text, pos)
+    if text[pos : pos + 1] in ("[", "(", "{"):
+        end = _bracket_end(text, pos)
+        return pos, (_run_end(text, end) if _RUN_GOES_ON.match(text, end) else end)
+    end = _run_end(text, pos)
+    if _SCHEME_WORD.match(text[pos:end][:20]) and text[end : end + 1] in (" ", "\t"):
+        after = _skip_blanks(text, end)
+        end = max(end, _run_end(text, after))
+    return pos, end
+
+
+def _skip_blanks(text: str, pos: int) -> int:
+    while text[pos : pos + 1] in (" ", "\t"):
+        pos += 1
+    return pos

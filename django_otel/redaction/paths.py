@@ -1,0 +1,94 @@
+"""Tokens in paths of URLs: `/reset/<uid>/<token>`, links that let in who has them, addresses of webhooks."""
+
+from __future__ import annotations
+
+import re
+
+from django_otel.base.patterns import lazy_pattern
+from django_otel.redaction.keys import REDACTED, has_random_part, is_mixed, split_key, words
+
+_HAS_LONG_SEGMENT = lazy_pattern(r"/[A-Za-z0-9_\-.:~%=@+]{16}")
+_PATH = lazy_pattern(
+    r"(?<![A-Za-z0-9_\-.~%=@+/])(?:https?:/)?[A-Za-z0-9_\-.~%=@+]*+(?::[0-9]{1,5})?(?:/[A-Za-z0-9_\-.:~%=@+]*+)++"
+)
+#: What is behind such a word in a path may be a token: after it three segments are judged strictly.
+_ACTIONS = words(
+    "reset password passwd passwordreset confirm confirmation confirmations verify verification activate "
+    "activation invite invites invitation invitations magic unsubscribe optout token tokens key login signin "
+    "auth share shared shares download downloads signed claim accept callback webhook webhooks hook hooks "
+    "private secret secrets recover recovery register registration join otp preview ical calendar feed approve "
+    "decline session sessions sso onboarding set email subscribe subscription link links guest access"
+)
+_FILE = lazy_pattern(r".*\.[A-Za-z]{1,5}[0-9]?\Z")
+_UUID = lazy_pattern(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
+_HEX = lazy_pattern(r"[0-9a-fA-F]{32,}\Z")
+_WEBHOOK = lazy_pattern(
+    r"(hooks\.slack(?:-gov)?\.com/[a-z]{1,20}/|discord(?:app)?\.com/api/(?:v[0-9]{1,2}/)?webhooks/"
+    r"|webhook\.office\.com/webhookb2/|outlook\.office(?:365)?\.com/webhook(?:b2)?/"
+    r"|hooks\.zapier\.com/hooks/[a-z]{1,20}/|maker\.ifttt\.com/trigger/[\w\-]{1,80}/(?:json/)?with/key/"
+    r"|hc-ping\.com/|webhook\.site/|api\.telegram\.org/(?:file/)?bot|logic\.azure\.com(?::[0-9]{1,5})?/workflows/"
+    r"|events\.pagerduty\.com/integration/|open\.(?:feishu\.cn|larksuite\.com)/open-apis/bot/(?:v2/)?hook/"
+    r"|hooks\.airtable\.com/workflows/|hook(?:\.[a-z0-9]{1,10})?\.(?:make|integromat)\.com/|/hooks/catch/)([^\s\"'<>?#]+)"
+)
+_WEBHOOK_MARKS = ("hook", "/bot", "/integration/", "/with/key/", "hc-ping", "/workflows/")
+
+
+def redact_paths(text: str) -> str:
+    """Redact addresses of webhooks, and segments of paths that are tokens."""
+    if any(mark in text for mark in _WEBHOOK_MARKS):
+        text = _WEBHOOK.sub(rf"\1{REDACTED}", text)
+    return _PATH.sub(_redact_path, text) if _HAS_LONG_SEGMENT.search(text) else text
+
+
+def redact_unmatched(path: str) -> str:
+    """Redact every segment that could be a token: of a path that no route matches, nothing says what it holds."""
+    return "/".join(map(_redact_unknown, path.split("/")))
+
+
+def is_token(segment: str) -> bool:
+    """Return whether a segment, or a value captured from a path, looks drawn at random rather than written."""
+    return len(segment) >= 16 and has_random_part(segment) and not _FILE.match(segment)
+
+
+def is_secret_capture(value: str, *, is_named: bool) -> bool:
+    """Return whether a captured value is a secret: by the name of its group, or because it looks random."""
+    return bool(value) and (is_named or (len(value) >= 20 and is_mixed(value) and not _UUID.match(value)))
+
+
+def is_secret_unnamed(value: str) -> bool:
+    """Return whether the value of an unnamed group may be a token."""
+    return is_token(value) and not _UUID.match(value)
+
+
+def redact_value(text: str, value: str) -> str:
+    """Redact `value` where it stands by itself in a path."""
+    return re.sub(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])", REDACTED, text) if value in text else text
+
+
+def _redact_unknown(segment: str) -> str:
+    if is_token(segment) and not _UUID.match(segment):
+        return REDACTED
+    return segment
+
+
+def _redact_path(match: re.Match[str]) -> str:
+    segments = match.group().split("/")
+    armed = 0
+    is_changed = False
+    for index, segment in enumerate(segments):
+        is_action = not _ACTIONS.isdisjoint(split_key(segment[:64])) if segment else False
+        if is_action:
+            armed = 4
+        if index and len(segment) >= 16 and _is_secret(segment, is_armed=armed > 0):
+            segments[index] = REDACTED
+            is_changed = True
+        armed -= 1
+    return "/".join(segments) if is_changed else match.group()
+
+
+def _is_secret(segment: str, *, is_armed: bool) -> bool:
+    if _FILE.match(segment) and not segment.startswith(".eJ"):
+        return False
+    if is_armed:
+        return has_random_part(segment)
+    return len(segment) >= 20 and is_mixed(segment) and not _UUID.match(segment) and not _HEX.match(segment)
