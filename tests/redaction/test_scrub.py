@@ -55,7 +55,7 @@ def _clean_guard():
         "stripe.api_keys", "card", "credit_card", "creditCard", "card_number", "cardNumber", "cvv", "cvc2",
         "private_key",
         "privateKey", "access_key", "aws_access_key_id", "credential", "credentials", "jwt", "auth", "x-hub-signature",
-        "pass_word", "card_type", "token_type",
+        "pass_word",
     ],
 )  # fmt: skip
 def test_a_value_under_a_sensitive_key_is_redacted_whatever_its_type(key):
