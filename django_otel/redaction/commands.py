@@ -35,7 +35,7 @@ _COMMAND = lazy_pattern(
 )
 _HAS_COMMAND = lazy_pattern(
     r"\b(?:mysql|mariadb|7z|sshpass|docker|podman|helm|az|oc|buildah|skopeo|mongo|influx|clickhouse|redis-cli|valkey-cli"
-    r"|ldap|sqlcmd|bcp|zip|unzip|isql|curl|https?|lftp|smb|rpcclient|snmp|net use|openssl|sqlplus|impdp|expdp|rman|sqlldr"
+    r"|ldap|sqlcmd|bcp|zip|unzip|isql|curl|https?|lftp|smb|rpcclient|snmp|net use|openssl|sqlplus|impdp|expdp|rman|sqlldr"  # noqa: E501
     r"|htpasswd|rabbitmqctl)"
 )
 _SECRETS = tuple(

@@ -14,7 +14,7 @@ _DATABASE_VALUES: tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...] 
     (
         ")=(",
         lazy_pattern(r"\b[Kk]ey \([^\n()]{0,400}(?:\([^\n()]{0,100}\)[^\n()]{0,200}){0,4}\)=(?=\()"),
-        lazy_pattern(r"\)(?= (?:already exists|is not present|is still referenced|is duplicated|conflicts)|\.?\s*\Z|\.\n)"),
+        lazy_pattern(r"\)(?= (?:already exists|is not present|is still referenced|is duplicated|conflicts)|\.?\s*\Z|\.\n)"),  # noqa: E501
         "()",
     ),
     ("Failing row", lazy_pattern(r"Failing row contains (?=\()"), lazy_pattern(r"\)(?=\.?[\"']?\s*(?:\n|\Z))"), "()"),
@@ -46,7 +46,7 @@ _DATABASE_VALUES: tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...] 
         lazy_pattern(r"(?<!\A)\"(?=\s*(?:\n|\Z))"),
         '""',
     ),
-    ("value \"", lazy_pattern(r"\bvalue (?=\"[^\n]{0,200}?\" is out of range)"), lazy_pattern(r"(?<!\A)\"(?= is out of range)"), '""'),
+    ("value \"", lazy_pattern(r"\bvalue (?=\"[^\n]{0,200}?\" is out of range)"), lazy_pattern(r"(?<!\A)\"(?= is out of range)"), '""'),  # noqa: E501
     (
         " literal: ",
         lazy_pattern(r"\bmalformed \w{1,20} literal: (?=\")"),
@@ -72,8 +72,8 @@ _DATABASE_VALUES: tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...] 
         lazy_pattern(rf"(?<!\A)'(?= to (?:a column of )?data type|{_LINE_END})"),
         "''",
     ),
-    ("ncorrect syntax near", lazy_pattern(r"ncorrect syntax near (?=')"), lazy_pattern(rf"(?<!\A)'(?=\. |{_LINE_END})"), "''"),
-    ("runcated value:", lazy_pattern(r"[Tt]runcated value: (?=')"), lazy_pattern(rf"(?<!\A)'(?=\. |{_LINE_END})"), "''"),
+    ("ncorrect syntax near", lazy_pattern(r"ncorrect syntax near (?=')"), lazy_pattern(rf"(?<!\A)'(?=\. |{_LINE_END})"), "''"),  # noqa: E501
+    ("runcated value:", lazy_pattern(r"[Tt]runcated value: (?=')"), lazy_pattern(rf"(?<!\A)'(?=\. |{_LINE_END})"), "''"),  # noqa: E501
     (
         "character string",
         lazy_pattern(r"after the character string (?=')"),
@@ -83,7 +83,7 @@ _DATABASE_VALUES: tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...] 
 )  # fmt: skip
 #: Lines in which a server repeats a statement or its parameters.
 _SQL_LINE = lazy_pattern(
-    r"(\bLINE [0-9]+: |\b(?:QUERY|STATEMENT): {1,2}|\bSQL statement (?=\")|\bparameters: (?=\$[0-9]|\('|\{')|\bORA-[0-9]{5}\b)([^\n]*)"
+    r"(\bLINE [0-9]+: |\b(?:QUERY|STATEMENT): {1,2}|\bSQL statement (?=\")|\bparameters: (?=\$[0-9]|\('|\{')|\bORA-[0-9]{5}\b)([^\n]*)"  # noqa: E501
 )
 _SQL_LITERAL = lazy_pattern(r"'(?:[^']|'')*+'?|\$(\w*)\$.*?(?:\$\1\$|\Z)")
 _NEAR = lazy_pattern(r"(\bat or near )\"(?![A-Z]{2,20}\"|[^\w\s]{1,3}\")[^\"\n]*\"?")
@@ -115,7 +115,7 @@ _SECRETS_IN_SQL: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
     (
         ("set ",),
         lazy_pattern(
-            r"(?i)((?:\A|[;\"'\n(]|: )\s{0,20}set\s+(?:session\s+|local\s+|global\s+)?\"?[A-Za-z_]\w{0,60}\.[A-Za-z_][\w.]{0,60}+\"?"
+            r"(?i)((?:\A|[;\"'\n(]|: )\s{0,20}set\s+(?:session\s+|local\s+|global\s+)?\"?[A-Za-z_]\w{0,60}\.[A-Za-z_][\w.]{0,60}+\"?"  # noqa: E501
             rf"\s*(?:=|\bto\b)\s*)(?!\w{{1,60}}\.\w){_VALUE}"
         ),
     ),

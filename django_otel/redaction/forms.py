@@ -57,7 +57,7 @@ _SIGNED = lazy_pattern(
 )
 #: A random text behind a word that says what it is.
 _NAMED_RUN = lazy_pattern(
-    r"(?i)(\b(?:token|session|secret|password|cookie|csrf|jwt|signature)s?(?:[ _]id|[ _]key)?[ ]{1,3}['\"]?)([A-Za-z0-9_\-+/=]{20,}+)"
+    r"(?i)(\b(?:token|session|secret|password|cookie|csrf|jwt|signature)s?(?:[ _]id|[ _]key)?[ ]{1,3}['\"]?)([A-Za-z0-9_\-+/=]{20,}+)"  # noqa: E501
 )
 #: What django.contrib.auth.tokens makes: seconds in base 36, a part of an HMAC.
 _RESET_TOKEN = lazy_pattern(r"(?<![A-Za-z0-9])[0-9a-z]{6,7}-[0-9a-f]{32}(?![0-9A-Za-z]|\.[a-z])")

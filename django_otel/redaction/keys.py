@@ -69,8 +69,8 @@ _DESCRIPTIONS = words(
     "reason error errors result results method methods source format scheme funding level category class model module "
     "action event mode region role outcome stage step phase purpose scope scopes audience currency group tier plan "
     "channel platform device os language locale origin prefix header cache store storage serializer middleware "
-    "valid invalid active expired secure httponly length validator validators rotation encoding hint last path "
-    "queue topic handler strategy protocol layer created updated changed count env environment target owner vendor "
+    "valid invalid active expired secure httponly validator validators rotation encoding hint last path "
+    "queue topic handler strategy protocol layer created updated changed env environment target owner vendor "
     "table view page form template screen command task job url uri file interval"
 )
 #: The whole line after such a key belongs to the value.
@@ -95,18 +95,19 @@ _NUMBER = lazy_pattern(
 )
 #: What stands for a value that is not there: masks, placeholders of SQL, of formats and of templates.
 _PLACEHOLDER = lazy_pattern(
-    r"\*{2,}+\Z|•{2,}+\Z|[xX]{3,}+\Z|\.{3}\Z|%s\Z|%\([\w.]{1,60}+\)s\Z|\?\Z|\$[0-9]{1,4}+\Z|\$\{?[A-Z_][A-Z0-9_]*+\}?\Z"
-    r"|\{\{?[^{}\n]{0,80}\}?\}\Z|<[a-z_ \-]{1,40}>\Z|\[(?:hidden|redacted|filtered|removed|masked|secure|secret)\]\Z",
-    re.IGNORECASE,
+    r"\*{2,}+\Z|•{2,}+\Z|[xX]{3,}+\Z|\.{3}\Z|%[sr]\Z|%\([\w.]{1,60}+\)s\Z|\?\Z|\$[0-9]{1,4}+\Z|\$\{?[A-Z_]++\}?\Z"
+    r"|\{\{[ \w.|\-]{1,80}\}\}\Z|\{[a-z_.]{1,60}\}\Z|<[a-z_ \-]{1,40}>\Z"
+    r"|\[(?i:hidden|redacted|filtered|removed|masked|secure|secret)\]\Z"
 )
 _MASK = lazy_pattern(
-    r"<[a-z_ \-]{1,40}>|\[(?:hidden|filtered|removed|masked|secure|secret)\]|\$?\{\{?[^{}\n]{0,80}\}", re.IGNORECASE
+    r"<[a-z_ \-]{1,40}>|\[(?i:hidden|filtered|removed|masked|secure|secret)\]"
+    r"|\$\{[A-Z_]{1,60}\}|\$?\{\{[ \w.|\-]{1,80}\}\}|\{[a-z_.]{1,60}\}(?=[\s\"',;)]|\Z)"
 )
 _RANDOM_RUN = lazy_pattern(r"[A-Za-z0-9+/_=\-]{12,}+")
 
 
 def split_key(key: str) -> tuple[str, ...]:
-    """Return the lower-case words of a snake, kebab, dotted, bracketed or camelCase key, without digits at their ends."""
+    """Return the lower-case words of a snake, kebab, dotted, bracketed or camelCase key, without digits at their ends."""  # noqa: E501
     pieces = _NOT_WORD.split(_CAMEL.sub(" ", key))
     return tuple(word for word in (piece.strip("0123456789").lower() for piece in pieces) if word)
 

@@ -1,4 +1,4 @@
-"""Secrets that stand beside their name: `password=x`, `"token": "x"`, `<secret>x</secret>`, query strings, source lines."""
+"""Secrets that stand beside their name: `password=x`, `"token": "x"`, `<secret>x</secret>`, query strings, source lines."""  # noqa: E501
 
 from __future__ import annotations
 
@@ -68,13 +68,17 @@ _FRAME = lazy_pattern(
 _SOURCE_LITERAL = lazy_pattern(
     r"""([bBuUrRfF]{0,2})("[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"|'[^'\\\n]*+(?:\\.[^'\\\n]*+)*+')"""
 )
+#: A longer line is no line that a person wrote (characters).
+_MAX_SOURCE_LENGTH = 2000
 _SOURCE_NUMBER = lazy_pattern(r"[0-9]{3,}+")
 _INTERPOLATION = lazy_pattern(r"\{[^{}]*+\}|(?i:bearer|basic|token|digest)|[^A-Za-z0-9]")
-#: An expression of a program: a call, an item, an attribute.
-_ATTRIBUTE = lazy_pattern(r"(?:self|cls)\.\w|[A-Za-z_][\w.]*+\(\)")
-_IS_CALL_OR_ATTRIBUTE = lazy_pattern(
-    r"await\s+\w|(?:self|cls|settings|request|os|config)\.\w|[A-Za-z_][\w.]*+\(\)|[A-Za-z_]+(?:\.\w+)*[(\[]|[A-Z]\w+ = "
+#: An expression of a program: an attribute, a call, an item. What could be a password with brackets in it is none.
+_EXPRESSION = lazy_pattern(r"(?:self|cls)\.[a-z_]|[A-Za-z_]{3,}+(?:\.[A-Za-z_]++)*+\(\)(?=[\s,;.)\]}]|\Z)")
+_SPACED_EXPRESSION = lazy_pattern(
+    r"await\s+[a-z_]|(?:settings|request|os|config)\.[A-Za-z_]++(?:[.\[(,;\s]|\Z)"
+    r"|[A-Za-z_]{2,}+(?:\.[A-Za-z_]++)++\([a-z_., =]*+\)(?=[\s,;.)\]}]|\Z)"
 )
+_ANNOTATION = lazy_pattern(r"[A-Z][A-Za-z]{2,40} = [a-z_]{2,40}\(")
 _STATEMENT = lazy_pattern(
     r"""(?:\A|[\s"'(;:])(?:SELECT\s|INSERT\s+(?:OR\s+\w{1,10}\s+)?INTO\s|UPDATE\s+\S{1,120}\s+SET\s|DELETE\s+FROM\s|MERGE\s+INTO\s"""
     r"""|(?:CREATE|ALTER)\s+(?:TABLE|INDEX|UNIQUE)\s|EXPLAIN\s)"""
@@ -122,9 +126,14 @@ class PairScrubber:
         def replace(match: re.Match[str]) -> str:
             key, value = match.groups()
             verdict = self._judge(key, True, False)
-            if verdict == PLAIN or is_harmless(value, key, verdict) or value.strip() in (key, f"{key}:"):
+            if (
+                verdict == PLAIN
+                or is_harmless(value, key, verdict)
+                or value.startswith("[redacted")
+                or value.strip() in (key, f"{key}:")
+            ):
                 return match.group()
-            return f"{match.group()[: match.start(2) - match.start()]}{REDACTED}{match.group()[match.end(2) - match.start() :]}"
+            return f"{match.group()[: match.start(2) - match.start()]}{REDACTED}{match.group()[match.end(2) - match.start() :]}"  # noqa: E501
 
         return pattern.sub(replace, text)
 
@@ -147,7 +156,7 @@ class PairScrubber:
             while frame < len(source) and source[frame][1] <= match.start():
                 frame += 1
             if frame < len(source) and source[frame][0] <= match.start():
-                spans = _source_spans(text, begin)
+                spans = self._source_spans(text, match, verdict, separator, begin)
             elif is_sql and _is_no_literal(text, begin, separator):
                 continue
             else:
@@ -164,6 +173,20 @@ class PairScrubber:
         out.append(text[done:])
         return "".join(out)
 
+    def _source_spans(
+        self, text: str, key: re.Match[str], verdict: int, separator: str, begin: int
+    ) -> list[tuple[int, int]]:
+        """Return where the value of a pair stands in a line of source."""
+        start, end = key.span(1)
+        if _line_end(text, start) - text.rfind("\n", 0, start) > _MAX_SOURCE_LENGTH:
+            return self._spans(text, key.group(1), verdict, separator, begin)
+        literal = _literal_around(text, start, end)
+        if literal is None:
+            return _literal_spans(text, begin)
+        if begin >= literal.end(2) - 1 or text[begin] in "{%":
+            return []
+        return self._spans(text, key.group(1), verdict, separator, begin)
+
     def _spans(self, text: str, key: str, verdict: int, separator: str, begin: int) -> list[tuple[int, int]]:
         """Return where the value of a pair stands in an ordinary text; nothing when it is prose or a program's."""
         whole_line = verdict == SENSITIVE_LINE and ":" in separator
@@ -179,7 +202,7 @@ class PairScrubber:
             if closed_key:
                 return [(start, end)]
             # "password=password", " = get(...)", "=self.token": a line of source outside a stack.
-            if lowered == key.lower() or ("=" in separator and _is_expression(text, begin, separator)):
+            if lowered == key.lower() or _is_expression(text, begin, separator):
                 return []
         return [(start, end)]
 
@@ -228,8 +251,12 @@ class PairScrubber:
 
 
 def _is_expression(text: str, pos: int, separator: str) -> bool:
-    pattern = _ATTRIBUTE if separator == "=" else _IS_CALL_OR_ATTRIBUTE
-    return pattern.match(text, pos, _line_end(text, pos)) is not None
+    """Return whether a program's expression stands at `pos`, behind a name and `separator`."""
+    if "=" not in separator:
+        return separator == ": " and _ANNOTATION.match(text, pos) is not None
+    return _EXPRESSION.match(text, pos) is not None or (
+        separator != "=" and _SPACED_EXPRESSION.match(text, pos) is not None
+    )
 
 
 def _is_no_literal(text: str, pos: int, separator: str) -> bool:
@@ -242,8 +269,18 @@ def _is_no_literal(text: str, pos: int, separator: str) -> bool:
     return is_sql and _SQL_STRING.match(text, pos) is None
 
 
-def _source_spans(text: str, pos: int) -> list[tuple[int, int]]:
-    """Return where a line of source has literals as its value at `pos`; expressions hold names, no secrets."""
+def _literal_around(text: str, start: int, end: int) -> re.Match[str] | None:
+    """Return the string of a line of source that the key between `start` and `end` is a part of, not all."""
+    for literal in _SOURCE_LITERAL.finditer(text, text.rfind("\n", 0, start) + 1, _line_end(text, start)):
+        if literal.start(2) > start:
+            return None
+        if literal.end(2) > start:
+            return None if _inside(literal) == (start, end) else literal
+    return None
+
+
+def _literal_spans(text: str, pos: int) -> list[tuple[int, int]]:
+    """Return where the literals of the value at `pos` stand in a line of source; expressions hold names, no secrets."""
     end = _line_end(text, pos)
     literal = _SOURCE_LITERAL.match(text, pos, end)
     if literal is not None:

@@ -25,9 +25,9 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
 from django_otel.base import guard
+from django_otel.base.patterns import lazy_pattern
 from django_otel.base.text import encodable
 from django_otel.metrics.model import Attributes
-from django_otel.base.patterns import lazy_pattern
 from django_otel.redaction import commands, database_errors, forms, paths, personal
 from django_otel.redaction.keys import (
     LABEL,
@@ -63,7 +63,7 @@ LogRecordT = TypeVar("LogRecordT", "ReadableLogRecord", "ReadWriteLogRecord")
 _OTEL_TYPES = (str, bool, int, float, bytes, Sequence, Mapping)
 
 #: A text that no rule can find anything in: paths, words, short numbers. Every known token has a capital, a "_" or a
-#: "-" in it, or letters and digits mixed; a card has 13 digits; all else needs a separator. Tests hold it against the rules.
+#: "-" in it, or letters and digits mixed; a card has 13 digits; all else needs a separator. Tests hold it against the rules.  # noqa: E501
 _NOTHING_IN_IT = lazy_pattern(r"(?:/*+(?:[a-z]++[0-9]{0,3}+|[0-9]{1,12}+)(?![a-z0-9]))*+/*+")
 
 

@@ -238,6 +238,21 @@ _LISTS = lazy_pattern(
     re.IGNORECASE,
 )
 
+# Some commands take a secret as a bare word, or as what other commands call a quoted name.
+_BARE = r"""(?!\?|%s|%\(|\$[0-9]|[:@]\w|PASSWORD\b|DEFAULT\b|EXTERNALLY\b)(?:"[^"]*+"|`[^`]*+`|[^\s(),;]++)"""
+_BARE_SECRETS = lazy_pattern(
+    rf"(\bIDENTIFIED (?:WITH \S{{1,80}} )?(?:BY|AS|USING) (?:VALUES |PASSWORD )?"
+    rf"|\bPRAGMA (?:\S{{1,80}}\.)?(?:hex|text)?(?:re)?key ?(?:= ?|\( ?)"
+    rf"|\bSET PASSWORD(?: FOR \S{{1,200}})? ?(?:=|TO\b) ?"
+    rf"|\bATTACH .{{1,300}}? KEY ){_BARE}",
+    re.IGNORECASE,
+)
+#: A parameter of an extension or application, `SET app.user = word`, may hold anything.
+_BARE_PARAMETER = lazy_pattern(
+    rf"(\bSET (?:SESSION |LOCAL |GLOBAL )?[\w\"`]{{1,80}}(?:\.[\w\"`]{{1,80}})+ ?(?:=|TO\b) ?){_BARE}(?: ?, ?{_BARE})*+",  # noqa: E501
+    re.IGNORECASE,
+)
+
 
 def parameterise(sql: object, vendor: str, max_length: int = MAX_LENGTH) -> Statement:
     """Take the literals out of `sql`, and find out what it does to which table.
@@ -290,6 +305,9 @@ def _remembered(sql: str, vendor: str, is_cut: bool) -> Statement:
     reader = _Reader(sql, _DIALECTS.get(vendor, _UNKNOWN))
     reader.read()
     text = _LISTS.sub(lambda found: found["list"] or found["rows"], "".join(reader.out))
+    text = _BARE_SECRETS.sub(r"\1?", text)
+    if reader.operation in {"SET", "ALTER"}:
+        text = _BARE_PARAMETER.sub(r"\1?", text)
     if is_cut:
         text += " ..."
     operation = reader.operation if reader.operation in OPERATIONS else OTHER

@@ -505,3 +505,33 @@ def test_a_megabyte_is_cut_before_it_is_read(monkeypatch):
     monkeypatch.setattr(statements._Reader, "read", count)
     assert parameterise("SELECT 'unseen', " + "'x', " * 200_000, "postgresql").text.endswith(" ...")
     assert read == [statements.MAX_LENGTH]
+
+
+@pytest.mark.parametrize("vendor", ["postgresql", "mysql", "sqlite", "oracle", "microsoft", "unknown"])
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("CREATE USER bob IDENTIFIED BY tiger", "CREATE USER bob IDENTIFIED BY ?"),
+        ("alter user bob identified by tiger account unlock", "alter user bob identified by ? account unlock"),
+        ("GRANT ALL ON t TO bob IDENTIFIED BY PASSWORD tiger", "GRANT ALL ON t TO bob IDENTIFIED BY PASSWORD ?"),
+        ("PRAGMA key(tiger)", "PRAGMA key(?)"),
+        ("PRAGMA key = tiger", "PRAGMA key = ?"),
+        ("PRAGMA main.rekey=tiger", "PRAGMA main.rekey=?"),
+        ("SET app.jwt = tiger", "SET app.jwt = ?"),
+        ("SET LOCAL app.jwt TO tiger, lion", "SET LOCAL app.jwt TO ?"),
+        ("ALTER ROLE bob SET app.jwt = tiger", "ALTER ROLE bob SET app.jwt = ?"),
+        ("SET PASSWORD FOR bob = tiger", "SET PASSWORD FOR bob = ?"),
+        ("CREATE USER bob IDENTIFIED BY %s", "CREATE USER bob IDENTIFIED BY %s"),
+        ("SET app.jwt = %s", "SET app.jwt = %s"),
+        ("SET search_path = public", "SET search_path = public"),
+        ("PRAGMA foreign_keys = ON", "PRAGMA foreign_keys = ON"),
+        ("UPDATE t SET t.password = s.password", "UPDATE t SET t.password = s.password"),
+    ],
+)
+def test_a_secret_that_is_a_bare_word_does_not_stay(sql, expected, vendor):
+    assert statements.parameterise(sql, vendor).text == expected
+
+
+def test_oracle_quotes_passwords_as_names():
+    text = statements.parameterise('ALTER USER bob IDENTIFIED BY "tiger"', "oracle").text
+    assert text == "ALTER USER bob IDENTIFIED BY ?"

@@ -30,7 +30,8 @@ from django_otel.multiprocess import discovery, server_group
 from django_otel.operations import doctor
 from django_otel.operations import serve as serving
 from django_otel.operations.serve import Unavailable
-from django_otel.redaction.scrub import REDACTED, Scrubber
+from django_otel.redaction.keys import REDACTED
+from django_otel.redaction.scrub import Scrubber
 
 OK = 0
 NOT_WORKING = 1
