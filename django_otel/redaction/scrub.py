@@ -96,7 +96,7 @@ class Scrubber:
     `callback(key, value) -> value` sees every attribute value, message and body
     that the rules left, after them, and returns what is exported; None
     redacts. If it raises, the value is redacted and the fault counted by
-    `core.guard` at the place "SCRUB.CALLBACK".
+    `base.guard` at the place "SCRUB.CALLBACK".
 
     Errors: no method raises `Exception`; a value that cannot be scrubbed is
     redacted. All methods are idempotent and return the object they were given
