@@ -54,7 +54,7 @@ class DjangoOTelConfig(AppConfig):
         from django_otel import asgi, business, logs, runtime
         from django_otel.base import guard
         from django_otel.console import failures
-        from django_otel.instrumentation import cache, database, instrumentors, request_times
+        from django_otel.instrumentation import cache, callbacks, database, instrumentors, request_times
         from django_otel.live_sampling import follower
 
         # Instrumentors first: the stable conventions are opted in before any of them loads.
@@ -62,6 +62,7 @@ class DjangoOTelConfig(AppConfig):
             runtime.on_config_change(part.install)
             # A format of LOGGING may name the trace's id, whatever the settings say.
             runtime.on_refusal(logs.stand_by if part is logs else part.uninstall)
+        runtime.store.around_callbacks = callbacks.own_connections
         runtime.on_prepare(follower.ensure_started)
         asgi.answer_lifespan()
         with guard.contained("looking for otel.py modules"):

@@ -235,6 +235,7 @@ def _start(config: Config) -> None:
     ).take
     store.configure(
         cardinality_limit=config.metrics.cardinality_limit,
+        attribute_length=config.metrics.attribute_length,
         buckets=config.metrics.buckets,
         scrub=runtime.scrubber.labels,
     )
@@ -448,7 +449,7 @@ def _start_metrics(config: Config, exporters: list[Any]) -> None:
         _set_meter_resource()
         runtime.meter_provider = _own_meter_provider
     if _sdk_metrics is not None:
-        _sdk_metrics.scrub = runtime.scrubber.labels
+        _sdk_metrics.scrub = store.clean
     _pump = pipelines.MetricsPump(exporters, collect_process, lambda: _current.resource, config, _count_failure)
     _switch_registry(config)
 
@@ -472,7 +473,7 @@ def _build_meter_provider() -> Any:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_set_meter_resource)
     found = SdkMetrics(reader, provider)
-    found.scrub = _current.scrubber.labels
+    found.scrub = store.clean
     _sdk_metrics = found
     return provider
 
@@ -803,7 +804,7 @@ def collect_process(*, observed: bool = True) -> list[Family]:
 
 def _collect_sdk() -> list[Family]:
     if _sdk_metrics is not None:
-        with guard.contained("collecting SDK metrics"):
+        with guard.contained("collecting SDK metrics"), store.around_callbacks():
             return _sdk_metrics.collect()
     return []
 

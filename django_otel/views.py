@@ -154,7 +154,8 @@ def _render(request: HttpRequest, config: Config) -> HttpResponse:
 def _include_registry(page: exposition.Page) -> None:
     from django_otel.metrics.registry import render_registry
 
-    render_registry(page)
+    with runtime.store.around_callbacks():
+        render_registry(page)
 
 
 _slots: tuple[int, threading.BoundedSemaphore] | None = None

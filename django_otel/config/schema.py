@@ -445,6 +445,7 @@ class Metrics:
     temporality: str = key("cumulative", one_of("cumulative", "delta"), "Temporality of exported sums and histograms.")
     buckets: Mapping[str, tuple[float, ...]] = key({}, buckets, "Bucket bounds by metric name, ascending.")
     cardinality_limit: int = key(2000, whole(1), "Most series of an instrument; the rest share one overflow series.")
+    attribute_length: int = key(256, whole(1), "Most characters of a label value; longer ones are cut, and counted.")
     shared_dir: str | None = key(
         None, optional(absolute_path), "Folder in which worker processes share their numbers; None finds or makes one."
     )

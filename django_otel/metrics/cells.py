@@ -15,6 +15,7 @@ the cost of an update (1 kI of 2). A build without the global lock takes ours
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -23,6 +24,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +49,8 @@ _EXEMPLAR_RECORDS = 64
 _EXEMPLAR_AGE_S = 0.5
 #: Of a bucket, in that time.
 _EXEMPLARS_AT_ONCE = 5
+#: OpenTelemetry's integers have 64 bits; a larger one is a text.
+_INT_LIMIT = 1 << 63
 #: Whether one thread at a time runs Python. A build that can do without says so; once on, it stays on.
 HAS_GLOBAL_LOCK = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 
@@ -127,7 +131,9 @@ def _clean(value: object) -> AttributeValue:
     if isinstance(value, bool | str):
         # str() also turns a lazy or safe string into a plain one.
         return value if isinstance(value, bool) else str(value)
-    if isinstance(value, int | float):
+    if isinstance(value, float):
+        return value
+    if isinstance(value, int) and -_INT_LIMIT <= value < _INT_LIMIT:
         return value
     if isinstance(value, list | tuple):
         cleaned = (_clean(item) for item in value)
@@ -138,6 +144,30 @@ def _clean(value: object) -> AttributeValue:
         # A __str__ that raises, for example on a query where none is allowed.
         guard.report(f"str() of an attribute of type {type(value).__name__}", error)
         return f"<{type(value).__name__}>"
+
+
+def _cut(value: AttributeValue, length: int) -> AttributeValue:
+    """Return `value` with at most `length` characters of text, over all items of a list; itself where that fits."""
+    if isinstance(value, str):
+        return value if len(value) <= length else value[:length]
+    if not isinstance(value, tuple):
+        return value
+    kept: list[Any] = []
+    left = length
+    for item in value:
+        if left <= 0:
+            break
+        kept.append(item[:left] if isinstance(item, str) else item)
+        # With quotes and comma, as the page shows a list.
+        left -= len(item) + 3 if isinstance(item, str) else 8
+    found = tuple(kept)
+    return value if found == value else found
+
+
+def cut(attributes: Attributes, length: int) -> Attributes:
+    """Return the attributes with texts of at most `length` characters; the same object where none is longer."""
+    found = tuple([(key, _cut(value, length)) for key, value in attributes])
+    return attributes if all(new[1] is old[1] for new, old in zip(found, attributes, strict=True)) else found
 
 
 def identity(attributes: Attributes) -> object:
@@ -493,8 +523,8 @@ class Instrument:
 
     def _make(self, key: object, attributes: Attributes) -> Series:
         store = self._store
+        scrubbed = store.clean(attributes)
         with store.lock:
-            scrubbed = store.scrub(attributes)
             if scrubbed is not attributes:
                 # Known by what is shown: every secret would be a series of its own otherwise, all looking alike.
                 key = identity(scrubbed)
@@ -596,11 +626,19 @@ class Histogram(Instrument):
     """A distribution of values in fixed buckets."""
 
     def record(self, value: float, attributes: Mapping[str, object] = {}, trace_id: int = 0, span_id: int = 0) -> None:
-        """Count one value, in the instrument's unit. Values that are not finite are ignored and logged once."""
+        """Count one value, in the instrument's unit.
+
+        Values that are not finite are ignored and logged once, and so are
+        negative ones, by which the sum would fall, unless a bound is below zero.
+        """
         number = _number(value)
-        if not math.isfinite(number):
-            guard.warn_once(f"cells.{self.name}", "Histogram %s: %r was not recorded.", self.name, value)
-            return
+        if not 0 <= number < math.inf:
+            bounds = self.definition.bounds
+            if not math.isfinite(number) or not bounds or bounds[0] >= 0:
+                guard.warn_once(
+                    f"cells.{self.name}", "Histogram %s: %r was not recorded; expected a number >= 0.", self.name, value
+                )
+                return
         series = self.series(attributes)
         assert isinstance(series, HistogramSeries)
         series.observe(number, trace_id, span_id)
@@ -621,18 +659,21 @@ class ObservableGauge(Instrument):
         self._read_at_s = -math.inf
         self._points: list[Point] = []
 
+    def is_due(self) -> bool:
+        """Whether the next reading asks the callback."""
+        return time.monotonic() - self._read_at_s >= self.cache_s
+
     def family(self, latest: Mapping[tuple[int, int], Exemplar]) -> Family:
         definition = self.definition
-        now_s = time.monotonic()
-        if now_s - self._read_at_s >= self.cache_s:
+        if self.is_due():
             # Set first: a slow callback must not be run by every scrape that arrives meanwhile.
-            self._read_at_s = now_s
+            self._read_at_s = time.monotonic()
             # No lock is held here: a callback may itself count something.
             with guard.contained(f"the callback of {self.name}"):
                 observed = self.callback()
                 pairs = [(observed, {})] if isinstance(observed, int | float) else list(observed)
                 self._points = [
-                    Point(self._store.scrub(build_attributes(attributes)), float(value))
+                    Point(self._store.clean(build_attributes(attributes)), float(value))
                     for value, attributes in pairs[: self._store.cardinality_limit]
                 ]
         return Family(
@@ -666,6 +707,10 @@ class CellStore:
         self.memory = memory if memory is not None else Memory()
         self.exemplars = ExemplarRing()
         self.cardinality_limit = 2000
+        #: Characters of a label value.
+        self.attribute_length = 256
+        #: Wrapped around each round of callbacks; they may use resources that must be given back, such as connections.
+        self.around_callbacks: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
         self.scrub: Callable[[Attributes], Attributes] = _unchanged
         self._buckets: Mapping[str, tuple[float, ...]] = {}
         self._instruments: dict[str, Instrument] = {}
@@ -715,12 +760,14 @@ class CellStore:
         self,
         *,
         cardinality_limit: int,
+        attribute_length: int = 256,
         buckets: Mapping[str, tuple[float, ...]],
         scrub: Callable[[Attributes], Attributes] | None = None,
     ) -> None:
         """Apply settings. An instrument whose bounds change starts again; the others keep their numbers."""
         with self.lock:
             self.cardinality_limit = cardinality_limit
+            self.attribute_length = attribute_length
             self.scrub = scrub or _unchanged
             self._buckets = dict(buckets)
             for instrument in self._instruments.values():
@@ -816,6 +863,25 @@ class CellStore:
             Definition(metric.name, metric.kind, metric.unit, metric.description, metric.bounds, metric.aggregation)
         )
 
+    def clean(self, attributes: Attributes) -> Attributes:
+        """Scrub attributes, then cut their texts at METRICS.ATTRIBUTE_LENGTH, counted; as they are where they fit."""
+        scrubbed = self.scrub(attributes)
+        found = cut(scrubbed, self.attribute_length)
+        if found is not scrubbed:
+            guard.warn_once(
+                "cells.attribute_length",
+                "A label value was cut at METRICS.ATTRIBUTE_LENGTH (%d characters): %s.",
+                self.attribute_length,
+                ", ".join(key for (key, new), (_, old) in zip(found, scrubbed, strict=True) if new is not old),
+            )
+            self._count_refused("attribute_length")
+        return found
+
+    def _count_refused(self, reason: str) -> None:
+        instrument = self.catalogued("django_otel.cardinality.overflow")
+        assert isinstance(instrument, Counter)
+        instrument.add(1, {"django_otel.reason": reason, "django_otel.signal": "metrics"})
+
     def count_overflow(self, name: str) -> None:
         """Count a measurement that met the cardinality limit of the instrument `name`."""
         guard.warn_once(
@@ -825,9 +891,7 @@ class CellStore:
             name,
             self.cardinality_limit,
         )
-        instrument = self.catalogued("django_otel.cardinality.overflow")
-        assert isinstance(instrument, Counter)
-        instrument.add(1, {"django_otel.reason": "cardinality_limit", "django_otel.signal": "metrics"})
+        self._count_refused("cardinality_limit")
 
     def move(self, memory: Memory) -> None:
         """Go on in other memory: what this process has counted so far is added to what is there."""
@@ -848,8 +912,7 @@ class CellStore:
         """The observable gauges, as this process reads them."""
         with self.lock:
             instruments = [found for found in self._instruments.values() if isinstance(found, ObservableGauge)]
-        families = (instrument.family({}) for instrument in instruments)
-        return [family for family in families if family.points]
+        return self._read(instruments, {})
 
     def collect(self, *, observed: bool = True) -> list[Family]:
         """Read every instrument that has a value, as far as this process has counted.
@@ -861,7 +924,12 @@ class CellStore:
                 found for found in self._instruments.values() if observed or not isinstance(found, ObservableGauge)
             ]
             latest = self.exemplars.latest()
-        families = (instrument.family(latest) for instrument in instruments)
+        return self._read(instruments, latest)
+
+    def _read(self, instruments: Sequence[Instrument], latest: Mapping[tuple[int, int], Exemplar]) -> list[Family]:
+        is_due = any(isinstance(instrument, ObservableGauge) and instrument.is_due() for instrument in instruments)
+        with self.around_callbacks() if is_due else contextlib.nullcontext():
+            families = [instrument.family(latest) for instrument in instruments]
         return [family for family in families if family.points]
 
     def clear(self) -> None:

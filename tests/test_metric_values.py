@@ -1,0 +1,185 @@
+"""Numbers and labels that the field has brought: refused values, long labels, callbacks that query the database."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection, connections
+
+from django_otel import runtime
+from django_otel.metrics.cells import CellStore
+from django_otel.metrics.exposition import render
+
+
+@pytest.fixture
+def store():
+    made = CellStore()
+    made.joined = True
+    return made
+
+
+def families(store):
+    return {family.name: family for family in store.collect()}
+
+
+@pytest.mark.parametrize("value", [-3, -0.001, -math.inf, math.inf, math.nan, "text", None, 10**400])
+def test_a_histogram_refuses_what_would_lower_its_sum(store, value, caplog):
+    histogram = store.histogram(f"work.{value}"[:20], bounds=(0.0, 1.0))
+    histogram.record(2.0)
+    histogram.record(value)
+    histogram.record(value)
+    found = families(store)[histogram.name].points[0].value
+    assert (sum(found.buckets), found.sum) == (1, 2.0)
+    assert caplog.text.count("was not recorded") == 1
+
+
+def test_a_histogram_with_a_bound_below_zero_takes_negative_values(store):
+    histogram = store.histogram("temperature", bounds=(-10.0, 0.0, 10.0))
+    for value in (-30, -3, 0, math.nan, -math.inf):
+        histogram.record(value)
+    found = families(store)["temperature"].points[0].value
+    assert (found.buckets, found.sum) == ([1.0, 2.0, 0.0, 0.0], -33.0)
+
+
+@pytest.mark.parametrize("value", [-1, -math.inf, math.inf, math.nan, "1x", None])
+def test_a_counter_refuses_what_is_no_increment(store, value):
+    counter = store.counter(f"refused.{value}")
+    counter.add(2)
+    counter.add(value)
+    assert families(store)[counter.name].points[0].value == 2.0
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("x" * 100_000, "x" * 256),
+        ("é" * 257, "é" * 256),
+        ("x" * 256, "x" * 256),
+        (["y" * 100_000, "z"], ("y" * 256,)),
+        (("a", "b"), ("a", "b")),
+        (10**200, str(10**200)),
+        (10**300, str(10**300)[:256]),
+    ],
+)
+def test_a_long_label_is_cut_and_counted(store, value, shown):
+    counter = store.counter("orders")
+    counter.add(1, {"key": value})
+    counter.add(1, {"key": value})
+    found = families(store)
+    assert [(point.attributes, point.value) for point in found["orders"].points] == [((("key", shown),), 2.0)]
+    counted = found.get("django_otel.cardinality.overflow")
+    is_cut = isinstance(value, int) and len(str(value)) > 256 or shown not in (value, str(value))
+    assert (counted is not None) is is_cut
+    if counted is not None:
+        assert dict(counted.points[0].attributes)["django_otel.reason"] == "attribute_length"
+        assert counted.points[0].value == 2.0
+
+
+def test_values_that_differ_behind_the_cut_are_one_series(store):
+    counter = store.counter("orders")
+    for tail in "abc":
+        counter.add(1, {"key": "x" * 300 + tail})
+    assert [point.value for point in families(store)["orders"].points] == [3.0]
+
+
+def test_many_items_of_a_list_do_not_make_a_long_label(store):
+    store.counter("orders").add(1, {"key": [""] * 100_000, "numbers": list(range(100_000))})
+    assert len(render(store.collect(), openmetrics=False, resource_attributes={})) < 2_000
+
+
+def test_labels_of_observed_gauges_are_cut(store):
+    store.observable_gauge("seen", lambda: [(1.0, {"key": "x" * 1_000})])
+    assert families(store)["seen"].points[0].attributes == (("key", "x" * 256),)
+
+
+def test_the_length_is_that_of_the_settings(settings, otel_metrics):
+    settings.OTEL = {"SERVICE_NAME": "tests", "METRICS": {"ATTRIBUTE_LENGTH": 5}}
+    runtime.store.counter("cut.by.settings").add(1, {"key": "abcdefgh"})
+    found = {family.name: family for family in runtime.store.collect()}["cut.by.settings"]
+    assert found.points[0].attributes == (("key", "abcde"),)
+
+
+def test_an_sdk_instruments_labels_are_cut(otel_metrics):
+    from opentelemetry import metrics
+
+    metrics.get_meter("tests").create_counter("sdk.cut").add(1, {"key": "x" * 1_000})
+    found = {family.name: family for family in runtime.collect_process()}["sdk.cut"]
+    assert dict(found.points[0].attributes)["key"] == "x" * 256
+
+
+# --- Callbacks that query the database. ---
+
+
+def in_thread(function):
+    """What `function` returns in a thread of its own, as the one that exports metrics."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join(30)
+    return found[0]
+
+
+@pytest.fixture(params=["ours", "sdk"])
+def gauge(request, otel_metrics):
+    """A gauge that counts users; returns the function that reads it."""
+    runtime.store.forget_observed()
+    name = f"users.{request.param}"
+    if request.param == "ours":
+        runtime.store.observable_gauge(name, User.objects.count)
+    else:
+        from opentelemetry import metrics
+
+        def observe(options):
+            yield metrics.Observation(User.objects.count())
+
+        metrics.get_meter("tests").create_observable_gauge(name, [observe])
+
+    def read():
+        runtime.store.forget_observed()
+        found = {family.name: family for family in runtime.collect_process()}.get(name)
+        return None if found is None or not found.points else found.points[0].value
+
+    yield read
+    if request.param == "ours":
+        runtime.store.observable_gauge(name, list)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("age_s", [0, None])
+def test_a_background_thread_keeps_no_connection_after_a_round_of_callbacks(gauge, age_s, monkeypatch):
+    closed = []
+
+    def round_():
+        mine = connections["default"]
+        mine.settings_dict = {**mine.settings_dict, "CONN_MAX_AGE": age_s}
+        close = mine.close
+        monkeypatch.setattr(mine, "close", lambda: (closed.append(True), close()))
+        value = gauge()
+        mine.close = close
+        return value
+
+    User.objects.create(username="one")
+    assert in_thread(round_) == 1
+    assert closed
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_callback_works_again_after_its_connection_was_lost(gauge):
+    def lose():
+        assert gauge() == 0
+        first = connections["default"].connection
+        connections["default"].errors_occurred = True
+        return first, gauge()
+
+    assert in_thread(lose)[1] == 0
+
+
+@pytest.mark.django_db
+def test_a_round_of_callbacks_leaves_the_transaction_of_a_request_alone(gauge):
+    User.objects.create(username="one")
+    assert gauge() == 1
+    assert connection.in_atomic_block
+    assert User.objects.count() == 1
