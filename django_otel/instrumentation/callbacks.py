@@ -12,23 +12,27 @@ from django_otel.base import guard
 
 @contextmanager
 def own_connections() -> Iterator[None]:
-    """Close what the callbacks open, and drop connections that were lost, before and after a round.
+    """Close the connections that callbacks open, and those that they find lost.
 
     A background thread sees no end of a request: its connection would stay open
     for ever, hold the only place of a pool, and fail for ever once it was lost.
+    A connection that a request has open already is left to it.
     """
-    open_before: set[str] = set()
+    open_before: dict[str, bool] = {}
     with guard.contained("looking at database connections before a round of callbacks"):
-        for connection in connections.all(initialized_only=True):
-            connection.close_if_unusable_or_obsolete()
-            if connection.connection is not None:
-                open_before.add(connection.alias)
+        open_before = {
+            found.alias: found.errors_occurred
+            for found in connections.all(initialized_only=True)
+            if found.connection is not None
+        }
     try:
         yield
     finally:
         with guard.contained("closing database connections after a round of callbacks"):
-            for connection in connections.all(initialized_only=True):
-                if connection.alias in open_before:
-                    connection.close_if_unusable_or_obsolete()
-                elif not connection.in_atomic_block:
-                    connection.close()
+            for found in connections.all(initialized_only=True):
+                if found.connection is None or found.in_atomic_block:
+                    continue
+                if found.alias not in open_before:
+                    found.close()
+                elif found.errors_occurred and not open_before[found.alias]:
+                    found.close_if_unusable_or_obsolete()

@@ -49,6 +49,7 @@ _EXEMPLAR_RECORDS = 64
 _EXEMPLAR_AGE_S = 0.5
 #: Of a bucket, in that time.
 _EXEMPLARS_AT_ONCE = 5
+_OVERFLOW_METRIC = "django_otel.cardinality.overflow"
 #: OpenTelemetry's integers have 64 bits; a larger one is a text.
 _INT_LIMIT = 1 << 63
 #: Whether one thread at a time runs Python. A build that can do without says so; once on, it stays on.
@@ -523,7 +524,8 @@ class Instrument:
 
     def _make(self, key: object, attributes: Attributes) -> Series:
         store = self._store
-        scrubbed = store.clean(attributes)
+        # What counts the cuts is not cut itself.
+        scrubbed = attributes if self.name == _OVERFLOW_METRIC else store.clean(attributes)
         with store.lock:
             if scrubbed is not attributes:
                 # Known by what is shown: every secret would be a series of its own otherwise, all looking alike.
@@ -878,7 +880,7 @@ class CellStore:
         return found
 
     def _count_refused(self, reason: str) -> None:
-        instrument = self.catalogued("django_otel.cardinality.overflow")
+        instrument = self.catalogued(_OVERFLOW_METRIC)
         assert isinstance(instrument, Counter)
         instrument.add(1, {"django_otel.reason": reason, "django_otel.signal": "metrics"})
 

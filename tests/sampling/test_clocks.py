@@ -16,7 +16,7 @@ from django_otel.multiprocess.roster import Roster
 from django_otel.sampling import sampler
 from django_otel.sampling.sampler import Limiter
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
