@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import replace
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings
 from django.core.signals import got_request_exception, setting_changed
 from django.http import FileResponse, HttpRequest, HttpResponse
@@ -19,7 +19,7 @@ from django.http.response import HttpResponseBase
 from django.utils.cache import patch_cache_control
 from opentelemetry import context as otel_context
 
-from django_otel import conf, runtime
+from django_otel import conf, own_paths, runtime, views
 from django_otel.base import guard
 from django_otel.base.sdk_compat import detach_or_raise as detach
 from django_otel.export.pipelines import import_path
@@ -35,6 +35,7 @@ _observer_generation = -1
 _runtime = runtime.current()
 _store = runtime.store
 _MAX_CLASSES = 1000
+_REBUILDING_SETTINGS = frozenset({"SECURE_PROXY_SSL_HEADER", "USE_X_FORWARDED_HOST", *own_paths.SETTINGS})
 
 
 def get_observer() -> Observer | None:
@@ -74,7 +75,13 @@ def _build_observer() -> Observer:
         scrub_path=current.scrubber.path,
         takes_notes=config.request.server_timing or runtime.console() is not None,
         set_headers=build_response_headers(config),
+        own_paths=_find_own_paths(),
     )
+
+
+@guard.guarded("finding our pages in the URLconf", {})
+def _find_own_paths(urlconf: Any = None) -> Mapping[str, Callable[[HttpRequest], HttpResponse]]:
+    return own_paths.find_own_paths(urlconf)
 
 
 def _build_user_attributes(mode: str) -> Callable[[HttpRequest], Mapping[str, Any]] | None:
@@ -103,6 +110,11 @@ def _shield(request: HttpRequest) -> Any:
 def _unshield(token: Any) -> None:
     if token is not None:
         otel_context.detach(token)
+
+
+def _find_own_page(request: HttpRequest) -> Callable[[HttpRequest], HttpResponse] | None:
+    """Our own view at the path of `request`; None for every page of the project."""
+    return _find_own_paths(getattr(request, "urlconf", None)).get(request.path_info)
 
 
 def _abort(observation: Observation, error: BaseException) -> None:
@@ -315,16 +327,11 @@ class OTelMiddleware:
         observer = _observer if _runtime.generation == _observer_generation else get_observer()
         observation = observer.begin(request) if observer is not None else None
         if observation is None:
-            token = _shield(request)
-            try:
-                response: HttpResponseBase = self.get_response(request)
-                return response
-            finally:
-                _unshield(token)
+            return self._serve_unmeasured(request)
         # Not called as it stands on self, where the interpreter looks for a method (0.3 kI).
         get_response = self.get_response
         try:
-            response = get_response(request)
+            response: HttpResponseBase = get_response(request)
         except BaseException as error:
             _abort(observation, error)
             raise
@@ -336,18 +343,36 @@ class OTelMiddleware:
             await force.look_up(request.META)
         observation = observer.begin(request) if observer is not None else None
         if observation is None:
-            token = _shield(request)
-            try:
-                response: HttpResponseBase = await self.get_response(request)
-                return response
-            finally:
-                _unshield(token)
+            return await self._aserve_unmeasured(request)
         try:
-            response = await self.get_response(request)
+            response: HttpResponseBase = await self.get_response(request)
         except BaseException as error:
             _abort(observation, error)
             raise
         return _respond(observation, response)
+
+    def _serve_unmeasured(self, request: HttpRequest) -> HttpResponseBase:
+        """Serve an excluded request, which may be one for a page of ours."""
+        page = _find_own_page(request)
+        if page is not None and not views.needs_user(page, request):
+            return page(request)
+        token = _shield(request)
+        try:
+            response: HttpResponseBase = self.get_response(request)
+            return response if page is None else views.settle(page, request, response)
+        finally:
+            _unshield(token)
+
+    async def _aserve_unmeasured(self, request: HttpRequest) -> HttpResponseBase:
+        page = _find_own_page(request)
+        if page is not None and not views.needs_user(page, request):
+            return await views.call_async(page, request)
+        token = _shield(request)
+        try:
+            response: HttpResponseBase = await self.get_response(request)
+        finally:
+            _unshield(token)
+        return response if page is None else await sync_to_async(views.settle)(page, request, response)
 
 
 def _on_request_exception(*, request: Any = None, **_: Any) -> None:
@@ -361,7 +386,7 @@ def _on_request_exception(*, request: Any = None, **_: Any) -> None:
 
 def _on_setting_changed(*, setting: str, **_: Any) -> None:
     global _observer_generation
-    if setting in ("SECURE_PROXY_SSL_HEADER", "USE_X_FORWARDED_HOST"):
+    if setting in _REBUILDING_SETTINGS:
         _observer_generation = -1
 
 

@@ -12,4 +12,5 @@ urlpatterns = [
     path("metrics", views.metrics, name="metrics"),
     path("livez", views.livez, name="livez"),
     path("readyz", views.readyz, name="readyz"),
+    path("startupz", views.startupz, name="startupz"),
 ]

@@ -1,6 +1,8 @@
-"""The scrape and the probes: `/metrics`, `/livez`, `/readyz`.
+"""The scrape and the probes: `/metrics`, `/livez`, `/readyz`, `/startupz`.
 
-They answer in plain text to GET and HEAD, are never cached, never traced and
+`OTelMiddleware` calls these views itself at the paths where the URLconf mounts
+them, before any other middleware: a kubelet asks by the pod's
+address, over HTTP, and also while the database is down. They answer in plain text to GET and HEAD, are never cached, never traced and
 never measured, and a fault in one of them shows no traceback, not even with
 DEBUG. Sync, because collecting may call a project's own callbacks, which may
 use the database; under ASGI Django runs them in its thread.
@@ -18,16 +20,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.utils.module_loading import import_string
 
-from django_otel import conf, runtime
+from django_otel import conf, health, runtime
 from django_otel.base import guard
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
 from django_otel.metrics import exposition
+from django_otel.own_paths import own_page
 
 View = Callable[[HttpRequest], HttpResponse]
 
@@ -47,6 +52,7 @@ def _probe(view: View) -> View:
 
     @functools.wraps(view)
     def wrapper(request: HttpRequest) -> HttpResponse:
+        request.__dict__[_REACHED] = True
         _discard(request)
         if request.method not in ("GET", "HEAD"):
             response = _answer("Only GET and HEAD are allowed here.", 405)
@@ -60,12 +66,24 @@ def _probe(view: View) -> View:
                 guard.report(f"the view {view.__name__}", error)
                 response = _answer("This page failed; the log says why.", 500)
         add_never_cache_headers(response)
+        if response.status_code == 503:
+            # Django would log each of them as an error, and mail it: `health` logs a change once.
+            response._has_been_logged = True  # type: ignore[attr-defined]
         return response
 
+    # ATOMIC_REQUESTS would open a transaction first, which fails while the database is down.
+    wrapper._non_atomic_requests = _EveryAlias()  # type: ignore[attr-defined]
     # Django's LoginRequiredMiddleware and CsrfViewMiddleware: access is decided here, and nothing is ever changed.
     wrapper.login_required = False  # type: ignore[attr-defined]
     wrapper.csrf_exempt = True  # type: ignore[attr-defined]
-    return wrapper
+    return own_page(wrapper)
+
+
+class _EveryAlias:
+    """A set that contains every alias of a database."""
+
+    def __contains__(self, alias: object) -> bool:
+        return True
 
 
 def _discard(request: HttpRequest) -> None:
@@ -88,12 +106,34 @@ def livez(request: HttpRequest) -> HttpResponse:
 
 @_probe
 def readyz(request: HttpRequest) -> HttpResponse:
-    """200 when the settings are valid and the runtime has started (or is switched off by them), else 503 and why."""
+    """200 when everything in `HEALTH["READY"]` works, else 503 with what failed."""
+    return _report_health(request, "readyz", key="ready")
+
+
+@_probe
+def startupz(request: HttpRequest) -> HttpResponse:
+    """200 when everything in `HEALTH["STARTUP"]` works, else 503 with what failed."""
+    return _report_health(request, "startupz", key="startup")
+
+
+def _report_health(request: HttpRequest, probe: str, key: str) -> HttpResponse:
     ids = _problem_ids()
     if ids:
         return _refuse_faulty(ids)
-    if not runtime.current().started:
-        return _answer("django_otel has not started; is it in INSTALLED_APPS?", 503)
+    config = runtime.current().config
+    names = getattr(config.health, key)
+    results = health.checks.evaluate(probe, names, config.health.timeout_s)
+    failed = [result for result in results if result.problem]
+    status = 503 if failed else 200
+    if "verbose" in request.GET and _refuse(request, config) is None:
+        lines = [
+            f"[{'-' if result.problem else '+'}] {result.name} {result.detail or result.problem or 'ok'}"
+            f" ({result.duration_s * 1000:.0f} ms)"
+            for result in results
+        ]
+        return _answer("\n".join([*lines, "failed" if failed else "ok"]), status)
+    if failed:
+        return _answer("failed: " + ", ".join(f"{result.name} ({result.problem})" for result in failed), status)
     return _answer("ok")
 
 
@@ -169,6 +209,44 @@ def _scrape_slots() -> threading.BoundedSemaphore:
     if _slots is None or _slots[0] != process_id:
         _slots = (process_id, threading.BoundedSemaphore(_MAX_SCRAPES))
     return _slots[1]
+
+
+# --- Before every other middleware ----------------------------------------------------------------------------------
+
+#: Set on a request that one of our views has answered.
+_REACHED = "_django_otel_reached"
+
+
+def needs_user(view: View, request: HttpRequest) -> bool:
+    """Whether it depends on the signed-in user, or on a function of the project, what `view` may show."""
+    if view is livez or (view is not metrics and "verbose" not in request.GET) or _problem_ids():
+        return False
+    config = runtime.current().config
+    allow = config.metrics_view.allow
+    if allow == "all":
+        return False
+    rule = _RULES.get(allow) if isinstance(allow, str) else None
+    # A function of the project may look at anything that its middleware adds.
+    return rule is None or (rule.staff and not _is_allowed_without_user(request, config, rule))
+
+
+async def call_async(view: View, request: HttpRequest) -> HttpResponse:
+    """Call `view` from the event loop."""
+    if view is livez:
+        # It waits for nothing, and answers while every thread for sync views is taken.
+        return livez(request)
+    # The scrape calls callbacks of the project: on the thread on which Django runs sync views.
+    return await sync_to_async(view, thread_sensitive=view is metrics)(request)
+
+
+def settle(view: View, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    """Answer with `view` if another middleware answered in its place (ALLOWED_HOSTS, a database that is down).
+
+    A browser is redirected to HTTPS, where its session cookie is sent.
+    """
+    if _REACHED in request.__dict__ or (300 <= response.status_code < 400 and request.COOKIES):
+        return response
+    return view(request)
 
 
 # --- The page for visitors when a view fails ---------------------------------------------------------------------
@@ -247,22 +325,25 @@ def _refuse(request: HttpRequest, config: Config) -> HttpResponse | None:
     rule = _RULES.get(allow) if isinstance(allow, str) else None
     if rule is None:
         return None if _is_allowed_by(allow, request) else _answer(_OPEN_IT, 403)
-    token = config.metrics_view.token if rule.token else None
-    if (
-        (rule.debug and settings.DEBUG)
-        or (token and _has_token(request, token))
-        or (rule.private and _is_private(request))
-        # Last, because it may read the session.
-        or (rule.staff and _is_staff(request))
-    ):
+    # The user last, because it may read the session.
+    if _is_allowed_without_user(request, config, rule) or (rule.staff and _is_staff(request)):
         return None
-    if not token:
+    if not (rule.token and config.metrics_view.token):
         return _answer(_SET_ONE if rule.token else _OPEN_IT, 403)
     response = _answer(_SEND_IT, 401)
     # RFC 6750, section 3: the error is named only when a token was sent.
     error = ', error="invalid_token"' if _bearer(request) is not None else ""
     response.headers["WWW-Authenticate"] = f'Bearer realm="metrics"{error}'
     return response
+
+
+def _is_allowed_without_user(request: HttpRequest, config: Config, rule: _Rule) -> bool:
+    token = config.metrics_view.token if rule.token else None
+    return bool(
+        (rule.debug and settings.DEBUG)
+        or (token and _has_token(request, token))
+        or (rule.private and _is_private(request))
+    )
 
 
 def _is_allowed_by(allow: Any, request: HttpRequest) -> bool:

@@ -57,6 +57,8 @@ if "TEST_DATABASE_URL" in os.environ:
     from tests.services import parse_database_url
 
     DATABASES["default"] = parse_database_url(os.environ["TEST_DATABASE_URL"])
+if "TEST_ATOMIC_REQUESTS" in os.environ:
+    DATABASES["default"]["ATOMIC_REQUESTS"] = True
 if "TEST_CACHE" in os.environ:
     CACHES = {
         "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": os.environ["TEST_CACHE"]}

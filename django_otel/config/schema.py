@@ -305,6 +305,25 @@ def instrument(value: object) -> Mapping[str, Mapping[str, object]]:
     return names
 
 
+HEALTH_CHECKS = ("config", "databases", "caches", "migrations")
+
+
+def health_check(value: object) -> str:
+    """One entry of `HEALTH["READY"]` or `HEALTH["STARTUP"]`."""
+    expected = (
+        ", ".join(repr(name) for name in HEALTH_CHECKS)
+        + ", 'database:<alias>', 'cache:<alias>' or the dotted path of a callable that raises"
+    )
+    if not isinstance(value, str):
+        raise Misfit(expected)
+    kind, separator, alias = value.partition(":")
+    if value in HEALTH_CHECKS or (separator and alias.strip() and kind in ("database", "cache")):
+        return value
+    if "." in value and not separator:
+        return dotted_path(value)
+    raise Misfit(expected, _nearest(value, HEALTH_CHECKS))
+
+
 _MODEL_KEYS = ("created", "updated", "deleted", "transitions", "attributes", "metric")
 
 
@@ -568,6 +587,22 @@ class MetricsView:
 
 
 @record
+class Health:
+    ready: tuple[str, ...] = key(
+        ("config",),
+        list_of(health_check, "checks"),
+        'Checks that `/readyz` requires: "config", "databases", "database:<alias>", "caches", "cache:<alias>",'
+        ' "migrations", or the dotted path of a callable that raises.',
+    )
+    timeout_s: float = key(
+        1.0, number(0, exclusive=True), "Longest time of a check, in seconds. Checks run in parallel."
+    )
+    startup: tuple[str, ...] = key(
+        ("config", "migrations"), list_of(health_check, "checks"), "Checks that `/startupz` requires."
+    )
+
+
+@record
 class Console:
     enabled: bool | None = key(
         None, optional(boolean), "Traces and dashboard in the admin, and the store they read; None is on with DEBUG."
@@ -615,6 +650,7 @@ class Config:
     business: Mapping[str, Mapping[str, object]] = key({}, business, "Business events by model label.")
     scrub: Scrub = section(Scrub)
     metrics_view: MetricsView = section(MetricsView)
+    health: Health = section(Health)
     console: Console = section(Console)
     trace_url: str | None = key(None, optional(trace_url), "Where a trace can be looked at, with {trace_id}.")
 

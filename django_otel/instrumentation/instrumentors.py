@@ -33,7 +33,6 @@ from django_otel.base import guard, import_hooks, sdk_compat
 from django_otel.base.frozen import record
 from django_otel.base.sdk_compat import DJANGO_MIDDLEWARE as DJANGO_MIDDLEWARE
 from django_otel.config.schema import Config
-from django_otel.requests.observation import OWN_PATHS
 from django_otel.tracing import outbound
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 #: Read once per process by the first instrumentor. Without it they use names that are deprecated, and an
 #: `http.target` with the query string in a metric label.
 STABLE = "http,database"
+#: Of our pages, for the official DjangoInstrumentor: it is set up before there is a URLconf to ask.
+_OWN_PATHS = ("/metrics", "/livez", "/readyz", "/startupz")
 
 
 @record
@@ -393,7 +394,7 @@ def is_django_instrumented_elsewhere() -> bool:
 
 def build_excluded_urls(patterns: Iterable[str]) -> str:
     """Path globs as the comma-separated regular expressions that official instrumentors search for in whole URLs."""
-    return ",".join(_build_url_regex(pattern) for pattern in (*OWN_PATHS, *patterns))
+    return ",".join(_build_url_regex(pattern) for pattern in (*_OWN_PATHS, *patterns))
 
 
 def _build_url_regex(pattern: str) -> str:

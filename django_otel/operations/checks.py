@@ -6,6 +6,7 @@ Everything but errors of the configuration is a Warning: an Error keeps
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core.cache import caches
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004
 from django.db import connections
 from django.utils.module_loading import import_string
@@ -66,6 +68,7 @@ def _find_missing(config: Config) -> Iterator[Problem]:
                 f"{place} names {path!r}, which cannot be imported ({why}); expected the dotted path of something that "
                 "can, such as 'shop.telemetry.enrich'.",
             )
+    yield from _find_health_faults(config)
     for signal in ("TRACES", "METRICS", "LOGS"):
         chosen = getattr(config, signal.lower()).exporters
         for name, package, install in (
@@ -87,6 +90,30 @@ def _find_missing(config: Config) -> Iterator[Problem]:
             yield _missing_package('OTEL["PROPAGATION"]["FORMATS"]', name, package, package)
 
 
+def _find_health_faults(config: Config) -> Iterator[Problem]:
+    """Aliases that the project does not have, and dotted paths of something that cannot be called."""
+    for key in ("READY", "STARTUP"):
+        place = f'OTEL["HEALTH"]["{key}"]'
+        for name in getattr(config.health, key.lower()):
+            kind, _, alias = name.partition(":")
+            aliases = {"database": connections.settings, "cache": caches.settings}.get(kind)
+            if aliases is not None and alias not in aliases:
+                yield Problem(
+                    "django_otel.E002",
+                    f"{place} names {name!r}; expected one of "
+                    + ", ".join(repr(f"{kind}:{known}") for known in sorted(aliases))
+                    + ".",
+                )
+            elif "." in kind:
+                with contextlib.suppress(ConfigError):
+                    if not callable(import_path(name)):
+                        yield Problem(
+                            "django_otel.E003",
+                            f"{place} names {name!r}, which is not callable; expected a callable that raises if the "
+                            "service is not healthy.",
+                        )
+
+
 def _missing_package(place: str, name: str, package: str, install: str) -> Problem:
     return Problem(
         "django_otel.E004",
@@ -99,6 +126,10 @@ def _iterate_paths(config: Config) -> Iterator[tuple[str, str]]:
     for name in config.traces.exporters:
         if "." in name:
             yield 'OTEL["TRACES"]["EXPORTERS"]', name
+    for key in ("READY", "STARTUP"):
+        for name in getattr(config.health, key.lower()):
+            if "." in name and ":" not in name:
+                yield f'OTEL["HEALTH"]["{key}"]', name
     for place, value in (
         ('OTEL["REQUEST"]["ENRICH"]', config.request.enrich),
         ('OTEL["SCRUB"]["CALLBACK"]', config.scrub.callback),

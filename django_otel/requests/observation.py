@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 UNMATCHED = "<unmatched>"
-#: Always excluded where `django_otel.urls` is mounted at the root; other places are learned by `Observer.learn`.
-OWN_PATHS = ("/metrics", "/livez", "/readyz")
 #: Headers that are never recorded, whatever was asked for (and whose capture check W010 warns about).
 DENIED_HEADER = lazy_pattern(
     r"(?i)authori[sz]ation|cookie|csrf|xsrf|api[-_]?key|token|secret|password|session|credential"
@@ -413,6 +411,7 @@ class Observer:
         scrub_path: Callable[[str, Mapping[str, Any]], str] | None = None,
         takes_notes: bool = False,
         set_headers: Callable[[Observation, Any], None] | None = None,
+        own_paths: Iterable[str] = (),
     ) -> None:
         self._store = store
         self._tracer = tracer
@@ -469,7 +468,7 @@ class Observer:
             if is_plain and user_attributes is None and limits.attribute_length >= _MAX_TEXT and limits.attributes >= 32
             else -1
         )
-        self._excluded_paths = set(OWN_PATHS)
+        self._excluded_paths = set(own_paths)
         patterns = "|".join(fnmatch.translate(pattern) for pattern in request.exclude)
         self._excluded = re.compile(patterns).match if patterns else None
         self._duration: Any = store.catalogued("http.server.request.duration")

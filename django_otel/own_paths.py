@@ -1,0 +1,96 @@
+"""Paths at which the URLconf mounts our own pages: known before a request is resolved, verified by resolving.
+
+The middleware answers these paths itself and leaves them out of the telemetry.
+Only our own view functions count: a page of the project at `/metrics`, and a
+view of ours inside a decorator of the project, are served like any other page.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from django.conf import settings
+from django.core.signals import setting_changed
+from django.urls import Resolver404, URLPattern, URLResolver, get_resolver
+from django.urls.resolvers import LocalePrefixPattern, RoutePattern
+from django.utils import translation
+from django.utils.regex_helper import normalize
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+_MARK = "django_otel_page"
+#: Settings that change where our pages are.
+SETTINGS = frozenset({"ROOT_URLCONF", "LANGUAGES", "LANGUAGE_CODE", "USE_I18N"})
+
+
+def own_page(view: View) -> View:
+    """Mark a view function as a page of ours."""
+    # Itself, because a decorator of the project copies the mark to its wrapper, which may restrict access.
+    setattr(view, _MARK, view)
+    return view
+
+
+def is_own_page(view: Any) -> bool:
+    """Whether `view` is a page of ours, without a wrapper."""
+    return getattr(view, _MARK, None) is view
+
+
+def find_own_paths(urlconf: Any = None) -> dict[str, Callable[..., Any]]:
+    """Return our views by path, below the script prefix and with a leading slash.
+
+    `urlconf` is a request's own URLconf; None is `ROOT_URLCONF`. Prefixes that
+    capture a part of the path are left out: their pages are served by Django alone.
+
+    Errors: those of importing the URLconf.
+    """
+    urlconf = urlconf or settings.ROOT_URLCONF
+    return _find_own_paths(tuple(urlconf) if isinstance(urlconf, list) else urlconf)
+
+
+@functools.lru_cache(maxsize=64)
+def _find_own_paths(urlconf: Any) -> dict[str, Callable[..., Any]]:
+    resolver = get_resolver(urlconf)
+    found: dict[str, Callable[..., Any]] = {}
+    for path, language in _candidates(resolver, "", None):
+        with translation.override(language) if language is not None else translation.override(None):
+            try:
+                view = resolver.resolve(f"/{path}").func
+            except Resolver404:
+                continue
+        # Another pattern may match first.
+        if is_own_page(view):
+            found[f"/{path}"] = view
+    return found
+
+
+def _candidates(resolver: URLResolver, prefix: str, language: str | None) -> Iterator[tuple[str, str | None]]:
+    for entry in resolver.url_patterns:
+        if isinstance(entry, URLPattern):
+            if is_own_page(entry.callback):
+                for part in _literal_paths(entry.pattern):
+                    yield prefix + part, language
+        elif isinstance(entry.pattern, LocalePrefixPattern):
+            for code, _ in settings.LANGUAGES:
+                with translation.override(code):
+                    part = entry.pattern.language_prefix
+                yield from _candidates(entry, prefix + part, code)
+        else:
+            for part in _literal_paths(entry.pattern):
+                yield from _candidates(entry, prefix + part, language)
+
+
+def _literal_paths(pattern: Any) -> list[str]:
+    """Every text that `pattern` matches if it captures nothing, else none."""
+    if isinstance(pattern, RoutePattern):
+        return [] if pattern.converters else [str(pattern)]
+    return [form for form, parameters in normalize(pattern.regex.pattern) if not parameters]
+
+
+def _on_setting_changed(*, setting: str, **_: Any) -> None:
+    if setting in SETTINGS:
+        _find_own_paths.cache_clear()
+
+
+setting_changed.connect(_on_setting_changed, dispatch_uid="django_otel.own_paths")
