@@ -1,11 +1,12 @@
 """The scrape and the probes: `/metrics`, `/livez`, `/readyz`, `/startupz`.
 
 `OTelMiddleware` calls these views itself at the paths where the URLconf mounts
-them, before any other middleware: a kubelet asks by the pod's
-address, over HTTP, and also while the database is down. They answer in plain text to GET and HEAD, are never cached, never traced and
-never measured, and a fault in one of them shows no traceback, not even with
-DEBUG. Sync, because collecting may call a project's own callbacks, which may
-use the database; under ASGI Django runs them in its thread.
+them, before any other middleware: a kubelet asks by the pod's address, over
+HTTP, and also while the database is down. They answer in plain text to GET and
+HEAD, are never cached, never traced and never measured, and a fault in one of
+them shows no traceback, not even with DEBUG. Sync, because collecting may call
+a project's own callbacks, which may use the database; under ASGI they run in
+the thread of sync views.
 """
 
 from __future__ import annotations

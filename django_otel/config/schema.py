@@ -594,9 +594,7 @@ class Health:
         'Checks that `/readyz` requires: "config", "databases", "database:<alias>", "caches", "cache:<alias>",'
         ' "migrations", or the dotted path of a callable that raises.',
     )
-    timeout_s: float = key(
-        1.0, number(0, exclusive=True), "Longest time of a check, in seconds. Checks run in parallel."
-    )
+    timeout_s: float = key(1.0, number(0, exclusive=True), "Time limit of each check, in seconds; all run in parallel.")
     startup: tuple[str, ...] = key(
         ("config", "migrations"), list_of(health_check, "checks"), "Checks that `/startupz` requires."
     )

@@ -6,7 +6,6 @@ Everything but errors of the configuration is a Warning: an Error keeps
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +55,7 @@ def _find_missing(config: Config) -> Iterator[Problem]:
     """Import paths that lead nowhere (E003) and packages that are not installed (E004)."""
     for place, path in _iterate_paths(config):
         try:
-            import_path(path)
+            found = import_path(path)
         except ConfigError as error:
             cause = error.__cause__
             why = type(cause).__name__
@@ -68,6 +67,13 @@ def _find_missing(config: Config) -> Iterator[Problem]:
                 f"{place} names {path!r}, which cannot be imported ({why}); expected the dotted path of something that "
                 "can, such as 'shop.telemetry.enrich'.",
             )
+        else:
+            if "HEALTH" in place and not callable(found):
+                yield Problem(
+                    "django_otel.E003",
+                    f"{place} names {path!r}, which is not callable; expected a callable that raises when a service "
+                    "is not healthy.",
+                )
     yield from _find_health_faults(config)
     for signal in ("TRACES", "METRICS", "LOGS"):
         chosen = getattr(config, signal.lower()).exporters
@@ -91,7 +97,7 @@ def _find_missing(config: Config) -> Iterator[Problem]:
 
 
 def _find_health_faults(config: Config) -> Iterator[Problem]:
-    """Aliases that the project does not have, and dotted paths of something that cannot be called."""
+    """Find aliases in `HEALTH` that the project does not have."""
     for key in ("READY", "STARTUP"):
         place = f'OTEL["HEALTH"]["{key}"]'
         for name in getattr(config.health, key.lower()):
@@ -104,14 +110,6 @@ def _find_health_faults(config: Config) -> Iterator[Problem]:
                     + ", ".join(repr(f"{kind}:{known}") for known in sorted(aliases))
                     + ".",
                 )
-            elif "." in kind:
-                with contextlib.suppress(ConfigError):
-                    if not callable(import_path(name)):
-                        yield Problem(
-                            "django_otel.E003",
-                            f"{place} names {name!r}, which is not callable; expected a callable that raises if the "
-                            "service is not healthy.",
-                        )
 
 
 def _missing_package(place: str, name: str, package: str, install: str) -> Problem:
