@@ -367,6 +367,13 @@ def test_the_page_asks_for_the_token(shop):
         assert status == 403 and b'OTEL["METRICS_VIEW"]["TOKEN"]' in body
 
 
+@pytest.mark.parametrize("name", ["health", "production"])
+def test_the_settings_for_probes_and_production_are_valid(name):
+    from django_otel.config.schema import parse
+
+    assert parse(settings_of(name), {}).health.ready[:2] == ("config", "databases")
+
+
 def test_nothing_stands_in_a_scrapers_way(shop):
     """Neither ALLOWED_HOSTS nor the redirect to HTTPS, which hold for every other page."""
     otel = {"SERVICE_NAME": "shop", "METRICS_VIEW": {"ALLOW": "all"}}

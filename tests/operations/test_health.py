@@ -103,7 +103,7 @@ def test_startup_requires_the_migrations_by_default_and_readiness_does_not(clien
 def test_a_cache_that_hides_its_errors_is_not_healthy(client, settings):
     """As django-redis does with IGNORE_EXCEPTIONS; a dummy cache stores nothing on purpose."""
     settings.CACHES = {
-        "default": {"BACKEND": "tests.test_health.SilentCache"},
+        "default": {"BACKEND": "tests.operations.test_health.SilentCache"},
         "off": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"},
     }
     with require("caches"):
@@ -232,7 +232,7 @@ STRICT = {
     "ALLOWED_HOSTS": ["shop.example"],
     "SECURE_SSL_REDIRECT": True,
     "DEBUG": False,
-    "MIDDLEWARE": ["django_otel.middleware.OTelMiddleware", "tests.test_health.stopping_middleware"],
+    "MIDDLEWARE": ["django_otel.middleware.OTelMiddleware", "tests.operations.test_health.stopping_middleware"],
 }
 
 
@@ -295,7 +295,7 @@ def test_staff_still_read_the_scrape_through_their_session(transactional_db, set
 def test_a_function_of_the_project_sees_the_request_with_its_user(transactional_db, settings):
     client = Client()
     client.force_login(User.objects.create_user("ann"))
-    with otel(METRICS_VIEW={"ALLOW": "tests.test_health.is_ann"}):
+    with otel(METRICS_VIEW={"ALLOW": "tests.operations.test_health.is_ann"}):
         assert client.get("/metrics").status_code == 200
         assert Client().get("/metrics").status_code == 403
 
