@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.utils import timezone
+from django.utils.translation import gettext, ngettext_lazy
 
 from django_otel import runtime
 from django_otel.base import guard
@@ -33,6 +34,11 @@ _MAX_BUSY_ROUTES = 8
 _MAX_EVENTS = 5
 #: Where there is no figure.
 _NOTHING = "-"
+_REQUESTS = ngettext_lazy("%(count)s request", "%(count)s requests", "n")
+_FAILED_REQUESTS = ngettext_lazy("%(count)s failed request", "%(count)s failed requests", "n")
+_SERVICES = ngettext_lazy("%(count)s service", "%(count)s services", "n")
+_EVENTS = ngettext_lazy("%(count)s event", "%(count)s events", "n")
+_FAILED_EXPORTS = ngettext_lazy("%(count)s export failed", "%(count)s exports failed", "n")
 _COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5")
 
 
@@ -67,6 +73,8 @@ class Loaded:
     processes: Sequence[ProcessRow]
     services: Sequence[str]
     active_requests: float | None
+    #: When the store began to count, in seconds since the Unix epoch; None where that is not known.
+    begun_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +162,7 @@ def load(reader: StoreReader, console: StoreProcessor, wanted: Wanted) -> Loaded
         ],
         reader.number_services(),
         active,
+        reader.begun_s(),
     )
 
 
@@ -254,7 +263,21 @@ class _Builder:
         for part in loaded.routes:
             for route, figures in part.get("routes", {}).items():
                 self._by_route.setdefault(route, _Sum()).add(*_parts(figures))
+        #: When the figures begin, within the period: a younger store does not cover all of it.
+        self._first_s = self._find_first_s()
+        self._elapsed_s = min(wanted.minutes * 60.0, max(1.0, wanted.now_s - self._first_s))
+        is_whole = self._elapsed_s > wanted.minutes * 60 - wanted.step_s
+        self._period = text.minutes(wanted.minutes) if is_whole else text.whole_seconds(self._elapsed_s)
         self._moments = [self._clock(wanted.begin_s + index * wanted.step_s) for index in range(self._steps)]
+
+    def _find_first_s(self) -> float:
+        wanted = self._wanted
+        first_s = float(min((numbers.at_s for numbers in self._loaded.numbers), default=wanted.now_s))
+        begun_s = self._loaded.begun_s
+        if begun_s is not None and begun_s < first_s + wanted.step_s:
+            # Steps without traffic are not stored; a step begins before the store did.
+            first_s = begun_s
+        return max(float(wanted.begin_s), first_s)
 
     def _clock(self, at_s: float) -> svg.Moment:
         at = text.moment(int(at_s * 1e9))
@@ -277,7 +300,7 @@ class _Builder:
 
     def _seconds_of(self, index: int) -> float:
         """How much of a step has passed: the last one is not over. Not less than samples can tell apart."""
-        begin = self._wanted.begin_s + index * self._wanted.step_s
+        begin = max(self._first_s, self._wanted.begin_s + index * self._wanted.step_s)
         return max(SAMPLE_INTERVAL_S, min(float(self._wanted.step_s), self._wanted.now_s - begin))
 
     def build(self) -> Page:
@@ -313,47 +336,47 @@ class _Builder:
 
     def _tiles(self) -> list[Tile]:
         total, wanted = self._total, self._wanted
-        elapsed_s = min(wanted.minutes * 60.0, max(1.0, wanted.now_s - self._first_s()))
         share = total.errors / total.count if total.count else 0.0
         p50, p95 = self._quantile(total, 0.5), self._quantile(total, 0.95)
-        period = f"in {wanted.minutes} min"
+        rate_note = gettext("%(rate)s in %(period)s") % {
+            "rate": rate(total.count / self._elapsed_s),
+            "period": self._period,
+        }
         tiles = [
-            Tile("Requests", text.count(total.count), f"{rate(total.count / elapsed_s)} {period}"),
+            Tile(gettext("Requests"), text.count(total.count), rate_note),
             Tile(
-                "Errors",
+                gettext("Errors"),
                 text.share(share) if total.count else _NOTHING,
-                text.plural(total.errors, "failed request"),
+                text.plural(total.errors, _FAILED_REQUESTS),
                 "bad" if total.errors else "",
             ),
             Tile(
-                "p95 duration",
+                gettext("p95 duration"),
                 text.seconds(p95) if p95 is not None else _NOTHING,
-                f"median {text.seconds(p50)}" if p50 is not None else "no requests",
+                gettext("median %(duration)s") % {"duration": text.seconds(p50)} if p50 is not None else gettext("no requests"),
             ),
         ]
         if self._loaded.active_requests is not None and not wanted.route:
-            tiles.append(Tile("In flight", text.count(max(0.0, self._loaded.active_requests)), "requests now"))
+            tiles.append(Tile(gettext("In flight"), text.count(max(0.0, self._loaded.active_requests)), gettext("requests now")))
         if wanted.route:
             p99 = self._quantile(total, 0.99)
-            tiles.append(Tile("p99 duration", text.seconds(p99) if p99 is not None else _NOTHING, "the slowest of 100"))
-            tiles.append(Tile("Queries", figure(total.mean_queries), "per request"))
+            tiles.append(Tile(gettext("p99 duration"), text.seconds(p99) if p99 is not None else _NOTHING, gettext("1 of 100 requests takes longer")))
+            tiles.append(Tile(gettext("Queries"), figure(total.mean_queries), gettext("per request")))
         if not wanted.route:
-            tiles.append(Tile("Processes", text.count(len(self._loaded.processes)), self._process_note()))
+            tiles.append(Tile(gettext("Processes"), text.count(len(self._loaded.processes)), self._process_note()))
         return tiles
 
     def _process_note(self) -> str:
         services = {process.service for process in self._loaded.processes}
-        return f"of {', '.join(sorted(services))}" if 0 < len(services) <= 2 else text.plural(len(services), "service")
+        if 0 < len(services) <= 2:
+            return gettext("of %(services)s") % {"services": ", ".join(sorted(services))}
+        return text.plural(len(services), _SERVICES)
 
-    def _first_s(self) -> float:
-        """When the numbers begin, within the period."""
-        first = min((numbers.at_s for numbers in self._loaded.numbers), default=self._wanted.now_s)
-        return max(float(self._wanted.begin_s), float(first))
 
     # Charts.
 
     def _panels(self) -> list[Panel]:
-        period = f"the last {self._wanted.minutes} minutes"
+        period = self._period
         panels = [self._rate_panel(period), self._error_panel(period), self._duration_panel(period)]
         if not self._wanted.route:
             panels += [self._event_panel(period), self._cache_panel(period)]
@@ -367,22 +390,28 @@ class _Builder:
             for name, number in (("answered", good), ("refused", figures.refused), ("failed", figures.errors)):
                 rates[name].append(number / passed_s)
         lines = [
-            svg.Line("answered", "c0", rates["answered"]),
+            svg.Line(gettext("answered"), "c0", rates["answered"]),
             svg.Line("4xx", "warn", rates["refused"]),
-            svg.Line("failed", "bad", rates["failed"]),
+            svg.Line(gettext("failed"), "bad", rates["failed"]),
         ]
-        description = f"Requests per second in {period}: {text.plural(self._total.count, 'request')} in all."
+        description = gettext("Requests per second in %(period)s: %(total)s in all.") % {
+            "period": period,
+            "total": text.plural(self._total.count, _REQUESTS),
+        }
         chart = svg.draw_bars(lines, description=description, moments=self._moments, show=rate)
-        return self._panel("Requests per second", chart, "No requests in this period.")
+        return self._panel(gettext("Requests per second"), chart, gettext("No requests in this period."))
 
     def _error_panel(self, period: str) -> Panel:
         shares = [figures.errors / figures.count if figures.count else None for figures in self._by_step]
         known = [share for share in shares if share is not None]
         top = next((top for top in (0.05, 0.25, 0.5) if max(known, default=0) <= top), 1.0)
-        description = f"Share of failed requests in {period}; at most {text.share(max(known, default=0))}."
+        description = gettext("Share of failed requests in %(period)s; at most %(share)s.") % {
+            "period": period,
+            "share": text.share(max(known, default=0)),
+        }
         chart = svg.draw_lines([svg.Line("", "bad", shares)], description=description, moments=self._moments,
                                show=_axis_share, top=top)  # fmt: skip
-        return self._panel("Error share", chart, "No requests in this period.")
+        return self._panel(gettext("Error share"), chart, gettext("No requests in this period."))
 
     def _duration_panel(self, period: str) -> Panel:
         lines = [
@@ -390,9 +419,12 @@ class _Builder:
             for name, colour, share in (("p50", "c0", 0.5), ("p95", "c1", 0.95), ("p99", "c2", 0.99))
         ]
         p95 = self._quantile(self._total, 0.95)
-        description = f"Duration of requests in {period}; 95 % took at most {text.seconds(p95 or 0)}."
+        description = gettext("Duration of requests in %(period)s; 95 %% took at most %(duration)s.") % {
+            "period": period,
+            "duration": text.seconds(p95 or 0),
+        }
         chart = svg.draw_lines(lines, description=description, moments=self._moments, show=_axis_seconds)
-        return self._panel("Duration", chart, "No requests in this period.")
+        return self._panel(gettext("Duration"), chart, gettext("No requests in this period."))
 
     def _event_panel(self, period: str) -> Panel:
         totals: dict[str, float] = {}
@@ -411,20 +443,23 @@ class _Builder:
         others = [name for name in totals if name not in names]
         if others:
             lines.append(
-                svg.Line("others", _COLOURS[_MAX_EVENTS], [
+                svg.Line(gettext("others"), _COLOURS[_MAX_EVENTS], [
                     sum(step.get(name, 0) for name in others) / self._seconds_of(index) * 60
                     for index, step in enumerate(self._events)
                 ])
             )  # fmt: skip
-        description = f"Business events per minute in {period}: {text.plural(sum(totals.values()), 'event')} in all."
+        description = gettext("Business events per minute in %(period)s: %(total)s in all.") % {
+            "period": period,
+            "total": text.plural(sum(totals.values()), _EVENTS),
+        }
         chart = svg.draw_bars(lines, description=description, moments=self._moments, show=text.count)
         registered = bool(runtime.current().config.business) or bool(totals)
         hint = (
-            "No business event in this period."
+            gettext("No business event in this period.")
             if registered
-            else 'None is registered. Name models in an app\'s otel.py or in OTEL["BUSINESS"]: their saves are counted.'
+            else gettext('None is registered. Name models in an app\'s otel.py or in OTEL["BUSINESS"] to count their saves.')
         )
-        return self._panel("Business events per minute", chart, hint)
+        return self._panel(gettext("Business events per minute"), chart, hint)
 
     def _cache_panel(self, period: str) -> Panel:
         shares: list[float | None] = []
@@ -435,14 +470,14 @@ class _Builder:
             shares.append(hit / (hit + miss) if hit + miss else None)
         whole = text.share(hits / (hits + misses)) if hits + misses else _NOTHING
         chart = svg.draw_lines(
-            [svg.Line("", "c3", shares)], description=f"Cache hit share in {period}: {whole}.", moments=self._moments,
+            [svg.Line("", "c3", shares)], description=gettext("Cache hit share in %(period)s: %(share)s.") % {"period": period, "share": whole}, moments=self._moments,
             show=_axis_share, top=1.0,
         )  # fmt: skip
         if not runtime.current().config.cache.metrics:
-            hint = 'Cache operations are not counted. Set OTEL["CACHE"]["METRICS"] to True.'
+            hint = gettext('Cache operations are not counted. Set OTEL["CACHE"]["METRICS"] to True.')
         else:
-            hint = "No cache was read in this period."
-        return self._panel("Cache hit share", chart, hint)
+            hint = gettext("No cache was read in this period.")
+        return self._panel(gettext("Cache hit share"), chart, hint)
 
     def _panel(self, title: str, chart: svg.Chart, hint: str) -> Panel:
         return Panel(title, None if chart.is_empty else chart, hint)
@@ -476,21 +511,24 @@ class _Builder:
         config = runtime.current().config
         names = {name for process in self._loaded.processes for name in process.facts.get("exporters", ())}
         failed = self._failures.get("traces", 0)
-        state = f"{text.plural(failed, 'export')} failed" if failed else "no failed export"
+        state = text.plural(failed, _FAILED_EXPORTS) if failed else gettext("no failed export")
         level = "bad" if failed else "good"
-        rows = [{"name": f"Traces: {name}", "state": state, "level": level} for name in sorted(map(str, names))]
+        rows = [
+            {"name": gettext("Traces: %(exporter)s") % {"exporter": name}, "state": state, "level": level}
+            for name in sorted(map(str, names))
+        ]
         if not names:
-            hint = 'not exported; OTEL["TRACES"]["ENDPOINT"] sends them to a collector'
-            rows.append({"name": "Traces", "state": hint, "level": ""})
-        for signal in ("metrics", "logs"):
+            hint = gettext('not exported; OTEL["TRACES"]["ENDPOINT"] sends them to a collector')
+            rows.append({"name": gettext("Traces"), "state": hint, "level": ""})
+        for signal, title in (("metrics", gettext("Metrics: %(exporter)s")), ("logs", gettext("Logs: %(exporter)s"))):
             count = self._failures.get(signal, 0)
             chosen = [str(name) for name in getattr(config, signal).exporters]
             if chosen or count:
-                state = f"{text.plural(count, 'export')} failed" if count else "no failed export"
-                rows.append({"name": f"{signal.capitalize()}: {', '.join(chosen) or 'none'}", "state": state,
-                             "level": "bad" if count else "good"})  # fmt: skip
+                state = text.plural(count, _FAILED_EXPORTS) if count else gettext("no failed export")
+                name = title % {"exporter": ", ".join(chosen) or gettext("none")}
+                rows.append({"name": name, "state": state, "level": "bad" if count else "good"})
         for reason, count in sorted(self._dropped.items()):
-            rows.append({"name": "Spans dropped", "state": f"{text.count(count)} ({reason.replace('_', ' ')})",
+            rows.append({"name": gettext("Spans dropped"), "state": f"{text.count(count)} ({reason.replace('_', ' ')})",
                          "level": "warn"})  # fmt: skip
         return rows
 

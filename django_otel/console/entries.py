@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from django.contrib import admin
 from django.http import HttpRequest
 from django.urls import URLPattern, path
+from django.utils.translation import gettext_lazy
 
 from django_otel.console.access import may_view
 from django_otel.models import Dashboard, Trace
@@ -21,7 +22,7 @@ else:
 class ConsoleAdmin(_ModelAdmin):
     """A page that is no list of rows: it can be looked at, nothing else."""
 
-    page_title = ""
+    page_title: Any = ""
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return may_view(request)
@@ -51,7 +52,7 @@ class ConsoleAdmin(_ModelAdmin):
 
 @admin.register(Trace)
 class TraceAdmin(ConsoleAdmin):
-    page_title = "Traces"
+    page_title = gettext_lazy("Traces")
 
     def get_urls(self) -> list[URLPattern]:
         return [
@@ -62,7 +63,7 @@ class TraceAdmin(ConsoleAdmin):
 
 @admin.register(Dashboard)
 class DashboardAdmin(ConsoleAdmin):
-    page_title = "Dashboard"
+    page_title = gettext_lazy("Dashboard")
 
     def get_urls(self) -> list[URLPattern]:
         return [self._page("", "dashboard", "changelist")]

@@ -13,6 +13,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,6 +21,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, reverse
+from django.utils.translation import gettext, ngettext_lazy
 
 from django_otel import runtime
 from django_otel.base import guard
@@ -37,8 +39,15 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _SOME_ID = "0123456789abcdef" * 2
 _SPAN_ID = re.compile(r"[0-9a-f]{16}")
 _STATUS = re.compile(r"[1-5]xx|[1-5][0-9][0-9]")
+_FILTER_NAMES = ("route", "status", "min_ms", "error", "event", "trace", "service")
+#: Longer durations are no filter (ten days).
+_MAX_MS = 864_000_000
 #: What is offered as a minimum, in milliseconds.
 DURATIONS_MS = (5, 10, 50, 100, 250, 500, 1000, 5000)
+
+_SPANS = ngettext_lazy("%(count)s span", "%(count)s spans", "n")
+_QUERIES = ngettext_lazy("%(count)s query", "%(count)s queries", "n")
+_ERRORS = ngettext_lazy("%(count)s error", "%(count)s errors", "n")
 
 View = Callable[..., HttpResponse]
 
@@ -91,18 +100,18 @@ def _why_off() -> list[str]:
     """Why there is no console in this process, and what to do."""
     current = runtime.current()
     if current.problems:
-        return ["settings.OTEL is not valid, so telemetry is off: run manage.py check."]
+        return [gettext("settings.OTEL is not valid, so telemetry is off: run manage.py check.")]
     if not current.config.enabled:
-        return ['Telemetry is off: OTEL["ENABLED"] is False (or OTEL_SDK_DISABLED is set).']
+        return [gettext('Telemetry is off: OTEL["ENABLED"] is False (or OTEL_SDK_DISABLED is set).')]
     if runtime.is_testing():
-        return ["In tests spans are kept in memory, not in the store."]
+        return [gettext("In tests spans are kept in memory, not in the store.")]
     if current.config.console.enabled is None:
         return [
-            "The console is on with DEBUG, and DEBUG is off here.",
-            'To have it in production as well, set OTEL["CONSOLE"] = {"ENABLED": True}.',
-            "Only staff with the permission “Can view traces and dashboard” sees it.",
+            gettext("By default the console is on only with DEBUG, and DEBUG is off here."),
+            gettext('To have it in production as well, set OTEL["CONSOLE"] = {"ENABLED": True}.'),
+            gettext("Only staff with the permission “Can view traces and dashboard” can see it."),
         ]
-    return ['The console is off: OTEL["CONSOLE"]["ENABLED"] is False.']
+    return [gettext('The console is off: OTEL["CONSOLE"]["ENABLED"] is False.')]
 
 
 def _read(console: StoreProcessor, use: Callable[[StoreReader], Any]) -> Any:
@@ -111,46 +120,67 @@ def _read(console: StoreProcessor, use: Callable[[StoreReader], Any]) -> Any:
         with read(console.store()) as reader:
             return use(reader)
     except Unusable as error:
-        raise _StoreFailed(f"The trace store cannot be used: {error}") from error
+        raise _StoreFailed(gettext("The trace store cannot be used: %(reason)s") % {"reason": error}) from error
     except (sqlite3.Error, OSError) as error:
         guard.report("reading the trace store", error)
-        raise _StoreFailed(f"The trace store cannot be read now ({type(error).__name__}); try again.") from error
+        message = gettext("The trace store cannot be read now (%(reason)s); try again.")
+        raise _StoreFailed(message % {"reason": type(error).__name__}) from error
 
 
 # --- The list of traces. ---
 
 
-def _parse_filter(query: Mapping[str, Any]) -> tuple[TraceFilter, dict[str, str]]:
-    """The filter a query string asks for, and the values that the form shows again. What makes no sense is left out."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a query string asks for: the filter, the values that the form shows again, and what is wrong with which."""
 
-    def get(name: str) -> str:
-        return str(query.get(name, "")).strip()[:500]
+    wanted: TraceFilter
+    values: dict[str, str]
+    problems: dict[str, str]
 
-    status = get("status").lower()
-    if not _STATUS.fullmatch(status):
-        status = ""
-    minimum = ""
+
+def _parse_filter(query: Mapping[str, Any]) -> _Asked:
+    """The filter of a query string. What cannot be read is kept in the form, and named in `problems`."""
+    given = {name: str(query.get(name, "")).strip()[:500] for name in _FILTER_NAMES}
+    problems: dict[str, str] = {}
+    status = given["status"].lower()
+    if status and not _STATUS.fullmatch(status):
+        problems["status"] = gettext("Expected a status such as 404, or a class such as 5xx.")
     min_duration_s = None
-    try:
-        given = float(get("min_ms").replace(",", "."))
-    except ValueError:
-        given = 0.0
-    if math.isfinite(given) and given > 0:
-        minimum, min_duration_s = f"{given:g}", given / 1000
-    trace_id = re.sub(r"[^0-9a-f]", "", get("trace").lower())
-    has_error = get("error") not in ("", "0")
+    if given["min_ms"]:
+        min_duration_s = _parse_ms(given["min_ms"])
+        if min_duration_s is None:
+            problems["min_ms"] = gettext(
+                "Expected a number of milliseconds from 0 to %(most)s, such as 250. Write one second as 1000."
+            ) % {"most": _MAX_MS}
+    trace_id = given["trace"].lower()
+    if not re.fullmatch("[0-9a-f]{0,32}", trace_id):
+        problems["trace"] = gettext("Expected a part of a trace id: at most 32 digits 0 to 9 and letters a to f.")
+    has_error = given["error"] not in ("", "0")
+    given["error"] = "1" if has_error else ""
     wanted = TraceFilter(
-        route=get("route"), status=status, min_duration_s=min_duration_s, has_error=has_error, event=get("event"),
-        trace_id=trace_id, service=get("service"),
-    )  # fmt: skip
-    values = {
-        "route": wanted.route, "status": status, "min_ms": minimum, "error": "1" if has_error else "",
-        "event": wanted.event, "trace": trace_id, "service": wanted.service,
-    }  # fmt: skip
-    return wanted, {name: value for name, value in values.items() if value}
+        route=given["route"],
+        status="" if "status" in problems else status,
+        min_duration_s=min_duration_s or None,
+        has_error=has_error,
+        event=given["event"],
+        trace_id="" if "trace" in problems else trace_id,
+        service=given["service"],
+    )
+    return _Asked(wanted, {name: value for name, value in given.items() if value}, problems)
+
+
+def _parse_ms(given: str) -> float | None:
+    """A number of milliseconds as seconds; None for anything else."""
+    # Not float() alone, which takes "nan", "1_000", "1e15" and digits of any script.
+    if not re.fullmatch(r"[0-9]{1,9}(?:[.,][0-9]{1,9})?", given):
+        return None
+    ms = float(given.replace(",", "."))
+    return ms / 1000 if ms <= _MAX_MS else None
 
 
 def _whole(given: Any, lowest: int, highest: int) -> int:
+    """A number of an address within bounds; what is none is the lowest."""
     try:
         return min(highest, max(lowest, int(given)))
     except (TypeError, ValueError):
@@ -160,13 +190,16 @@ def _whole(given: Any, lowest: int, highest: int) -> int:
 @_page
 def traces(request: HttpRequest, admin: Any, context: dict[str, Any], console: StoreProcessor) -> HttpResponse:
     """The list: newest first, filtered, in pages."""
-    wanted, values = _parse_filter(request.GET)
+    asked = _parse_filter(request.GET)
+    wanted, values = asked.wanted, asked.values
     number = _whole(request.GET.get("page"), 1, 1_000_000)
 
     is_part = request.GET.get("part") == "results"
 
     def use(reader: StoreReader) -> Any:
-        page = reader.list_traces(wanted, offset=(number - 1) * PAGE_SIZE, limit=PAGE_SIZE)
+        # With a filter that cannot be read nothing is listed: all traces would look like its result.
+        limit = 0 if asked.problems else PAGE_SIZE
+        page = reader.list_traces(wanted, offset=(number - 1) * PAGE_SIZE, limit=limit)
         return page, NO_CHOICES if is_part else reader.choices()
 
     page, choices = _read(console, use)
@@ -176,13 +209,14 @@ def traces(request: HttpRequest, admin: Any, context: dict[str, Any], console: S
         return "?" + urlencode({**values, "page": to})
 
     context |= {
-        "title": "Traces",
+        "title": gettext("Traces"),
         "rows": trace_rows(page.rows, admin.admin_site.name),
         "total": text.count(page.total),
         "stored": text.count(page.stored),
         "has_any": page.stored > 0,
         "is_filtered": bool(values),
         "values": values,
+        "problems": asked.problems,
         "choices": choices,
         "statuses": [*(f"{digit}xx" for digit in sorted({status // 100 for status in choices.statuses})),
                      *map(str, choices.statuses)],
@@ -194,7 +228,7 @@ def traces(request: HttpRequest, admin: Any, context: dict[str, Any], console: S
         "part_address": "?" + urlencode({**values, "page": number, "part": "results"}),
         "hints": [] if page.stored else _why_empty(console),
         "problem": console.problem,
-        "limits": f"{text.count(console.store().max_traces)} traces or {console.store().max_bytes >> 20} MiB",
+        "limits": gettext("%(count)s traces or %(size)s MiB") % {"count": text.count(console.store().max_traces), "size": console.store().max_bytes >> 20},
     }  # fmt: skip
     template = "traces_results" if is_part else "traces"
     return TemplateResponse(request, f"django_otel/console/{template}.html", context)
@@ -205,12 +239,12 @@ def _why_empty(console: StoreProcessor) -> list[str]:
     current = runtime.current()
     hints = []
     if current.is_foreign:
-        hints.append("Another tool has installed its own tracer provider; its spans do not pass here. "
-                     'OTEL["PROVIDERS"] = "own" uses ours.')  # fmt: skip
+        hints.append(gettext('Another tool has installed its own tracer provider; its spans do not pass here. '
+                             'OTEL["PROVIDERS"] = "own" uses ours.'))  # fmt: skip
     elif current.config.providers == "none":
-        hints.append('OTEL["PROVIDERS"] is "none": no traces are made.')
+        hints.append(gettext('OTEL["PROVIDERS"] is "none": no traces are made.'))
     elif current.sampler.ratio_now() == 0:
-        hints.append("The sampling ratio is 0, so no new trace is recorded.")
+        hints.append(gettext("The sampling ratio is 0, so no new trace is recorded."))
     return hints
 
 
@@ -229,9 +263,9 @@ def trace_rows(rows: Any, site: str) -> list[dict[str, Any]]:
             "bar": f"{max(0.5, row.duration_ns / longest * 100):.2f}%",
             "level": "bad" if row.is_error else "",
             "state": level_of(row),
-            "spans": text.plural(row.spans, "span"),
-            "queries": text.plural(row.queries, "query", "queries") if row.queries else "",
-            "errors": text.plural(row.errors, "error") if row.errors else "",
+            "spans": text.plural(row.spans, _SPANS),
+            "queries": text.plural(row.queries, _QUERIES) if row.queries else "",
+            "errors": text.plural(row.errors, _ERRORS) if row.errors else "",
         }
         for row in rows
     ]
@@ -240,7 +274,7 @@ def trace_rows(rows: Any, site: str) -> list[dict[str, Any]]:
 def title_of(row: TraceRow) -> str:
     """How a trace is called."""
     if row.is_unfinished:
-        return row.name or "still running"
+        return row.name or gettext("still running")
     return f"{row.method} {row.route}".strip() if row.route else row.name
 
 
@@ -264,7 +298,7 @@ def trace(
     trace_id = trace_id.lower()
     found = _read(console, lambda reader: reader.trace(trace_id)) if _TRACE_ID.fullmatch(trace_id) else None
     if found is None or not (found.spans or found.logs):
-        context |= {"title": "Trace not found", "trace_id": trace_id[:64]}
+        context |= {"title": gettext("Trace not found"), "trace_id": trace_id[:64]}
         elsewhere = waterfall.trace_address(runtime.current().config.trace_url, trace_id)
         context["elsewhere"] = elsewhere if _TRACE_ID.fullmatch(trace_id) else None
         return TemplateResponse(request, "django_otel/console/missing.html", context, status=404)
@@ -277,7 +311,12 @@ def trace(
         status = 200 if opened is not None else 404
         return TemplateResponse(request, "django_otel/console/span.html", context, status=status)
     row = found.row
-    shown = waterfall.build(found)
+    shown = waterfall.build(
+        found,
+        page=_whole(request.GET.get("rows"), 0, 1_000_000),
+        log_page=_whole(request.GET.get("logs"), 1, 1_000_000),
+        span_id=span_id,
+    )
     context |= {
         "title": title_of(row),
         "row": row,
@@ -289,10 +328,10 @@ def trace(
         "opened_group": _group_of(shown, span_id),
         "elsewhere": waterfall.trace_address(runtime.current().config.trace_url, trace_id),
         "facts": [
-            ("Services", ", ".join(row.services)),
-            ("Spans", text.count(row.spans)),
-            ("Queries", text.count(row.queries)),
-            ("Log records", text.count(row.logs)),
+            (gettext("Services"), ", ".join(row.services)),
+            (gettext("Spans"), text.count(row.spans)),
+            (gettext("Queries"), text.count(row.queries)),
+            (gettext("Log records"), text.count(row.logs)),
         ],
         "events": row.events,
         "damaged": found.damaged,
@@ -353,13 +392,13 @@ def dashboard(request: HttpRequest, admin: Any, context: dict[str, Any], console
     place = {name: value for name, value in (("route", route), ("service", service)) if value}
     values = {"minutes": str(minutes), **place}
     context |= {
-        "title": f"Dashboard: {route}" if route else "Dashboard",
+        "title": gettext("Dashboard: %(route)s") % {"route": route} if route else gettext("Dashboard"),
         "page": dashboard_parts.build(loaded, wanted),
         "recent": trace_rows(recent, admin.admin_site.name),
         "periods": [
             {
                 "minutes": period,
-                "name": f"{period} min" if period < 120 else f"{period // 60} h",
+                "name": text.minutes(period),
                 "address": "?" + urlencode({**values, "minutes": period}),
                 "is_current": period == minutes,
             }

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from django.utils import timezone
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext
 
 from django_otel.base import guard
 
@@ -46,6 +48,11 @@ def whole_seconds(value: float) -> str:
     return f"{rounded} s" if rounded < 60 else duration(rounded * 1e9)
 
 
+def minutes(value: int) -> str:
+    """A period in minutes: "30 min", "3 h"."""
+    return f"{value} min" if value < 120 or value % 60 else f"{value // 60} h"
+
+
 def _digits(value: float) -> str:
     """Three digits that matter."""
     if value >= 100:
@@ -71,9 +78,27 @@ def share(value: float) -> str:
     return f"{percent:.1f} %" if percent < 10 else f"{percent:.0f} %"
 
 
-def plural(number: float, one: str, many: str = "") -> str:
-    """ "1 query", "3 queries"."""
-    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+def plural(number: float, message: Any) -> str:
+    """ "1 query", "3 queries": `message` is an `ngettext_lazy` of texts with `%(count)s` whose number is "n"."""
+    whole = int(number) if number == int(number) else int(number) + 1
+    return str(message % {"n": whole, "count": count(number)})
+
+
+#: Characters that reorder text, hide in it or end a line unseen. Joiners stay: Persian, Hindi and emoji need them.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def visible(content: str) -> str:
+    """The text with each character that reorders or hides text written out, such as `\\u202e`."""
+    return _UNSEEN.sub(_written_out, content.replace("\r\n", "\n"))
+
+
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def moment(ns: int) -> datetime.datetime:
@@ -118,11 +143,14 @@ def value(content: object) -> str:
         shown = ", ".join(f"{key}: {value(item)}" for key, item in content.items())
     else:
         shown = str(content)
-    return shown if len(shown) <= _MAX_VALUE else f"{shown[:_MAX_VALUE]}… ({len(shown)} characters)"
+    if len(shown) <= _MAX_VALUE:
+        return shown
+    return gettext("%(text)s… (%(count)s characters)") % {"text": shown[:_MAX_VALUE], "count": count(len(shown))}
 
 
 def sql(statement: str) -> SafeString:
     """A statement laid out over lines, its keywords marked; escaped, whatever it is."""
+    statement = visible(statement)
     if len(statement) <= _MAX_FORMATTED_SQL:
         with guard.contained("laying out a statement"):
             return _sql(statement)
@@ -162,7 +190,9 @@ def source_line(attributes: Mapping[str, object]) -> str:
     line = attributes.get("code.line.number", attributes.get("code.lineno"))
     function = attributes.get("code.function.name", attributes.get("code.function"))
     shown = f"{short_path(str(path))}:{line}" if line else short_path(str(path))
-    return f"{shown} in {function}" if function else shown
+    if not function:
+        return shown
+    return gettext("%(place)s in %(function)s") % {"place": shown, "function": function}
 
 
 def short_path(path: str) -> str:

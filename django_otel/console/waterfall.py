@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext, gettext_lazy, ngettext_lazy
 
 from django_otel.console import text
 from django_otel.tracestore.reader import Trace
@@ -16,12 +17,14 @@ from django_otel.tracestore.reader import Trace
 GROUP_FROM = 3
 #: So many equal queries in a trace look like a query per row of another one.
 N_PLUS_ONE_FROM = 5
-#: Further rows are left out of the page, and it says so.
+#: Rows and log records of one page of a trace; failed ones of other pages come on top, up to a bound.
 MAX_ROWS = 600
 MAX_LOGS = 500
+MAX_FAILED = 200
 #: Deeper nesting is indented no further.
 _DEEPEST_INDENT = 14
 _SERVICE_COLOURS = 6
+_LOST = ngettext_lazy("%(count)s item above TRACES.LIMITS", "%(count)s items above TRACES.LIMITS", "n")
 #: A bar narrower than this could not be seen, in percent of the whole.
 _NARROWEST = 0.35
 
@@ -32,6 +35,48 @@ class Bar:
 
     x: str
     width: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Rows that another page of the trace shows, and the first page that does."""
+
+    count: int
+    page: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Which part of a long list is shown. Numbers count from 1."""
+
+    number: int
+    count: int
+    first: int
+    last: int
+    total: int
+
+    @property
+    def before(self) -> int:
+        """The page before; 0 where there is none."""
+        return self.number - 1
+
+    @property
+    def after(self) -> int:
+        """The page after; 0 where there is none."""
+        return self.number + 1 if self.number < self.count else 0
+
+    @classmethod
+    def of(cls, total: int, size: int, number: int) -> Pages:
+        """Page `number` of `total` things, or the nearest there is."""
+        count = max(1, -(-total // size))
+        number = min(max(1, number), count)
+        return cls(number, count, (number - 1) * size + 1, min(total, number * size), total)
+
+    def positions(self, failed: Sequence[int], *others: int) -> list[int]:
+        """The positions (from 0) to show: those of the page, and of others what failed or was asked for."""
+        own = range(self.first - 1, self.last)
+        outside = [position for position in failed if position not in own][:MAX_FAILED]
+        return sorted({*own, *outside, *others})
 
 
 @dataclass(slots=True)
@@ -57,14 +102,8 @@ class Row:
     span: Mapping[str, Any]
     note: str = ""
     members: list[Row] = field(default_factory=list)
-
-    @property
-    def label(self) -> str:
-        """The row in words, for a screen reader."""
-        parts = [self.name, self.kind_text, f"{self.duration}, self {self.self_time}"]
-        if self.is_error:
-            parts.insert(0, "Error:")
-        return ", ".join(parts)
+    #: What is left out before it.
+    gap: Gap | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +145,15 @@ class Waterfall:
     """Everything the page of a trace shows beneath its head."""
 
     rows: Sequence[Row]
-    hidden: int
+    pages: Pages
+    #: What is left out at the end.
+    gap: Gap | None
     ticks: Sequence[tuple[str, str]]
     services: Sequence[tuple[str, int]]
     query_groups: Sequence[QueryGroup]
     query_time: str
     logs: Sequence[LogRow]
-    hidden_logs: int
+    log_pages: Pages
     first_error: Row | None
     #: What is known of why, in one line.
     failure: str
@@ -139,9 +180,25 @@ class _Node:
         return max(0, self.end - self.start - covered)
 
 
-def build(trace: Trace) -> Waterfall:
-    """The waterfall of a trace."""
-    return _Builder(trace).build()
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A span in the order of the page, and the group of equal queries it is shown in."""
+
+    node: _Node
+    depth: int
+    group: Sequence[_Node] = ()
+
+    @property
+    def is_error(self) -> bool:
+        return _is_error(self.node.span)
+
+
+def build(trace: Trace, *, page: int = 0, log_page: int = 1, span_id: str = "") -> Waterfall:
+    """A page of the waterfall: the one asked for, else the one with the span asked for, else the first.
+
+    Failed spans and the span asked for are among the rows of every page.
+    """
+    return _Builder(trace).build(page, log_page, span_id)
 
 
 class _Builder:
@@ -154,26 +211,35 @@ class _Builder:
         self._total = max(1, self._end - self._start)
         names = dict.fromkeys(str(span.get("service", "")) for span in trace.spans)
         self._services = {name: number % _SERVICE_COLOURS for number, name in enumerate(names)}
-        self._rows: list[Row] = []
-        self._count = 0
+        self._entries: list[_Entry] = []
 
-    def build(self) -> Waterfall:
+    def build(self, page: int, log_page: int, span_id: str) -> Waterfall:
         for root in self._roots():
             self._walk(root)
-        logs = self._logs()
+        entries = self._entries
+        wanted = next((index for index, entry in enumerate(entries) if entry.node.span.get("id") == span_id), None)
+        if page < 1:
+            page = 1 if wanted is None else wanted // MAX_ROWS + 1
+        pages = Pages.of(len(entries), MAX_ROWS, page)
+        failed = [index for index, entry in enumerate(entries) if entry.is_error]
+        rows, gap = self._rows(pages.positions(failed, *(() if wanted is None else (wanted,))))
+        logs = self._trace.logs
+        log_pages = Pages.of(len(logs), MAX_LOGS, log_page)
+        bad_logs = [index for index, log in enumerate(logs) if _is_bad(log)]
         groups, query_ns = self._query_groups()
-        failed = _most_telling([row for row in self._rows for row in (row.members or (row,))])
+        telling = _most_telling([entries[index] for index in failed])
         return Waterfall(
-            rows=self._rows,
-            hidden=max(0, len(self._nodes) - self._count),
+            rows=rows,
+            pages=pages,
+            gap=gap,
             ticks=[(f"{step * 25}%", text.duration(self._total * step / 4)) for step in range(5)],
             services=list(self._services.items()),
             query_groups=groups,
             query_time=text.duration(query_ns),
-            logs=logs[:MAX_LOGS],
-            hidden_logs=max(0, len(logs) - MAX_LOGS),
-            first_error=failed,
-            failure=_failure_of(failed.span) if failed is not None else "",
+            logs=[self._log(logs[index]) for index in log_pages.positions(bad_logs)],
+            log_pages=log_pages,
+            first_error=self._row(telling.node, telling.depth) if telling is not None else None,
+            failure=_failure_of(telling.node.span) if telling is not None else "",
         )
 
     def _roots(self) -> list[_Node]:
@@ -204,39 +270,59 @@ class _Builder:
         return sorted(roots, key=lambda node: node.start)
 
     def _walk(self, root: _Node) -> None:
-        """Rows in the order of the tree; without recursion, since traces may be deep."""
+        """Spans in the order of the tree; without recursion, since traces may be deep."""
         seen: set[int] = set()
         waiting: list[tuple[list[_Node], int]] = [([root], 0)]
         while waiting:
             nodes, depth = waiting.pop()
-            if self._count >= MAX_ROWS:
-                return
             if len(nodes) > 1:
-                self._add_group(nodes, depth)
+                self._entries += [_Entry(node, depth, nodes) for node in nodes]
                 continue
             (node,) = nodes
             if id(node) in seen:
                 continue
             seen.add(id(node))
-            self._rows.append(self._row(node, depth))
-            self._count += 1
+            self._entries.append(_Entry(node, depth))
             waiting += [(part, depth + 1) for part in reversed(_in_groups(node.children))]
 
-    def _add_group(self, nodes: list[_Node], depth: int) -> None:
-        members = [self._row(node, depth + 1) for node in nodes[: max(1, MAX_ROWS - self._count)]]
-        self._count += len(members)
+    def _rows(self, positions: Sequence[int]) -> tuple[list[Row], Gap | None]:
+        """The rows of these positions, and what is left out after them."""
+        rows: list[Row] = []
+        group: Any = None
+        reached = 0
+        for position in positions:
+            entry = self._entries[position]
+            gap = self._gap(reached, position)
+            reached = position + 1
+            if not entry.group:
+                row = self._row(entry.node, entry.depth)
+                rows.append(row)
+            elif entry.group is group:
+                row = self._row(entry.node, entry.depth + 1)
+                rows[-1].members.append(row)
+            else:
+                row = self._group_row(entry)
+                row.members.append(self._row(entry.node, entry.depth + 1))
+                rows.append(row)
+            group = entry.group
+            row.gap = gap
+        return rows, self._gap(reached, len(self._entries))
+
+    def _gap(self, begin: int, end: int) -> Gap | None:
+        return Gap(end - begin, begin // MAX_ROWS + 1) if end > begin else None
+
+    def _group_row(self, entry: _Entry) -> Row:
+        nodes = entry.group
         total_ns = sum(node.end - node.start for node in nodes)
-        first = self._row(nodes[0], depth)
-        source = next(filter(None, (text.source_line(_attributes(node.span)) for node in nodes)), "")
-        first.name = f"{len(nodes)} \u00d7 {first.name}"
-        first.duration = first.self_time = text.duration(total_ns)
-        first.duration_ns = total_ns
-        first.bars = [self._bar(node) for node in nodes]
-        first.is_error = any(member.is_error for member in members)
-        first.id = f"group-{first.id}"
-        first.note = source
-        first.members = members
-        self._rows.append(first)
+        row = self._row(nodes[0], entry.depth)
+        row.name = f"{len(nodes)} \u00d7 {row.name}"
+        row.duration = row.self_time = text.duration(total_ns)
+        row.duration_ns = total_ns
+        row.bars = [self._bar(node) for node in nodes[:MAX_ROWS]]
+        row.is_error = any(_is_error(node.span) for node in nodes)
+        row.id = f"group-{row.id}"
+        row.note = next(filter(None, (text.source_line(_attributes(node.span)) for node in nodes)), "")
+        return row
 
     def _bar(self, node: _Node) -> Bar:
         width = max(_NARROWEST, (node.end - node.start) / self._total * 100)
@@ -245,13 +331,13 @@ class _Builder:
 
     def _row(self, node: _Node, depth: int) -> Row:
         span = node.span
-        kind, kind_text = kind_of(span)
+        kind = kind_of(span)
         self_ns = node.self_ns
         return Row(
             id=str(span.get("id", "")),
-            name=str(span.get("name", "")) or "(no name)",
+            name=str(span.get("name", "")) or gettext("(no name)"),
             kind=kind,
-            kind_text=kind_text,
+            kind_text=_kind_text(span, kind),
             service=str(span.get("service", "")),
             service_number=self._services.get(str(span.get("service", "")), 0),
             depth=depth,
@@ -262,7 +348,7 @@ class _Builder:
             self_share=self_ns / self._total,
             offset=text.duration(node.start - self._start),
             bars=[self._bar(node)],
-            is_error=span.get("status") == "ERROR" or _has_exception(span),
+            is_error=_is_error(span),
             is_entry=bool(span.get("entry")),
             span=span,
             note=_note(span, kind),
@@ -273,7 +359,7 @@ class _Builder:
     def _query_groups(self) -> tuple[list[QueryGroup], int]:
         found: dict[tuple[str, str], list[_Node]] = {}
         for node in self._nodes.values():
-            if kind_of(node.span)[0] == "database":
+            if kind_of(node.span) == "database":
                 found.setdefault((str(node.span.get("service", "")), _statement(node.span)), []).append(node)
         groups = []
         for (service, statement), nodes in found.items():
@@ -286,7 +372,7 @@ class _Builder:
                     QueryGroup(
                         statement=statement,
                         title=text.shorten(text.one_line(statement), 160),
-                        system=str(_attributes(nodes[0].span).get("db.system.name", "")),
+                        system=_system(_attributes(nodes[0].span)),
                         service=service,
                         count=len(nodes),
                         total=text.duration(sum(times)),
@@ -303,30 +389,24 @@ class _Builder:
 
     # Logs.
 
-    def _logs(self) -> list[LogRow]:
-        rows = []
-        for log in self._trace.logs:
-            attributes = _attributes(log)
-            at_ns = _whole(log.get("time"))
-            span_id = str(log.get("span", ""))
-            node = self._nodes.get(span_id)
-            stack = str(attributes.get("exception.stacktrace", ""))
-            rows.append(
-                LogRow(
-                    at=text.time_tag(at_ns, "time"),
-                    offset=text.duration(max(0, at_ns - self._start)),
-                    level=str(log.get("level", "")),
-                    is_bad=_whole(log.get("severity")) >= 17,
-                    logger=str(log.get("logger", "")),
-                    body=str(log.get("body", "")),
-                    stack=stack,
-                    span_id=span_id if node is not None else "",
-                    span_name=str(node.span.get("name", "")) if node is not None else "",
-                    service=str(log.get("service", "")),
-                    source=text.source_line(attributes),
-                )
-            )
-        return rows
+    def _log(self, log: Mapping[str, Any]) -> LogRow:
+        attributes = _attributes(log)
+        at_ns = _whole(log.get("time"))
+        span_id = str(log.get("span", ""))
+        node = self._nodes.get(span_id)
+        return LogRow(
+            at=text.time_tag(at_ns, "time"),
+            offset=text.duration(max(0, at_ns - self._start)),
+            level=str(log.get("level", "")),
+            is_bad=_is_bad(log),
+            logger=str(log.get("logger", "")),
+            body=str(log.get("body", "")),
+            stack=str(attributes.get("exception.stacktrace", "")),
+            span_id=span_id if node is not None else "",
+            span_name=str(node.span.get("name", "")) if node is not None else "",
+            service=str(log.get("service", "")),
+            source=text.source_line(attributes),
+        )
 
 
 def _in_groups(children: list[_Node]) -> list[list[_Node]]:
@@ -334,7 +414,7 @@ def _in_groups(children: list[_Node]) -> list[list[_Node]]:
     children.sort(key=lambda node: node.start)
     groups: dict[Any, list[_Node]] = {}
     for number, node in enumerate(children):
-        is_query = not node.children and kind_of(node.span)[0] == "database"
+        is_query = not node.children and kind_of(node.span) == "database"
         key: Any = (node.span.get("service"), _statement(node.span)) if is_query else number
         groups.setdefault(key, []).append(node)
     found: list[list[_Node]] = []
@@ -343,11 +423,18 @@ def _in_groups(children: list[_Node]) -> list[list[_Node]]:
     return sorted(found, key=lambda nodes: nodes[0].start)
 
 
-def _most_telling(rows: list[Row]) -> Row | None:
+def _most_telling(failed: list[_Entry]) -> _Entry | None:
     """The failed span to look at first: one with an exception, the innermost of them."""
-    failed = [row for row in rows if row.is_error]
-    with_exception = [row for row in failed if _has_exception(row.span)]
-    return max(with_exception or failed, key=lambda row: row.depth, default=None)
+    with_exception = [entry for entry in failed if _has_exception(entry.node.span)]
+    return max(with_exception or failed, key=lambda entry: entry.depth, default=None)
+
+
+def _is_error(span: Mapping[str, Any]) -> bool:
+    return span.get("status") == "ERROR" or _has_exception(span)
+
+
+def _is_bad(log: Mapping[str, Any]) -> bool:
+    return _whole(log.get("severity")) >= 17
 
 
 def _failure_of(span: Mapping[str, Any]) -> str:
@@ -376,29 +463,45 @@ def _note(span: Mapping[str, Any], kind: str) -> str:
     return text.source_line(attributes)
 
 
-def kind_of(span: Mapping[str, Any]) -> tuple[str, str]:
-    """What a span is: a class for its colour and a word for its reader."""
+def kind_of(span: Mapping[str, Any]) -> str:
+    """The class of a span's colour."""
     attributes = _attributes(span)
     if "business.event" in attributes:
-        return "business", "business event"
-    system = str(attributes.get("db.system.name", attributes.get("db.system", "")))
-    if system in ("redis", "valkey", "memcached"):
-        return "cache", system
-    if system:
-        return "database", f"{system} query"
+        return "business"
+    if system := _system(attributes):
+        return "cache" if system in ("redis", "valkey", "memcached") else "database"
     name = str(span.get("name", ""))
     if name.startswith("cache "):
-        return "cache", "cache"
+        return "cache"
     if name.startswith("render "):
-        return "template", "template"
-    kind = str(span.get("kind", "INTERNAL"))
-    if kind == "CLIENT":
-        return "client", "outgoing request"
-    if kind == "SERVER":
-        return "server", "request"
-    if kind in ("PRODUCER", "CONSUMER"):
-        return "queue", "message sent" if kind == "PRODUCER" else "message processed"
-    return "internal", "span"
+        return "template"
+    return {"CLIENT": "client", "SERVER": "server", "PRODUCER": "queue", "CONSUMER": "queue"}.get(
+        str(span.get("kind", "INTERNAL")), "internal"
+    )
+
+
+def _kind_text(span: Mapping[str, Any], kind: str) -> str:
+    """The kind of a span in words, for a screen reader."""
+    if kind == "database":
+        return gettext("%(system)s query") % {"system": _system(_attributes(span))}
+    if kind == "queue" and span.get("kind") == "CONSUMER":
+        return gettext("message processed")
+    return str(_KIND_TEXTS[kind])
+
+
+_KIND_TEXTS = {
+    "business": gettext_lazy("business event"),
+    "cache": gettext_lazy("cache"),
+    "template": gettext_lazy("template"),
+    "client": gettext_lazy("outgoing request"),
+    "server": gettext_lazy("request"),
+    "queue": gettext_lazy("message sent"),
+    "internal": gettext_lazy("span"),
+}
+
+
+def _system(attributes: Mapping[str, Any]) -> str:
+    return str(attributes.get("db.system.name", attributes.get("db.system", "")))
 
 
 def _statement(span: Mapping[str, Any]) -> str:
@@ -458,20 +561,20 @@ def details(trace: Trace, span_id: str) -> Details | None:
     begin = min(_whole(other.get("start")) for other in trace.spans)
     attributes = _attributes(span)
     facts = [
-        ("Service", str(span.get("service", ""))),
-        ("Kind", str(span.get("kind", "")).capitalize()),
-        ("Began after", text.duration(start - begin)),
-        ("Took", text.duration(end - start)),
-        ("Made by", str(span.get("scope", "")) or "django_otel"),
-        ("Span", span_id),
+        (gettext("Service"), str(span.get("service", ""))),
+        (gettext("Kind"), str(span.get("kind", "")).capitalize()),
+        (gettext("Began after"), text.duration(start - begin)),
+        (gettext("Took"), text.duration(end - start)),
+        (gettext("Made by"), str(span.get("scope", "")) or "django_otel"),
+        (gettext("Span"), span_id),
     ]
     if source := text.source_line(attributes):
-        facts.insert(0, ("Called from", source))
+        facts.insert(0, (gettext("Called from"), source))
     if span.get("status"):
         description = f": {span['description']}" if span.get("description") else ""
-        facts.insert(0, ("Status", f"{str(span['status']).capitalize()}{description}"))
+        facts.insert(0, (gettext("Status"), f"{str(span['status']).capitalize()}{description}"))
     if span.get("lost"):
-        facts.append(("Left out", f"{text.plural(_whole(span['lost']), 'item')} above TRACES.LIMITS"))
+        facts.append((gettext("Left out"), text.plural(_whole(span["lost"]), _LOST)))
     faults, events = [], []
     for event in _list(span.get("events")):
         known = _attributes(event)
@@ -530,4 +633,4 @@ def trace_address(template: str | None, trace_id: str) -> tuple[str, str] | None
                        ("zipkin", "Zipkin"), ("datadog", "Datadog"), ("honeycomb", "Honeycomb")):  # fmt: skip
         if mark in lowered:
             return url, name
-    return url, urlsplit(url).hostname or "tracing"
+    return url, urlsplit(url).hostname or gettext("the trace backend")
