@@ -10,4 +10,12 @@ PERMISSION = "django_otel.view_console"
 def may_view(request: HttpRequest) -> bool:
     """Whether the user of this request may see the console: active staff with the permission."""
     user = getattr(request, "user", None)
-    return bool(user is not None and user.is_active and user.is_staff and user.has_perm(PERMISSION))
+    # A user model need not have `is_staff`, nor permissions. Without the former the admin site that shows the pages
+    # decides by itself who comes in (`AdminSite.has_permission`); the permission is needed all the same.
+    return bool(
+        user is not None
+        and user.is_active
+        and getattr(user, "is_staff", True)
+        and hasattr(user, "has_perm")
+        and user.has_perm(PERMISSION)
+    )

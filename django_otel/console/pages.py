@@ -12,7 +12,7 @@ import math
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -218,8 +218,13 @@ def traces(request: HttpRequest, admin: Any, context: dict[str, Any], console: S
         "values": values,
         "problems": asked.problems,
         "choices": choices,
-        "statuses": [*(f"{digit}xx" for digit in sorted({status // 100 for status in choices.statuses})),
-                     *map(str, choices.statuses)],
+        "statuses": _with_chosen(values.get("status", ""), [
+            *(f"{digit}xx" for digit in sorted({status // 100 for status in choices.statuses})),
+            *map(str, choices.statuses),
+        ]),
+        "events": _with_chosen(values.get("event", ""), choices.events),
+        "services": _with_chosen(values.get("service", ""), choices.services),
+        "stored_count": page.stored,
         "durations": [(f"{ms:g}", text.duration(ms * 1e6)) for ms in DURATIONS_MS],
         "number": number,
         "pages": pages,
@@ -232,6 +237,11 @@ def traces(request: HttpRequest, admin: Any, context: dict[str, Any], console: S
     }  # fmt: skip
     template = "traces_results" if is_part else "traces"
     return TemplateResponse(request, f"django_otel/console/{template}.html", context)
+
+
+def _with_chosen(chosen: str, choices: Sequence[str]) -> list[str]:
+    """The choices of a field, with what was chosen though nothing stored has it."""
+    return [*choices, *([chosen] if chosen and chosen not in choices else [])]
 
 
 def _why_empty(console: StoreProcessor) -> list[str]:

@@ -11,6 +11,12 @@ from django_otel.console import text
 register = template.Library()
 
 
+@register.simple_tag
+def otel_static(path: str) -> str:
+    """The address of a static file of ours, also before `collectstatic` has put it into the manifest."""
+    return text.static_address(path)
+
+
 @register.filter
 def visible(value: object) -> SafeString:
     """Text with direction and other control characters written out, escaped unless it is markup of ours."""

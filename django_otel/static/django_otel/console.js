@@ -31,6 +31,9 @@
     }
   };
 
+  /* What this script says is written, translated, on the console's outermost element. */
+  const texts = document.querySelector('.otel')?.dataset ?? {};
+
   /* The server's own, escaped markup, as nodes. */
   const fetchNodes = async (address) => {
     const response = await fetch(address, { credentials: 'same-origin', headers: { 'X-Requested-With': 'fetch' } });
@@ -98,11 +101,32 @@
     if (copier) copy(copier);
   });
 
+  /* Opens or closes a row; where that is done already, goes into the group or out of it. */
+  const turn = (row, opening) => {
+    const group = row.closest('details');
+    if (row.matches('summary')) {
+      if (opening && group.open) group.querySelector('[data-otel-span]')?.focus();
+      else group.open = opening;
+    } else if (!opening && group && row.getAttribute('aria-expanded') !== 'true') {
+      group.querySelector('summary').focus();
+    } else {
+      toggle(row, opening);
+    }
+  };
+
   document.addEventListener('keydown', (event) => {
     const steps = { ArrowDown: 1, ArrowUp: -1 };
     if (!(event.target instanceof Element) || !event.target.matches('.otel-span')) return;
     if (event.key === 'Escape' && event.target.matches('[aria-expanded="true"]')) {
       toggle(event.target, false);
+      return;
+    }
+    /* Forward opens, backward closes: a group of equal queries, or a span. In a page from right to left, swapped. */
+    const isRtl = getComputedStyle(event.target).direction === 'rtl';
+    const opening = { [isRtl ? 'ArrowLeft' : 'ArrowRight']: true, [isRtl ? 'ArrowRight' : 'ArrowLeft']: false }[event.key];
+    if (opening !== undefined) {
+      event.preventDefault();
+      turn(event.target, opening);
       return;
     }
     if (!(event.key in steps) && event.key !== 'Home' && event.key !== 'End') return;
@@ -125,7 +149,7 @@
       getSelection().selectAllChildren(source);
       if (!document.execCommand('copy')) return;
     }
-    button.textContent = 'Copied';
+    button.textContent = texts.otelCopied;
     setTimeout(() => { button.textContent = label; }, 2000);
   };
 
@@ -142,8 +166,9 @@
     pause.type = 'button';
     pause.className = 'otel-small-button';
     const say = () => {
-      pause.textContent = paused ? 'Resume' : 'Pause';
-      state.textContent = paused ? 'Updates are paused.' : `Renewed every ${region.dataset.otelEvery} s.`;
+      pause.textContent = paused ? texts.otelResume : texts.otelPause;
+      const renewed = texts.otelRenewed.replace('{seconds}', region.dataset.otelEvery);
+      state.textContent = paused ? texts.otelPaused : renewed;
     };
     pause.addEventListener('click', () => { paused = !paused; say(); });
     say();
@@ -162,7 +187,7 @@
             if (focused) region.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
           }
         } catch {
-          state.textContent = 'Updates have stopped; reload the page.';
+          state.textContent = texts.otelStopped;
           pause.remove();
           return;
         }
