@@ -44,8 +44,9 @@ def main() -> int:
 
     from django_otel import runtime
     from django_otel.config.schema import parse
+    from django_otel.export.pipelines import SpanCleaner
+    from django_otel.tracestore.items import StoredSample
     from django_otel.tracestore.processor import StoreProcessor
-    from django_otel.tracestore.store import StoredSample
 
     config = parse(
         {"CONSOLE": {"ENABLED": True, "PATH": str(folder / "store"), "MAX_TRACES": TRACES, "MAX_MB": 256}}, {}
@@ -53,7 +54,8 @@ def main() -> int:
     resource = Resource({"service.name": "shop", "service.instance.id": "one"})
     lost: list[tuple[int, str]] = []
     console = StoreProcessor(
-        config, "benchmark", clean=runtime.clean_span, scrubber=runtime.current().scrubber, resource=lambda: resource,
+        config, "benchmark", clean=SpanCleaner(runtime.current().scrubber), scrubber=runtime.current().scrubber,
+        resource=lambda: resource,
         collect=runtime.collect, group=lambda: None, facts=dict, on_drop=lambda *drop: lost.append(drop),
     )  # fmt: skip
     runtime._console = console
@@ -67,9 +69,9 @@ def main() -> int:
     put_us = per_item_us(lambda: [console.worker._queue.append(span) for span in kept], len(kept))
     console.worker._queue.clear()
     store = console.store()
-    convert_us = per_item_us(lambda: [console._convert(span) for span in kept], len(kept))
-    converted = [console._convert(span) for span in kept]
-    write_us = per_item_us(lambda: store.write(converted[:500], lost_nothing), 500)
+    convert_us = per_item_us(lambda: console._preparer.prepare(kept), len(kept))
+    converted = console._preparer.prepare(kept)
+    write_us = per_item_us(lambda: store.write(converted, lost_nothing), len(kept))
     store.clear()
 
     print(f"filling the store with {TRACES} traces of {SPANS} spans", file=sys.stderr)
@@ -77,7 +79,7 @@ def main() -> int:
         kept.clear()
         for number in range(begin, begin + 40):
             record_trace(tracer, number)
-        store.write([console._convert(span) for span in kept], lost_nothing)
+        store.write(console._preparer.prepare(kept), lost_nothing)
     now_s = time.time()
     for ago_s in range(181 * 60, 0, -10):
         counts = (181 * 60 - ago_s) // 10

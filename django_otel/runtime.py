@@ -367,7 +367,7 @@ def _build_console(config: Config) -> StoreProcessor | None:
     return StoreProcessor(
         config,
         conf.deployment_identity(config),
-        clean=clean_span,
+        clean=pipelines.SpanCleaner(_current.scrubber, config.database.statement, config.request.query),
         scrubber=_current.scrubber,
         resource=lambda: _current.resource,
         collect=collect,

@@ -20,9 +20,9 @@ from django_otel import runtime
 from django_otel.base import guard
 from django_otel.console import svg, text
 from django_otel.metrics.model import OWN_SCOPE, Family
+from django_otel.tracestore.numbers import SAMPLE_INTERVAL_S, rise
 from django_otel.tracestore.processor import StoreProcessor, numbers_of
 from django_otel.tracestore.reader import Numbers, ProcessRow, StoreReader
-from django_otel.tracestore.store import SAMPLE_INTERVAL_S, rise
 
 #: What can be chosen, in minutes, and the width of a step of the charts, in seconds.
 PERIODS = {5: 10, 30: 30, 180: 180}
@@ -338,6 +338,7 @@ class _Builder:
         total, wanted = self._total, self._wanted
         share = total.errors / total.count if total.count else 0.0
         p50, p95 = self._quantile(total, 0.5), self._quantile(total, 0.95)
+        median = gettext("median %(duration)s") % {"duration": text.seconds(p50 or 0.0)}
         rate_note = gettext("%(rate)s in %(period)s") % {
             "rate": rate(total.count / self._elapsed_s),
             "period": self._period,
@@ -353,14 +354,22 @@ class _Builder:
             Tile(
                 gettext("p95 duration"),
                 text.seconds(p95) if p95 is not None else _NOTHING,
-                gettext("median %(duration)s") % {"duration": text.seconds(p50)} if p50 is not None else gettext("no requests"),
+                median if p50 is not None else gettext("no requests"),
             ),
         ]
         if self._loaded.active_requests is not None and not wanted.route:
-            tiles.append(Tile(gettext("In flight"), text.count(max(0.0, self._loaded.active_requests)), gettext("requests now")))
+            tiles.append(
+                Tile(gettext("In flight"), text.count(max(0.0, self._loaded.active_requests)), gettext("requests now"))
+            )
         if wanted.route:
             p99 = self._quantile(total, 0.99)
-            tiles.append(Tile(gettext("p99 duration"), text.seconds(p99) if p99 is not None else _NOTHING, gettext("1 of 100 requests takes longer")))
+            tiles.append(
+                Tile(
+                    gettext("p99 duration"),
+                    text.seconds(p99) if p99 is not None else _NOTHING,
+                    gettext("1 of 100 requests takes longer"),
+                )
+            )
             tiles.append(Tile(gettext("Queries"), figure(total.mean_queries), gettext("per request")))
         if not wanted.route:
             tiles.append(Tile(gettext("Processes"), text.count(len(self._loaded.processes)), self._process_note()))
@@ -371,7 +380,6 @@ class _Builder:
         if 0 < len(services) <= 2:
             return gettext("of %(services)s") % {"services": ", ".join(sorted(services))}
         return text.plural(len(services), _SERVICES)
-
 
     # Charts.
 
@@ -457,7 +465,9 @@ class _Builder:
         hint = (
             gettext("No business event in this period.")
             if registered
-            else gettext('None is registered. Name models in an app\'s otel.py or in OTEL["BUSINESS"] to count their saves.')
+            else gettext(
+                'None is registered. Name models in an app\'s otel.py or in OTEL["BUSINESS"] to count their saves.'
+            )
         )
         return self._panel(gettext("Business events per minute"), chart, hint)
 
@@ -469,10 +479,10 @@ class _Builder:
             hits, misses = hits + hit, misses + miss
             shares.append(hit / (hit + miss) if hit + miss else None)
         whole = text.share(hits / (hits + misses)) if hits + misses else _NOTHING
+        description = gettext("Cache hit share in %(period)s: %(share)s.") % {"period": period, "share": whole}
         chart = svg.draw_lines(
-            [svg.Line("", "c3", shares)], description=gettext("Cache hit share in %(period)s: %(share)s.") % {"period": period, "share": whole}, moments=self._moments,
-            show=_axis_share, top=1.0,
-        )  # fmt: skip
+            [svg.Line("", "c3", shares)], description=description, moments=self._moments, show=_axis_share, top=1.0
+        )
         if not runtime.current().config.cache.metrics:
             hint = gettext('Cache operations are not counted. Set OTEL["CACHE"]["METRICS"] to True.')
         else:

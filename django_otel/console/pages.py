@@ -7,18 +7,19 @@ asked for alone (`?part=`), which is how the pages refresh themselves.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext, ngettext_lazy
@@ -116,14 +117,20 @@ def _why_off() -> list[str]:
 
 def _read(console: StoreProcessor, use: Callable[[StoreReader], Any]) -> Any:
     """What `use` makes of the store. Errors: `_StoreFailed` with a sentence for the page."""
+    with _store_errors(), read(console.store()) as reader:
+        return use(reader)
+
+
+@contextlib.contextmanager
+def _store_errors() -> Iterator[None]:
+    """Turn the store's errors into `_StoreFailed`."""
     try:
-        with read(console.store()) as reader:
-            return use(reader)
+        yield
     except Unusable as error:
         raise _StoreFailed(gettext("The trace store cannot be used: %(reason)s") % {"reason": error}) from error
     except (sqlite3.Error, OSError) as error:
-        guard.report("reading the trace store", error)
-        message = gettext("The trace store cannot be read now (%(reason)s); try again.")
+        guard.report("using the trace store", error)
+        message = gettext("The trace store cannot be used now (%(reason)s); try again.")
         raise _StoreFailed(message % {"reason": type(error).__name__}) from error
 
 
@@ -233,7 +240,10 @@ def traces(request: HttpRequest, admin: Any, context: dict[str, Any], console: S
         "part_address": "?" + urlencode({**values, "page": number, "part": "results"}),
         "hints": [] if page.stored else _why_empty(console),
         "problem": console.problem,
-        "limits": gettext("%(count)s traces or %(size)s MiB") % {"count": text.count(console.store().max_traces), "size": console.store().max_bytes >> 20},
+        "limits": gettext("%(count)s traces or %(size)s MiB") % {
+            "count": text.count(console.store().max_traces),
+            "size": console.store().max_bytes >> 20,
+        },
     }  # fmt: skip
     template = "traces_results" if is_part else "traces"
     return TemplateResponse(request, f"django_otel/console/{template}.html", context)
@@ -312,6 +322,15 @@ def trace(
         elsewhere = waterfall.trace_address(runtime.current().config.trace_url, trace_id)
         context["elsewhere"] = elsewhere if _TRACE_ID.fullmatch(trace_id) else None
         return TemplateResponse(request, "django_otel/console/missing.html", context, status=404)
+    if request.method == "POST":
+        if _pin(request, console, trace_id):
+            return HttpResponseRedirect(request.path)
+        context["pin_problem"] = (
+            gettext("This trace cannot be pinned: %(count)s pinned traces are the most.")
+            % {"count": console.store().bounds.max_pinned}
+            + " "
+            + gettext("Unpin another one first.")
+        )
     span_id = request.GET.get("span", "").lower()
     opened = waterfall.details(found, span_id) if _SPAN_ID.fullmatch(span_id) else None
     if opened is not None:
@@ -347,6 +366,12 @@ def trace(
         "damaged": found.damaged,
     }
     return TemplateResponse(request, "django_otel/console/trace.html", context)
+
+
+def _pin(request: HttpRequest, console: StoreProcessor, trace_id: str) -> bool:
+    """Pin the trace, or no longer; whether there was room. The store is bounded, and so are its pinned traces."""
+    with _store_errors():
+        return console.store().pin(trace_id, is_pinned=request.POST.get("pin") == "1")
 
 
 def _group_of(shown: waterfall.Waterfall, span_id: str) -> str:

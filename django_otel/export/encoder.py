@@ -133,6 +133,8 @@ class SpanEncoder:
 
     `scrubber` redacts on the way; without one the spans must be clean. `prepare`
     gives the span to encode instead of one whose scope `is_prepared` says so of.
+    Encoders with the same object `sharing` give the same bytes for a span; each of
+    our spans is encoded by one of them and kept with the span for the others.
 
     After each `encode`: `spans_lost`, the number of spans that could not be
     written. `attributes_lost` counts attributes since the encoder was made.
@@ -144,7 +146,9 @@ class SpanEncoder:
         *,
         prepare: Callable[[ReadableSpan], ReadableSpan] | None = None,
         is_prepared: Callable[[InstrumentationScope | None], bool] = lambda scope: True,
+        sharing: object = None,
     ) -> None:
+        self._sharing = sharing
         self._scrubber = scrubber
         self._prepare = prepare
         self._is_prepared = is_prepared
@@ -184,16 +188,27 @@ class SpanEncoder:
                     group = groups.find(resource, scope)
                     if group.is_prepared is None:
                         group.is_prepared = self._prepare is not None and self._is_prepared(scope)
+                body = self._shared_body(span)
+                if body is not None:
+                    group.add(body)
+                    continue
                 if group.is_prepared:
                     parts = read_span(self._prepare(to_readable(span)))  # type: ignore[misc]
                 body = self._span(parts)
+                if self._sharing is not None and type(span) is RecordedSpan:
+                    span.encoded = (self._sharing, body)
             except Exception as error:
                 self.spans_lost += 1
                 guard.report("encoding a span", error)
                 continue
-            length = len(body)
-            group.spans += (_VALUE, _FIRST_VARINTS[length] if length < 1024 else _varint(length), body)
+            group.add(body)
         return b"".join([self._resource_spans(*item) for item in groups.by_resource()])
+
+    def _shared_body(self, span: Any) -> bytes | None:
+        if self._sharing is None or type(span) is not RecordedSpan:
+            return None
+        known = getattr(span, "encoded", None)
+        return known[1] if known is not None and known[0] is self._sharing else None
 
     def _span(self, span: SpanParts) -> bytes:
         _, _, name, context, parent, kind, start_ns, end_ns, attributes, dropped, events, dropped_events, links, \
@@ -518,6 +533,11 @@ class _Group:
         self.scope = scope
         self.spans: list[bytes] = []
         self.is_prepared: bool | None = None
+
+    def add(self, body: bytes) -> None:
+        """Append a span."""
+        length = len(body)
+        self.spans += (_VALUE, _FIRST_VARINTS[length] if length < 1024 else _varint(length), body)
 
 
 class _Groups:

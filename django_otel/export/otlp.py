@@ -111,10 +111,13 @@ def build(
             # Done here, with a level of our choice; gRPC compresses in its own transport.
             arguments = {**arguments, "headers": {**arguments["headers"], "Content-Encoding": compression}}
             arguments["compression"] = type(arguments["compression"]).NoCompression
-    return DirectSpanExporter(encoded_class(**arguments), _build_encoder(clean), compression, on_lost)
+    return DirectSpanExporter(encoded_class(**arguments), build_encoder(clean), compression, on_lost)
 
 
-def _build_encoder(clean: Callable[[ReadableSpan], ReadableSpan]) -> SpanEncoder:
+def build_encoder(clean: Callable[[ReadableSpan], ReadableSpan]) -> SpanEncoder:
+    """An encoder whose spans are clean. Those with one scrubber encode each span once for all of them."""
     if isinstance(clean, SpanCleaner):
-        return SpanEncoder(clean.scrubber, prepare=clean.prepare, is_prepared=library_spans.is_library_scope)
+        return SpanEncoder(
+            clean.scrubber, prepare=clean.prepare, is_prepared=library_spans.is_library_scope, sharing=clean.scrubber
+        )
     return SpanEncoder(prepare=clean)

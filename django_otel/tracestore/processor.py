@@ -17,7 +17,6 @@ from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanKind, StatusCode
 
 from django_otel.base import guard
 from django_otel.base.sdk_compat import context_of, flags_of
@@ -26,19 +25,12 @@ from django_otel.export.batch import BatchWorker, WorkerOwner
 from django_otel.metrics.model import OWN_SCOPE, Family, HistogramValue, Point
 from django_otel.multiprocess.shared import Unusable
 from django_otel.redaction.scrub import Scrubber
-from django_otel.tracestore.store import (
-    BUSY_TIMEOUT_S,
-    SAMPLE_INTERVAL_S,
-    Stored,
-    StoredLog,
-    StoredProcess,
-    StoredSample,
-    StoredSpan,
-    TraceStore,
-    find_file,
-    reason_of,
-)
-from django_otel.tracing.spans import RecordedSpan, Taker, to_readable
+from django_otel.tracestore.file import BUSY_TIMEOUT_S, find_file
+from django_otel.tracestore.items import Stored, StoredLog, StoredProcess, StoredSample
+from django_otel.tracestore.numbers import SAMPLE_INTERVAL_S
+from django_otel.tracestore.preparing import SpanPreparer
+from django_otel.tracestore.writer import TraceStore, reason_of
+from django_otel.tracing.spans import RecordedSpan, Taker
 
 #: The queue's bounds: spans and log records. Full after 0.1 s at 40 000 spans a second.
 QUEUE_SIZE = 4096
@@ -50,7 +42,6 @@ NO_ROUTE = "(no route)"
 OVERFLOW_ROUTE = "(overflow)"
 
 _MAX_BODY = 20_000
-_QUERY_SYSTEMS_LEFT_OUT = ("redis", "valkey", "memcached")
 
 
 class StoreProcessor(WorkerOwner, Taker):
@@ -75,7 +66,7 @@ class StoreProcessor(WorkerOwner, Taker):
     ) -> None:
         self._config = config
         self._identity = identity
-        self._clean = clean
+        self._preparer = SpanPreparer(clean, scrubber, lambda count: on_drop(count, "encode"))
         self._scrubber = scrubber
         self._resource = resource
         self._collect = collect
@@ -128,15 +119,21 @@ class StoreProcessor(WorkerOwner, Taker):
 
     def _export(self, items: list[Any]) -> bool:
         stored: list[Stored] = []
+        spans: list[ReadableSpan] = []
         for item in items:
+            if isinstance(item, ReadableSpan):
+                spans.append(item)
+                continue
             # One that cannot be cleaned may not be stored, and must not take its batch along.
-            with guard.contained("preparing a span or record for the trace store"):
+            with guard.contained("preparing a record for the trace store"):
                 stored.append(self._convert(item))
+        with guard.contained("preparing spans for the trace store"):
+            stored += self._preparer.prepare(spans)
         try:
             self.store().write(stored, self._on_drop)
         except (Unusable, sqlite3.Error, OSError) as error:
             reason = reason_of(error)
-            self._on_drop(len(stored), reason)
+            self._on_drop(len(items), reason)
             self.problem = f"{error}" if isinstance(error, Unusable) else f"{type(error).__name__}: {error}"
             if reason != "busy":
                 guard.warn_once(
@@ -150,8 +147,6 @@ class StoreProcessor(WorkerOwner, Taker):
         return True
 
     def _convert(self, item: Any) -> Stored:
-        if isinstance(item, ReadableSpan):
-            return convert_span(self._clean(to_readable(item)))
         if isinstance(item, StoredSample | StoredProcess):
             return item
         record, logger_name = item
@@ -255,83 +250,6 @@ class StoreProcessor(WorkerOwner, Taker):
 
 
 # --- Conversion. ---
-
-
-def convert_span(span: ReadableSpan) -> StoredSpan:
-    """A scrubbed span as the store has it. Errors: `ValueError` for a span without a context."""
-    context = span.get_span_context()
-    if context is None:
-        raise ValueError("a span without a context")
-    attributes = dict(span.attributes or {})
-    parent = span.parent
-    resource = span.resource.attributes if span.resource is not None else {}
-    service = str(resource.get("service.name", ""))
-    start_ns = span.start_time or 0
-    end_ns = span.end_time or start_ns
-    is_error = span.status.status_code is StatusCode.ERROR
-    is_entry = parent is not None and (parent.is_remote or span.kind in (SpanKind.SERVER, SpanKind.CONSUMER))
-    rank = 2 if parent is None else 1 if is_entry else 0
-    system = attributes.get("db.system.name", attributes.get("db.system"))
-    record: dict[str, Any] = {
-        "id": f"{context.span_id:016x}",
-        "name": span.name,
-        "kind": span.kind.name,
-        "start": start_ns,
-        "end": end_ns,
-        "service": service,
-        "instance": str(resource.get("service.instance.id", "")),
-        "attributes": attributes,
-    }
-    if parent is not None:
-        record["parent"] = f"{parent.span_id:016x}"
-    if rank == 1:
-        record["entry"] = True
-    if span.status.status_code is not StatusCode.UNSET:
-        record["status"] = span.status.status_code.name
-    if span.status.description:
-        record["description"] = span.status.description
-    scope = span.instrumentation_scope
-    if scope is not None and scope.name != OWN_SCOPE.name:
-        record["scope"] = f"{scope.name} {scope.version}".strip() if scope.version else scope.name
-    if span.events:
-        record["events"] = [
-            {"name": event.name, "time": event.timestamp, "attributes": dict(event.attributes or {})}
-            for event in span.events
-        ]
-    if span.links:
-        record["links"] = [
-            {
-                "trace": f"{link.context.trace_id:032x}",
-                "span": f"{link.context.span_id:016x}",
-                "attributes": dict(link.attributes or {}),
-            }
-            for link in span.links
-        ]
-    lost = span.dropped_attributes + span.dropped_events + span.dropped_links
-    if lost:
-        record["lost"] = lost
-    return StoredSpan(
-        trace_id=f"{context.trace_id:032x}",
-        start_ns=start_ns,
-        end_ns=end_ns,
-        rank=rank,
-        name=_title(span, attributes),
-        method=str(attributes.get("http.request.method", "")),
-        route=str(attributes.get("http.route", "")),
-        status=_whole(attributes.get("http.response.status_code")),
-        service=service,
-        is_error=is_error,
-        is_query=system is not None and str(system) not in _QUERY_SYSTEMS_LEFT_OUT,
-        business_event=str(attributes.get("business.event", "")),
-        record=record,
-    )
-
-
-def _title(span: ReadableSpan, attributes: Mapping[str, Any]) -> str:
-    """How a trace is listed that begins with this span: a request without a route is told by its path."""
-    path = attributes.get("url.path")
-    is_unmatched = span.kind is SpanKind.SERVER and path and not attributes.get("http.route")
-    return f"{span.name} {path}"[:200] if is_unmatched else span.name
 
 
 def _whole(value: object) -> int:

@@ -9,7 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from django_otel.tracestore.store import STEPS_S, TraceStore, rise_of_routes, unpack, unpack_route, unpack_routes
+from django_otel.metrics.model import OWN_SCOPE
+from django_otel.tracestore import otlp
+from django_otel.tracestore.numbers import STEPS_S, rise_of_routes
+from django_otel.tracestore.packing import unpack, unpack_route, unpack_routes
+from django_otel.tracestore.writer import TraceStore
 
 _NS_PER_S = 1_000_000_000
 #: Longest list of choices that a filter offers.
@@ -37,6 +41,8 @@ class TraceRow:
     errors: int
     logs: int
     dropped: int
+    spans_dropped: int = 0
+    is_pinned: bool = False
     events: tuple[str, ...] = ()
 
     @property
@@ -153,7 +159,7 @@ class Numbers:
 
 _COLUMNS = (
     "seq, trace_id, start_ns, end_ns, duration_ns, root_rank, name, method, route, status, service, services, spans, "
-    "queries, errors, logs, dropped"
+    "queries, errors, logs, dropped, spans_dropped, is_pinned"
 )
 
 
@@ -215,18 +221,22 @@ class StoreReader:
         row = self._connection.execute(f"SELECT {_COLUMNS} FROM trace WHERE trace_id = ?", (trace_id,)).fetchone()  # noqa: S608
         if row is None:
             return None
-        found: dict[str, list[Mapping[str, Any]]] = {"spans": [], "logs": []}
+        spans: list[Mapping[str, Any]] = []
+        logs: list[Mapping[str, Any]] = []
         damaged = 0
         for kind, data in self._connection.execute("SELECT kind, data FROM chunk WHERE seq = ? ORDER BY id", (row[0],)):
             try:
-                found[kind] += [item for item in unpack(data) if isinstance(item, dict)]
-            except (ValueError, KeyError, TypeError, zlib.error):
+                if kind == "spans":
+                    spans += otlp.decode(zlib.decompress(data), OWN_SCOPE.name)
+                else:
+                    logs += [item for item in unpack(data) if isinstance(item, dict)]
+            except (ValueError, TypeError, zlib.error):
                 damaged += 1
         events = self._events([row[0]])
         return Trace(
             _build_row(row, events.get(row[0], ())),
-            sorted(found["spans"], key=lambda span: _number(span.get("start"))),
-            sorted(found["logs"], key=lambda log: _number(log.get("time"))),
+            sorted(spans, key=lambda span: _number(span.get("start"))),
+            sorted(logs, key=lambda log: _number(log.get("time"))),
             damaged,
         )
 
@@ -236,6 +246,11 @@ class StoreReader:
         return row is not None
 
     # Numbers.
+
+    def begun_s(self) -> float | None:
+        """When the store began to count, in seconds since the Unix epoch."""
+        row = self._connection.execute("SELECT begun_s FROM store").fetchone()
+        return row[0] if row is not None else None
 
     def numbers(self, *, now_s: float, minutes: int, service: str = "", route: str | None = None) -> list[Numbers]:
         """What was counted in the last `minutes`, in the finest step that is kept so long, by time.
@@ -316,7 +331,7 @@ def _build_row(row: Sequence[Any], events: tuple[str, ...]) -> TraceRow:
     others = (name for name in str(row[11]).split("\n") if name and name != row[10])
     # That of the root first: it is the one that was asked.
     services = (*filter(None, [row[10]]), *others)
-    values: tuple[Any, ...] = (*row[:11], services, *row[12:], events)
+    values: tuple[Any, ...] = (*row[:11], services, *row[12:18], bool(row[18]), events)
     return TraceRow(*values)
 
 

@@ -60,6 +60,10 @@ _ROOT_UNSAMPLED = TraceFlags(_RANDOM)
 _MAX_TRACERS = 1000
 
 
+#: How many spans of a trace this process did not record, on the span that began it here.
+SPANS_DROPPED = "django_otel.spans.dropped"
+
+
 class Shared:
     """What all tracers and spans of a provider share; its attributes change with the settings."""
 
@@ -184,7 +188,7 @@ class RecordedSpan(SdkSpan):
     __slots__ = (
         "_attributes", "_context", "_dropped", "_end_time", "_events", "_kind", "_limits", "_links", "_lock", "_name",
         "_parent", "_record_exception", "_resource", "_set_status_on_exception", "_shared", "_start_time", "_status",
-        "_tracer",
+        "_tracer", "encoded",
     )  # fmt: skip
 
     if TYPE_CHECKING:
@@ -213,6 +217,8 @@ class RecordedSpan(SdkSpan):
     _start_time: int
     _status: Status
     _tracer: Tracer
+    #: For who writes it out, so that it is done once: who, and what was written. Not set until then.
+    encoded: tuple[object, bytes]
 
     # --- The API's Span. ---
 

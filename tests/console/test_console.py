@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import io
 import json
@@ -20,9 +21,10 @@ from django.urls import reverse
 from django_otel import runtime
 from django_otel.console import dashboard, svg, text, waterfall
 from django_otel.metrics.model import HistogramValue
+from django_otel.tracestore.items import StoredLog, StoredProcess, StoredSample, StoredSpans
+from django_otel.tracestore.numbers import merge
 from django_otel.tracestore.processor import numbers_of
 from django_otel.tracestore.reader import Trace, TraceRow, read
-from django_otel.tracestore.store import StoredLog, StoredProcess, StoredSample, merge
 from tests.pages import parse_text
 from tests.tracestore.test_store import Counted, processor, provider_with
 
@@ -52,7 +54,12 @@ def viewer(db):
 def page(viewer):
     client = Client()
     client.force_login(viewer)
-    return lambda path, **data: client.get(path, data)
+
+    def get(path, **data):
+        return client.get(path, data)
+
+    get.client = client
+    return get
 
 
 @pytest.fixture
@@ -195,7 +202,7 @@ def test_a_console_that_is_off_says_how_to_switch_it_on(page, monkeypatch):
 
 def test_empty_pages_say_what_to_do(console, page):
     assert "Open a page of your site in another tab" in words(page(LIST))
-    assert "Figures stand here as soon as a request has been answered" in words(
+    assert "Figures appear as soon as a request has been answered" in words(
         page(DASHBOARD, minutes=5, service="nobody")
     )
     record(console, lambda tracer: tracer.start_span("x").end())
@@ -488,10 +495,8 @@ def test_no_text_of_a_trace_becomes_markup(console, page):
         assert "7|add:7" in content, "not taken for a template"
 
 
-def test_what_other_services_wrote_into_the_store_may_be_anything(console, page):
+def test_what_other_services_wrote_into_the_store_may_be_anything(console, page, monkeypatch):
     """Wrong types, circles of parents, missing fields: the page shows what makes sense."""
-    from django_otel.tracestore.store import StoredSpan
-
     odd = [
         {"id": "a" * 16, "parent": "b" * 16, "attributes": "none", "events": {"a": 1}, "links": [1, None, {}]},
         {"id": "b" * 16, "parent": "a" * 16, "start": "yesterday", "end": None, "events": [{"name": None}, 3]},
@@ -499,11 +504,19 @@ def test_what_other_services_wrote_into_the_store_may_be_anything(console, page)
         {"start": 1e300, "attributes": {"db.system.name": 3, "db.query.text": {"a": [1]}}},
         {"id": 7},
     ]
-    console.store().write(
-        [StoredSpan("d" * 32, 1, 2, 0, "odd", "", "", 0, "", False, False, "", record) for record in odd], print
-    )
-    for query in ({}, {"span": "a" * 16}, {"span": "b" * 16}, {"span": "c" * 16}):
-        assert page(f"{LIST}{'d' * 32}/", **query).status_code == 200
+    with monkeypatch.context() as patch:
+        patch.setattr("django_otel.tracestore.otlp.decode", lambda data, own_scope: odd)
+        console.store().write([StoredSpans("d" * 32, b"", spans=5, name="odd")], print)
+        for query in ({}, {"span": "a" * 16}, {"span": "b" * 16}, {"span": "c" * 16}):
+            assert page(f"{LIST}{'d' * 32}/", **query).status_code == 200
+    for number, data in enumerate((b"\x0a\xff", b"\x07", b"\x0a\x05\x12\x03\x12\x01", os.urandom(200))):
+        console.store().write(
+            [StoredSpans(f"{number:032x}", data, spans=1), StoredLog(f"{number:032x}", 1, "", {})], print
+        )
+        trace_id = f"{number:032x}"
+        answer = page(f"{LIST}{trace_id}/")
+        assert answer.status_code == 200
+        assert "No span of this trace has arrived yet" in answer.content.decode()
 
 
 def test_no_secret_of_the_settings_is_on_a_page(console, page, settings, configure):
@@ -636,7 +649,7 @@ def test_every_figure_is_computed_from_the_scrape(console, page, client, configu
         tiles = {tile.name: (tile.value, tile.note) for tile in figures.tiles}
         assert tiles["Requests"][0] == text.count(total)
         assert tiles["Errors"] == (
-            text.share(sum(failed.values()) / total), text.plural(sum(failed.values()), "failed request")
+            text.share(sum(failed.values()) / total), text.plural(sum(failed.values()), dashboard._FAILED_REQUESTS)
         )  # fmt: skip
         # Over all routes the scrape has to be summed by bucket.
         assert tiles["p95 duration"] == (
@@ -648,20 +661,21 @@ def test_every_figure_is_computed_from_the_scrape(console, page, client, configu
         # Charts: the events of all steps are those of the scrape.
         content = shown.content.decode()
         events = nonzero(by("django_business_events_total", "business_event"))
-        assert f"{text.plural(sum(events.values()), 'event')} in all" in content
+        assert f"{text.plural(sum(events.values()), dashboard._EVENTS)} in all" in content
         built = {panel.title: panel for panel in figures.panels}
         assert dict(built["Business events per minute"].chart.legend).keys() == events.keys()
         hits, misses = (
             sum(by("django_cache_operations_total", "", django_cache_outcome=outcome).values())
             for outcome in ("hit", "miss")
         )
-        assert f"Cache hit share in the last 30 minutes: {text.share(hits / (hits + misses))}." in content
-        assert f"{text.plural(total, 'request')} in all" in content
+        share = re.escape(text.share(hits / (hits + misses)))
+        assert re.search(rf"Cache hit share in \d+ (?:min|s)[^:]*: {share}\.", content)
+        assert f"{text.plural(total, dashboard._REQUESTS)} in all" in content
         # Export: failures and losses by signal and reason.
         lost = by("django_otel_export_failures_total", "django_otel_signal")
         exports = {row["name"]: row["state"] for row in figures.exporters}
         assert exports["Traces"].startswith("not exported") or lost["traces"]
-        assert exports["Logs: none"] == text.plural(lost["logs"], "export") + " failed"
+        assert exports["Logs: none"] == text.plural(lost["logs"], dashboard._FAILED_EXPORTS)
         dropped = by("django_otel_spans_dropped_total", "django_otel_reason")
         assert exports["Spans dropped"] == f"{text.count(dropped['queue_full'])} (queue full)"
         return total
@@ -698,7 +712,7 @@ def test_the_cache_hit_share_is_that_of_the_counted_reads(console, page, client,
 
     def shown():
         text = page(DASHBOARD, minutes=5).content.decode()
-        return re.search(r"Cache hit share in the last 5 minutes: ([\d.]+)", text)
+        return re.search(r"Cache hit share in [^:]*: ([\d.]+)", text)
 
     assert shown() is None
     cache.set("known", 1)
@@ -764,6 +778,26 @@ def test_processes_that_fell_silent_are_gone(console, page):
 # --- Arithmetic. ---
 
 
+def test_a_rate_names_and_divides_by_the_time_that_the_store_covers(console, page):
+    """A store two minutes old has not counted thirty: 120 requests are one per second."""
+    store = console.store()
+    now_s = time.time()
+    for ago_s, count in ((115, 0), (60, 60), (5, 120)):
+        numbers = {"routes": {"/x/": {"duration": [count, 1.0, count]}}, "bounds": {"duration": "1.0"}}
+        store.write([StoredSample("s", "other", now_s - ago_s, numbers)], print)
+
+    def requests(begun_ago_s):
+        with store.connection() as connection:
+            connection.execute("UPDATE store SET begun_s = ?", (now_s - begun_ago_s,))
+        tile = page(DASHBOARD, minutes=30, service="other").context["page"].tiles[0]
+        return tile.value, tile.note
+
+    value, note = requests(120)
+    assert value == "120"
+    assert re.fullmatch(r"(?:1|0\.9|59|58) / (?:s|min) in 2 min \d s", note), note
+    assert requests(7200) == ("120", "4 / min in 30 min"), "times without requests count"
+
+
 @pytest.mark.parametrize(
     ("counts", "share", "expected"),
     [([0, 0, 0], 0.5, None), ([10, 0, 0], 0.5, 0.5), ([0, 10, 0], 0.5, 1.5), ([5, 5, 0], 0.5, 1.0),
@@ -794,15 +828,106 @@ def test_self_time_is_what_no_child_covers():
     assert [(found.name, found.depth, found.self_time) for found in built.rows][0] == ("1", 0, "40 \u00b5s")
 
 
-def test_a_huge_trace_is_cut_and_says_so():
+def huge_trace(count=5000, failed=(), queries=False):
     row = TraceRow(1, "a" * 32, 0, 100, 100, 2, "x", "", "", 0, "", (), 4, 0, 0, 0, 0)
     spans = [
-        {"id": f"{n:016x}", "name": str(n), "start": n, "end": n + 1, "parent": f"{n - 1:016x}"} for n in range(5000)
-    ]
-    started_s = time.perf_counter()
-    built = waterfall.build(Trace(row, spans, []))
-    assert time.perf_counter() - started_s < 2
-    assert (len(built.rows), built.hidden) == (waterfall.MAX_ROWS, 5000 - waterfall.MAX_ROWS)
+        {"id": f"{n:016x}", "name": str(n), "start": n, "end": n + 1, "parent": f"{0 if queries else n - 1:016x}",
+         **({"status": "ERROR"} if n in failed else {}),
+         **({"attributes": {"db.system.name": "sqlite", "db.query.text": "SELECT 1"}} if queries and n else {})}
+        for n in range(count)
+    ]  # fmt: skip
+    logs = [{"time": n, "body": f"log {n}", "severity": 17 if n in failed else 9} for n in range(count)]
+    return Trace(row, spans, logs)
+
+
+def shown(built):
+    return [row.span["name"] for top in built.rows for row in (top.members or [top])]
+
+
+@pytest.mark.parametrize("queries", [False, True])
+def test_every_span_and_record_of_a_huge_trace_is_on_one_of_its_pages(queries):
+    trace = huge_trace(queries=queries)
+    pages = -(-5000 // waterfall.MAX_ROWS)
+    found = [waterfall.build(trace, page=number) for number in range(1, pages + 1)]
+    assert [built.pages.count for built in found] == [pages] * pages
+    assert [name for built in found for name in shown(built)] == [str(n) for n in range(5000)]
+    assert sum(gap.count for gap in [found[0].gap, *(row.gap for row in found[0].rows)] if gap) == 5000 - 600
+    assert waterfall.build(trace, page=10**6).pages.number == pages
+    log_pages = -(-5000 // waterfall.MAX_LOGS)
+    logs = [log.body for number in range(log_pages) for log in waterfall.build(trace, log_page=number + 1).logs]
+    assert logs == [f"log {n}" for n in range(5000)]
+
+
+@pytest.mark.parametrize("queries", [False, True])
+def test_failed_spans_and_the_one_asked_for_are_on_every_page_of_a_huge_trace(queries):
+    trace = huge_trace(failed={3000, 4999}, queries=queries)
+    first = waterfall.build(trace)
+    assert shown(first)[-2:] == ["3000", "4999"]
+    assert first.first_error.name == ("3000" if queries else "4999"), "the innermost"
+    assert {"log 3000", "log 4999"} <= {log.body for log in first.logs if log.is_bad}
+    asked = waterfall.build(trace, span_id=f"{2000:016x}")
+    assert asked.pages.number == 4
+    assert {"2000", "3000", "4999"} <= set(shown(asked))
+    assert "2000" in shown(waterfall.build(trace, page=1, span_id=f"{2000:016x}"))
+    many = waterfall.build(huge_trace(failed=set(range(600, 5000)), queries=queries))
+    assert len(shown(many)) == waterfall.MAX_ROWS + waterfall.MAX_FAILED, "bounded"
+
+
+def test_a_page_of_a_huge_trace_leads_to_the_others(console, page):
+    def build(tracer):
+        with request_span(tracer):
+            for number in range(700):
+                with tracer.start_as_current_span(f"step {number}"):
+                    pass
+
+    record(console, build)
+    (row,) = stored(console)
+    content = page(f"{LIST}{row.trace_id}/").content.decode()
+    assert "step 598" in content
+    assert "step 599" not in content
+    assert "1 to 600 of 701" in content
+    assert 'href="?rows=2#otel-main"' in content
+    assert "step 699" in page(f"{LIST}{row.trace_id}/", rows=2).content.decode()
+
+
+def test_a_pinned_trace_stays_and_pins_are_bounded(console, page):
+    record(console, lambda tracer: request_span(tracer).__enter__().end())
+    (row,) = stored(console)
+    path = f"{LIST}{row.trace_id}/"
+    assert page(path).status_code == 200
+    assert page.client.post(path, {"pin": "1"}).status_code == 302
+    assert stored(console)[0].is_pinned
+    assert "Unpin" in words(page(path))
+    assert page.client.post(path, {"pin": "0"}).status_code == 302
+    assert not stored(console)[0].is_pinned
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"min_ms": text} for text in ("abc", "1s", "nan", "inf", "1e15", "-5", "1_000", "9" * 400, "1 000", "٣", "0x10")]
+    + [{"status": text} for text in ("ZZZ", "99", "6xx", "4xxx", "404.0")]
+    + [{"trace": text} for text in ("xyz", "g" * 32, "a" * 33, "a-b")],
+)
+@pytest.mark.parametrize("part", ["", "results"])
+def test_a_filter_that_cannot_be_read_is_an_error_beside_its_field(console, page, query, part):
+    record(console, lambda tracer: request_span(tracer).__enter__().end())
+    answer = page(LIST, part=part, **query)
+    assert answer.status_code == 200
+    content = answer.content.decode()
+    assert "/orders/" not in re.sub("<datalist.*?</datalist>", "", content)
+    ((name, value),) = query.items()
+    if part:
+        assert "Expected" in content
+        return
+    field = re.search(rf'<(?:input|select) [^>]*name="{name}".*?</(?:div|select)>', content, re.DOTALL)[0]
+    assert 'aria-invalid="true"' in field
+    assert value in html.unescape(content), "kept, to be put right"
+
+
+def test_filters_that_can_be_read_have_no_error(console, page):
+    record(console, lambda tracer: request_span(tracer).__enter__().end())
+    for query in ({"min_ms": "0"}, {"min_ms": "0,001"}, {"status": "2XX"}, {"status": "200"}, {"trace": "A"}, {}):
+        assert "aria-invalid" not in page(LIST, **query).content.decode()
 
 
 def test_statements_are_laid_out_and_nothing_else():

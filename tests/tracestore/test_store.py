@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -20,22 +21,13 @@ from hypothesis import strategies as st
 from django_otel.config.schema import Config, parse
 from django_otel.multiprocess.shared import Unusable
 from django_otel.redaction.scrub import Scrubber
-from django_otel.tracestore import store as store_module
+from django_otel.tracestore.file import DAMAGED_SUFFIX, FILE_NAME, candidate_folders, find_file
+from django_otel.tracestore.items import StoredLog, StoredProcess, StoredSample, StoredSpans
+from django_otel.tracestore.numbers import MAX_ROUTES, merge, subtract, sum_routes
+from django_otel.tracestore.packing import pack_routes, unpack_route, unpack_routes
 from django_otel.tracestore.processor import StoreProcessor, numbers_of
 from django_otel.tracestore.reader import TraceFilter, read
-from django_otel.tracestore.store import (
-    DAMAGED_SUFFIX,
-    FILE_NAME,
-    StoredLog,
-    StoredProcess,
-    StoredSample,
-    StoredSpan,
-    TraceStore,
-    candidate_folders,
-    find_file,
-    merge,
-    subtract,
-)
+from django_otel.tracestore.writer import TraceStore
 from tests import services
 from tests.services import ROOT, serve, wait_until
 
@@ -46,12 +38,26 @@ MS = 1_000_000
 def span(trace, number=0, *, rank=None, duration_ms=10, status=200, is_error=False, route="/x/", service="shop",
          event="", text="", start_ms=0, is_query=False):  # fmt: skip
     start_ns = START_NS + trace * 1000 * MS + start_ms * MS
-    return StoredSpan(
-        trace_id=f"{trace:032x}", start_ns=start_ns, end_ns=start_ns + duration_ms * MS,
-        rank=(2 if number == 0 else 0) if rank is None else rank, name=f"GET {route}", method="GET", route=route,
-        status=status, service=service, is_error=is_error, is_query=is_query, business_event=event,
-        record={"id": f"{number:016x}", "start": start_ns, "end": start_ns + duration_ms * MS, "text": text},
+    end_ns = start_ns + duration_ms * MS
+    return StoredSpans(
+        trace_id=f"{trace:032x}", data=encoded(trace, number, start_ns, end_ns, text), spans=1, start_ns=start_ns,
+        end_ns=end_ns, rank=(2 if number == 0 else 0) if rank is None else rank, root_start_ns=start_ns,
+        root_end_ns=end_ns, name=f"GET {route}", method="GET", route=route, status=status, service=service,
+        errors=int(is_error), queries=int(is_query), services={service}, events={event} - {""},
     )  # fmt: skip
+
+
+def encoded(trace, number, start_ns, end_ns, text):
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import SpanContext
+
+    from django_otel.export.encoder import SpanEncoder
+
+    context = SpanContext(trace, number + 1, is_remote=False)
+    attributes = {"text": text} if text else {}
+    return SpanEncoder().encode(
+        [ReadableSpan("x", context=context, start_time=start_ns, end_time=end_ns, attributes=attributes)]
+    )
 
 
 @pytest.fixture
@@ -100,7 +106,7 @@ def test_a_trace_that_comes_in_parts_and_from_two_services_is_whole(make):
     assert (row.service, row.route, row.status, row.duration_ns) == ("shop", "/x/", 201, 50 * MS)
     assert row.services == ("shop", "gateway"), "that of the root first"
     assert (row.spans, row.queries, row.logs, row.events) == (3, 1, 1, ("order.placed",))
-    assert [item["id"][-1] for item in trace.spans] == ["2", "0", "5"]
+    assert [item["id"][-1] for item in trace.spans] == ["3", "1", "6"]
     assert [log["body"] for log in trace.logs] == ["hello"]
 
 
@@ -158,6 +164,72 @@ def test_an_old_error_is_forgotten_in_the_end(make):
     assert 1 in ids(store)
     write(store, *(span(number) for number in range(90, 130)))
     assert 1 not in ids(store)
+
+
+def test_pinned_traces_outlive_everything_and_are_bounded(make):
+    store = make(max_traces=20)
+    write(store, *(span(number) for number in range(1, 11)))
+    assert [store.pin(f"{number:032x}", is_pinned=True) for number in range(1, 7)] == [True] * 5 + [False]
+    assert store.pin(f"{1:032x}", is_pinned=True), "pinned already"
+    assert store.pin(f"{1:032x}", is_pinned=False)
+    for number in range(11, 400):
+        write(store, span(number, is_error=number % 2 == 0))
+    kept = ids(store)
+    assert len(kept) == 20
+    assert {2, 3, 4, 5} <= set(kept)
+    assert 1 not in kept
+    assert 399 in kept
+
+
+def test_spans_are_decoded_as_the_official_library_reads_them(make):
+    """Our reader of OTLP against protobuf's own, over every kind of value, with events, links and a remote parent."""
+    from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import Event, ReadableSpan
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
+
+    from django_otel.export.encoder import SpanEncoder
+    from django_otel.tracestore import otlp
+
+    attributes = {
+        "text": "naïve \u202e", "whole": -5, "large": 2**62, "float": -0.5, "yes": True, "no": False,
+        "list": ("a", "b"), "numbers": (1, 2, 300), "empty": "", "long": "x" * 5000,
+    }  # fmt: skip
+    spans = [
+        ReadableSpan(
+            f"span {number}", context=SpanContext(7, number, is_remote=False),
+            parent=SpanContext(7, 99, is_remote=number % 2 == 0) if number > 1 else None,
+            resource=Resource({"service.name": "shop", "service.instance.id": "one"}), attributes=attributes,
+            events=[Event("exception", {"exception.message": "no", "n": 3}, 12345)],
+            links=[Link(SpanContext(8, 9, is_remote=True), {"why": "because"})],
+            kind=list(SpanKind)[number % 5], status=Status(StatusCode.ERROR, "broken"), start_time=10**18,
+            end_time=10**18 + number, instrumentation_scope=InstrumentationScope("lib", "1.0"),
+        )
+        for number in range(1, 11)
+    ]  # fmt: skip
+    data = SpanEncoder().encode(spans)
+    expected = TracesData.FromString(data).resource_spans[0].scope_spans[0].spans
+    found = otlp.decode(data, "django_otel")
+    assert len(found) == len(expected) == 10
+    for span_found, message in zip(found, expected, strict=True):
+        assert span_found["id"] == message.span_id.hex()
+        assert span_found.get("parent", "") == message.parent_span_id.hex()
+        assert (span_found["start"], span_found["end"]) == (message.start_time_unix_nano, message.end_time_unix_nano)
+        assert span_found["name"] == message.name
+        assert span_found["attributes"] == {**attributes, "list": ["a", "b"], "numbers": [1, 2, 300]}
+        assert span_found["events"][0]["attributes"] == {"exception.message": "no", "n": 3}
+        assert span_found["links"] == [{"trace": f"{8:032x}", "span": f"{9:016x}", "attributes": {"why": "because"}}]
+        assert (span_found["status"], span_found["description"]) == ("ERROR", "broken")
+        assert (span_found["service"], span_found["instance"], span_found["scope"]) == ("shop", "one", "lib 1.0")
+
+
+def test_bytes_that_are_no_spans_are_refused_and_nothing_else(make):
+    from django_otel.tracestore import otlp
+
+    for data in (os.urandom(size) for size in range(1, 400)):
+        with contextlib.suppress(ValueError):
+            otlp.decode(data, "")
 
 
 def test_the_files_stay_within_the_bytes(make, tmp_path, drops):
@@ -386,7 +458,7 @@ def test_many_routes_are_summed_beyond_a_bound(make):
     write(store, StoredSample("s", "shop", 1_700_000_000.0, {"routes": routes, "bounds": {}}))
     with read(store) as reader:
         (step,) = reader.numbers(now_s=1_700_000_000.0, minutes=5, route="")
-    assert len(step.values["routes"]) == store_module.MAX_ROUTES
+    assert len(step.values["routes"]) == MAX_ROUTES
     assert sum(route["duration"][0] for route in step.values["routes"].values()) == sum(range(1, 1001))
 
 
@@ -432,7 +504,7 @@ def test_the_sums_of_a_period_are_those_of_its_steps(tmp_path_factory, history, 
             step.values["routes"] for step in steps
         )
         for step in steps:
-            assert flat(step.values.get("total", {})) == flat(store_module.sum_routes(step.values["routes"]))
+            assert flat(step.values.get("total", {})) == flat(sum_routes(step.values["routes"]))
         alone = [step.values["total"] for step in reader.numbers(**period, route="/a/")]
         assert summed(alone) == summed(step.values["routes"].get("/a/", {}) for step in steps)
         assert [step.values for step in reader.numbers(**period)] == [
@@ -467,10 +539,10 @@ def test_a_histogram_with_other_buckets_begins_anew_and_alone(make):
 
 @given(st.dictionaries(st.text(max_size=9), st.just({"duration": [1, 0.5]}), max_size=5), st.text(max_size=9))
 def test_routes_of_any_name_are_found(routes, other):
-    data = store_module.pack_routes(routes)
-    assert store_module.unpack_routes(data) == routes
+    data = pack_routes(routes)
+    assert unpack_routes(data) == routes
     for route in (*routes, other):
-        assert store_module.unpack_route(data, route) == routes.get(route, {})
+        assert unpack_route(data, route) == routes.get(route, {})
 
 
 def test_what_the_filters_offer_is_what_is_stored(make):
@@ -494,7 +566,8 @@ WRITER = """
 import sys
 sys.path.insert(0, {root!r})
 from tests.tracestore.test_store import span
-from django_otel.tracestore.store import TraceStore, find_file
+from django_otel.tracestore.file import find_file
+from django_otel.tracestore.writer import TraceStore
 store = TraceStore(find_file({path!r}, {{}}, ""), max_traces=10_000, max_bytes=32 << 20)
 worker = int(sys.argv[1])
 for number in range(60):
@@ -538,7 +611,8 @@ import os, sys, threading, time, warnings
 # From Python 3.12 on it warns of what is tried here.
 warnings.simplefilter("ignore", DeprecationWarning)
 from tests.tracestore.test_store import span, ids
-from django_otel.tracestore.store import TraceStore, find_file
+from django_otel.tracestore.file import find_file
+from django_otel.tracestore.writer import TraceStore
 store = TraceStore(find_file({str(tmp_path / "store")!r}, {{}}, ""), max_traces=10_000, max_bytes=32 << 20)
 fail = lambda count, reason: print("dropped", count, reason)
 store.write([span(1)], fail)

@@ -1,0 +1,400 @@
+"""The store's file: where it is, how it is made, opened, checked and set aside.
+
+The file is never the application's database, and no connection outlives the
+batch or the page it was opened for, so that none is carried over a fork. It is
+readable by this user alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import sqlite3
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from django_otel.base import guard
+from django_otel.multiprocess.shared import Unusable
+
+#: "DjOt": tells our file from any other. Source: SQLite, "PRAGMA application_id".
+APPLICATION_ID = 0x446A4F74
+#: Grows with every change of the tables; each version has a file of its own, so that two may run side by side.
+SCHEMA_VERSION = 3
+FILE_NAME = f"traces-{SCHEMA_VERSION}.sqlite3"
+#: A path with one of these endings is the file, any other is a folder.
+FILE_ENDINGS = (".sqlite3", ".sqlite", ".db")
+DAMAGED_SUFFIX = ".damaged"
+
+#: How long a batch or a page waits for another process that is writing, in seconds.
+BUSY_TIMEOUT_S = 2.0
+PAGE_BYTES = 4096
+
+_SCHEMA = """
+CREATE TABLE trace (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  trace_id TEXT NOT NULL UNIQUE,
+  start_ns INTEGER NOT NULL,
+  end_ns INTEGER NOT NULL,
+  duration_ns INTEGER NOT NULL,
+  root_rank INTEGER NOT NULL,
+  root_start_ns INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  method TEXT NOT NULL,
+  route TEXT NOT NULL,
+  status INTEGER NOT NULL,
+  service TEXT NOT NULL,
+  services TEXT NOT NULL,
+  spans INTEGER NOT NULL,
+  queries INTEGER NOT NULL,
+  errors INTEGER NOT NULL,
+  logs INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  dropped INTEGER NOT NULL,
+  spans_dropped INTEGER NOT NULL,
+  is_pinned INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX trace_start ON trace (start_ns) WHERE spans > 0;
+CREATE INDEX trace_duration ON trace (duration_ns);
+CREATE INDEX trace_route ON trace (route);
+CREATE INDEX trace_status ON trace (status);
+CREATE INDEX trace_service ON trace (service);
+CREATE TABLE chunk (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, kind TEXT NOT NULL, data BLOB NOT NULL);
+CREATE INDEX chunk_seq ON chunk (seq);
+CREATE TABLE event (seq INTEGER NOT NULL, name TEXT NOT NULL, PRIMARY KEY (seq, name)) WITHOUT ROWID;
+CREATE INDEX event_name ON event (name);
+CREATE TABLE store (begun_s REAL NOT NULL);
+CREATE TABLE sample (
+  step_s INTEGER NOT NULL, at_s INTEGER NOT NULL, source TEXT NOT NULL, service TEXT NOT NULL, data BLOB NOT NULL,
+  routes BLOB NOT NULL, opening BLOB NOT NULL,
+  PRIMARY KEY (step_s, at_s, source)
+);
+CREATE TABLE baseline (source TEXT PRIMARY KEY, at_s REAL NOT NULL, data BLOB NOT NULL, running BLOB NOT NULL);
+CREATE TABLE process (
+  instance TEXT PRIMARY KEY, service TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,
+  started_s REAL NOT NULL, seen_s REAL NOT NULL, data BLOB NOT NULL
+);
+"""
+
+_CORRUPT_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+# --- Where the file is. ---
+
+
+def candidate_folders(path: str | None, surroundings: Mapping[str, str], identity: str) -> list[Path]:
+    """Folders the store may be in, best first; only the one of the settings when there is one.
+
+    On disk: `/dev/shm` has 64 MB in a default container, and is memory. `identity` tells one deployment on
+    this machine from another.
+    """
+    if path is not None:
+        return [Path(path).parent if path.endswith(FILE_ENDINGS) else Path(path)]
+    bases = [
+        surroundings.get("CACHE_DIRECTORY", "").split(":")[0],
+        surroundings.get("TMPDIR", ""),
+        "/var/tmp",  # noqa: S108 (a private folder is made in it and checked)
+        tempfile.gettempdir(),
+    ]
+    name = f"console-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    user = f"django-otel-{os.geteuid()}" if hasattr(os, "geteuid") else "django-otel"
+    found = [Path(base) / user / name for base in dict.fromkeys(bases) if base and not is_in_memory(base)]
+    return [folder for folder in found if folder.is_absolute()]
+
+
+def is_in_memory(path: str | os.PathLike[str]) -> bool:
+    """Whether a path lies in `/dev/shm`."""
+    real = os.path.realpath(path)
+    return real == "/dev/shm" or real.startswith("/dev/shm/")  # noqa: S108
+
+
+def find_file(path: str | None, surroundings: Mapping[str, str], identity: str) -> Path:
+    """The store's file; its folder is made, the file itself not. Errors: `Unusable` with every reason."""
+    reasons = []
+    for folder in candidate_folders(path, surroundings, identity):
+        try:
+            if path is None:
+                _make_folder(folder.parent)
+            else:
+                folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folder(folder)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise Unusable(f"{folder} cannot be written to.")
+        except OSError as error:
+            reasons.append(f"{folder}: {_text(error)}")
+        else:
+            return Path(path) if path is not None and path.endswith(FILE_ENDINGS) else folder / FILE_NAME
+    raise Unusable("; ".join(reasons) or "no folder on a disk was found")
+
+
+def _text(error: OSError) -> str:
+    return str(error) if isinstance(error, Unusable) else (error.strerror or type(error).__name__)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a private folder, or refuse one that others could write to. Errors: `Unusable`, `OSError`."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    else:
+        # Whatever the umask says.
+        folder.chmod(0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise Unusable(f"{folder} is a link or no folder; expected a folder of this user's own.")
+    if hasattr(os, "geteuid"):
+        if status.st_uid != os.geteuid():
+            raise Unusable(f"{folder} belongs to user {status.st_uid}; expected user {os.geteuid()}.")
+        if status.st_mode & 0o022:
+            raise Unusable(f"{folder} can be written to by others (mode {stat.S_IMODE(status.st_mode):o}).")
+
+
+# --- Forks. ---
+
+
+class _ForkGate:
+    """Lets a fork wait for the moment in which no connection is open.
+
+    SQLite keeps the locks of a file in the process's memory; a child that
+    inherits them in the middle of a transaction would take the file for locked.
+    """
+
+    #: A fork waits no longer than this, in seconds; the child then leaves the store alone.
+    PATIENCE_S = 1.0
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._users = 0
+        self._forks = 0
+        self.is_tainted = False
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[None]:
+        """Around everything that has a connection open. Errors: `Unusable` in a child forked at a bad moment."""
+        if self.is_tainted:
+            raise Unusable("this process was forked in the middle of a write; it cannot use the store.")
+        with self._condition:
+            self._condition.wait_for(lambda: not self._forks, self.PATIENCE_S)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._users -= 1
+                self._condition.notify_all()
+
+    def before_fork(self) -> None:
+        with self._condition:
+            self._forks += 1
+            self._condition.wait_for(lambda: not self._users, self.PATIENCE_S)
+
+    def after_in_parent(self) -> None:
+        with self._condition:
+            self._forks -= 1
+            self._condition.notify_all()
+
+    def after_in_child(self) -> None:
+        self.is_tainted = self.is_tainted or self._users > 0
+        self._condition = threading.Condition()
+        self._users = self._forks = 0
+
+
+#: Made with the first connection, after gevent has patched `threading`.
+_gate: _ForkGate | None = None
+_gate_pid = 0
+
+
+def fork_gate() -> _ForkGate:
+    """This process's gate."""
+    global _gate, _gate_pid
+    if _gate is None:
+        _gate, _gate_pid = _ForkGate(), os.getpid()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=_gate.before_fork,
+                after_in_parent=_gate.after_in_parent,
+                after_in_child=_after_in_child,
+            )
+    elif _gate_pid != os.getpid():
+        # A fork that ran no hooks (uWSGI's own).
+        _after_in_child()
+    return _gate
+
+
+def _after_in_child() -> None:
+    global _gate_pid
+    if _gate is not None and _gate_pid != os.getpid():
+        _gate_pid = os.getpid()
+        _gate.after_in_child()
+
+
+# --- The file. ---
+
+
+class StoreFile:
+    """The SQLite file at `path`; makes it where it is missing.
+
+    Errors: methods raise `Unusable`, `sqlite3.Error` or `OSError`; callers count and go on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection for a moment; the file is made when it is missing, and set aside when it is damaged."""
+        with fork_gate().using():
+            connection = self._open()
+            try:
+                yield connection
+            finally:
+                connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return self._open_it(is_alone=False)
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_IOERR_SHMSIZE:
+                raise
+        # A full disk has no room for the index of the log that processes share; alone one keeps it in its memory.
+        # What is stored can be read so, and what has room in the file be written; others wait meanwhile.
+        return self._open_it(is_alone=True)
+
+    def _open_it(self, *, is_alone: bool) -> sqlite3.Connection:
+        for attempt in (1, 2):
+            self._make_file()
+            connection = self._connect()
+            try:
+                if is_alone:
+                    connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchone()
+                connection.execute("PRAGMA synchronous = OFF")
+                self._prepare(connection)
+            except sqlite3.DatabaseError as error:
+                connection.close()
+                if attempt == 2 or not is_corrupt(error):
+                    raise
+                self.set_aside()
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
+        raise AssertionError("unreachable")
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=32
+        )
+
+    def _make_file(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        try:
+            descriptor = os.open(self.path, flags, 0o600)
+        except FileNotFoundError:
+            # The folder was removed beneath us.
+            _make_folder(self.path.parent)
+            descriptor = os.open(self.path, flags, 0o600)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR):
+                raise Unusable(f"{self.path} is a link or a folder; expected a file of this user's own.") from error
+            raise
+        try:
+            status = os.fstat(descriptor)
+            own = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+            if not stat.S_ISREG(status.st_mode) or not own:
+                raise Unusable(f"{self.path} is not a file of this user's own.")
+            is_ours = status.st_size == 0 or _application_id(descriptor) == APPLICATION_ID
+            # A file that is somebody else's database is left as it is: see _prepare.
+            if is_ours and stat.S_IMODE(status.st_mode) != 0o600 and hasattr(os, "fchmod"):
+                os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if (application_id, version) == (APPLICATION_ID, SCHEMA_VERSION):
+            return
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables:
+            if application_id != APPLICATION_ID:
+                raise Unusable(f"{self.path} is another application's database; name a file or folder of its own.")
+            raise Unusable(
+                f"{self.path} was made by another version of django_otel (its tables are of version {version}, "
+                f"expected {SCHEMA_VERSION}); remove it, or name another file."
+            )
+        self._create(connection)
+
+    def _create(self, connection: sqlite3.Connection) -> None:
+        # Before the first table; afterwards each of these would need the whole file to be written anew.
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        # Readers do not wait for the writer. A network file system has no WAL; then it stays as it is.
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if not tables:
+                for statement in _SCHEMA.split(";"):
+                    if statement.strip():
+                        connection.execute(statement)
+                connection.execute("INSERT INTO store (begun_s) VALUES (?)", (time.time(),))
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+    def set_aside(self) -> None:
+        """Rename a damaged file; the next opening makes a new one. One damaged file is kept."""
+        try:
+            self.path.replace(self.path.with_name(self.path.name + DAMAGED_SUFFIX))
+        except FileNotFoundError:
+            # Another process was first.
+            return
+        for suffix in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        guard.warn_once(
+            f"damaged store {self.path}",
+            "django_otel: the trace store %s was damaged; it was set aside as %s and a new one begun.",
+            self.path,
+            self.path.name + DAMAGED_SUFFIX,
+        )
+
+
+def is_corrupt(error: sqlite3.Error) -> bool:
+    """Whether an error says that the file itself is damaged, or is no database."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and (code & 0xFF) in _CORRUPT_CODES
+
+
+def _application_id(descriptor: int) -> int:
+    """Source: SQLite, "Database File Format", the 4 bytes at offset 68."""
+    return int.from_bytes(os.pread(descriptor, 4, 68), "big")
+
+
+def used_bytes(connection: sqlite3.Connection) -> int:
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    return int(pages - free) * PAGE_BYTES
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    # IMMEDIATE waits for the other writer here, where waiting is possible; upgrading a reader is refused at once.
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # A full disk has rolled back by itself.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,73 @@
+"""What is written into the store, as the writer's thread prepares it: scrubbed, and off the request path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class StoredSpans:
+    """Finished spans of one trace that arrive together: the bytes of an OTLP `TracesData`, and what lists need of them.
+
+    `rank` is that of the span the trace is listed by: 2 for one without a parent, 1 for the first of its process
+    (remote parent), else 0; name, method, route, status and service are of that span.
+    Units: times are nanoseconds since the Unix epoch.
+    """
+
+    trace_id: str
+    data: bytes = b""
+    spans: int = 0
+    start_ns: int = 0
+    end_ns: int = 0
+    rank: int = -1
+    root_start_ns: int = 0
+    root_end_ns: int = 0
+    name: str = ""
+    method: str = ""
+    route: str = ""
+    status: int = 0
+    service: str = ""
+    queries: int = 0
+    errors: int = 0
+    #: How many spans the process did not record, because the trace had too many.
+    spans_dropped: int = 0
+    services: set[str] = field(default_factory=set)
+    events: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLog:
+    """A log record of a trace."""
+
+    trace_id: str
+    time_ns: int
+    service: str
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSample:
+    """What `/metrics` would show now, as cumulative numbers of one `source` (a group of processes)."""
+
+    source: str
+    service: str
+    at_s: float
+    numbers: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredProcess:
+    """A report of one process."""
+
+    instance: str
+    service: str
+    host: str
+    pid: int
+    started_s: float
+    seen_s: float
+    facts: Mapping[str, Any]
+
+
+Stored = StoredSpans | StoredLog | StoredSample | StoredProcess

@@ -1,0 +1,134 @@
+"""Prepares finished spans for the store: encoded once per trace, and the few columns that lists need.
+
+The bytes are those of the OTLP encoder, redacted on the way. Of everything
+else only what becomes a column is redacted here: name, method, route, service
+and events of the one span by which a trace is listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind, StatusCode
+
+from django_otel.base import guard
+from django_otel.base.sdk_compat import SpanParts, read_span
+from django_otel.export.otlp import build_encoder
+from django_otel.redaction import library_spans
+from django_otel.redaction.scrub import Scrubber
+from django_otel.tracestore.items import StoredSpans
+from django_otel.tracing.spans import SPANS_DROPPED, RecordedSpan, to_readable
+
+_QUERY_SYSTEMS_LEFT_OUT = ("redis", "valkey", "memcached")
+_ERROR = StatusCode.ERROR
+_LONGEST_TITLE = 200
+
+
+class SpanPreparer:
+    """Makes `StoredSpans` of finished spans. For one thread at a time.
+
+    `clean` sets a whole span right and redacts it, `scrubber` redacts one value; `on_lost(count)` is called for spans
+    that cannot be encoded.
+    """
+
+    def __init__(
+        self,
+        clean: Callable[[ReadableSpan], ReadableSpan],
+        scrubber: Scrubber,
+        on_lost: Callable[[int], None],
+    ) -> None:
+        self._clean = clean
+        self._scrubber = scrubber
+        self._on_lost = on_lost
+        self._encoder = build_encoder(clean)
+        # By identity: hashing a Resource takes longer than encoding a span.
+        self._services: dict[int, tuple[Any, str]] = {}
+
+    def prepare(self, spans: Sequence[ReadableSpan]) -> list[StoredSpans]:
+        """The spans by trace. Errors: none; see `on_lost`."""
+        traces: dict[int, list[tuple[ReadableSpan, SpanParts]]] = {}
+        for span in spans:
+            parts = span.parts() if type(span) is RecordedSpan else read_span(span)
+            traces.setdefault(parts[3].trace_id, []).append((span, parts))
+        prepared: list[StoredSpans] = []
+        for trace_id, members in traces.items():
+            # One that cannot be prepared may not be stored, and must not take its batch along.
+            with guard.contained("preparing spans for the trace store"):
+                prepared.append(self._prepare_trace(trace_id, members))
+        return prepared
+
+    def _prepare_trace(self, trace_id: int, members: list[tuple[ReadableSpan, SpanParts]]) -> StoredSpans:
+        stored = StoredSpans(f"{trace_id:032x}", spans=len(members))
+        root: tuple[ReadableSpan, SpanParts] = members[0]
+        best = (-1, 0)
+        begin = end = 0
+        for member in members:
+            resource, _, _, _, parent, kind, start_ns, end_ns, attributes, *_, status = member[1]
+            start_ns = start_ns or 0
+            if start_ns < begin or not begin:
+                begin = start_ns
+            if end_ns is not None and end_ns > end:
+                end = end_ns
+            if status.status_code is _ERROR:
+                stored.errors += 1
+            known = self._services.get(id(resource))
+            stored.services.add(known[1] if known is not None else self._add_service(resource))
+            rank = _rank(parent, kind)
+            if (rank, -start_ns) > best or best[0] < 0:
+                best, root = (rank, -start_ns), member
+            if attributes:
+                system = attributes.get("db.system.name") or attributes.get("db.system")
+                if system is not None and system not in _QUERY_SYSTEMS_LEFT_OUT:
+                    stored.queries += 1
+                if event := attributes.get("business.event"):
+                    stored.events.add(str(self._scrubber.value("business.event", event)))
+                if dropped := attributes.get(SPANS_DROPPED):
+                    stored.spans_dropped += _whole(dropped)
+        stored.start_ns, stored.end_ns, stored.rank = begin, max(begin, end), best[0]
+        self._set_root(stored, *root)
+        stored.data = self._encoder.encode([span for span, _ in members])
+        if lost := self._encoder.spans_lost:
+            self._on_lost(lost)
+            stored.spans -= lost
+        return stored
+
+    def _add_service(self, resource: Any) -> str:
+        name = str(resource.attributes.get("service.name", "")) if resource is not None else ""
+        if len(self._services) > 64:
+            self._services.clear()
+        # The object is kept, so that its identity stays its own.
+        self._services[id(resource)] = (resource, name)
+        return name
+
+    def _set_root(self, stored: StoredSpans, span: ReadableSpan, parts: SpanParts) -> None:
+        resource, scope, name, _, _, kind, start_ns, end_ns, attributes, *_ = parts
+        stored.service = self._services[id(resource)][1]
+        stored.root_start_ns = start_ns or 0
+        stored.root_end_ns = end_ns or stored.root_start_ns
+        values: Mapping[str, Any] = attributes or {}
+        if library_spans.is_library_scope(scope):
+            cleaned = self._clean(to_readable(span))
+            name, values = cleaned.name, cleaned.attributes or {}
+        scrubber = self._scrubber
+        name = scrubber.text(str(name))
+        stored.method = str(scrubber.value("http.request.method", values.get("http.request.method", "")))
+        stored.route = str(scrubber.value("http.route", values.get("http.route", "")))
+        stored.status = _whole(values.get("http.response.status_code"))
+        path = values.get("url.path")
+        if path and not stored.route and kind is SpanKind.SERVER:
+            # A request without a route is listed by its path.
+            name = f"{name} {scrubber.value('url.path', path)}"[:_LONGEST_TITLE]
+        stored.name = name
+
+
+def _rank(parent: Any, kind: SpanKind) -> int:
+    """2 for a span without a parent, 1 for the first of its process, else 0."""
+    if parent is None:
+        return 2
+    return 1 if parent.is_remote or kind in (SpanKind.SERVER, SpanKind.CONSUMER) else 0
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
