@@ -43,7 +43,7 @@ def main() -> int:
     from opentelemetry.sdk.trace import TracerProvider
 
     from django_otel import runtime
-    from django_otel.config.schema import parse
+    from django_otel.config.parse import parse
     from django_otel.export.pipelines import SpanCleaner
     from django_otel.tracestore.items import StoredSample
     from django_otel.tracestore.processor import StoreProcessor

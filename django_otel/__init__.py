@@ -7,6 +7,7 @@ settings before it is used.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from django_otel._version import __version__ as __version__
@@ -56,6 +57,22 @@ __all__ = [
     "untraced",
     "up_down_counter",
 ]
+
+
+#: As `base.sdk_environment.WATCHED`, which is not imported for this.
+_WATCHED = (
+    "OTEL_PROPAGATORS",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED",
+    "OTEL_PYTHON_TRACER_PROVIDER",
+    "OTEL_PYTHON_METER_PROVIDER",
+    "OTEL_PYTHON_LOGGER_PROVIDER",
+)
+if any(_name in os.environ for _name in _WATCHED):
+    # Before anything else of OpenTelemetry: its import reads them and may raise.
+    from django_otel.base import sdk_environment as _sdk_environment
+
+    _sdk_environment.prepare()
 
 
 def __getattr__(name: str) -> object:

@@ -10,7 +10,8 @@ from typing import Any
 from django.conf import settings
 from django.core.signals import setting_changed
 
-from django_otel.config.schema import Config, ConfigError, Problem, parse
+from django_otel.config.parse import parse
+from django_otel.config.schema import Config, ConfigError, Problem
 
 _cached: Config | ConfigError | None = None
 _change_callbacks: list[Callable[[], None]] = []
@@ -24,7 +25,7 @@ def get_config() -> Config:
     global _cached
     if _cached is None:
         try:
-            _cached = parse(getattr(settings, "OTEL", None), os.environ, _default_service_name())
+            _cached = parse(getattr(settings, "OTEL", None), os.environ, _default_service_name(), _is_propagator)
         except ConfigError as error:
             _cached = error
     if isinstance(_cached, ConfigError):
@@ -74,6 +75,13 @@ def forget() -> None:
     """Parse again at the next look."""
     global _cached
     _cached = None
+
+
+def _is_propagator(name: str) -> bool:
+    """Whether a propagation format of that name is installed."""
+    from importlib.metadata import entry_points
+
+    return bool(entry_points(group="opentelemetry_propagator", name=name))
 
 
 def _default_service_name() -> str:

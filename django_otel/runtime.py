@@ -22,7 +22,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.sdk.resources import Resource
 
 from django_otel._version import __version__
-from django_otel.base import guard, sdk_compat
+from django_otel.base import guard, sdk_compat, sdk_environment
 from django_otel.config.schema import Config, ConfigError, Problem
 from django_otel.export import pipelines
 from django_otel.metrics.cells import CellStore, Counter, Series
@@ -31,6 +31,7 @@ from django_otel.metrics.model import Family
 from django_otel.redaction.scrub import Scrubber
 from django_otel.requests.observation import SpanBudget
 from django_otel.sampling.sampler import InForce, LiveSampler, Policy
+from django_otel.tracing import exceptions
 from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.propagation import SwitchPropagator
 from django_otel.tracing.spans import OwnTracerProvider
@@ -114,6 +115,7 @@ _own_logger_provider: Any = None
 _chosen_logger_provider: Any = None
 _logs_generation = -1
 _limits: Any = None
+_log_limits: Any = None
 _ids = OwnRandomIdGenerator()
 _switch = pipelines.SwitchProcessor()
 _tail: TailBuffer | None = None
@@ -239,8 +241,10 @@ def _start(config: Config) -> None:
         buckets=config.metrics.buckets,
         scrub=runtime.scrubber.labels,
     )
+    exceptions.recording.choose(config.traces.exception_signal, _emit_exception)
     if not config.enabled:
         _tracer = _noop_tracer
+        sdk_environment.restore_providers()
         runtime.started = True
         return
     for warning in config.warnings:
@@ -282,6 +286,7 @@ def _build_base_policy(config: Config) -> Policy:
         max_per_second=wanted.max_per_second,
         keep_errors=wanted.keep_errors,
         keep_slow_s=wanted.keep_slow_s,
+        follows_parent=wanted.parent,
     )
 
 
@@ -315,10 +320,11 @@ def _open_decisions(rule: str, decision: str, reason: str) -> Series:
 
 
 class _NoTruncationNotes(logging.Filter):
-    """Cutting a long attribute is what LIMITS.ATTRIBUTE_LENGTH asks for; a line per cut would fill the log."""
+    """To cut and to drop attributes is what LIMITS ask for; a line each time would fill the log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "truncating" not in str(record.msg)
+        message = str(record.msg)
+        return "truncating" not in message and "dict is full" not in message
 
 
 _no_truncation_notes = _NoTruncationNotes()
@@ -525,7 +531,7 @@ def _logger_provider() -> Any:
 
 
 def _build_logger_provider(runtime: Runtime) -> None:
-    global _own_logger_provider, _chosen_logger_provider, _log_switch
+    global _own_logger_provider, _chosen_logger_provider, _log_limits, _log_switch
     config = runtime.config
     installed = sdk_compat.global_logger_provider()
     foreign = installed if installed is not None and installed is not _own_logger_provider else None
@@ -533,17 +539,18 @@ def _build_logger_provider(runtime: Runtime) -> None:
         _chosen_logger_provider = foreign
         return
     from opentelemetry import _logs
-    from opentelemetry.sdk._logs import LoggerProvider
 
     from django_otel.export.log_pipeline import MemoryLogProcessor, SwitchLogProcessor
 
     if _own_logger_provider is None:
         _log_switch = SwitchLogProcessor()
-        _own_logger_provider = LoggerProvider(resource=runtime.resource, shutdown_on_exit=False)
+        _log_limits = sdk_compat.build_log_limits()
+        _own_logger_provider = sdk_compat.build_logger_provider(runtime.resource, _log_limits)
         _own_logger_provider.add_log_record_processor(_log_switch)
         if installed is None:
             _logs.set_logger_provider(_own_logger_provider)
     assert _log_switch is not None
+    sdk_compat.apply_log_limits(_log_limits, config.logs.limits.attributes, config.logs.limits.attribute_length)
     if _is_testing:
         memory = MemoryLogProcessor(runtime.scrubber, lambda: _current.resource)
         memory.records = _testing_logs
@@ -555,6 +562,17 @@ def _build_logger_provider(runtime: Runtime) -> None:
             config, runtime.scrubber, _count_drop, _count_failure, lambda: _current.resource
         )
     _chosen_logger_provider = _own_logger_provider
+
+
+def _emit_exception(span: Any, attributes: dict[str, Any]) -> bool:
+    """Emit an exception of `span` as a log record; whether logs are exported."""
+    provider = _logger_provider() if _current.config.logs.exporters or _is_testing else None
+    if provider is None:
+        return False
+    from django_otel.export.log_pipeline import emit_exception
+
+    emit_exception(provider.get_logger(SCOPE_NAME, __version__), span, attributes)
+    return True
 
 
 def restart() -> None:

@@ -8,7 +8,8 @@ from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any
 
-from django_otel.config.schema import _SIMPLE, Config, walk
+from django_otel.config.schema import Config, walk
+from django_otel.config.variables import VARIABLES, Variable
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -22,7 +23,16 @@ Precedence, highest first: the admin (the sampling ratio only), the `OTEL_*` env
 OpenTelemetry specification, `settings.OTEL`, the default. `manage.py otel config` prints every value and where it
 came from. An unknown key, a wrong type or a value out of range is an error of `manage.py check`.
 
-*This page is made from `django_otel/config/schema.py` by `python docs/build_settings.py`.*
+*This page is made from `django_otel/config/` by `python docs/build_settings.py`.*
+"""
+
+_VARIABLES_HEAD = """
+## Environment variables
+
+Every variable of the OpenTelemetry specification, of its Python packages and of the semantic conventions. A value that
+does not fit is ignored and named by the check W013, as is a variable without an effect; nothing keeps the site from
+starting. `OTEL_EXPORTER_OTLP_<SIGNAL>_*` stands above `OTEL_EXPORTER_OTLP_*`. A `service.instance.id` of
+`OTEL_RESOURCE_ATTRIBUTES` is kept and gets a suffix per process.
 """
 
 _TAIL = """
@@ -104,7 +114,7 @@ def build() -> str:
         environment = ", ".join(f"`{name}`" for name in variables.get(dotted, ()))
         meaning = str(entry.metadata["doc"]).replace("|", "\\|")
         lines.append(f"| `{dotted}` | `{_show_default(entry)}` | {environment} | {meaning} |")
-    return "\n".join(lines) + "\n" + _TAIL
+    return "\n".join(lines) + "\n" + _build_variables() + _TAIL
 
 
 def _show_default(entry: Field[Any]) -> str:
@@ -117,26 +127,26 @@ def _show_default(entry: Field[Any]) -> str:
 
 
 def _find_variables() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {
-        "ENABLED": ["OTEL_SDK_DISABLED"],
-        "SERVICE_VERSION": ["OTEL_RESOURCE_ATTRIBUTES"],
-        "ENVIRONMENT": ["OTEL_RESOURCE_ATTRIBUTES"],
-        "RESOURCE": ["OTEL_RESOURCE_ATTRIBUTES"],
-        "SAMPLING.RATIO": ["OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"],
-    }
-    for variable, dotted, _, _ in _SIMPLE:
-        found.setdefault(dotted, []).append(variable)
-    found["SERVICE_NAME"].append("OTEL_RESOURCE_ATTRIBUTES")
-    for signal in ("TRACES", "METRICS", "LOGS"):
-        found[f"{signal}.EXPORTERS"] = [f"OTEL_{signal}_EXPORTER", "OTEL_EXPORTER_OTLP_PROTOCOL"]
-        for key, suffix in (
-            ("ENDPOINT", "ENDPOINT"),
-            ("HEADERS", "HEADERS"),
-            ("TIMEOUT_S", "TIMEOUT"),
-            ("COMPRESSION", "COMPRESSION"),
-        ):
-            found[f"{signal}.{key}"] = [f"OTEL_EXPORTER_OTLP_{suffix}", f"OTEL_EXPORTER_OTLP_{signal}_{suffix}"]
+    found: dict[str, list[str]] = {}
+    for variable in VARIABLES.values():
+        for dotted in variable.keys:
+            found.setdefault(dotted, []).append(variable.name)
     return found
+
+
+def _build_variables() -> str:
+    """The table of environment variables."""
+    lines = [_VARIABLES_HEAD, "| variable | effect |", "|---|---|"]
+    lines += [f"| `{variable.name}` | {_describe(variable)} |" for variable in VARIABLES.values()]
+    return "\n".join(lines) + "\n"
+
+
+def _describe(variable: Variable) -> str:
+    if variable.keys:
+        return "sets " + ", ".join(f"`{dotted}`" for dotted in variable.keys)
+    if variable.reader:
+        return f"read by {variable.reader}"
+    return f"none (W013). {variable.advice}"
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ def settings_as_the_environment_has_them():
     from django.conf import settings
 
     from django_otel import conf, runtime
-    from django_otel.config.schema import ConfigError, parse
+    from django_otel.config.parse import parse
+    from django_otel.config.schema import ConfigError
     from django_otel.instrumentation import instrumentors
 
     try:

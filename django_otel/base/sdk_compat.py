@@ -10,6 +10,7 @@ import logging
 import operator
 import threading
 import types
+import warnings
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
@@ -81,6 +82,41 @@ def set_resource(provider: Any, resource: Resource) -> None:
     # Not the cache of loggers: those with attributes are not in it.
     for logger in list(getattr(provider, "_active_loggers", ())):
         logger._resource = resource
+
+
+def build_log_limits() -> Any:
+    """Limits of log records that `apply_log_limits` changes in place; without them the SDK reads the environment."""
+    from opentelemetry.sdk import _logs
+
+    # Each value is given: one that is left out is read from the environment, and may raise.
+    kind: Any = getattr(_logs, "LogRecordLimits", None) or _logs.LogLimits
+    try:
+        return kind(128, kind.UNSET, 128, kind.UNSET)
+    except TypeError:
+        return kind(128, kind.UNSET)
+
+
+def apply_log_limits(limits: Any, attributes: int, attribute_length: int | None) -> None:
+    """Put limits in force for log records made from now on; `attribute_length` None is no limit."""
+    limits.max_attributes = limits.max_log_record_attributes = attributes
+    limits.max_attribute_length = limits.max_log_record_attribute_length = attribute_length
+
+
+def build_logger_provider(resource: Resource, limits: Any) -> Any:
+    """The SDK's logger provider with `limits`."""
+    from opentelemetry.sdk import _logs
+    from opentelemetry.sdk._logs import LoggerProvider
+
+    # It is what the limits ask for, and counted on the record.
+    kind = getattr(_logs, "LogRecordDroppedAttributesWarning", None) or getattr(
+        _logs, "LogDroppedAttributesWarning", None
+    )
+    if kind is not None:
+        warnings.filterwarnings("ignore", category=kind)
+    try:
+        return LoggerProvider(resource=resource, shutdown_on_exit=False, log_record_limits=limits)
+    except TypeError:
+        return LoggerProvider(resource=resource, shutdown_on_exit=False)
 
 
 def is_observed(provider: Any, scope_name: str, name: str) -> bool:

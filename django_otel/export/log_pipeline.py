@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import trace
+from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
 from opentelemetry.sdk.resources import Resource
 
@@ -37,6 +40,23 @@ class SwitchLogProcessor(LogRecordProcessor):
 
 def _readable(record: ReadWriteLogRecord, resource: Resource) -> ReadableLogRecord:
     return ReadableLogRecord(record.log_record, resource, record.instrumentation_scope, record.limits)
+
+
+def emit_exception(logger: Any, span: Any, attributes: Mapping[str, Any]) -> None:
+    """Emit an exception of `span` as a log record. Source: semantic conventions, "Exceptions in logs"."""
+    now_ns = time.time_ns()
+    logger.emit(
+        LogRecord(
+            timestamp=now_ns,
+            observed_timestamp=now_ns,
+            context=trace.set_span_in_context(trace.NonRecordingSpan(span.get_span_context())),
+            severity_number=SeverityNumber.ERROR,
+            severity_text="ERROR",
+            body=attributes.get("exception.message"),
+            attributes=attributes,
+            event_name="exception",
+        )
+    )
 
 
 class LogBatchProcessor(WorkerOwner, LogRecordProcessor):

@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanLimits, SpanProcesso
 from opentelemetry.trace import StatusCode, TraceFlags
 
 from django_otel._version import __version__
-from django_otel.base import guard
+from django_otel.base import guard, sdk_environment
 from django_otel.base.sdk_compat import LOG_EXPORTER_MODULE, EndingForwarder, context_of, flags_of
 from django_otel.config.schema import Config, ConfigError, Problem
 from django_otel.export.batch import BatchWorker, WorkerOwner
@@ -48,6 +48,8 @@ DropCounter = Callable[[int, str, str], None]
 #: Counts failed exports by signal.
 FailureCounter = Callable[[str], None]
 
+#: Names of exporters that send OTLP: protobuf or JSON over HTTP, protobuf over gRPC.
+OTLP_KINDS = ("otlp", "otlp-json", "otlp-grpc")
 _CONSOLE_DELAY_S = 0.2
 _DEFAULT_HTTP_ENDPOINT = "http://localhost:4318"
 _DEFAULT_GRPC_ENDPOINT = "http://localhost:4317"
@@ -90,7 +92,9 @@ def build_resource(config: Config, clean: Callable[[Mapping[str, Any]], Any] | N
         attributes["service.version"] = config.service_version
     if config.environment is not None:
         attributes["deployment.environment.name"] = config.environment
-    attributes["service.instance.id"] = str(uuid.uuid4())
+    # One that is given is kept, but two processes must not be one instance.
+    given = attributes.get("service.instance.id")
+    attributes["service.instance.id"] = f"{given}-{uuid.uuid4().hex[:12]}" if given else str(uuid.uuid4())
     return Resource(attributes if clean is None else clean(attributes))
 
 
@@ -112,9 +116,11 @@ def apply_limits(limits: SpanLimits, config: Config) -> None:
     """Put the settings' limits in force for spans started from now on."""
     wanted = config.traces.limits
     limits.max_attributes = limits.max_span_attributes = wanted.attributes
-    limits.max_event_attributes = limits.max_link_attributes = wanted.attributes
+    limits.max_event_attributes = wanted.attributes if wanted.event_attributes is None else wanted.event_attributes
+    limits.max_link_attributes = wanted.attributes if wanted.link_attributes is None else wanted.link_attributes
     limits.max_attribute_length = limits.max_span_attribute_length = wanted.attribute_length
     limits.max_events = wanted.events
+    limits.max_links = wanted.links
 
 
 class SwitchProcessor(EndingForwarder, Distributor, Taker):
@@ -375,12 +381,18 @@ def _missing_package(name: str, package: str, extra: str) -> ConfigError:
 # --- Exporters. ---
 
 
-def _grpc_target(endpoint: str | None) -> str:
-    """gRPC wants scheme, host and port, no path."""
-    if endpoint is None:
+def grpc_target(settings: Any) -> str:
+    """Where gRPC sends to: scheme (https is TLS), host and port, no path.
+
+    Without a scheme it is TLS, unless INSECURE asks for none.
+    Source: OTLP exporter specification, "Insecure".
+    """
+    if settings.endpoint is None:
         return _DEFAULT_GRPC_ENDPOINT
-    scheme, separator, rest = endpoint.partition("://")
-    return f"{scheme}://{rest.split('/', 1)[0]}" if separator else endpoint
+    scheme, separator, rest = settings.endpoint.partition("://")
+    if not separator:
+        return f"{'http' if settings.insecure else 'https'}://{settings.endpoint}"
+    return f"{scheme}://{rest.split('/', 1)[0]}"
 
 
 def _http_arguments(settings: Any, signal: str) -> dict[str, Any]:
@@ -398,7 +410,7 @@ def _http_arguments(settings: Any, signal: str) -> dict[str, Any]:
 def _grpc_arguments(settings: Any) -> dict[str, Any]:
     import grpc
 
-    target = _grpc_target(settings.endpoint)
+    target = grpc_target(settings)
     return {
         "endpoint": target,
         "insecure": not target.startswith("https://"),
@@ -427,6 +439,12 @@ def _import_exporter(kind: str, signal: str) -> Any:
 def _otlp_arguments(kind: str, signal: str, config: Config) -> dict[str, Any]:
     settings = getattr(config, signal)
     arguments = _grpc_arguments(settings) if kind == "otlp-grpc" else _http_arguments(settings, signal)
+    if kind == "otlp-json":
+        from django_otel.export.json_transport import JsonSession
+
+        # Compressed by the session, after what the exporter encodes has been rewritten.
+        arguments["session"] = JsonSession(signal, settings.compression)
+        arguments["compression"] = type(arguments["compression"]).NoCompression
     if signal == "metrics":
         # Ours: what is handed over is already cumulative or delta.
         arguments["preferred_temporality"] = {}
@@ -435,8 +453,8 @@ def _otlp_arguments(kind: str, signal: str, config: Config) -> dict[str, Any]:
 
 
 def build_otlp_exporter(kind: str, signal: str, config: Config) -> Any:
-    """The stock OTLP exporter `kind` ("otlp", "otlp-grpc") of a signal ("traces", "metrics", "logs"), as configured."""
-    return _import_exporter(kind, signal)(**_otlp_arguments(kind, signal, config))
+    """The stock OTLP exporter `kind` (one of `OTLP_KINDS`) of a signal ("traces", "metrics", "logs"), as configured."""
+    return sdk_environment.survive(lambda: _import_exporter(kind, signal)(**_otlp_arguments(kind, signal, config)))
 
 
 def build_direct_exporter(
@@ -449,7 +467,9 @@ def build_direct_exporter(
     from django_otel.export import otlp
 
     exporter_class = _import_exporter(kind, "traces")
-    return otlp.build(kind, exporter_class, _otlp_arguments(kind, "traces", config), config, clean, on_lost)
+    return sdk_environment.survive(
+        lambda: otlp.build(kind, exporter_class, _otlp_arguments(kind, "traces", config), config, clean, on_lost)
+    )
 
 
 class LazyExporter:
@@ -496,7 +516,7 @@ class LazyExporter:
 
 def check_installed(kind: str, signal: str) -> None:
     """Find a missing exporter package without importing it. Errors: `ConfigError` (E004)."""
-    if kind not in ("otlp", "otlp-grpc"):
+    if kind not in OTLP_KINDS:
         return
     package = f"opentelemetry-exporter-otlp-proto-{'grpc' if kind == 'otlp-grpc' else 'http'}"
     if not package_version(package):
@@ -512,7 +532,7 @@ def build_span_processors(
     """What `TRACES.EXPORTERS` names. Errors: `ConfigError` (E003, E004)."""
     processors: list[SpanProcessor] = []
     for name in config.traces.exporters:
-        if name in ("otlp", "otlp-grpc"):
+        if name in OTLP_KINDS:
             processors.append(_build_otlp_processor(name, config, clean, on_drop, on_failure))
         elif name == "console":
             from opentelemetry.sdk.trace.export import ConsoleSpanExporter
@@ -680,7 +700,7 @@ def build_metric_exporters(config: Config) -> list[Any]:
     """The pushing exporters of `METRICS.EXPORTERS`. Errors: `ConfigError` (E004)."""
     exporters: list[Any] = []
     for name in config.metrics.exporters:
-        if name in ("otlp", "otlp-grpc"):
+        if name in OTLP_KINDS:
             check_installed(name, "metrics")
             exporters.append(LazyExporter(lambda name=name: build_otlp_exporter(name, "metrics", config)))  # type: ignore[misc]
         elif name == "console":

@@ -20,7 +20,8 @@ from django.utils.module_loading import import_string
 
 from django_otel import business, conf, runtime
 from django_otel.base import guard
-from django_otel.config.schema import Config, ConfigError, Problem, parse
+from django_otel.config.parse import parse
+from django_otel.config.schema import Config, ConfigError, Problem
 from django_otel.export.pipelines import import_path, package_version
 from django_otel.instrumentation import instrumentors
 from django_otel.multiprocess import server_group, shared
@@ -79,6 +80,7 @@ def _find_missing(config: Config) -> Iterator[Problem]:
         chosen = getattr(config, signal.lower()).exporters
         for name, package, install in (
             ("otlp", _HTTP_PACKAGE, _HTTP_PACKAGE),
+            ("otlp-json", _HTTP_PACKAGE, _HTTP_PACKAGE),
             ("otlp-grpc", _GRPC_PACKAGE, '"django-otel-kit[grpc]"'),
             ("prometheus-registry", "prometheus-client", "prometheus-client"),
         ):

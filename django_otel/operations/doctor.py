@@ -30,6 +30,7 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from django_otel import runtime
+from django_otel.base import sdk_compat
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config, ConfigError
 from django_otel.export import pipelines
@@ -104,7 +105,7 @@ def _try_exporter(name: str, signal: str, config: Config, timeout_s: float, hear
     if name == "console":
         return Finding(subject, "ok", "printed on the console, nothing is sent.")
     try:
-        if name not in ("otlp", "otlp-grpc"):
+        if name not in pipelines.OTLP_KINDS:
             return _try_own(subject, name, config)
         exporter = pipelines.build_otlp_exporter(name, signal, config)
     except ConfigError as error:
@@ -152,8 +153,8 @@ def _try_otlp(
             exporter.shutdown()
     took_ms = (time.monotonic() - begun_s) * 1000
     with suppress_instrumentation():
-        if name == "otlp":
-            reason = _probe_http(settings, signal, timeout_s, arrived)
+        if name != "otlp-grpc":
+            reason = _probe_http(settings, signal, timeout_s, arrived, is_json=name == "otlp-json")
         else:
             reason = None if arrived else _probe_grpc(settings, signal, timeout_s)
     if arrived and reason is None:
@@ -168,7 +169,7 @@ def describe_endpoint(name: str, signal: str, config: Config) -> str:
     """Where an exporter sends, as it may be shown: without user, password and query."""
     settings = getattr(config, signal)
     if name == "otlp-grpc":
-        return _show_url(settings.endpoint or pipelines._DEFAULT_GRPC_ENDPOINT)
+        return _show_url(pipelines.grpc_target(settings))
     return _show_url(_http_url(settings, signal))
 
 
@@ -198,7 +199,9 @@ def build_test_spans(config: Config, name: str = "django_otel doctor") -> list[R
     """A finished trace of a parent with an event and its child, sampled whatever the settings say."""
     catch = _Catch()
     resource = pipelines.build_resource(config, Scrubber(config.scrub.extra).attributes)
-    provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(
+        sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False, span_limits=pipelines.build_span_limits()
+    )
     provider.add_span_processor(catch)
     tracer = provider.get_tracer(SCOPE, pipelines.package_version("django-otel-kit"))
     # An empty context: the test is a trace of its own, whatever is current.
@@ -232,7 +235,7 @@ def _build_test_metric(resource: Resource) -> Any:
 
 def _build_test_log(resource: Resource) -> Any:
     from opentelemetry._logs import LogRecord, SeverityNumber
-    from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
+    from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
 
     records: list[ReadableLogRecord] = []
 
@@ -247,7 +250,7 @@ def _build_test_log(resource: Resource) -> Any:
         def force_flush(self, timeout_millis: int = 30000) -> bool:
             return True
 
-    provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
+    provider = sdk_compat.build_logger_provider(resource, sdk_compat.build_log_limits())
     provider.add_log_record_processor(Catch())
     now_ns = time.time_ns()
     provider.get_logger(SCOPE).emit(
@@ -311,15 +314,16 @@ class _Reason:
     advice: str = ""
 
 
-def _probe_http(settings: Any, signal: str, timeout_s: float, arrived: bool) -> _Reason | None:
+def _probe_http(settings: Any, signal: str, timeout_s: float, arrived: bool, *, is_json: bool = False) -> _Reason | None:
     """Post an empty message and explain the answer. When our message has arrived only a web page is a fault."""
     import requests
 
     url = _http_url(settings, signal)
-    headers = {"content-type": "application/x-protobuf", **settings.headers}
+    kind = "application/json" if is_json else "application/x-protobuf"
+    headers = {"content-type": kind, **settings.headers}
     try:
         # An empty body is an empty message of every signal. A redirect would turn the POST into a GET.
-        with requests.post(url, b"", headers=headers, timeout=timeout_s, allow_redirects=False, stream=True) as answer:
+        with requests.post(url, b"{}" if is_json else b"", headers=headers, timeout=timeout_s, allow_redirects=False, stream=True) as answer:
             return explain_answer(answer.status_code, answer.headers, url, signal)
     except Exception as error:
         # The exporter has ways of its own (certificates of the environment), so its success counts.
@@ -462,7 +466,7 @@ def _probe_grpc(settings: Any, signal: str, timeout_s: float) -> _Reason | None:
         return _Reason("the package grpcio is not installed.", 'Run: pip install "django-otel-kit[grpc]"')
     import grpc
 
-    target = pipelines._grpc_target(settings.endpoint)
+    target = pipelines.grpc_target(settings)
     is_secure = target.startswith("https://")
     address = target.partition("://")[2] or target
     reason = _probe_tcp(address, 443 if is_secure else 80, timeout_s)
@@ -633,7 +637,7 @@ def _send_spans(name: str, spans: list[ReadableSpan], config: Config, timeout_s:
     try:
         if name == "console":
             exporter: Any = ConsoleSpanExporter()
-        elif name in ("otlp", "otlp-grpc"):
+        elif name in pipelines.OTLP_KINDS:
             place = f" to {describe_endpoint(name, 'traces', config)}"
             exporter = pipelines.build_otlp_exporter(name, "traces", config)
         else:

@@ -36,7 +36,6 @@ from django_otel.tracing.spans import DroppedSpan, RecordedSpan, Shared, Tracer
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 UNMATCHED = "<unmatched>"
 #: Headers that are never recorded, whatever was asked for (and whose capture check W010 warns about).
 DENIED_HEADER = lazy_pattern(
@@ -384,7 +383,8 @@ class Observer:
     __slots__ = (
         "_active", "_counts_queries", "_duration", "_enrich", "_exceptions", "_excluded", "_excluded_paths",
         "_exemplars", "_forwarded_host", "_handles", "_inbound_key", "_inbound_key_too",
-        "_inbound_keys", "_inbound_keys_but_traceparent", "_inbound_keys_left", "_kinds", "_last_kind",
+        "_inbound_keys", "_inbound_keys_but_traceparent", "_inbound_keys_left", "_kinds", "_known_methods",
+        "_last_kind",
         "_longest_path", "_makes_spans", "_own_tracer", "_propagator", "_queries", "_records_client",
         "_records_query", "_request_headers", "_request_size", "_response_headers", "_response_size", "_sampler",
         "_scrub_path", "_scrub_url", "_secure_header", "_store", "_takes_notes", "_template",
@@ -444,6 +444,7 @@ class Observer:
         self._records_client = request.client_address
         self._request_headers = tuple(name.lower() for name in request.request_headers)
         self._response_headers = tuple(name.lower() for name in request.response_headers)
+        self._known_methods = frozenset(request.known_methods)
         self._exemplars = config.metrics.exemplars
         self._trust = config.propagation.trust_inbound
         #: META keys of the propagation formats: without any of them there is nothing to extract.
@@ -454,6 +455,8 @@ class Observer:
         )
         # `traceparent` is parsed here when it comes alone, so that it costs a fifth (60 kI less).
         own = propagator.fields == {"traceparent", "tracestate", "baggage"} and self._trust is True
+        # A caller's decision that does not count leaves the request to rules and ratio, as any other.
+        own = own and config.sampling.parent
         self._traceparent = "HTTP_TRACEPARENT" if own else ""
         self._inbound_keys_but_traceparent = (self._inbound_keys | {"HTTP_TRACESTATE"}) - {self._traceparent}
         # One look for each of the usual two: a loop over them costs twice as much (0.5 kI).
@@ -581,7 +584,7 @@ class Observer:
         return scheme, protocol
 
     def _find_kind(self, method: str, scheme: Any, protocol: Any) -> _Kind:
-        key = (method if method in METHODS else "_OTHER", scheme, protocol)
+        key = (method if method in self._known_methods else "_OTHER", scheme, protocol)
         kind = self._kinds.get(key) or self._make_kind(key)
         self._last_kind = (method, scheme, protocol, kind)
         return kind
@@ -702,7 +705,7 @@ class Observer:
             unusual = observation.make_unusual()
             unusual.force_token, unusual.no_store = token, True
             span = self._open_span(observation, request, context, links, with_branch(policy.forced, context))
-        elif policy is None or has_parent or not policy.has_rules:
+        elif policy is None or (has_parent and policy.follows_parent) or not policy.has_rules:
             span = self._open_span(observation, request, context, links, context)
         else:
             branch = policy.branch(observation.method, request.path_info)

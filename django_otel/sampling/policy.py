@@ -203,6 +203,8 @@ class Policy:
     max_per_second: float | None = None
     keep_errors: bool | None = None
     keep_slow_s: float | None = None
+    #: Whether a remote parent's decision is taken over; the settings alone say so.
+    follows_parent: bool = True
     #: Whether nothing of the layer below is to show through (tests that override the sampling).
     is_whole: bool = False
 

@@ -266,7 +266,8 @@ class InForce:
     __slots__ = (
         "_branches", "_expects_views", "_open_series", "_parent_limited", "_parent_no", "_parent_yes", "_paths",
         "_remembered", "_route_branches", "_view_branches",
-        "branch_by_default", "expires_at_s", "forced", "has_route_rules", "has_rules", "is_steady", "is_timed",
+        "branch_by_default", "expires_at_s", "follows_parent", "forced", "has_route_rules",
+        "has_rules", "is_steady", "is_timed",
         "keep_errors", "keep_slow_s", "keeps", "limiter", "max_per_second", "note", "ratio", "rule_sources", "rules",
         "since_s", "source", "until_s", "version",
     )  # fmt: skip
@@ -285,6 +286,8 @@ class InForce:
         upper = live if live is not None and not live.is_expired(now_s) else None
         lower = Policy(0.0) if upper is not None and upper.is_whole else base
         owner = upper if upper is not None and upper.ratio is not None else lower
+        #: Whether the decision of a remote parent is taken over.
+        self.follows_parent = base.follows_parent
         assert owner.ratio is not None
         self.ratio = owner.ratio
         self.source = owner.source
@@ -415,7 +418,7 @@ class InForce:
         if branch is not None and branch.is_forced:
             verdict = branch.recorded
         else:
-            if parent is not None:
+            if parent is not None and self.follows_parent:
                 verdict = self._parent_yes if parent.trace_flags & 1 else self._parent_no
                 limited = self._parent_limited
             else:

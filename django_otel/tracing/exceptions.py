@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 from opentelemetry import trace
 
+from django_otel.base import guard
 from django_otel.base.text import encodable
 
 #: Shorter than LIMITS.ATTRIBUTE_LENGTH's default, so that the SDK has nothing to cut and to log.
@@ -48,12 +51,34 @@ def record_exception(span: trace.Span, error: BaseException, *, escaped: bool = 
 
     Source: OpenTelemetry semantic conventions, "Exceptions on spans".
     """
-    span.add_event(
-        "exception",
-        {
-            "exception.type": type_name(error),
-            "exception.message": message_of(error),
-            "exception.stacktrace": format_stack(error),
-            "exception.escaped": str(escaped),
-        },
-    )
+    attributes = {
+        "exception.type": type_name(error),
+        "exception.message": message_of(error),
+        "exception.stacktrace": format_stack(error),
+    }
+    if recording.wants_event(span, attributes):
+        span.add_event("exception", {**attributes, "exception.escaped": str(escaped)})
+
+
+class Recording:
+    """Where exceptions of spans are recorded: as events of the span, as log records, or as both."""
+
+    def __init__(self) -> None:
+        self._signal = "events"
+        self._emit: Callable[[Any, dict[str, Any]], bool] | None = None
+
+    def choose(self, signal: str, emit: Callable[[Any, dict[str, Any]], bool]) -> None:
+        """Record by `signal` ("events", "logs", "logs/dup"); `emit(span, attributes)` tells whether it could."""
+        self._signal, self._emit = signal, emit
+
+    def wants_event(self, span: trace.Span, attributes: dict[str, Any]) -> bool:
+        """Emit the log record that is asked for; whether an event is wanted, too, as it is where no log leaves."""
+        if self._signal == "events" or self._emit is None or not span.is_recording():
+            return True
+        emitted = False
+        with guard.contained("recording an exception as a log record"):
+            emitted = self._emit(span, attributes)
+        return self._signal == "logs/dup" or not emitted
+
+
+recording = Recording()

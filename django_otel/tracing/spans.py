@@ -42,6 +42,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 from django_otel.base import guard, proxies, sdk_compat
 from django_otel.base.sdk_compat import SPAN_KEY, SpanParts, build_child_context, build_root_context, read_list
 from django_otel.sampling.sampler import LiveSampler
+from django_otel.tracing.exceptions import recording
 from django_otel.tracing.ids import OwnRandomIdGenerator
 
 if TYPE_CHECKING:
@@ -368,7 +369,9 @@ class RecordedSpan(SdkSpan):
         }
         if attributes:
             given.update(attributes)
-        self.add_event("exception", given, timestamp)
+        plain = {key: value for key, value in given.items() if key != "exception.escaped"}
+        if recording.wants_event(self, plain):
+            self.add_event("exception", given, timestamp)
 
     def start(self, start_time: int | None = None, parent_context: Context | None = None) -> None:
         _logger.warning("Calling start() on a started span.")

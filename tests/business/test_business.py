@@ -28,7 +28,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from django_otel import api, business, runtime
 from django_otel.business import model_events
-from django_otel.config.schema import parse
+from django_otel.config.parse import parse
 from django_otel.signals import business_event
 from django_otel.testing import override_sampling
 from tests.business_app.models import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 
-from django_otel.config.schema import Config, parse, walk
+from django_otel.config.parse import parse
+from django_otel.config.schema import Config, walk
 from django_otel.operations import checks
 from tests.services import ROOT
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
 from django_otel.base import guard, sdk_compat
-from django_otel.config.schema import parse
+from django_otel.config.parse import parse
 from django_otel.export import otlp, pipelines
 from django_otel.export.batch import BatchWorker
 from django_otel.redaction.scrub import Scrubber
@@ -525,7 +525,7 @@ def test_a_process_with_many_spans_loses_none(receiver):
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from django_otel.export import pipelines
-    from django_otel.config.schema import parse
+    from django_otel.config.parse import parse
     from django_otel.redaction.scrub import Scrubber
     drops = []
     config = parse({"TRACES": {"EXPORTERS": ["otlp"], "ENDPOINT": sys.argv[1]}}, {})

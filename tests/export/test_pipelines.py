@@ -20,7 +20,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 import django_otel
 from django_otel import runtime
-from django_otel.config.schema import ConfigError, parse
+from django_otel.config.parse import parse
+from django_otel.config.schema import ConfigError
 from django_otel.export import batch, pipelines
 from django_otel.export.batch import BatchWorker
 from django_otel.metrics.cells import CellStore

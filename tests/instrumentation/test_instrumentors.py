@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanContext, SpanKind
 import django_otel
 from django_otel import conf, runtime
 from django_otel.base import guard
-from django_otel.config.schema import parse
+from django_otel.config.parse import parse
 from django_otel.instrumentation import instrumentors
 from django_otel.redaction import library_spans
 from django_otel.tracing import outbound

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from django_otel.config.schema import parse
+from django_otel.config.parse import parse
 from tests import services
 
 ROOT = services.ROOT

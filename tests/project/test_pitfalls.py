@@ -751,7 +751,7 @@ def test_a_span_that_cannot_be_cleaned_costs_only_itself():
     """The exporter of a batch gets the others, and the fault is counted."""
     from opentelemetry.sdk.trace.export import SpanExportResult
 
-    from django_otel.config.schema import parse
+    from django_otel.config.parse import parse
     from django_otel.export.pipelines import SpanBatchProcessor
 
     got = []
@@ -777,7 +777,7 @@ def test_a_span_that_cannot_be_cleaned_costs_only_itself():
 @pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
 def test_what_doctor_sends_is_scrubbed_like_the_rest(signal):
     """`manage.py otel doctor` sends the same resource that the server does."""
-    from django_otel.config.schema import parse
+    from django_otel.config.parse import parse
     from django_otel.operations.doctor import build_test_batch
 
     batch = build_test_batch(signal, parse({"RESOURCE": {"deploy.api_key": "hunter2", "team": "shop"}}, {}))

@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 from prometheus_client.parser import text_string_to_metric_families
 
 import django_otel
-from django_otel.config.schema import Config, parse, walk
+from django_otel.config.parse import parse
+from django_otel.config.schema import Config, walk
 from django_otel.metrics.catalogue import CATALOGUE
 from tests import services
 from tests.services import ROOT
@@ -369,7 +370,7 @@ def test_the_page_asks_for_the_token(shop):
 
 @pytest.mark.parametrize("name", ["health", "production"])
 def test_the_settings_for_probes_and_production_are_valid(name):
-    from django_otel.config.schema import parse
+    from django_otel.config.parse import parse
 
     assert parse(settings_of(name), {}).health.ready[:2] == ("config", "databases")
 

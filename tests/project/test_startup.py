@@ -187,7 +187,7 @@ def test_a_missing_exporter_package_is_told_at_the_start():
     """Not by the first export: E004, without importing anything."""
     code = (
         "import os, django_otel.export.pipelines as p\n"
-        "from django_otel.config.schema import ConfigError, parse\n"
+        "from django_otel.config.schema import ConfigError; from django_otel.config.parse import parse\n"
         "real = os.listdir\n"
         "os.listdir = lambda folder: [n for n in real(folder) if 'otlp' not in n]\n"
         "import importlib.metadata as m\n"

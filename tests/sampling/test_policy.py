@@ -141,7 +141,7 @@ def test_the_example_in_the_documentation_is_a_valid_setting():
     import re
     from pathlib import Path
 
-    from django_otel.config.schema import parse
+    from django_otel.config.parse import parse
 
     page = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text(encoding="utf-8")
     example = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "RULES" in block)

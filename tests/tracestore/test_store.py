@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_otel.config.schema import Config, parse
+from django_otel.config.parse import parse
+from django_otel.config.schema import Config
 from django_otel.multiprocess.shared import Unusable
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracestore.file import DAMAGED_SUFFIX, FILE_NAME, candidate_folders, find_file

@@ -1,0 +1,90 @@
+"""Keeps variables that the OpenTelemetry packages cannot read from stopping the site.
+
+The API and the SDK read some variables when they are imported, and raise for what they do not understand; so do
+exporters when they are made. What is configured is taken from `config`, so these variables are hidden for the moment
+in which they would do harm, and only then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+Made = TypeVar("Made")
+
+#: Modules whose import reads variables and may raise, with the variables.
+_IMPORTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("opentelemetry.propagate", ("OTEL_PROPAGATORS",)),
+    ("opentelemetry.sdk.trace", ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED")),
+)
+#: Where the API remembers which variable names its provider: module, name of the constant.
+_PROVIDERS = (
+    ("OTEL_PYTHON_TRACER_PROVIDER", "opentelemetry.trace", "OTEL_PYTHON_TRACER_PROVIDER"),
+    ("OTEL_PYTHON_METER_PROVIDER", "opentelemetry.metrics._internal", "OTEL_PYTHON_METER_PROVIDER"),
+    ("OTEL_PYTHON_LOGGER_PROVIDER", "opentelemetry._logs._internal", "_OTEL_PYTHON_LOGGER_PROVIDER"),
+)
+#: Variables that exporters read for themselves, although they are told.
+_EXPORTERS = (
+    *(
+        f"OTEL_EXPORTER_OTLP_{signal}{part}"
+        for signal in ("", "TRACES_", "METRICS_", "LOGS_")
+        for part in ("TIMEOUT", "COMPRESSION", "HEADERS", "INSECURE")
+    ),
+    "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+    "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+    "OTEL_PYTHON_EXPORTER_OTLP_GRPC_RETRYABLE_ERROR_CODES",
+)
+#: What has to be looked after before anything of OpenTelemetry is imported; all others are harmless then.
+WATCHED = tuple(name for _, names in _IMPORTS for name in names) + tuple(name for name, _, _ in _PROVIDERS)
+
+_lock = threading.RLock()
+
+
+def prepare() -> None:
+    """Import what reads the environment at its import, so that no value of a variable makes it raise."""
+    for module, names in _IMPORTS:
+        if any(name in os.environ for name in names):
+            survive(lambda module=module: importlib.import_module(module), names)  # type: ignore[misc]
+    _forget_providers()
+
+
+def _forget_providers() -> None:
+    """Have the API not make a provider by itself: it would stand in the place of ours, without any exporter."""
+    for variable, module_name, constant in _PROVIDERS:
+        if variable in os.environ:
+            module: Any = importlib.import_module(module_name)
+            if getattr(module, constant, None) == variable:
+                setattr(module, constant, f"{variable} (PROVIDERS says whose are used)")
+
+
+def restore_providers() -> None:
+    """Take `prepare` back where telemetry is off: providers are the API's business then."""
+    for variable, module_name, constant in _PROVIDERS:
+        if variable in os.environ:
+            setattr(importlib.import_module(module_name), constant, variable)
+
+
+def survive(make: Callable[[], Made], names: tuple[str, ...] = _EXPORTERS) -> Made:
+    """What `make` gives; when it raises, once more without the variables `names`."""
+    try:
+        return make()
+    except Exception:
+        if not any(name in os.environ for name in names):
+            raise
+    with _hidden(names):
+        return make()
+
+
+@contextlib.contextmanager
+def _hidden(names: tuple[str, ...]) -> Iterator[None]:
+    # There is no other way: they read the environment of the process, and it is as it was a moment later.
+    with _lock:
+        taken = {name: os.environ.pop(name) for name in names if name in os.environ}
+        try:
+            yield
+        finally:
+            os.environ.update(taken)

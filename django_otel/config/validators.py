@@ -1,0 +1,381 @@
+"""Rules of single settings: each takes a value and returns it in its final form, or raises `Misfit`."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from django_otel.sampling.policy import MAX_RULES
+from django_otel.sampling.policy import Rule as SamplingRule
+
+Rule = Callable[[object], object]
+
+ALLOW = ("auto", "private", "token", "staff", "all")
+
+
+#: So long and so mixed a word is rather a key or a token than a choice somebody has mistyped.
+_LIKE_A_TOKEN = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w.+=~-]{20,}")
+
+
+def show(value: object) -> str:
+    """A value as a message may show it: never a secret, never long. Of a dict only the keys, of an object its type."""
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        return _show_text(value)
+    if isinstance(value, Mapping):
+        shown = "{" + ", ".join(f"{_show_text(str(name))}: ..." for name in value) + "}"
+    elif isinstance(value, list | tuple | set | frozenset):
+        shown = "[" + ", ".join(map(show, value)) + "]"
+    else:
+        return f"a {type(value).__name__}"
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def _show_text(value: str) -> str:
+    # Imported where a message is made; a start without a fault needs no part of it.
+    from django_otel.redaction.scrub import Scrubber
+
+    if _LIKE_A_TOKEN.fullmatch(value):
+        return f"a text of {len(value)} characters"
+    # Of an address, user and password, and whatever follows its path.
+    plain = re.sub(r"(?s)^(\s*[\w+.-]*:?/*).*@", r"\1[redacted]@", value) if "@" in value else value
+    plain = re.sub(r"[?#].*", "?[redacted]", plain, flags=re.DOTALL) if "://" in plain else plain
+    shown = repr(Scrubber().text(plain))
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+class Misfit(Exception):  # noqa: N818 (a value that does not fit is no fault of the program)
+    """A value does not fit its rule. `expected` completes the sentence "expected ..."."""
+
+    def __init__(self, expected: str, hint: str = "", problem_id: str = "django_otel.E002") -> None:
+        self.expected = expected
+        self.hint = hint
+        self.problem_id = problem_id
+        super().__init__(expected)
+
+
+def boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise Misfit("True or False")
+    return value
+
+
+def text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise Misfit("a text that is not empty")
+    return value
+
+
+def number(low: float, high: float = math.inf, *, hint: str = "", exclusive: bool = False) -> Rule:
+    if high == math.inf:
+        expected = f"a number {'above' if exclusive else 'of at least'} {low}"
+    else:
+        expected = f"a number from {low} to {high}"
+
+    def rule(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Misfit(expected)
+        if not low <= value <= high or not math.isfinite(value) or (exclusive and value == low):
+            fix = hint.format(fraction=f"{value / 100:g}", value=f"{value:g}") if hint and 1 < value <= 100 else ""
+            raise Misfit(expected, fix)
+        return float(value)
+
+    return rule
+
+
+def whole(low: int) -> Rule:
+    def rule(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise Misfit(f"a whole number of at least {low}")
+        return value
+
+    return rule
+
+
+def one_of(*choices: str) -> Rule:
+    def rule(value: object) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise Misfit("one of " + ", ".join(repr(choice) for choice in choices), nearest(value, choices))
+        return value
+
+    return rule
+
+
+def optional(rule: Rule) -> Rule:
+    def check(value: object) -> object:
+        if value is None:
+            return None
+        try:
+            return rule(value)
+        except Misfit as misfit:
+            raise Misfit(f"None or {misfit.expected}", misfit.hint, misfit.problem_id) from None
+
+    return check
+
+
+def list_of(rule: Rule, what: str) -> Rule:
+    def check(value: object) -> tuple[object, ...]:
+        if isinstance(value, str) or not isinstance(value, list | tuple | set | frozenset):
+            hint = "Write a list, even for one entry." if isinstance(value, str) else ""
+            raise Misfit(f"a list of {what}", hint)
+        try:
+            return tuple(rule(item) for item in value)
+        except Misfit as misfit:
+            raise Misfit(f"a list of {what}, each {misfit.expected}", misfit.hint, misfit.problem_id) from None
+
+    return check
+
+
+def dotted_path(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
+        raise Misfit("a dotted import path such as 'shop.telemetry.enrich'", problem_id="django_otel.E003")
+    return value
+
+
+def callable_or_path(value: object) -> object:
+    return value if callable(value) else dotted_path(value)
+
+
+def headers(value: object) -> Mapping[str, str]:
+    if not isinstance(value, Mapping):
+        raise Misfit("a dict that maps header names to texts")
+    for name, content in value.items():
+        if not isinstance(name, str):
+            raise Misfit("a dict that maps header names to texts", f"One of its keys is a {type(name).__name__}.")
+        if not isinstance(content, str):
+            raise Misfit(
+                "a dict that maps header names to texts", f'The value of "{name}" is a {type(content).__name__}.'
+            )
+    return dict(value)
+
+
+def resource(value: object) -> Mapping[str, object]:
+    expected = "a dict that maps attribute names to texts, numbers, booleans or lists of one of these"
+    if not isinstance(value, Mapping):
+        raise Misfit(expected)
+    for name, content in value.items():
+        items = content if isinstance(content, list | tuple) else [content]
+        if (
+            not isinstance(name, str)
+            or not name
+            or not all(isinstance(item, str | bool | int | float) for item in items)
+        ):
+            raise Misfit(expected, f"Look at {name!r}.")
+    return dict(value)
+
+
+def endpoint(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise Misfit("a URL such as 'http://localhost:4318'")
+    if re.fullmatch(r"[\w.-]+:\d+", value):
+        # gRPC's own way to write a target; HTTP needs a scheme, see _check_endpoints.
+        return value
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Misfit("a URL such as 'http://localhost:4318'", "It begins with http:// or https:// and names a host.")
+    try:
+        parts.port  # noqa: B018 (reading it validates it)
+    except ValueError:
+        raise Misfit("a URL such as 'http://localhost:4318'", "Its port is not a number from 0 to 65535.") from None
+    return value
+
+
+def exporters(*known: str, auto: bool = False, paths: bool = False) -> Rule:
+    expected = "a list of " + ", ".join(repr(name) for name in known)
+    expected += " or dotted import paths" if paths else ""
+    expected = f"'auto' or {expected}" if auto else expected
+
+    def rule(value: object) -> object:
+        if auto and value == "auto":
+            return "auto"
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            hint = f"Write [{value!r}]." if isinstance(value, str) and value in known else ""
+            raise Misfit(expected, hint)
+        for item in value:
+            if item in known:
+                continue
+            if paths and isinstance(item, str) and "." in item:
+                dotted_path(item)
+                continue
+            raise Misfit(expected, nearest(item, known) or f"{show(item)} is not one of them.")
+        return tuple(item for item in dict.fromkeys(value) if item != "none")
+
+    return rule
+
+
+def buckets(value: object) -> Mapping[str, tuple[float, ...]]:
+    expected = "a dict that maps metric names to ascending lists of numbers"
+    if not isinstance(value, Mapping):
+        raise Misfit(expected)
+    parsed: dict[str, tuple[float, ...]] = {}
+    for name, bounds in value.items():
+        numbers = isinstance(bounds, list | tuple) and all(
+            isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound) for bound in bounds
+        )
+        if not isinstance(name, str) or not numbers or not bounds or list(bounds) != sorted(set(bounds)):
+            raise Misfit(expected, f"Look at {name!r}: each list ascends, without repetition and without infinity.")
+        parsed[name] = tuple(float(bound) for bound in bounds)
+    return parsed
+
+
+def absolute_path(value: object) -> str:
+    if not isinstance(value, str | os.PathLike) or not Path(value).is_absolute():
+        raise Misfit("an absolute path")
+    return str(Path(value))
+
+
+def path_on_disk(value: object) -> str:
+    try:
+        path = absolute_path(value)
+    except Misfit:
+        raise Misfit("an absolute path on a disk") from None
+    if Path(path).is_relative_to("/dev/shm"):  # noqa: S108 (refused)
+        raise Misfit("an absolute path on a disk", "A folder in /dev/shm is memory, and small in a container.")
+    return path
+
+
+def trust_inbound(value: object) -> object:
+    expected = "True, False or a list of networks such as '10.0.0.0/8'"
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) or not isinstance(value, list | tuple):
+        raise Misfit(expected)
+    networks = []
+    for item in value:
+        try:
+            networks.append(ipaddress.ip_network(item, strict=False))
+        except ValueError:
+            raise Misfit(expected, f"{show(item)} is not a network.") from None
+    return tuple(networks)
+
+
+def sampling_rules(value: object) -> tuple[SamplingRule, ...]:
+    expected = "a list of dicts with path or route, method (optional) and ratio"
+    if not isinstance(value, list | tuple):
+        raise Misfit(
+            expected, "Write a list, even for one rule." if isinstance(value, Mapping) else "", "django_otel.E005"
+        )
+    if len(value) > MAX_RULES:
+        raise Misfit(expected, f"There are {len(value)}; {MAX_RULES} is the most.", "django_otel.E005")
+    rules = []
+    for place, item in enumerate(value):
+        try:
+            rules.append(SamplingRule.from_settings(item))
+        except ValueError as error:
+            raise Misfit(expected, f"Look at rule {place + 1}: {error}", "django_otel.E005") from None
+    return tuple(rules)
+
+
+def instrument(value: object) -> Mapping[str, Mapping[str, object]]:
+    expected = "a list of instrumentor names, or a dict that maps names to dicts of keyword arguments"
+    if isinstance(value, Mapping):
+        for name, arguments in value.items():
+            if not isinstance(name, str) or not isinstance(arguments, Mapping):
+                raise Misfit(expected, f"Look at {name!r}.")
+            if not all(isinstance(key, str) for key in arguments):
+                raise Misfit(expected, f"The keyword arguments of {name!r} must be named by texts.")
+        names: Mapping[str, Mapping[str, object]] = {name: dict(arguments) for name, arguments in value.items()}
+    elif isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value):
+        names = {name: {} for name in value}
+    else:
+        raise Misfit(expected)
+    if "django" in names:
+        raise Misfit(expected, "Django itself is measured by OTelMiddleware; for the official instrumentor's span set "
+                     'OTEL["REQUEST"]["SPANS"] = "instrumentor" instead of naming "django" here.')  # fmt: skip
+    return names
+
+
+HEALTH_CHECKS = ("config", "databases", "caches", "migrations")
+
+
+def health_check(value: object) -> str:
+    """One entry of `HEALTH["READY"]` or `HEALTH["STARTUP"]`."""
+    expected = (
+        ", ".join(repr(name) for name in HEALTH_CHECKS)
+        + ", 'database:<alias>', 'cache:<alias>' or the dotted path of a callable that raises"
+    )
+    if not isinstance(value, str):
+        raise Misfit(expected)
+    kind, separator, alias = value.partition(":")
+    if value in HEALTH_CHECKS or (separator and alias.strip() and kind in ("database", "cache")):
+        return value
+    if "." in value and not separator:
+        return dotted_path(value)
+    raise Misfit(expected, nearest(value, HEALTH_CHECKS))
+
+
+_MODEL_KEYS = ("created", "updated", "deleted", "transitions", "attributes", "metric")
+
+
+def business(value: object) -> Mapping[str, Mapping[str, object]]:
+    expected = 'a dict that maps "app.Model" to a dict with ' + ", ".join(_MODEL_KEYS)
+    if not isinstance(value, Mapping):
+        raise Misfit(expected)
+    for label, events in value.items():
+        if not isinstance(label, str) or label.count(".") != 1:
+            raise Misfit(expected, f'{show(label)} is not a model label such as "shop.Order".')
+        if not isinstance(events, Mapping):
+            raise Misfit(expected, f"The value of {label!r} is a {type(events).__name__}.")
+        for key, content in events.items():
+            if key not in _MODEL_KEYS:
+                near = nearest(key, _MODEL_KEYS)
+                raise Misfit(expected, f"{label!r} has no key {key!r}. {near}".strip(), "django_otel.E001")
+            if not _fits_model_key(key, content):
+                raise Misfit(expected, f"Look at {label!r}: {key!r}.")
+    return {label: dict(events) for label, events in value.items()}
+
+
+def _fits_model_key(key: str, content: object) -> bool:
+    if key == "metric":
+        return isinstance(content, bool)
+    if key == "attributes":
+        return isinstance(content, list | tuple) and all(isinstance(name, str) for name in content)
+    if key == "transitions":
+        return isinstance(content, Mapping) and all(
+            isinstance(name, str)
+            and isinstance(events, Mapping)
+            and all(isinstance(event, str) and event for event in events.values())
+            for name, events in content.items()
+        )
+    return content is None or (isinstance(content, str) and bool(content))
+
+
+def allow(value: object) -> object:
+    if isinstance(value, str) and value in ALLOW:
+        return value
+    if isinstance(value, str) and "." not in value:
+        choices = ", ".join(repr(choice) for choice in ALLOW)
+        raise Misfit(f"one of {choices} or a dotted import path", nearest(value, ALLOW))
+    return callable_or_path(value)
+
+
+def trace_url(value: object) -> str:
+    if not isinstance(value, str) or "{trace_id}" not in value:
+        raise Misfit("a URL with {trace_id} in it", "For Jaeger: 'http://localhost:16686/trace/{trace_id}'.")
+    if urlsplit(value).scheme not in ("http", "https", ""):
+        raise Misfit("a URL with {trace_id} in it", "It begins with http:// or https:// or a slash.")
+    return value
+
+
+def log_level(value: object) -> str:
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    if not isinstance(value, str) or value.upper() not in levels:
+        raise Misfit("one of " + ", ".join(repr(level) for level in levels))
+    return value.upper()
+
+
+def nearest(value: object, choices: tuple[str, ...]) -> str:
+    if isinstance(value, str):
+        near = difflib.get_close_matches(value.lower(), choices, n=1, cutoff=0.6)
+        if near:
+            return f"Did you mean {near[0]!r}?"
+    return ""

@@ -1,0 +1,374 @@
+"""Every `OTEL_*` variable is obeyed or named, and none keeps the site from starting."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from django_otel.base.sdk_environment import WATCHED
+from django_otel.config.parse import parse
+from django_otel.config.schema import Config, walk
+from django_otel.config.variables import VARIABLES
+
+#: Values that fit where no function of the table can say so.
+FITTING = {
+    "OTEL_RESOURCE_ATTRIBUTES": "team=blue",
+    "OTEL_PROPAGATORS": "b3",
+    "OTEL_TRACES_SAMPLER": "always_off",
+    "_ENDPOINT": "https://collector:4318",
+    "_HEADERS": "key=value",
+    "_EXPORTER": "console",
+    "_PROTOCOL": "grpc",
+}
+GARBAGE = ("-1", "garbage", "1e9", "\udce4", "=;,", "x" * 5000)
+
+
+def fitting_value(variable):
+    for name, value in FITTING.items():
+        if variable.name.endswith(name):
+            return value
+    for value in ("7", "true", "always_off", "delta", "gzip", "logs", "PURGE,GET", "info"):
+        try:
+            if variable.convert(value) is not None:
+                return value
+        except (ValueError, KeyError):
+            continue
+    raise AssertionError(variable.name)
+
+
+@pytest.mark.parametrize("variable", VARIABLES.values(), ids=lambda variable: variable.name)
+def test_every_variable_is_obeyed_or_named(variable):
+    dotted = {name for name, _ in walk(Config)}
+    assert set(variable.keys) <= dotted
+    if variable.keys and variable.name != "OTEL_TRACES_SAMPLER_ARG":
+        environ = {variable.name: fitting_value(variable)}
+        if variable.name.endswith("_PROTOCOL"):
+            environ |= {f"OTEL_{signal}_EXPORTER": "otlp" for signal in ("TRACES", "METRICS", "LOGS")}
+        config = parse({}, environ)
+        assert any(source.startswith("environment") for source in config.sources.values()), config.warnings
+        # It stands above the settings, and what it says is said of no other.
+        assert not [text for text in config.warnings if "ignored" in text or "no effect" in text], config.warnings
+    elif variable.name == "OTEL_TRACES_SAMPLER_ARG":
+        assert variable.name in parse({}, {variable.name: "0.5"}).warnings[0]
+    elif not variable.reader:
+        found = parse({}, {variable.name: "some value"}).warnings
+        assert len(found) == 1
+        assert variable.name in found[0]
+        assert variable.advice in found[0]
+        assert "some value" not in found[0]
+
+
+@pytest.mark.parametrize("value", GARBAGE)
+@pytest.mark.parametrize("variable", VARIABLES.values(), ids=lambda variable: variable.name)
+def test_a_value_that_does_not_fit_is_named_and_changes_nothing(variable, value):
+    config = parse({}, {variable.name: value})
+    if variable.keys and not any(source.startswith("environment") for source in config.sources.values()):
+        assert any(variable.name in text for text in config.warnings), (value, config)
+    assert all(len(text) < 1000 for text in config.warnings)
+    json.dumps(config.warnings)
+
+
+SETUP = """
+import json, logging, os, sys
+from django.conf import settings
+settings.configure(SECRET_KEY="x",
+    INSTALLED_APPS=["django_otel"], DATABASES={}, MIDDLEWARE=[], OTEL=json.loads(sys.argv[1]))
+before = dict(os.environ)
+import django
+django.setup()
+from django_otel import runtime
+from opentelemetry import metrics, propagate, trace
+from opentelemetry._logs import get_logger_provider
+trace.get_tracer("project"); metrics.get_meter("project").create_counter("project.things").add(3)
+logging.getLogger("project").setLevel("INFO"); logging.getLogger("project").addHandler(
+    __import__("django_otel.logs").logs.OTelHandler())
+logging.getLogger("project").warning("a record")
+with runtime.tracer().start_as_current_span("a span"): pass
+changed = {name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name)}
+print(json.dumps({
+    "started": runtime.current().started, "enabled": runtime.current().enabled,
+    "spans": [span.name for span in runtime.memory_spans()],
+    "records": [str(item.log_record.body) for item in runtime.memory_logs()],
+    "things": [p.value for f in runtime.collect_process() if f.name == "project.things" for p in f.points],
+    "changed": sorted(changed - {"OTEL_SEMCONV_STABILITY_OPT_IN"}),
+    "warnings": runtime.current().config.warnings,
+}))
+"""
+OTEL = {"TRACES": {"EXPORTERS": ["memory"]}, "LOGS": {"EXPORTERS": ["memory"]}}
+
+
+def start(environ, otel=OTEL):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    done = subprocess.run(
+        [sys.executable, "-c", SETUP, json.dumps(otel)], env={**clean, **environ}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+#: Each on its own: what the API, the SDK and the exporters are known to read by themselves.
+ALONE = [
+    {"OTEL_PROPAGATORS": "tracecontext,xray"},
+    {"OTEL_PROPAGATORS": "jaeger"},
+    {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "-1"},
+    {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "garbage"},
+    {"OTEL_ATTRIBUTE_COUNT_LIMIT": "garbage", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "-5"},
+    {"OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT": "garbage", "OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT": "x"},
+    {"OTEL_PYTHON_METER_PROVIDER": "sdk_meter_provider"},
+    {"OTEL_PYTHON_TRACER_PROVIDER": "sdk_tracer_provider", "OTEL_PYTHON_LOGGER_PROVIDER": "sdk_logger_provider"},
+    {"OTEL_PYTHON_TRACER_PROVIDER": "no_such", "OTEL_PYTHON_METER_PROVIDER": "no_such"},
+    {"OTEL_PYTHON_CONTEXT": "no_such"},
+]
+
+
+@pytest.mark.parametrize("environ", ALONE, ids=lambda environ: "+".join(map("=".join, environ.items())))
+def test_nothing_stops_the_start_and_nothing_is_lost(environ):
+    found, said = start(environ)
+    assert found["started"] and found["enabled"], said
+    assert found["spans"] == ["a span"]
+    assert found["records"] == ["a record"]
+    assert found["things"] == [3]
+    assert found["changed"] == []
+    for name in environ:
+        if not VARIABLES[name].reader:
+            assert any(name in text for text in found["warnings"]), name
+
+
+@pytest.mark.parametrize("value", ["-1", "garbage"])
+def test_every_variable_at_once(value):
+    keep = ("OTEL_SDK_DISABLED",)
+    environ = {name: value for name in VARIABLES if name not in keep}
+    found, said = start(environ)
+    assert found["started"] and found["enabled"], said
+    assert found["spans"] == ["a span"]
+    assert found["records"] == ["a record"]
+    assert found["things"] == [3]
+
+
+def test_the_face_watches_what_the_guard_handles():
+    import django_otel
+
+    assert set(django_otel._WATCHED) == set(WATCHED)
+
+
+@pytest.mark.parametrize("kind", ["otlp", "otlp-grpc"])
+@pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
+@pytest.mark.parametrize("value", ["10s", "-1", "garbage"])
+def test_no_value_keeps_an_exporter_from_being_built(kind, signal, value, monkeypatch):
+    from django_otel.export import pipelines
+
+    for name in VARIABLES:
+        if name.startswith("OTEL_EXPORTER_OTLP") and name.endswith(("TIMEOUT", "COMPRESSION", "INSECURE")):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_GRPC_RETRYABLE_ERROR_CODES", value)
+    exporter = pipelines.build_otlp_exporter(kind, signal, parse({}, dict(os.environ)))
+    exporter.shutdown()
+    assert os.environ["OTEL_EXPORTER_OTLP_TIMEOUT"] == value
+
+
+@pytest.mark.parametrize(
+    ("environ", "ratio", "parent"),
+    [
+        ({"OTEL_TRACES_SAMPLER": "always_on"}, 1.0, False),
+        ({"OTEL_TRACES_SAMPLER": "always_off"}, 0.0, False),
+        ({"OTEL_TRACES_SAMPLER": "TraceIdRatio", "OTEL_TRACES_SAMPLER_ARG": "0.25"}, 0.25, False),
+        ({"OTEL_TRACES_SAMPLER": "parentbased_always_on"}, 1.0, True),
+        ({"OTEL_TRACES_SAMPLER": "parentbased_always_off"}, 0.0, True),
+        ({"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.5"}, 0.5, True),
+    ],
+)
+def test_samplers(environ, ratio, parent):
+    config = parse({"SAMPLING": {"RATIO": 0.7}}, environ)
+    assert (config.sampling.ratio, config.sampling.parent) == (ratio, parent)
+    assert config.warnings == ()
+
+
+@pytest.mark.parametrize("flag", [0, 1])
+@pytest.mark.parametrize(("ratio", "recorded"), [(1.0, 1), (0.0, 0)])
+def test_a_callers_flag_is_ignored_where_the_sampler_does_not_follow_it(
+    flag, ratio, recorded, settings, client, otel_spans
+):
+    settings.OTEL = {"SAMPLING": {"RATIO": ratio, "PARENT": False, "LIVE": False}}
+    client.get("/plain/", headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-0{flag}"})
+    assert len(otel_spans) == recorded
+    if recorded:
+        # The trace goes on all the same.
+        assert format(otel_spans[0].context.trace_id, "032x") == "a" * 32
+
+
+@pytest.mark.parametrize(
+    ("environ", "target"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "host:4317"}, "https://host:4317"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "host:4317", "OTEL_EXPORTER_OTLP_INSECURE": "true"}, "http://host:4317"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "host:4317", "OTEL_EXPORTER_OTLP_INSECURE": "false"}, "https://host:4317"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "host:4317", "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "TRUE"}, "http://host:4317"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://host:4317"}, "http://host:4317"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://host:4317", "OTEL_EXPORTER_OTLP_INSECURE": "true"}, "https://host:4317"),
+        ({}, "http://localhost:4317"),
+    ],
+)  # fmt: skip
+def test_grpc_is_encrypted_unless_plain_text_is_asked_for(environ, target):
+    from django_otel.export import pipelines
+
+    config = parse({}, {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", **environ})
+    assert config.traces.exporters == ("otlp-grpc",)
+    assert pipelines.grpc_target(config.traces) == target
+    assert pipelines._grpc_arguments(config.traces)["insecure"] is target.startswith("http://")
+
+
+def test_an_endpoint_without_scheme_needs_grpc():
+    config = parse({}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"})
+    assert config.traces.endpoint is None
+    assert config.traces.exporters == ()
+    assert "no scheme" in config.warnings[0]
+    assert "http://localhost:4317" in config.warnings[0]
+
+
+def test_the_environments_protocol_stands_above_the_settings_exporters():
+    config = parse({"TRACES": {"EXPORTERS": ["otlp", "console"]}}, {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
+    assert config.traces.exporters == ("otlp-grpc", "console")
+
+
+def test_an_instance_id_is_kept_and_unique():
+    from django_otel.export.pipelines import build_resource
+
+    config = parse({}, {"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=pod-7"})
+    first, second = (build_resource(config).attributes["service.instance.id"] for _ in range(2))
+    assert first.startswith("pod-7-")
+    assert first != second
+
+
+def test_limits_reach_spans_and_log_records():
+    environ = {
+        "OTEL_SPAN_EVENT_COUNT_LIMIT": "0",
+        "OTEL_SPAN_LINK_COUNT_LIMIT": "1",
+        "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": "2",
+        "OTEL_ATTRIBUTE_COUNT_LIMIT": "5",
+        "OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT": "3",
+        "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "9",
+    }
+    config = parse({}, environ)
+    limits = config.traces.limits
+    assert (limits.events, limits.links, limits.event_attributes, limits.attributes) == (0, 1, 2, 5)
+    assert (limits.attribute_length, config.logs.limits.attributes, config.logs.limits.attribute_length) == (9, 3, 9)
+
+
+def test_no_events_and_one_link(settings, otel_spans):
+    from opentelemetry.trace import Link, SpanContext
+
+    from django_otel import runtime
+
+    settings.OTEL = {"TRACES": {"LIMITS": {"EVENTS": 0, "LINKS": 1, "LINK_ATTRIBUTES": 1}}}
+    links = [Link(SpanContext(number, number, False), {"a": 1, "b": 2}) for number in (1, 2, 3)]
+    with runtime.tracer().start_as_current_span("limited", links=links) as span:
+        span.add_event("lost")
+        span.add_link(SpanContext(4, 4, False))
+    found = otel_spans.one("limited")
+    assert (len(found.events), found.dropped_events) == (0, 1)
+    assert (len(found.links), found.dropped_links) == (1, 3)
+
+
+# Ours is a filter of the process, and pytest puts its own in its place.
+@pytest.mark.filterwarnings("ignore:Log record attributes were dropped")
+def test_a_log_record_has_no_more_attributes_than_its_limit(settings, otel_logs):
+    import logging
+
+    settings.OTEL = {"LOGS": {"EXPORTERS": ["memory"], "LIMITS": {"ATTRIBUTES": 2, "ATTRIBUTE_LENGTH": 4}}}
+    logging.getLogger("project.limits").warning("many", extra={name * 6: name * 6 for name in "abcdef"})
+    attributes = otel_logs[-1].log_record.attributes
+    assert len(attributes) == 2
+    assert all(len(value) <= 4 for value in attributes.values() if isinstance(value, str))
+
+
+@pytest.mark.parametrize(("raw", "pairs", "text"), [
+    ("good=1,bad", {"good": "1"}, "the other one is sent"),
+    ("bad", {}, "none is sent"),
+    ("a=1,b=2,=3", {"a": "1", "b": "2"}, "the other 2 are sent"),
+])  # fmt: skip
+def test_a_bad_pair_of_headers_is_left_out_and_said_so(raw, pairs, text):
+    config = parse({}, {"OTEL_EXPORTER_OTLP_HEADERS": raw})
+    assert config.traces.headers == pairs
+    assert text in config.warnings[0]
+    assert "bad" not in config.warnings[0]
+
+
+def test_a_time_out_of_some_milliseconds_is_likely_meant_in_seconds():
+    config = parse({}, {"OTEL_EXPORTER_OTLP_TIMEOUT": "10"})
+    assert config.traces.timeout_s == 0.01
+    assert "For 10 seconds write 10000" in config.warnings[0]
+    assert parse({}, {"OTEL_EXPORTER_OTLP_TIMEOUT": "100"}).warnings == ()
+
+
+def test_a_misspelt_variable_is_named_and_kubernetes_links_are_not():
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPONT": "http://x:1",
+        "OTEL_COLLECTOR_SERVICE_HOST": "10.0.0.1",
+        "OTEL_COLLECTOR_PORT_4318_TCP": "tcp://10.0.0.1:4318",
+        "OTEL_JAVAAGENT_ENABLED": "true",
+    }
+    assert [text.split()[3] for text in parse({}, environ).warnings] == ["OTEL_EXPORTER_OTLP_ENDPONT"]
+
+
+def test_known_methods(settings, client, otel_spans):
+    environ = {"OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS": "GET,PURGE"}
+    assert parse({}, environ).request.known_methods == ("GET", "PURGE")
+    settings.OTEL = {"REQUEST": {"KNOWN_METHODS": ["PURGE"]}}
+    client.generic("PURGE", "/plain/")
+    client.get("/plain/")
+    assert [span.attributes["http.request.method"] for span in otel_spans] == ["PURGE", "_OTHER"]
+
+
+@pytest.mark.parametrize(("signal", "events", "records"), [("events", 1, 0), ("logs", 0, 1), ("logs/dup", 1, 1)])
+def test_exceptions_are_events_or_log_records(signal, events, records, settings, otel_spans, otel_logs):
+    from django_otel import span
+
+    settings.OTEL = {"TRACES": {"EXCEPTION_SIGNAL": signal}, "LOGS": {"EXPORTERS": ["memory"]}}
+    with pytest.raises(KeyError), span("failing"):
+        raise KeyError("gone")
+    found = otel_spans.one("failing")
+    assert len(found.events) == events
+    made = [item.log_record for item in otel_logs if item.log_record.event_name == "exception"]
+    assert len(made) == records
+    for record in made:
+        assert record.attributes["exception.type"] == "KeyError"
+        assert "gone" in record.attributes["exception.stacktrace"]
+        assert (record.trace_id, record.span_id) == (found.context.trace_id, found.context.span_id)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "secret"),
+    [
+        ({"TRACES": {"ENDPOINT": "ftp://user:hunter2@host/x"}}, "hunter2"),
+        ({"TRACES": {"ENDPOINT": "user:hun@ter2@host:4318"}}, "ter2"),
+        ({"TRACES": {"ENDPOINT": "ftp://host/v1?api_key=hunter2"}}, "hunter2"),
+        ({"METRICS_VIEW": {"ALLOW": "s3cr3t0123456789abcdefXYZ"}}, "s3cr3t"),
+        ({"METRICS_VIEW": {"TOKEN": {"a": "hunter2"}}}, "hunter2"),
+        ({"TRACES": {"EXPORTERS": ["ghp_0123456789abcdefghijABCDEFGHIJ012345"]}}, "ghp_"),
+        ({"RESOURCE": {"password": {"a": "hunter2"}}}, "hunter2"),
+        ({"SAMPLING": {"password": "hunter2"}}, "hunter2"),
+        ({"SAMPLING": [{"password": "hunter2"}]}, "hunter2"),
+        ({"INSTRUMENT": [{"redis": {"password": "hunter2"}}]}, "hunter2"),
+        ({"TRACE_URL": "https://user:hunter2@host/x"}, "hunter2"),
+        ({"LOGS": "postgres://user:hunter2@db/x"}, "hunter2"),
+        ({"TRACES": {"HEADERS": "authorization=Bearer hunter2"}}, "hunter2"),
+    ],
+)
+def test_no_problem_shows_a_secret(mapping, secret):
+    from django_otel.config.schema import ConfigError
+
+    with pytest.raises(ConfigError) as caught:
+        parse(mapping, {})
+    assert secret not in str(caught.value)
+    assert all(secret not in problem.hint for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("variable", VARIABLES.values(), ids=lambda variable: variable.name)
+@pytest.mark.parametrize(
+    "value",
+    ["ftp://user:hunter2@host/x", "user:hunter2@host", "hunter2token0123456789", "a=1,Bearer hunter2token0123456789"],
+)
+def test_no_warning_shows_a_secret(variable, value):
+    assert not [text for text in parse({}, {variable.name: value}).warnings if "hunter2" in text]
