@@ -314,7 +314,9 @@ class _Reason:
     advice: str = ""
 
 
-def _probe_http(settings: Any, signal: str, timeout_s: float, arrived: bool, *, is_json: bool = False) -> _Reason | None:
+def _probe_http(
+    settings: Any, signal: str, timeout_s: float, arrived: bool, *, is_json: bool = False
+) -> _Reason | None:
     """Post an empty message and explain the answer. When our message has arrived only a web page is a fault."""
     import requests
 
@@ -323,7 +325,9 @@ def _probe_http(settings: Any, signal: str, timeout_s: float, arrived: bool, *, 
     headers = {"content-type": kind, **settings.headers}
     try:
         # An empty body is an empty message of every signal. A redirect would turn the POST into a GET.
-        with requests.post(url, b"{}" if is_json else b"", headers=headers, timeout=timeout_s, allow_redirects=False, stream=True) as answer:
+        with requests.post(
+            url, b"{}" if is_json else b"", headers=headers, timeout=timeout_s, allow_redirects=False, stream=True
+        ) as answer:
             return explain_answer(answer.status_code, answer.headers, url, signal)
     except Exception as error:
         # The exporter has ways of its own (certificates of the environment), so its success counts.

@@ -372,3 +372,66 @@ def test_no_problem_shows_a_secret(mapping, secret):
 )
 def test_no_warning_shows_a_secret(variable, value):
     assert not [text for text in parse({}, {variable.name: value}).warnings if "hunter2" in text]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate", "none"])
+@pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
+def test_otlp_in_json(signal, compression):
+    """As the specification's JSON encoding: hexadecimal ids, numbers for enumerations, names in camel case."""
+    import http.server
+    import threading
+    import zlib
+
+    from django_otel.export import pipelines
+    from django_otel.operations import doctor
+
+    requests = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            requests.append((self.path, dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        environ = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json",
+            "OTEL_EXPORTER_OTLP_COMPRESSION": compression,
+            f"OTEL_{signal.upper()}_EXPORTER": "otlp",
+        }
+        config = parse({}, environ)
+        assert getattr(config, signal).exporters == ("otlp-json",)
+        if signal == "traces":
+            exporter = pipelines.build_direct_exporter("otlp-json", config, lambda span: span, lambda count: None)
+        else:
+            exporter = pipelines.build_otlp_exporter("otlp-json", signal, config)
+        batch = doctor.build_test_batch(signal, config)
+        assert exporter.export(batch).name == "SUCCESS"
+        exporter.shutdown()
+    finally:
+        server.shutdown()
+        server.server_close()
+    [(path, headers, body)] = requests
+    assert path == f"/v1/{signal}"
+    assert headers["Content-Type"] == "application/json"
+    if compression != "none":
+        assert headers["Content-Encoding"] == compression
+        body = zlib.decompress(body, 47)
+    content = json.loads(body)
+    if signal == "traces":
+        [span] = content["resourceSpans"][0]["scopeSpans"][0]["spans"]
+        assert span["traceId"] == format(batch[0].context.trace_id, "032x")
+        assert span["spanId"] == format(batch[0].context.span_id, "016x")
+        assert span["kind"] == 1
+    elif signal == "metrics":
+        [metric] = content["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]
+        assert metric["name"] == "django_otel.doctor.tests"
+    else:
+        [record] = content["resourceLogs"][0]["scopeLogs"][0]["logRecords"]
+        assert record["severityNumber"] == 9
