@@ -183,14 +183,22 @@ def _add_headers(observation: Observation, response: HttpResponseBase) -> None:
 
 
 def _follow_stream(observation: Observation, response: Any) -> None:
-    if isinstance(response, FileResponse):
+    if isinstance(response, FileResponse) and (size_bytes := _announced_size(observation, response)) is not None:
         # Wrapping it would lose the server's sendfile; its end is its close().
         closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]
-        closers.append(lambda: observation.observer.finish(observation, response))
+        closers.append(lambda: observation.observer.finish(observation, response, size_bytes))
     elif response.is_async:
         response.streaming_content = _AsyncStream(response.streaming_content, observation, response)
     else:
         response.streaming_content = _SyncStream(response.streaming_content, observation, response)
+
+
+def _announced_size(observation: Observation, response: FileResponse) -> int | None:
+    """The size that the response says it has, in bytes; None where it does not know."""
+    length = response.headers.get("Content-Length", "")
+    if not (length.isascii() and length.isdecimal()):
+        return None
+    return 0 if observation.kind.method == "HEAD" else int(length)
 
 
 class _SyncStream:

@@ -2,7 +2,8 @@
 
 Keys and values are never read. An operation that a backend makes of others
 (`incr` of `get` and `set`) counts once, as what was asked for; `get_or_set`
-counts as the `get` and the `add` it is made of, which know hit from miss.
+counts as the `get` and the `add` it is made of, which know hit from miss, and
+not as the second `get` by which Django reads what it has just added.
 """
 
 from __future__ import annotations
@@ -26,14 +27,44 @@ from django_otel.requests import observation
 _METHODS = ("add", "set", "touch", "delete", "incr", "decr", "set_many", "delete_many", "clear")
 _MARK = "_django_otel_measured"
 _MISSING = object()
+#: django-redis: whether it swallows the errors of its server (IGNORE_EXCEPTIONS).
+_SWALLOWS = "_ignore_exceptions"
 #: Not a thread's own variable: greenlets share a thread.
 _is_inside: ContextVar[bool] = ContextVar("django_otel_in_cache", default=False)
+
+#: What the `get_or_set` in progress has found out; an object, because async backends run each step in a copy.
+_refill: ContextVar[_Refill | None] = ContextVar("django_otel_get_or_set", default=None)
+#: Set by a backend that swallows an error of its server, for the operation in progress.
+_swallowed: ContextVar[list[bool] | None] = ContextVar("django_otel_cache_swallowed", default=None)
 
 _plain_create_connection = CacheHandler.create_connection
 _counts = False
 #: By alias, operation and outcome; and by alias and operation.
 _operations: dict[tuple[str, str, str], Series] = {}
 _durations: dict[tuple[str, str], HistogramSeries] = {}
+
+
+class _Refill:
+    """One `get_or_set`: of which key, and whether its first `get` has begun."""
+
+    __slots__ = ("cache", "has_looked", "key")
+
+    def __init__(self, cache: object, key: object) -> None:
+        self.cache = cache
+        self.key = key
+        self.has_looked = False
+
+
+class _NoticedTruth:
+    """In place of django-redis's `_ignore_exceptions`, which is looked at when an error is about to be swallowed."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        swallowed = _swallowed.get()
+        if swallowed is not None:
+            swallowed.append(True)
+        return True
 
 
 @guard.guarded("measuring a cache operation", None)
@@ -66,11 +97,14 @@ def _note(alias: str, operation: str, took_s: float, outcomes: tuple[tuple[str, 
 def _measure(alias: str, operation: str, call: Callable[[], Any], outcomes: Callable[[Any], Any]) -> Any:
     """Run one operation that is not part of another one; `outcomes(result)` gives pairs of outcome and number."""
     token = _is_inside.set(True)
+    swallowed: list[bool] = []
+    swallowed_token = _swallowed.set(swallowed)
     found: tuple[tuple[str, int], ...] = (("error", 1),)
     started_s = perf_counter()
     try:
         result = call()
-        found = outcomes(result)
+        if not swallowed:
+            found = outcomes(result)
     except ValueError:
         if operation in ("incr", "decr"):
             # How Django says that there is no such key.
@@ -79,6 +113,7 @@ def _measure(alias: str, operation: str, call: Callable[[], Any], outcomes: Call
     finally:
         took_s = perf_counter() - started_s
         _is_inside.reset(token)
+        _swallowed.reset(swallowed_token)
         _note(alias, operation, took_s, found)
     return result
 
@@ -107,14 +142,47 @@ def _measured(method: Callable[..., Any], alias: str, operation: str) -> Callabl
 
 
 def _measured_get(method: Callable[..., Any], alias: str) -> Callable[..., Any]:
+    cache = getattr(method, "__self__", None)
+
     def get(key: Any, default: Any = None, *args: Any, **kwargs: Any) -> Any:
         if _is_inside.get():
             return method(key, default, *args, **kwargs)
+        refill = _refill.get()
+        if refill is not None and refill.cache is cache and refill.key == key:
+            if refill.has_looked:
+                return method(key, default, *args, **kwargs)
+            refill.has_looked = True
         # None may be what is stored, and the default as well: a value of our own tells a miss.
         found = _measure(alias, "get", lambda: method(key, _MISSING, *args, **kwargs), _got)
         return default if found is _MISSING else found
 
     return get
+
+
+def _measured_get_or_set(method: Callable[..., Any]) -> Callable[..., Any]:
+    cache = getattr(method, "__self__", None)
+
+    def get_or_set(key: Any, *args: Any, **kwargs: Any) -> Any:
+        token = _refill.set(_Refill(cache, key))
+        try:
+            return method(key, *args, **kwargs)
+        finally:
+            _refill.reset(token)
+
+    return get_or_set
+
+
+def _measured_aget_or_set(method: Callable[..., Any]) -> Callable[..., Any]:
+    cache = getattr(method, "__self__", None)
+
+    async def aget_or_set(key: Any, *args: Any, **kwargs: Any) -> Any:
+        token = _refill.set(_Refill(cache, key))
+        try:
+            return await method(key, *args, **kwargs)
+        finally:
+            _refill.reset(token)
+
+    return aget_or_set
 
 
 def _measured_get_many(method: Callable[..., Any], alias: str) -> Callable[..., Any]:
@@ -151,6 +219,11 @@ def _measure_cache(cache: BaseCache, alias: str) -> None:
         else:
             call = _measured(method, alias, name)
         setattr(cache, name, _Bound(method, call))
+    refills: Any = cache
+    refills.get_or_set = _measured_get_or_set(cache.get_or_set)
+    refills.aget_or_set = _measured_aget_or_set(cache.aget_or_set)
+    if vars(cache).get(_SWALLOWS):
+        setattr(cache, _SWALLOWS, _NoticedTruth())
     setattr(cache, _MARK, True)
 
 
@@ -176,8 +249,10 @@ class _Bound:
 
 def _leave_cache(cache: BaseCache) -> None:
     if vars(cache).pop(_MARK, None):
-        for name in (*_METHODS, "has_key", "get", "get_many"):
+        for name in (*_METHODS, "has_key", "get", "get_many", "get_or_set", "aget_or_set"):
             vars(cache).pop(name, None)
+        if isinstance(vars(cache).get(_SWALLOWS), _NoticedTruth):
+            setattr(cache, _SWALLOWS, True)
 
 
 def install(config: Config) -> None:

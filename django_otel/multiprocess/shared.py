@@ -19,6 +19,7 @@ import bisect
 import contextlib
 import errno
 import json
+import math
 import mmap
 import os
 import stat
@@ -1114,9 +1115,14 @@ def _last_sequence(data: bytes) -> int:
     return last
 
 
-def _read_ring(data: bytes) -> dict[tuple[int, int], Exemplar]:
-    """The newest exemplar of each (base of the series, bucket)."""
+def _read_ring(data: bytes) -> tuple[dict[tuple[int, int], Exemplar], float]:
+    """Return the newest exemplar of each (base of the series, bucket), and a lower bound.
+
+    The bound is the time of the oldest record of a ring that has lost some: all
+    it has lost are older. Seconds since the Unix epoch.
+    """
     found: dict[tuple[int, int], Exemplar] = {}
+    oldest: tuple[int, float] | None = None
     for index in range(_RING_RECORDS):
         offset = _RING_OFFSET + index * _RECORD_SIZE
         sequence, base, bucket, value, at_s, high, low, span_id = _RECORD.unpack_from(data, offset)
@@ -1125,10 +1131,12 @@ def _read_ring(data: bytes) -> dict[tuple[int, int], Exemplar]:
         packed = data[offset : offset + _RECORD.size]
         if zlib.crc32(packed) != struct.unpack_from("<Q", data, offset + _RECORD.size)[0]:
             continue
+        if oldest is None or sequence < oldest[0]:
+            oldest = sequence, at_s
         known = found.get((base, bucket))
         if known is None or known.time_unix_s <= at_s:
             found[(base, bucket)] = Exemplar(value, at_s, high << 64 | low, span_id)
-    return found
+    return found, oldest[1] if oldest is not None and oldest[0] > 1 else -math.inf
 
 
 #: What a plan is made for: number, layout, series, definitions, whether it lives, and readable cells of each slot.
@@ -1219,10 +1227,18 @@ class _Plan:
         return list(families.values())
 
     def _exemplars(self, slots: Sequence[bytes]) -> dict[_Series, dict[int, Exemplar]]:
-        """The newest exemplar of each series and bucket."""
+        """The newest exemplar of each series and bucket.
+
+        None of before what a ring has lost: the lost one may have been shown
+        already, and Prometheus refuses exemplars that go back in time.
+        """
         newest: dict[_Series, dict[int, Exemplar]] = {}
-        for data, places, (_, layout, *_) in zip(slots, self._places, self.state, strict=True):
-            for (base, bucket), exemplar in _read_ring(data).items():
+        rings = [_read_ring(data) for data in slots]
+        since_s = max((bound_s for _, bound_s in rings), default=-math.inf)
+        for (ring, _), places, (_, layout, *_) in zip(rings, self._places, self.state, strict=True):
+            for (base, bucket), exemplar in ring.items():
+                if exemplar.time_unix_s < since_s:
+                    continue
                 # Cells are handed out in ascending order.
                 position = bisect.bisect_left(layout.bases, base)
                 if position == len(layout.bases) or layout.bases[position] != base:

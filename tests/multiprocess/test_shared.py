@@ -1013,6 +1013,29 @@ def test_exemplars_of_several_slots_are_merged_the_newest_of_a_bucket(folder):
         assert [exemplar.trace_id for exemplar in family.points[0].exemplars] == [3, 2]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_exemplars_of_several_slots_never_go_back_in_time(folder, seed):
+    """Also when the newest one was pushed out of its process's ring and another process has an older one."""
+    chance = random.Random(seed)
+    workers = [join(folder) for _ in range(3)]
+    reader = Reader(folder)
+    shown: dict[object, float] = {}
+    found = 0
+    for step in range(400):
+        name = f"h{chance.randrange(40) if step % 4 else 0}"
+        chance.choice(workers).histogram(name, bounds=(1.0,)).record(
+            chance.choice((0.5, 1.5)), {"n": chance.randrange(3)}, trace_id=step + 1, span_id=1
+        )
+        for family in reader.merge():
+            for point in family.points:
+                for exemplar in point.exemplars:
+                    key = family.name, point.attributes, exemplar.value
+                    assert exemplar.time_unix_s >= shown.get(key, 0.0), step
+                    shown[key] = exemplar.time_unix_s
+                    found += 1
+    assert found > 400
+
+
 # --- Groups. ---
 
 

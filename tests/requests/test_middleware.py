@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 from django.core.handlers.asgi import ASGIHandler
+from django.http import FileResponse
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from opentelemetry import baggage, context, trace
 from opentelemetry.trace import SpanKind, StatusCode
@@ -496,6 +497,35 @@ def test_an_exception_in_a_stream_is_recorded(client, otel_spans, otel_metrics):
     assert span.status.status_code is StatusCode.ERROR
     assert [event.name for event in span.events] == ["exception"]
     assert otel_metrics.value(DURATION, {"http.route": "/stream-boom/", "error.type": "ValueError"}).count == 1
+
+
+@pytest.mark.parametrize(("method", "size_bytes"), [("get", 10_000), ("head", 0)])
+def test_a_files_size_is_measured(client, otel_metrics, method, size_bytes):
+    response = getattr(client, method)("/file/")
+    list(response)
+    response.close()
+    found = otel_metrics.value("http.server.response.body.size", {"http.route": "/file/"})
+    assert (found.count, found.sum) == (1, size_bytes)
+
+
+def test_a_file_of_unknown_size_is_measured_as_it_is_sent(rf, otel_metrics):
+    class Pipe:
+        """It cannot say how long it is."""
+
+        def __init__(self):
+            self.left = [b"a" * 3_000, b"b" * 500]
+
+        def read(self, size=-1):
+            return self.left.pop(0) if self.left else b""
+
+        def close(self):
+            pass
+
+    response = OTelMiddleware(lambda request: FileResponse(Pipe()))(rf.get("/pipe/"))
+    assert len(b"".join(response)) == 3_500
+    response.close()
+    family = next(found for found in runtime.collect_process() if found.name == "http.server.response.body.size")
+    assert sum(point.value.sum for point in family.points) == 3_500
 
 
 @pytest.mark.django_db
