@@ -499,6 +499,7 @@ def test_an_exception_in_a_stream_is_recorded(client, otel_spans, otel_metrics):
     assert otel_metrics.value(DURATION, {"http.route": "/stream-boom/", "error.type": "ValueError"}).count == 1
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize(("method", "size_bytes"), [("get", 10_000), ("head", 0)])
 def test_a_files_size_is_measured(client, otel_metrics, method, size_bytes):
     response = getattr(client, method)("/file/")
@@ -508,6 +509,7 @@ def test_a_files_size_is_measured(client, otel_metrics, method, size_bytes):
     assert (found.count, found.sum) == (1, size_bytes)
 
 
+@pytest.mark.django_db
 def test_a_file_of_unknown_size_is_measured_as_it_is_sent(rf, otel_metrics):
     class Pipe:
         """It cannot say how long it is."""
