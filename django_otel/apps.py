@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,18 @@ from django.core.checks import CheckMessage, Tags
 from django.core.checks import register as register_check
 
 logger = logging.getLogger("django_otel")
+
+
+#: Commands of Django that refuse to run when a check finds an error, and ours, which shows it.
+_CHECKING_COMMANDS = frozenset({
+    "check", "collectstatic", "createsuperuser", "flush", "inspectdb", "loaddata", "makemigrations", "migrate", "otel",
+    "runserver", "showmigrations", "sqlmigrate", "test", "testserver",
+})  # fmt: skip
+
+
+def _is_checking(command: str | None) -> bool:
+    """Whether this is a command that says what is wrong with the settings."""
+    return command in _CHECKING_COMMANDS and "--skip-checks" not in sys.argv
 
 
 class DjangoOTelConfig(AppConfig):
@@ -39,7 +52,9 @@ class DjangoOTelConfig(AppConfig):
             runtime.start(conf.get_config())
         except ConfigError as error:
             runtime.refuse(error.problems)
-            logger.error(
+            # Commands that run the system checks say it themselves, with the errors of everything else.
+            logger.log(
+                logging.DEBUG if _is_checking(runtime.command_name()) else logging.ERROR,
                 "django_otel is off because settings.OTEL is faulty:\n%s",
                 "\n".join(f"- {problem.message} ({problem.id})" for problem in error.problems),
             )

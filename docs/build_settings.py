@@ -77,7 +77,7 @@ OTEL = {
 | subcommand | what it does | exit code |
 |---|---|---|
 | `config [--format json]` | every value and where it came from; secrets masked | 0, or 3 when `settings.OTEL` is faulty |
-| `doctor [--timeout 5] [--format json]` | sends a span, a metric and a log record through every exporter, explains what does not arrive, looks at middleware, page, table and instrumentors | 0, 1 when something does not work, 3 |
+| `doctor [--timeout 5] [--format json]` | sends a span, a metric and a log record through every exporter, explains what does not arrive, looks at middleware, page, table, instrumentors, databases, caches, folders, console and versions | 0, 1 when something does not work, 3 |
 | `send-test [--timeout 5]` | sends one test trace and prints its id and `TRACE_URL` | 0, 1, 3 |
 | `catalogue [--format md or json]` | every metric | 0 |
 
@@ -95,14 +95,17 @@ OTEL = {
 | `W003` | requests are measured twice |
 | `W004` | `/metrics` is open to all (`check --deploy`) |
 | `W005` | the folder in which worker processes share their numbers cannot be used |
-| `W006` | the sampling ratio is 1.0 (`check --deploy`) |
+| `W006` | the sampling ratio is 1.0 and traces are exported (`check --deploy`) |
 | `W007` | an environment variable overrides a setting |
 | `W008` | live sampling without its table (`check --database default`) |
 | `W009` | the driver that is instrumented is not the one in use |
 | `W010` | a sensitive header is to be recorded; it is not |
 | `W011` | live sampling has no effect: another tool's provider is in use |
 | `W012` | a name in INSTRUMENT cannot be switched on |
-| `W013` | an environment variable was ignored |
+| `W013` | an environment variable was ignored, or has no effect |
+| `W014` | OTLP over HTTP goes to port 4317, which is that of gRPC |
+| `W015` | the console's traces cannot be kept at CONSOLE.PATH |
+| `W016` | OTEL is None |
 """  # noqa: E501 (rows of tables)
 
 

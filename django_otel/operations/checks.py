@@ -6,11 +6,10 @@ Everything but errors of the configuration is a Warning: an Error keeps
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.cache import caches
@@ -25,6 +24,7 @@ from django_otel.config.schema import Config, ConfigError, Problem
 from django_otel.export.pipelines import import_path, package_version
 from django_otel.instrumentation import instrumentors
 from django_otel.multiprocess import server_group, shared
+from django_otel.operations import surroundings
 from django_otel.requests.observation import DENIED_HEADER
 
 MIDDLEWARE = "django_otel.middleware.OTelMiddleware"
@@ -143,9 +143,10 @@ def _iterate_paths(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def check_project(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
-    """W001, W002, W003, W005, W007, W009 to W013: what is probably not meant."""
+    """W001, W002, W003, W005, W007, W009 to W016: what is probably not meant."""
     return list(_run((_check_middleware, _check_double, _check_environment, _check_driver, _check_headers,
-                      _check_provider, _check_instrumentors, _check_shared_folder)))  # fmt: skip
+                      _check_provider, _check_instrumentors, _check_shared_folder, _check_endpoints, _check_store,
+                      _check_nothing)))  # fmt: skip
 
 
 def check_deployment(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
@@ -244,10 +245,11 @@ def _check_shared_folder(config: Config) -> Iterator[CheckMessage]:
     is_asked_for = config.metrics.shared_dir is not None or config.metrics.group is not None
     if not shared.HAS_LOCKS:
         if is_asked_for:
-            yield _warn_shared("this system has no file locks (fcntl)", "Remove METRICS.SHARED_DIR and METRICS.GROUP.")
+            yield _warn_shared("this system has no file locks (fcntl)", "Remove METRICS.SHARED_DIR, METRICS.GROUP.")
         return
     obstacles = [
-        _find_obstacle(base) for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
+        surroundings.find_folder_obstacle(base)
+        for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
     ]
     if not obstacles or not all(obstacles):
         return
@@ -269,25 +271,6 @@ def _warn_shared(reason: str, hint: str) -> CheckMessage:
     )
 
 
-def _find_obstacle(base: Path) -> str:
-    """Why the shared folder cannot be in `base`; "" when it can. Makes nothing."""
-    folder = base / f"django-otel-{os.geteuid()}"
-    try:
-        shared.check_folder(folder)
-        place = folder
-    except FileNotFoundError:
-        # A folder named in the settings is made.
-        place = base if base.exists() else base.parent
-    except OSError as error:
-        return str(error) if isinstance(error, shared.Unusable) else f"{folder}: {error.strerror}"
-    if not place.is_dir():
-        return f"{place} is not a folder"
-    # Asked with the effective user, as the kernel will; also says no for a file system that is mounted read-only.
-    if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        return f"{place} is not writable"
-    return ""
-
-
 def _check_metrics_access(config: Config) -> Iterator[CheckMessage]:
     if config.metrics_view.allow == "all":
         yield Warning(
@@ -299,12 +282,52 @@ def _check_metrics_access(config: Config) -> Iterator[CheckMessage]:
 
 
 def _check_ratio(config: Config) -> Iterator[CheckMessage]:
-    if config.sampling.ratio >= 1.0 and config.providers != "none":
+    leaves = [name for name in config.traces.exporters if name not in ("console", "memory")]
+    if leaves and config.sampling.ratio >= 1.0 and config.providers != "none":
         yield Warning(
             'OTEL["SAMPLING"]["RATIO"] is 1.0: every request is traced and exported.',
             hint='Set a smaller share for a busy site, for example OTEL["SAMPLING"]["RATIO"] = 0.1. Metrics count '
             "every request all the same.",
             id="django_otel.W006",
+        )
+
+
+def _check_endpoints(config: Config) -> Iterator[CheckMessage]:
+    said = set()
+    for signal in ("TRACES", "METRICS", "LOGS"):
+        part = getattr(config, signal.lower())
+        http = [name for name in part.exporters if name in ("otlp", "otlp-json")]
+        url = part.endpoint or ""
+        try:
+            parts = urlsplit(url)
+            address = (parts.hostname, parts.port)
+        except ValueError:
+            continue
+        if http and address[1] == 4317 and address not in said:
+            said.add(address)
+            yield Warning(
+                f'OTEL["{signal}"] sends OTLP over HTTP to port 4317 of {address[0]}, where OTLP receivers usually '
+                "speak gRPC.",
+                hint='Use port 4318, or the exporter "otlp-grpc" (OTEL_EXPORTER_OTLP_PROTOCOL=grpc).',
+                id="django_otel.W014",
+            )
+
+
+def _check_store(config: Config) -> Iterator[CheckMessage]:
+    if obstacle := surroundings.find_store_obstacle(config):
+        yield Warning(
+            f'The console\'s traces cannot be kept at OTEL["CONSOLE"]["PATH"]: {obstacle}.',
+            hint="Name a folder that the server's user may write to.",
+            id="django_otel.W015",
+        )
+
+
+def _check_nothing(config: Config) -> Iterator[CheckMessage]:
+    if getattr(settings, "OTEL", {}) is None:
+        yield Warning(
+            "OTEL is None, which is as if it were not set: every setting has its default.",
+            hint='Write OTEL = {}, or OTEL = {"ENABLED": False} to switch telemetry off.',
+            id="django_otel.W016",
         )
 
 

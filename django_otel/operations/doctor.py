@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -35,7 +35,7 @@ from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config, ConfigError
 from django_otel.export import pipelines
 from django_otel.instrumentation import instrumentors
-from django_otel.operations import checks
+from django_otel.operations import checks, surroundings
 from django_otel.redaction.scrub import Scrubber
 
 Outcome = Literal["ok", "note", "warning", "failed"]
@@ -552,7 +552,7 @@ def send_test_trace(config: Config, timeout_s: float) -> tuple[str, list[Finding
 
 
 def examine(config: Config, timeout_s: float) -> list[Finding]:
-    """Look at everything: configuration, middleware, pages, table, instrumentors, exporters.
+    """Look at everything: configuration, exporters, pages, instrumentors, versions, databases, caches, folders.
 
     Units: `timeout_s` is seconds, for one exporter.
     """
@@ -564,6 +564,8 @@ def examine(config: Config, timeout_s: float) -> list[Finding]:
     findings += try_exporters(config, timeout_s)
     findings += _examine_metrics_page(config)
     findings += _examine_instrumentors(config)
+    for subject, outcome, text, advice in surroundings.examine(config, timeout_s):
+        findings.append(Finding(subject, cast("Outcome", outcome), text, advice))
     return findings
 
 

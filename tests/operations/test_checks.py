@@ -81,7 +81,7 @@ def test_missing_exporter_packages_are_named(settings, monkeypatch):
 
 WARNINGS = [
     ("W004", {"METRICS_VIEW": {"ALLOW": "all"}}, "anyone who can reach the site can read /metrics"),
-    ("W006", {"SAMPLING": {"RATIO": 1.0}}, "is 1.0"),
+    ("W006", {"TRACES": {"ENDPOINT": "http://collector:4318"}}, "is 1.0"),
     ("W010", {"REQUEST": {"REQUEST_HEADERS": ["x-tenant", "Authorization"]}}, "'Authorization'"),
     ("W010", {"REQUEST": {"RESPONSE_HEADERS": ["Set-Cookie"]}}, "'Set-Cookie'"),
     ("W012", {"INSTRUMENT": ["no-such-thing"]}, "opentelemetry-instrumentation-no-such-thing"),
@@ -261,9 +261,45 @@ def test_a_default_project_hears_nothing():
 
 
 def test_a_default_project_hears_of_the_ratio_alone_when_deploying():
-    """What is fine while developing is said by `check --deploy`."""
+    """What is fine while developing is said by `check --deploy`, where something is exported."""
     _, text = manage("check", "--deploy", otel={"SERVICE_NAME": "shop"})
+    assert "django_otel." not in text
+    _, text = manage("check", "--deploy", otel={"TRACES": {"ENDPOINT": "http://collector:4318"}})
     assert sorted(set(re.findall(r"django_otel\.\w+", text))) == ["django_otel.W006"]
+
+
+def test_otlp_over_http_to_the_port_of_grpc(settings):
+    """Said once for one receiver."""
+    settings.OTEL = {"TRACES": {"ENDPOINT": "http://collector:4317"}, "LOGS": {"EXPORTERS": ["otlp"]}}
+    [message] = [message for message in run_all() if message.id == "django_otel.W014"]
+    assert "port 4317 of collector" in message.msg
+    settings.OTEL = {"TRACES": {"ENDPOINT": "http://collector:4317", "EXPORTERS": ["otlp-grpc"]}}
+    assert "django_otel.W014" not in {message.id for message in run_all()}
+
+
+@pytest.mark.parametrize("name", ["a folder", "a file.sqlite3"])
+def test_a_console_path_that_cannot_be_written(settings, tmp_path, name):
+    """A file stands where a folder would have to be."""
+    (tmp_path / "in the way").touch()
+    settings.OTEL = {"CONSOLE": {"ENABLED": True, "PATH": str(tmp_path / "in the way" / name)}}
+    [message] = [message for message in run_all() if message.id == "django_otel.W015"]
+    assert "in the way is not a folder" in message.msg
+    settings.OTEL = {"CONSOLE": {"ENABLED": True, "PATH": str(tmp_path / "there" / name)}}
+    assert "django_otel.W015" not in {message.id for message in run_all()}
+    assert not (tmp_path / "there").exists()
+
+
+def test_none_is_no_dict(settings):
+    """It is as good as nothing, and said."""
+    settings.OTEL = None
+    assert "django_otel.W016" in {message.id for message in run_all()}
+
+
+@pytest.mark.parametrize("command", [["check"], ["migrate", "-v", "0"], ["otel", "config"]], ids=lambda words: words[0])
+def test_a_faulty_dict_is_printed_once(command):
+    """By the check or the command, not by the log as well."""
+    _, text = manage(*command, otel={"SAMPLING": {"RATIO": 25}}, TEST_SQLITE=":memory:")
+    assert " ".join(text.split()).count("is 25; expected") == 1
 
 
 def test_a_bad_dict_stops_check_and_migrate_but_not_django():
@@ -292,6 +328,7 @@ def test_nothing_is_said_when_telemetry_is_off(settings):
 
 def test_a_check_that_fails_itself_is_contained(settings, monkeypatch):
     """The other checks still speak."""
+    settings.OTEL = {"SERVICE_NAME": "shop"}
     settings.MIDDLEWARE = []
     monkeypatch.setattr(checks.instrumentors, "is_django_instrumented_elsewhere", lambda: 1 / 0)
     assert [message.id for message in checks.check_project()] == ["django_otel.W001"]
@@ -319,7 +356,11 @@ def test_checks_are_registered(settings):
     assert deployed == {"check_deployment"}
     assert django_checks.Tags.database in own["check_live_table"].tags
     assert runtime.current().problems == []
-    settings.OTEL = {"SAMPLING": {"RATIO": 1.0}, "METRICS_VIEW": {"ALLOW": "all"}, "INSTRUMENT": ["no-such-thing"]}
+    settings.OTEL = {
+        "TRACES": {"ENDPOINT": "http://collector:4318"},
+        "METRICS_VIEW": {"ALLOW": "all"},
+        "INSTRUMENT": ["no-such-thing"],
+    }
     said = {message.id for message in django_checks.run_checks(tags=["django_otel"], include_deployment_checks=True)}
     assert {"django_otel.W004", "django_otel.W006", "django_otel.W012"} <= said
     settings.OTEL = {"SAMPLING": {"RATIO": 25}}

@@ -23,11 +23,12 @@ from django.http import HttpRequest
 from django_otel import conf, runtime, views
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import SECRET_KEYS, Config, ConfigError
+from django_otel.export import pipelines
 from django_otel.live_sampling import command, follower
 from django_otel.metrics import catalogue
 from django_otel.metrics.model import Family
 from django_otel.multiprocess import discovery, server_group
-from django_otel.operations import doctor
+from django_otel.operations import doctor, surroundings
 from django_otel.operations import serve as serving
 from django_otel.operations.serve import Unavailable
 from django_otel.redaction.keys import REDACTED
@@ -94,6 +95,8 @@ class Command(BaseCommand):
         folder.add_argument("--folder", type=Path, help="only this group's folder")
         folder.add_argument("--format", choices=("text", "json"), default="text")
 
+        _add_common_options(parser)
+
     def handle(self, *args: Any, subcommand: str | None, **options: Any) -> None:
         code = OK
         if subcommand == "config":
@@ -125,8 +128,10 @@ class Command(BaseCommand):
         config = self._read_config(form)
         if config is None:
             return BAD_CONFIGURATION
-        values = {dotted: mask(dotted, value) for dotted, value in config.flat().items()}
-        sources = dict(config.sources)
+        values, sources = config.flat(), dict(config.sources)
+        for dotted, (value, why) in find_effective(config).items():
+            values[dotted], sources[dotted] = value, f"{sources[dotted]} ({why})"
+        values = {dotted: mask(dotted, value) for dotted, value in values.items()}
         admin_ratio = find_admin_ratio(config)
         if admin_ratio is not None:
             values["SAMPLING.RATIO"], sources["SAMPLING.RATIO"] = admin_ratio, "admin"
@@ -468,6 +473,44 @@ def _seconds(text: str) -> float:
     if not 0 < value <= 600:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and at most 600")
     return value
+
+
+def find_effective(config: Config) -> dict[str, tuple[object, str]]:
+    """What stands in the place of settings that are None: value and why, by dotted key."""
+    found: dict[str, tuple[object, str]] = {}
+    if config.console.enabled is None:
+        debug = conf.is_debug()
+        found["CONSOLE.ENABLED"] = (debug, f"DEBUG is {'on' if debug else 'off'}")
+    if config.console.path is None and conf.is_console_on(config):
+        place, _ = surroundings.find_store(config)
+        if place is not None:
+            found["CONSOLE.PATH"] = (str(place), "the folder in use")
+    if config.metrics.shared_dir is None and (folder := surroundings.find_shared_folder(config)) is not None:
+        found["METRICS.SHARED_DIR"] = (str(folder), "the folder in use")
+    for signal in ("TRACES", "METRICS", "LOGS"):
+        part = getattr(config, signal.lower())
+        kinds = [name for name in part.exporters if name in pipelines.OTLP_KINDS]
+        if part.endpoint is None and kinds:
+            found[f"{signal}.ENDPOINT"] = (doctor.describe_endpoint(kinds[0], signal.lower(), config), kinds[0])
+    for name in ("EVENT_ATTRIBUTES", "LINK_ATTRIBUTES"):
+        if getattr(config.traces.limits, name.lower()) is None:
+            found[f"TRACES.LIMITS.{name}"] = (config.traces.limits.attributes, "as ATTRIBUTES")
+    return found
+
+
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Django's common options for every subcommand, too: what is given there stands above what came before."""
+    for action in parser._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            continue
+        for subparser in set(action.choices.values()):
+            group = subparser.add_argument_group("options of every command")
+            group.add_argument("-v", "--verbosity", type=int, choices=(0, 1, 2, 3), default=argparse.SUPPRESS)
+            for name in ("--settings", "--pythonpath"):
+                group.add_argument(name, default=argparse.SUPPRESS)
+            for name in ("--traceback", "--no-color", "--force-color", "--skip-checks"):
+                group.add_argument(name, action="store_true", default=argparse.SUPPRESS)
+            _add_common_options(subparser)
 
 
 def find_admin_ratio(config: Config) -> float | None:

@@ -1,0 +1,204 @@
+"""What a deployment stands on, as the doctor finds it: databases, caches, folders, versions of packages."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from importlib import metadata
+from pathlib import Path
+
+import django
+from django.core.cache import caches
+from django.db import connections
+
+from django_otel import conf
+from django_otel._version import __version__
+from django_otel.base.suppression import suppress_instrumentation
+from django_otel.config.schema import Config
+from django_otel.multiprocess import server_group, shared
+
+#: The experimental packages' minor version of one release is so much above the stable ones' (1.45 and 0.66).
+_BETA_OFFSET = 21
+#: Released together with the API and the SDK, under their version.
+_STABLE = re.compile(r"opentelemetry-(api|sdk|proto|exporter-otlp(-proto-(common|grpc|http))?)$")
+#: Released together, under the experimental version.
+_BETA = re.compile(r"opentelemetry-(instrumentation(-[\w-]+)?|semantic-conventions|util-http|distro)$")
+
+
+def find_store_obstacle(config: Config) -> str:
+    """Why the console's store cannot be written where the settings want it; "" when it can, or is wanted nowhere."""
+    if config.console.path is None or not conf.is_console_on(config):
+        return ""
+    return find_store(config)[1]
+
+
+def find_store(config: Config) -> tuple[Path | None, str]:
+    """Where the console's store is, or would be made: a folder or file, and ""; else None and why nowhere."""
+    from django_otel.tracestore.file import FILE_ENDINGS, candidate_folders
+
+    path = config.console.path
+    if path is not None and path.endswith(FILE_ENDINGS):
+        obstacle = find_obstacle(Path(path))
+        return (None, obstacle) if obstacle else (Path(path), "")
+    reasons = []
+    for folder in candidate_folders(path, config.surroundings, conf.deployment_identity(config)):
+        obstacle = find_obstacle(folder)
+        if not obstacle:
+            return folder, ""
+        reasons.append(obstacle)
+    return None, "; ".join(reasons)
+
+
+def find_obstacle(path: Path) -> str:
+    """Why a file or folder cannot be made or written; "" when it can. Makes nothing."""
+    place = path
+    if not place.exists():
+        place = place.parent
+        # Folders on the way are made, one after the other.
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            return f"{place} is not a folder"
+    mode = os.W_OK | (os.X_OK if place.is_dir() else 0)
+    if not os.access(place, mode, effective_ids=os.access in os.supports_effective_ids):
+        return f"{place} is not writable"
+    return ""
+
+
+def find_folder_obstacle(base: Path) -> str:
+    """Why the workers' shared folder cannot be in `base`; "" when it can. Makes nothing."""
+    folder = base / f"django-otel-{os.geteuid()}"
+    try:
+        shared.check_folder(folder)
+        place = folder
+    except FileNotFoundError:
+        # A folder named in the settings is made.
+        place = base if base.exists() else base.parent
+    except OSError as error:
+        return str(error) if isinstance(error, shared.Unusable) else f"{folder}: {error.strerror}"
+    if not place.is_dir():
+        return f"{place} is not a folder"
+    # Asked with the effective user, as the kernel will; also says no for a file system that is mounted read-only.
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        return f"{place} is not writable"
+    return ""
+
+
+def find_shared_folder(config: Config) -> Path | None:
+    """The folder in which worker processes share their numbers, or would; None where they cannot."""
+    if not shared.HAS_LOCKS:
+        return None
+    for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings):
+        if not find_folder_obstacle(base):
+            return base / f"django-otel-{os.geteuid()}"
+    return None
+
+
+#: Subject, outcome ("ok", "note", "warning", "failed"), text, advice.
+Line = tuple[str, str, str, str]
+
+
+def examine(config: Config, timeout_s: float) -> Iterator[Line]:
+    """Look at everything the settings stand on. Units: `timeout_s` is seconds, for one database or cache."""
+    yield from _examine_versions()
+    probes: list[tuple[str, Callable[[], str]]] = [
+        *((f"database {alias}", lambda alias=alias: _ask_database(alias)) for alias in connections),  # type: ignore[misc]
+        *((f"cache {alias}", lambda alias=alias: _ask_cache(alias)) for alias in caches.settings),  # type: ignore[misc]
+    ]
+    yield from _run_probes(probes, timeout_s)
+    if {"prometheus", "prometheus-registry"} & set(config.metrics.exporters):
+        folder = find_shared_folder(config)
+        if folder is not None:
+            yield "shared folder", "ok", f"worker processes share their numbers in {folder}.", ""
+        else:
+            yield (
+                "shared folder",
+                "note",
+                "worker processes cannot share their numbers; /metrics shows those of the process that answers.",
+                'Set OTEL["METRICS"]["SHARED_DIR"] to a folder that the server may write to.',
+            )
+    yield from _examine_console(config)
+
+
+def _run_probes(probes: list[tuple[str, Callable[[], str]]], timeout_s: float) -> Iterator[Line]:
+    if not probes:
+        return
+    pool = ThreadPoolExecutor(len(probes), thread_name_prefix="django_otel-doctor")
+    try:
+        running = [(subject, pool.submit(probe)) for subject, probe in probes]
+        for subject, future in running:
+            try:
+                yield subject, "ok", future.result(timeout_s), ""
+            except FutureTimeoutError:
+                yield subject, "warning", f"no answer within {timeout_s:g} s.", ""
+            except Exception as error:
+                # Its text may hold addresses and passwords.
+                yield subject, "warning", f"cannot be used: {type(error).__name__}.", ""
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ask_database(alias: str) -> str:
+    connection = connections[alias]
+    with suppress_instrumentation():
+        try:
+            connection.ensure_connection()
+            is_usable = connection.is_usable()
+        finally:
+            # This thread's own.
+            connection.close()
+    if not is_usable:
+        raise RuntimeError
+    return f"answers ({connection.vendor})."
+
+
+def _ask_cache(alias: str) -> str:
+    with suppress_instrumentation():
+        caches[alias].get("django_otel.doctor")
+    return f"answers ({caches.settings[alias].get('BACKEND', '?').rpartition('.')[2]})."
+
+
+def _examine_console(config: Config) -> Iterator[Line]:
+    if not conf.is_console_on(config):
+        yield "console", "note", "is off (CONSOLE.ENABLED, by default as DEBUG).", ""
+        return
+    why = " because DEBUG is on" if config.console.enabled is None else ""
+    yield "console", "ok", f"is on{why}; its pages are in the admin.", ""
+    place, obstacle = find_store(config)
+    if place is None:
+        yield "store", "warning", f"traces cannot be kept: {obstacle}.", 'Set OTEL["CONSOLE"]["PATH"].'
+    else:
+        yield "store", "ok", f"traces are kept in {place}.", ""
+
+
+def find_mismatches() -> tuple[str, list[str]]:
+    """The SDK's version, and the OpenTelemetry packages that are of another release, as "name==fitting version"."""
+    installed = {
+        re.sub(r"[-_.]+", "-", name).lower(): found.version
+        for found in metadata.distributions()
+        if (name := found.metadata["Name"] or "").lower().startswith("opentelemetry")
+    }
+    sdk = installed.get("opentelemetry-sdk", "")
+    numbers = re.fullmatch(r"1\.(\d+)\.(\d+)", sdk)
+    if numbers is None:
+        return sdk, []
+    beta = f"0.{int(numbers[1]) + _BETA_OFFSET}b{numbers[2]}"
+    wanted = {name: sdk for name in installed if _STABLE.fullmatch(name)}
+    wanted |= {name: beta for name in installed if _BETA.fullmatch(name)}
+    return sdk, sorted(f"{name}=={version}" for name, version in wanted.items() if installed[name] != version)
+
+
+def _examine_versions() -> Iterator[Line]:
+    sdk, mismatches = find_mismatches()
+    python = ".".join(map(str, sys.version_info[:3]))
+    text = f"django-otel-kit {__version__}, Django {django.__version__}, Python {python}, OpenTelemetry {sdk or '?'}"
+    if mismatches:
+        names = ", ".join(entry.partition("==")[0] for entry in mismatches)
+        advice = f"Run: pip install {' '.join(mismatches)}"
+        yield "versions", "warning", f"{text}; of another release are {names}.", advice
+    else:
+        yield "versions", "ok", f"{text}.", ""
