@@ -106,8 +106,8 @@ def examine(config: Config, timeout_s: float) -> Iterator[Line]:
     """Look at everything the settings stand on. Units: `timeout_s` is seconds, for one database or cache."""
     yield from _examine_versions()
     probes: list[tuple[str, Callable[[], str]]] = [
-        *((f"database {alias}", lambda alias=alias: _ask_database(alias)) for alias in connections),  # type: ignore[misc]
-        *((f"cache {alias}", lambda alias=alias: _ask_cache(alias)) for alias in caches.settings),  # type: ignore[misc]
+        *((f"database {alias}", lambda alias=alias: _ask_database(alias)) for alias in connections),
+        *((f"cache {alias}", lambda alias=alias: _ask_cache(alias)) for alias in caches.settings),
     ]
     yield from _run_probes(probes, timeout_s)
     if {"prometheus", "prometheus-registry"} & set(config.metrics.exporters):
