@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import logging
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, cast
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.db import connections
@@ -36,16 +33,12 @@ from django_otel.config.schema import Config, ConfigError
 from django_otel.export import pipelines
 from django_otel.instrumentation import instrumentors
 from django_otel.operations import checks, surroundings
+from django_otel.operations.reasons import http_url, name_error, probe_grpc, probe_http, show_url
 from django_otel.redaction.scrub import Scrubber
 
 Outcome = Literal["ok", "note", "warning", "failed"]
 SIGNALS = ("traces", "metrics", "logs")
 SCOPE = "django_otel.doctor"
-_SERVICES = {
-    "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
-    "metrics": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
-    "logs": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
-}
 _WHAT = {"traces": "one span", "metrics": "one metric", "logs": "one log record"}
 
 
@@ -111,7 +104,7 @@ def _try_exporter(name: str, signal: str, config: Config, timeout_s: float, hear
     except ConfigError as error:
         return Finding(subject, "failed", error.problems[0].message, error.problems[0].hint)
     except Exception as error:
-        return Finding(subject, "failed", f"the exporter cannot be built: {_name(error)}.")
+        return Finding(subject, "failed", f"the exporter cannot be built: {name_error(error)}.")
     return _try_otlp(subject, name, signal, config, exporter, timeout_s, heard)
 
 
@@ -129,7 +122,7 @@ def _try_own(subject: str, path: str, config: Config) -> Finding:
             return Finding(subject, "ok", "took one span.")
         return Finding(subject, "failed", "did not take one span; its log says why.")
     except Exception as error:
-        return Finding(subject, "failed", f"raised {_name(error)} at the export of one span.")
+        return Finding(subject, "failed", f"raised {name_error(error)} at the export of one span.")
     finally:
         with contextlib.suppress(Exception):
             made.shutdown()
@@ -147,16 +140,16 @@ def _try_otlp(
             arrived = exporter.export(build_test_batch(signal, config)).name == "SUCCESS"
     except Exception as error:
         arrived = False
-        said.append(_name(error))
+        said.append(name_error(error))
     finally:
         with contextlib.suppress(Exception):
             exporter.shutdown()
     took_ms = (time.monotonic() - begun_s) * 1000
     with suppress_instrumentation():
         if name != "otlp-grpc":
-            reason = _probe_http(settings, signal, timeout_s, arrived, is_json=name == "otlp-json")
+            reason = probe_http(settings, signal, timeout_s, arrived, is_json=name == "otlp-json")
         else:
-            reason = None if arrived else _probe_grpc(settings, signal, timeout_s)
+            reason = None if arrived else probe_grpc(settings, signal, timeout_s)
     if arrived and reason is None:
         return Finding(subject, "ok", f"{_WHAT[signal]} arrived at {place} in {took_ms:.0f} ms.")
     if reason is not None:
@@ -169,19 +162,8 @@ def describe_endpoint(name: str, signal: str, config: Config) -> str:
     """Where an exporter sends, as it may be shown: without user, password and query."""
     settings = getattr(config, signal)
     if name == "otlp-grpc":
-        return _show_url(pipelines.grpc_target(settings))
-    return _show_url(_http_url(settings, signal))
-
-
-def _http_url(settings: Any, signal: str) -> str:
-    return settings.endpoint or f"{pipelines._DEFAULT_HTTP_ENDPOINT}/v1/{signal}"
-
-
-def _show_url(url: str) -> str:
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return show_url(pipelines.grpc_target(settings))
+    return show_url(http_url(settings, signal))
 
 
 # --- What to send. ---
@@ -305,239 +287,6 @@ def _hearing_exporters() -> Iterator[_Heard]:
             logger.propagate = propagate
 
 
-# --- Why not, over HTTP. ---
-
-
-@dataclass(frozen=True, slots=True)
-class _Reason:
-    text: str
-    advice: str = ""
-
-
-def _probe_http(
-    settings: Any, signal: str, timeout_s: float, arrived: bool, *, is_json: bool = False
-) -> _Reason | None:
-    """Post an empty message and explain the answer. When our message has arrived only a web page is a fault."""
-    import requests
-
-    url = _http_url(settings, signal)
-    kind = "application/json" if is_json else "application/x-protobuf"
-    headers = {"content-type": kind, **settings.headers}
-    try:
-        # An empty body is an empty message of every signal. A redirect would turn the POST into a GET.
-        with requests.post(
-            url, b"{}" if is_json else b"", headers=headers, timeout=timeout_s, allow_redirects=False, stream=True
-        ) as answer:
-            return explain_answer(answer.status_code, answer.headers, url, signal)
-    except Exception as error:
-        # The exporter has ways of its own (certificates of the environment), so its success counts.
-        return None if arrived else explain_http_error(error, url, timeout_s)
-
-
-def explain_answer(status: int, headers: Any, url: str, signal: str) -> _Reason | None:
-    """What is wrong with an answer to OTLP over HTTP; None when it is as it should be."""
-    place = f'OTEL["{signal.upper()}"]'
-    kind = str(headers.get("content-type", "")).partition(";")[0].strip().lower()
-    if 200 <= status < 300:
-        if kind in ("text/html", "application/xhtml+xml"):
-            return _Reason(
-                f"answers {status} with a web page ({kind}), not as an OTLP receiver does.",
-                f'Something else listens there; look at {place}["ENDPOINT"].',
-            )
-        return None
-    if 300 <= status < 400:
-        where = _show_url(str(headers.get("location", "")))
-        return _Reason(
-            f"redirects ({status}) to {where or 'elsewhere'}.", f'Set {place}["ENDPOINT"] to the final address.'
-        )
-    texts = {
-        400: ("400 Bad Request: it did not understand the message.", "Is it an OTLP receiver of this signal?"),
-        401: ("401 Unauthorized: credentials are missing or wrong.", f'Look at {place}["HEADERS"].'),
-        403: (
-            "403 Forbidden: the credentials may not write there.",
-            f'Look at {place}["HEADERS"] and at the rights of its key.',
-        ),
-        404: (
-            f"404 Not Found: nothing at the path {urlsplit(url).path or '/'}.",
-            f"An OTLP receiver takes {signal} at /v1/{signal}, sometimes below a prefix.",
-        ),
-        405: (
-            "405 Method Not Allowed: it takes no POST at this path.",
-            f"An OTLP receiver takes {signal} at /v1/{signal}, sometimes below a prefix.",
-        ),
-        413: ("413: the message is too large for it.", 'Lower OTEL["TRACES"]["BATCH"]["BATCH_SIZE"].'),
-        415: ("415 Unsupported Media Type: it takes no protobuf.", "Is it an OTLP receiver?"),
-        429: ("429 Too Many Requests: it limits the rate.", "Sample less, or raise the limit there."),
-    }
-    other = f"{status}: it has a fault of its own." if status >= 500 else f"{status}, which OTLP does not know."
-    text, advice = texts.get(status, (other, ""))
-    if kind == "text/html":
-        text += " The answer is a web page (text/html)."
-    return _Reason(f"answers {text}", advice)
-
-
-def explain_http_error(error: BaseException, url: str, timeout_s: float) -> _Reason:
-    """Why a request got no answer, from the exception and all that caused it."""
-    import requests
-
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    chain = list(_causes(error))
-    text = " ".join(str(cause) for cause in chain)
-    if isinstance(error, requests.exceptions.ProxyError):
-        return _Reason("the proxy of the environment (HTTP_PROXY, HTTPS_PROXY) does not let the request through.",
-                       f"Set NO_PROXY={host} or repair the proxy.")  # fmt: skip
-    if isinstance(error, requests.exceptions.SSLError):
-        if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
-            return _Reason(
-                "TLS failed: the server does not speak TLS on this port.", "Write http:// instead of https://."
-            )
-        if "CERTIFICATE_VERIFY_FAILED" in text:
-            why = "self-signed or of an unknown authority" if "self" in text or "local issuer" in text else "not valid"
-            return _Reason(
-                f"TLS failed: the server's certificate is {why}.",
-                "Set OTEL_EXPORTER_OTLP_CERTIFICATE to the file of the authority that signed it.",
-            )
-        return _Reason("TLS failed: client and server found no common ground.")
-    if any(isinstance(cause, socket.gaierror) for cause in chain) or "NameResolutionError" in text:
-        return _unresolved(host)
-    if any(isinstance(cause, ConnectionRefusedError) for cause in chain):
-        return _Reason(*_refused(host, parts.port or (443 if parts.scheme == "https" else 80)))
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return _unanswered(timeout_s)
-    if isinstance(error, requests.exceptions.Timeout):
-        return _Reason(
-            f"timeout: the connection was taken, but no answer came within {timeout_s:g} s.",
-            "The receiver hangs, or something else listens there.",
-        )
-    if isinstance(error, requests.exceptions.ConnectionError) and _is_nonsense(text):
-        return _Reason(
-            "the server did not answer in HTTP/1.1; it may speak gRPC on this port, or TLS.",
-            'OTLP over HTTP usually has port 4318 and gRPC 4317: change the port, or use the exporter "otlp-grpc".',
-        )
-    if "unreachable" in text.lower() or "No route" in text:
-        return _Reason(f"the host {host!r} cannot be reached from this network.")
-    return _Reason(f"the request failed: {_name(error)}.")
-
-
-def _unresolved(host: str) -> _Reason:
-    return _Reason(
-        f"the host name {host!r} cannot be resolved (DNS).", "Is the name right, and known from this machine?"
-    )
-
-
-def _unanswered(timeout_s: float) -> _Reason:
-    return _Reason(
-        f"no answer to the attempt to connect within {timeout_s:g} s.",
-        "The host is down, or a firewall drops packets.",
-    )
-
-
-def _refused(host: str, port: int) -> tuple[str, str]:
-    advice = "Is the receiver running, and does it listen on this address?"
-    if host in ("localhost", "127.0.0.1", "::1"):
-        advice += " In a container localhost is the container itself."
-    return f"connection refused: nothing listens on {host}:{port}.", advice
-
-
-def _is_nonsense(text: str) -> bool:
-    marks = ("BadStatusLine", "RemoteDisconnected", "Connection aborted", "reset by peer", "Connection broken")
-    return any(mark in text for mark in marks)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and what libraries carry in `reason` and `args`."""
-    seen: set[int] = set()
-    waiting: list[Any] = [error]
-    while waiting:
-        current = waiting.pop(0)
-        if not isinstance(current, BaseException) or id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        waiting += [current.__cause__, current.__context__, getattr(current, "reason", None), *current.args]
-
-
-def _name(error: BaseException) -> str:
-    return type(error).__name__
-
-
-# --- Why not, over gRPC. ---
-
-
-def _probe_grpc(settings: Any, signal: str, timeout_s: float) -> _Reason | None:
-    if importlib.util.find_spec("grpc") is None:
-        return _Reason("the package grpcio is not installed.", 'Run: pip install "django-otel-kit[grpc]"')
-    import grpc
-
-    target = pipelines.grpc_target(settings)
-    is_secure = target.startswith("https://")
-    address = target.partition("://")[2] or target
-    reason = _probe_tcp(address, 443 if is_secure else 80, timeout_s)
-    if reason is not None:
-        return reason
-    channel = (
-        grpc.secure_channel(address, grpc.ssl_channel_credentials()) if is_secure else grpc.insecure_channel(address)
-    )
-    try:
-        with channel:
-            # Without serialisers: bytes go as they are, and no bytes are an empty message of every signal.
-            call = channel.unary_unary(_SERVICES[signal])
-            metadata = [(name.lower(), value) for name, value in settings.headers.items()]
-            call(b"", timeout=timeout_s, metadata=metadata)
-    except grpc.RpcError as error:
-        return explain_grpc_error(error.code().name, str(error.details() or ""), signal, is_secure, timeout_s)
-    return None
-
-
-def _probe_tcp(address: str, default_port: int, timeout_s: float) -> _Reason | None:
-    parts = urlsplit(f"//{address}")
-    host, port = parts.hostname or "", parts.port or default_port
-    try:
-        socket.create_connection((host, port), timeout_s).close()
-    except socket.gaierror:
-        return _unresolved(host)
-    except ConnectionRefusedError:
-        return _Reason(*_refused(host, port))
-    except TimeoutError:
-        return _unanswered(timeout_s)
-    except OSError as error:
-        return _Reason(f"the host {host!r} cannot be reached: {error.strerror or _name(error)}.")
-    return None
-
-
-def explain_grpc_error(code: str, details: str, signal: str, is_secure: bool, timeout_s: float) -> _Reason:
-    """What a gRPC status means for whoever has to repair it."""
-    place = f'OTEL["{signal.upper()}"]'
-    low = details.lower()
-    if code == "UNAUTHENTICATED":
-        return _Reason("UNAUTHENTICATED: credentials are missing or wrong.", f'Look at {place}["HEADERS"].')
-    if code == "PERMISSION_DENIED":
-        return _Reason("PERMISSION_DENIED: the credentials may not write there.", f'Look at {place}["HEADERS"].')
-    if code == "UNIMPLEMENTED":
-        return _Reason(f"UNIMPLEMENTED: it speaks gRPC, but takes no {signal}.", "Something else listens there.")
-    if code == "DEADLINE_EXCEEDED":
-        return _Reason(
-            f"timeout: the connection was taken, but no answer came within {timeout_s:g} s.",
-            "The receiver hangs, or something else listens there.",
-        )
-    if "certificate" in low or "ssl" in low or "tls" in low or "handshak" in low:
-        if is_secure and "wrong_version" in low.replace(" ", "_"):
-            return _Reason(
-                "TLS failed: the server does not speak TLS on this port.", "Write http:// instead of https://."
-            )
-        return _Reason(
-            "TLS failed: the server's certificate is not accepted, or it does not speak TLS on this port.",
-            "Set OTEL_EXPORTER_OTLP_CERTIFICATE to the authority's file, or write http:// for a server without TLS.",
-        )
-    if code in ("UNAVAILABLE", "UNKNOWN", "INTERNAL"):
-        return _Reason(
-            f"{code}: the server does not speak gRPC on this port; it may speak HTTP, or TLS.",
-            'OTLP over gRPC usually has port 4317 and HTTP 4318: change the port, or use the exporter "otlp".',
-        )
-    return _Reason(f"gRPC status {code}.")
-
-
 # --- The whole examination. ---
 
 
@@ -603,7 +352,7 @@ def _examine_metrics_page(config: Config) -> Iterator[Finding]:
         yield Finding("/metrics", "warning", "no URL leads to it.", advice)
         return
     except Exception as error:
-        yield Finding("/metrics", "failed", f"the project's URLs cannot be loaded: {_name(error)}.")
+        yield Finding("/metrics", "failed", f"the project's URLs cannot be loaded: {name_error(error)}.")
         return
     yield Finding("/metrics", "ok", f"is at {url}; who may read it: {_describe_access(config)}.")
 
@@ -657,12 +406,12 @@ def _send_spans(name: str, spans: list[ReadableSpan], config: Config, timeout_s:
     except ConfigError as error:
         return Finding(subject, "failed", error.problems[0].message, error.problems[0].hint)
     except Exception as error:
-        return Finding(subject, "failed", f"the exporter cannot be built: {_name(error)}.")
+        return Finding(subject, "failed", f"the exporter cannot be built: {name_error(error)}.")
     try:
         with suppress_instrumentation(), heard.by_this_thread() as said:
             arrived = exporter.export(spans).name == "SUCCESS"
     except Exception as error:
-        return Finding(subject, "failed", f"raised {_name(error)} at the export.")
+        return Finding(subject, "failed", f"raised {name_error(error)} at the export.")
     finally:
         with contextlib.suppress(Exception):
             exporter.shutdown()

@@ -1,0 +1,266 @@
+"""Why an OTLP receiver does not take what is sent: a bare request to the same place, and its answer in words."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from django_otel.export import pipelines
+
+_SERVICES = {
+    "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+    "metrics": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+    "logs": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+}
+
+
+def show_url(url: str) -> str:
+    """A URL without user, password and query."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def http_url(settings: Any, signal: str) -> str:
+    """Where OTLP over HTTP sends `signal`."""
+    return settings.endpoint or f"{pipelines._DEFAULT_HTTP_ENDPOINT}/v1/{signal}"
+
+
+# --- Why not, over HTTP. ---
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something does not work, and what to do about it."""
+
+    text: str
+    advice: str = ""
+
+
+def probe_http(settings: Any, signal: str, timeout_s: float, arrived: bool, *, is_json: bool = False) -> Reason | None:
+    """Post an empty message and explain the answer. When our message has arrived only a web page is a fault."""
+    import requests
+
+    url = http_url(settings, signal)
+    kind = "application/json" if is_json else "application/x-protobuf"
+    headers = {"content-type": kind, **settings.headers}
+    try:
+        # An empty body is an empty message of every signal. A redirect would turn the POST into a GET.
+        with requests.post(
+            url, b"{}" if is_json else b"", headers=headers, timeout=timeout_s, allow_redirects=False, stream=True
+        ) as answer:
+            return explain_answer(answer.status_code, answer.headers, url, signal)
+    except Exception as error:
+        # The exporter has ways of its own (certificates of the environment), so its success counts.
+        return None if arrived else explain_http_error(error, url, timeout_s)
+
+
+def explain_answer(status: int, headers: Any, url: str, signal: str) -> Reason | None:
+    """What is wrong with an answer to OTLP over HTTP; None when it is as it should be."""
+    place = f'OTEL["{signal.upper()}"]'
+    kind = str(headers.get("content-type", "")).partition(";")[0].strip().lower()
+    if 200 <= status < 300:
+        if kind in ("text/html", "application/xhtml+xml"):
+            return Reason(
+                f"answers {status} with a web page ({kind}), not as an OTLP receiver does.",
+                f'Something else listens there; look at {place}["ENDPOINT"].',
+            )
+        return None
+    if 300 <= status < 400:
+        where = show_url(str(headers.get("location", "")))
+        return Reason(
+            f"redirects ({status}) to {where or 'elsewhere'}.", f'Set {place}["ENDPOINT"] to the final address.'
+        )
+    texts = {
+        400: ("400 Bad Request: it did not understand the message.", "Is it an OTLP receiver of this signal?"),
+        401: ("401 Unauthorized: credentials are missing or wrong.", f'Look at {place}["HEADERS"].'),
+        403: (
+            "403 Forbidden: the credentials may not write there.",
+            f'Look at {place}["HEADERS"] and at the rights of its key.',
+        ),
+        404: (
+            f"404 Not Found: nothing at the path {urlsplit(url).path or '/'}.",
+            f"An OTLP receiver takes {signal} at /v1/{signal}, sometimes below a prefix.",
+        ),
+        405: (
+            "405 Method Not Allowed: it takes no POST at this path.",
+            f"An OTLP receiver takes {signal} at /v1/{signal}, sometimes below a prefix.",
+        ),
+        413: ("413: the message is too large for it.", 'Lower OTEL["TRACES"]["BATCH"]["BATCH_SIZE"].'),
+        415: ("415 Unsupported Media Type: it takes no protobuf.", "Is it an OTLP receiver?"),
+        429: ("429 Too Many Requests: it limits the rate.", "Sample less, or raise the limit there."),
+    }
+    other = f"{status}: it has a fault of its own." if status >= 500 else f"{status}, which OTLP does not know."
+    text, advice = texts.get(status, (other, ""))
+    if kind == "text/html":
+        text += " The answer is a web page (text/html)."
+    return Reason(f"answers {text}", advice)
+
+
+def explain_http_error(error: BaseException, url: str, timeout_s: float) -> Reason:
+    """Why a request got no answer, from the exception and all that caused it."""
+    import requests
+
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    chain = list(_causes(error))
+    text = " ".join(str(cause) for cause in chain)
+    if isinstance(error, requests.exceptions.ProxyError):
+        return Reason("the proxy of the environment (HTTP_PROXY, HTTPS_PROXY) does not let the request through.",
+                       f"Set NO_PROXY={host} or repair the proxy.")  # fmt: skip
+    if isinstance(error, requests.exceptions.SSLError):
+        if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
+            return Reason(
+                "TLS failed: the server does not speak TLS on this port.", "Write http:// instead of https://."
+            )
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            why = "self-signed or of an unknown authority" if "self" in text or "local issuer" in text else "not valid"
+            return Reason(
+                f"TLS failed: the server's certificate is {why}.",
+                "Set OTEL_EXPORTER_OTLP_CERTIFICATE to the file of the authority that signed it.",
+            )
+        return Reason("TLS failed: client and server found no common ground.")
+    if any(isinstance(cause, socket.gaierror) for cause in chain) or "NameResolutionError" in text:
+        return _unresolved(host)
+    if any(isinstance(cause, ConnectionRefusedError) for cause in chain):
+        return Reason(*_refused(host, parts.port or (443 if parts.scheme == "https" else 80)))
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return _unanswered(timeout_s)
+    if isinstance(error, requests.exceptions.Timeout):
+        return Reason(
+            f"timeout: the connection was taken, but no answer came within {timeout_s:g} s.",
+            "The receiver hangs, or something else listens there.",
+        )
+    if isinstance(error, requests.exceptions.ConnectionError) and _is_nonsense(text):
+        return Reason(
+            "the server did not answer in HTTP/1.1; it may speak gRPC on this port, or TLS.",
+            'OTLP over HTTP usually has port 4318 and gRPC 4317: change the port, or use the exporter "otlp-grpc".',
+        )
+    if "unreachable" in text.lower() or "No route" in text:
+        return Reason(f"the host {host!r} cannot be reached from this network.")
+    return Reason(f"the request failed: {name_error(error)}.")
+
+
+def _unresolved(host: str) -> Reason:
+    return Reason(
+        f"the host name {host!r} cannot be resolved (DNS).", "Is the name right, and known from this machine?"
+    )
+
+
+def _unanswered(timeout_s: float) -> Reason:
+    return Reason(
+        f"no answer to the attempt to connect within {timeout_s:g} s.",
+        "The host is down, or a firewall drops packets.",
+    )
+
+
+def _refused(host: str, port: int) -> tuple[str, str]:
+    advice = "Is the receiver running, and does it listen on this address?"
+    if host in ("localhost", "127.0.0.1", "::1"):
+        advice += " In a container localhost is the container itself."
+    return f"connection refused: nothing listens on {host}:{port}.", advice
+
+
+def _is_nonsense(text: str) -> bool:
+    marks = ("BadStatusLine", "RemoteDisconnected", "Connection aborted", "reset by peer", "Connection broken")
+    return any(mark in text for mark in marks)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and what libraries carry in `reason` and `args`."""
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if not isinstance(current, BaseException) or id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting += [current.__cause__, current.__context__, getattr(current, "reason", None), *current.args]
+
+
+def name_error(error: BaseException) -> str:
+    """The class of an exception; its text may hold secrets."""
+    return type(error).__name__
+
+
+# --- Why not, over gRPC. ---
+
+
+def probe_grpc(settings: Any, signal: str, timeout_s: float) -> Reason | None:
+    """Send an empty message and explain the answer; None when it was taken."""
+    if importlib.util.find_spec("grpc") is None:
+        return Reason("the package grpcio is not installed.", 'Run: pip install "django-otel-kit[grpc]"')
+    import grpc
+
+    target = pipelines.grpc_target(settings)
+    is_secure = target.startswith("https://")
+    address = target.partition("://")[2] or target
+    reason = _probe_tcp(address, 443 if is_secure else 80, timeout_s)
+    if reason is not None:
+        return reason
+    channel = (
+        grpc.secure_channel(address, grpc.ssl_channel_credentials()) if is_secure else grpc.insecure_channel(address)
+    )
+    try:
+        with channel:
+            # Without serialisers: bytes go as they are, and no bytes are an empty message of every signal.
+            call = channel.unary_unary(_SERVICES[signal])
+            metadata = [(name.lower(), value) for name, value in settings.headers.items()]
+            call(b"", timeout=timeout_s, metadata=metadata)
+    except grpc.RpcError as error:
+        return explain_grpc_error(error.code().name, str(error.details() or ""), signal, is_secure, timeout_s)
+    return None
+
+
+def _probe_tcp(address: str, default_port: int, timeout_s: float) -> Reason | None:
+    parts = urlsplit(f"//{address}")
+    host, port = parts.hostname or "", parts.port or default_port
+    try:
+        socket.create_connection((host, port), timeout_s).close()
+    except socket.gaierror:
+        return _unresolved(host)
+    except ConnectionRefusedError:
+        return Reason(*_refused(host, port))
+    except TimeoutError:
+        return _unanswered(timeout_s)
+    except OSError as error:
+        return Reason(f"the host {host!r} cannot be reached: {error.strerror or name_error(error)}.")
+    return None
+
+
+def explain_grpc_error(code: str, details: str, signal: str, is_secure: bool, timeout_s: float) -> Reason:
+    """What a gRPC status means for whoever has to repair it."""
+    place = f'OTEL["{signal.upper()}"]'
+    low = details.lower()
+    if code == "UNAUTHENTICATED":
+        return Reason("UNAUTHENTICATED: credentials are missing or wrong.", f'Look at {place}["HEADERS"].')
+    if code == "PERMISSION_DENIED":
+        return Reason("PERMISSION_DENIED: the credentials may not write there.", f'Look at {place}["HEADERS"].')
+    if code == "UNIMPLEMENTED":
+        return Reason(f"UNIMPLEMENTED: it speaks gRPC, but takes no {signal}.", "Something else listens there.")
+    if code == "DEADLINE_EXCEEDED":
+        return Reason(
+            f"timeout: the connection was taken, but no answer came within {timeout_s:g} s.",
+            "The receiver hangs, or something else listens there.",
+        )
+    if "certificate" in low or "ssl" in low or "tls" in low or "handshak" in low:
+        if is_secure and "wrong_version" in low.replace(" ", "_"):
+            return Reason(
+                "TLS failed: the server does not speak TLS on this port.", "Write http:// instead of https://."
+            )
+        return Reason(
+            "TLS failed: the server's certificate is not accepted, or it does not speak TLS on this port.",
+            "Set OTEL_EXPORTER_OTLP_CERTIFICATE to the authority's file, or write http:// for a server without TLS.",
+        )
+    if code in ("UNAVAILABLE", "UNKNOWN", "INTERNAL"):
+        return Reason(
+            f"{code}: the server does not speak gRPC on this port; it may speak HTTP, or TLS.",
+            'OTLP over gRPC usually has port 4317 and HTTP 4318: change the port, or use the exporter "otlp".',
+        )
+    return Reason(f"gRPC status {code}.")
