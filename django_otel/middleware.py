@@ -10,12 +10,14 @@ import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings
 from django.core.signals import got_request_exception, setting_changed
 from django.http import FileResponse, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.urls import get_script_prefix
 from django.utils.cache import patch_cache_control
 from opentelemetry import context as otel_context
 
@@ -35,7 +37,10 @@ _observer_generation = -1
 _runtime = runtime.current()
 _store = runtime.store
 _MAX_CLASSES = 1000
-_REBUILDING_SETTINGS = frozenset({"SECURE_PROXY_SSL_HEADER", "USE_X_FORWARDED_HOST", *own_paths.SETTINGS})
+#: Settings of Django that the observer is built of.
+_REBUILDING_SETTINGS = frozenset(
+    {"MEDIA_URL", "SECURE_PROXY_SSL_HEADER", "STATIC_URL", "USE_X_FORWARDED_HOST", *own_paths.SETTINGS}
+)
 
 
 def get_observer() -> Observer | None:
@@ -74,6 +79,7 @@ def _build_observer() -> Observer:
         scrub_url=current.scrubber.url,
         scrub_path=current.scrubber.path,
         takes_notes=config.request.server_timing or runtime.console() is not None,
+        static_prefixes=() if config.request.static else _find_static_prefixes(),
         set_headers=build_response_headers(config),
         own_paths=_find_own_paths(),
     )
@@ -82,6 +88,18 @@ def _build_observer() -> Observer:
 @guard.guarded("finding our pages in the URLconf", {})
 def _find_own_paths(urlconf: Any = None) -> Mapping[str, Callable[[HttpRequest], HttpResponse]]:
     return own_paths.find_own_paths(urlconf)
+
+
+def _find_static_prefixes() -> tuple[str, ...]:
+    """Return how `request.path_info` begins for static and media files, where this site serves them."""
+    script_prefix = get_script_prefix().rstrip("/")
+    prefixes = []
+    for url in (settings.STATIC_URL, settings.MEDIA_URL):
+        path = urlsplit(url or "").path.removeprefix(script_prefix)
+        # Served from the root of the site, it cannot be told from the pages.
+        if path.strip("/"):
+            prefixes.append(f"/{path.strip('/')}/")
+    return tuple(prefixes)
 
 
 def _build_user_attributes(mode: str) -> Callable[[HttpRequest], Mapping[str, Any]] | None:

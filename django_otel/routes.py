@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 #: A pattern of `re_path()`: anchors, escapes, groups, repeated sets. Anything else is a pattern of `path()`.
 _LOOKS_LIKE_REGEX = re.compile(r"[\^$\\]|\(\?|\([^)]*\)|\[[^\]]+\]|\.[*+]")
@@ -120,65 +118,3 @@ class _Simplifier:
                 return ""
             return _UNNAMED if "|" in body else body
         return _UNNAMED
-
-
-#: The names of our own pages in `django_otel.urls`.
-OWN_PAGES = frozenset({"metrics", "livez", "readyz", "startupz"})
-_VIEWS_MODULE = "django_otel.views"
-
-
-def find_own_pages(urlconf: str | None = None) -> dict[str, Callable[..., Any]]:
-    """Return our own pages of a URLconf by path (`request.path_info`), with the view that answers there.
-
-    Pages below a variable part of the path are not among them. Imports the URLconf. `None` is `ROOT_URLCONF`.
-    """
-    from django.urls import get_resolver
-
-    pages: dict[str, Callable[..., Any]] = {}
-    for path, view in _walk(get_resolver(urlconf).url_patterns, ("/",)):
-        # What stands first in the URLconf answers.
-        pages.setdefault(path, view)
-    return pages
-
-
-def _walk(patterns: Iterable[Any], prefixes: tuple[str, ...]) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Yield path and view of each of our pages below the given prefixes."""
-    for entry in patterns:
-        nested = getattr(entry, "url_patterns", None)
-        if nested is None and not _is_own(entry.callback):
-            continue
-        texts = _literals(entry.pattern)
-        paths = tuple(prefix + text for prefix in prefixes for text in texts)
-        if not paths:
-            continue
-        if nested is not None:
-            yield from _walk(nested, paths)
-        else:
-            for path in paths:
-                yield path, entry.callback
-
-
-def _is_own(view: Any) -> bool:
-    """Whether a view is one of ours, as it is or wrapped by a decorator that says so (`functools.wraps`)."""
-    for _ in range(20):
-        if view is None:
-            return False
-        if getattr(view, "__module__", "") == _VIEWS_MODULE and getattr(view, "__name__", "") in OWN_PAGES:
-            return True
-        view = getattr(view, "__wrapped__", None)
-    return False
-
-
-def _literals(pattern: Any) -> tuple[str, ...]:
-    """The texts that a URL pattern matches, if they are few and known; a prefix of the language has several."""
-    from django.conf import settings
-    from django.urls.resolvers import LocalePrefixPattern, RegexPattern
-
-    if isinstance(pattern, LocalePrefixPattern):
-        languages = [f"{code}/" for code, _ in settings.LANGUAGES]
-        return (*languages, *(() if pattern.prefix_default_language else ("",)))
-    route = str(pattern)
-    if isinstance(pattern, RegexPattern):
-        text = re.sub(r"\\([^\w\s])", r"\1", route.removeprefix("^").removesuffix("$"))
-        return (text,) if pattern.regex.fullmatch(text) and not re.search(r"[()\[*+?|]", route) else ()
-    return () if pattern.converters else (route,)

@@ -268,6 +268,11 @@ class Request:
         list_of(text, "methods"),
         "Methods that metrics and spans call by their name; every other one is `_OTHER`.",
     )
+    static: bool = key(
+        False,
+        boolean,
+        "Whether requests below STATIC_URL and MEDIA_URL (WhiteNoise, for example) are traced; they always count.",
+    )
     query: bool = key(False, boolean, "Record the query string (scrubbed).")
     user: str = key("none", one_of("none", "id", "hash"), "Record the signed-in user, when already loaded.")
     client_address: bool = key(False, boolean, "Record REMOTE_ADDR.")
@@ -284,6 +289,11 @@ class Database:
     metrics: bool = key(True, boolean, "db.client.operation.duration for every Django connection.")
     statement: str = key(
         "parameterised", one_of("parameterised", "off"), "The statement on spans, without any literal."
+    )
+    root_spans: bool = key(
+        False,
+        boolean,
+        "Whether queries and Redis commands outside any recorded span get a span too, each in a trace of its own.",
     )
 
 

@@ -33,7 +33,7 @@ from django_otel.export.batch import BatchWorker, WorkerOwner
 from django_otel.metrics.model import Family
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracing.propagation import BaggagePropagator, TraceContextPropagator
-from django_otel.tracing.spans import Distributor, RecordedSpan, Taker, does_nothing, to_readable
+from django_otel.tracing.spans import Distributor, RecordedSpan, Taker, does_nothing, is_discarded, to_readable
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
@@ -195,6 +195,13 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
             else:
                 part.on_end(to_readable(span))
 
+    def withdraw(self, root: RecordedSpan) -> None:
+        if self._tail is not None:
+            self._tail.withdraw(root)
+        for part in self._parts:
+            if isinstance(part, Taker):
+                part.withdraw(root)
+
     def discard(self, span: ReadableSpan) -> None:
         """Tell a project's own processors of the end of a span that is not kept; they have seen it begin."""
         for part in self._projects:
@@ -272,6 +279,10 @@ class SpanBatchProcessor(WorkerOwner, Taker):
         from opentelemetry.sdk.trace.export import SpanExportResult
 
         self._lost = 0
+        if any(map(is_discarded, spans)):
+            spans[:] = [span for span in spans if not is_discarded(span)]
+            if not spans:
+                return True
         try:
             return self.exporter.export(self._cleaned(spans)) is SpanExportResult.SUCCESS
         finally:
@@ -325,21 +336,41 @@ class CleanProcessor(EndingForwarder, SpanProcessor):
         return self._inner.force_flush(timeout_millis)
 
 
-class MemorySpanProcessor(SpanProcessor):
+class MemorySpanProcessor(Taker):
     """Finished, scrubbed spans in a list, for tests and the exporter "memory"."""
 
     #: The exporter "memory" in a running server must not grow without end.
     MAX_SPANS = 100_000
+    MAX_ROOTS = 1000
 
     def __init__(self, clean: Callable[[ReadableSpan], ReadableSpan]) -> None:
         self._clean = clean
         self.spans: list[ReadableSpan] = []
+        #: Local roots by the `id()` of a kept span inside one; of the last spans alone.
+        self._roots: dict[int, RecordedSpan] = {}
+
+    def take(self, span: RecordedSpan) -> None:
+        if flags_of(context_of(span)) & 1:
+            kept = self._keep(to_readable(span))
+            self._roots[id(kept)] = span.root
+            while len(self._roots) > self.MAX_ROOTS:
+                self._roots.pop(next(iter(self._roots)), None)
+
+    def withdraw(self, root: RecordedSpan) -> None:
+        for kept in list(self.spans):
+            if self._roots.get(id(kept)) is root:
+                self.spans.remove(kept)
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is not None and span.context.trace_flags.sampled:
-            self.spans.append(self._clean(span))
-            if len(self.spans) > self.MAX_SPANS:
-                del self.spans[: self.MAX_SPANS // 10]
+            self._keep(span)
+
+    def _keep(self, span: ReadableSpan) -> ReadableSpan:
+        kept = self._clean(span)
+        self.spans.append(kept)
+        if len(self.spans) > self.MAX_SPANS:
+            del self.spans[: self.MAX_SPANS // 10]
+        return kept
 
     def after_fork(self) -> None:
         """In the child: what is kept was recorded by the parent."""

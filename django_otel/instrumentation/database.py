@@ -7,7 +7,8 @@ place. It stays there over reconnects.
 
 - A query inside a recorded span gets a span of its own. A query outside any
   span (a management command, a shell) is counted by the metrics and makes no
-  trace: each would be a trace of a single span, and there would be many.
+  trace, unless `DATABASE.ROOT_SPANS` is on: each would be a trace of a single
+  span, and there would be many.
 - No literal leaves: the text is `redaction.statements`'; of an error only its type
   and the database's code are told, since messages repeat values ("DETAIL: Key
   (email)=(...) already exists").
@@ -89,6 +90,8 @@ class _Settings(NamedTuple):
     """What is in force. A new object with every (re)start, so that its identity tells what was derived from it."""
 
     makes_spans: bool
+    #: Whether a query outside any span gets one.
+    makes_roots: bool
     measures: bool
     tells_text: bool
     makes_exemplars: bool
@@ -166,7 +169,10 @@ class QueryWrapper:
                 if type(parent) is RecordedSpan:
                     if parent.is_recording():
                         span = self._start(query, outer, parent)
-                elif type(parent) is not DroppedSpan and parent is not None and get_current_span(outer).is_recording():
+                elif type(parent) is not DroppedSpan and (
+                    (parent is not None and get_current_span(outer).is_recording())
+                    or (settings.makes_roots and request is None)
+                ):
                     span = runtime.tracer().start_span(
                         query.statement.summary, outer, SpanKind.CLIENT, query.attributes
                     )
@@ -448,6 +454,7 @@ def install(config: Config) -> None:
     assert isinstance(opened, Counter)
     _settings = _Settings(
         makes_spans=config.database.spans,
+        makes_roots=config.database.root_spans,
         measures=config.database.metrics,
         tells_text=config.database.statement != "off",
         makes_exemplars=config.metrics.exemplars,

@@ -26,6 +26,7 @@ from urllib.parse import urljoin
 from django.conf import settings
 from django.utils.module_loading import import_string
 from opentelemetry import metrics, propagate, trace
+from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Setter
 
 from django_otel import conf, runtime
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "opentelemetry_instrumentor"
+#: Our pages where `django_otel.urls` is mounted at the root. The official instrumentor takes its list at start, when
+#: the URLconf may not be read.
+OWN_PATHS = ("/metrics", "/livez", "/readyz", "/startupz")
 OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 #: Read once per process by the first instrumentor. Without it they use names that are deprecated, and an
 #: `http.target` with the query string in a metric label.
@@ -87,6 +91,9 @@ _LIBRARIES = {
     "requests": "requests",
     "urllib3": "urllib3",
 }
+#: Instrumentors of stores that an idle worker asks all the time (its broker, its cache). The rule of Django's queries
+#: holds for them: no span outside a recorded one, unless `DATABASE.ROOT_SPANS` asks for it.
+_STORES = frozenset({"pymemcache", "redis"})
 #: How long the import of a library waits for a change of the settings that is under way, in seconds.
 _LOCK_WAIT_S = 2.0
 
@@ -427,6 +434,7 @@ class _SwitchedTracer(trace.Tracer):
 
     def __init__(self, switch: _SwitchedTracerProvider, arguments: tuple[Any, ...]) -> None:
         self._switch = switch
+        self._is_store = switch.name in _STORES
         self._arguments = arguments
         self._known: tuple[trace.TracerProvider | None, trace.Tracer] = (None, self._silent)
 
@@ -443,11 +451,21 @@ class _SwitchedTracer(trace.Tracer):
             self._known = (provider, tracer)
         return tracer
 
-    def start_span(self, *args: Any, **kwargs: Any) -> trace.Span:
-        return self._tracer().start_span(*args, **kwargs)
+    def start_span(self, name: str, context: Context | None = None, *args: Any, **kwargs: Any) -> trace.Span:
+        tracer = self._silent if self._is_left_out(context) else self._tracer()
+        return tracer.start_span(name, context, *args, **kwargs)
 
-    def start_as_current_span(self, *args: Any, **kwargs: Any) -> Any:
-        return self._tracer().start_as_current_span(*args, **kwargs)
+    def start_as_current_span(self, name: str, context: Context | None = None, *args: Any, **kwargs: Any) -> Any:
+        tracer = self._silent if self._is_left_out(context) else self._tracer()
+        return tracer.start_as_current_span(name, context, *args, **kwargs)
+
+    def _is_left_out(self, context: Context | None) -> bool:
+        """Whether a command stands outside any recorded span, and is not to be a trace of its own."""
+        return (
+            self._is_store
+            and not trace.get_current_span(context).is_recording()
+            and not runtime.current().config.database.root_spans
+        )
 
 
 # --- Arguments: the project's hooks contained, ours for OUTBOUND_HOSTS added. ---

@@ -51,6 +51,22 @@ _CONTAINERS = frozenset(
     {"ACL", "CLIENT", "CLUSTER", "COMMAND", "CONFIG", "DEBUG", "FUNCTION", "LATENCY", "MEMORY", "MODULE", "OBJECT",
      "PUBSUB", "SCRIPT", "SENTINEL", "SLOWLOG", "XGROUP", "XINFO"}
 )  # fmt: skip
+#: Names of spans that are not the command's.
+_REDIS_OPERATIONS = {"redis.search": "FT.SEARCH", "redis.create_index": "FT.CREATE"}
+_BATCH_SIZE = "db.operation.batch.size"
+#: Names of before the stable conventions, and the stable ones; None for what has no counterpart.
+_OLD_REDIS_NAMES = {
+    "db.redis.database_index": "db.namespace",
+    "db.redis.pipeline_length": _BATCH_SIZE,
+    "db.redis.args_length": None,
+    "db.system": "db.system.name",
+    "db.statement": "db.query.text",
+    "db.operation": "db.operation.name",
+    "db.name": "db.namespace",
+    "net.peer.name": "server.address",
+    "net.peer.port": "server.port",
+    "net.transport": None,
+}
 _COMMAND = re.compile(r"[A-Za-z][\w.|-]{0,39}")
 _MAX_REDIS_TEXT = 1000
 #: Redis and its client repeat the caller's arguments in their errors.
@@ -147,10 +163,16 @@ class LibrarySpanCleaner:
                 lines = [_clean_command(line) for line in text.splitlines()]
                 commands = [line.partition(" ?")[0] for line in lines]
                 _change(given, changes, key, _cut(lines) if self._keeps_statement else None)
-        if "db.redis.pipeline_length" in given:
+        is_pipeline = "db.redis.pipeline_length" in given
+        if is_pipeline:
             # Semantic conventions, database spans: "PIPELINE SET" when all commands are the same.
-            return f"PIPELINE {commands[0]}" if len(set(commands)) == 1 and commands[0] else "PIPELINE"
-        return _clean_command(name).partition(" ?")[0] if " " in name else name
+            name = f"PIPELINE {commands[0]}" if len(set(commands)) == 1 and commands[0] else "PIPELINE"
+        elif " " in name:
+            name = _clean_command(name).partition(" ?")[0]
+        operation = name if is_pipeline or not commands else commands[0] or name
+        changes["db.operation.name"] = _REDIS_OPERATIONS.get(operation, operation)
+        _use_stable_redis_names(given, changes)
+        return name
 
     def _event(self, event: Event, system: str) -> Event:
         changes: dict[str, Any] = {}
@@ -166,6 +188,22 @@ class LibrarySpanCleaner:
         if system == "redis":
             text = _REDIS_ARGUMENTS.sub(_hide_arguments, text)
         return text if self._keeps_query or "?" not in text else _URL_QUERY.sub(r"\1", text)
+
+
+def _use_stable_redis_names(given: Mapping[str, Any], changes: dict[str, Any]) -> None:
+    """Rename what the instrumentor still calls as before the conventions were stable, and drop the rest of it.
+
+    Source: OpenTelemetry semantic conventions, "Redis client operations".
+    """
+    for key in given:
+        if not key.startswith("db.redis.") and key not in _OLD_REDIS_NAMES:
+            continue
+        new = _OLD_REDIS_NAMES.get(key)
+        value = changes.get(key, given[key])
+        # A batch of one command is none, say the conventions.
+        if new is not None and new not in given and value is not None and (new != _BATCH_SIZE or value > 1):
+            changes[new] = str(value) if new in ("db.namespace", "server.address") else value
+        changes[key] = None
 
 
 @functools.lru_cache(maxsize=8)

@@ -49,6 +49,10 @@ class DeferredSpan(Span):
                     self._span = started
             return self._span
 
+    def started(self) -> Span | None:
+        """The span itself if it has been decided, else None."""
+        return self._span
+
     def __getattr__(self, name: str) -> Any:
         # What the SDK's span has beyond the API (kind, name, attributes, ...).
         return getattr(self.decided(), name)

@@ -28,7 +28,7 @@ from django_otel.config.schema import Config
 from django_otel.metrics.cells import HAS_GLOBAL_LOCK, CellStore, Counter, RequestSeries, Series
 from django_otel.requests.deferred import DeferredSpan
 from django_otel.requests.response_headers import Notes
-from django_otel.sampling.sampler import Branch, InForce, LiveSampler, with_branch
+from django_otel.sampling.sampler import Branch, InForce, LiveSampler, untraced, with_branch
 from django_otel.tracing.exceptions import record_exception, type_name
 from django_otel.tracing.propagation import META_GETTER, parse_traceparent
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan, Shared, Tracer
@@ -332,13 +332,20 @@ class Observation(Context):
         self.make_unusual().exception = value
 
     def discard(self) -> None:
-        """Neither span nor metrics for this request."""
+        """Neither spans nor metrics for this request; also not the spans that have ended in it."""
         self.make_unusual().is_discarded = True
+        self.discard_span()
 
     def discard_span(self) -> None:
-        """No span for this request, nor further ones in it; its metrics still count."""
-        if not self.is_joined:
-            self.make_unusual().is_span_discarded = True
+        """No spans for this request, neither its own nor those inside it; its metrics still count."""
+        if self.is_joined:
+            return
+        self.make_unusual().is_span_discarded = True
+        span = self.span_or_none
+        if type(span) is DeferredSpan:
+            span = span.started()
+        if type(span) is RecordedSpan:
+            span.discard()
 
     def attach(self, context: Context) -> None:
         """Make the request current, with the span and all else of `context`."""
@@ -387,7 +394,7 @@ class Observer:
         "_last_kind",
         "_longest_path", "_makes_spans", "_own_tracer", "_propagator", "_queries", "_records_client",
         "_records_query", "_request_headers", "_request_size", "_response_headers", "_response_size", "_sampler",
-        "_scrub_path", "_scrub_url", "_secure_header", "_store", "_takes_notes", "_template",
+        "_scrub_path", "_scrub_url", "_secure_header", "_static_prefixes", "_store", "_takes_notes", "_template",
         "_traceparent", "_tracer", "_trust",
         "_user_attributes", "find_force_token", "set_headers", "shared",
     )  # fmt: skip
@@ -410,6 +417,7 @@ class Observer:
         scrub_url: Callable[[str], str] | None = None,
         scrub_path: Callable[[str, Mapping[str, Any]], str] | None = None,
         takes_notes: bool = False,
+        static_prefixes: tuple[str, ...] = (),
         set_headers: Callable[[Observation, Any], None] | None = None,
         own_paths: Iterable[str] = (),
     ) -> None:
@@ -471,7 +479,9 @@ class Observer:
             if is_plain and user_attributes is None and limits.attribute_length >= _MAX_TEXT and limits.attributes >= 32
             else -1
         )
+        #: Our own pages, and further ones that `learn` adds.
         self._excluded_paths = set(own_paths)
+        self._static_prefixes = static_prefixes
         patterns = "|".join(fnmatch.translate(pattern) for pattern in request.exclude)
         self._excluded = re.compile(patterns).match if patterns else None
         self._duration: Any = store.catalogued("http.server.request.duration")
@@ -502,8 +512,9 @@ class Observer:
                 return None
             context = get_current()
             is_outermost = not context
-            if not is_outermost and _is_inside(context, request):
-                # The middleware stands in the list twice: the first one measures.
+            if not is_outermost and _is_inside(context):
+                # The middleware stands in the list twice, or the project runs a stack of middlewares inside a request
+                # (Wagtail's previews): the outer one measures.
                 return None
             meta = request.META
             scheme, protocol = meta.get("wsgi.url_scheme"), meta.get("SERVER_PROTOCOL")
@@ -529,7 +540,9 @@ class Observer:
             observation.notes = Notes() if self._takes_notes else None
             shared, sampler = self.shared, self._sampler
             current: Context = observation
-            if (
+            if self._static_prefixes and path.startswith(self._static_prefixes):
+                current = self._start_nothing(context, observation)
+            elif (
                 shared is None
                 or shared.is_plain
                 or not is_outermost
@@ -599,6 +612,12 @@ class Observer:
         if len(self._kinds) < _MAX_KINDS:
             self._kinds[key] = kind
         return kind
+
+    def _start_nothing(self, context: Context, observation: Observation) -> Context:
+        """Return what is to be current for a request that is counted and has no spans."""
+        observation.span_or_none = observation.low_bits = None
+        observation.discard_span()
+        return Context({**untraced(context), REQUEST_KEY: observation})
 
     def _join_span(self, context: Context, observation: Observation) -> None:
         observation.span_or_none = trace.get_current_span(context)
@@ -742,6 +761,8 @@ class Observer:
         begun_unix_nano = time_ns()
 
         def decide() -> trace.Span:
+            if observation.is_span_discarded:
+                return trace.INVALID_SPAN
             match = getattr(request, "resolver_match", None)
             route = self._template(match.route) if match is not None else None
             branch = policy.branch_of_route(observation.method, request.path_info, route)
@@ -1025,10 +1046,10 @@ class Observer:
             self._excluded_paths.add(path)
 
 
-def _is_inside(context: Context, request: Any) -> bool:
-    """Whether `request` is being measured already."""
+def _is_inside(context: Context) -> bool:
+    """Whether a request is being measured here already."""
     outer: Any = context.get(REQUEST_KEY)
-    return outer is not None and outer.request is request
+    return outer is not None and not outer.is_finished
 
 
 def _find_error_type(status: int, error: BaseException | None) -> str:

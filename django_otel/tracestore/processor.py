@@ -30,7 +30,7 @@ from django_otel.tracestore.items import Stored, StoredLog, StoredProcess, Store
 from django_otel.tracestore.numbers import SAMPLE_INTERVAL_S
 from django_otel.tracestore.preparing import SpanPreparer
 from django_otel.tracestore.writer import TraceStore, reason_of
-from django_otel.tracing.spans import RecordedSpan, Taker
+from django_otel.tracing.spans import RecordedSpan, Taker, is_discarded
 
 #: The queue's bounds: spans and log records. Full after 0.1 s at 40 000 spans a second.
 QUEUE_SIZE = 4096
@@ -122,7 +122,8 @@ class StoreProcessor(WorkerOwner, Taker):
         spans: list[ReadableSpan] = []
         for item in items:
             if isinstance(item, ReadableSpan):
-                spans.append(item)
+                if not is_discarded(item):
+                    spans.append(item)
                 continue
             # One that cannot be cleaned may not be stored, and must not take its batch along.
             with guard.contained("preparing a record for the trace store"):

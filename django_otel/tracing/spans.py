@@ -68,7 +68,7 @@ SPANS_DROPPED = "django_otel.spans.dropped"
 class Shared:
     """What all tracers and spans of a provider share; its attributes change with the settings."""
 
-    __slots__ = ("enders", "ids", "is_plain", "limits", "resource", "sampler", "starters", "takers")
+    __slots__ = ("enders", "ids", "is_plain", "limits", "resource", "sampler", "starters", "takers", "withdrawers")
 
     def __init__(self, sampler: LiveSampler, ids: OwnRandomIdGenerator, limits: SpanLimits, resource: Resource) -> None:
         self.sampler = sampler
@@ -79,6 +79,7 @@ class Shared:
         self.starters: tuple[Any, ...] = ()
         self.enders: tuple[Any, ...] = ()
         self.takers: tuple[Any, ...] = ()
+        self.withdrawers: tuple[Any, ...] = ()
         self.is_plain = False
 
 
@@ -187,9 +188,9 @@ class RecordedSpan(SdkSpan):
     # Named as in the SDK, for processors that reach into its spans. Slots, and no defaults in the class, so that the
     # interpreter finds each at once (200 instructions a time).
     __slots__ = (
-        "_attributes", "_context", "_dropped", "_end_time", "_events", "_kind", "_limits", "_links", "_lock", "_name",
-        "_parent", "_record_exception", "_resource", "_set_status_on_exception", "_shared", "_start_time", "_status",
-        "_tracer", "encoded",
+        "_attributes", "_context", "_dropped", "_end_time", "_events", "_is_discarded", "_kind", "_limits", "_links",
+        "_lock", "_name", "_parent", "_record_exception", "_resource", "_root", "_set_status_on_exception", "_shared",
+        "_start_time", "_status", "_tracer", "encoded",
     )  # fmt: skip
 
     if TYPE_CHECKING:
@@ -205,6 +206,8 @@ class RecordedSpan(SdkSpan):
     _dropped: int
     _end_time: int | None
     _events: Any
+    #: Of a local root: whether it and all spans inside it are dropped, also those that have ended.
+    _is_discarded: bool
     _kind: SpanKind
     _limits: SpanLimits
     _links: Any
@@ -213,6 +216,8 @@ class RecordedSpan(SdkSpan):
     _parent: SpanContext | None
     _record_exception: bool
     _resource: Resource
+    #: The span of ours that began this part of the trace in this process; None for that one itself.
+    _root: RecordedSpan | None
     _set_status_on_exception: bool
     _shared: Shared
     _start_time: int
@@ -388,6 +393,8 @@ class RecordedSpan(SdkSpan):
         if not is_recording:
             _logger.warning("Calling end() on an ended span.")
             return
+        if (self._root or self)._is_discarded:
+            return
         shared = self._shared
         for take in shared.takers:
             take(self)
@@ -395,6 +402,22 @@ class RecordedSpan(SdkSpan):
             span = self._readable_span()
             for on_end in shared.enders:
                 on_end(span)
+
+    def discard(self) -> None:
+        """Drop this span, a local root, and all spans inside it, as far as they have not been exported."""
+        self._is_discarded = True
+        for withdraw in self._shared.withdrawers:
+            withdraw(self)
+
+    @property
+    def root(self) -> RecordedSpan:
+        """The local root: the span of ours that began this part of the trace in this process."""
+        return self._root or self
+
+    @property
+    def is_discarded(self) -> bool:
+        """Whether this span, or the local root around it, has been dropped."""
+        return (self._root or self)._is_discarded
 
     def __exit__(
         self,
@@ -610,6 +633,7 @@ class Tracer(trace.Tracer):
         if context is None:
             context = get_current()
         parent: Any = context.get(SPAN_KEY)
+        root: RecordedSpan | None = None
         # By exact type: isinstance() with the API's abstract class costs ten times as much.
         if type(parent) is DroppedSpan:
             # What a dropped span begins is dropped.
@@ -619,6 +643,8 @@ class Tracer(trace.Tracer):
             if not shared.sampler.follows(context, parent, parent_context):
                 return _drop(shared, None, parent_context)
             span_context = build_child_context(parent_context, shared.ids.bits(64) or shared.ids.generate_span_id())
+            # A request inside another span can be discarded alone.
+            root = None if kind is SpanKind.SERVER else parent._root or parent
         else:
             found = self._decide(name, context, kind, attributes, links)
             if isinstance(found, DroppedSpan):
@@ -626,7 +652,7 @@ class Tracer(trace.Tracer):
             parent_context, span_context, attributes = cast("tuple[Any, SpanContext, Attributes]", found)
         return self.record(
             name, context, kind, span_context, parent_context, attributes, links, start_time, record_exception,
-            set_status_on_exception,
+            set_status_on_exception, root=root,
         )  # fmt: skip
 
     def start_child(
@@ -641,7 +667,9 @@ class Tracer(trace.Tracer):
             return _drop(shared, None, parent_context)
         span_context = build_child_context(parent_context, shared.ids.bits(64) or shared.ids.generate_span_id())
         own = attributes.copy() if shared.starters else attributes
-        return self.record(name, context, kind, span_context, parent_context, own, are_ready=True)
+        return self.record(
+            name, context, kind, span_context, parent_context, own, are_ready=True, root=parent._root or parent
+        )
 
     #: The SDK's, which calls `start_span` above and is a decorator as well.
     start_as_current_span = SdkTracer.start_as_current_span
@@ -717,6 +745,7 @@ class Tracer(trace.Tracer):
         record_exception: bool = True,
         set_status_on_exception: bool = True,
         are_ready: bool = False,
+        root: RecordedSpan | None = None,
     ) -> RecordedSpan:
         """Start a span that is recorded, whoever decided it; attributes that are ready become its own."""
         shared = self.shared
@@ -737,6 +766,8 @@ class Tracer(trace.Tracer):
         span._record_exception = record_exception
         span._set_status_on_exception = set_status_on_exception
         span._lock = threading.Lock()
+        span._root = root
+        span._is_discarded = False
         span._end_time = None
         if are_ready:
             span._attributes = cast("dict[str, Any]", attributes)
@@ -767,6 +798,11 @@ def to_readable(span: ReadableSpan) -> ReadableSpan:
     return span._readable_span() if type(span) is RecordedSpan else span
 
 
+def is_discarded(span: Any) -> bool:
+    """Whether a span, which may have ended, is not to be exported after all."""
+    return type(span) is RecordedSpan and span.is_discarded
+
+
 def _set_links(span: RecordedSpan, links: Sequence[Link], limits: SpanLimits) -> None:
     valid = [
         Link(
@@ -786,6 +822,9 @@ class Taker(SpanProcessor):
     def take(self, span: RecordedSpan) -> None:
         """A span ended. `to_readable` and `parts` tell what it holds."""
         raise NotImplementedError
+
+    def withdraw(self, root: RecordedSpan) -> None:
+        """Forget what was taken of a local root that is discarded, unless `is_discarded` is asked before the export."""
 
 
 class Distributor(SpanProcessor):
@@ -843,6 +882,11 @@ class OwnTracerProvider(sdk_compat.WatchedTracerProvider):
             part.on_start for part in parts if not does_nothing(part.on_start, SpanProcessor.on_start)
         )
         shared.takers = tuple(part.take for part in parts if isinstance(part, Taker))
+        shared.withdrawers = tuple(
+            part.withdraw
+            for part in parts
+            if isinstance(part, Taker) and not does_nothing(part.withdraw, Taker.withdraw)
+        )
         shared.enders = tuple(
             part.on_end
             for part in parts

@@ -86,6 +86,14 @@ class TailBuffer:
         self._traces.clear()
         self._owners.clear()
 
+    def withdraw(self, root: Any) -> None:
+        """Forget the trace of a local root that is discarded."""
+        owner = self._traces.pop(span_id_of(context_of(root)), None)
+        if owner is not None:
+            for span_id in list(owner.ids):
+                self._owners.pop(span_id, None)
+            owner.ended = []
+
     def __len__(self) -> int:
         """How many spans are held."""
         return len(self._owners)

@@ -12,6 +12,7 @@ import psycopg2.sql
 import pytest
 import redis
 import requests
+from django.contrib.sessions.models import Session
 from opentelemetry import propagate
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.sdk.trace import ReadableSpan
@@ -106,16 +107,66 @@ def test_redis_commands_and_pipelines_are_spans(otel_spans, valkey_url):
 def test_redis_arguments_do_not_leave_in_a_command_of_one_word_or_in_an_error(otel_spans, valkey_url):
     """redis-py takes a whole line as the command, and the server repeats arguments in its errors."""
     client = redis.Redis.from_url(valkey_url)
-    client.execute_command("SET password hunter2")
-    with pytest.raises(redis.ResponseError, match="hunter2"):
-        client.execute_command("NOSUCH", "hunter2")
-    with pytest.raises(redis.ResponseError, match="hunter2"):
-        pipe = client.pipeline()
-        pipe.set("text", "x").incrby("text", "hunter2")
-        pipe.execute()
+    with django_otel.span("caller"):
+        client.execute_command("SET password hunter2")
+        with pytest.raises(redis.ResponseError, match="hunter2"):
+            client.execute_command("NOSUCH", "hunter2")
+        with pytest.raises(redis.ResponseError, match="hunter2"):
+            pipe = client.pipeline()
+            pipe.set("text", "x").incrby("text", "hunter2")
+            pipe.execute()
     client.close()
-    assert [span.name for span in otel_spans] == ["SET", "NOSUCH", "PIPELINE"]
+    assert [span.name for span in otel_spans] == ["SET", "NOSUCH", "PIPELINE", "caller"]
     assert "hunter2" not in "".join(map(everything, otel_spans))
+
+
+def test_redis_spans_follow_the_stable_conventions(otel_spans, valkey_url):
+    client = redis.Redis.from_url(valkey_url, db=3)
+    with django_otel.span("caller"):
+        client.set("a", 1)
+        client.execute_command("CLIENT GETNAME")
+        client.pipeline().set("a", 1).set("b", 2).execute()
+        client.pipeline().set("a", 1).get("a").execute()
+    client.close()
+    found = [dict(span.attributes) for span in otel_spans if span.name != "caller"]
+    assert [attributes["db.operation.name"] for attributes in found] == [
+        "SET", "CLIENT GETNAME", "PIPELINE SET", "PIPELINE",
+    ]  # fmt: skip
+    assert [attributes.get("db.operation.batch.size") for attributes in found] == [None, None, 2, 2]
+    for attributes in found:
+        assert isinstance(attributes["server.port"], int)
+        assert not [
+            key for key in attributes if key.startswith(("db.redis.", "net.")) or key in ("db.system", "db.statement")
+        ]
+
+
+def test_redis_outside_any_span_follows_the_rule_of_queries(otel_spans, valkey_url, settings, db):
+    """A Celery worker asks its broker all the time: each question would be a trace of one span."""
+    client = redis.Redis.from_url(valkey_url)
+
+    def ask():
+        client.ping()
+        client.pipeline().get("a").execute()
+        Session.objects.count()
+
+    ask()
+    with django_otel.untraced:
+        ask()
+    assert list(otel_spans) == []
+    with django_otel.span("caller"):
+        ask()
+    assert len(otel_spans) == 4
+    otel_spans.clear()
+    settings.OTEL = {"DATABASE": {"ROOT_SPANS": True}}
+    ask()
+    assert [span.parent for span in otel_spans] == [None] * 3
+    otel_spans.clear()
+    settings.OTEL = {"DATABASE": {"ROOT_SPANS": True}, "SAMPLING": {"RATIO": 0.0}}
+    ask()
+    with django_otel.span("caller"):
+        ask()
+    assert list(otel_spans) == []
+    client.close()
 
 
 def test_psycopg2_statements_leave_without_literals(otel_spans, postgres):
@@ -533,7 +584,12 @@ def test_documents_found_by_a_search_do_not_leave():
         },
     )
     cleaned = library_spans.clean_span(span)
-    assert dict(cleaned.attributes) == {"db.system": "redis", "redis.search.index": "people", "redis.search.total": 1}
+    assert dict(cleaned.attributes) == {
+        "db.system.name": "redis",
+        "db.operation.name": "FT.SEARCH",
+        "redis.search.index": "people",
+        "redis.search.total": 1,
+    }
     assert cleaned.name == "redis.search"
 
 

@@ -8,10 +8,12 @@ import sys
 import textwrap
 
 import pytest
+from django.contrib.sessions.models import Session
 from django.core.cache import cache
+from django.core.handlers.base import BaseHandler
 from django.http import HttpResponse
 from django.template import engines
-from django.test import AsyncClient, Client, override_settings
+from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import include, path, re_path
 from django.utils.functional import SimpleLazyObject, lazy
 from django.utils.translation import gettext_lazy
@@ -20,10 +22,11 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 import django_otel
-from django_otel import api, logs, runtime, views
+from django_otel import api, logs, runtime
 from django_otel.base import guard
+from django_otel.requests import observation
 from django_otel.requests.observation import name_view
-from django_otel.routes import find_own_pages, route_template
+from django_otel.routes import route_template
 
 
 def plain(request, *_, **__):
@@ -41,14 +44,62 @@ def cached_without_request(request):
     return HttpResponse(engines["django"].from_string("{% load otel %}{% otel_traceparent_meta %}").render())
 
 
+def inner_request(request, **_):
+    """As Wagtail shows a preview: the stack of middlewares once more, around another request."""
+    Session.objects.count()
+    handler = BaseHandler()
+    handler._get_response = lambda request: HttpResponse(str(Session.objects.count()))
+    handler.load_middleware()
+    Session.objects.count()
+    return handler.get_response(RequestFactory().get("/preview/"))
+
+
+def inner_client(request):
+    return HttpResponse(Client().get("/two/1/to/2/").content)
+
+
+@django_otel.untraced
+def untraced_view(request):
+    Session.objects.count()
+    return HttpResponse("ok")
+
+
+def discarded(request, **_):
+    with django_otel.span("inside"):
+        Session.objects.count()
+    if (found := observation.find(request)) is not None:
+        found.discard()
+    Session.objects.count()
+    return HttpResponse("ok")
+
+
+def asking_middleware(get_response):
+    """Queries before and after the view, inside a span that ends after it."""
+
+    def middleware(request):
+        with django_otel.span("around"):
+            Session.objects.count()
+            response = get_response(request)
+            Session.objects.count()
+        return response
+
+    return middleware
+
+
 urlpatterns = [
+    path("inner/<int:pk>/", inner_request),
+    path("inner-client/", inner_client),
+    path("untraced/", untraced_view),
+    path("discarded/", discarded),
+    path("static/<path:rest>", discarded),
+    path("files/<path:rest>", plain),
     path("cached/", cached),
     path("cached-alone/", cached_without_request),
     re_path(r"^two/(\d)/to/(\d)/$", plain),
     path("metrics", plain),
+    path("readyz", plain),
     path("ops/", include("django_otel.urls")),
     re_path(r"^more/ops\.d/", include("django_otel.urls", namespace="more")),
-    path("<str:tenant>/", include("django_otel.urls", namespace="tenant")),
 ]
 
 
@@ -96,14 +147,6 @@ def test_a_regular_expression_becomes_a_template(pattern, route):
 def test_two_unnamed_groups_are_a_label(own_urls, otel_spans):
     Client().get("/two/1/to/2/")
     assert [span.name for span in otel_spans] == ["GET /two/<var>/to/<var>/"]
-
-
-def test_our_pages_are_known_from_the_urlconf(own_urls):
-    found = find_own_pages()
-    assert set(found) == {
-        f"{prefix}/{name}" for prefix in ("/ops", "/more/ops.d") for name in ("metrics", "livez", "readyz")
-    } | {path for path in found if path.endswith("/startupz")}
-    assert found["/ops/livez"] is views.livez
 
 
 # --- Names of views. ---
@@ -312,3 +355,133 @@ def test_a_tracer_has_its_scope_and_is_one_object():
     assert (tracer._instrumentation_scope.name, tracer._instrumentation_scope.version) == ("shop", "1.2")
     assert provider.get_tracer("shop", attributes={"odd": ["a"]}) is not None
     assert tracer.start_span("x", kind=SpanKind.CLIENT).instrumentation_scope is tracer._instrumentation_scope
+
+
+# --- Requests inside a request. ---
+
+DURATION = "http.server.request.duration"
+
+
+@pytest.mark.django_db
+def test_a_stack_of_middlewares_inside_a_request_is_part_of_it(own_urls, otel_spans, otel_metrics):
+    assert Client().get("/inner/5/").status_code == 200
+    assert otel_metrics.value(DURATION).count == 1
+    assert otel_metrics.value(DURATION, {"http.route": "/inner/<int:pk>/"}).count == 1
+    assert otel_metrics.value("django.request.queries", {"http.route": "/inner/<int:pk>/"}).sum == 3
+    assert [span.name for span in otel_spans if span.kind is SpanKind.SERVER] == ["GET /inner/<int:pk>/"]
+    assert len({span.context.trace_id for span in otel_spans}) == 1
+    assert observation.current() is None
+
+
+def test_a_client_inside_a_request_is_part_of_it(own_urls, otel_spans, otel_metrics):
+    assert Client().get("/inner-client/").content == b"ok"
+    assert otel_metrics.value(DURATION).count == 1
+    Client().get("/two/1/to/2/")
+    assert otel_metrics.value(DURATION).count == 2
+
+
+# --- Own pages. ---
+
+
+@pytest.mark.parametrize("url", ["/metrics", "/readyz"])
+def test_a_page_of_the_project_at_our_usual_path_is_measured(own_urls, otel_spans, otel_metrics, url):
+    Client().get(url)
+    assert [span.name for span in otel_spans] == [f"GET {url}"]
+    assert otel_metrics.value(DURATION, {"http.route": url}).count == 1
+
+
+ASKING = {"MIDDLEWARE": ["django_otel.middleware.OTelMiddleware", f"{__name__}.asking_middleware"]}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("url", ["/ops/metrics", "/more/ops.d/livez", "/discarded/", "/untraced/"])
+def test_what_is_left_out_leaves_no_spans_from_the_first_request_on(own_urls, otel_spans, url):
+    with override_settings(**ASKING):
+        client = Client()
+        for _ in range(2):
+            client.get(url)
+    assert [span.name for span in otel_spans] == []
+
+
+@pytest.mark.django_db
+def test_a_discarded_request_leaves_the_other_spans_alone(own_urls, otel_spans):
+    with override_settings(**ASKING), django_otel.span("job"):
+        client = Client()
+        client.get("/files/x")
+        before = len(otel_spans)
+        client.get("/discarded/")
+        client.get("/untraced/")
+        assert len(otel_spans) == before == 4
+    assert {"job", "around", "GET /files/<path:rest>"} <= {span.name for span in otel_spans}
+
+
+def test_discarded_spans_are_not_exported():
+    from django_otel.export.pipelines import SpanBatchProcessor
+    from django_otel.tracing.spans import is_discarded
+
+    sent = []
+
+    class Exporter:
+        def export(self, spans):
+            from opentelemetry.sdk.trace.export import SpanExportResult
+
+            sent.extend(span.name for span in spans)
+            return SpanExportResult.SUCCESS
+
+        def shutdown(self):
+            pass
+
+    config = runtime.current().config
+    processor = SpanBatchProcessor(Exporter(), None, config, lambda *_: None, lambda *_: None, delay_s=60)
+    tracer = runtime.current().tracer_provider.get_tracer("shop")
+    with tracer.start_as_current_span("root") as root:
+        child = tracer.start_span("child")
+        child.end()
+    other = tracer.start_span("other")
+    other.end()
+    for span in (child, root, other):
+        processor.take(span)
+    root.discard()
+    assert is_discarded(child)
+    assert not is_discarded(other)
+    assert processor.force_flush()
+    processor.shutdown()
+    assert sent == ["other"]
+
+
+# --- Static files. ---
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("static_url", "url", "is_traced"),
+    [
+        ("/files/", "/files/a.css", False),
+        ("files/", "/files/a.css", False),
+        ("https://static.example.com/files/", "/files/a.css", False),
+        ("/files/", "/two/1/to/2/", True),
+        ("/fil/", "/files/a.css", True),
+        ("/", "/files/a.css", True),
+        (None, "/files/a.css", True),
+    ],
+)
+def test_static_files_are_counted_and_not_traced(own_urls, otel_spans, otel_metrics, static_url, url, is_traced):
+    with override_settings(**ASKING, STATIC_URL=static_url):
+        Client().get(url, headers={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
+    assert bool(list(otel_spans)) is is_traced
+    assert otel_metrics.value(DURATION, {"http.response.status_code": 200}).count == 1
+
+
+def test_media_and_missing_files_are_counted_and_not_traced(own_urls, otel_spans, otel_metrics):
+    with override_settings(MEDIA_URL="/media/", STATIC_URL="/s/"):
+        Client().get("/media/a/b.png")
+        Client().get("/s/gone.css")
+        Client().get("/s/gone.css", SCRIPT_NAME="/app")
+    assert list(otel_spans) == []
+    assert otel_metrics.value(DURATION).count == 3
+
+
+def test_static_files_are_traced_when_the_settings_say_so(own_urls, otel_spans):
+    with override_settings(STATIC_URL="/files/", OTEL={"REQUEST": {"STATIC": True}}):
+        Client().get("/files/a.css")
+    assert [span.name for span in otel_spans] == ["GET /files/<path:rest>"]
