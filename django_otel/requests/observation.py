@@ -798,9 +798,7 @@ class Observer:
         elif host:
             attributes = self._make_host(kind, host, split_host(host)).copy()
         else:
-            port = str(meta.get("SERVER_PORT") or "")
-            # As in a Host header, where the port of the scheme is left out.
-            server = (str(meta.get("SERVER_NAME") or ""), "" if port == _DEFAULT_PORTS[kind.scheme] else port)
+            server = (str(meta.get("SERVER_NAME") or ""), str(meta.get("SERVER_PORT") or ""))
             attributes = self._make_host(kind, "", server)
         attributes["url.path"] = request.path
         if kind.method == "_OTHER":
@@ -818,10 +816,12 @@ class Observer:
 
     def _make_host(self, kind: _Kind, host: str, name_and_port: tuple[str, str]) -> dict[str, Any]:
         name, port = name_and_port
+        # A client leaves out the port of the scheme.
+        port = port or _DEFAULT_PORTS[kind.scheme]
         attributes = kind.attributes.copy()
         if name:
             attributes["server.address"] = name[:_MAX_TEXT]
-        if port.isascii() and port.isdigit() and len(port) <= 5:
+        if name and port.isascii() and port.isdigit() and len(port) <= 5:
             attributes["server.port"] = int(port)
         # Clients choose it; what a site is called is seldom more than a few.
         if host and len(host) <= _MAX_HOST_LENGTH and len(kind.hosts) < _MAX_KINDS:

@@ -199,7 +199,7 @@ async def test_the_port_of_the_server_is_the_same_for_both_test_clients(otel_spa
     Client().get("/hello/")
     Client().get("/hello/", SERVER_PORT="8000")
     Client().get("/hello/", secure=True)
-    assert [span.attributes.get("server.port") for span in otel_spans] == [None, None, 8000, None]
+    assert [span.attributes.get("server.port") for span in otel_spans] == [80, 80, 8000, 443]
     assert {span.attributes["server.address"] for span in otel_spans} == {"testserver"}
 
 
