@@ -232,9 +232,9 @@ def _start(config: Config) -> None:
     runtime.sampler.open_series = _open_decisions
     runtime.sampler.on_compose = _switch_tail
     runtime.sampler.rebase(_build_base_policy(config))
-    runtime.sampler.budget = SpanBudget(
-        config.traces.limits.spans_per_trace, lambda: _count_drop(1, "trace_limit", "traces")
-    ).take
+    budget = SpanBudget(config.traces.limits.spans_per_trace, lambda: _count_drop(1, "trace_limit", "traces"))
+    runtime.sampler.budget = budget.take
+    runtime.sampler.end_over_budget = budget.end
     store.configure(
         cardinality_limit=config.metrics.cardinality_limit,
         attribute_length=config.metrics.attribute_length,

@@ -90,7 +90,7 @@ def _shorten(config: Config, timeout_s: float) -> Config:
 def _try_exporter(name: str, signal: str, config: Config, timeout_s: float, heard: _Heard) -> Finding:
     subject = f"{signal} {name}"
     if name == "prometheus":
-        return Finding(subject, "ok", "numbers are served on /metrics, nothing is sent.")
+        return Finding(subject, "ok", f"numbers are served on {_metrics_address()}, nothing is sent.")
     if name == "prometheus-registry":
         return Finding(subject, "ok", "numbers are a collector in prometheus_client's registry, nothing is sent.")
     if name == "memory":
@@ -355,6 +355,15 @@ def _examine_metrics_page(config: Config) -> Iterator[Finding]:
         yield Finding("/metrics", "failed", f"the project's URLs cannot be loaded: {name_error(error)}.")
         return
     yield Finding("/metrics", "ok", f"is at {url}; who may read it: {_describe_access(config)}.")
+
+
+def _metrics_address() -> str:
+    """The path of the page of numbers in this project."""
+    try:
+        return reverse("django_otel:metrics")
+    except Exception:
+        # No URL leads to it, or the URLs cannot be loaded: a finding of its own says so.
+        return "/metrics"
 
 
 def _describe_access(config: Config) -> str:

@@ -31,7 +31,7 @@ from django_otel.requests.response_headers import Notes
 from django_otel.sampling.sampler import Branch, InForce, LiveSampler, untraced, with_branch
 from django_otel.tracing.exceptions import record_exception, type_name
 from django_otel.tracing.propagation import META_GETTER, parse_traceparent
-from django_otel.tracing.spans import DroppedSpan, RecordedSpan, Shared, Tracer
+from django_otel.tracing.spans import SPANS_DROPPED, DroppedSpan, RecordedSpan, Shared, Tracer
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
@@ -80,8 +80,11 @@ def find(request: Any) -> Observation | None:
 class SpanBudget:
     """Most spans recorded in one trace by this process: per request, or per trace id outside of one.
 
-    `on_drop()` is called for each span above the limit.
+    Of the spans above the limit those that fail are exported, `MAX_FAILED` of a trace at most; `on_drop()` is called
+    for each of the others.
     """
+
+    MAX_FAILED = 100
 
     #: Traces outside of requests that are counted at a time; the oldest is forgotten.
     MAX_TRACES = 1000
@@ -90,9 +93,10 @@ class SpanBudget:
         self._limit = limit
         self._on_drop = on_drop
         self._counts: dict[int, int] = {}
+        self._failed: dict[int, int] = {}
 
-    def take(self, trace_id: int) -> bool:
-        """Whether one more span of this trace may be recorded."""
+    def take(self, trace_id: int) -> bool | None:
+        """Whether one more span of this trace may be recorded; None when it is above the limit."""
         observation = current()
         if observation is not None:
             if observation.is_span_discarded:
@@ -102,14 +106,28 @@ class SpanBudget:
         else:
             # The root was the first; a race between threads of one trace may let a span too many through.
             taken = self._counts.pop(trace_id, 1) + 1
-            self._counts[trace_id] = taken
-            if len(self._counts) > self.MAX_TRACES:
-                with contextlib.suppress(KeyError, StopIteration, RuntimeError):
-                    del self._counts[next(iter(self._counts))]
-        if taken <= self._limit:
+            self._count(self._counts, trace_id, taken)
+        return True if taken <= self._limit else None
+
+    def end(self, trace_id: int, is_error: bool) -> bool:
+        """A span above the limit has ended; whether it is exported."""
+        failed = self._failed.pop(trace_id, 0) + 1 if is_error else 0
+        if is_error:
+            self._count(self._failed, trace_id, failed)
+        if is_error and failed <= self.MAX_FAILED:
+            observation = current()
+            if observation is not None:
+                # It is none of those that are missing in the trace.
+                observation.spans -= 1
             return True
         self._on_drop()
         return False
+
+    def _count(self, counts: dict[int, int], trace_id: int, number: int) -> None:
+        counts[trace_id] = number
+        if len(counts) > self.MAX_TRACES:
+            with contextlib.suppress(KeyError, StopIteration, RuntimeError):
+                del counts[next(iter(counts))]
 
 
 def recorded_query(query: str | bytes, scrub_url: Callable[[str], str] | None) -> str:
@@ -392,7 +410,7 @@ class Observer:
         "_exemplars", "_forwarded_host", "_handles", "_inbound_key", "_inbound_key_too",
         "_inbound_keys", "_inbound_keys_but_traceparent", "_inbound_keys_left", "_kinds", "_known_methods",
         "_last_kind",
-        "_longest_path", "_makes_spans", "_own_tracer", "_propagator", "_queries", "_records_client",
+        "_longest_path", "_makes_spans", "_most_spans", "_own_tracer", "_propagator", "_queries", "_records_client",
         "_records_query", "_request_headers", "_request_size", "_response_headers", "_response_size", "_sampler",
         "_scrub_path", "_scrub_url", "_secure_header", "_static_prefixes", "_store", "_takes_notes", "_template",
         "_traceparent", "_tracer", "_trust",
@@ -493,6 +511,7 @@ class Observer:
         self._kinds: dict[tuple[str, Any, Any], _Kind] = {}
         self._last_kind: tuple[Any, Any, Any, Any] = (None, None, None, None)
         self._handles: dict[tuple[Any, ...], _Handles] = {}
+        self._most_spans = config.traces.limits.spans_per_trace
         self._counts_queries = config.database.spans or config.database.metrics
 
     # --- Begin. ---
@@ -990,6 +1009,8 @@ class Observer:
             scrubbed = self._scrub_path(path, match.kwargs)
             if scrubbed is not path:
                 attributes = {**attributes, "url.path": scrubbed}
+        if observation.spans > self._most_spans:
+            attributes = {**attributes, SPANS_DROPPED: observation.spans - self._most_spans}
         if self._user_attributes is not None:
             attributes = {**attributes, **self._user_attributes(observation.request)}
         if not observation.is_joined:

@@ -448,8 +448,11 @@ class LiveSampler(Sampler):
 
     def __init__(self, base: Policy) -> None:
         self._live: Policy | None = None
-        #: Asked for each further span of a recorded local trace; False drops it (LIMITS.SPANS_PER_TRACE).
-        self.budget: Callable[[int], bool] | None = None
+        #: Asked for each further span of a recorded local trace; False drops it, None says that it is above
+        #: LIMITS.SPANS_PER_TRACE and is exported only if it fails.
+        self.budget: Callable[[int], bool | None] | None = None
+        #: Told of the end of each span above the limit, and whether it failed; gives whether it is exported.
+        self.end_over_budget: Callable[[int, bool], bool] | None = None
         #: Where decisions are counted; None counts nothing. Takes effect with the next policy.
         self.open_series: OpenSeries | None = None
         #: Called with what is put in force, before it is.
@@ -570,7 +573,7 @@ class LiveSampler(Sampler):
             if not parent.trace_flags.sampled:
                 # A local trace that is held back records its spans, too. The stock ParentBased would drop them.
                 result = _RECORD_ONLY if span.is_recording() else _DROP
-            if result is not _DROP and self.budget is not None and not self.budget(trace_id):
+            if result is not _DROP and not self._fits(trace_id):
                 result = _DROP
         else:
             if self.on_first is not None:
@@ -592,13 +595,20 @@ class LiveSampler(Sampler):
         both = {**attributes, **result.attributes} if result.attributes else attributes
         return SamplingResult(result.decision, both, passed_on)
 
-    def follows(self, context: Context, parent: Span, parent_context: SpanContext) -> bool:
+    def follows(self, context: Context, parent: Span, parent_context: SpanContext) -> bool | None:
         """Whether a child of `parent`, a local span that is or was recorded, is recorded: `should_sample` in short."""
         if context.get(_UNTRACED_KEY) or context.get(SUPPRESS_INSTRUMENTATION_KEY):
             return False
         if not parent_context.trace_flags & 1 and not parent.is_recording():
             return False
         return self.budget is None or self.budget(parent_context.trace_id)
+
+    def _fits(self, trace_id: int) -> bool:
+        """Whether a span of the SDK's own fits the budget; above it none is kept, whatever its end."""
+        fits = self.budget is None or self.budget(trace_id)
+        if fits is None and self.end_over_budget is not None:
+            self.end_over_budget(trace_id, False)
+        return bool(fits)
 
     def get_description(self) -> str:
         policy = self.policy

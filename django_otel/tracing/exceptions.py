@@ -11,8 +11,11 @@ from opentelemetry import trace
 from django_otel.base import guard
 from django_otel.base.text import encodable
 
-#: Shorter than LIMITS.ATTRIBUTE_LENGTH's default, so that the SDK has nothing to cut and to log.
-_MAX_STACK = 4000
+#: Stack traces have a limit of their own, in characters: LIMITS.ATTRIBUTE_LENGTH would cut the lines that matter.
+MAX_STACK = 64 * 1024
+STACK = "exception.stacktrace"
+#: Of a span that is not ours: shorter than LIMITS.ATTRIBUTE_LENGTH's default, so that the SDK does not cut the end.
+_MAX_SDK_STACK = 4000
 _MAX_MESSAGE = 1000
 
 
@@ -22,7 +25,7 @@ def type_name(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ in ("builtins", None) else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def format_stack(error: BaseException, limit: int = _MAX_STACK) -> str:
+def format_stack(error: BaseException, limit: int = MAX_STACK) -> str:
     """The stack trace of `error`, at most `limit` characters: its first lines and, more telling, its last.
 
     Never raises an `Exception`, also when the exception's own text does.
@@ -31,6 +34,11 @@ def format_stack(error: BaseException, limit: int = _MAX_STACK) -> str:
         text = encodable("".join(traceback.format_exception(error)))
     except Exception:
         return type_name(error)
+    return cut_stack(text, limit)
+
+
+def cut_stack(text: str, limit: int = MAX_STACK) -> str:
+    """A stack trace within `limit` characters: its first lines and, more telling, its last."""
     if len(text) <= limit:
         return text
     mark = "\n... [cut] ...\n"
@@ -51,10 +59,11 @@ def record_exception(span: trace.Span, error: BaseException, *, escaped: bool = 
 
     Source: OpenTelemetry semantic conventions, "Exceptions on spans".
     """
+    limit = MAX_STACK if getattr(span, "keeps_long_stacks", False) else _MAX_SDK_STACK
     attributes = {
         "exception.type": type_name(error),
         "exception.message": message_of(error),
-        "exception.stacktrace": format_stack(error),
+        STACK: format_stack(error, limit),
     }
     if recording.wants_event(span, attributes):
         span.add_event("exception", {**attributes, "exception.escaped": str(escaped)})

@@ -42,7 +42,7 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 from django_otel.base import guard, proxies, sdk_compat
 from django_otel.base.sdk_compat import SPAN_KEY, SpanParts, build_child_context, build_root_context, read_list
 from django_otel.sampling.sampler import LiveSampler
-from django_otel.tracing.exceptions import recording
+from django_otel.tracing.exceptions import STACK, cut_stack, recording
 from django_otel.tracing.ids import OwnRandomIdGenerator
 
 if TYPE_CHECKING:
@@ -84,6 +84,24 @@ class Shared:
 
 
 # --- Attributes. ---
+
+
+class _Watching:
+    """Stands in for `Shared` at the end of spans above LIMITS.SPANS_PER_TRACE: what failed is exported all the same."""
+
+    __slots__ = ("_shared", "enders", "takers")
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self.takers = (self._end,)
+        self.enders: tuple[Any, ...] = ()
+
+    def _end(self, span: RecordedSpan) -> None:
+        shared = self._shared
+        end = shared.sampler.end_over_budget
+        if end is not None and end(span._context.trace_id, span._status.status_code is StatusCode.ERROR):
+            span._shared = shared
+            span.hand_on()
 
 
 class SharedAttributes(dict[str, Any]):
@@ -135,6 +153,18 @@ def _plain_name(name: Any) -> str:
     with guard.contained("a lazy name of a span"):
         return str.__str__(name) if issubclass(type(name), str) else str(name)
     return f"<{type(name).__name__}>"
+
+
+def _bound_event(attributes: Attributes, limits: SpanLimits) -> BoundedAttributes:
+    """The attributes of an event within their limits; a stack trace has one of its own."""
+    most, longest = limits.max_event_attributes, limits.max_attribute_length
+    bounded = BoundedAttributes(most, attributes, max_value_len=longest)
+    stack = attributes.get(STACK) if attributes else None
+    if type(stack) is not str or longest is None or len(stack) <= longest or STACK not in bounded:
+        return bounded
+    whole = BoundedAttributes(most, {**bounded, STACK: cut_stack(stack)})
+    whole.dropped = bounded.dropped
+    return whole
 
 
 def are_ready(attributes: Mapping[str, Any], limits: SpanLimits) -> bool:
@@ -201,6 +231,9 @@ class RecordedSpan(SdkSpan):
         __new__ = object.__new__
         __init__ = object.__init__
 
+    #: Stack traces have a limit of their own.
+    keeps_long_stacks = True
+
     _attributes: dict[str, Any]
     _context: SpanContext
     _dropped: int
@@ -219,7 +252,7 @@ class RecordedSpan(SdkSpan):
     #: The span of ours that began this part of the trace in this process; None for that one itself.
     _root: RecordedSpan | None
     _set_status_on_exception: bool
-    _shared: Shared
+    _shared: Shared | _Watching
     _start_time: int
     _status: Status
     _tracer: Tracer
@@ -304,8 +337,7 @@ class RecordedSpan(SdkSpan):
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         limits = self._limits
-        bounded = BoundedAttributes(limits.max_event_attributes, attributes, max_value_len=limits.max_attribute_length)
-        event = Event(name, bounded, timestamp)
+        event = Event(name, _bound_event(attributes, limits), timestamp)
         with self._lock:
             is_recording = self._end_time is None
             if is_recording:
@@ -369,7 +401,7 @@ class RecordedSpan(SdkSpan):
         given: dict[str, Any] = {
             "exception.type": kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}",
             "exception.message": str(exception),
-            "exception.stacktrace": "".join(traceback.format_exception(exception)),
+            STACK: "".join(traceback.format_exception(exception)),
             "exception.escaped": str(escaped),
         }
         if attributes:
@@ -395,6 +427,10 @@ class RecordedSpan(SdkSpan):
             return
         if (self._root or self)._is_discarded:
             return
+        self.hand_on()
+
+    def hand_on(self) -> None:
+        """Give the ended span to the processors."""
         shared = self._shared
         for take in shared.takers:
             take(self)
@@ -640,20 +676,35 @@ class Tracer(trace.Tracer):
             return _drop(shared, None, parent)
         if type(parent) is RecordedSpan:
             parent_context = parent.get_span_context()
-            if not shared.sampler.follows(context, parent, parent_context):
+            follows = shared.sampler.follows(context, parent, parent_context)
+            if not follows and not self._may_watch(follows, parent_context):
                 return _drop(shared, None, parent_context)
             span_context = build_child_context(parent_context, shared.ids.bits(64) or shared.ids.generate_span_id())
             # A request inside another span can be discarded alone.
             root = None if kind is SpanKind.SERVER else parent._root or parent
         else:
+            follows = True
             found = self._decide(name, context, kind, attributes, links)
             if isinstance(found, DroppedSpan):
                 return found
             parent_context, span_context, attributes = cast("tuple[Any, SpanContext, Attributes]", found)
-        return self.record(
+        span = self.record(
             name, context, kind, span_context, parent_context, attributes, links, start_time, record_exception,
             set_status_on_exception, root=root,
         )  # fmt: skip
+        if follows is None:
+            span._shared = _Watching(shared)
+        return span
+
+    def _may_watch(self, follows: bool | None, parent_context: SpanContext) -> bool:
+        """Whether a span above the limit of its trace is recorded in case it fails, as most of them do not.
+
+        Not where a processor is told of its start: it would wait for an end that does not come.
+        """
+        is_over = follows is None and bool(parent_context.trace_flags & 1) and not self.shared.starters
+        if follows is None and not is_over and self.shared.sampler.end_over_budget is not None:
+            self.shared.sampler.end_over_budget(parent_context.trace_id, False)
+        return is_over
 
     def start_child(
         self, name: str, context: Context, kind: SpanKind, parent: RecordedSpan, attributes: SharedAttributes
@@ -663,13 +714,17 @@ class Tracer(trace.Tracer):
         if shared.is_plain:
             return self._plain.start_span(name, context, kind, attributes)
         parent_context = parent.get_span_context()
-        if not shared.sampler.follows(context, parent, parent_context):
+        follows = shared.sampler.follows(context, parent, parent_context)
+        if not follows and not self._may_watch(follows, parent_context):
             return _drop(shared, None, parent_context)
         span_context = build_child_context(parent_context, shared.ids.bits(64) or shared.ids.generate_span_id())
         own = attributes.copy() if shared.starters else attributes
-        return self.record(
+        span = self.record(
             name, context, kind, span_context, parent_context, own, are_ready=True, root=parent._root or parent
         )
+        if follows is None:
+            span._shared = _Watching(shared)
+        return span
 
     #: The SDK's, which calls `start_span` above and is a decorator as well.
     start_as_current_span = SdkTracer.start_as_current_span
