@@ -31,6 +31,7 @@ from django_otel.base import guard
 from django_otel.base.frozen import record
 from django_otel.live_sampling import follower, force
 from django_otel.live_sampling import wording as text
+from django_otel.live_sampling.assets import Script, Stylesheet
 from django_otel.live_sampling.large_forms import allow_many_fields
 from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
 from django_otel.sampling.policy import MAX_PATTERN, MAX_RULES
@@ -301,8 +302,8 @@ class SamplingPolicyAdmin(_ModelAdmin):
     inlines = (SamplingRuleInline,)
 
     class Media:
-        css = {"all": ("django_otel/admin.css",)}
-        js = ("django_otel/sampling.js",)
+        css = {"all": (Stylesheet("django_otel/admin.css"),)}
+        js = (Script("django_otel/sampling.js"),)
 
     def get_urls(self) -> list[URLPattern]:
         """The addresses that the page's script asks, before Django's own."""

@@ -106,6 +106,7 @@ OTEL = {
 | `W014` | OTLP over HTTP goes to port 4317, which is that of gRPC |
 | `W015` | the console's traces cannot be kept at CONSOLE.PATH |
 | `W016` | OTEL is None |
+| `W017` | `collectstatic` has not run since the app was installed: its admin pages have no styles |
 """  # noqa: E501 (rows of tables)
 
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from django.templatetags.static import PrefixNode, static
 from django.utils import timezone
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString, mark_safe
@@ -100,15 +99,6 @@ def visible(content: str) -> str:
 def _written_out(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def static_address(path: str) -> str:
-    """The address of a static file; its plain one where the storage's manifest does not list it yet."""
-    try:
-        return static(path)
-    except ValueError:
-        # ManifestStaticFilesStorage before `collectstatic`.
-        return PrefixNode.handle_simple("STATIC_URL") + path
 
 
 def moment(ns: int) -> datetime.datetime:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from django.apps import apps
 from django.conf import settings
 from django.core.cache import caches
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004
@@ -143,10 +144,10 @@ def _iterate_paths(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def check_project(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
-    """W001, W002, W003, W005, W007, W009 to W016: what is probably not meant."""
+    """W001, W002, W003, W005, W007, W009 to W017: what is probably not meant."""
     return list(_run((_check_middleware, _check_double, _check_environment, _check_driver, _check_headers,
                       _check_provider, _check_instrumentors, _check_shared_folder, _check_endpoints, _check_store,
-                      _check_nothing)))  # fmt: skip
+                      _check_nothing, _check_static_files)))  # fmt: skip
 
 
 def check_deployment(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
@@ -269,6 +270,21 @@ def _warn_shared(reason: str, hint: str) -> CheckMessage:
         hint=hint,
         id="django_otel.W005",
     )
+
+
+def _check_static_files(config: Config) -> Iterator[CheckMessage]:
+    from django_otel.live_sampling import assets
+
+    if not (apps.is_installed("django.contrib.admin") and apps.is_installed("django.contrib.staticfiles")):
+        return
+    missing = [path for path in assets.FILES if not assets.is_listed(path)]
+    if missing:
+        yield Warning(
+            f"The manifest of the static files' storage does not list {', '.join(missing)}: our pages in the admin "
+            "have no styles.",
+            hint="Run `manage.py collectstatic`, as after every installation of an app with static files.",
+            id="django_otel.W017",
+        )
 
 
 def _check_metrics_access(config: Config) -> Iterator[CheckMessage]:

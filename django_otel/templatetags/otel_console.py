@@ -7,6 +7,7 @@ from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString
 
 from django_otel.console import text
+from django_otel.live_sampling.assets import static_address
 
 register = template.Library()
 
@@ -14,7 +15,7 @@ register = template.Library()
 @register.simple_tag
 def otel_static(path: str) -> str:
     """The address of a static file of ours, also before `collectstatic` has put it into the manifest."""
-    return text.static_address(path)
+    return static_address(path)
 
 
 @register.filter

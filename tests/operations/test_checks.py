@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from django.core import checks as django_checks
+from django.core.checks import run_checks
 from django.db import connection
 from opentelemetry.instrumentation.django import DjangoInstrumentor
 
@@ -375,3 +376,16 @@ def test_a_registered_check_says_what_its_function_says(settings, name):
     function = getattr(checks, f"check_{name}")
     databases = {"databases": None} if name == "live_table" else {}
     assert registered[f"check_{name}"](app_configs=None, **databases) == function(app_configs=None, **databases)
+
+
+def test_static_files_that_are_not_collected_are_named(settings, tmp_path):
+    """W017, with a storage whose manifest is empty; tests/console/test_static_files.py asks the pages themselves."""
+    settings.DEBUG = False
+    settings.STATIC_ROOT = str(tmp_path)
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"},
+    }
+    assert [message.hint for message in run_checks() if message.id == "django_otel.W017"] == [
+        "Run `manage.py collectstatic`, as after every installation of an app with static files."
+    ]
