@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from django_otel.base import guard
-from django_otel.base.suppression import suppress_instrumentation
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
@@ -100,6 +99,9 @@ def _is_user_entitled(key: str, permission: str) -> bool:
     """Whether the token's user may still ask for forced traces. One query, or some with a permission."""
     from django.contrib.auth import get_user_model
     from django.db import router
+
+    # Late: it loads the SDK, and this module is loaded with the names of the Python API.
+    from django_otel.base.suppression import suppress_instrumentation
 
     with guard.contained("looking up the user of a forced trace"), suppress_instrumentation():
         model = get_user_model()
