@@ -16,7 +16,7 @@ import inspect
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
@@ -562,6 +562,12 @@ class _Untraced(_Scope):
                     observed.discard_span()
                     break
         return self._begin_safely()
+
+    @overload
+    def __call__(self, function: None = None) -> Self: ...
+
+    @overload
+    def __call__(self, function: F) -> F: ...
 
     def __call__(self, function: Any = None) -> Any:
         """Decorate a function; without an argument, so that `untraced()` reads as well as `untraced`, itself."""

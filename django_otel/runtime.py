@@ -895,6 +895,17 @@ def use_memory_exporters() -> None:
     restart()
 
 
+def stop_memory_exporters() -> None:
+    """Undo `use_memory_exporters()`: the settings decide again, and what memory holds is dropped."""
+    global _is_testing
+    if not _is_testing:
+        return
+    _is_testing = False
+    restart()
+    _testing_spans.clear()
+    _testing_logs.clear()
+
+
 def is_testing() -> bool:
     """Whether exporters are replaced by memory."""
     return _is_testing

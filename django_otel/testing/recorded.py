@@ -1,40 +1,18 @@
-"""A pytest plugin: what the code under test recorded, as fixtures.
-
-    def test_checkout(client, otel_spans, otel_metrics):
-        client.post("/checkout/")
-        assert otel_spans.one("charge_payment").attributes["amount"] == 12
-        assert otel_metrics.value("orders.total", region="eu") == 1
-
-While tests run nothing is exported: exporters are replaced by memory. Spans,
-logs and numbers begin anew with every test. Without django_otel among the
-INSTALLED_APPS of configured settings the plugin does nothing.
-
-pytest loads this module in every project of the environment, so it imports
-nothing but pytest until a test of a project that uses it runs.
-"""
+"""Recorded spans, metrics and logs of a test, with the questions that tests ask about them."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
-
-import pytest
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadableLogRecord
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from django_otel.api import _Scope
     from django_otel.metrics.model import Family, Point
-
-_ABSENT = (
-    "The fixtures of django_otel need configured Django settings with 'django_otel' in INSTALLED_APPS "
-    "(with pytest-django: set DJANGO_SETTINGS_MODULE)."
-)
 
 
 # --- spans --------------------------------------------------------------------------
@@ -228,6 +206,11 @@ class RecordedMetrics:
     def __repr__(self) -> str:
         return f"<RecordedMetrics {self.names()}>"
 
+    def keep(self) -> None:
+        """Stop counting; the values so far can still be read."""
+        families = self._collect()
+        self._collect = lambda **_: families
+
     def _delta(self, family: Family, point: Point) -> _Reading:
         now = _read(point)
         before = self._baseline.get(_identity(family, point))
@@ -325,139 +308,3 @@ class RecordedLogs(Sequence["ReadableLogRecord"]):
 
     def __repr__(self) -> str:
         return f"<RecordedLogs {self.bodies}>"
-
-
-# --- sampling -----------------------------------------------------------------------
-
-
-def override_sampling(ratio: float) -> _Scope:
-    """Record this share (0.0 to 1.0) of new traces inside: context manager and decorator, sync and async.
-
-    Errors: `ValueError` when the ratio is outside 0.0 to 1.0.
-    """
-    from django_otel import runtime
-    from django_otel.api import _Run, _SimpleScope
-    from django_otel.sampling.sampler import Policy
-
-    policy = Policy(ratio, source="test", is_whole=True)
-
-    def begin() -> _Run:
-        sampler = runtime.current().sampler
-        before = sampler.live
-        sampler.swap(policy)
-        return _Run(None, on_end=lambda error: sampler.swap(before))
-
-    return _SimpleScope(begin)
-
-
-# --- the plugin -----------------------------------------------------------------------
-
-_METRICS = pytest.StashKey[RecordedMetrics]()
-
-
-def _is_used() -> bool:
-    """Whether Django is set up with our app, without setting it up or importing it."""
-    if "django" not in sys.modules:
-        return False
-    from django.apps import apps
-    from django.conf import settings
-
-    return settings.configured and apps.ready and apps.is_installed("django_otel")
-
-
-def _put_in_memory() -> bool:
-    """Replace the exporters by memory; False where the plugin has nothing to do."""
-    if not _is_used():
-        return False
-    from django_otel import runtime
-
-    runtime.use_memory_exporters()
-    return True
-
-
-def _collect(*, observed: bool = True) -> list[Family]:
-    from django_otel import runtime
-
-    # Observable gauges keep what they read for some seconds, which is long in a test.
-    runtime.store.forget_observed()
-    return runtime.collect_process(observed=observed)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection() -> None:
-    # Test modules may run code when they are imported.
-    _put_in_memory()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
-    # pytest-django makes the test database in the first test that wants it; its queries are not that test's.
-    if fixturedef.argname != "django_db_setup" or not _is_used():
-        return (yield)
-    from opentelemetry import context
-
-    from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
-
-    token = context.attach(context.set_value(SUPPRESS_INSTRUMENTATION_KEY, True))
-    try:
-        return (yield)
-    finally:
-        context.detach(token)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    # Before the fixtures, so that what they record belongs to the test.
-    if _put_in_memory():
-        _clear_spans()
-        _clear_logs()
-        if "otel_metrics" in getattr(item, "fixturenames", ()):
-            item.stash[_METRICS] = RecordedMetrics(_collect)
-
-
-def _spans() -> list[ReadableSpan]:
-    from django_otel import runtime
-
-    return runtime.memory_spans()
-
-
-def _clear_spans() -> None:
-    _spans().clear()
-
-
-def _logs() -> list[ReadableLogRecord]:
-    from django_otel import runtime
-
-    return runtime.memory_logs()
-
-
-def _clear_logs() -> None:
-    _logs().clear()
-
-
-def _check_used() -> None:
-    if not _put_in_memory():
-        pytest.fail(_ABSENT, pytrace=False)
-
-
-@pytest.fixture
-def otel_spans() -> RecordedSpans:
-    """The finished spans of this test: `.named(name)`, `.one(name)`, `.tree()`, `.clear()`, iteration."""
-    _check_used()
-    return RecordedSpans(_spans, _clear_spans)
-
-
-@pytest.fixture
-def otel_metrics(request: pytest.FixtureRequest) -> RecordedMetrics:
-    """What this test counted: `.value(name, **attributes)`, `.series(name)`, `.clear()`."""
-    _check_used()
-    recorded = request.node.stash.get(_METRICS, None)
-    # None when the fixture is asked for by name in the middle of a test.
-    return recorded if recorded is not None else RecordedMetrics(_collect)
-
-
-@pytest.fixture
-def otel_logs() -> RecordedLogs:
-    """The log records of this test that would have been exported: `.bodies`, `.one(text)`, `.clear()`, iteration."""
-    _check_used()
-    return RecordedLogs(_logs, _clear_logs)

@@ -1,0 +1,197 @@
+"""Tools for tests with any test runner: sampling, capture of spans, metrics and logs, a limit on repeated queries."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from django_otel.testing.recorded import RecordedLogs, RecordedMetrics, RecordedSpans
+
+if TYPE_CHECKING:
+    from django_otel.api import _Scope
+    from django_otel.metrics.model import Family
+
+ABSENT = (
+    "The fixtures of django_otel need configured Django settings with 'django_otel' in INSTALLED_APPS "
+    "(with pytest-django: set DJANGO_SETTINGS_MODULE)."
+)
+
+
+def is_used() -> bool:
+    """Whether Django is set up with our app, without setting it up or importing it."""
+    if "django" not in sys.modules:
+        return False
+    from django.apps import apps
+    from django.conf import settings
+
+    return settings.configured and apps.ready and apps.is_installed("django_otel")
+
+
+def put_in_memory() -> bool:
+    """Replace the exporters by memory; False where the plugin has nothing to do."""
+    if not is_used():
+        return False
+    from django_otel import runtime
+
+    runtime.use_memory_exporters()
+    return True
+
+
+def collect(*, observed: bool = True) -> list[Family]:
+    from django_otel import runtime
+
+    # Observable gauges keep what they read for some seconds, which is long in a test.
+    runtime.store.forget_observed()
+    return runtime.collect_process(observed=observed)
+
+
+def override_sampling(ratio: float) -> _Scope:
+    """Record this share (0.0 to 1.0) of new traces inside: context manager and decorator, sync and async.
+
+    Errors: `ValueError` when the ratio is outside 0.0 to 1.0.
+    """
+    from django_otel import runtime
+    from django_otel.api import _Run, _SimpleScope
+    from django_otel.sampling.sampler import Policy
+
+    policy = Policy(ratio, source="test", is_whole=True)
+
+    def begin() -> _Run:
+        sampler = runtime.current().sampler
+        before = sampler.live
+        sampler.swap(policy)
+        return _Run(None, on_end=lambda error: sampler.swap(before))
+
+    return _SimpleScope(begin)
+
+
+# --- Capture. ---
+
+
+class _Tail:
+    """Entries that a growing list of the runtime receives from now on."""
+
+    def __init__(self, find: Callable[[], list[Any]]) -> None:
+        self._find = find
+        self._kept: list[Any] | None = None
+        self._start = len(find())
+
+    def read(self) -> list[Any]:
+        return self._find()[self._start :] if self._kept is None else self._kept
+
+    def clear(self) -> None:
+        if self._kept is None:
+            self._start = len(self._find())
+        else:
+            self._kept = []
+
+    def keep(self) -> None:
+        """Stop listening; what was read stays."""
+        self._kept = self.read()
+
+
+@contextlib.contextmanager
+def _in_memory() -> Iterator[None]:
+    """Exporters are memory inside, as they were after it.
+
+    Errors: `RuntimeError` without django_otel among the installed apps.
+    """
+    if not is_used():
+        raise RuntimeError(ABSENT)
+    from django_otel import runtime
+
+    was_testing = runtime.is_testing()
+    runtime.use_memory_exporters()
+    try:
+        yield
+    finally:
+        if not was_testing:
+            runtime.stop_memory_exporters()
+
+
+@contextlib.contextmanager
+def capture_spans() -> Iterator[RecordedSpans]:
+    """Record the spans that end inside: `with capture_spans() as spans: ...; spans.one("charge")`.
+
+    Also a decorator, and for `TestCase.enterContext`. What was recorded can be read after the block too.
+
+    Errors: `RuntimeError` without django_otel among the installed apps.
+    """
+    from django_otel import runtime
+
+    with _in_memory():
+        tail = _Tail(runtime.memory_spans)
+        try:
+            yield RecordedSpans(tail.read, tail.clear)
+        finally:
+            tail.keep()
+
+
+@contextlib.contextmanager
+def capture_logs() -> Iterator[RecordedLogs]:
+    """Capture the log records that would be exported, like `capture_spans()`."""
+    from django_otel import runtime
+
+    with _in_memory():
+        tail = _Tail(runtime.memory_logs)
+        try:
+            yield RecordedLogs(tail.read, tail.clear)
+        finally:
+            tail.keep()
+
+
+@contextlib.contextmanager
+def capture_metrics() -> Iterator[RecordedMetrics]:
+    """Record what the code inside counts: `with capture_metrics() as metrics: ...; metrics.value("orders.total")`.
+
+    Errors: `RuntimeError` without django_otel among the installed apps.
+    """
+    with _in_memory():
+        recorded = RecordedMetrics(collect)
+        try:
+            yield recorded
+        finally:
+            recorded.keep()
+
+
+# --- Queries. ---
+
+_TRANSACTION_WORDS = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT"})
+_SHOWN = 5
+
+
+@contextlib.contextmanager
+def assert_max_queries_per_statement(n: int) -> Iterator[None]:
+    """Fail if one statement, whatever its values, is run more than `n` times inside, over all databases.
+
+    Statements of this thread are counted; savepoints are not.
+
+    Errors: `AssertionError` naming the statements; `ValueError` if `n` is below 0.
+    """
+    if n < 0:
+        raise ValueError(f"n is {n}; expected a whole number of at least 0")
+    from django.db import connections
+
+    from django_otel.redaction.statements import parameterise
+
+    counts: Counter[tuple[str, str]] = Counter()
+
+    def count(execute: Any, sql: Any, parameters: Any, many: bool, context: Any) -> Any:
+        text = parameterise(sql, context["connection"].vendor).text
+        if text.partition(" ")[0].upper() not in _TRANSACTION_WORDS:
+            counts[context["connection"].alias, text] += 1
+        return execute(sql, parameters, many, context)
+
+    with contextlib.ExitStack() as stack:
+        for connection in connections.all():
+            stack.enter_context(connection.execute_wrapper(count))
+        yield
+    repeated = [(times, alias, text) for (alias, text), times in counts.most_common() if times > n]
+    if repeated:
+        lines = [f"{times} times on {alias!r}: {text}" for times, alias, text in repeated[:_SHOWN]]
+        if len(repeated) > _SHOWN:
+            lines.append(f"and {len(repeated) - _SHOWN} more statements")
+        raise AssertionError(f"Expected each statement at most {n} times. Found:\n" + "\n".join(lines))

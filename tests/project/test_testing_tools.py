@@ -1,0 +1,165 @@
+"""`django_otel.testing` with any test runner: in this process, and in one where pytest cannot be imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import Group, User
+
+import django_otel
+from django_otel.testing import (
+    assert_max_queries_per_statement,
+    capture_logs,
+    capture_metrics,
+    capture_spans,
+    override_sampling,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_captures_see_what_happens_inside_and_keep_it():
+    with django_otel.span("before"):
+        pass
+    with capture_spans() as spans, capture_metrics() as metrics:
+        with django_otel.span("inside"):
+            django_otel.counter("captured.things").add(3)
+        assert [span.name for span in spans] == ["inside"]
+    with django_otel.span("after"):
+        django_otel.counter("captured.things").add(4)
+    assert [span.name for span in spans] == ["inside"] and spans.one("inside")
+    assert metrics.value("captured.things") == 3
+
+
+def test_captures_nest_and_can_be_cleared():
+    with capture_spans() as outer:
+        with django_otel.span("one"):
+            pass
+        with capture_spans() as inner, django_otel.span("two"):
+            pass
+        assert ([span.name for span in outer], [span.name for span in inner]) == (["one", "two"], ["two"])
+        outer.clear()
+        assert list(outer) == []
+
+
+def test_one_statement_too_often_is_named(db):
+    group = Group.objects.create(name="staff")
+    User.objects.create_user("ann").groups.add(group)
+    with assert_max_queries_per_statement(2):
+        for pk in (1, 2):
+            list(User.objects.filter(pk=pk))
+        list(Group.objects.all())
+    with pytest.raises(AssertionError) as raised, assert_max_queries_per_statement(2):
+        for pk in (1, 2, 3):
+            list(User.objects.filter(username=f"secret {pk}"))
+    text = str(raised.value)
+    assert "at most 2 times" in text and "3 times on 'default': SELECT" in text and "secret" not in text
+
+
+def test_literals_do_not_hide_a_repetition_and_savepoints_are_none(db):
+    from django.db import connection, transaction
+
+    with assert_max_queries_per_statement(1):
+        for _ in range(3):
+            with transaction.atomic():
+                pass
+    with pytest.raises(AssertionError), assert_max_queries_per_statement(1), connection.cursor() as cursor:
+        for number in (1, 2):
+            cursor.execute(f"SELECT {number}")
+
+
+def test_an_error_inside_is_not_hidden(db):
+    with pytest.raises(ZeroDivisionError), assert_max_queries_per_statement(0):
+        list(User.objects.all())
+        1 / 0
+    with pytest.raises(ValueError, match="at least 0"), assert_max_queries_per_statement(-1):
+        pass
+
+
+CASES = """
+import logging, sys
+sys.modules["pytest"] = None
+import django_otel
+from django.test import TestCase
+from django_otel import runtime
+from django_otel.testing import capture_logs, capture_metrics, capture_spans, override_sampling
+
+
+class CaptureTests(TestCase):
+    def setUp(self):
+        self.spans = self.enterContext(capture_spans())
+        self.metrics = self.enterContext(capture_metrics())
+        self.logs = self.enterContext(capture_logs())
+
+    def test_request(self):
+        self.client.get("/hello/")
+        self.assertEqual(self.spans.one("GET /hello/").attributes["http.response.status_code"], 200)
+        self.assertEqual(self.metrics.value("http.server.request.duration").count, 1)
+        logging.getLogger("shop").warning("placed")
+        self.assertEqual(self.logs.bodies, ["placed"])
+
+    def test_nothing_from_the_other_test(self):
+        self.assertEqual((list(self.spans), self.metrics.value("http.server.request.duration").count), ([], 0))
+
+    @override_sampling(0.0)
+    def test_sampling(self):
+        self.client.get("/hello/")
+        self.assertEqual(list(self.spans), [])
+
+
+class AfterTests(TestCase):
+    def test_the_settings_decide_again(self):
+        with capture_spans():
+            self.assertTrue(runtime.is_testing())
+        self.assertFalse(runtime.is_testing())
+
+    @capture_spans()
+    def test_as_a_decorator(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_in_a_test_case_without_pytest(tmp_path, plain):
+    (tmp_path / "test_captures.py").write_text(textwrap.dedent(CASES))
+    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "django", "test", "test_captures", *(["--shuffle"] if plain else [])]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Ran 5 tests" in done.stderr
+
+
+def test_without_the_app_a_capture_says_what_is_missing(tmp_path):
+    code = "from django_otel.testing import capture_spans\nwith capture_spans(): pass"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "INSTALLED_APPS" in done.stderr and "RuntimeError" in done.stderr
+
+
+def test_the_import_loads_neither_pytest_nor_django():
+    code = (
+        "import sys, django_otel.testing as tools\n"
+        "assert not {'pytest', 'django.conf'} & set(sys.modules)\n"
+        "print(tools.__all__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "capture_spans" in done.stdout
+
+
+def test_override_sampling_in_this_process():
+    with capture_spans() as spans, override_sampling(0.0), django_otel.span("dropped"):
+        pass
+    assert list(spans) == []
+
+
+def test_logs_are_captured():
+    import logging
+
+    with capture_logs() as logs:
+        logging.getLogger("shop").warning("order placed")
+    assert logs.one("order placed")
