@@ -20,6 +20,7 @@ from django_otel._version import __version__
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
 from django_otel.multiprocess import server_group, shared
+from django_otel.operations import versions
 
 #: The experimental packages' minor version of one release is so much above the stable ones' (1.45 and 0.66).
 _BETA_OFFSET = 21
@@ -196,7 +197,11 @@ def _examine_versions() -> Iterator[Line]:
     sdk, mismatches = find_mismatches()
     python = ".".join(map(str, sys.version_info[:3]))
     text = f"django-otel-kit {__version__}, Django {django.__version__}, Python {python}, OpenTelemetry {sdk or '?'}"
-    if mismatches:
+    packages = versions.installed()
+    conflicts = versions.find_conflicts(packages)
+    if conflicts:
+        yield "versions", "failed", f"{text}. {' '.join(conflicts)}", f"Run: {versions.repair_command(packages)}"
+    elif mismatches:
         names = ", ".join(entry.partition("==")[0] for entry in mismatches)
         advice = f"Run: pip install {' '.join(mismatches)}"
         yield "versions", "warning", f"{text}; of another release are {names}.", advice
