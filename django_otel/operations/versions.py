@@ -23,7 +23,7 @@ _INCOMPLETE = frozenset({(45, 2)})
 
 def installed() -> dict[str, str]:
     """Return the version of every installed package of OpenTelemetry, by name."""
-    found = {}
+    found: dict[str, str] = {}
     for distribution in metadata.distributions():
         name = _normalise(distribution.metadata["Name"] or "")
         if name.startswith("opentelemetry-"):
