@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import configparser
+import importlib.util
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -32,12 +31,15 @@ def test_the_settings_are_valid_and_check_deploy_finds_nothing():
 @pytest.mark.parametrize("kind", ["gunicorn", "uvicorn", "granian", "uwsgi"])
 def test_the_command_starts_a_server_that_is_ready(kind, tmp_path):
     program, *arguments = shlex.split(SNIPPETS[kind])
-    found = services.find_uwsgi() if kind == "uwsgi" else shutil.which(program, path=str(Path(sys.executable).parent))
-    if found is None:
+    if kind == "uwsgi":
+        start = [services.find_uwsgi()] if services.find_uwsgi() else []
+    else:
+        start = [sys.executable, "-m", program] if importlib.util.find_spec(program) else []
+    if not start:
         pytest.skip(f"{kind} is not installed")
     port = services.free_port()
     command = [
-        found,
+        *start,
         *(part.replace("shop.", "tests.").replace(":8000", f":{port}") for part in arguments),
     ]
     command = [str(port) if part == "8000" else part for part in command]
