@@ -13,6 +13,22 @@ def _seed_line(config) -> str | None:
     return None if seed is None or hasattr(config, "workerinput") else f"Random order: --randomly-seed={seed}"
 
 
+#: A test file with one of these words starts a process, a server or a browser, and is not part of `make quick`.
+_SLOW_WORDS = ("services", "subprocess", "playwright", "multiprocessing", "os.fork", "postgres", "valkey")
+_sources: dict[str, bool] = {}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark as "quick" all tests of files that need nothing but this process."""
+    for item in items:
+        path = str(item.path)
+        if path not in _sources:
+            source = item.path.read_text(encoding="utf-8")
+            _sources[path] = not any(word in source for word in _SLOW_WORDS)
+        if _sources[path]:
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session):
     """Print the seed at once, so that a run that is killed has named it; only -q leaves out the plugin's own header."""

@@ -285,7 +285,7 @@ class _Exchange(BaseHTTPRequestHandler):
 
     server_version = "django_otel"
     sys_version = ""
-    wfile: io.BytesIO  # type: ignore[assignment]
+    wfile: io.BytesIO
 
     def __init__(self, head: bytes) -> None:
         # Not the base's, which would read from a socket.

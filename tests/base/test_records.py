@@ -128,15 +128,22 @@ def test_a_lazy_pattern_is_the_pattern():
 
 def test_every_lazy_pattern_of_the_package_can_be_compiled():
     """A mistake in one would come out at its first use only."""
-    from django_otel.base import patterns
-    from django_otel.redaction import scrub, statements
-    from django_otel.requests import observation
-    from django_otel.tracing import propagation
+    import importlib
+    import pkgutil
 
+    import django_otel
+    from django_otel.base import patterns
+
+    packages = ("redaction", "requests", "tracing")
+    names = [
+        module.name
+        for package in packages
+        for module in pkgutil.iter_modules([f"{django_otel.__path__[0]}/{package}"], f"django_otel.{package}.")
+    ]
     found = [
         value
-        for module in (observation, propagation, scrub, statements)
-        for value in vars(module).values()
+        for name in names
+        for value in vars(importlib.import_module(name)).values()
         if isinstance(value, patterns._LazyPattern)
     ]
     assert len(found) > 30

@@ -341,13 +341,21 @@ def test_exceptions_on_the_way_out_are_recorded_alike(record, set_status, error)
 
 
 def without_times(found):
-    """Ends and events that took the clock's time; stacks go through other functions of the API alike."""
+    """Ends and events that took the clock's time; of stacks the beginning, since ours have a limit of their own."""
+
+    def begin(name, value):
+        return value[:100] if name == "exception.stacktrace" else value
+
     for span in found["ended"]:
         span["times"] = span["times"][0]
         span["json"].pop("end_time")
         for event in span["json"]["events"]:
             event.pop("timestamp")
-        span["events"] = [(name, list(items), dropped) for name, _, items, dropped in span["events"]]
+            event["attributes"] = {name: begin(name, value) for name, value in event["attributes"].items()}
+        span["events"] = [
+            (event, [(name, begin(name, value)) for name, value in items], dropped)
+            for event, _, items, dropped in span["events"]
+        ]
     return found
 
 
