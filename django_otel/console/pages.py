@@ -26,11 +26,11 @@ from django.utils.translation import gettext, ngettext_lazy
 
 from django_otel import runtime
 from django_otel.base import guard
+from django_otel.base.private_files import Unusable
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.console import dashboard as dashboard_parts
 from django_otel.console import text, waterfall
 from django_otel.console.access import PERMISSION, may_view
-from django_otel.multiprocess.shared import Unusable
 from django_otel.tracestore.processor import StoreProcessor
 from django_otel.tracestore.reader import NO_CHOICES, StoreReader, TraceFilter, TraceRow, read
 

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from django_otel.base import private_files
+from django_otel.base.private_files import Unusable, check_folder
 from django_otel.config.schema import Config
 from django_otel.metrics.merging import merge_processes
 from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
 from django_otel.multiprocess import server_group, shared
-from django_otel.multiprocess.shared import HAS_LOCKS, Reader, Unusable, check_folder, living_slots
+from django_otel.multiprocess.shared import HAS_LOCKS, Reader, living_slots
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Group:
     owner_pid: int | None
     is_living: bool
     living: frozenset[int] = frozenset()
+    #: Whether it may be another project's: its master is gone or in another container, and its name is a hash.
+    is_foreign: bool = False
 
 
 @dataclass
@@ -81,7 +85,8 @@ def _read_group(folder: Path, config: Config) -> Group | None:
         living = find_living(folder)
     except OSError:
         return None
-    return Group(folder, owner, is_owned or bool(living), frozenset(living))
+    is_foreign = owner is not None and not is_owned
+    return Group(folder, owner, is_owned or bool(living), frozenset(living), is_foreign)
 
 
 def open_folder(folder: Path) -> Group:
@@ -147,7 +152,7 @@ def _describe(folder: Path, slot: Slot) -> None:
 
 
 def _read(path: Path, size: int) -> bytes:
-    descriptor = shared.open_file(path, os.O_RDONLY)
+    descriptor = private_files.open_file(path, os.O_RDONLY)
     try:
         return os.pread(descriptor, size, 0)
     finally:

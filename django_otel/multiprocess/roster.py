@@ -19,6 +19,7 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 import struct
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,7 +27,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from django_otel.multiprocess.shared import Lease, Unusable, living_slots, make_folder, open_file
+from django_otel.base import guard
+from django_otel.base.private_files import Unusable, check_folder, make_folder, open_file
+from django_otel.multiprocess import server_group
+from django_otel.multiprocess.shared import Lease, living_slots
 from django_otel.sampling.policy import Policy
 
 try:
@@ -85,14 +89,32 @@ def roster_folder(identity: str, bases: Sequence[Path]) -> Path:
     for base in bases:
         try:
             # Apart from the folders of numbers: those are swept when their server is gone.
-            parent = base / f"django-otel-{os.geteuid()}-policy"
-            make_folder(parent)
+            parent = server_group.make_parent(bases, base, f"django-otel-{os.geteuid()}-policy")
             folder = parent / hashlib.sha256(identity.encode()).hexdigest()[:16]
             make_folder(folder)
+            with guard.contained("sweeping old policies"):
+                sweep(parent, keep=folder.name)
             return folder
         except OSError as error:
             reasons.append(f"{base}: {error}")
-    raise Unusable("; ".join(reasons))
+    raise Unusable("; ".join(reasons) or server_group.NO_PLACE)
+
+
+def sweep(parent: Path, keep: str) -> list[str]:
+    """Remove the folders of policies that no process follows and nobody wrote to for an hour; return their names."""
+    removed = []
+    for folder in parent.iterdir():
+        if folder.name == keep:
+            continue
+        try:
+            check_folder(folder)
+            is_idle = server_group.is_idle(folder, server_group.FOREIGN_AGE_S)
+        except (OSError, ValueError):
+            continue
+        if is_idle:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder.name)
+    return removed
 
 
 class Roster:

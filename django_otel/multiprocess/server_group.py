@@ -9,30 +9,45 @@ master starts at zero. A name given in the settings overrides that.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from django_otel.base import guard
-from django_otel.multiprocess.shared import HAS_LOCKS, Unusable, check_folder, living_slots, make_folder, open_file
+from django_otel.base.private_files import (
+    Unusable,
+    check_folder,
+    make_folder,
+    open_file,
+    temporary_folder,
+    touched_at_s,
+)
+from django_otel.multiprocess.shared import HAS_LOCKS, living_slots
 
 _OWNER_FILE = "owner"
+#: Said where there is no candidate at all.
+NO_PLACE = "no folder for shared or temporary files was found"
 #: A group's folder may be half made by a process that is just starting; it is not swept before this age, in seconds.
 _SWEEP_AGE_S = 60.0
+#: Of a group whose master cannot be looked for (another container): since when nothing was written, in seconds.
+FOREIGN_AGE_S = 3600.0
 
 
 def candidate_bases(shared_dir: str | None, environ: Mapping[str, str]) -> list[Path]:
-    """Where the folder may be, best first; only the one of the settings when there is one."""
+    """Where the folder may be, best first; only the one of the settings when there is one.
+
+    Empty where the system has no folder for such files.
+    """
     if shared_dir is not None:
         return [Path(shared_dir)]
     found = [environ.get("RUNTIME_DIRECTORY", "").split(":")[0], environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm",  # noqa: S108
-             tempfile.gettempdir()]  # fmt: skip
+             temporary_folder()]  # fmt: skip
     return [Path(path) for path in found if path]
 
 
@@ -104,21 +119,27 @@ def open_group(name: str, owner: int | None, bases: list[Path]) -> Path:
     reasons = []
     for base in bases:
         try:
-            if len(bases) == 1 and not base.exists():
-                # The folder of the settings; its parents are the operator's.
-                base.mkdir(mode=0o700)
-            parent = base / f"django-otel-{os.geteuid()}"
-            make_folder(parent)
+            parent = make_parent(bases, base, f"django-otel-{os.geteuid()}")
             folder = parent / name
             make_folder(folder)
             if owner is not None:
                 _write_owner(folder, owner)
-                with guard.contained("sweeping old groups"):
-                    sweep(parent, keep=name)
+            with guard.contained("sweeping old groups"):
+                sweep(parent, keep=name)
             return folder
         except OSError as error:
             reasons.append(f"{base}: {error}")
-    raise Unusable("; ".join(reasons))
+    raise Unusable("; ".join(reasons) or NO_PLACE)
+
+
+def make_parent(bases: Sequence[Path], base: Path, name: str) -> Path:
+    """Make the private folder `name` in `base`, and `base` itself where the settings name it. Errors: `OSError`."""
+    if len(bases) == 1 and not base.exists():
+        # Its parents are the operator's. Another process may make it at this moment.
+        base.mkdir(mode=0o700, exist_ok=True)
+    parent = base / name
+    make_folder(parent)
+    return parent
 
 
 def _write_owner(folder: Path, owner: int) -> None:
@@ -136,19 +157,33 @@ def _write_owner(folder: Path, owner: int) -> None:
         raise
 
 
-def _has_owner(folder: Path) -> bool:
-    """Whether the master of a group may still live. Without its file, it died while it made the folder."""
+def _idle_age_s(folder: Path) -> float:
+    """How long nothing may have been written before a group is swept, in seconds; infinity while its master lives."""
     try:
         pid, _, rest = (folder / _OWNER_FILE).read_text().partition(" ")
     except FileNotFoundError:
-        return False
+        # It died while it made the folder.
+        return _SWEEP_AGE_S
     began, _, namespace = rest.partition(" ")
-    # The pids of another namespace (a container beside this one) mean nothing here.
-    return namespace != _pid_namespace() or (bool(began) and start_time(int(pid)) == began)
+    if namespace != _pid_namespace():
+        # The pids of another namespace (a container beside this one) mean nothing here; its locks do.
+        return FOREIGN_AGE_S
+    return math.inf if began and start_time(int(pid)) == began else _SWEEP_AGE_S
+
+
+def is_idle(folder: Path, age_s: float) -> bool:
+    """Whether no process holds a slot and nothing was written for `age_s` seconds. Errors: `OSError`, `ValueError`."""
+    written_at_s = folder.stat().st_mtime if age_s == _SWEEP_AGE_S else touched_at_s(folder)
+    if time.time() - written_at_s < age_s:
+        return False
+    numbers = [int(found.stem) for found in folder.glob("*.lock") if found.stem.isdigit()]
+    return not living_slots(folder, numbers)
 
 
 def sweep(parent: Path, keep: str) -> list[str]:
-    """Remove the folders of masters that are gone and whose slots are all free; return their names.
+    """Remove the folders of masters that are gone, or of another container and idle, and whose slots are all free.
+
+    Return their names.
 
     A named group has no owner and is never swept.
     """
@@ -158,12 +193,8 @@ def sweep(parent: Path, keep: str) -> list[str]:
             continue
         try:
             check_folder(folder)
-            if _has_owner(folder):
-                continue
-            if time.time() - folder.stat().st_mtime < _SWEEP_AGE_S:
-                continue
-            numbers = [int(found.stem) for found in folder.glob("*.lock") if found.stem.isdigit()]
-            if living_slots(folder, numbers):
+            age_s = _idle_age_s(folder)
+            if age_s == math.inf or not is_idle(folder, age_s):
                 continue
         except (OSError, ValueError):
             continue

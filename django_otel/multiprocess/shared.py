@@ -22,7 +22,6 @@ import json
 import math
 import mmap
 import os
-import stat
 import struct
 import threading
 import time
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from django_otel.base import guard
+from django_otel.base.private_files import Unusable, open_file
 from django_otel.metrics.cells import Definition, Memory, cells_of, identity
 from django_otel.metrics.model import (
     OWN_SCOPE,
@@ -78,55 +78,6 @@ _LIVE_KINDS = frozenset({Kind.UP_DOWN_COUNTER, Kind.GAUGE})
 
 #: What reading a file raises whose checksums are right and whose content is not ours.
 _MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
-
-
-class Unusable(OSError):  # noqa: N818
-    """The shared folder cannot be used; the text says which and why."""
-
-
-# --- The folder. ---
-
-
-def check_folder(path: Path) -> None:
-    """Refuse a folder that others could write to. Errors: `Unusable`."""
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise Unusable(f"{path} is a link or no folder; expected a folder of this user's own.")
-    if status.st_uid != os.geteuid():
-        raise Unusable(f"{path} belongs to user {status.st_uid}; expected user {os.geteuid()}.")
-    if status.st_mode & 0o077:
-        raise Unusable(f"{path} has mode {stat.S_IMODE(status.st_mode):o}; expected 700.")
-
-
-def make_folder(path: Path) -> None:
-    """Make a private folder, or check the one that is there. Errors: `Unusable`, `OSError`."""
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        pass
-    else:
-        # Whatever the umask says: one that takes the owner's own rights away would lock the others out.
-        path.chmod(0o700)
-    check_folder(path)
-
-
-def open_file(path: Path, flags: int) -> int:
-    """Open a regular file of our own, never through a link. Errors: `OSError`, `Unusable` for what is no such file."""
-    try:
-        # Not blocking: a pipe of that name would be waited for.
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise Unusable(f"{path} is a link or no regular file; expected a file of this user's own.") from error
-        raise
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-        os.close(descriptor)
-        raise Unusable(f"{path} is a link or no regular file; expected a file of this user's own.")
-    if flags & os.O_CREAT and stat.S_IMODE(status.st_mode) != 0o600:
-        # An umask that takes the owner's own rights away would lock the other processes out.
-        os.fchmod(descriptor, 0o600)
-    return descriptor
 
 
 # --- Leases. ---

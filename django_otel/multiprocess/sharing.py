@@ -14,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from django_otel.base import guard
+from django_otel.base.private_files import Unusable
 from django_otel.config.schema import Config
 from django_otel.metrics.cells import CellStore, Counter, Memory
 from django_otel.metrics.merging import merge_processes
 from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
 from django_otel.multiprocess import server_group
-from django_otel.multiprocess.shared import Reader, SharedMemory, Unusable, living_slots, write_snapshot
+from django_otel.multiprocess.shared import Reader, SharedMemory, living_slots, write_snapshot
 
 _TICK_S = 1.0
 #: So that a forked child can close what it has inherited, whoever forks and when.

@@ -252,8 +252,9 @@ def _check_shared_folder(config: Config) -> Iterator[CheckMessage]:
         surroundings.find_folder_obstacle(base)
         for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
     ]
-    if not obstacles or not all(obstacles):
+    if not all(obstacles):
         return
+    obstacles = obstacles or [server_group.NO_PLACE]
     if config.metrics.shared_dir is not None:
         hint = 'Make OTEL["METRICS"]["SHARED_DIR"] a folder that exists and that the server\'s user may write to.'
     else:

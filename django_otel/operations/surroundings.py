@@ -17,6 +17,7 @@ from django.db import connections
 
 from django_otel import conf
 from django_otel._version import __version__
+from django_otel.base import private_files
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
 from django_otel.multiprocess import server_group, shared
@@ -74,13 +75,13 @@ def find_folder_obstacle(base: Path) -> str:
     """Why the workers' shared folder cannot be in `base`; "" when it can. Makes nothing."""
     folder = base / f"django-otel-{os.geteuid()}"
     try:
-        shared.check_folder(folder)
+        private_files.check_folder(folder)
         place = folder
     except FileNotFoundError:
         # A folder named in the settings is made.
         place = base if base.exists() else base.parent
     except OSError as error:
-        return str(error) if isinstance(error, shared.Unusable) else f"{folder}: {error.strerror}"
+        return str(error) if isinstance(error, private_files.Unusable) else f"{folder}: {error.strerror}"
     if not place.is_dir():
         return f"{place} is not a folder"
     # Asked with the effective user, as the kernel will; also says no for a file system that is mounted read-only.

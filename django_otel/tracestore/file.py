@@ -13,14 +13,13 @@ import hashlib
 import os
 import sqlite3
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from django_otel.base import guard
-from django_otel.multiprocess.shared import Unusable
+from django_otel.base.private_files import Unusable, temporary_folder
 
 #: "DjOt": tells our file from any other. Source: SQLite, "PRAGMA application_id".
 APPLICATION_ID = 0x446A4F74
@@ -99,7 +98,7 @@ def candidate_folders(path: str | None, surroundings: Mapping[str, str], identit
         surroundings.get("CACHE_DIRECTORY", "").split(":")[0],
         surroundings.get("TMPDIR", ""),
         "/var/tmp",  # noqa: S108 (a private folder is made in it and checked)
-        tempfile.gettempdir(),
+        temporary_folder(),
     ]
     name = f"console-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     user = f"django-otel-{os.geteuid()}" if hasattr(os, "geteuid") else "django-otel"

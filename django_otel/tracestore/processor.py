@@ -19,11 +19,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 
 from django_otel.base import guard
+from django_otel.base.private_files import Unusable
 from django_otel.base.sdk_compat import context_of, flags_of
 from django_otel.config.schema import Config
 from django_otel.export.batch import BatchWorker, WorkerOwner
 from django_otel.metrics.model import OWN_SCOPE, Family, HistogramValue, Point
-from django_otel.multiprocess.shared import Unusable
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracestore.file import BUSY_TIMEOUT_S, find_file
 from django_otel.tracestore.items import Stored, StoredLog, StoredProcess, StoredSample

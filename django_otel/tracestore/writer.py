@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from django_otel.multiprocess.shared import Unusable
+from django_otel.base.private_files import Unusable
 from django_otel.tracestore.bounds import Bounds
 from django_otel.tracestore.file import PAGE_BYTES, StoreFile, is_corrupt, transaction
 from django_otel.tracestore.items import Stored, StoredLog, StoredProcess, StoredSample, StoredSpans

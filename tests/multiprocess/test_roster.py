@@ -11,8 +11,8 @@ import time
 
 import pytest
 
+from django_otel.base.private_files import Unusable
 from django_otel.multiprocess.roster import Reading, Roster, roster_folder
-from django_otel.multiprocess.shared import Unusable
 from django_otel.sampling.policy import Policy, Rule
 from tests import services
 
@@ -123,6 +123,25 @@ def test_a_folder_that_others_can_write_is_refused(tmp_path):
     parent.chmod(0o777)
     with pytest.raises(Unusable, match="mode 777"):
         roster_folder("db", [tmp_path])
+
+
+def test_a_missing_folder_of_the_settings_is_made(tmp_path):
+    """Whoever comes first, numbers or policy."""
+    assert roster_folder("a", [tmp_path / "missing"]).is_dir()
+
+
+def test_policies_that_no_process_follows_are_swept_after_an_hour(tmp_path):
+    idle, lately, followed = (roster_folder(name, [tmp_path]) for name in ("idle", "lately", "followed"))
+    rosters = [Roster(folder) for folder in (idle, lately, followed)]
+    for roster in rosters:
+        roster.join()
+    for roster in rosters[:2]:
+        roster.close()
+    for folder in (idle, followed):
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (1, 1))
+    roster_folder("new", [tmp_path])
+    assert [folder.exists() for folder in (idle, lately, followed)] == [False, True, True]
 
 
 def test_another_database_is_another_folder(tmp_path):

@@ -22,11 +22,13 @@ from pathlib import Path
 import pytest
 
 from django_otel import runtime
+from django_otel.base import private_files
 from django_otel.metrics.cells import CellStore
 from django_otel.metrics.model import ExponentialValue, Family, HistogramValue, Kind, Point, Scope
 from django_otel.multiprocess import server_group, shared
 from django_otel.multiprocess.shared import Lease, Reader, SharedMemory, living_slots, read_snapshot, write_snapshot
 from django_otel.multiprocess.sharing import Sharing
+from django_otel.tracestore import file as tracestore_file
 from tests import services
 
 # Forking beside other tests' threads is what is tested; Python warns of it from 3.12 on.
@@ -36,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWa
 @pytest.fixture
 def folder(tmp_path):
     path = tmp_path / "group"
-    shared.make_folder(path)
+    private_files.make_folder(path)
     return path
 
 
@@ -1058,6 +1060,71 @@ def test_group_names_differ_by_master_start_project_and_namespace(monkeypatch):
     assert len(names) == 10 and None not in names
     assert all("/" not in name for name in names)
     assert server_group.build_group_name("p", None, None) is None
+
+
+def test_groups_of_other_containers_are_swept_when_idle_for_an_hour(tmp_path):
+    """Five starts of a container on one volume do not leave five folders in memory."""
+    parent = tmp_path / "parent"
+    parent.mkdir(mode=0o700)
+    kept = []
+
+    def make(name, age_s, *, is_held=False):
+        folder = parent / name
+        folder.mkdir(mode=0o700)
+        (folder / "owner").write_text("1 1 4711")
+        store = join(folder)
+        store.counter("n").add(1)
+        if is_held:
+            kept.append(store)
+        else:
+            store.memory.close()
+        at_s = time.time() - age_s
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (at_s, at_s))
+
+    make("1-idle", 3700)
+    make("2-lately", 3500)
+    make("3-held", 9999, is_held=True)
+    make("keep", 9999)
+    # A file that was written to counts, not the folder alone.
+    make("4-written", 9999)
+    os.utime(parent / "4-written" / "0.cells")
+    assert server_group.sweep(parent, keep="keep") == ["1-idle"]
+
+
+def test_without_a_temporary_folder_what_is_writable_is_used(tmp_path, monkeypatch):
+    """A container with a read-only root: Python finds no folder for temporary files and raises."""
+
+    def refuse():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", refuse)
+    bases = server_group.candidate_bases(None, {"RUNTIME_DIRECTORY": str(tmp_path)})
+    assert bases == [tmp_path, Path("/dev/shm")]
+    assert server_group.open_group("1-a", None, bases).parent.parent == tmp_path
+    assert tracestore_file.candidate_folders(None, {}, "shop")
+    with pytest.raises(server_group.Unusable, match="no folder for shared or temporary files"):
+        server_group.open_group("1-a", None, [])
+
+
+def test_where_nothing_is_writable_the_check_says_so(monkeypatch, settings):
+    from django_otel import conf
+    from django_otel.operations import checks
+
+    monkeypatch.setattr(server_group, "candidate_bases", lambda *_: [])
+    found = list(checks._check_shared_folder(conf.get_config()))
+    assert [message.id for message in found] == ["django_otel.W005"]
+    assert "no folder for shared or temporary files" in found[0].msg
+
+
+def test_where_nothing_is_writable_the_page_and_one_log_line_say_so(caplog):
+    store = CellStore()
+    sharing = Sharing("1-a", None, [], store, list)
+    for _ in range(3):
+        assert not sharing.join()
+    active = [family for family in sharing.collect() if family.name == "django_otel.shared.active"]
+    assert [point.value for family in active for point in family.points] == [0.0]
+    assert caplog.text.count("cannot share its numbers") == 1
 
 
 def test_only_old_folders_of_dead_masters_without_a_living_process_are_swept(tmp_path):

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_otel.base.private_files import Unusable
 from django_otel.config.parse import parse
 from django_otel.config.schema import Config
-from django_otel.multiprocess.shared import Unusable
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracestore.file import DAMAGED_SUFFIX, FILE_NAME, candidate_folders, find_file
 from django_otel.tracestore.items import StoredLog, StoredProcess, StoredSample, StoredSpans

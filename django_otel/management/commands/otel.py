@@ -313,7 +313,8 @@ class Command(BaseCommand):
         for group, slots in described:
             state = "living" if group.is_living else "all its processes are gone"
             master = f", master {group.owner_pid}" if group.owner_pid is not None else ""
-            self.stdout.write(f"{group.folder} ({state}{master})")
+            foreign = ", possibly another project's" if group.is_foreign else ""
+            self.stdout.write(f"{group.folder} ({state}{master}{foreign})")
             rows = [
                 (
                     str(slot.number),

@@ -1,0 +1,68 @@
+"""Folders and files of this user alone, in places that other users may write to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+
+class Unusable(OSError):  # noqa: N818
+    """The shared folder cannot be used; the text says which and why."""
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that others could write to. Errors: `Unusable`."""
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise Unusable(f"{path} is a link or no folder; expected a folder of this user's own.")
+    if status.st_uid != os.geteuid():
+        raise Unusable(f"{path} belongs to user {status.st_uid}; expected user {os.geteuid()}.")
+    if status.st_mode & 0o077:
+        raise Unusable(f"{path} has mode {stat.S_IMODE(status.st_mode):o}; expected 700.")
+
+
+def make_folder(path: Path) -> None:
+    """Make a private folder, or check the one that is there. Errors: `Unusable`, `OSError`."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    else:
+        # Whatever the umask says: one that takes the owner's own rights away would lock the others out.
+        path.chmod(0o700)
+    check_folder(path)
+
+
+def open_file(path: Path, flags: int) -> int:
+    """Open a regular file of our own, never through a link. Errors: `OSError`, `Unusable` for what is no such file."""
+    try:
+        # Not blocking: a pipe of that name would be waited for.
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise Unusable(f"{path} is a link or no regular file; expected a file of this user's own.") from error
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise Unusable(f"{path} is a link or no regular file; expected a file of this user's own.")
+    if flags & os.O_CREAT and stat.S_IMODE(status.st_mode) != 0o600:
+        # An umask that takes the owner's own rights away would lock the other processes out.
+        os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def temporary_folder() -> str:
+    """Return the system's folder for temporary files; "" where none can be written to."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return ""
+
+
+def touched_at_s(folder: Path) -> float:
+    """Return when a folder or a file in it was written last, in seconds since the Unix epoch. Errors: `OSError`."""
+    return max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
