@@ -77,7 +77,7 @@ def _parse_multipart(request: Any) -> QueryDict:
     encoding = request.encoding or settings.DEFAULT_CHARSET
     head = f"Content-Type: {request.META.get('CONTENT_TYPE', '')}\r\n\r\n".encode("latin-1")
     message = BytesParser(policy=email.policy.HTTP).parsebytes(head + request.body)
-    parts = message.get_payload() if message.is_multipart() else []
+    parts: Any = message.get_payload() if message.is_multipart() else []
     if len(parts) > MAX_FIELDS:
         raise TooManyFieldsSent(f"The form has more than {MAX_FIELDS} fields.")
     pairs = []

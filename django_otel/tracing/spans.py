@@ -89,12 +89,14 @@ class Shared:
 class _Watching:
     """Stands in for `Shared` at the end of spans above LIMITS.SPANS_PER_TRACE: what failed is exported all the same."""
 
-    __slots__ = ("_shared", "enders", "takers")
+    __slots__ = ("_shared", "enders", "takers", "withdrawers")
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self.takers = (self._end,)
         self.enders: tuple[Any, ...] = ()
+        # No processor has seen such a span: there is nothing to take back.
+        self.withdrawers: tuple[Any, ...] = ()
 
     def _end(self, span: RecordedSpan) -> None:
         shared = self._shared

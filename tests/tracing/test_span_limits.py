@@ -95,3 +95,18 @@ def test_a_long_stack_is_kept_and_its_end_always(otel_spans):
     assert MAX_STACK - 100 <= len(long) <= MAX_STACK
     assert long.startswith("Traceback")
     assert long.rstrip().endswith("ValueError: the bottom")
+
+
+def test_a_span_above_the_limit_can_be_discarded(client, many_view, few_spans, otel_spans):
+    """Also one that is only watched for a failure."""
+
+    def run():
+        run_many(5)
+        with trace.get_tracer("tests").start_as_current_span("above") as span:
+            discard = getattr(span, "discard", None)
+            if discard is not None:
+                discard()
+
+    many_view(run)
+    assert client.get("/hello/").status_code == 200
+    assert not [span for span in otel_spans if span.name == "above"]
