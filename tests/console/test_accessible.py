@@ -1,0 +1,291 @@
+"""Every page in Chromium, in light and dark: axe-core finds nothing, and the keyboard is enough."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests import services
+from tests.live_sampling.test_browser import chromium
+
+__all__ = ["chromium"]
+
+pytestmark = pytest.mark.debian
+
+DASHBOARD, TRACES = "/admin/django_otel/dashboard/", "/admin/django_otel/trace/"
+POLICY = "/admin/django_otel/samplingpolicy/"
+NO_TRACE = f"{TRACES}{'0' * 31}1/"
+OTEL = {"SERVICE_NAME": "shop", "SAMPLING": {"RATIO": 1.0, "REFRESH_S": 1.0}}
+#: Marks that turn the direction of a text; a page shows their names in place of them.
+BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+LOOKS = ["light", "dark"]
+PREPARE = """
+import django
+django.setup()
+from django.contrib.auth.models import User
+from django_otel.models import SamplingPolicy, SamplingRule
+User.objects.create_superuser("ada", password="ada")
+"""
+RULES = """
+SamplingPolicy(ratio=1, note="all of it").save()
+SamplingRule.objects.create(path="/hello/*", ratio=1, priority=10)
+SamplingRule.objects.create(path="/admin/*", ratio=1, method="GET")
+"""
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The source of axe-core, installed by npm into the git-ignored cache."""
+    folder = services.ROOT / ".cache" / "axe-core"
+    source = folder / "node_modules" / "axe-core" / "axe.min.js"
+    if not source.exists():
+        if shutil.which("npm") is None:
+            services.missing("The accessibility tests need npm, which installs axe-core: apt-get install npm")
+        folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--ignore-scripts", "axe-core@4"],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        if done.returncode:
+            services.missing(f"npm cannot install axe-core: {done.stderr}")
+    return source.read_text(encoding="utf-8")
+
+
+def run(env: dict[str, str], *command: str) -> None:
+    subprocess.run([sys.executable, *command], cwd=services.ROOT, env=env, check=True, timeout=120)
+
+
+def serve(folder: Path, otel: dict[str, Any], code: str, *manage: tuple[str, ...]) -> Iterator[str]:
+    """The address of a site whose database `code` and then the commands `manage` have prepared."""
+    env = services.server_env(
+        otel, TEST_SQLITE=str(folder / "db.sqlite3"), DJANGO_SETTINGS_MODULE="tests.accessible_settings"
+    )
+    run(env, "-m", "django", "migrate", "--run-syncdb", "-v", "0")
+    run(env, "-c", PREPARE + code)
+    for arguments in manage:
+        run(env, "-m", "django", *arguments, "-v", "0")
+    port = services.free_port()
+    command = [sys.executable, "-m", "gunicorn", "tests.accessible_site:application", "--bind", f"127.0.0.1:{port}",
+               "--graceful-timeout", "5"]  # fmt: skip
+    with services.running(command, env, folder / "log") as process:
+        services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 30, "gunicorn")
+        assert process.poll() is None, (folder / "log").read_text()
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A site with rules and a filled store: equal queries, a failure, a path that turns the direction of text."""
+    folder = tmp_path_factory.mktemp("site")
+    otel = {**OTEL, "CONSOLE": {"ENABLED": True, "PATH": str(folder / "store")}}
+    for url in serve(folder, otel, RULES):
+        for path in ("/hello/", "/n-plus-one/", "/boom/", f"/en/greet/{BIDI_CONTROLS}/"):
+            requests.get(url + path, headers={"User-Agent": "test"}, timeout=20)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def site_without(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A site whose console is off and whose tables of the policy are missing."""
+    otel = {**OTEL, "CONSOLE": {"ENABLED": False}}
+    yield from serve(tmp_path_factory.mktemp("without"), otel, "", ("migrate", "django_otel", "zero"))
+
+
+Opener = Callable[..., Any]
+
+
+@pytest.fixture
+def open_page(chromium: Any) -> Iterator[Opener]:
+    """Opens a page, signed in."""
+    contexts = []
+
+    def open_it(url: str, path: str, scheme: str = "light", language: str = "en", width: int = 1280) -> Any:
+        # The strict content policy of the site is tested elsewhere; axe-core is a script of this test's own.
+        context = chromium.new_context(
+            base_url=url, viewport={"width": width, "height": 900}, color_scheme=scheme, locale=language,
+            bypass_csp=True,
+        )  # fmt: skip
+        contexts.append(context)
+        context.set_default_timeout(20_000)
+        page = context.new_page()
+        page.goto("/admin/login/")
+        page.locator("#id_username").fill("ada")
+        page.locator("#id_password").fill("ada")
+        page.locator("[type=submit]").click()
+        page.wait_for_url("**/admin/")
+        page.goto(path)
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+
+
+def violations(page: Any, axe: str) -> list[str]:
+    """Every rule of axe-core that the page breaks, with the elements."""
+    page.evaluate(axe)
+    found = page.evaluate("axe.run()")["violations"]
+    return [f"{rule['id']}: {node['html'][:300]} {node['any'][:1]}" for rule in found for node in rule["nodes"]]
+
+
+def keep_picture(page: Any, name: str) -> None:
+    """Where `SCREENSHOTS` names a folder for them."""
+    if kept := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(kept) / f"{name}.png", full_page=True)
+
+
+def open_trace(page: Any, what: str) -> None:
+    """Open the newest trace with `what` in its row."""
+
+    def is_there() -> bool:
+        page.goto(TRACES)
+        return bool(page.locator(".otel-what a").filter(has_text=what).count())
+
+    services.wait_until(is_there, 60, f"a trace of {what}")
+    page.locator(".otel-what a").filter(has_text=what).first.click()
+    page.wait_for_url(re.compile(r"/[0-9a-f]{32}/"))
+
+
+PAGES = {
+    "dashboard": DASHBOARD,
+    "dashboard-route": f"{DASHBOARD}?route=/hello/",
+    "traces": TRACES,
+    "traces-none": f"{TRACES}?route=/nowhere/",
+    "traces-unreadable": f"{TRACES}?min_ms=abc&trace=ZZZ&status=x",
+    "trace-missing": NO_TRACE,
+    "policy": POLICY,
+    "policy-change": f"{POLICY}1/change/",
+    "policy-history": f"{POLICY}1/history/",
+    "failed": "/boom/",
+}
+PAGES_WITHOUT = {
+    "dashboard-off": DASHBOARD,
+    "traces-off": TRACES,
+    "trace-off": NO_TRACE,
+    "policy-unavailable": POLICY,
+    "policy-add-unavailable": f"{POLICY}add/",
+    "failed-without-console": "/boom/",
+}
+
+
+@pytest.mark.parametrize("scheme", LOOKS)
+def test_axe_finds_nothing_on_any_page(open_page: Opener, site: str, axe: str, scheme: str) -> None:
+    """Of the console, the policy's admin and the visitor's page of a failed request."""
+    page = open_page(site, DASHBOARD, scheme)
+    found = {}
+    for name, path in PAGES.items():
+        page.goto(path)
+        if "dashboard" in name:
+            services.wait_until(lambda: page.reload() and page.locator(".otel-tile").count(), 30, "figures")
+        found[name] = violations(page, axe)
+    page.goto(POLICY)
+    page.get_by_role("button", name="Add a rule").click()
+    found["policy-rule-added"] = violations(page, axe)
+    for name, what in (("n-plus-one", "/n-plus-one/"), ("error", "/boom/")):
+        open_trace(page, what)
+        found[f"trace-{name}"] = violations(page, axe)
+        page.locator("[data-otel-open]").first.click()
+        page.locator(".otel-details").wait_for()
+        found[f"trace-{name}-opened"] = violations(page, axe)
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+@pytest.mark.parametrize("scheme", LOOKS)
+def test_axe_finds_nothing_where_a_part_is_off(open_page: Opener, site_without: str, axe: str, scheme: str) -> None:
+    """The console is off, the tables of the policy are missing."""
+    page = open_page(site_without, DASHBOARD, scheme)
+    found = {}
+    for name, path in PAGES_WITHOUT.items():
+        page.goto(path)
+        found[name] = violations(page, axe)
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+def test_axe_finds_what_is_wrong(open_page: Opener, site: str, axe: str) -> None:
+    """Or the tests above could not fail."""
+    page = open_page(site, TRACES)
+    page.evaluate("document.querySelector('label[for=otel-route]').remove()")
+    assert any(each.startswith("label") for each in violations(page, axe))
+
+
+@pytest.mark.parametrize("language", ["en", "ar"])
+def test_forward_opens_a_group_and_backward_closes_it(open_page: Opener, site: str, language: str) -> None:
+    """Right and Left; swapped where the page is written from right to left."""
+    page = open_page(site, TRACES, language=language)
+    open_trace(page, "/n-plus-one/")
+    forward, backward = ("ArrowRight", "ArrowLeft") if language == "en" else ("ArrowLeft", "ArrowRight")
+    is_open = "document.querySelector('.otel-group details').open"
+    page.locator(".otel-group summary").first.focus()
+    assert not page.evaluate(is_open)
+    page.keyboard.press(forward)
+    assert page.evaluate(is_open)
+    # Inside, forward goes to the first member and opens it; backward closes it, then leaves, then closes the group.
+    page.keyboard.press(forward)
+    assert page.evaluate("document.activeElement.matches('.otel-group li .otel-span')")
+    page.keyboard.press(forward)
+    page.locator(".otel-details").wait_for()
+    page.keyboard.press(backward)
+    services.wait_until(lambda: not page.locator(".otel-details").count(), 10, "the span closed")
+    page.keyboard.press(backward)
+    assert page.evaluate("document.activeElement.matches('.otel-group summary')")
+    page.keyboard.press(backward)
+    assert not page.evaluate(is_open)
+
+
+@pytest.mark.parametrize("path", [DASHBOARD, TRACES])
+def test_the_skip_link_leads_over_the_head(open_page: Opener, site: str, path: str) -> None:
+    """It shows itself with the focus, and the focus goes where it leads."""
+    page = open_page(site, path)
+    link = page.locator(".otel-skip")
+    link.focus()
+    box = link.bounding_box()
+    assert box["x"] >= 0, "the link cannot be seen"
+    assert box["width"] > 20, "the link cannot be seen"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "otel-main"
+
+
+def test_no_control_of_direction_reaches_a_page(open_page: Opener, site: str) -> None:
+    """Neither in the list nor in the trace with everything open."""
+    page = open_page(site, TRACES)
+    open_trace(page, "greet")
+    page.locator("a.otel-span").first.click()
+    page.locator(".otel-details").wait_for()
+    for text in (page.content(), requests.get(page.url, cookies=cookies_of(page), timeout=20).text):
+        assert [f"U+{ord(mark):04X}" for mark in BIDI_CONTROLS if mark in text] == []
+    assert "\\u202e" in page.locator(".otel-details").inner_text()
+
+
+def cookies_of(page: Any) -> dict[str, str]:
+    return {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
+
+
+@pytest.mark.parametrize(
+    ("language", "scheme", "width"),
+    [("de", "light", 1280), ("ar", "light", 1280), ("ar", "dark", 400), ("en", "dark", 400)],
+)
+def test_no_page_scrolls_sideways(open_page: Opener, site: str, language: str, scheme: str, width: int) -> None:
+    """In German, in Arabic, on a phone."""
+    page = open_page(site, DASHBOARD, scheme, language, width)
+    too_wide = []
+    for name, path in PAGES.items():
+        page.goto(path)
+        keep_picture(page, f"{name}-{language}-{scheme}-{width}")
+        if page.evaluate("document.documentElement.scrollWidth") > width:
+            too_wide.append(name)
+    open_trace(page, "/n-plus-one/")
+    page.locator("[data-otel-open]").first.click()
+    page.locator(".otel-details").wait_for()
+    keep_picture(page, f"trace-{language}-{scheme}-{width}")
+    if page.evaluate("document.documentElement.scrollWidth") > width:
+        too_wide.append("trace")
+    assert too_wide == []
