@@ -193,8 +193,15 @@ def _render(request: HttpRequest, config: Config) -> HttpResponse:
 
 
 def _include_registry(page: exposition.Page) -> None:
-    from django_otel.metrics.registry import render_registry
+    from django_otel.metrics.registry import is_multiprocess, render_registry
 
+    if runtime.group_name() is not None and not is_multiprocess():
+        guard.warn_once(
+            "include registry",
+            "METRICS.INCLUDE_REGISTRY shows the numbers of the worker process that answers; they differ from scrape to "
+            "scrape. Set PROMETHEUS_MULTIPROC_DIR to a folder that is empty when the server starts: prometheus_client "
+            "then adds up all processes.",
+        )
     with runtime.store.around_callbacks():
         render_registry(page)
 

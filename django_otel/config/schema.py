@@ -163,7 +163,10 @@ class Metrics:
         ' prometheus_client\'s registry), "otlp", "otlp-grpc", "console".',
     )
     include_registry: bool = key(
-        False, boolean, "Show the collectors of prometheus_client's registry on `/metrics` too."
+        False,
+        boolean,
+        "Show the collectors of prometheus_client's registry on `/metrics` too. With several worker processes"
+        " set `PROMETHEUS_MULTIPROC_DIR`, or they are those of the process that answers.",
     )
     endpoint: str | None = key(None, optional(endpoint), "OTLP endpoint; None takes that of TRACES.")
     headers: Mapping[str, str] = key({}, headers, "Headers of OTLP requests; with TRACES' endpoint, TRACES' headers.")

@@ -208,6 +208,8 @@ def _collect(registry: CollectorRegistry) -> list[Metric]:
     # The registry's own collect() is one generator over all collectors: the first that raises ends it. The list of
     # collectors is not public; without it we read them in that one go.
     collectors: list[Any] = list(getattr(registry, "_collector_to_names", None) or [registry])
+    if is_multiprocess():
+        collectors = _merge_processes(collectors)
     metrics: list[Metric] = []
     token = _on_our_page.set(True)
     try:
@@ -217,6 +219,30 @@ def _collect(registry: CollectorRegistry) -> list[Metric]:
     finally:
         _on_our_page.reset(token)
     return metrics
+
+
+def is_multiprocess() -> bool:
+    """Return whether prometheus_client keeps its numbers in files (PROMETHEUS_MULTIPROC_DIR), over all workers."""
+    from prometheus_client.values import ValueClass
+
+    return ValueClass.__name__ == "MmapedValue"
+
+
+def _merge_processes(collectors: list[Any]) -> list[Any]:
+    """Replace prometheus_client's own instruments by their sum over all processes.
+
+    Collectors that describe the answering process (its memory, its garbage collector) are left out: with several
+    workers their numbers would jump. Collectors of the project stay.
+    """
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.gc_collector import GCCollector
+    from prometheus_client.metrics import MetricWrapperBase
+    from prometheus_client.multiprocess import MultiProcessCollector
+    from prometheus_client.process_collector import ProcessCollector
+
+    single = (MetricWrapperBase, ProcessCollector, GCCollector)
+    kept = [collector for collector in collectors if not isinstance(collector, single)]
+    return [MultiProcessCollector(CollectorRegistry()), *kept]
 
 
 def _write_metric(page: exposition.Page, metric: Metric) -> None:
