@@ -620,7 +620,8 @@ def _list(value: object) -> list[Mapping[str, Any]]:
 
 
 def _whole(value: object) -> int:
-    return int(value) if isinstance(value, int | float) else 0
+    # JSON of another hand may have NaN and numbers beyond any time.
+    return int(value) if isinstance(value, int | float) and abs(value) < 1e19 else 0
 
 
 def trace_address(template: str | None, trace_id: str) -> tuple[str, str] | None:

@@ -336,8 +336,7 @@ class StoreFile:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         # Readers do not wait for the writer. A network file system has no WAL; then it stays as it is.
         connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(connection):
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not tables:
                 for statement in _SCHEMA.split(";"):
@@ -346,10 +345,6 @@ class StoreFile:
                 connection.execute("INSERT INTO store (begun_s) VALUES (?)", (time.time(),))
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
 
     def set_aside(self) -> None:
         """Rename a damaged file; the next opening makes a new one. One damaged file is kept."""
@@ -393,7 +388,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        # A full disk has rolled back by itself.
+        # A full disk has rolled back by itself. The reason is the first error, not one of going back.
         if connection.in_transaction:
-            connection.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
         raise

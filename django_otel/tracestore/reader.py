@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from django_otel.tracestore.packing import unpack, unpack_route, unpack_routes
 from django_otel.tracestore.writer import TraceStore
 
 _NS_PER_S = 1_000_000_000
+_MOST_NS = 2**63 - 1
 #: Longest list of choices that a filter offers.
 MAX_CHOICES = 200
 
@@ -80,7 +82,9 @@ class TraceFilter:
                 values.append(int(self.status))
         if self.min_duration_s is not None:
             conditions.append("duration_ns >= ?")
-            values.append(int(self.min_duration_s * _NS_PER_S))
+            # SQLite's integers end there; "not a number" is longer than anything, too.
+            ns = self.min_duration_s * _NS_PER_S
+            values.append(int(ns) if abs(ns) < _MOST_NS else _MOST_NS)
         if self.has_error:
             conditions.append("(errors > 0 OR status >= 500)")
         if self.event:
@@ -161,6 +165,10 @@ _COLUMNS = (
     "seq, trace_id, start_ns, end_ns, duration_ns, root_rank, name, method, route, status, service, services, spans, "
     "queries, errors, logs, dropped, spans_dropped, is_pinned"
 )
+#: Their places among `_COLUMNS`; all others have whole numbers.
+_TEXT_COLUMNS = frozenset({1, 6, 7, 8, 10, 11})
+#: What reading a damaged or foreign part raises.
+_DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, zlib.error)
 
 
 class StoreReader:
@@ -194,7 +202,7 @@ class StoreReader:
             f"SELECT seq, name FROM event WHERE seq IN ({marks}) ORDER BY seq, name",  # noqa: S608
             seqs,
         ):
-            found[seq] = (*found.get(seq, ()), name)
+            found[seq] = (*found.get(seq, ()), _text(name))
         return found
 
     def choices(self) -> Choices:
@@ -214,7 +222,8 @@ class StoreReader:
             f"SELECT ({following} found.value) FROM found WHERE found.value IS NOT NULL) "
             f"SELECT value FROM found WHERE value IS NOT NULL LIMIT {MAX_CHOICES}"
         )
-        return [value for (value,) in self._connection.execute(statement, (above,))]
+        kind = type(above)
+        return [value for (value,) in self._connection.execute(statement, (above,)) if isinstance(value, kind)]
 
     def trace(self, trace_id: str) -> Trace | None:
         """One trace with everything beneath; None when it is not (or no longer) here."""
@@ -230,7 +239,7 @@ class StoreReader:
                     spans += otlp.decode(zlib.decompress(data), OWN_SCOPE.name)
                 else:
                     logs += [item for item in unpack(data) if isinstance(item, dict)]
-            except (ValueError, TypeError, zlib.error):
+            except _DAMAGED:
                 damaged += 1
         events = self._events([row[0]])
         return Trace(
@@ -250,7 +259,7 @@ class StoreReader:
     def begun_s(self) -> float | None:
         """When the store began to count, in seconds since the Unix epoch."""
         row = self._connection.execute("SELECT begun_s FROM store").fetchone()
-        return row[0] if row is not None else None
+        return _number(row[0]) if row is not None else None
 
     def numbers(self, *, now_s: float, minutes: int, service: str = "", route: str | None = None) -> list[Numbers]:
         """What was counted in the last `minutes`, in the finest step that is kept so long, by time.
@@ -266,13 +275,13 @@ class StoreReader:
             "WHERE step_s = ? AND at_s >= ? AND (? = '' OR service = ?) ORDER BY at_s",
             (step_s, since_s, service, service),
         ):
-            with contextlib.suppress(ValueError, zlib.error):
-                values = unpack(data)
+            with contextlib.suppress(*_DAMAGED):
+                values = _mapping(unpack(data))
                 if route:
                     values = {"total": unpack_route(routes, route), "bounds": values.get("bounds", {})}
                 elif route is not None:
                     values["routes"] = unpack_routes(routes)
-                found.append(Numbers(at_s, step_s, values))
+                found.append(Numbers(_integer(at_s), step_s, values))
         return found
 
     def route_numbers(self, *, now_s: float, minutes: int, service: str = "") -> list[dict[str, Any]]:
@@ -285,8 +294,8 @@ class StoreReader:
             "FROM sample AS first WHERE first.step_s = ? AND first.at_s >= ? AND first.source = baseline.source)",
             (step_s, service, service, step_s, since_s),
         ):
-            with contextlib.suppress(ValueError, zlib.error):
-                now = unpack(running)
+            with contextlib.suppress(*_DAMAGED):
+                now = _mapping(unpack(running))
                 found.append({"routes": rise_of_routes(now, unpack(opening)), "bounds": now.get("bounds", {})})
         return found
 
@@ -297,13 +306,15 @@ class StoreReader:
         ).fetchone()
         if row is None:
             return None
-        with contextlib.suppress(ValueError, zlib.error):
-            return row[0], unpack(row[1]), unpack(row[2])
+        with contextlib.suppress(*_DAMAGED):
+            return _number(row[0]), _mapping(unpack(row[1])), _mapping(unpack(row[2]))
         return None
 
     def number_services(self) -> list[str]:
         """The services whose numbers are here."""
-        return [name for (name,) in self._connection.execute("SELECT DISTINCT service FROM sample ORDER BY service")]
+        return [
+            _text(name) for (name,) in self._connection.execute("SELECT DISTINCT service FROM sample ORDER BY service")
+        ]
 
     def processes(self, *, seen_since_s: float) -> list[ProcessRow]:
         """Processes that have said since then that they live."""
@@ -314,10 +325,15 @@ class StoreReader:
             (seen_since_s,),
         ):
             facts: Any = {}
-            with contextlib.suppress(ValueError, zlib.error):
-                facts = unpack(row[6])
+            with contextlib.suppress(*_DAMAGED):
+                facts = _mapping(unpack(row[6]))
             instance, service, host, pid, started_s, seen_s, _ = row
-            found.append(ProcessRow(instance, service, host, pid, started_s, seen_s, facts))
+            found.append(
+                ProcessRow(
+                    _text(instance), _text(service), _text(host), _integer(pid), _number(started_s), _number(seen_s),
+                    facts or {},
+                )
+            )  # fmt: skip
         return found
 
 
@@ -328,15 +344,36 @@ def _step_of(now_s: float, minutes: int) -> tuple[int, int]:
 
 
 def _build_row(row: Sequence[Any], events: tuple[str, ...]) -> TraceRow:
-    others = (name for name in str(row[11]).split("\n") if name and name != row[10])
+    # SQLite keeps any value in any column: a damaged file, or another tool's hand, must not break a page.
+    row = [_text(value) if place in _TEXT_COLUMNS else _integer(value) for place, value in enumerate(row)]
+    others = (name for name in row[11].split("\n") if name and name != row[10])
     # That of the root first: it is the one that was asked.
     services = (*filter(None, [row[10]]), *others)
     values: tuple[Any, ...] = (*row[:11], services, *row[12:18], bool(row[18]), events)
     return TraceRow(*values)
 
 
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, float):
+        return int(value) if math.isfinite(value) else 0
+    return value if isinstance(value, int) else 0
+
+
 def _number(value: object) -> float:
-    return value if isinstance(value, int | float) else 0.0
+    return value if isinstance(value, int | float) and math.isfinite(value) else 0.0
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    """Errors: `TypeError` for anything but a dict."""
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__} instead of a dict")
+    return value
 
 
 @contextlib.contextmanager

@@ -225,7 +225,9 @@ def reason_of(error: BaseException) -> str:
     """Why a batch could not be written, as the value of a metric's attribute."""
     code = getattr(error, "sqlite_errorcode", None)
     primary = code & 0xFF if code is not None else None
-    if primary == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+    # Without room for the index of the log SQLite says that it could not be made longer.
+    is_full = primary == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE
+    if is_full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "disk_full"
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "busy"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import html.parser
 import io
@@ -10,6 +11,7 @@ import os
 import re
 import sqlite3
 import time
+import zlib
 from contextlib import closing
 from pathlib import Path
 
@@ -953,3 +955,59 @@ def test_numbers_stay_numbers(console):
 
 def test_the_detail_page_has_an_address():
     assert reverse("admin:django_otel_trace_detail", args=["a" * 32]) == f"{LIST}{'a' * 32}/"
+
+
+# --- A store that another hand, or an older version, has written to. ---
+
+ODD = [None, "", "x", b"\xff\x00", -1, 2**62, 1e300, float("inf"), -1e300, "9" * 30]
+
+
+def _odd_blobs():
+    contents = [1, "x", [], [1], [[]], {"routes": 1, "total": 2, "bounds": 3}, {"routes": {"a": 1}, "bounds": {"a": 1}},
+                {"total": {"duration": "x", "errors": None}}, {"events": {"a": "b"}}, {"exporters": 5, "ratio": "x"},
+                [{"time": 1e999, "severity": "x", "attributes": [1], "body": {"a": 1}, "level": 5, "span": []}],
+                [{"time": float("nan"), "attributes": {"exception.stacktrace": 5}}]]  # fmt: skip
+    return [zlib.compress(json.dumps(content).encode()) for content in contents] + [b"", b"\x00" * 50, "text", 5, None]
+
+
+@pytest.mark.parametrize("table", ["trace", "chunk", "event", "sample", "baseline", "process", "store"])
+def test_rows_of_another_shape_break_no_page(console, page, table):
+    def build(tracer):
+        with request_span(tracer), query_span(tracer):
+            pass
+
+    record(console, build)
+    now_s = time.time()
+    number = 0
+    trace_id = stored(console)[0].trace_id
+    with sqlite3.connect(console.store().path) as connection:
+        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+        for column in columns:
+            is_blob = column in ("data", "running", "opening", "routes")
+            for value in _odd_blobs() if is_blob else ODD:
+                number += 1
+                with contextlib.suppress(sqlite3.Error):
+                    if table == "sample":
+                        connection.execute(
+                            "INSERT OR REPLACE INTO sample SELECT step_s, ?, ?, 'tests', data, data, data "
+                            "FROM sample LIMIT 1",
+                            (int(now_s), f"odd{number}"),
+                        )
+                    connection.execute(f"UPDATE OR IGNORE {table} SET {column} = ?", (value,))
+                    connection.commit()
+                for url in (LIST, f"{LIST}?min_ms=1", f"{LIST}{trace_id}/", DASHBOARD, f"{DASHBOARD}?route=/a/"):
+                    answer = page(url)
+                    assert answer.status_code in (200, 404, 503), (table, column, value, url)
+
+
+@pytest.mark.parametrize("given", ["1e15", "nan", "inf", "-inf", "1e308", "9" * 400, "-1", "0x10", "٣", "1_0", "\x00"])
+def test_a_minimum_of_any_shape_breaks_no_page(console, page, given):
+    assert page(LIST, min_ms=given).status_code == 200
+
+
+@pytest.mark.parametrize("seconds", [1e15, 1e308, float("inf"), float("-inf"), float("nan"), -1.0])
+def test_a_filter_of_any_length_is_asked(console, seconds):
+    from django_otel.tracestore.reader import TraceFilter
+
+    with read(console.store()) as reader:
+        assert reader.list_traces(TraceFilter(min_duration_s=seconds)).total == 0
