@@ -1106,9 +1106,16 @@ def name_view(match: Any, method: str) -> str:
 
 
 def _operations(view: Any) -> Sequence[Any]:
-    """The operations of the object whose method a view is (`ninja.operation.PathView`)."""
+    """The operations of the object whose method a view is, or which it closes over (`ninja.operation.PathView`)."""
     for _ in range(20):
-        found = getattr(getattr(view, "__self__", None), "operations", None)
+        owner = getattr(view, "__self__", None)
+        names = getattr(getattr(view, "__code__", None), "co_freevars", ())
+        if owner is None and "self" in names:
+            try:
+                owner = view.__closure__[names.index("self")].cell_contents
+            except ValueError:  # An empty cell.
+                owner = None
+        found = getattr(owner, "operations", None)
         if isinstance(found, list | tuple):
             return found
         view = getattr(view, "__wrapped__", None) or getattr(view, "func", None)
