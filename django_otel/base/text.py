@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+
+#: Control characters, also those of C1, that a terminal would obey, and those that turn the direction of text.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def encodable(text: str) -> str:
     """Return `text` without lone surrogates.
@@ -9,3 +15,20 @@ def encodable(text: str) -> str:
     A client can send one in JSON, and OTLP could not encode the whole batch.
     """
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with control characters written out ("\\x1b"): for a terminal, or a label."""
+    return _UNPRINTABLE.sub(_write_out, text)
+
+
+def _write_out(found: re.Match[str]) -> str:
+    code = ord(found.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def printable_json(content: object) -> str:
+    """Return `content` as JSON over several lines, with what a terminal would obey as escapes of JSON."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    # Those below U+0020 stand in it as escapes already, but for its own line breaks.
+    return _UNPRINTABLE.sub(lambda found: "\n" if found.group() == "\n" else f"\\u{ord(found.group()):04x}", text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import getpass
-import json
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from django.utils.dateparse import parse_datetime
 
 from django_otel import models
 from django_otel.base import guard
+from django_otel.base.text import printable, printable_json
 from django_otel.config.schema import Config
 from django_otel.live_sampling import follower, preview
 from django_otel.live_sampling import wording as text
@@ -171,7 +171,7 @@ class SamplingCommand:
 
     def __init__(self, config: Config, write: Callable[[str], object]) -> None:
         self._config = config
-        self._write = write
+        self._print = write
         self._alias = router.db_for_write(SamplingPolicy)
 
     def run(self, options: dict[str, Any]) -> int:
@@ -287,7 +287,8 @@ class SamplingCommand:
         ]
         self._write_rules(rows)
         if state.policy is not None and not state.policy.enabled:
-            self._write("\nThe policy is not enabled, so none of them applies.")
+            self._write("")
+            self._write("The policy is not enabled, so none of them applies.")
 
     def _rule_remove(self, options: dict[str, Any]) -> None:
         numbers = list(dict.fromkeys(options["id"]))
@@ -438,8 +439,12 @@ class SamplingCommand:
         if self._config.enabled and self._config.sampling.live:
             self._write(f"Every process applies it within {self._config.sampling.refresh_s:g} s.")
 
+    def _write(self, line: str) -> None:
+        """Print a line; what stands in it was written by others and must not steer the terminal."""
+        self._print(printable(line))
+
     def _write_json(self, content: object) -> None:
-        self._write(json.dumps(content, indent=2, ensure_ascii=False))
+        self._print(printable_json(content))
 
     def _write_rules(self, rows: Sequence[tuple[str, str, float, int, float | None, str, str]]) -> None:
         lines: list[tuple[str, ...]] = [("number", "rule", "ratio", "priority", "until", "note")]

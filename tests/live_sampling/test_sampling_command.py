@@ -403,3 +403,22 @@ def test_help_names_examples_and_exit_codes(capsys):
     said = capsys.readouterr().out
     assert 'manage.py otel sampling set 0.1 --for 15m --note "incident 7"' in said
     assert "Exit codes: 0 done" in said
+
+
+HOSTILE = "a\x1b]0;owned\x07b\x9b31mc\u202ed\r\ne\u2066f"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("get",), ("get", "--format", "json"), ("rule", "list"), ("rule", "list", "--format", "json"), ("reset",)],
+)
+def test_what_others_have_stored_does_not_steer_the_terminal(arguments):
+    """Notes and patterns of the admin; controls of C0 and C1, and marks that turn the direction, are written out."""
+    SamplingPolicy.objects.create(ratio=0.5, note=HOSTILE)
+    SamplingRule.objects.create(path=f"/{HOSTILE}/*", ratio=0.5, note=HOSTILE)
+    _, output = run(*arguments)
+    assert not re.findall("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", output)
+    assert "\ne" not in output
+    if "json" in arguments:
+        found = json.loads(output)
+        assert (found if isinstance(found, list) else found["rules"])[0]["note"] == HOSTILE

@@ -8,6 +8,7 @@ import functools
 import ipaddress
 import json
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -22,6 +23,7 @@ from django.http import HttpRequest
 
 from django_otel import conf, runtime, views
 from django_otel.base.suppression import suppress_instrumentation
+from django_otel.base.text import printable, printable_json
 from django_otel.config.schema import SECRET_KEYS, Config, ConfigError
 from django_otel.export import pipelines
 from django_otel.live_sampling import command, follower
@@ -342,10 +344,10 @@ class Command(BaseCommand):
     # --- output ---
 
     def _write_json(self, content: object) -> None:
-        self.stdout.write(json.dumps(content, indent=2, ensure_ascii=False))
+        self.stdout.write(printable_json(content))
 
     def _write_table(self, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-        lines = [head, *rows]
+        lines = [head, *(tuple(map(printable, row)) for row in rows)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
         # One long value must not push the source off the screen for all others.
         widths[1] = min(widths[1], 48)
@@ -355,7 +357,9 @@ class Command(BaseCommand):
 
     def _write_wrapped(self, text: str, indent: str, first: str | None = None) -> None:
         width = max(40, min(100, shutil.get_terminal_size().columns))
-        lines = textwrap.wrap(text, width - len(indent), break_long_words=False, break_on_hyphens=False)
+        lines = textwrap.wrap(
+            printable(re.sub(r"\s+", " ", text)), width - len(indent), break_long_words=False, break_on_hyphens=False
+        )
         for index, line in enumerate(lines):
             self.stdout.write((first if index == 0 and first is not None else indent) + line)
 
