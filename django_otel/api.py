@@ -459,11 +459,14 @@ def _end_span(span: trace.Span, error: BaseException | None, end_time_unix_ns: i
 
 
 def _record_error(span: trace.Span, error: BaseException) -> None:
+    from django_otel import runtime
+
     kind = exceptions.type_name(error)
+    scrub = runtime.current().scrubber.text
     span.set_attribute("error.type", kind)
     # The message is in the exception event; here it only helps a reader of a list of spans.
-    span.set_status(trace.Status(trace.StatusCode.ERROR, f"{kind}: {exceptions.message_of(error)}"))
-    exceptions.record_exception(span, error)
+    span.set_status(trace.Status(trace.StatusCode.ERROR, f"{kind}: {exceptions.message_of(error, scrub)}"))
+    exceptions.record_exception(span, error, scrub)
 
 
 class timed(span):  # noqa: N801 (used like a function)

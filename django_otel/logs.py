@@ -40,6 +40,7 @@ from opentelemetry.trace import INVALID_SPAN, TraceFlags
 
 from django_otel.base import guard, log_fields, proxies
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
+from django_otel.redaction import cutting
 from django_otel.requests import observation
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ class OTelHandler(logging.Handler):
         attributes[code_attributes.CODE_LINE_NUMBER] = record.lineno
         attributes.update(_exception(record))
         if record.stack_info:
-            attributes[_STACK_INFO] = _cut(str(record.stack_info), MAX_STACKTRACE_LENGTH)
+            attributes[_STACK_INFO] = _cut_stack(str(record.stack_info))
         level_name = str(record.levelname)
         built = LogRecord(
             timestamp=int(record.created * 1e9),
@@ -265,11 +266,11 @@ def _without_path_secrets(text: str) -> str:
     """Django logs the paths of failed requests, and "reset/<token>/" has its token in the path."""
     current = observation.current()
     match = getattr(current.request, "resolver_match", None) if current is not None else None
-    if match is None or not match.kwargs:
+    if match is None or not (match.kwargs or match.args):
         return text
     from django_otel import runtime
 
-    return runtime.current().scrubber.path(text, match.kwargs)
+    return runtime.current().scrubber.path(text, match.kwargs, match.args)
 
 
 _root_handler = OTelHandler()
@@ -397,7 +398,17 @@ def severity_number(level: int) -> SeverityNumber:
 
 
 def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[:length] + _CUT_MARK
+    return text if len(text) <= length else cutting.cut(text, length, _scrub, _CUT_MARK)
+
+
+def _cut_stack(text: str) -> str:
+    return cutting.cut_stack(text, MAX_STACKTRACE_LENGTH, _scrub)
+
+
+def _scrub(text: str) -> str:
+    from django_otel import runtime
+
+    return runtime.current().scrubber.text(text)
 
 
 def _extra(record: logging.LogRecord) -> tuple[dict[str, Any], str | None]:
@@ -456,14 +467,14 @@ def _exception(record: logging.LogRecord) -> dict[str, str]:
         try:
             attributes[exception_attributes.EXCEPTION_MESSAGE] = _cut(str(error), MAX_BODY_LENGTH)
             lines = "".join(traceback.format_exception(kind, error, trace_back))
-            attributes[exception_attributes.EXCEPTION_STACKTRACE] = _cut(lines, MAX_STACKTRACE_LENGTH)
+            attributes[exception_attributes.EXCEPTION_STACKTRACE] = _cut_stack(lines)
         except Exception:
             # The exception's own __str__ fails: its type is what is known.
             return attributes
         return attributes
     if record.exc_text and str(record.exc_text).strip() != _NO_EXCEPTION:
         # A record that came through a pickle has the text alone.
-        return {exception_attributes.EXCEPTION_STACKTRACE: _cut(str(record.exc_text), MAX_STACKTRACE_LENGTH)}
+        return {exception_attributes.EXCEPTION_STACKTRACE: _cut_stack(str(record.exc_text))}
     return {}
 
 

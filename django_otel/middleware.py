@@ -78,6 +78,7 @@ def _build_observer() -> Observer:
         forwarded_host=settings.USE_X_FORWARDED_HOST,
         scrub_url=current.scrubber.url,
         scrub_path=current.scrubber.path,
+        scrub_text=current.scrubber.text,
         takes_notes=config.request.server_timing or runtime.console() is not None,
         static_prefixes=() if config.request.static else _find_static_prefixes(),
         set_headers=build_response_headers(config),

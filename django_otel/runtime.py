@@ -424,7 +424,9 @@ def _start_traces(config: Config, processors: tuple[Any, ...]) -> None:
         if _own_tracer_provider is None:
             _limits = pipelines.build_span_limits()
             # Shut down by us: ours is one budget for all signals, see _at_exit.
-            _own_tracer_provider = OwnTracerProvider(runtime.sampler, runtime.resource, _ids, _limits)
+            _own_tracer_provider = OwnTracerProvider(
+                runtime.sampler, runtime.resource, _ids, _limits, lambda text: _current.scrubber.text(text)
+            )
             _own_tracer_provider.add_span_processor(_switch)
         if foreign is None and installed is None:
             trace.set_tracer_provider(_own_tracer_provider)

@@ -26,6 +26,8 @@ from django_otel.base.sdk_compat import SPAN_KEY, attach, build_remote_context, 
 from django_otel.base.sdk_compat import detach_or_raise as detach
 from django_otel.config.schema import Config
 from django_otel.metrics.cells import HAS_GLOBAL_LOCK, CellStore, Counter, RequestSeries, Series
+from django_otel.redaction.cutting import cut
+from django_otel.redaction.paths import redact_unmatched
 from django_otel.requests.deferred import DeferredSpan
 from django_otel.requests.response_headers import Notes
 from django_otel.sampling.sampler import Branch, InForce, LiveSampler, untraced, with_branch
@@ -412,7 +414,8 @@ class Observer:
         "_last_kind",
         "_longest_path", "_makes_spans", "_most_spans", "_own_tracer", "_propagator", "_queries", "_records_client",
         "_records_query", "_request_headers", "_request_size", "_response_headers", "_response_size", "_sampler",
-        "_scrub_path", "_scrub_url", "_secure_header", "_static_prefixes", "_store", "_takes_notes", "_template",
+        "_scrub_path", "_scrub_text", "_scrub_url", "_secure_header", "_static_prefixes", "_store", "_takes_notes",
+        "_template",
         "_traceparent", "_tracer", "_trust",
         "_user_attributes", "find_force_token", "set_headers", "shared",
     )  # fmt: skip
@@ -433,7 +436,8 @@ class Observer:
         secure_header: tuple[str, str] | None = None,
         forwarded_host: bool = False,
         scrub_url: Callable[[str], str] | None = None,
-        scrub_path: Callable[[str, Mapping[str, Any]], str] | None = None,
+        scrub_path: Callable[[str, Mapping[str, Any], Sequence[Any]], str] | None = None,
+        scrub_text: Callable[[str], str] = str,
         takes_notes: bool = False,
         static_prefixes: tuple[str, ...] = (),
         set_headers: Callable[[Observation, Any], None] | None = None,
@@ -462,6 +466,7 @@ class Observer:
         self._forwarded_host = forwarded_host
         self._scrub_url = scrub_url
         self._scrub_path = scrub_path
+        self._scrub_text = scrub_text
         self._takes_notes = takes_notes
         #: Called with each response before it is sent; None when no header of ours is asked for.
         self.set_headers = set_headers
@@ -821,10 +826,13 @@ class Observer:
             attributes = self._make_host(kind, "", server)
         attributes["url.path"] = request.path
         if kind.method == "_OTHER":
-            attributes["http.request.method_original"] = str(request.method)[:_MAX_TEXT]
+            attributes["http.request.method_original"] = cut(str(request.method), _MAX_TEXT, self._scrub_text)
         agent = meta.get("HTTP_USER_AGENT")
         if agent:
-            attributes["user_agent.original"] = str(agent)[:_MAX_TEXT]
+            agent = str(agent)
+            attributes["user_agent.original"] = (
+                agent if len(agent) <= _MAX_TEXT else cut(agent, _MAX_TEXT, self._scrub_text)
+            )
         if self._records_query and (query := meta.get("QUERY_STRING")):
             attributes["url.query"] = recorded_query(query, self._scrub_url)
         if self._records_client and meta.get("REMOTE_ADDR"):
@@ -851,7 +859,7 @@ class Observer:
         attributes: dict[str, list[str]] = {}
         for name, value in found:
             if not DENIED_HEADER.search(name) and any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted):
-                attributes.setdefault(prefix + name, []).append(str(value)[:_MAX_TEXT])
+                attributes.setdefault(prefix + name, []).append(cut(str(value), _MAX_TEXT, self._scrub_text))
         return attributes
 
     # --- Finish. ---
@@ -1004,10 +1012,10 @@ class Observer:
         else:
             attributes = self._find_attributes(observation, handles, match, error_type)
         # Shared by all requests alike: copied by who has more to say.
-        if match is not None and match.kwargs and self._scrub_path is not None:
+        if self._scrub_path is not None and (match is None or match.kwargs or match.args):
             path = observation.request.path
-            scrubbed = self._scrub_path(path, match.kwargs)
-            if scrubbed is not path:
+            scrubbed = redact_unmatched(path) if match is None else self._scrub_path(path, match.kwargs, match.args)
+            if scrubbed != path:
                 attributes = {**attributes, "url.path": scrubbed}
         if observation.spans > self._most_spans:
             attributes = {**attributes, SPANS_DROPPED: observation.spans - self._most_spans}
@@ -1019,7 +1027,7 @@ class Observer:
                 headers = self._headers("http.response.header.", self._response_headers, lowered)
                 attributes = {**attributes, **headers}
             if exception is not None:
-                record_exception(span, exception, escaped=response is None)
+                record_exception(span, exception, self._scrub_text, escaped=response is None)
             if error_type:
                 # For a server span the description is left empty when the status code says it all
                 # (semantic conventions, "HTTP server span status").

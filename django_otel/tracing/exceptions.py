@@ -10,6 +10,7 @@ from opentelemetry import trace
 
 from django_otel.base import guard
 from django_otel.base.text import encodable
+from django_otel.redaction import cutting
 
 #: Stack traces have a limit of their own, in characters: LIMITS.ATTRIBUTE_LENGTH would cut the lines that matter.
 MAX_STACK = 64 * 1024
@@ -25,36 +26,30 @@ def type_name(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ in ("builtins", None) else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def format_stack(error: BaseException, limit: int = MAX_STACK) -> str:
-    """The stack trace of `error`, at most `limit` characters: its first lines and, more telling, its last.
+def format_stack(error: BaseException, scrub: Callable[[str], str], limit: int = MAX_STACK) -> str:
+    """Return the stack trace of `error`, at most `limit` characters: its first lines and, more telling, its last.
 
-    Never raises an `Exception`, also when the exception's own text does.
+    One that has to be cut is redacted before by `scrub`. Never raises an
+    `Exception`, also when the exception's own text does.
     """
     try:
         text = encodable("".join(traceback.format_exception(error)))
     except Exception:
         return type_name(error)
-    return cut_stack(text, limit)
+    return cutting.cut_stack(text, limit, scrub)
 
 
-def cut_stack(text: str, limit: int = MAX_STACK) -> str:
-    """A stack trace within `limit` characters: its first lines and, more telling, its last."""
-    if len(text) <= limit:
-        return text
-    mark = "\n... [cut] ...\n"
-    head = limit // 4
-    return text[:head] + mark + text[-(limit - head - len(mark)) :]
-
-
-def message_of(error: BaseException) -> str:
-    """`str(error)`, cut; the class name when that fails."""
+def message_of(error: BaseException, scrub: Callable[[str], str]) -> str:
+    """Return `str(error)`, redacted by `scrub` and cut when it is long; the class name when that fails."""
     try:
-        return encodable(str(error)[:_MAX_MESSAGE])
+        return encodable(cutting.cut(str(error), _MAX_MESSAGE, scrub))
     except Exception:
         return type_name(error)
 
 
-def record_exception(span: trace.Span, error: BaseException, *, escaped: bool = False) -> None:
+def record_exception(
+    span: trace.Span, error: BaseException, scrub: Callable[[str], str], *, escaped: bool = False
+) -> None:
     """Add an `exception` event as the SDK does, within its length limits.
 
     Source: OpenTelemetry semantic conventions, "Exceptions on spans".
@@ -62,8 +57,8 @@ def record_exception(span: trace.Span, error: BaseException, *, escaped: bool = 
     limit = MAX_STACK if getattr(span, "keeps_long_stacks", False) else _MAX_SDK_STACK
     attributes = {
         "exception.type": type_name(error),
-        "exception.message": message_of(error),
-        STACK: format_stack(error, limit),
+        "exception.message": message_of(error, scrub),
+        STACK: format_stack(error, scrub, limit),
     }
     if recording.wants_event(span, attributes):
         span.add_event("exception", {**attributes, "exception.escaped": str(escaped)})

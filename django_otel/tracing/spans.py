@@ -41,8 +41,10 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 
 from django_otel.base import guard, proxies, sdk_compat
 from django_otel.base.sdk_compat import SPAN_KEY, SpanParts, build_child_context, build_root_context, read_list
+from django_otel.redaction.cutting import cut_attributes, cut_stack, cut_value
+from django_otel.redaction.scrub import Scrubber
 from django_otel.sampling.sampler import LiveSampler
-from django_otel.tracing.exceptions import STACK, cut_stack, recording
+from django_otel.tracing.exceptions import MAX_STACK, STACK, recording
 from django_otel.tracing.ids import OwnRandomIdGenerator
 
 if TYPE_CHECKING:
@@ -68,9 +70,20 @@ SPANS_DROPPED = "django_otel.spans.dropped"
 class Shared:
     """What all tracers and spans of a provider share; its attributes change with the settings."""
 
-    __slots__ = ("enders", "ids", "is_plain", "limits", "resource", "sampler", "starters", "takers", "withdrawers")
+    __slots__ = (
+        "enders", "ids", "is_plain", "limits", "resource", "sampler", "scrub", "starters", "takers", "withdrawers",
+    )  # fmt: skip
 
-    def __init__(self, sampler: LiveSampler, ids: OwnRandomIdGenerator, limits: SpanLimits, resource: Resource) -> None:
+    def __init__(
+        self,
+        sampler: LiveSampler,
+        ids: OwnRandomIdGenerator,
+        limits: SpanLimits,
+        resource: Resource,
+        scrub: Callable[[str], str] | None = None,
+    ) -> None:
+        #: Redacts a text that is about to be cut.
+        self.scrub = scrub or Scrubber().text
         self.sampler = sampler
         self.ids = ids
         self.limits = limits
@@ -89,12 +102,13 @@ class Shared:
 class _Watching:
     """Stands in for `Shared` at the end of spans above LIMITS.SPANS_PER_TRACE: what failed is exported all the same."""
 
-    __slots__ = ("_shared", "enders", "takers", "withdrawers")
+    __slots__ = ("_shared", "enders", "scrub", "takers", "withdrawers")
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self.takers = (self._end,)
         self.enders: tuple[Any, ...] = ()
+        self.scrub = shared.scrub
         # No processor has seen such a span: there is nothing to take back.
         self.withdrawers: tuple[Any, ...] = ()
 
@@ -117,7 +131,9 @@ class SharedAttributes(dict[str, Any]):
         self.encoded: tuple[Any, bytes] | None = None
 
 
-def _clean(attributes: Mapping[str, Any], longest: int | None, most: int | None) -> tuple[Mapping[str, Any], int]:
+def _clean(
+    attributes: Mapping[str, Any], longest: int | None, most: int | None, scrub: Callable[[str], str]
+) -> tuple[Mapping[str, Any], int]:
     """The attributes with every value as OpenTelemetry has it, and how many were dropped.
 
     Nearly all are plain already, which their exact types tell at a fifth of the
@@ -138,6 +154,7 @@ def _clean(attributes: Mapping[str, Any], longest: int | None, most: int | None)
             return attributes, 0
     elif any(value.__class__ is not type(value) for value in attributes.values()):
         attributes = {key: _resolve(value) for key, value in attributes.items()}
+    attributes = cut_attributes(attributes, longest, scrub) or {}
     # With a limit of none the SDK does not even look at them.
     bounded = BoundedAttributes(None if most else most, attributes, False, longest)
     return dict(bounded), bounded.dropped
@@ -157,14 +174,14 @@ def _plain_name(name: Any) -> str:
     return f"<{type(name).__name__}>"
 
 
-def _bound_event(attributes: Attributes, limits: SpanLimits) -> BoundedAttributes:
-    """The attributes of an event within their limits; a stack trace has one of its own."""
+def _bound_event(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str], str]) -> BoundedAttributes:
+    """Return the attributes of an event within their limits, long ones redacted before; a stack has its own limit."""
     most, longest = limits.max_event_attributes, limits.max_attribute_length
-    bounded = BoundedAttributes(most, attributes, max_value_len=longest)
+    bounded = BoundedAttributes(most, cut_attributes(attributes, longest, scrub), max_value_len=longest)
     stack = attributes.get(STACK) if attributes else None
     if type(stack) is not str or longest is None or len(stack) <= longest or STACK not in bounded:
         return bounded
-    whole = BoundedAttributes(most, {**bounded, STACK: cut_stack(stack)})
+    whole = BoundedAttributes(most, {**bounded, STACK: cut_stack(stack, MAX_STACK, scrub)})
     whole.dropped = bounded.dropped
     return whole
 
@@ -172,7 +189,7 @@ def _bound_event(attributes: Attributes, limits: SpanLimits) -> BoundedAttribute
 def are_ready(attributes: Mapping[str, Any], limits: SpanLimits) -> bool:
     """Whether a span would keep these attributes just as they are; then it need not look at them again."""
     longest, most = limits.max_span_attribute_length, limits.max_span_attributes
-    return (most is None or len(attributes) <= most) and _clean(attributes, longest, most)[0] is attributes
+    return (most is None or len(attributes) <= most) and _clean(attributes, longest, most, str)[0] is attributes
 
 
 def _store(kept: dict[str, Any], cleaned: Mapping[str, Any], most: int | None) -> int:
@@ -286,13 +303,15 @@ class RecordedSpan(SdkSpan):
             # Not by the constructor, which treats a key that is no text in another way.
             most = limits.max_span_attributes
             bounded = BoundedAttributes(None if most else most, None, False, longest)
-            bounded[key] = value if value.__class__ is kind else _resolve(value)
+            bounded[key] = cut_value(value, longest, self._shared.scrub) if value.__class__ is kind else _resolve(value)
             cleaned, dropped = dict(bounded), bounded.dropped
         self._add(cleaned, dropped, "Setting attribute on ended span.")
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         limits = self._limits
-        cleaned, dropped = _clean(attributes, limits.max_span_attribute_length, limits.max_span_attributes)
+        cleaned, dropped = _clean(
+            attributes, limits.max_span_attribute_length, limits.max_span_attributes, self._shared.scrub
+        )
         self._add(cleaned, dropped, "Setting attribute on ended span.")
 
     def complete(self, name: str, attributes: Mapping[str, Any], *, are_clean: bool = False) -> None:
@@ -300,7 +319,7 @@ class RecordedSpan(SdkSpan):
         most = self._limits.max_span_attributes
         cleaned, dropped = attributes, 0
         if not are_clean:
-            cleaned, dropped = _clean(attributes, self._limits.max_span_attribute_length, most)
+            cleaned, dropped = _clean(attributes, self._limits.max_span_attribute_length, most, self._shared.scrub)
         full = 0
         # Not `with`, which looks up two special methods each time (1 kI).
         lock = self._lock
@@ -339,7 +358,7 @@ class RecordedSpan(SdkSpan):
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         limits = self._limits
-        event = Event(name, _bound_event(attributes, limits), timestamp)
+        event = Event(name, _bound_event(attributes, limits, self._shared.scrub), timestamp)
         with self._lock:
             is_recording = self._end_time is None
             if is_recording:
@@ -353,6 +372,7 @@ class RecordedSpan(SdkSpan):
         if not _is_valid_link(context, attributes):
             return
         limits = self._limits
+        attributes = cut_attributes(attributes, limits.max_attribute_length, self._shared.scrub)
         bounded = BoundedAttributes(limits.max_link_attributes, attributes, max_value_len=limits.max_attribute_length)
         link = Link(context, bounded)
         with self._lock:
@@ -830,7 +850,7 @@ class Tracer(trace.Tracer):
             span._attributes = cast("dict[str, Any]", attributes)
         elif attributes:
             most = limits.max_span_attributes
-            cleaned, dropped = _clean(attributes, limits.max_span_attribute_length, most)
+            cleaned, dropped = _clean(attributes, limits.max_span_attribute_length, most, shared.scrub)
             if most is None or len(cleaned) <= most:
                 span._attributes = dict(cleaned)
                 if dropped:
@@ -911,8 +931,15 @@ class OwnTracerProvider(sdk_compat.WatchedTracerProvider):
     Call `refresh` after a change of its resource or of what its processors are.
     """
 
-    def __init__(self, sampler: LiveSampler, resource: Resource, ids: OwnRandomIdGenerator, limits: SpanLimits) -> None:
-        self._shared = Shared(sampler, ids, limits, resource)
+    def __init__(
+        self,
+        sampler: LiveSampler,
+        resource: Resource,
+        ids: OwnRandomIdGenerator,
+        limits: SpanLimits,
+        scrub: Callable[[str], str] | None = None,
+    ) -> None:
+        self._shared = Shared(sampler, ids, limits, resource, scrub)
         self._added: tuple[SpanProcessor, ...] = ()
         self._own_tracers: dict[tuple[Any, ...], Tracer] = {}
         super().__init__(

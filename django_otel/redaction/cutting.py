@@ -1,0 +1,70 @@
+"""Texts that are too long: redacted first, then cut, so that no cut hides the name of a secret or leaves its tail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+#: Characters behind the cut that are redacted with it: a secret that begins before the cut is known by them.
+_MARGIN = 4096
+#: Characters of a stack trace that are redacted, at its beginning and at its end.
+_MAX_HEAD = 24_576
+_MAX_TAIL = 65_536
+_MARK = "\n... [cut] ...\n"
+
+Scrub = Callable[[str], str]
+
+
+def cut(text: str, length: int, scrub: Scrub, mark: str = "") -> str:
+    """Return `text` as it is when it has at most `length` characters, else redacted, cut, and with `mark` behind it.
+
+    The time is bounded by `length`: what is far behind the cut is not read.
+    """
+    if len(text) <= length:
+        return text
+    window = length + _MARGIN
+    scrubbed = scrub(text[:window])
+    if len(text) > window:
+        # The window may end within a secret, and what was redacted before it moved that end forward.
+        scrubbed = scrubbed[: max(0, len(scrubbed) - _MARGIN // 2)]
+    return scrubbed[:length] + mark if len(scrubbed) > length or len(text) > window else scrubbed
+
+
+def cut_stack(text: str, length: int, scrub: Scrub) -> str:
+    """Return a stack trace of at most `length` characters: redacted, its first lines and its last ones."""
+    if len(text) <= length:
+        return text
+    if len(text) <= _MAX_HEAD + _MAX_TAIL:
+        head = tail = scrub(text)
+        if len(head) <= length:
+            return head
+    else:
+        head = scrub(text[:_MAX_HEAD])
+        head = head[: len(head) - min(len(head), _MARGIN // 2)]
+        tail = scrub(text[-_MAX_TAIL:])
+        # The tail may begin within a secret that nothing names.
+        tail = tail[min(len(tail), _MARGIN) :]
+        tail = tail[tail.find("\n") + 1 :]
+    first = min(length // 4, len(head))
+    last = max(0, length - first - len(_MARK))
+    return head[:first] + _MARK + (tail[-last:] if last else "")
+
+
+def cut_value(value: Any, length: int | None, scrub: Scrub) -> Any:
+    """Return the value of an attribute with its texts redacted and cut where they are longer than `length`."""
+    if length is None:
+        return value
+    if isinstance(value, str):
+        return cut(str.__str__(value), length, scrub) if len(value) > length else value
+    if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray)):
+        return value
+    is_long = any(isinstance(item, str) and len(item) > length for item in value)
+    return [cut_value(item, length, scrub) for item in value] if is_long else value
+
+
+def cut_attributes(attributes: Mapping[str, Any] | None, length: int | None, scrub: Scrub) -> Mapping[str, Any] | None:
+    """Return the attributes with long texts redacted and cut; the same object when there is none."""
+    if not attributes or length is None:
+        return attributes
+    changed = {key: cut_value(value, length, scrub) for key, value in attributes.items()}
+    return changed if any(changed[key] is not value for key, value in attributes.items()) else attributes
