@@ -225,7 +225,8 @@ def is_multiprocess() -> bool:
     """Return whether prometheus_client keeps its numbers in files (PROMETHEUS_MULTIPROC_DIR), over all workers."""
     from prometheus_client.values import ValueClass
 
-    return ValueClass.__name__ == "MmapedValue"
+    name: str = ValueClass.__name__
+    return name == "MmapedValue"
 
 
 def _merge_processes(collectors: list[Any]) -> list[Any]:
@@ -242,7 +243,7 @@ def _merge_processes(collectors: list[Any]) -> list[Any]:
 
     single = (MetricWrapperBase, ProcessCollector, GCCollector)
     kept = [collector for collector in collectors if not isinstance(collector, single)]
-    return [MultiProcessCollector(CollectorRegistry()), *kept]
+    return [MultiProcessCollector(CollectorRegistry()), *kept]  # type: ignore[no-untyped-call]
 
 
 def _write_metric(page: exposition.Page, metric: Metric) -> None:

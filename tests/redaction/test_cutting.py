@@ -10,7 +10,7 @@ import pytest
 from django_otel import span
 from django_otel.redaction import cutting
 from django_otel.redaction.scrub import Scrubber
-from django_otel.tracing.exceptions import format_stack, message_of
+from django_otel.tracing.exceptions import MAX_STACK, format_stack, message_of
 from tests.redaction.fakes import Fakes
 
 SCRUB = Scrubber().text
@@ -57,7 +57,7 @@ def test_the_stack_and_the_message_of_an_exception_hold_no_secret(size):
         # A text that was short enough is redacted when it is exported.
         assert secret[:6] not in SCRUB(stack)
         assert secret[:6] not in SCRUB(message)
-        assert len(stack) <= 4000
+        assert len(stack) <= MAX_STACK
         assert stack.startswith("Traceback")
 
 
