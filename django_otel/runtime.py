@@ -24,7 +24,7 @@ from opentelemetry.sdk.resources import Resource
 from django_otel._version import __version__
 from django_otel.base import guard, sdk_compat, sdk_environment
 from django_otel.config.schema import Config, ConfigError, Problem
-from django_otel.export import pipelines
+from django_otel.export import pipelines, process_end
 from django_otel.metrics.cells import CellStore, Counter, Series
 from django_otel.metrics.lazy_metrics import LazyMeterProvider
 from django_otel.metrics.model import Family
@@ -251,7 +251,7 @@ def _start(config: Config) -> None:
         guard.warn_once(f"environment {warning}", "%s", warning)
     # Everything that may be refused comes before anything global is set.
     span_processors = _build_span_processors(config, runtime)
-    metric_exporters = [] if _is_quiet() else pipelines.build_metric_exporters(config)
+    metric_exporters = [] if _is_quiet() else pipelines.build_metric_exporters(config, _count_drop)
     propagators = pipelines.build_propagators(config)
     _console = _build_console(config)
     if _console is not None:
@@ -621,6 +621,13 @@ def _at_exit() -> None:
         stop()
 
 
+def _at_end() -> None:
+    """Export before this process ends itself without its `atexit` hooks."""
+    # A forked child may end so that has nothing of its own; one forked without Python's hooks has its parent's things.
+    if _pid == os.getpid() and (store.joined or any(map(pipelines.is_waiting, _processors()))):
+        _at_exit()
+
+
 def flush(timeout_s: float = SHUTDOWN_BUDGET_S) -> bool:
     """Export what is finished now; whether that was done within `timeout_s` seconds."""
     deadline_s = time.monotonic() + timeout_s
@@ -675,6 +682,8 @@ def join() -> None:
     finally:
         sharing_lock.release()
     with guard.contained("joining"):
+        # Now: the SDK's logs start a thread when they are imported, which an `atexit` hook could not.
+        _logger_provider()
         if _pump is not None:
             _pump.start()
         if _console is not None:
@@ -721,6 +730,8 @@ def _register_hooks() -> None:
         return
     _hooks_registered = True
     atexit.register(_at_exit)
+    process_end.export_first(_at_end, SHUTDOWN_BUDGET_S)
+    process_end.export_with_celery(flush)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)
 
@@ -855,11 +866,18 @@ def sharing() -> Sharing | None:
     return _sharing
 
 
+#: The metric that counts lost items, by signal.
+_DROPPED = {
+    "traces": "django_otel.spans.dropped",
+    "metrics": "django_otel.metrics.dropped",
+    "logs": "django_otel.logs.dropped",
+}
+
+
 def _count_drop(count: int, reason: str, signal: str) -> None:
-    if signal == "traces":
-        dropped = store.catalogued("django_otel.spans.dropped")
-        assert isinstance(dropped, Counter)
-        dropped.add(count, {"django_otel.reason": reason})
+    dropped = store.catalogued(_DROPPED[signal])
+    assert isinstance(dropped, Counter)
+    dropped.add(count, {"django_otel.reason": reason})
 
 
 def _count_console_drop(count: int, reason: str) -> None:

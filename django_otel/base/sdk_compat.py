@@ -225,6 +225,30 @@ def _build_grpc_class(exporter_class: type) -> type | None:
     return Exporter
 
 
+def watch_grpc_answers(exporter_class: Any, take: Callable[[Any], None]) -> Any:
+    """A subclass of a stock gRPC exporter that calls `take` with each answer; itself where it is built differently."""
+    if not callable(getattr(exporter_class, "_initialize_channel_and_stub", None)):
+        return exporter_class
+
+    class Client:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def Export(self, *args: Any, **options: Any) -> Any:  # noqa: N802
+            answer = self._inner.Export(*args, **options)
+            take(answer)
+            return answer
+
+    class Watched(exporter_class):  # type: ignore[misc]
+        def _initialize_channel_and_stub(self) -> None:
+            super()._initialize_channel_and_stub()
+            if getattr(self, "_client", None) is not None:
+                self._client = Client(self._client)
+
+    Watched.__name__ = exporter_class.__name__
+    return Watched
+
+
 # --- Reading the SDK's finished spans. The public properties copy, under a lock, what does not change any more. ---
 
 #: Resource, scope, name, context, parent, kind, start, end, attributes, how many were dropped, events, dropped, links,

@@ -109,6 +109,11 @@ class BatchWorker(Generic[T]):
         """In the child: what is queued belongs to the parent, and its thread does not exist here."""
         self._reset()
 
+    @property
+    def is_used(self) -> bool:
+        """Whether something was put since the start of the process."""
+        return bool(self._queue) or self._thread is not None
+
     def renew_locks(self) -> None:
         """Make the locks anew, of what `threading` gives now; only before the thread has started."""
         if self._thread is None:

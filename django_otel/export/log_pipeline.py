@@ -89,7 +89,11 @@ class LogBatchProcessor(WorkerOwner, LogRecordProcessor):
 
     def _export(self, records: list[ReadableLogRecord]) -> bool:
         result: Any = self.exporter.export([self._scrubber.log_record(record) for record in records])
-        return bool(result.name == "SUCCESS")
+        arrived = bool(result.name == "SUCCESS")
+        if not arrived:
+            # Sent in parts, of which some have arrived.
+            del records[: getattr(self.exporter, "lost", 0)]
+        return arrived
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
         self.worker.put(_readable(log_record, self._resource()))

@@ -27,8 +27,9 @@ from opentelemetry.trace import StatusCode, TraceFlags
 
 from django_otel._version import __version__
 from django_otel.base import guard, sdk_environment
-from django_otel.base.sdk_compat import LOG_EXPORTER_MODULE, EndingForwarder, context_of, flags_of
+from django_otel.base.sdk_compat import LOG_EXPORTER_MODULE, EndingForwarder, context_of, flags_of, watch_grpc_answers
 from django_otel.config.schema import Config, ConfigError, Problem
+from django_otel.export.answers import Answers, DropCounter, Items, Points, send_in_parts
 from django_otel.export.batch import BatchWorker, WorkerOwner
 from django_otel.metrics.model import Family
 from django_otel.redaction.scrub import Scrubber
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from django_otel.metrics.sdk_metrics import MetricsDataBuilder
     from django_otel.tracing.tail import TailBuffer
 
-#: Counts lost items: number, reason, signal ("traces", "metrics", "logs").
-DropCounter = Callable[[int, str, str], None]
 #: Counts failed exports by signal.
 FailureCounter = Callable[[str], None]
 
@@ -52,6 +51,8 @@ FailureCounter = Callable[[str], None]
 OTLP_KINDS = ("otlp", "otlp-json", "otlp-grpc")
 _CONSOLE_DELAY_S = 0.2
 _DEFAULT_HTTP_ENDPOINT = "http://localhost:4318"
+#: Names the package that makes the session of a signal's exporter.
+_CREDENTIALS = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_{}CREDENTIAL_PROVIDER"
 _DEFAULT_GRPC_ENDPOINT = "http://localhost:4317"
 
 
@@ -301,10 +302,14 @@ class SpanBatchProcessor(WorkerOwner, Taker):
             self.lose(len(spans) - len(cleaned))
         return cleaned
 
-    def lose(self, count: int) -> None:
-        """Count spans of the batch under way that cannot be exported whatever the other side says."""
+    def lose(self, count: int, reason: str = "encode") -> None:
+        """Count spans of the batch under way that are not exported whatever becomes of the others.
+
+        "" is the reason of those that have arrived.
+        """
         self._lost += count
-        self._on_drop(count, "encode", "traces")
+        if reason:
+            self._on_drop(count, reason, "traces")
 
     def on_end(self, span: ReadableSpan) -> None:
         context = span.context
@@ -471,10 +476,7 @@ def _otlp_arguments(kind: str, signal: str, config: Config) -> dict[str, Any]:
     settings = getattr(config, signal)
     arguments = _grpc_arguments(settings) if kind == "otlp-grpc" else _http_arguments(settings, signal)
     if kind == "otlp-json":
-        from django_otel.export.json_transport import JsonSession
-
         # Compressed by the session, after what the exporter encodes has been rewritten.
-        arguments["session"] = JsonSession(signal, settings.compression)
         arguments["compression"] = type(arguments["compression"]).NoCompression
     if signal == "metrics":
         # Ours: what is handed over is already cumulative or delta.
@@ -483,13 +485,84 @@ def _otlp_arguments(kind: str, signal: str, config: Config) -> dict[str, Any]:
     return arguments
 
 
-def build_otlp_exporter(kind: str, signal: str, config: Config) -> Any:
-    """The stock OTLP exporter `kind` (one of `OTLP_KINDS`) of a signal ("traces", "metrics", "logs"), as configured."""
-    return sdk_environment.survive(lambda: _import_exporter(kind, signal)(**_otlp_arguments(kind, signal, config)))
+def _watch_answers(
+    kind: str, signal: str, arguments: dict[str, Any], compression: str, on_drop: DropCounter
+) -> tuple[Any, Answers]:
+    """The class of the exporter, which hands over what the receiver answers; `arguments` are added to."""
+    exporter_class = _import_exporter(kind, signal)
+    answers = Answers(signal, on_drop)
+    if kind == "otlp-grpc":
+        return watch_grpc_answers(exporter_class, answers.take), answers
+    from django_otel.export.http_session import build_session
+
+    if kind == "otlp-json":
+        from django_otel.export.json_transport import JsonSession
+
+        arguments["session"] = build_session(answers, JsonSession, signal, compression)
+        return exporter_class, answers
+    variables = (_CREDENTIALS.format(""), _CREDENTIALS.format(f"{signal.upper()}_"))
+    if not any(map(os.environ.get, variables)):
+        # Else the project has a session of its own, with its credentials.
+        arguments["session"] = build_session(answers)
+    return exporter_class, answers
+
+
+def build_otlp_exporter(kind: str, signal: str, config: Config, on_drop: DropCounter = lambda *_: None) -> Any:
+    """The stock OTLP exporter `kind` (one of `OTLP_KINDS`) of a signal ("traces", "metrics", "logs"), as configured.
+
+    What its receiver refuses is given to `on_drop`; a batch that is too large is sent in parts.
+    """
+
+    def build() -> _PartsExporter:
+        arguments = _otlp_arguments(kind, signal, config)
+        exporter_class, answers = _watch_answers(kind, signal, arguments, getattr(config, signal).compression, on_drop)
+        return _PartsExporter(exporter_class(**arguments), answers, on_drop)
+
+    return sdk_environment.survive(build)
+
+
+class _PartsExporter:
+    """A stock exporter of metrics or logs whose batches are halved when the receiver calls them too large.
+
+    Items that are too large alone are counted by it, and so are those of a
+    part that failed when others have arrived; `lost` tells how many of the
+    last batch are no longer the caller's to count.
+    """
+
+    def __init__(self, inner: Any, answers: Answers, on_drop: DropCounter) -> None:
+        self._inner = inner
+        self._answers = answers
+        self._on_drop = on_drop
+        self.lost = 0
+
+    def export(self, batch: Any, **options: Any) -> Any:
+        results: list[Any] = []
+
+        def send(part: Any) -> bool:
+            results.append(self._inner.export(part, **options))
+            return bool(results[-1].name == "SUCCESS")
+
+        kind: Any = Points if self._answers.signal == "metrics" else Items
+        outcome = send_in_parts(batch, send, lambda: self._answers.is_too_large, kind)
+        if outcome.too_large:
+            self._on_drop(outcome.too_large, "too_large", self._answers.signal)
+        self.lost = outcome.too_large + outcome.delivered
+        result = type(results[-1])
+        return result.FAILURE if outcome.failed else result.SUCCESS
+
+    def shutdown(self, *args: Any, **options: Any) -> None:
+        self._inner.shutdown(*args, **options)
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
 
 
 def build_direct_exporter(
-    kind: str, config: Config, clean: Callable[[ReadableSpan], ReadableSpan], on_lost: Callable[[int], None]
+    kind: str,
+    config: Config,
+    clean: Callable[[ReadableSpan], ReadableSpan],
+    on_lost: Callable[[int, str], None],
+    on_drop: DropCounter = lambda *_: None,
 ) -> Any:
     """An exporter that takes spans as they are, cleans and encodes them, and sends them as the stock exporter does.
 
@@ -497,10 +570,12 @@ def build_direct_exporter(
     """
     from django_otel.export import otlp
 
-    exporter_class = _import_exporter(kind, "traces")
-    return sdk_environment.survive(
-        lambda: otlp.build(kind, exporter_class, _otlp_arguments(kind, "traces", config), config, clean, on_lost)
-    )
+    def build() -> Any:
+        arguments = _otlp_arguments(kind, "traces", config)
+        watched_class, answers = _watch_answers(kind, "traces", arguments, config.traces.compression, on_drop)
+        return otlp.build(kind, watched_class, arguments, config, clean, on_lost, answers)
+
+    return sdk_environment.survive(build)
 
 
 class LazyExporter:
@@ -518,6 +593,11 @@ class LazyExporter:
 
     def export(self, batch: Any, **kwargs: Any) -> Any:
         return self._get().export(batch, **kwargs)
+
+    @property
+    def lost(self) -> int:
+        """How many items of the last batch, whose export failed, are no longer the caller's to count."""
+        return getattr(self._inner, "lost", 0)
 
     def _get(self) -> Any:
         with self._lock:
@@ -586,7 +666,9 @@ def _build_otlp_processor(
     on_failure: FailureCounter,
 ) -> SpanBatchProcessor:
     check_installed(name, "traces")
-    exporter = LazyExporter(lambda: build_direct_exporter(name, config, clean, lambda count: processor.lose(count)))
+    exporter = LazyExporter(
+        lambda: build_direct_exporter(name, config, clean, lambda *lost: processor.lose(*lost), on_drop)
+    )
     # Cleaned while they are encoded: a text that was seen before is not scrubbed a second time.
     processor = SpanBatchProcessor(cast("SpanExporter", exporter), None, config, on_drop, on_failure)
     return processor
@@ -727,13 +809,13 @@ class MetricsPump:
         return thread is None or not thread.is_alive()
 
 
-def build_metric_exporters(config: Config) -> list[Any]:
+def build_metric_exporters(config: Config, on_drop: DropCounter = lambda *_: None) -> list[Any]:
     """The pushing exporters of `METRICS.EXPORTERS`. Errors: `ConfigError` (E004)."""
     exporters: list[Any] = []
     for name in config.metrics.exporters:
         if name in OTLP_KINDS:
             check_installed(name, "metrics")
-            exporters.append(LazyExporter(lambda name=name: build_otlp_exporter(name, "metrics", config)))  # type: ignore[misc]
+            exporters.append(LazyExporter(lambda name=name: build_otlp_exporter(name, "metrics", config, on_drop)))  # type: ignore[misc]
         elif name == "console":
             from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
 
@@ -767,7 +849,7 @@ def build_log_processors(
             delay_s = _CONSOLE_DELAY_S
         else:
             check_installed(name, "logs")
-            exporter = LazyExporter(lambda name=name: build_otlp_exporter(name, "logs", config))  # type: ignore[misc]
+            exporter = LazyExporter(lambda name=name: build_otlp_exporter(name, "logs", config, on_drop))  # type: ignore[misc]
             delay_s = config.traces.batch.delay_s
         processors.append(
             LogBatchProcessor(
@@ -800,6 +882,12 @@ def build_propagators(config: Config) -> tuple[TextMapPropagator, ...]:
 
 
 # --- The end. ---
+
+
+def is_waiting(part: Any) -> bool:
+    """Whether a processor holds something that is not exported yet."""
+    worker = getattr(part, "worker", None)
+    return isinstance(worker, BatchWorker) and worker.is_used
 
 
 def shut_down(parts: Sequence[Any], budget_s: float) -> bool:

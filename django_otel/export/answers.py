@@ -1,0 +1,164 @@
+"""What receivers answer: items that they did not take, and batches that are too large for them.
+
+Source: OpenTelemetry protocol specification, "Partial Success" and "Failures".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from django_otel.base import guard
+
+#: By signal: module and class of the answer, and the field that counts refused items.
+_MESSAGES = {
+    "traces": ("trace.v1.trace_service_pb2", "ExportTraceServiceResponse", "rejected_spans"),
+    "metrics": ("metrics.v1.metrics_service_pb2", "ExportMetricsServiceResponse", "rejected_data_points"),
+    "logs": ("logs.v1.logs_service_pb2", "ExportLogsServiceResponse", "rejected_log_records"),
+}
+_TOO_LARGE = 413
+#: Of a receiver's own message, in characters.
+_MESSAGE_LENGTH = 300
+
+#: Counts lost items: number, reason, signal ("traces", "metrics", "logs").
+DropCounter = Callable[[int, str, str], None]
+
+
+class Answers:
+    """The last answer to an exporter of one signal, and the count of what receivers refused.
+
+    Refused items are given to `on_drop` for the reason "rejected"; the first
+    answer that tells of any, or warns of something else, is logged.
+    """
+
+    def __init__(self, signal: str, on_drop: DropCounter) -> None:
+        self.signal = signal
+        self._on_drop = on_drop
+        #: The status of the last answer over HTTP; None before the first, and when there was none.
+        self.status: int | None = None
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether the last batch was refused for its size."""
+        return self.status == _TOO_LARGE
+
+    def read(self, body: bytes, *, is_json: bool = False) -> None:
+        """Read the body of an answer of success."""
+        if not body:
+            return
+        with guard.contained("reading the answer of an OTLP receiver"):
+            path, name, _ = _MESSAGES[self.signal]
+            module = importlib.import_module(f"opentelemetry.proto.collector.{path}")
+            try:
+                if is_json:
+                    from google.protobuf.json_format import Parse
+
+                    message = Parse(body, getattr(module, name)(), ignore_unknown_fields=True)
+                else:
+                    message = getattr(module, name).FromString(body)
+            except Exception:
+                # A receiver that says "OK" in words has taken everything.
+                return
+            self.take(message)
+
+    def take(self, message: Any) -> None:
+        """Count what an answer of success says was refused."""
+        partial = getattr(message, "partial_success", None)
+        if partial is None:
+            return
+        rejected = max(0, int(getattr(partial, _MESSAGES[self.signal][2], 0)))
+        if rejected:
+            self._on_drop(rejected, "rejected", self.signal)
+        if rejected or partial.error_message:
+            guard.warn_once(
+                f"partial success {self.signal}",
+                "The OTLP receiver of %s took a batch and refused %d items of it: %r. "
+                'Further ones are counted (reason "rejected") and not logged.',
+                self.signal,
+                rejected,
+                partial.error_message[:_MESSAGE_LENGTH],
+            )
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of the items of a batch: numbers of items."""
+
+    delivered: int = 0
+    too_large: int = 0
+    failed: int = 0
+
+
+def send_in_parts(items: Any, send: Callable[[Any], bool], is_too_large: Callable[[], bool], kind: Any) -> Outcome:
+    """Send `items`, and in halves again what the receiver calls too large.
+
+    `send` returns whether the receiver took its items; `kind` is how they are counted and halved (`Items`, `Points`).
+    """
+    outcome = Outcome()
+    waiting = [items]
+    while waiting:
+        part = waiting.pop()
+        count = kind.count(part)
+        if send(part):
+            outcome.delivered += count
+        elif not is_too_large():
+            outcome.failed += count
+        elif count > 1:
+            first, second = kind.halve(part, count)
+            waiting += [second, first]
+        else:
+            outcome.too_large += count
+    return outcome
+
+
+class Items:
+    """Spans and log records: lists."""
+
+    @staticmethod
+    def count(part: Any) -> int:
+        return len(part)
+
+    @staticmethod
+    def halve(part: Any, count: int) -> tuple[Any, Any]:
+        return part[: count // 2], part[count // 2 :]
+
+
+class Points:
+    """Metrics: the SDK's `MetricsData`, counted and halved by data points."""
+
+    @staticmethod
+    def count(part: Any) -> int:
+        return sum(
+            len(metric.data.data_points)
+            for group in part.resource_metrics
+            for scope in group.scope_metrics
+            for metric in scope.metrics
+        )
+
+    @classmethod
+    def halve(cls, part: Any, count: int) -> tuple[Any, Any]:
+        return cls._cut(part, 0, count // 2), cls._cut(part, count // 2, count)
+
+    @staticmethod
+    def _cut(part: Any, begin: int, end: int) -> Any:
+        """The data points from number `begin` to `end`, with all that stands around them."""
+        position = 0
+        groups = []
+        for group in part.resource_metrics:
+            scopes = []
+            for scope in group.scope_metrics:
+                metrics = []
+                for metric in scope.metrics:
+                    points = metric.data.data_points
+                    kept = points[max(0, begin - position) : max(0, end - position)]
+                    position += len(points)
+                    if kept:
+                        data = dataclasses.replace(metric.data, data_points=kept)
+                        metrics.append(dataclasses.replace(metric, data=data))
+                if metrics:
+                    scopes.append(dataclasses.replace(scope, metrics=metrics))
+            if scopes:
+                groups.append(dataclasses.replace(group, scope_metrics=scopes))
+        return dataclasses.replace(part, resource_metrics=groups)

@@ -1,0 +1,184 @@
+"""The `requests` session of the stock OTLP exporters, which trusts no receiver.
+
+`requests` reads every answer to its end and unpacks it, whatever its size and
+status, and its timeout is that of each single read: one receiver that sends a
+byte a second holds the exporting thread for hours, one that answers with
+compressed zeros takes all memory. It also prefers REQUESTS_CA_BUNDLE to the
+certificate of the OTLP variables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from django_otel.export.answers import Answers
+
+#: Of an answer of success, packed and unpacked; bodies of other answers are not read (bytes).
+MAX_ANSWER_BYTES = 4 * 2**20
+_CHUNK_BYTES = 65_536
+#: Where the exporter gives no timeout, in seconds.
+_DEFAULT_TIMEOUT_S = 10.0
+
+
+class _Watchdog:
+    """Ends the connection in use when the time for a request is over."""
+
+    def __init__(self) -> None:
+        self.connection: Any = None
+        self.has_bitten = False
+
+    @contextlib.contextmanager
+    def watch(self, timeout_s: float) -> Iterator[None]:
+        self.connection = None
+        self.has_bitten = False
+        timer = threading.Timer(timeout_s, self._bite)
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError:
+            # The interpreter is shutting down and gives out no new thread: the timeout of each read has to do.
+            pass
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self.connection = None
+
+    def _bite(self) -> None:
+        self.has_bitten = True
+        sock = getattr(self.connection, "sock", None)
+        if isinstance(sock, socket.socket):
+            with contextlib.suppress(OSError):
+                # That of the plain socket: TLS's own would first change what the reading thread is using.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def build_session(answers: Answers, base: Any = None, *arguments: Any) -> Any:
+    """A session for one exporting thread at a time; what receivers answer goes to `answers`.
+
+    `base` is the class of sessions to build on, `arguments` are those of its constructor.
+    """
+    import requests
+
+    watchdog = _Watchdog()
+
+    base = requests.Session if base is None else base
+
+    class Session(base):  # type: ignore[misc]
+        def request(self, method: Any, url: Any, *args: Any, **options: Any) -> Any:
+            timeout_s = options.get("timeout")
+            timeout_s = float(timeout_s) if isinstance(timeout_s, (int, float)) else _DEFAULT_TIMEOUT_S
+            if options.get("verify") is None and self.verify is not True:
+                # What is set for OTLP counts more than REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE.
+                options["verify"] = self.verify
+            options["stream"] = True
+            # Following one would read the whole answer.
+            options["allow_redirects"] = False
+            answers.status = None
+            deadline_s = time.monotonic() + timeout_s
+            with watchdog.watch(timeout_s):
+                try:
+                    response = super().request(method, url, *args, **options)
+                    body = _read_answer(response)
+                except Exception as error:
+                    if watchdog.has_bitten or time.monotonic() >= deadline_s:
+                        raise requests.exceptions.ReadTimeout(f"no whole answer within {timeout_s:g} s") from error
+                    if isinstance(error, requests.exceptions.RequestException):
+                        raise
+                    raise requests.exceptions.ConnectionError(f"the answer broke off: {error}") from error
+            if watchdog.has_bitten and 200 <= response.status_code < 300:
+                raise requests.exceptions.ReadTimeout(f"no whole answer within {timeout_s:g} s")
+            answers.status = response.status_code
+            if 200 <= response.status_code < 300:
+                answers.read(body, is_json="json" in (response.headers.get("Content-Type") or ""))
+            return response
+
+    session = Session(*arguments)
+    adapter = _build_adapter(watchdog)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+def _read_answer(response: Any) -> bytes:
+    """Read the body of an answer of success to its bound, no other, and give the response that body."""
+    body = b""
+    is_whole = False
+    try:
+        if 200 <= response.status_code < 300:
+            body, is_whole = _read_bounded(response)
+    finally:
+        if not is_whole:
+            response.raw.close()
+        response._content = body
+        response._content_consumed = True
+        response.close()
+    return body
+
+
+def _read_bounded(response: Any) -> tuple[bytes, bool]:
+    """The unpacked body, and whether the connection can be used again; b"" for one that is too large."""
+    encoding = (response.headers.get("Content-Encoding") or "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+        return b"", False
+    # 32 more than the largest window: zlib tells gzip from its own container.
+    unpack: Any = None if encoding == "identity" else zlib.decompressobj(47)
+    body = bytearray()
+    packed = 0
+    while True:
+        chunk = response.raw.read(_CHUNK_BYTES, decode_content=False)
+        if not chunk:
+            return bytes(body), True
+        packed += len(chunk)
+        if unpack is not None:
+            try:
+                chunk = unpack.decompress(chunk, MAX_ANSWER_BYTES + 1 - len(body))
+            except zlib.error:
+                return b"", False
+        body += chunk
+        if max(packed, len(body)) > MAX_ANSWER_BYTES:
+            return b"", False
+
+
+def _build_adapter(watchdog: _Watchdog) -> Any:
+    """A transport adapter whose connections the watchdog knows while they are used."""
+    from requests.adapters import HTTPAdapter
+    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+
+    def watched(connection_class: Any) -> Any:
+        class Connection(connection_class):  # type: ignore[misc]
+            def connect(self) -> None:
+                watchdog.connection = self
+                super().connect()
+
+            def putrequest(self, *args: Any, **options: Any) -> Any:
+                watchdog.connection = self
+                return super().putrequest(*args, **options)
+
+        return Connection
+
+    class Plain(HTTPConnectionPool):  # type: ignore[misc]
+        ConnectionCls = watched(HTTPConnectionPool.ConnectionCls)
+
+    class Encrypted(HTTPSConnectionPool):  # type: ignore[misc]
+        ConnectionCls = watched(HTTPSConnectionPool.ConnectionCls)
+
+    pools = {"http": Plain, "https": Encrypted}
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **options: Any) -> None:
+            super().init_poolmanager(*args, **options)
+            self.poolmanager.pool_classes_by_scheme = pools
+
+        def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
+            manager = super().proxy_manager_for(*args, **options)
+            manager.pool_classes_by_scheme = pools
+            return manager
+
+    return Adapter()

@@ -1,0 +1,144 @@
+"""What waits when a process ends without its `atexit` hooks arrives all the same."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests import services
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def otel(receiver) -> dict:
+    """Settings under which nothing leaves by itself while a test runs."""
+    return {
+        "TRACES": {
+            "EXPORTERS": ["otlp"],
+            "ENDPOINT": f"{receiver.url}/v1/traces",
+            "BATCH": {"DELAY_S": 60, "BATCH_SIZE": 512},
+        },
+        "METRICS": {"EXPORTERS": ["otlp"], "ENDPOINT": f"{receiver.url}/v1/metrics", "INTERVAL_S": 60},
+        "LOGS": {"EXPORTERS": ["otlp"], "ENDPOINT": f"{receiver.url}/v1/logs"},
+        "SAMPLING": {"RATIO": 1.0},
+    }
+
+
+def numbers_of(receiver, name="send mail"):
+    return sorted(services.attributes_of(span).get("number") for _, span in receiver.spans() if span.name == name)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--max-tasks-per-child", "1")], ids=["pool", "one task per child"])
+def test_every_task_of_celerys_pool_arrives(receiver, tmp_path, arguments):
+    with services.start_valkey() as broker:
+        env = services.server_env(otel(receiver), TEST_BROKER=broker, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
+        log = tmp_path / "log"
+        command = [sys.executable, "-m", "celery", "-A", "tests.celery_app", "worker", "--concurrency", "2", *arguments]
+        with services.running(command, env, log) as worker:
+            send = "from tests.celery_app import send_mail\nfor r in [send_mail.delay(n) for n in range(12)]: r.get(60)"
+            subprocess.run([sys.executable, "-c", send], env=env, cwd=services.ROOT, check=True, timeout=120)
+            worker.send_signal(signal.SIGTERM)
+            worker.wait(60)
+        assert numbers_of(receiver) == list(range(12)), log.read_text()
+        bodies = [record.body.string_value for _, record in receiver.logs()]
+        assert sorted(body for body in bodies if body.startswith("mail")) == sorted(f"mail {n}" for n in range(12))
+        assert receiver.metrics()
+
+
+ENDS = {
+    "os._exit": "os._exit(0)",
+    "os._exit in a forked child": """
+        pid = os.fork()
+        if pid == 0:
+            with django_otel.span("send mail", number=2):
+                pass
+            os._exit(0)
+        os.waitpid(pid, 0)
+        os._exit(0)
+    """,
+    "os._exit in a thread": "t = threading.Thread(target=os._exit, args=(0,)); t.start(); t.join()",
+    "a raised signal": "signal.raise_signal(signal.SIGTERM)",
+    "its own kill": "os.kill(os.getpid(), signal.SIGTERM)",
+    "billiard": """
+        import billiard
+        def work():
+            with django_otel.span("send mail", number=2):
+                pass
+        child = billiard.get_context("fork").Process(target=work)
+        child.start(); child.join(); os._exit(0)
+    """,
+    "multiprocessing": """
+        import multiprocessing
+        def work():
+            with django_otel.span("send mail", number=2):
+                pass
+        child = multiprocessing.get_context("fork").Process(target=work)
+        child.start(); child.join(); os._exit(0)
+    """,
+}
+
+
+def run(end: str, settings: dict, tmp_path, timeout_s: float = 60) -> None:
+    code = (
+        "import logging, os, signal, threading, django\ndjango.setup()\nimport django_otel\n"
+        'with django_otel.span("send mail", number=1):\n    pass\n'
+    )
+    subprocess.run(
+        [sys.executable, "-c", code + textwrap.dedent(end)],
+        env=services.server_env(settings, TEST_SQLITE=str(tmp_path / "db.sqlite3")),
+        cwd=services.ROOT,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_what_waits_is_exported_before(receiver, tmp_path, name):
+    run(ENDS[name], otel(receiver), tmp_path)
+    children = name in ("os._exit in a forked child", "billiard", "multiprocessing")
+    assert numbers_of(receiver) == ([1, 2] if children else [1])
+
+
+def test_an_end_is_not_held_up_by_a_receiver_that_hangs(tmp_path):
+    with services.start_black_hole() as url:
+        settings = {"TRACES": {"EXPORTERS": ["otlp"], "ENDPOINT": f"{url}/v1/traces", "TIMEOUT_S": 300}}
+        # Would take until the timeout of the export; `subprocess.run` raises then.
+        run("os._exit(0)", {**settings, "SAMPLING": {"RATIO": 1.0}}, tmp_path, timeout_s=60)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        'import atexit\natexit.register(lambda: logging.getLogger("shop").warning("late"))',
+        """
+        def late():
+            threading.main_thread().join()
+            logging.getLogger("shop").warning("late")
+        threading.Thread(target=late).start()
+        """,
+    ],
+    ids=["atexit", "late thread"],
+)
+def test_the_first_record_may_come_at_the_very_end(receiver, tmp_path, end):
+    run(end, otel(receiver), tmp_path)
+    assert "late" in [record.body.string_value for _, record in receiver.logs()]
+
+
+def test_uvicorn_exports_also_without_the_lifespan(receiver, tmp_path):
+    port = services.free_port()
+    env = services.server_env(otel(receiver), TEST_SQLITE=str(tmp_path / "db.sqlite3"))
+    command = [sys.executable, "-m", "uvicorn", "tests.asgi_router:application", "--port", str(port)]
+    log = tmp_path / "log"
+    with services.running(command, env, log) as process:
+        services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 30, "uvicorn")
+        server = services.Server(f"http://127.0.0.1:{port}", process, log)
+        for _ in range(6):
+            server.get("/nowhere/")
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert process.returncode == -signal.SIGTERM
+    assert len([span for _, span in receiver.spans() if span.name.startswith("GET")]) == 6, log.read_text()
