@@ -19,7 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from django_otel.base import guard
-from django_otel.config.schema import parse
+from django_otel.config.parse import parse
 from django_otel.export import pipelines
 from django_otel.export.answers import Points
 from tests import services
