@@ -242,8 +242,9 @@ def watch_grpc_answers(exporter_class: Any, take: Callable[[Any], None]) -> Any:
     class Watched(exporter_class):  # type: ignore[misc]
         def _initialize_channel_and_stub(self) -> None:
             super()._initialize_channel_and_stub()
-            if getattr(self, "_client", None) is not None:
-                self._client = Client(self._client)
+            inner = getattr(self, "_client", None)
+            if inner is not None:
+                self._client = Client(inner)
 
     Watched.__name__ = exporter_class.__name__
     return Watched
@@ -310,7 +311,7 @@ def read_span(span: ReadableSpan) -> SpanParts:
 
 def rebuild_span(span: ReadableSpan, attributes: Mapping[str, Any], context: trace.SpanContext | None) -> ReadableSpan:
     """The same finished span with other attributes and context; counts of what was dropped are kept."""
-    bounded = BoundedAttributes(attributes=dict(attributes))
+    bounded = BoundedAttributes(attributes=dict(attributes), immutable=False)
     bounded.dropped = span.dropped_attributes
     is_raw = type(span) in _RAW_SPAN_TYPES
     return ReadableSpan(

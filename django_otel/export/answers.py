@@ -53,7 +53,7 @@ class Answers:
             module = importlib.import_module(f"opentelemetry.proto.collector.{path}")
             try:
                 if is_json:
-                    from google.protobuf.json_format import Parse
+                    from google.protobuf.json_format import Parse  # type: ignore[import-untyped]
 
                     message = Parse(body, getattr(module, name)(), ignore_unknown_fields=True)
                 else:

@@ -163,10 +163,10 @@ def _build_adapter(watchdog: _Watchdog) -> Any:
 
         return Connection
 
-    class Plain(HTTPConnectionPool):  # type: ignore[misc]
+    class Plain(HTTPConnectionPool):
         ConnectionCls = watched(HTTPConnectionPool.ConnectionCls)
 
-    class Encrypted(HTTPSConnectionPool):  # type: ignore[misc]
+    class Encrypted(HTTPSConnectionPool):
         ConnectionCls = watched(HTTPSConnectionPool.ConnectionCls)
 
     pools = {"http": Plain, "https": Encrypted}

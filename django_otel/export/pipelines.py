@@ -27,7 +27,14 @@ from opentelemetry.trace import StatusCode, TraceFlags
 
 from django_otel._version import __version__
 from django_otel.base import guard, sdk_environment
-from django_otel.base.sdk_compat import LOG_EXPORTER_MODULE, EndingForwarder, context_of, flags_of, watch_grpc_answers
+from django_otel.base.sdk_compat import (
+    LOG_EXPORTER_MODULE,
+    EndingForwarder,
+    context_of,
+    flags_of,
+    rebuild_span,
+    watch_grpc_answers,
+)
 from django_otel.config.schema import Config, ConfigError, Problem
 from django_otel.export.answers import Answers, DropCounter, Items, Points, send_in_parts
 from django_otel.export.batch import BatchWorker, WorkerOwner
@@ -159,8 +166,8 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
         self.changed()
 
     def targets(self) -> tuple[SpanProcessor, ...]:
-        # Two calls per span less where nothing is held back.
-        return self._parts if self._tail is None else (self,)
+        # Two calls per span less where nothing is held back, and no processor of the project's changes spans.
+        return self._parts if self._tail is None and not self._projects else (self,)
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         for start in self._starters:
@@ -187,9 +194,11 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
         self.emit(span)
 
     def emit(self, span: ReadableSpan) -> None:
-        """Hand on a span that is exported."""
+        """Hand on a span that is exported; what a project's processor changes in it, the parts after it see."""
         for part in self._parts:
-            if type(span) is not RecordedSpan:
+            if isinstance(part, CleanProcessor):
+                span = part.process(to_readable(span))
+            elif type(span) is not RecordedSpan:
                 part.on_end(span)
             elif isinstance(part, Taker):
                 part.take(span)
@@ -330,8 +339,17 @@ class CleanProcessor(EndingForwarder, SpanProcessor):
             self._inner.on_start(span, parent_context)
 
     def on_end(self, span: ReadableSpan) -> None:
+        self.process(span)
+
+    def process(self, span: ReadableSpan) -> ReadableSpan:
+        """Hand the span over, scrubbed; what was handed over, with the changes that the processor has made in it."""
         with guard.contained(f"the span processor {type(self._inner).__name__}"):
-            self._inner.on_end(self._clean(span))
+            # Also when the processor fails later: it may have changed a part.
+            span = self._clean(span)
+            # A copy whose attributes can be changed: those of an ended span cannot, or are also others'.
+            span = rebuild_span(span, span.attributes or {}, span.context)
+            self._inner.on_end(span)
+        return span
 
     def shutdown(self) -> None:
         with guard.contained(f"the span processor {type(self._inner).__name__}"):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import gzip
 import http.server
 import resource
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 
@@ -34,7 +38,7 @@ def _forget_what_was_logged():
 
 
 @contextlib.contextmanager
-def answering(answer):
+def answering(answer, tls=None):
     """A server whose `answer(handler, body)` writes the whole answer; gives its URL."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -54,10 +58,12 @@ def answering(answer):
             pass
 
     server = Server(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
@@ -282,6 +288,118 @@ def test_the_certificate_of_otlp_counts_more_than_that_of_requests(monkeypatch, 
     with pytest.raises(requests.exceptions.SSLError, match="stop"):
         session.request("POST", "https://localhost/")
     assert asked == [str(tmp_path / "OURS")]
+
+
+def test_refused_spans_in_a_json_answer_are_counted():
+    body = b'{"partialSuccess": {"rejectedSpans": "2", "errorMessage": "too old"}, "later": 1}'
+    with (
+        answering(lambda handler, _: reply(handler, 200, body, Content_Type="application/json")) as url,
+        pipeline(url, EXPORTERS=["otlp-json"]) as made,
+    ):
+        made.finish("a", "b", "c")
+        assert made.flush()
+        assert made.counts.drops == {"rejected": 2}
+
+
+@contextlib.contextmanager
+def grpc_answering(service, method, answer):
+    """A gRPC server that gives `answer` to each export; gives its URL."""
+    grpc = pytest.importorskip("grpc")
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
+    handler = grpc.unary_unary_rpc_method_handler(lambda *_: answer.SerializeToString())
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_spans_refused_over_grpc_are_counted(is_known, monkeypatch):
+    if not is_known:
+        monkeypatch.setattr("django_otel.export.otlp.build_encoded_exporter_class", lambda *_: None)
+    answer = ExportTraceServiceResponse()
+    answer.partial_success.rejected_spans = 1
+    with grpc_answering("opentelemetry.proto.collector.trace.v1.TraceService", "Export", answer) as url:
+        made = Pipeline({"EXPORTERS": ["otlp-grpc"], "ENDPOINT": url, "BATCH": {"DELAY_S": 30}})
+        made.finish("a", "b")
+        assert made.flush()
+        assert made.counts.drops == {"rejected": 1}
+        made.close()
+
+
+@pytest.mark.parametrize(
+    ("signal", "service", "answer", "field", "batch"),
+    [
+        ("metrics", "metrics.v1.MetricsService", ExportMetricsServiceResponse, "rejected_data_points", metrics_of(2)),
+        ("logs", "logs.v1.LogsService", ExportLogsServiceResponse, "rejected_log_records", log_records(3)),
+    ],
+)
+def test_points_and_records_refused_over_grpc_are_counted(signal, service, answer, field, batch):
+    made = answer()
+    setattr(made.partial_success, field, 2)
+    drops = []
+    with grpc_answering(f"opentelemetry.proto.collector.{service}", "Export", made) as url:
+        config = parse({signal.upper(): {"EXPORTERS": ["otlp-grpc"], "ENDPOINT": url}}, {})
+        exporter = pipelines.build_otlp_exporter("otlp-grpc", signal, config, lambda *drop: drops.append(drop))
+        assert exporter.export(batch).name == "SUCCESS"
+        exporter.shutdown()
+    assert drops == [(2, "rejected", signal)]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """Two unrelated certificates of localhost, each with its key: "receiver" and "client"."""
+    folder = tmp_path_factory.mktemp("tls")
+    if shutil.which("openssl") is None:
+        services.missing("openssl is not installed")
+    for name in ("receiver", "client"):
+        subprocess.run(
+            [
+                "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+                "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", folder / f"{name}.key",
+                "-out", folder / f"{name}.pem",
+            ],
+            check=True,
+            capture_output=True,
+        )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("has_client", [False, True])
+@pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
+def test_certificates_of_otlp_work_whatever_requests_is_told(monkeypatch, certificates, signal, has_client):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificates / "client.pem"))
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(certificates / "client.pem"))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certificates / "receiver.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "receiver.pem", certificates / "receiver.key")
+    if has_client:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", str(certificates / "client.pem"))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CLIENT_KEY", str(certificates / "client.key"))
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(certificates / "client.pem")
+    got = []
+
+    def answer(handler, body):
+        got.append(body)
+        reply(handler, 200)
+
+    with answering(answer, context) as url:
+        drops = []
+        exporter = build_exporter(url, signal, drops)
+        if signal == "traces":
+            pipelines_of = Pipeline({"EXPORTERS": ["otlp"], "ENDPOINT": f"{url}/v1/traces"})
+            pipelines_of.finish("a")
+            assert pipelines_of.flush()
+            pipelines_of.close()
+            assert pipelines_of.counts.failures == 0
+        else:
+            assert exporter.export(metrics_of(1) if signal == "metrics" else log_records(1)).name == "SUCCESS"
+        exporter.shutdown()
+    assert len(got) == 1
 
 
 def test_a_receiver_without_anything_to_say_costs_nothing():

@@ -15,8 +15,9 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import AggregationTemporality
 from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 import django_otel
 from django_otel import runtime
@@ -27,6 +28,9 @@ from django_otel.export.batch import BatchWorker
 from django_otel.metrics.cells import CellStore
 from django_otel.metrics.model import ExponentialValue
 from django_otel.metrics.sdk_metrics import MetricsDataBuilder, SdkMetrics, build_reader, merge_exponential
+from django_otel.redaction.scrub import Scrubber
+from django_otel.tracing.ids import OwnRandomIdGenerator
+from django_otel.tracing.spans import OwnTracerProvider
 from tests import services
 
 
@@ -202,6 +206,54 @@ def test_a_dotted_path_to_a_processor_gets_scrubbed_spans():
     RecordingProcessor.ended.clear()
     finish_a_span(build("tests.export.test_pipelines.RecordingProcessor"))
     assert [span.attributes["password"] for span in RecordingProcessor.ended] == ["[redacted]"]
+
+
+class RedactingProcessor(SpanProcessor):
+    """A project's own rule, as the SDK lets processors write it."""
+
+    def on_end(self, span):
+        if "customer" in span.attributes:
+            span._attributes["customer"] = "[hidden]"
+
+
+class ReplacingProcessor(SpanProcessor):
+    def on_end(self, span):
+        span._attributes = {**span.attributes, "customer": "[hidden]"}
+
+
+class FailingAfterwards(RedactingProcessor):
+    def on_end(self, span):
+        super().on_end(span)
+        raise RuntimeError("mine")
+
+
+@pytest.mark.parametrize("name", ["RedactingProcessor", "ReplacingProcessor", "FailingAfterwards"])
+@pytest.mark.parametrize("attributes", [{"customer": "Jane"}, {"customer": "Jane", "password": "hunter2"}])
+@pytest.mark.parametrize("is_own", [True, False], ids=["our span", "the SDK's span"])
+def test_what_a_processor_changes_is_seen_by_the_entries_after_it(receiver, name, attributes, is_own):
+    switch = pipelines.SwitchProcessor()
+    config = parse(
+        {
+            "TRACES": {
+                "EXPORTERS": [f"tests.export.test_pipelines.{name}", "otlp", "memory"],
+                "ENDPOINT": f"{receiver.url}/v1/traces",
+            }
+        },
+        {},
+    )
+    clean = pipelines.SpanCleaner(Scrubber())
+    parts = pipelines.build_span_processors(config, clean, lambda *_: None, lambda *_: None)
+    if is_own:
+        provider = OwnTracerProvider(ALWAYS_ON, Resource({}), OwnRandomIdGenerator(), pipelines.build_span_limits())
+    else:
+        provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(switch)
+    switch.parts = parts
+    provider.get_tracer("shop").start_span("s", attributes=attributes).end()
+    assert parts[1].force_flush(10_000)
+    assert pipelines.shut_down(parts, 5.0)
+    assert [span.attributes["customer"] for span in parts[2].spans] == ["[hidden]"]
+    assert [services.attributes_of(span)["customer"] for _, span in receiver.spans()] == ["[hidden]"]
 
 
 def test_a_broken_processor_breaks_nothing():
