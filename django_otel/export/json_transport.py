@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 import requests
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
 
 #: Message of a signal's request: module and class below `opentelemetry.proto.collector`.
 _MESSAGES = {
