@@ -250,6 +250,12 @@ def watch_grpc_answers(exporter_class: Any, take: Callable[[Any], None]) -> Any:
     return Watched
 
 
+def set_body(response: Any, body: bytes) -> None:
+    """Give a `requests` response a body that was read by us, so that the stock exporters read no more of it."""
+    response._content = body
+    response._content_consumed = True
+
+
 # --- Reading the SDK's finished spans. The public properties copy, under a lock, what does not change any more. ---
 
 #: Resource, scope, name, context, parent, kind, start, end, attributes, how many were dropped, events, dropped, links,

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from django_otel.base import sdk_compat
 from django_otel.export.answers import Answers
 
 #: Of an answer of success, packed and unpacked; bodies of other answers are not read (bytes).
@@ -116,8 +117,7 @@ def _read_answer(response: Any) -> bytes:
     finally:
         if not is_whole:
             response.raw.close()
-        response._content = body
-        response._content_consumed = True
+        sdk_compat.set_body(response, body)
         response.close()
     return body
 
