@@ -1,4 +1,4 @@
-"""Personal data, redacted on demand (`SCRUB["PERSONAL"]`): addresses of e-mail, telephone numbers, IBANs, IP addresses."""  # noqa: E501
+"""Personal data, redacted on demand (`Scrubber(personal=True)`): addresses of e-mail, telephone numbers, IBANs, IP addresses."""  # noqa: E501
 
 from __future__ import annotations
 
