@@ -1,4 +1,4 @@
-"""Health checks: what `/readyz` and `/startupz` require (`OTEL["HEALTH"]`).
+"""Health checks: what `/readyz` and `/startupz` require (`HEALTH`).
 
 Each check runs on a thread of its own, all of them at once. A check that has
 not returned is not started a second time, so a database that hangs holds one
