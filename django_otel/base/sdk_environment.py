@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 Made = TypeVar("Made")
@@ -88,3 +88,8 @@ def _hidden(names: tuple[str, ...]) -> Iterator[None]:
             yield
         finally:
             os.environ.update(taken)
+
+
+def is_any_set(variables: Iterable[str]) -> bool:
+    """Return whether one of the variables, which the exporters read for themselves, has a value."""
+    return any(map(os.environ.get, variables))

@@ -519,7 +519,7 @@ def _watch_answers(
         arguments["session"] = build_session(answers, JsonSession, signal, compression)
         return exporter_class, answers
     variables = (_CREDENTIALS.format(""), _CREDENTIALS.format(f"{signal.upper()}_"))
-    if not any(map(os.environ.get, variables)):
+    if not sdk_environment.is_any_set(variables):
         # Else the project has a session of its own, with its credentials.
         arguments["session"] = build_session(answers)
     return exporter_class, answers

@@ -169,7 +169,7 @@ def test_a_mark_for_right_to_left_turns_nothing_round(open_trace: Any) -> None:
     page = open_trace("hostile")
     boxes = page.evaluate("""() => {
         const notice = document.querySelector('.otel-notice-bad');
-        const node = notice.querySelector('code').firstChild;
+        const node = notice.querySelector('code bdi').firstChild;
         return ['ValueError', ': <'].map((word) => {
             const range = document.createRange();
             const at = node.data.indexOf(word);

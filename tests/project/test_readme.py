@@ -801,7 +801,7 @@ KEYS = {dotted for dotted, _ in walk(Config)}
 #: Upper-case words in code that are no keys of OTEL.
 OTHER_WORDS = {
     "IGNORE_EXCEPTIONS",
-    "REQUESTS_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE", "SCRIPT_NAME",
     "PROMETHEUS_MULTIPROC_DIR",
     "ALLOWED_HOSTS", "DEBUG", "GET", "HGET", "LOGGING", "MIDDLEWARE", "OTEL",
     "SECRET_KEY", "SECURE_SSL_REDIRECT", "SELECT",
