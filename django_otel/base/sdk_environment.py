@@ -27,7 +27,7 @@ _PROVIDERS = (
     ("OTEL_PYTHON_METER_PROVIDER", "opentelemetry.metrics._internal", "OTEL_PYTHON_METER_PROVIDER"),
     ("OTEL_PYTHON_LOGGER_PROVIDER", "opentelemetry._logs._internal", "_OTEL_PYTHON_LOGGER_PROVIDER"),
 )
-#: Variables that exporters read for themselves, although they are told.
+#: Variables that exporters read for themselves, although the values are passed as arguments.
 _EXPORTERS = (
     *(
         f"OTEL_EXPORTER_OTLP_{signal}{part}"

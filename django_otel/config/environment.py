@@ -26,7 +26,7 @@ _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT(_\d+_(TCP|UDP).*)?$
 def read_environment(
     environ: Mapping[str, str], given: Mapping[str, object], warnings: list[str], is_propagator: Callable[[str], bool]
 ) -> Found:
-    """What the environment sets: {dotted key: (value, variable)}; what has no effect is told in `warnings`.
+    """What the environment sets: {dotted key: (value, variable)}; what has no effect is named in `warnings`.
 
     `is_propagator(name)` says whether a format that is not built in is installed.
     """

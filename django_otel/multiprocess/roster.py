@@ -101,7 +101,7 @@ def roster_folder(identity: str, bases: Sequence[Path]) -> Path:
 
 
 def sweep(parent: Path, keep: str) -> list[str]:
-    """Remove the folders of policies that no process follows and nobody wrote to for an hour; return their names."""
+    """Remove the folders of policies that no process follows and that had no write for an hour; return their names."""
     removed = []
     for folder in parent.iterdir():
         if folder.name == keep:

@@ -235,7 +235,7 @@ def _probe_tcp(address: str, default_port: int, timeout_s: float) -> Reason | No
 
 
 def explain_grpc_error(code: str, details: str, signal: str, is_secure: bool, timeout_s: float) -> Reason:
-    """What a gRPC status means for whoever has to repair it."""
+    """Return the meaning of a gRPC status for an operator."""
     place = f'OTEL["{signal.upper()}"]'
     low = details.lower()
     if code == "UNAUTHENTICATED":

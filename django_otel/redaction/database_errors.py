@@ -1,4 +1,4 @@
-"""Values in what databases say and are told: quoted in errors, written into statements."""
+"""Values in database errors (quoted) and in statements (written out)."""
 
 from __future__ import annotations
 

@@ -451,7 +451,7 @@ class LiveSampler(Sampler):
         #: Asked for each further span of a recorded local trace; False drops it, None says that it is above
         #: LIMITS.SPANS_PER_TRACE and is exported only if it fails.
         self.budget: Callable[[int], bool | None] | None = None
-        #: Told of the end of each span above the limit, and whether it failed; gives whether it is exported.
+        #: Called at the end of each span above the limit with whether it failed; returns whether it is exported.
         self.end_over_budget: Callable[[int, bool], bool] | None = None
         #: Where decisions are counted; None counts nothing. Takes effect with the next policy.
         self.open_series: OpenSeries | None = None

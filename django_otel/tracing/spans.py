@@ -721,7 +721,7 @@ class Tracer(trace.Tracer):
     def _may_watch(self, follows: bool | None, parent_context: SpanContext) -> bool:
         """Whether a span above the limit of its trace is recorded in case it fails, as most of them do not.
 
-        Not where a processor is told of its start: it would wait for an end that does not come.
+        Not where a processor has seen its start: it would wait for an end that does not come.
         """
         is_over = follows is None and bool(parent_context.trace_flags & 1) and not self.shared.starters
         if follows is None and not is_over and self.shared.sampler.end_over_budget is not None:
