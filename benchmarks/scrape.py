@@ -52,7 +52,8 @@ Build = Callable[[int, int, Path], Callable[[], bytes]]
 def build_ours(label_sets: int, processes: int, at: Path) -> Callable[[], bytes]:
     """As the app answers: the slots of all processes merged, then rendered."""
     from django_otel.metrics import cells, exposition
-    from django_otel.multiprocess.shared import Reader, SharedMemory
+    from django_otel.multiprocess.memory import SharedMemory
+    from django_otel.multiprocess.reader import Reader
 
     for process in range(processes):
         memory = SharedMemory(at)

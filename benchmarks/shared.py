@@ -138,7 +138,8 @@ def print_row(name: str, first: Sequence[float], later: Sequence[float], extra: 
 
 def bench_scrape(workers: int, series: int, rounds: int, *, same: bool) -> None:
     from django_otel.metrics import cells, exposition
-    from django_otel.multiprocess.shared import Reader, SharedMemory
+    from django_otel.multiprocess.memory import SharedMemory
+    from django_otel.multiprocess.reader import Reader
 
     with folder() as ours_at, folder() as theirs_at:
 
@@ -305,7 +306,7 @@ def bench_http(workers: int, series: int, rounds: int) -> None:
 
 def bench_update(rounds: int) -> None:
     from django_otel.metrics import cells
-    from django_otel.multiprocess.shared import SharedMemory
+    from django_otel.multiprocess.memory import SharedMemory
 
     number = 20_000
     with folder() as at:
@@ -345,7 +346,8 @@ def resident_kib() -> tuple[int, int]:
 
 def bench_memory(workers: int) -> None:
     from django_otel.metrics import cells, exposition
-    from django_otel.multiprocess.shared import Reader, SharedMemory
+    from django_otel.multiprocess.memory import SharedMemory
+    from django_otel.multiprocess.reader import Reader
 
     def measure(series: int) -> list[float]:
         import gc

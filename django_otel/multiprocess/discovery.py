@@ -14,8 +14,10 @@ from django_otel.base.private_files import Unusable, check_folder
 from django_otel.config.schema import Config
 from django_otel.metrics.merging import merge_processes
 from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
-from django_otel.multiprocess import server_group, shared
-from django_otel.multiprocess.shared import HAS_LOCKS, Reader, living_slots
+from django_otel.multiprocess import server_group
+from django_otel.multiprocess.format import JOINED_AT_CELL, KEYS_LENGTH_CELL, MAGIC, MAGIC_CELL, PID_CELL, Keys
+from django_otel.multiprocess.lease import HAS_LOCKS, living_slots
+from django_otel.multiprocess.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,11 @@ class Outsider:
 
 def _describe(folder: Path, slot: Slot) -> None:
     header = struct.unpack("<5d", _read(folder / f"{slot.number}.cells", 5 * 8))
-    if header[shared._MAGIC] != shared.MAGIC:
+    if header[MAGIC_CELL] != MAGIC:
         return
-    slot.joined_at_s, slot.pid = header[shared._JOINED_AT_S], int(header[shared._PID])
-    keys = shared.Keys()
-    keys.read(_read(folder / f"{slot.number}.keys", int(header[shared._KEYS_LENGTH])))
+    slot.joined_at_s, slot.pid = header[JOINED_AT_CELL], int(header[PID_CELL])
+    keys = Keys()
+    keys.read(_read(folder / f"{slot.number}.keys", int(header[KEYS_LENGTH_CELL])))
     slot.series = len(keys.entries)
     slot.instruments = {entry.definition.name for entry in keys.entries}
 

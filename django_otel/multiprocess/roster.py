@@ -30,7 +30,7 @@ from typing import Any
 from django_otel.base import guard
 from django_otel.base.private_files import Unusable, check_folder, make_folder, open_file
 from django_otel.multiprocess import server_group
-from django_otel.multiprocess.shared import Lease, living_slots
+from django_otel.multiprocess.lease import Lease, living_slots
 from django_otel.sampling.policy import Policy
 
 try:

@@ -28,7 +28,7 @@ from django_otel.base.private_files import (
     temporary_folder,
     touched_at_s,
 )
-from django_otel.multiprocess.shared import HAS_LOCKS, living_slots
+from django_otel.multiprocess.lease import HAS_LOCKS, living_slots
 
 _OWNER_FILE = "owner"
 #: Said where there is no candidate at all.

@@ -20,7 +20,10 @@ from django_otel.metrics.cells import CellStore, Counter, Memory
 from django_otel.metrics.merging import merge_processes
 from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
 from django_otel.multiprocess import server_group
-from django_otel.multiprocess.shared import Reader, SharedMemory, living_slots, write_snapshot
+from django_otel.multiprocess.lease import living_slots
+from django_otel.multiprocess.memory import SharedMemory
+from django_otel.multiprocess.reader import Reader
+from django_otel.multiprocess.snapshot import write_snapshot
 
 _TICK_S = 1.0
 #: So that a forked child can close what it has inherited, whoever forks and when.

@@ -24,7 +24,7 @@ from django_otel.config.parse import parse
 from django_otel.config.schema import Config, ConfigError, Problem
 from django_otel.export.pipelines import import_path, package_version
 from django_otel.instrumentation import instrumentors
-from django_otel.multiprocess import server_group, shared
+from django_otel.multiprocess import lease, server_group
 from django_otel.operations import surroundings
 from django_otel.requests.observation import DENIED_HEADER
 
@@ -244,7 +244,7 @@ def _check_shared_folder(config: Config) -> Iterator[CheckMessage]:
     if not {"prometheus", "prometheus-registry"} & set(config.metrics.exporters):
         return
     is_asked_for = config.metrics.shared_dir is not None or config.metrics.group is not None
-    if not shared.HAS_LOCKS:
+    if not lease.HAS_LOCKS:
         if is_asked_for:
             yield _warn_shared("this system has no file locks (fcntl)", "Remove METRICS.SHARED_DIR, METRICS.GROUP.")
         return

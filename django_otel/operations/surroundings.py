@@ -20,7 +20,7 @@ from django_otel._version import __version__
 from django_otel.base import private_files
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
-from django_otel.multiprocess import server_group, shared
+from django_otel.multiprocess import lease, server_group
 from django_otel.operations import versions
 
 #: The experimental packages' minor version of one release is so much above the stable ones' (1.45 and 0.66).
@@ -92,7 +92,7 @@ def find_folder_obstacle(base: Path) -> str:
 
 def find_shared_folder(config: Config) -> Path | None:
     """The folder in which worker processes share their numbers, or would; None where they cannot."""
-    if not shared.HAS_LOCKS:
+    if not lease.HAS_LOCKS:
         return None
     for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings):
         if not find_folder_obstacle(base):

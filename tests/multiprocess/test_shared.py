@@ -25,9 +25,13 @@ from django_otel import runtime
 from django_otel.base import private_files
 from django_otel.metrics.cells import CellStore
 from django_otel.metrics.model import ExponentialValue, Family, HistogramValue, Kind, Point, Scope
-from django_otel.multiprocess import server_group, shared
-from django_otel.multiprocess.shared import Lease, Reader, SharedMemory, living_slots, read_snapshot, write_snapshot
+from django_otel.multiprocess import lease as leases
+from django_otel.multiprocess import server_group
+from django_otel.multiprocess.lease import Lease, living_slots
+from django_otel.multiprocess.memory import SharedMemory
+from django_otel.multiprocess.reader import Reader
 from django_otel.multiprocess.sharing import Sharing
+from django_otel.multiprocess.snapshot import read_snapshot, write_snapshot
 from django_otel.tracestore import file as tracestore_file
 from tests import services
 
@@ -169,7 +173,7 @@ def test_nobody_waits_long_for_a_process_that_was_stopped_while_it_joined(tmp_pa
     folder = mine.folder
 
     def hold():
-        with shared._joining(folder, shared.fcntl.LOCK_EX):
+        with leases._joining(folder, leases.fcntl.LOCK_EX):
             os.kill(os.getpid(), signal.SIGSTOP)
 
     pid = start(hold)
@@ -281,7 +285,7 @@ SYSTEM_CALLS = ["pwrite", "posix_fallocate", "ftruncate", "pread", "fstat", "mma
 @pytest.mark.parametrize("call", SYSTEM_CALLS)
 def test_a_kill_at_any_step_of_adoption_and_growth_loses_nothing(folder, call, monkeypatch):
     """A child is killed just before, or just after, the n-th system call of its kind, for every n."""
-    owners = {"mmap": shared.mmap, "flock": shared.fcntl}
+    owners = {"mmap": mmap, "flock": leases.fcntl}
     owner = owners.get(call, os)
     real = getattr(owner, call)
     counted = memoryview(mmap.mmap(-1, 64)).cast("d")
