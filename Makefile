@@ -1,7 +1,7 @@
 # The commands of a contributor; CONTRIBUTING.md explains them. They use the virtual environment in .venv.
 PYTHON = .venv/bin/python
 
-.PHONY: setup quick test lint docs bench matrix
+.PHONY: setup quick test lint docs messages bench matrix
 
 setup:
 	python3 -m venv .venv
@@ -27,6 +27,13 @@ docs:
 	$(PYTHON) docs/build_settings.py
 	$(PYTHON) docs/build_readme.py
 	$(PYTHON) docs/build_architecture.py
+
+# The texts of the code and templates into the catalogues, and these compiled; needs GNU gettext. Dates that change
+# with every run are left out.
+messages:
+	cd django_otel && ../$(PYTHON) -m django makemessages -l de -l ar --add-location never --no-wrap --no-obsolete
+	sed -i '/^"POT-Creation-Date:/d' django_otel/locale/*/LC_MESSAGES/django.po
+	cd django_otel && ../$(PYTHON) -m django compilemessages
 
 # Instructions per request against their targets; needs valgrind.
 bench:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.utils import timezone
-from django.utils.translation import gettext, ngettext_lazy
+from django.utils.translation import gettext, ngettext_lazy, pgettext
 
 from django_otel import runtime
 from django_otel.base import guard
@@ -432,7 +432,7 @@ class _Builder:
             "duration": text.seconds(p95 or 0),
         }
         chart = svg.draw_lines(lines, description=description, moments=self._moments, show=_axis_seconds)
-        return self._panel(gettext("Duration"), chart, gettext("No requests in this period."))
+        return self._panel(pgettext("telemetry", "Duration"), chart, gettext("No requests in this period."))
 
     def _event_panel(self, period: str) -> Panel:
         totals: dict[str, float] = {}

@@ -46,6 +46,10 @@ client = Client()
 client.force_login(User.objects.create_superuser("root", "", "x"))
 for page in ("/metrics", "/startupz", "/admin/django_otel/samplingpolicy/", "/admin/django_otel/trace/"):
     assert client.get(page, follow=True).status_code == 200, page
+from django.utils import translation
+for language, text in (("de", "Worker-Prozesse"), ("ar", "العمليات العاملة")):
+    with translation.override(language):
+        assert translation.gettext("Worker processes") == text
 import pathlib
 static = pathlib.Path(django_otel.__file__).parent / "static"
 files = [path.relative_to(static) for path in static.rglob("*") if path.is_file()]
