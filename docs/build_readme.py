@@ -1,4 +1,4 @@
-"""Writes the metric table of README.md from the catalogue: `python docs/build_readme.py`."""
+"""Writes the metric tables of README.md and docs/metrics.md from the catalogue: `python docs/build_readme.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from django_otel.metrics.catalogue import CATALOGUE, Metric
 from django_otel.metrics.exposition import family_name
 from django_otel.metrics.model import Kind
 
-PAGE = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+#: The README has one line per metric of requests and Django; the page has every metric with its labels.
+README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "metrics.md"
 BEGIN = "<!-- metrics: made by docs/build_readme.py -->"
 END = "<!-- end of metrics -->"
 
@@ -20,30 +23,42 @@ _TYPES = {
 }
 
 
-def build_table() -> str:
-    """The catalogue as a Markdown table."""
-    lines = [
-        "| OpenTelemetry name | on `/metrics` | type | what it says | attributes (labels) |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [_build_row(metric) for metric in CATALOGUE.values()]
+def build_short_table() -> str:
+    """Return what requests, databases and Django itself are measured by, without labels, as a Markdown table."""
+    lines = ["| on `/metrics` | type | meaning |", "|---|---|---|"]
+    for metric in CATALOGUE.values():
+        if not metric.name.startswith("django_otel."):
+            lines.append(f"| `{shown_name(metric)}` | {_TYPES[metric.kind]} | {metric.description} |")
     return "\n".join(lines)
 
 
-def _build_row(metric: Metric) -> str:
+def build_table() -> str:
+    """Return the catalogue as a Markdown table."""
+    lines = [
+        "| OpenTelemetry name | on `/metrics` | type | meaning | attributes (labels) |",
+        "|---|---|---|---|---|",
+    ]
+    for metric in CATALOGUE.values():
+        attributes = ", ".join(f"`{attribute}`" for attribute in metric.attributes) or "none"
+        lines.append(
+            f"| `{metric.name}` | `{shown_name(metric)}` | {_TYPES[metric.kind]} | {metric.description} | {attributes} |"
+        )
+    return "\n".join(lines)
+
+
+def shown_name(metric: Metric) -> str:
+    """Return the name of a metric's samples on `/metrics`; of a histogram without its suffixes."""
     name, _ = family_name(metric.name, metric.unit, metric.kind)
-    if metric.kind is Kind.COUNTER:
-        name += "_total"
-    attributes = ", ".join(f"`{attribute}`" for attribute in metric.attributes) or "none"
-    return f"| `{metric.name}` | `{name}` | {_TYPES[metric.kind]} | {metric.description} | {attributes} |"
+    return f"{name}_total" if metric.kind is Kind.COUNTER else name
 
 
-def fill(page: str) -> str:
-    """The page with the current table between its two marks. Errors: `ValueError` when a mark is missing."""
+def fill(page: str, table: str) -> str:
+    """Return a page with a table between its two marks. Errors: `ValueError` when a mark is missing."""
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{build_table()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(fill(README.read_text(encoding="utf-8"), build_short_table()), encoding="utf-8")
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), build_table()), encoding="utf-8")
