@@ -1,11 +1,11 @@
 # The commands of a contributor; CONTRIBUTING.md explains them. They use the virtual environment in .venv.
 PYTHON = .venv/bin/python
 
-.PHONY: setup quick test lint docs messages bench matrix
+.PHONY: setup quick test lint docs site messages bench matrix
 
 setup:
 	python3 -m venv .venv
-	.venv/bin/pip install -q -e '.[test,lint]'
+	.venv/bin/pip install -q -e '.[test,lint,docs]'
 
 # Everything that needs no server.
 quick:
@@ -27,6 +27,10 @@ docs:
 	$(PYTHON) docs/build_settings.py
 	$(PYTHON) docs/build_readme.py
 	$(PYTHON) docs/build_architecture.py
+
+# The documentation site, in site/; a broken link is an error.
+site:
+	.venv/bin/mkdocs build --strict -q
 
 # The texts of the code and templates into the catalogues, and these compiled; needs GNU gettext. Dates that change
 # with every run are left out.
