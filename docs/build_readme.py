@@ -26,9 +26,11 @@ _TYPES = {
 def build_short_table() -> str:
     """Return what requests, databases and Django itself are measured by, without labels, as a Markdown table."""
     lines = ["| on `/metrics` | type | meaning |", "|---|---|---|"]
-    for metric in CATALOGUE.values():
-        if not metric.name.startswith("django_otel."):
-            lines.append(f"| `{shown_name(metric)}` | {_TYPES[metric.kind]} | {metric.description} |")
+    lines += [
+        f"| `{shown_name(metric)}` | {_TYPES[metric.kind]} | {metric.description} |"
+        for metric in CATALOGUE.values()
+        if not metric.name.startswith("django_otel.")
+    ]
     return "\n".join(lines)
 
 
@@ -40,9 +42,8 @@ def build_table() -> str:
     ]
     for metric in CATALOGUE.values():
         attributes = ", ".join(f"`{attribute}`" for attribute in metric.attributes) or "none"
-        lines.append(
-            f"| `{metric.name}` | `{shown_name(metric)}` | {_TYPES[metric.kind]} | {metric.description} | {attributes} |"
-        )
+        cells = [f"`{metric.name}`", f"`{shown_name(metric)}`", _TYPES[metric.kind], metric.description, attributes]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
