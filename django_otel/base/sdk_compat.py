@@ -179,7 +179,7 @@ def build_encoded_exporter_class(kind: str, exporter_class: type) -> type | None
 
 
 def _build_http_class(exporter_class: type) -> type | None:
-    export: Any = exporter_class.__dict__.get("export")
+    export: Any = getattr(exporter_class, "export", None)
     names = getattr(getattr(export, "__code__", None), "co_names", ())
     if "encode_spans" not in names or not {"SerializePartialToString", "SerializeToString"} & set(names):
         return None
@@ -225,18 +225,45 @@ def _build_grpc_class(exporter_class: type) -> type | None:
     return Exporter
 
 
-def watch_grpc_answers(exporter_class: Any, take: Callable[[Any], None]) -> Any:
-    """A subclass of a stock gRPC exporter that calls `take` with each answer; itself where it is built differently."""
+def watch_grpc_answers(exporter_class: Any, answers: Any) -> Any:
+    """A subclass of a stock gRPC exporter whose answers and errors go to `answers` (`export.answers.Answers`).
+
+    Itself where it is built differently.
+    """
     if not callable(getattr(exporter_class, "_initialize_channel_and_stub", None)):
         return exporter_class
+    import grpc
+
+    class TooLarge(grpc.RpcError):  # type: ignore[misc]
+        """In the place of an error that the stock exporter would try again until its time is over."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__(text)
+            self._text = text
+
+        def code(self) -> Any:
+            return grpc.StatusCode.INVALID_ARGUMENT
+
+        def details(self) -> str:
+            return self._text
+
+        def trailing_metadata(self) -> tuple[Any, ...]:
+            return ()
 
     class Client:
         def __init__(self, inner: Any) -> None:
             self._inner = inner
 
         def Export(self, *args: Any, **options: Any) -> Any:  # noqa: N802
-            answer = self._inner.Export(*args, **options)
-            take(answer)
+            answers.status = None
+            try:
+                answer = self._inner.Export(*args, **options)
+            except grpc.RpcError as error:
+                details = str(error.details() or "")
+                if answers.is_message_too_large(error.code().name, details):
+                    raise TooLarge(f"too large for the receiver: {details}") from error
+                raise
+            answers.take(answer)
             return answer
 
     class Watched(exporter_class):  # type: ignore[misc]
@@ -248,6 +275,12 @@ def watch_grpc_answers(exporter_class: Any, take: Callable[[Any], None]) -> Any:
 
     Watched.__name__ = exporter_class.__name__
     return Watched
+
+
+def find_http_session(exporter: Any) -> Any:
+    """The `requests` session of a stock OTLP exporter over HTTP, or None where it is built differently."""
+    transport = getattr(getattr(exporter, "_client", None), "_transport", None)
+    return getattr(transport, "_session", None) or getattr(exporter, "_session", None)
 
 
 def set_body(response: Any, body: bytes) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,13 @@ _MESSAGES = {
     "logs": ("logs.v1.logs_service_pb2", "ExportLogsServiceResponse", "rejected_log_records"),
 }
 _TOO_LARGE = 413
+#: How gRPC servers (C core, Go, Java, .NET, Rust), and the HTTP proxies before them, call a message too large.
+_TOO_LARGE_WORDS = re.compile(
+    r"larger than max|too large|exceed\w*\b.{0,80}\b(size|length|bytes)|size.{0,80}\bexceed|status(?: code)?:? ?413",
+    re.IGNORECASE | re.DOTALL,
+)
+#: Codes of gRPC that go with these words; UNKNOWN and INTERNAL are those of proxies.
+_TOO_LARGE_CODES = frozenset({"RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "UNKNOWN", "INTERNAL"})
 #: Of a receiver's own message, in characters.
 _MESSAGE_LENGTH = 300
 
@@ -36,13 +44,35 @@ class Answers:
     def __init__(self, signal: str, on_drop: DropCounter) -> None:
         self.signal = signal
         self._on_drop = on_drop
-        #: The status of the last answer over HTTP; None before the first, and when there was none.
+        #: The status of the last answer, as HTTP has it; None before the first, and when there was none.
         self.status: int | None = None
 
     @property
     def is_too_large(self) -> bool:
         """Whether the last batch was refused for its size."""
         return self.status == _TOO_LARGE
+
+    def refuse_redirect(self, status: int, target: str) -> None:
+        """Log, once, that the receiver sends requests elsewhere; `target` is the scheme and host of the new place."""
+        guard.warn_once(
+            f"redirect {self.signal}",
+            "The OTLP receiver of %s answered %d%s. Redirects are not followed, so that headers and secrets go only "
+            "where the settings say; the batches are dropped. Write the receiver's own address into ENDPOINT.",
+            self.signal,
+            status,
+            f", a redirect to {target}" if target else "",
+        )
+
+    def is_message_too_large(self, code: str, details: str) -> bool:
+        """Whether a gRPC error, by its code's name and its text, is that of a message too large; noted if so."""
+        if code in _TOO_LARGE_CODES and _TOO_LARGE_WORDS.search(details):
+            self.status = _TOO_LARGE
+            return True
+        return False
+
+    def call_too_large(self) -> None:
+        """Note that the last batch is too large to be sent at all."""
+        self.status = _TOO_LARGE
 
     def read(self, body: bytes, *, is_json: bool = False) -> None:
         """Read the body of an answer of success."""
@@ -91,7 +121,7 @@ class Outcome:
     failed: int = 0
 
 
-def send_in_parts(items: Any, send: Callable[[Any], bool], is_too_large: Callable[[], bool], kind: Any) -> Outcome:
+def send_in_parts(items: Any, send: Callable[[Any], bool], answers: Answers, kind: Any) -> Outcome:
     """Send `items`, and in halves again what the receiver calls too large.
 
     `send` returns whether the receiver took its items; `kind` is how they are counted and halved (`Items`, `Points`).
@@ -101,9 +131,10 @@ def send_in_parts(items: Any, send: Callable[[Any], bool], is_too_large: Callabl
     while waiting:
         part = waiting.pop()
         count = kind.count(part)
+        answers.status = None
         if send(part):
             outcome.delivered += count
-        elif not is_too_large():
+        elif not answers.is_too_large:
             outcome.failed += count
         elif count > 1:
             first, second = kind.halve(part, count)

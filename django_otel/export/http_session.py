@@ -10,12 +10,14 @@ certificate of the OTLP variables.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import threading
 import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from django_otel.base import sdk_compat
 from django_otel.export.answers import Answers
@@ -95,9 +97,7 @@ def build_session(answers: Answers, base: Any = None, *arguments: Any) -> Any:
                     raise requests.exceptions.ConnectionError(f"the answer broke off: {error}") from error
             if watchdog.has_bitten and 200 <= response.status_code < 300:
                 raise requests.exceptions.ReadTimeout(f"no whole answer within {timeout_s:g} s")
-            answers.status = response.status_code
-            if 200 <= response.status_code < 300:
-                answers.read(body, is_json="json" in (response.headers.get("Content-Type") or ""))
+            _judge(response, body, answers)
             return response
 
     session = Session(*arguments)
@@ -105,6 +105,45 @@ def build_session(answers: Answers, base: Any = None, *arguments: Any) -> Any:
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
+
+
+def watch_session(exporter_class: Any, answers: Any) -> Any:
+    """A subclass of a stock exporter with a session of its own, of which what receivers answer goes to `answers`."""
+
+    def watch(response: Any, **_: Any) -> None:
+        # Called before a redirect is followed and before the body is read.
+        _judge(response, _read_answer(response), answers)
+
+    class Watched(exporter_class):  # type: ignore[misc]
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            session = sdk_compat.find_http_session(self)
+            if session is not None:
+                session.hooks.setdefault("response", []).append(watch)
+
+    Watched.__name__ = exporter_class.__name__
+    return Watched
+
+
+def _judge(response: Any, body: bytes, answers: Answers) -> None:
+    """Note the answer. Errors: `RequestException` for a redirect, which the stock exporters take for a success."""
+    import requests
+
+    status = answers.status = response.status_code
+    if 200 <= status < 300:
+        answers.read(body, is_json="json" in (response.headers.get("Content-Type") or ""))
+    elif 300 <= status < 400:
+        answers.refuse_redirect(status, _find_place(response.headers.get("Location") or ""))
+        raise requests.exceptions.TooManyRedirects(f"the receiver answered {status}, and redirects are not followed")
+
+
+def _find_place(url: str) -> str:
+    """Scheme and host of an address, without what may be secret; "" where it has none."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.hostname:
+            return f"{parts.scheme or 'http'}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"[:200]
+    return ""
 
 
 def _read_answer(response: Any) -> bytes:
@@ -146,6 +185,20 @@ def _read_bounded(response: Any) -> tuple[bytes, bool]:
             return b"", False
 
 
+class _HTTPResponse(http.client.HTTPResponse):
+    """Skips every interim answer; the standard library skips 100 alone and takes another one for the answer.
+
+    Source: RFC 9110, 15.2.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        while True:
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 102 <= status < 200:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+
+
 def _build_adapter(watchdog: _Watchdog) -> Any:
     """A transport adapter whose connections the watchdog knows while they are used."""
     from requests.adapters import HTTPAdapter
@@ -153,6 +206,8 @@ def _build_adapter(watchdog: _Watchdog) -> Any:
 
     def watched(connection_class: Any) -> Any:
         class Connection(connection_class):  # type: ignore[misc]
+            response_class = _HTTPResponse
+
             def connect(self) -> None:
                 watchdog.connection = self
                 super().connect()

@@ -40,7 +40,7 @@ LossCounter = Callable[[int, str], None]
 def _export_in_parts(
     spans: list[ReadableSpan], send: Callable[[list[ReadableSpan]], bool], answers: Answers, on_lost: LossCounter
 ) -> SpanExportResult:
-    outcome = send_in_parts(spans, send, lambda: answers.is_too_large, Items)
+    outcome = send_in_parts(spans, send, answers, Items)
     if outcome.too_large:
         on_lost(outcome.too_large, "too_large")
     if not outcome.failed:
@@ -72,7 +72,6 @@ class DirectSpanExporter:
         return _export_in_parts(spans, self._send, self._answers, self._on_lost)
 
     def _send(self, spans: list[ReadableSpan]) -> bool:
-        self._answers.status = None
         data = self._encoder.encode(spans)
         lost = self._encoder.spans_lost
         if lost and self._is_first:
@@ -82,7 +81,10 @@ class DirectSpanExporter:
         if not data:
             return True
         if len(data) > _MAX_REQUEST_BYTES:
-            logger.warning("A batch of %d spans has %d bytes, which is too much; it is dropped.", len(spans), len(data))
+            if len(spans) > 1:
+                self._answers.call_too_large()
+            else:
+                logger.warning("A batch of 1 spans has %d bytes, which is too much; it is dropped.", len(data))
             return False
         if self._wbits is not None:
             data = zlib.compress(data, _LEVEL, self._wbits)

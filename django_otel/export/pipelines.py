@@ -510,8 +510,8 @@ def _watch_answers(
     exporter_class = _import_exporter(kind, signal)
     answers = Answers(signal, on_drop)
     if kind == "otlp-grpc":
-        return watch_grpc_answers(exporter_class, answers.take), answers
-    from django_otel.export.http_session import build_session
+        return watch_grpc_answers(exporter_class, answers), answers
+    from django_otel.export.http_session import build_session, watch_session
 
     if kind == "otlp-json":
         from django_otel.export.json_transport import JsonSession
@@ -520,9 +520,10 @@ def _watch_answers(
         return exporter_class, answers
     variables = (_CREDENTIALS.format(""), _CREDENTIALS.format(f"{signal.upper()}_"))
     if not sdk_environment.is_any_set(variables):
-        # Else the project has a session of its own, with its credentials.
         arguments["session"] = build_session(answers)
-    return exporter_class, answers
+        return exporter_class, answers
+    # The project has a session of its own, with its credentials.
+    return watch_session(exporter_class, answers), answers
 
 
 def build_otlp_exporter(kind: str, signal: str, config: Config, on_drop: DropCounter = lambda *_: None) -> Any:
@@ -561,7 +562,7 @@ class _PartsExporter:
             return bool(results[-1].name == "SUCCESS")
 
         kind: Any = Points if self._answers.signal == "metrics" else Items
-        outcome = send_in_parts(batch, send, lambda: self._answers.is_too_large, kind)
+        outcome = send_in_parts(batch, send, self._answers, kind)
         if outcome.too_large:
             self._on_drop(outcome.too_large, "too_large", self._answers.signal)
         self.lost = outcome.too_large + outcome.delivered

@@ -60,7 +60,8 @@ def answering(answer, tls=None):
     server = Server(("127.0.0.1", 0), Handler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # A short interval: stopping it takes as long.
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
@@ -409,3 +410,306 @@ def test_a_receiver_without_anything_to_say_costs_nothing():
         assert made.flush()
         assert made.counts.drops == {}
         made.close()
+
+
+# --- Kinds of answers. ---
+
+BATCHES = {"metrics": metrics_of(1), "logs": log_records(1)}
+
+
+def send_one(url, signal, **more):
+    """Export one item to `url`; whether it arrived, and what was dropped for which reason."""
+    if signal == "traces":
+        with pipeline(url, **more) as made:
+            made.finish("a")
+            assert made.processors[0].force_flush(60_000)
+            return not made.counts.failures, made.counts.drops
+    drops = []
+    exporter = build_exporter(url, signal, drops)
+    arrived = exporter.export(BATCHES[signal]).name == "SUCCESS"
+    exporter.shutdown()
+    return arrived, {reason: count for count, reason, _ in drops}
+
+
+@pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 305, 307, 308, 399])
+def test_a_redirect_is_a_failure_and_not_followed(signal, status, caplog):
+    asked = []
+
+    def elsewhere(handler, _):
+        asked.append(dict(handler.headers))
+        reply(handler, 200)
+
+    with answering(elsewhere) as other:
+        headers = {} if status == 304 else {"Location": f"{other}/taken?token=hunter2"}
+        with answering(lambda handler, _: reply(handler, status, **headers)) as url:
+            for _ in range(2):
+                arrived, drops = send_one(url, signal)
+                assert not arrived
+                # Points and records are counted by the caller.
+                assert drops == ({"export_failed": 1} if signal == "traces" else {})
+    assert asked == []
+    assert caplog.text.count(f"The OTLP receiver of {signal} answered {status}") == 1
+    assert "hunter2" not in caplog.text
+    assert (other in caplog.text) is (status != 304)
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+def test_a_redirect_to_itself_ends(is_json):
+    asked = []
+
+    def answer(handler, _):
+        asked.append(1)
+        reply(handler, 307, Location=handler.path)
+
+    with answering(answer) as url:
+        arrived, drops = send_one(url, "traces", EXPORTERS=["otlp-json" if is_json else "otlp"])
+    assert (arrived, drops, len(asked)) == (False, {"export_failed": 1}, 1)
+
+
+@pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 206])
+def test_each_answer_of_success_is_one(signal, status):
+    with answering(lambda handler, _: reply(handler, status)) as url:
+        assert send_one(url, signal) == (True, {})
+
+
+@pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
+@pytest.mark.parametrize("interim", ["100 Continue", "102 Processing", "103 Early Hints", "199 Later"])
+@pytest.mark.parametrize("status", [200, 400])
+def test_interim_answers_are_not_the_answer(signal, interim, status):
+    def answer(handler, _):
+        for _ in range(3):
+            handler.wfile.write(f"HTTP/1.1 {interim}\r\nLink: </style.css>\r\n\r\n".encode())
+        reply(handler, status)
+
+    with answering(answer) as url:
+        assert send_one(url, signal)[0] is (status == 200)
+
+
+def test_an_answer_that_switches_the_protocol_is_a_failure():
+    with answering(lambda handler, _: reply(handler, 101, Upgrade="h2c")) as url:
+        assert send_one(url, "traces") == (False, {"export_failed": 1})
+
+
+@pytest.mark.parametrize(
+    "status", [400, 401, 403, 404, 405, 406, 408, 410, 415, 421, 431, 451, 499, 500, 501, 505, 511]
+)
+def test_an_answer_that_time_does_not_change_is_sent_once(status):
+    asked = []
+
+    def answer(handler, _):
+        asked.append(1)
+        reply(handler, status, b"no")
+
+    with answering(answer) as url:
+        assert send_one(url, "traces") == (False, {"export_failed": 1})
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("wait", ["0", "-1", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_an_answer_that_asks_for_patience_is_followed_by_another_try(signal, status, wait):
+    asked = []
+
+    def answer(handler, _):
+        asked.append(1)
+        reply(handler, 200 if len(asked) > 2 else status, Retry_After=wait)
+
+    with answering(answer) as url:
+        assert send_one(url, signal) == (True, {})
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("wait", ["86400", "1e300", "Fri, 01 Jan 2100 00:00:00 GMT"])
+def test_a_receiver_that_wants_to_be_left_alone_is(wait):
+    """Its batch is dropped and counted at once: it cannot be sent within the time of an export."""
+    asked = []
+
+    def answer(handler, _):
+        asked.append(1)
+        reply(handler, 429, Retry_After=wait)
+
+    with answering(answer) as url:
+        assert send_one(url, "traces") == (False, {"export_failed": 1})
+    assert len(asked) == 1
+
+
+class Credentials:
+    """An entry point of the group that gives the exporters sessions with credentials."""
+
+    def load(self):
+        def build():
+            session = requests.Session()
+            session.headers["X-Api-Key"] = "hunter2"
+            return session
+
+        return build
+
+
+@pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
+def test_a_session_of_the_project_is_watched_as_ours_is(signal, monkeypatch):
+    name = f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{signal.upper()}_CREDENTIAL_PROVIDER"
+    monkeypatch.setenv(name, "ours")
+    monkeypatch.setattr(
+        "opentelemetry.exporter.otlp.proto.http._common.entry_points", lambda **_: [Credentials()], raising=True
+    )
+    got, asked = [], []
+
+    def elsewhere(handler, _):
+        asked.append(1)
+        reply(handler, 200)
+
+    statuses = [307, 200]
+
+    def answer(handler, _):
+        got.append(handler.headers.get("X-Api-Key"))
+        reply(handler, statuses.pop(0) if statuses else 413, Location=other)
+
+    with answering(elsewhere) as other, answering(answer) as url:
+        assert [send_one(url, signal) for _ in range(3)] == [
+            (False, {"export_failed": 1} if signal == "traces" else {}),
+            (True, {}),
+            # One that is too large alone is counted, and is no failure of the export.
+            (True, {"too_large": 2 if signal == "metrics" else 1}),
+        ]
+    assert (set(got), asked) == ({"hunter2"}, [])
+
+
+#: As servers in C, Go, Java, .NET and Rust say it, and a proxy's answer as gRPC for Python reports it.
+TOO_LARGE = [
+    ("RESOURCE_EXHAUSTED", "SERVER: Received message larger than max (5242880 vs. 4194304)"),
+    ("RESOURCE_EXHAUSTED", "grpc: received message larger than max (5242880 vs. 4194304)"),
+    ("RESOURCE_EXHAUSTED", "grpc: received message after decompression larger than max 4194304"),
+    ("RESOURCE_EXHAUSTED", "gRPC message exceeds maximum size 4194304: 5242880"),
+    ("RESOURCE_EXHAUSTED", "Received message exceeds the maximum configured message size."),
+    ("OUT_OF_RANGE", "Error, decoded message length too large: found 5242880 bytes, the limit is: 4194304 bytes"),
+    ("UNKNOWN", "Received http2 header with status: 413"),
+]
+SERVICES = {
+    "traces": "trace.v1.TraceService",
+    "metrics": "metrics.v1.MetricsService",
+    "logs": "logs.v1.LogsService",
+}
+
+
+@contextlib.contextmanager
+def grpc_server(signal, export, **options):
+    """A gRPC server whose `export(data, context)` gets what is exported of `signal`, encoded; gives its URL."""
+    grpc = pytest.importorskip("grpc")
+    server = grpc.server(
+        concurrent.futures.ThreadPoolExecutor(2), options=[(f"grpc.{key}", value) for key, value in options.items()]
+    )
+    handler = grpc.unary_unary_rpc_method_handler(export)
+    service = f"opentelemetry.proto.collector.{SERVICES[signal]}"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+def send_over_grpc(url, signal, count, **more):
+    """Export `count` items; whether all arrived that can, and what was dropped."""
+    drops = []
+    settings = {"EXPORTERS": ["otlp-grpc"], "ENDPOINT": url, **more}
+    if signal == "traces":
+        made = Pipeline({**settings, "BATCH": {"DELAY_S": 30}})
+        made.finish(*map(str, range(count)))
+        assert made.processors[0].force_flush(60_000)
+        made.close()
+        return not made.counts.failures, made.counts.drops
+    exporter = pipelines.build_otlp_exporter(
+        "otlp-grpc", signal, parse({signal.upper(): settings}, {}), lambda *drop: drops.append(drop)
+    )
+    arrived = exporter.export(metrics_of(count // 2) if signal == "metrics" else log_records(count)).name == "SUCCESS"
+    exporter.shutdown()
+    return arrived, {reason: number for number, reason, _ in drops}
+
+
+@pytest.mark.parametrize(("code", "words"), TOO_LARGE)
+@pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
+def test_what_is_too_large_over_grpc_is_sent_in_parts(signal, code, words):
+    import grpc
+
+    seen = []
+
+    def export(data, context):
+        seen.append(len(data))
+        if len(data) > max(seen) // 3:
+            context.abort(grpc.StatusCode[code], words)
+        return b""
+
+    with grpc_server(signal, export) as url:
+        assert send_over_grpc(url, signal, 40) == (True, {})
+    # Halved twice, and nothing was tried again as it was.
+    assert len(seen) == 7
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_real_limit_of_a_grpc_server_is_met(is_known, monkeypatch):
+    if not is_known:
+        monkeypatch.setattr("django_otel.export.otlp.build_encoded_exporter_class", lambda *_: None)
+    got = []
+
+    def export(data, context):
+        got.append(count_spans(data))
+        return b""
+
+    with grpc_server("traces", export, max_receive_message_length=1000) as url:
+        assert send_over_grpc(url, "traces", 100, COMPRESSION="none") == (True, {})
+    assert sum(got) == 100
+    assert len(got) > 5
+
+
+def test_what_is_too_large_alone_over_grpc_is_counted():
+    with grpc_server("traces", lambda *_: b"", max_receive_message_length=10) as url:
+        assert send_over_grpc(url, "traces", 3, COMPRESSION="none") == (True, {"too_large": 3})
+
+
+def test_a_grpc_server_without_resources_is_not_asked_with_parts():
+    """The code is also that of a quota; halves would only be more requests."""
+    import grpc
+
+    asked = []
+
+    def export(data, context):
+        asked.append(count_spans(data))
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota exceeded for project 12")
+
+    with grpc_server("traces", export) as url:
+        assert send_over_grpc(url, "traces", 4, TIMEOUT_S=0.5) == (False, {"export_failed": 4})
+    assert set(asked) == {4}
+
+
+@pytest.mark.parametrize("signal", ["metrics", "logs"])
+def test_a_receiver_that_goes_away_after_a_413_fails_the_rest(signal):
+    asked = []
+
+    def answer(handler, _):
+        asked.append(1)
+        if len(asked) == 1:
+            reply(handler, 413)
+
+    drops = []
+    with answering(answer) as url:
+        config = parse(
+            {signal.upper(): {"EXPORTERS": ["otlp"], "TIMEOUT_S": 0.5, "ENDPOINT": f"{url}/v1/{signal}"}}, {}
+        )
+        exporter = pipelines.build_otlp_exporter("otlp", signal, config, lambda *drop: drops.append(drop))
+        assert exporter.export(metrics_of(2) if signal == "metrics" else log_records(4)).name == "FAILURE"
+        exporter.shutdown()
+    assert drops == []
+
+
+def test_a_batch_above_the_bound_of_a_request_is_sent_in_parts(monkeypatch):
+    monkeypatch.setattr("django_otel.export.otlp._MAX_REQUEST_BYTES", 1000)
+    seen = []
+    with answering(refusing(1000, count_spans, seen)) as url, pipeline(url) as made:
+        made.finish(*map(str, range(50)))
+        assert made.flush()
+        assert (sum(seen), made.counts.drops) == (50, {})
+        assert len(seen) > 1
