@@ -197,7 +197,7 @@ def measure_buffer(spans: int = BUFFER_SPANS) -> tuple[float, int]:
     from django_otel.sampling.policy import Policy
     from django_otel.sampling.sampler import LiveSampler
     from django_otel.tracing.ids import OwnRandomIdGenerator
-    from django_otel.tracing.spans import OwnTracerProvider
+    from django_otel.tracing.provider import OwnTracerProvider
     from django_otel.tracing.tail import TailBuffer
 
     sampler = LiveSampler(Policy(0.0, keep_errors=True))

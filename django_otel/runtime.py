@@ -34,7 +34,7 @@ from django_otel.sampling.sampler import InForce, LiveSampler, Policy
 from django_otel.tracing import exceptions
 from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.propagation import SwitchPropagator
-from django_otel.tracing.spans import OwnTracerProvider
+from django_otel.tracing.provider import OwnTracerProvider
 from django_otel.tracing.tail import TailBuffer
 
 if TYPE_CHECKING:

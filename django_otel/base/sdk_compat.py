@@ -495,11 +495,10 @@ def with_span(context: Context, span: trace.Span) -> Context:
 
 def find_unknown_names(own: type) -> list[str]:
     """Public names of the SDK's Span that `own`, a subclass, does not define: not empty in an SDK we do not know."""
+    bases = own.__mro__[: own.__mro__.index(Span)]
+    defined = {name for base in bases for name in vars(base)}
     return sorted(
-        name
-        for kind in (Span, ReadableSpan)
-        for name in vars(kind)
-        if not name.startswith("_") and name not in vars(own)
+        name for base in (Span, ReadableSpan) for name in vars(base) if not name.startswith("_") and name not in defined
     )
 
 

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from django_otel.base import guard
 from django_otel.base.sdk_compat import CONTEXT_TUPLE, SpanParts, read_span
-from django_otel.tracing.spans import RecordedSpan, SharedAttributes, to_readable
+from django_otel.tracing.attributes import SharedAttributes
+from django_otel.tracing.spans import RecordedSpan, to_readable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource

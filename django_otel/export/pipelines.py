@@ -41,7 +41,8 @@ from django_otel.export.batch import BatchWorker, WorkerOwner
 from django_otel.metrics.model import Family
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracing.propagation import BaggagePropagator, TraceContextPropagator
-from django_otel.tracing.spans import Distributor, RecordedSpan, Taker, does_nothing, is_discarded, to_readable
+from django_otel.tracing.provider import Distributor, Taker, does_nothing
+from django_otel.tracing.spans import RecordedSpan, is_discarded, to_readable
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator

@@ -52,8 +52,10 @@ from django_otel.redaction.statements import MAX_LENGTH, Statement, parameterise
 from django_otel.requests import observation
 from django_otel.requests.observation import REQUEST_KEY, Observation
 from django_otel.requests.response_headers import Notes
+from django_otel.tracing.attributes import SharedAttributes, are_ready
 from django_otel.tracing.exceptions import type_name
-from django_otel.tracing.spans import DroppedSpan, RecordedSpan, SharedAttributes, Tracer, are_ready
+from django_otel.tracing.spans import DroppedSpan, RecordedSpan
+from django_otel.tracing.tracer import Tracer
 
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
 

@@ -33,7 +33,8 @@ from django_otel.requests.response_headers import Notes
 from django_otel.sampling.sampler import Branch, InForce, LiveSampler, untraced, with_branch
 from django_otel.tracing.exceptions import record_exception, type_name
 from django_otel.tracing.propagation import META_GETTER, parse_traceparent
-from django_otel.tracing.spans import SPANS_DROPPED, DroppedSpan, RecordedSpan, Shared, Tracer
+from django_otel.tracing.spans import SPANS_DROPPED, DroppedSpan, RecordedSpan, Shared
+from django_otel.tracing.tracer import Tracer
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import TextMapPropagator
@@ -568,7 +569,7 @@ class Observer:
                 current = self._start_nothing(context, observation)
             elif (
                 shared is None
-                or shared.is_plain
+                or shared.is_sdk_path
                 or not is_outermost
                 or sampler.on_first is not None
                 or self._inbound_key in meta
@@ -680,7 +681,7 @@ class Observer:
             self._traceparent in meta
             and not context
             and tracer is not None
-            and not tracer.shared.is_plain
+            and not tracer.shared.is_sdk_path
             and self._sampler.on_first is None
             and meta.keys().isdisjoint(self._inbound_keys_but_traceparent)
         ):

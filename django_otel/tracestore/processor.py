@@ -30,7 +30,8 @@ from django_otel.tracestore.items import Stored, StoredLog, StoredProcess, Store
 from django_otel.tracestore.numbers import SAMPLE_INTERVAL_S
 from django_otel.tracestore.preparing import SpanPreparer
 from django_otel.tracestore.writer import TraceStore, reason_of
-from django_otel.tracing.spans import RecordedSpan, Taker, is_discarded
+from django_otel.tracing.provider import Taker
+from django_otel.tracing.spans import RecordedSpan, is_discarded
 
 #: The queue's bounds: spans and log records. Full after 0.1 s at 40 000 spans a second.
 QUEUE_SIZE = 4096

@@ -30,7 +30,7 @@ from django_otel.metrics.model import ExponentialValue
 from django_otel.metrics.sdk_metrics import MetricsDataBuilder, SdkMetrics, build_reader, merge_exponential
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracing.ids import OwnRandomIdGenerator
-from django_otel.tracing.spans import OwnTracerProvider
+from django_otel.tracing.provider import OwnTracerProvider
 from tests import services
 
 

@@ -23,7 +23,7 @@ from django_otel.base import guard
 from django_otel.instrumentation import database
 from django_otel.instrumentation.database import QueryWrapper
 from django_otel.testing import override_sampling
-from django_otel.tracing.spans import Tracer
+from django_otel.tracing.tracer import Tracer
 from tests import services
 from tests.app.models import Item
 

@@ -52,7 +52,9 @@ from django_otel.base import sdk_compat
 from django_otel.instrumentation import database
 from django_otel.sampling.sampler import LiveSampler, Policy, untraced
 from django_otel.tracing.ids import OwnRandomIdGenerator
-from django_otel.tracing.spans import DroppedSpan, OwnTracerProvider, RecordedSpan, Tracer
+from django_otel.tracing.provider import OwnTracerProvider
+from django_otel.tracing.spans import DroppedSpan, RecordedSpan
+from django_otel.tracing.tracer import Tracer
 from tests.business_app.models import Order
 from tests.business_app.support import registered_fixture  # noqa: F401 (a fixture)
 
@@ -124,7 +126,7 @@ def run_on(kind: str, scenario, **arguments):
     recorder = Recorder()
     provider = build_provider(kind, processors=[recorder], **arguments)
     tracer = provider.get_tracer("scope", "1.2", "https://schema.example", {"scope.key": "v"})
-    assert tracer.is_plain == (kind == PLAIN)
+    assert tracer.is_sdk_path == (kind == PLAIN)
     returned = scenario(tracer)
     return {"returned": returned, "started": recorder.started, "ended": [whole(span) for span in recorder.ended]}
 
@@ -632,7 +634,7 @@ def test_an_sdk_whose_span_has_new_names_makes_its_own_spans(monkeypatch):
     """A version that we do not know gets no span that lacks something."""
     monkeypatch.setattr(SdkSpan, "set_colour", lambda self, colour: None, raising=False)
     assert sdk_compat.find_unknown_names(RecordedSpan) == ["set_colour"]
-    assert build_provider(FAST).get_tracer("scope").is_plain
+    assert build_provider(FAST).get_tracer("scope").is_sdk_path
 
 
 def test_the_sdk_in_use_is_one_that_we_know():
@@ -781,7 +783,7 @@ def both_ways(monkeypatch, settings, otel_spans, db):
             otel_spans.clear()
             runtime.store.clear()
             with parts(monkeypatch, *([Ending()] if kind == PLAIN else [])):
-                assert runtime.tracer().is_plain == (kind == PLAIN)
+                assert runtime.tracer().is_sdk_path == (kind == PLAIN)
                 scenario()
             found[kind] = (describe(list(otel_spans)), describe_numbers())
         return found[FAST], found[PLAIN]

@@ -15,8 +15,10 @@ from django_otel.base.sdk_compat import with_span
 from django_otel.export.encoder import SpanEncoder
 from django_otel.redaction.scrub import Scrubber
 from django_otel.sampling.sampler import LiveSampler, Policy
+from django_otel.tracing.attributes import SharedAttributes
 from django_otel.tracing.ids import OwnRandomIdGenerator
-from django_otel.tracing.spans import OwnTracerProvider, SharedAttributes, Taker, to_readable
+from django_otel.tracing.provider import OwnTracerProvider, Taker
+from django_otel.tracing.spans import to_readable
 
 QUERY = {"db.system.name": "postgresql", "db.query.text": "SELECT ?", "server.port": 5432, "note": "password=hunter2"}
 

@@ -1,0 +1,160 @@
+"""Fields of our spans, and the read-only public names that the SDK's spans have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import Span as SdkSpan
+from opentelemetry.sdk.util import BoundedList
+from opentelemetry.sdk.util.instrumentation import InstrumentationInfo, InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status
+
+from django_otel.base.sdk_compat import SpanParts, read_list
+from django_otel.tracing.attributes import SharedAttributes
+
+
+class Scoped(Protocol):
+    """The tracer of a span, as far as the span reads it."""
+
+    scope: InstrumentationScope
+    instrumentation_info: InstrumentationInfo
+
+
+class SpanFields(SdkSpan):
+    """The fields of a span of ours, and the public names of the SDK's `ReadableSpan` that read them."""
+
+    # Named as in the SDK, for processors that reach into its spans. Slots, and no defaults in the class, so that the
+    # interpreter finds each at once (200 instructions a time).
+    __slots__ = (
+        "_attributes", "_context", "_dropped", "_end_time", "_events", "_kind", "_links", "_name", "_parent",
+        "_resource", "_start_time", "_status", "_tracer", "encoded",
+    )  # fmt: skip
+
+    if TYPE_CHECKING:
+
+        def __init__(self) -> None: ...
+    else:
+        #: Not the SDK's: its `__new__` refuses some, and its `__init__` builds what is not needed here.
+        __new__ = object.__new__
+        __init__ = object.__init__
+
+    _attributes: dict[str, Any]
+    _context: SpanContext
+    _dropped: int
+    _end_time: int | None
+    #: An empty tuple until there is an event; the same with links.
+    _events: tuple[()] | BoundedList[Event]
+    _kind: SpanKind
+    _links: tuple[()] | BoundedList[Link]
+    _name: str
+    _parent: SpanContext | None
+    _resource: Resource
+    _start_time: int
+    _status: Status
+    _tracer: Scoped
+    #: For who writes it out, so that it is done once: who, and what was written. Not set until then.
+    encoded: tuple[object, bytes]
+
+    def parts(self) -> SpanParts:
+        """What the ended span holds, not to be changed; as `sdk_compat.read_span` has it."""
+        events, links = self._events, self._links
+        dropped_events = dropped_links = 0
+        if type(events) is BoundedList:
+            events, dropped_events = read_list(events)
+        if type(links) is BoundedList:
+            links, dropped_links = read_list(links)
+        return (
+            self._resource, self._tracer.scope, self._name, self._context, self._parent, self._kind, self._start_time,
+            self._end_time, self._attributes, self._dropped, events, dropped_events, links, dropped_links, self._status,
+        )  # fmt: skip
+
+    def _readable_span(self) -> ReadableSpan:
+        attributes: Any = self._attributes
+        if type(attributes) is SharedAttributes:
+            # Who is given it may reach into it.
+            attributes = attributes.copy()
+        if self._dropped:
+            # The SDK's class is what tells how many were dropped.
+            attributes = BoundedAttributes(None, attributes, True)
+            attributes.dropped = self._dropped
+        # By position: keywords cost half as much again.
+        return ReadableSpan(
+            self._name, self._context, self._parent, self._resource, attributes, self._events, self._links,
+            self._kind, self._tracer.instrumentation_info, self._status, self._start_time, self._end_time,
+            self._tracer.scope,
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def context(self) -> SpanContext:
+        return self._context
+
+    @property
+    def parent(self) -> SpanContext | None:
+        return self._parent
+
+    @property
+    def kind(self) -> SpanKind:
+        return self._kind
+
+    @property
+    def start_time(self) -> int:
+        return self._start_time
+
+    @property
+    def end_time(self) -> int | None:
+        return self._end_time
+
+    @property
+    def status(self) -> Status:
+        return self._status
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        return MappingProxyType(self._attributes)
+
+    @property
+    def events(self) -> Sequence[Event]:
+        return tuple(self._events)
+
+    @property
+    def links(self) -> Sequence[Link]:
+        return tuple(self._links)
+
+    @property
+    def resource(self) -> Resource:
+        return self._resource
+
+    @property
+    def dropped_attributes(self) -> int:
+        return self._dropped
+
+    @property
+    def dropped_events(self) -> int:
+        return getattr(self._events, "dropped", 0)
+
+    @property
+    def dropped_links(self) -> int:
+        return getattr(self._links, "dropped", 0)
+
+    @property
+    def instrumentation_info(self) -> Any:
+        return self._tracer.instrumentation_info
+
+    @property
+    def instrumentation_scope(self) -> InstrumentationScope:
+        return self._tracer.scope
+
+    def to_json(self, indent: int | None = 4) -> str:
+        return cast(str, self._readable_span().to_json(indent))
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(name="{self._name}", context={self._context})'
