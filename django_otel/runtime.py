@@ -339,7 +339,7 @@ def _build_scrubber(config: Config) -> Scrubber:
     callback = config.scrub.callback
     if isinstance(callback, str):
         callback = pipelines.import_path(callback)
-    return Scrubber(config.scrub.extra, callback)
+    return Scrubber(config.scrub.extra, callback, personal=config.scrub.personal)
 
 
 def clean_span(span: Any) -> Any:

@@ -309,6 +309,12 @@ class Cache:
 class Scrub:
     extra: tuple[str, ...] = key((), list_of(text, "key patterns"), "Further key patterns whose values are redacted.")
     callback: Any = key(None, optional(callable_or_path), "Dotted path to f(key, value) -> value.")
+    personal: bool = key(
+        False,
+        boolean,
+        "Whether e-mail addresses, telephone numbers, IBANs and IP addresses are redacted too, `client.address` among"
+        " them. The server's own addresses stay.",
+    )
 
 
 @record

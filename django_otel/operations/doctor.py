@@ -180,7 +180,7 @@ class _Catch(SpanProcessor):
 def build_test_spans(config: Config, name: str = "django_otel doctor") -> list[ReadableSpan]:
     """A finished trace of a parent with an event and its child, sampled whatever the settings say."""
     catch = _Catch()
-    resource = pipelines.build_resource(config, Scrubber(config.scrub.extra).attributes)
+    resource = pipelines.build_resource(config, Scrubber(config.scrub.extra, personal=config.scrub.personal).attributes)
     provider = TracerProvider(
         sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False, span_limits=pipelines.build_span_limits()
     )
@@ -198,7 +198,7 @@ def build_test_batch(signal: str, config: Config) -> Any:
     """What the SDK would hand to an exporter of `signal`: one span, metric or log record that is marked as a test."""
     if signal == "traces":
         return build_test_spans(config)[-1:]
-    resource = pipelines.build_resource(config, Scrubber(config.scrub.extra).attributes)
+    resource = pipelines.build_resource(config, Scrubber(config.scrub.extra, personal=config.scrub.personal).attributes)
     return _build_test_metric(resource) if signal == "metrics" else _build_test_log(resource)
 
 

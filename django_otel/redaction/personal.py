@@ -6,10 +6,11 @@ import ipaddress
 import re
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction.keys import REDACTED, split_key
+from django_otel.redaction.keys import REDACTED, words
 
 _EMAIL = lazy_pattern(
-    r"(?<![A-Za-z0-9._%+\-])[A-Za-z0-9._%+\-]++(?:@|%40)(?=[A-Za-z0-9])(?:[A-Za-z0-9\-]{1,63}\.){0,8}[A-Za-z0-9\-]{2,63}"
+    r"(?<![A-Za-z0-9._%+\-])(?:[A-Za-z0-9._+\-]|%(?!40)|(?<=[A-Za-z])'(?=[A-Za-z]))++(?:@|%40)(?=[A-Za-z0-9])"
+    r"(?:localhost\b|(?:[A-Za-z0-9\-]{1,63}\.){1,8}[A-Za-z][A-Za-z0-9\-]{1,62})"
 )
 _UNICODE_EMAIL = lazy_pattern(r"[^\s@<>\"'(),;:]{1,64}@[^\s@<>\"'(),;:.]{1,63}+(?:\.[^\s@<>\"'(),;:.]{1,63}+)++")
 _IBAN = lazy_pattern(
@@ -17,47 +18,65 @@ _IBAN = lazy_pattern(
 )
 #: International numbers, and national ones that are written in groups.
 _PHONE = lazy_pattern(
-    r"(?<![\w.+])(?:\+|00)[1-9][0-9]{0,2}(?:[ \-./]?\(?[0-9]{1,5}\)?){1,6}(?![\w.])"
-    r"|(?<![\w.+\-])\(?0[1-9][0-9]{1,4}\)?[ \-/][0-9]{2,8}(?:[ \-][0-9]{2,8}){0,3}(?![\w.\-])"
-    r"|(?<![\w.+\-])(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[\-.])[2-9][0-9]{2}[\-.][0-9]{4}(?![\w.\-])"
+    r"(?<![\w.+])(?:\+|00)[1-9][0-9]{0,2}(?:[ \-./]?\(?[0-9]{1,5}\)?){1,6}(?!\w|\.[0-9])"
+    r"|(?<![\w.+\-])\(?0[1-9][0-9]{1,4}\)?[ \-/][0-9]{2,8}(?:[ \-][0-9]{2,8}){0,3}(?![\w\-]|\.[0-9])"
+    r"|(?<![\w.+\-])0[1-9](?:([ .])[0-9]{2})(?:\1[0-9]{2}){3}(?![\w\-]|\.[0-9])"
+    r"|(?<![\w.+\-])(?:1[\-. ])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[\-.])[2-9][0-9]{2}[\-.][0-9]{4}(?![\w\-]|\.[0-9])"
 )
-_IPV4 = lazy_pattern(r"(?<![\w.])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|\.[0-9])")
+#: A product's version, as in a User-Agent, may look like an address; it is matched first and stays.
+_IPV4 = lazy_pattern(
+    r"(?<![\w.])(?:[A-Z][A-Za-z]{1,30}/[0-9.]++|(?P<ip>(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![A-Za-z_]|[0-9]|\.[0-9])))"
+)
 _IPV6 = lazy_pattern(r"(?<![\w.:])(?=[0-9A-Fa-f:.]{2,45}(?![0-9A-Fa-f:]))[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]*+(?![\w:])")
-_KEY_WORDS = frozenset(["email", "mail", "emails", "phone", "telephone", "tel", "mobile", "fax", "iban"])
-#: The server's own addresses are no person's.
-_OWN_ADDRESSES = frozenset(
-    ("server.address", "network.local.address", "net.host.ip", "net.host.name", "host.ip", "host.name")
+_KEY_WORDS = words(
+    "email mail emails phone phones telephone tel mobile cellphone fax iban ibans msisdn phonenumber emailaddress "
+    "telefon handynummer"
 )
+_SECOND_WORDS = words("address addresses number numbers no nr")
+#: The server's own addresses are no person's.
+_OWN_ADDRESSES = ("server.", "host.", "network.local.", "net.host.", "k8s.", "container.", "service.")
 
 
-def is_personal(key: str) -> bool:
-    """Return whether a text under `key` is personal data whatever it looks like."""
-    words = split_key(key)
-    return bool(words) and words[-1] in _KEY_WORDS
+def is_personal(parts: tuple[str, ...]) -> bool:
+    """Return whether a text under a key of these words is personal data whatever it looks like."""
+    if len(parts) > 1 and parts[-1] in _SECOND_WORDS:
+        parts = parts[:-1]
+    return bool(parts) and parts[-1] in _KEY_WORDS
 
 
 def redact_personal(text: str, key: str = "") -> str:
     """Redact e-mail and IP addresses, telephone numbers and IBANs in a text."""
     if "@" in text or "%40" in text:
-        text = _EMAIL.sub(REDACTED, text)
         if not text.isascii():
             text = _UNICODE_EMAIL.sub(REDACTED, text)
-    if key not in _OWN_ADDRESSES:
-        text = _IPV4.sub(_redact_address, text)
+        text = _EMAIL.sub(REDACTED, text)
+    if not key.startswith(_OWN_ADDRESSES):
         if ":" in text:
-            text = _IPV6.sub(_redact_address, text)
+            text = _IPV6.sub(_redact_ipv6, text)
+        text = _IPV4.sub(_redact_ipv4, text)
     text = _IBAN.sub(_redact_iban, text)
     return _PHONE.sub(_redact_phone, text)
 
 
-def _redact_address(match: re.Match[str]) -> str:
+def _redact_ipv4(match: re.Match[str]) -> str:
+    text = match.group()
+    return REDACTED if match.group("ip") is not None and _is_address(text) else text
+
+
+def _redact_ipv6(match: re.Match[str]) -> str:
     text = match.group()
     address = text.rstrip(".")
+    # Without a digit it is a name such as `a::b`.
+    is_found = any(map(str.isdigit, address)) and _is_address(address)
+    return REDACTED + text[len(address) :] if is_found else text
+
+
+def _is_address(text: str) -> bool:
     try:
-        found = ipaddress.ip_address(address)
+        ipaddress.ip_address(text)
     except ValueError:
-        return text
-    return text if found.version == 6 and int(found) == 0 else REDACTED + text[len(address) :]
+        return False
+    return True
 
 
 def _redact_iban(match: re.Match[str]) -> str:

@@ -98,6 +98,9 @@ class Scrubber:
     redacts. If it raises, the value is redacted and the fault counted by
     `base.guard` at the place "SCRUB.CALLBACK".
 
+    `personal`: e-mail and IP addresses, telephone numbers and IBANs are
+    redacted too, by their form and by keys such as `email` and `phone`.
+
     Errors: no method raises `Exception`; a value that cannot be scrubbed is
     redacted. All methods are idempotent and return the object they were given
     when there was nothing to do.
@@ -166,6 +169,8 @@ class Scrubber:
                     return SENSITIVE
         if lowered in SAFE_KEYS:
             return PLAIN
+        if self._personal and personal.is_personal(words):
+            return SENSITIVE
         return judge_words(words, loose, query)
 
     # --- values
@@ -198,7 +203,7 @@ class Scrubber:
             if key.lower() in SAFE_KEYS:
                 return value
             if self._personal:
-                return REDACTED if value and personal.is_personal(key) else self._text_uncached(value, key=key)
+                return self._text_uncached(value, key.endswith(QUERY_KEYS), key)
             if key in STATEMENT_KEYS or key.endswith(QUERY_KEYS):
                 return self._text_uncached(value, key.endswith(QUERY_KEYS), key)
             return self._text(value)
