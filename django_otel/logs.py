@@ -326,6 +326,7 @@ def _scrubbed(built: LogRecord) -> LogRecord:
     scrubbed = copy.copy(built)
     scrubbed.body = scrubber.value("body", built.body)
     scrubbed.attributes = scrubber.attributes(built.attributes)
+    scrubbed.event_name = scrubber.text(built.event_name) if built.event_name else built.event_name
     return scrubbed
 
 

@@ -457,7 +457,7 @@ def _start_metrics(config: Config, exporters: list[Any]) -> None:
         _set_meter_resource()
         runtime.meter_provider = _own_meter_provider
     if _sdk_metrics is not None:
-        _sdk_metrics.scrub = store.clean
+        _sdk_metrics.scrub, _sdk_metrics.scrub_scope = store.clean, runtime.scrubber.metric_scope
     _pump = pipelines.MetricsPump(exporters, collect_process, lambda: _current.resource, config, _count_failure)
     _switch_registry(config)
 
@@ -481,7 +481,7 @@ def _build_meter_provider() -> Any:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_set_meter_resource)
     found = SdkMetrics(reader, provider)
-    found.scrub = store.clean
+    found.scrub, found.scrub_scope = store.clean, _current.scrubber.metric_scope
     _sdk_metrics = found
     return provider
 

@@ -123,6 +123,10 @@ class ValueScrubber(Protocol):
 
     def text(self, text: str) -> str: ...
 
+    def key(self, key: str) -> str: ...
+
+    def scope(self, scope: InstrumentationScope | None) -> InstrumentationScope | None: ...
+
     def is_text_only(self, key: str) -> bool:
         """Whether `value` of a text under this key is its `fresh_text`."""
 
@@ -162,7 +166,7 @@ class SpanEncoder:
         # By identity, because hashing a Resource takes longer than encoding a span. The object is kept, so that its
         # identity stays its own.
         self._resources: dict[int, tuple[Resource, bytes]] = {}
-        self._scopes: dict[int, tuple[InstrumentationScope | None, bytes]] = {}
+        self._scopes: dict[int, tuple[InstrumentationScope | None, bytes, bytes]] = {}
         # What the last span had, by identity: the objects are kept, so that their identity stays theirs.
         self._trace_state: Any = None
         self._trace_state_field = b""
@@ -339,21 +343,23 @@ class SpanEncoder:
                 # Its spans are worth more than its attributes.
                 found = (resource, b"\x0a\x00")
             _remember(self._resources, resource, found)
-        scopes = [
-            _field(_VALUE, b"".join([self._scope_head(group.scope), *group.spans, _schema_url(group.scope)]))
-            for group in groups
-        ]
+        scopes = []
+        for group in groups:
+            head, schema_url = self._scope_fields(group.scope)
+            scopes.append(_field(_VALUE, b"".join([head, *group.spans, schema_url])))
         return _field(_ITEM, b"".join([found[1], *scopes, _schema_url(resource)]))
 
-    def _scope_head(self, scope: InstrumentationScope | None) -> bytes:
+    def _scope_fields(self, scope: InstrumentationScope | None) -> tuple[bytes, bytes]:
+        """The scope without its secrets, and its schema URL, which comes after the spans."""
         found = self._scopes.get(id(scope))
         if found is None:
             with guard.contained("encoding a scope"):
-                found = (scope, _encode_scope(scope))
+                clean = scope if self._scrubber is None else self._scrubber.scope(scope)
+                found = (scope, _encode_scope(clean), _schema_url(clean))
             if found is None:
-                found = (scope, b"\x0a\x00")
+                found = (scope, b"\x0a\x00", b"")
             _remember(self._scopes, scope, found)
-        return found[1]
+        return found[1:]
 
 
 class _AttributeWriter:
@@ -384,7 +390,8 @@ class _AttributeWriter:
         except TypeError:
             # A value that cannot be looked up, such as a list; those before it are done again.
             self.lost = lost
-            return [self._encode(key, value)[0] for key, value in attributes.items()]
+            tables = self._shapes.get(shape) or self._add_shape(shape)
+            return [table.encode(value) for table, value in zip(tables, attributes.values(), strict=True)]
 
     def block(self, attributes: SharedAttributes) -> bytes:
         """The encoding of all of them, left with them for the next span unless it is long or one is missing."""
@@ -396,14 +403,24 @@ class _AttributeWriter:
 
     def _add_shape(self, shape: tuple[Any, ...]) -> list[_Table]:
         tables = [self._tables[key] if key in self._tables else self._add_table(key) for key in shape]
+        if any(table.exported_key is not table.key for table in tables):
+            # Keys that hold a secret are not remembered. Of those that look alike without it the last one counts.
+            last = {table.exported_key: table for table in tables}
+            return [table if last[table.exported_key] is table else _LeftOut(self, table.key) for table in tables]
         self._count_in(len(shape) * 16 + _CACHE_ENTRY_BYTES)
         self._shapes[shape] = tables
         return tables
 
     def _add_table(self, key: Any) -> _Table:
         self._count_in(4 * _CACHE_ENTRY_BYTES)
-        table = self._tables[key] = _Table(self, key)
+        table = _Table(self, key)
+        if table.exported_key is key:
+            self._tables[key] = table
         return table
+
+    def clean_key(self, key: Any) -> Any:
+        """Return the key as it is exported, the same object unless a secret was in it."""
+        return key if self._scrubber is None or not isinstance(key, str) else self._scrubber.key(key)
 
     def _count_in(self, size_bytes: int) -> None:
         self._bytes += size_bytes
@@ -440,7 +457,7 @@ class _AttributeWriter:
 
     def make(self, table: _Table, value: Any) -> bytes:
         """Encode any value that is not in its key's tables, and put it there if it may be."""
-        field, is_kept = self._encode(table.key, value)
+        field, is_kept = self.encode(table.key, table.exported_key, value)
         if is_kept and self._is_pure:
             kind = type(value)
             known = table if kind is str else table.integers if kind is int else table.flags if kind is bool else None
@@ -464,11 +481,11 @@ class _AttributeWriter:
         self._count_in(size_bytes)
         known[value] = field
 
-    def _encode(self, key: Any, value: Any) -> tuple[bytes, bool]:
+    def encode(self, key: Any, exported_key: Any, value: Any) -> tuple[bytes, bool]:
         """The field, or nothing; and whether the scrubber left the value as it was."""
         try:
             scrubbed = value if self._scrubber is None else self._scrubber.value(key, value)
-            return _field(self._tag, _pair(key, _any_value(scrubbed, self._level))), scrubbed is value
+            return _field(self._tag, _pair(exported_key, _any_value(scrubbed, self._level))), scrubbed is value
         except Exception as error:
             # As the stock encoder has it: this attribute alone is missing.
             self.lost += 1
@@ -482,7 +499,8 @@ class _AttributeWriter:
         if len(key) > 100:
             return b"", False
         try:
-            return _field(_KEY, key.encode()) + _VALUE, self._scrubber is not None and self._scrubber.is_text_only(key)
+            head = _field(_KEY, self.clean_key(key).encode()) + _VALUE
+            return head, self._scrubber is not None and self._scrubber.is_text_only(key)
         except UnicodeEncodeError:
             # Counted for each attribute under it.
             return b"", False
@@ -495,11 +513,15 @@ class _Table(dict[Any, bytes]):
     and have the same hash. Floats have none: 0.0 and -0.0 are equal, too.
     """
 
-    __slots__ = ("_writer", "flags", "head", "integers", "is_text_only", "key", "refused", "size_bytes")
+    __slots__ = (
+        "_writer", "exported_key", "flags", "head", "integers", "is_text_only", "key", "refused", "size_bytes",
+    )  # fmt: skip
 
     def __init__(self, writer: _AttributeWriter, key: Any) -> None:
         self._writer = writer
         self.key = key
+        #: The key without the secret that is in it; the same object when there is none.
+        self.exported_key = writer.clean_key(key)
         self.head, self.is_text_only = writer.head(key)
         self.integers: dict[int, bytes] = {}
         self.flags: dict[bool, bytes] = {}
@@ -518,11 +540,27 @@ class _Table(dict[Any, bytes]):
             found = self.flags.get(value)
         return self._writer.make(self, value) if found is None else found
 
+    def encode(self, value: Any) -> bytes:
+        """Encode a value without a look into the table."""
+        return self._writer.encode(self.key, self.exported_key, value)[0]
+
     def forget(self) -> None:
         self.clear()
         self.integers.clear()
         self.flags.clear()
         self.size_bytes = self.refused = 0
+
+
+class _LeftOut(_Table):
+    """Stands for an attribute whose key is another one's after redaction."""
+
+    __slots__ = ()
+
+    def __missing__(self, value: Any) -> bytes:
+        return b""
+
+    def encode(self, value: Any) -> bytes:
+        return b""
 
 
 class _Group:

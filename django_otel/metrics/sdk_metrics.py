@@ -79,6 +79,8 @@ class SdkMetrics:
         self._points: dict[object, Point] = {}
         #: Cleans the attributes of every point; those that look alike then are one series.
         self.scrub: Callable[[Attributes], Attributes] = _unchanged
+        #: Cleans the scope that the project has named.
+        self.scrub_scope: Callable[[Scope], Scope] = _same_scope
 
     def after_fork(self) -> None:
         """In the child: start at zero; what the SDK still holds was counted by the parent."""
@@ -113,7 +115,7 @@ class SdkMetrics:
     def _add(self, data: MetricsData) -> None:
         for resource_metrics in data.resource_metrics:
             for scope_metrics in resource_metrics.scope_metrics:
-                scope = _parse_scope(scope_metrics.scope)
+                scope = self.scrub_scope(_parse_scope(scope_metrics.scope))
                 for metric in scope_metrics.metrics:
                     with guard.contained("reading an SDK metric"):
                         self._add_metric(scope, metric)
@@ -160,6 +162,10 @@ class SdkMetrics:
 
 def _unchanged(attributes: Attributes) -> Attributes:
     return attributes
+
+
+def _same_scope(scope: Scope) -> Scope:
+    return scope
 
 
 def _kind_of(data: object) -> Kind | None:

@@ -27,7 +27,7 @@ from opentelemetry.trace import Link, Status
 from django_otel.base import guard
 from django_otel.base.patterns import lazy_pattern
 from django_otel.base.text import encodable
-from django_otel.metrics.model import Attributes
+from django_otel.metrics.model import Attributes, Scope
 from django_otel.redaction import commands, database_errors, forms, paths, personal
 from django_otel.redaction.keys import (
     LABEL,
@@ -118,7 +118,8 @@ class Scrubber:
         self._extra_words = tuple(words for pattern in extra if pattern not in globs and (words := split_key(pattern)))
         self._judged: dict[tuple[str, bool, bool], int] = {}
         self._texts: dict[str, str] = {}
-        self._keys: dict[str, str] = {}
+        #: Keys with no secret in them.
+        self._keys: set[str] = set()
         self._pairs = PairScrubber(self._judge)
 
     @property
@@ -134,15 +135,16 @@ class Scrubber:
 
     def key(self, key: str) -> str:
         """Return the key of an attribute without a secret that the application has put into it."""
-        known = self._keys.get(key)
-        if known is None:
-            scrubbed = self.text(key)
-            known = key if scrubbed == key else scrubbed
-            if len(key) <= _MAX_KEY_LENGTH and known is key:
-                if len(self._keys) >= _CACHE_ENTRIES:
-                    self._keys.clear()
-                self._keys[key] = key
-        return known
+        if key in self._keys:
+            return key
+        scrubbed = self.text(key)
+        if scrubbed != key:
+            return scrubbed
+        if len(key) <= _MAX_KEY_LENGTH:
+            if len(self._keys) >= _CACHE_ENTRIES:
+                self._keys.clear()
+            self._keys.add(key)
+        return key
 
     def _judge(self, key: str, loose: bool = True, query: bool = False) -> int:
         entry = (key, loose, query)
@@ -377,7 +379,7 @@ class Scrubber:
         changed: dict[str, Any] | None = None
         for key, value in attributes.items():
             scrubbed = self.value(key, value)
-            name = self._keys.get(key) or self.key(key)
+            name = key if key in self._keys else self.key(key)
             if scrubbed is not value or name is not key:
                 if changed is None:
                     changed = dict(attributes)
@@ -434,13 +436,28 @@ class Scrubber:
         )
 
     def scope(self, scope: InstrumentationScope | None) -> InstrumentationScope | None:
-        """Scrub the attributes of an instrumentation scope; the same object when nothing changed."""
-        if scope is None or not scope.attributes:
+        """Scrub name, version, attributes and schema URL of an instrumentation scope; the same object when clean."""
+        if scope is None:
             return scope
+        name, version, url = map(self._optional_text, (scope.name, scope.version, scope.schema_url))
         attributes = self.attributes(scope.attributes)
-        if attributes is scope.attributes:
+        if (
+            name is scope.name
+            and version is scope.version
+            and url is scope.schema_url
+            and attributes is scope.attributes
+        ):
             return scope
-        return InstrumentationScope(scope.name, scope.version, scope.schema_url, dict(attributes))
+        return InstrumentationScope(name, version, url, dict(attributes) if attributes else None)
+
+    def metric_scope(self, scope: Scope) -> Scope:
+        """Scrub the scope of metrics as `scope` does that of spans."""
+        name, version, url = map(self._optional_text, (scope.name, scope.version, scope.schema_url))
+        found = Scope(name, version, url, self.labels(scope.attributes))
+        return scope if found == scope else found
+
+    def _optional_text(self, text: Any) -> Any:
+        return self.text(text) if text and isinstance(text, str) else text
 
     def _event(self, event: Event) -> Event:
         name = self.text(event.name)

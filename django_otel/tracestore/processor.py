@@ -272,7 +272,7 @@ def convert_log(record: Any, logger_name: str, scrubber: Scrubber, service: str)
             "span": f"{record.span_id or 0:016x}",
             "level": str(record.severity_text or ""),
             "severity": int(getattr(record.severity_number, "value", 0) or 0),
-            "logger": logger_name,
+            "logger": scrubber.text(logger_name),
             "body": body[:_MAX_BODY],
             "service": service,
             "attributes": attributes,

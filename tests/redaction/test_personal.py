@@ -89,7 +89,8 @@ def test_personal_data_in_attributes(key, value, expected):
 
 
 @pytest.mark.parametrize(
-    "part", ["1.2.", "a:", "+49 1", "06 12 ", "a@", "a.", "DE89 ", "(0", "+", "%4", "A/", "é@", "0123-4", "AB12", "+1-1"],
+    "part", ["1.2.", "a:", "+49 1", "06 12 ", "a@", "a.", "DE89 ", "(0", "+", "%4", "A/", "é@", "0123-4", "AB12",
+             "+1-1"],
 )  # fmt: skip
 def test_hostile_texts_are_read_in_proportion_to_their_length(part):
     assert growth_per_doubling(PERSONAL.text, lambda length: part * (length // len(part)), 10_000) < MOST_PER_DOUBLING
