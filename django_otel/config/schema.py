@@ -96,33 +96,38 @@ def section(kind: type, doc: str = "") -> Any:
 
 @record
 class Batch:
-    queue_size: int = key(8192, whole(1), "Finished spans held for export; what comes on top is dropped and counted.")
-    batch_size: int = key(512, whole(1), "Most spans in one export.")
-    delay_s: float = key(5.0, number(0, exclusive=True), "Longest wait before an export, in seconds.")
+    queue_size: int = key(8192, whole(1), "Finished spans held for export; spans beyond it are dropped and counted.")
+    batch_size: int = key(512, whole(1), "Maximum number of spans in one export.")
+    delay_s: float = key(5.0, number(0, exclusive=True), "Maximum wait before an export, in seconds.")
 
 
 @record
 class Limits:
-    attributes: int = key(128, whole(1), "Most attributes of a span.")
-    attribute_length: int = key(4096, whole(1), "Longest text of an attribute, in characters.")
-    events: int = key(128, whole(0), "Most events of a span.")
-    links: int = key(128, whole(0), "Most links of a span.")
-    event_attributes: int | None = key(None, optional(whole(0)), "Most attributes of an event; None is as ATTRIBUTES.")
-    link_attributes: int | None = key(None, optional(whole(0)), "Most attributes of a link; None is as ATTRIBUTES.")
+    attributes: int = key(128, whole(1), "Maximum number of attributes of a span.")
+    attribute_length: int = key(4096, whole(1), "Maximum length of an attribute, in characters.")
+    events: int = key(128, whole(0), "Maximum number of events of a span.")
+    links: int = key(128, whole(0), "Maximum number of links of a span.")
+    event_attributes: int | None = key(
+        None, optional(whole(0)), "Maximum number of attributes of an event; None uses ATTRIBUTES."
+    )
+    link_attributes: int | None = key(
+        None, optional(whole(0)), "Maximum number of attributes of a link; None uses ATTRIBUTES."
+    )
     spans_per_trace: int = key(
-        1000, whole(1), "Most spans one process records in one trace; more are dropped and counted."
+        1000,
+        whole(1),
+        "Maximum number of spans one process records in one trace; further spans are dropped and counted.",
     )
 
 
 @record
 class LogLimits:
-    attributes: int = key(128, whole(0), "Most attributes of a log record.")
-    attribute_length: int | None = key(None, optional(whole(0)), "Longest text of an attribute; None is no limit.")
+    attributes: int = key(128, whole(0), "Maximum number of attributes of a log record.")
+    attribute_length: int | None = key(None, optional(whole(0)), "Maximum length of an attribute; None is no limit.")
 
 
 _INSECURE = (
-    "gRPC without TLS to an endpoint that is written without a scheme (`host:4317`); http:// and https:// say it"
-    " themselves."
+    "gRPC without TLS to an endpoint without a scheme (`host:4317`); with http:// or https:// the scheme decides."
 )
 
 
@@ -140,7 +145,7 @@ class Traces:
     )
     headers: Mapping[str, str] = key({}, headers, "Headers of OTLP requests, for example an API key.")
     timeout_s: float = key(
-        10.0, number(0, exclusive=True), "Longest time for one export, retries included, in seconds."
+        10.0, number(0, exclusive=True), "Maximum time for one export, retries included, in seconds."
     )
     compression: str = key("gzip", one_of("gzip", "deflate", "none"), "Compression of OTLP requests.")
     insecure: bool = key(False, boolean, _INSECURE)
@@ -166,23 +171,33 @@ class Metrics:
         False,
         boolean,
         "Show the collectors of prometheus_client's registry on `/metrics` too. With several worker processes"
-        " set `PROMETHEUS_MULTIPROC_DIR`, or they are those of the process that answers.",
+        " set `PROMETHEUS_MULTIPROC_DIR`; otherwise they are the values of the answering process.",
     )
-    endpoint: str | None = key(None, optional(endpoint), "OTLP endpoint; None takes that of TRACES.")
-    headers: Mapping[str, str] = key({}, headers, "Headers of OTLP requests; with TRACES' endpoint, TRACES' headers.")
-    timeout_s: float = key(10.0, number(0, exclusive=True), "Longest time for one export, in seconds.")
+    endpoint: str | None = key(None, optional(endpoint), "OTLP endpoint; None uses that of TRACES.")
+    headers: Mapping[str, str] = key({}, headers, "Headers of OTLP requests; with the endpoint of TRACES, its headers.")
+    timeout_s: float = key(10.0, number(0, exclusive=True), "Maximum time for one export, in seconds.")
     compression: str = key("gzip", one_of("gzip", "deflate", "none"), "Compression of OTLP requests.")
     insecure: bool = key(False, boolean, _INSECURE)
     interval_s: float = key(60.0, number(0, exclusive=True), "Time between OTLP or console exports, in seconds.")
     temporality: str = key("cumulative", one_of("cumulative", "delta"), "Temporality of exported sums and histograms.")
     buckets: Mapping[str, tuple[float, ...]] = key({}, buckets, "Bucket bounds by metric name, ascending.")
-    cardinality_limit: int = key(2000, whole(1), "Most series of an instrument; the rest share one overflow series.")
-    attribute_length: int = key(256, whole(1), "Most characters of a label value; longer ones are cut, and counted.")
+    cardinality_limit: int = key(
+        2000,
+        whole(1),
+        "Maximum number of series of an instrument; further measurements are aggregated in one overflow series.",
+    )
+    attribute_length: int = key(
+        256, whole(1), "Maximum length of a label value, in characters; longer values are cut and counted."
+    )
     shared_dir: str | None = key(
-        None, optional(absolute_path), "Folder in which worker processes share their numbers; None finds or makes one."
+        None,
+        optional(absolute_path),
+        "Folder in which worker processes share their metrics; None finds or creates one.",
     )
     group: str | None = key(
-        None, optional(text), "Name of the processes that share their numbers; None is one group per server instance."
+        None,
+        optional(text),
+        "Name of the group of processes that share their metrics; None is one group per server instance.",
     )
     exemplars: bool = key(True, boolean, "Trace ids beside histogram buckets (OpenMetrics), for sampled requests.")
 
@@ -192,9 +207,9 @@ class Logs:
     exporters: tuple[str, ...] = key(
         (), exporters(*LOG_EXPORTERS), 'A list of "otlp", "otlp-grpc", "console", "memory".'
     )
-    endpoint: str | None = key(None, optional(endpoint), "OTLP endpoint; None takes that of TRACES.")
-    headers: Mapping[str, str] = key({}, headers, "Headers of OTLP requests; with TRACES' endpoint, TRACES' headers.")
-    timeout_s: float = key(10.0, number(0, exclusive=True), "Longest time for one export, in seconds.")
+    endpoint: str | None = key(None, optional(endpoint), "OTLP endpoint; None uses that of TRACES.")
+    headers: Mapping[str, str] = key({}, headers, "Headers of OTLP requests; with the endpoint of TRACES, its headers.")
+    timeout_s: float = key(10.0, number(0, exclusive=True), "Maximum time for one export, in seconds.")
     compression: str = key("gzip", one_of("gzip", "deflate", "none"), "Compression of OTLP requests.")
     insecure: bool = key(False, boolean, _INSECURE)
     level: str = key("INFO", log_level, "Lowest level that is exported.")
@@ -220,7 +235,9 @@ class Propagation:
     outbound_hosts: tuple[str, ...] | None = key(
         None, optional(list_of(text, "host patterns")), "Hosts that may receive trace headers; None is every host."
     )
-    baggage_keys: tuple[str, ...] = key((), list_of(text, "baggage keys"), "Inbound baggage keys that are sent on.")
+    baggage_keys: tuple[str, ...] = key(
+        (), list_of(text, "baggage keys"), "Inbound baggage keys that are propagated to other services."
+    )
 
 
 @record
@@ -229,60 +246,61 @@ class Sampling:
     rules: tuple[SamplingRule, ...] = key(
         (),
         sampling_rules,
-        'A list of {"path": glob or "route": URL pattern, "method": optional, "ratio": share}; the first that matches'
-        " a request decides instead of RATIO.",
+        'A list of {"path": glob or "route": URL pattern, "method": optional, "ratio": share}; the first rule'
+        " that matches a request replaces RATIO.",
     )
     max_per_second: float | None = key(
         None,
         optional(number(0, exclusive=True)),
-        "Most traces recorded per second, over all processes of the server; None is no limit.",
+        "Maximum number of traces recorded per second, over all processes of the server; None is no limit.",
     )
     keep_errors: bool = key(
         False,
         boolean,
-        "Record what ends in an error whatever the ratio: its spans are held back until it is known how it ends.",
+        "Always export traces that end in an error (tail sampling; spans are buffered until the request finishes).",
     )
     keep_slow_s: float | None = key(
-        None, optional(number(0, exclusive=True)), "Record what takes at least so many seconds whatever the ratio."
+        None, optional(number(0, exclusive=True)), "Always export traces that take at least this many seconds."
     )
     tail_buffer_spans: int = key(
         10_000,
         whole(1),
-        "Most spans one process holds back for KEEP_ERRORS and KEEP_SLOW_S; above it the oldest trace is dropped.",
+        "Maximum number of spans one process buffers for KEEP_ERRORS and KEEP_SLOW_S; beyond it the oldest trace is"
+        " dropped.",
     )
-    force: bool = key(
-        False, boolean, "Whether a token of `force_trace_token()` traces the visit that brings it, whatever the ratio."
-    )
+    force: bool = key(False, boolean, "Whether a token of `force_trace_token()` records its visit at any ratio.")
     parent: bool = key(
         True, boolean, "Whether a trusted caller's decision is followed; False decides every request here."
     )
     live: bool = key(True, boolean, "Whether the admin's sampling policy is followed.")
-    refresh_s: float = key(5.0, number(0.1), "Longest time until a policy reaches every process, in seconds.")
+    refresh_s: float = key(5.0, number(0.1), "Maximum time until a policy reaches every process, in seconds.")
 
 
 @record
 class Request:
-    spans: str = key("native", one_of("native", "instrumentor"), "Who makes the request span.")
-    exclude: tuple[str, ...] = key((), list_of(text, "path patterns"), "Paths (globs) out of both spans and metrics.")
+    spans: str = key("native", one_of("native", "instrumentor"), "Which code creates the request span.")
+    exclude: tuple[str, ...] = key(
+        (), list_of(text, "path patterns"), "Paths (globs) excluded from both spans and metrics."
+    )
     request_headers: tuple[str, ...] = key((), list_of(text, "header names"), "Request headers recorded on spans.")
     response_headers: tuple[str, ...] = key((), list_of(text, "header names"), "Response headers recorded on spans.")
     known_methods: tuple[str, ...] = key(
         KNOWN_METHODS,
         list_of(text, "methods"),
-        "Methods that metrics and spans call by their name; every other one is `_OTHER`.",
+        "Methods that metrics and spans show; any other method is `_OTHER`.",
     )
     static: bool = key(
         False,
         boolean,
-        "Whether requests below STATIC_URL and MEDIA_URL (WhiteNoise, for example) are traced; they always count.",
+        "Whether requests below STATIC_URL and MEDIA_URL (such as WhiteNoise's) are traced; they are always counted.",
     )
     query: bool = key(False, boolean, "Record the query string (scrubbed).")
-    user: str = key("none", one_of("none", "id", "hash"), "Record the signed-in user, when already loaded.")
+    user: str = key("none", one_of("none", "id", "hash"), "Record the signed-in user, if it is already loaded.")
     client_address: bool = key(False, boolean, "Record REMOTE_ADDR.")
     server_timing: bool = key(
-        False, boolean, "A `Server-Timing` header: total, db, cache and template time. Anybody can read it."
+        False, boolean, "A `Server-Timing` header: total, db, cache and template time. It is visible to every client."
     )
-    traceresponse: bool = key(False, boolean, "A `traceresponse` header with the trace's id (W3C draft).")
+    traceresponse: bool = key(False, boolean, "A `traceresponse` header with the trace id (W3C draft).")
     enrich: Any = key(None, optional(callable_or_path), "Dotted path to f(span, request, response).")
 
 
@@ -290,13 +308,11 @@ class Request:
 class Database:
     spans: bool = key(True, boolean, "A span per query of a recorded request.")
     metrics: bool = key(True, boolean, "db.client.operation.duration for every Django connection.")
-    statement: str = key(
-        "parameterised", one_of("parameterised", "off"), "The statement on spans, without any literal."
-    )
+    statement: str = key("parameterised", one_of("parameterised", "off"), "The statement on spans, without literals.")
     root_spans: bool = key(
         False,
         boolean,
-        "Whether queries and Redis commands outside any recorded span get a span too, each in a trace of its own.",
+        "Whether queries and Redis commands outside any recorded span get a span, each in its own trace.",
     )
 
 
@@ -342,15 +358,17 @@ class Health:
 @record
 class Console:
     enabled: bool | None = key(
-        None, optional(boolean), "Traces and dashboard in the admin, and the store they read; None is on with DEBUG."
+        None, optional(boolean), "Traces and dashboard in the admin, and their store; None is on with DEBUG."
     )
-    max_traces: int = key(500, whole(1), "Most traces in the store; errors and slow ones are kept longest.")
-    max_mb: int = key(64, whole(1), "Most space the store takes on disk, in MiB.")
+    max_traces: int = key(
+        500, whole(1), "Maximum number of traces in the store; errors and slow traces are kept longest."
+    )
+    max_mb: int = key(64, whole(1), "Maximum size of the store on disk, in MiB.")
     path: str | None = key(
         None,
         optional(path_on_disk),
-        "Folder of the store, or a file ending in .sqlite3, .sqlite or .db; None makes a private folder per"
-        " deployment. Services that name the same path show their traces whole.",
+        "Folder of the store, or a file ending in .sqlite3, .sqlite or .db; None creates a private folder per"
+        " deployment. Services with the same path share one store.",
     )
 
 
@@ -358,7 +376,7 @@ class Console:
 class Config:
     """The whole configuration. `sources` and `warnings` say where it came from and what was ignored."""
 
-    enabled: bool = key(True, boolean, "Whether anything is measured at all.")
+    enabled: bool = key(True, boolean, "Whether telemetry is enabled.")
     service_name: str | None = key(None, optional(text), "service.name; default: the settings module's top package.")
     service_version: str | None = key(None, optional(text), "service.version.")
     environment: str | None = key(None, optional(text), "deployment.environment.name, for example 'production'.")
@@ -366,7 +384,7 @@ class Config:
     providers: str = key(
         "auto",
         one_of("auto", "own", "none"),
-        '"auto": use providers another tool has installed, else our own; "own"; "none": no tracing, metrics only.',
+        '"auto": use providers that another tool has installed, otherwise our own; "own"; "none": only metrics.',
     )
     skip_commands: tuple[str, ...] = key(
         DEFAULT_SKIP_COMMANDS, list_of(text, "command names"), "Management commands in which nothing is exported."

@@ -71,7 +71,7 @@ def boolean(value: object) -> bool:
 
 def text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise Misfit("a text that is not empty")
+        raise Misfit("a non-empty string")
     return value
 
 
@@ -147,19 +147,19 @@ def callable_or_path(value: object) -> object:
 
 def headers(value: object) -> Mapping[str, str]:
     if not isinstance(value, Mapping):
-        raise Misfit("a dict that maps header names to texts")
+        raise Misfit("a dict that maps header names to strings")
     for name, content in value.items():
         if not isinstance(name, str):
-            raise Misfit("a dict that maps header names to texts", f"One of its keys is a {type(name).__name__}.")
+            raise Misfit("a dict that maps header names to strings", f"One of its keys is a {type(name).__name__}.")
         if not isinstance(content, str):
             raise Misfit(
-                "a dict that maps header names to texts", f'The value of "{name}" is a {type(content).__name__}.'
+                "a dict that maps header names to strings", f'The value of "{name}" is a {type(content).__name__}.'
             )
     return dict(value)
 
 
 def resource(value: object) -> Mapping[str, object]:
-    expected = "a dict that maps attribute names to texts, numbers, booleans or lists of one of these"
+    expected = "a dict that maps attribute names to strings, numbers, booleans or lists of one of these"
     if not isinstance(value, Mapping):
         raise Misfit(expected)
     for name, content in value.items():
@@ -181,7 +181,7 @@ def endpoint(value: object) -> str:
         return value
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Misfit("a URL such as 'http://localhost:4318'", "It begins with http:// or https:// and names a host.")
+        raise Misfit("a URL such as 'http://localhost:4318'", "It must begin with http:// or https:// and name a host.")
     try:
         parts.port  # noqa: B018 (reading it validates it)
     except ValueError:
@@ -222,7 +222,7 @@ def buckets(value: object) -> Mapping[str, tuple[float, ...]]:
             isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound) for bound in bounds
         )
         if not isinstance(name, str) or not numbers or not bounds or list(bounds) != sorted(set(bounds)):
-            raise Misfit(expected, f"Look at {name!r}: each list ascends, without repetition and without infinity.")
+            raise Misfit(expected, f"Look at {name!r}: each list must ascend, without repetition or infinity.")
         parsed[name] = tuple(float(bound) for bound in bounds)
     return parsed
 
@@ -239,7 +239,7 @@ def path_on_disk(value: object) -> str:
     except Misfit:
         raise Misfit("an absolute path on a disk") from None
     if Path(path).is_relative_to("/dev/shm"):  # noqa: S108 (refused)
-        raise Misfit("an absolute path on a disk", "A folder in /dev/shm is memory, and small in a container.")
+        raise Misfit("an absolute path on a disk", "Use a disk: /dev/shm is memory, and small in a container.")
     return path
 
 
@@ -265,7 +265,7 @@ def sampling_rules(value: object) -> tuple[SamplingRule, ...]:
             expected, "Write a list, even for one rule." if isinstance(value, Mapping) else "", "django_otel.E005"
         )
     if len(value) > MAX_RULES:
-        raise Misfit(expected, f"There are {len(value)}; {MAX_RULES} is the most.", "django_otel.E005")
+        raise Misfit(expected, f"There are {len(value)}; the maximum is {MAX_RULES}.", "django_otel.E005")
     rules = []
     for place, item in enumerate(value):
         try:
@@ -282,7 +282,7 @@ def instrument(value: object) -> Mapping[str, Mapping[str, object]]:
             if not isinstance(name, str) or not isinstance(arguments, Mapping):
                 raise Misfit(expected, f"Look at {name!r}.")
             if not all(isinstance(key, str) for key in arguments):
-                raise Misfit(expected, f"The keyword arguments of {name!r} must be named by texts.")
+                raise Misfit(expected, f"The keyword arguments of {name!r} must have strings as names.")
         names: Mapping[str, Mapping[str, object]] = {name: dict(arguments) for name, arguments in value.items()}
     elif isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value):
         names = {name: {} for name in value}
@@ -362,7 +362,7 @@ def trace_url(value: object) -> str:
     if not isinstance(value, str) or "{trace_id}" not in value:
         raise Misfit("a URL with {trace_id} in it", "For Jaeger: 'http://localhost:16686/trace/{trace_id}'.")
     if urlsplit(value).scheme not in ("http", "https", ""):
-        raise Misfit("a URL with {trace_id} in it", "It begins with http:// or https:// or a slash.")
+        raise Misfit("a URL with {trace_id} in it", "It must begin with http:// or https:// or a slash.")
     return value
 
 

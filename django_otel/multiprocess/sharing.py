@@ -240,7 +240,7 @@ class Sharing:
                 "django_otel.shared.active",
                 Kind.GAUGE,
                 "",
-                "1 when the processes of this server share their numbers; 0 when the page shows fewer than all.",
+                "1 if the processes of this server share their metrics; 0 if the page shows only some of them.",
                 OWN_SCOPE,
                 [Point((), 1.0 if is_shared else 0.0)],
             )
