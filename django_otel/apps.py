@@ -10,6 +10,7 @@ from typing import Any
 from django.apps import AppConfig
 from django.core.checks import CheckMessage, Tags
 from django.core.checks import register as register_check
+from django.utils.translation import gettext_lazy
 
 logger = logging.getLogger("django_otel")
 
@@ -31,7 +32,7 @@ class DjangoOTelConfig(AppConfig):
 
     name = "django_otel"
     label = "django_otel"
-    verbose_name = "OpenTelemetry"
+    verbose_name = gettext_lazy("OpenTelemetry")
     default_auto_field = "django.db.models.BigAutoField"
 
     def __init__(self, app_name: str, app_module: Any) -> None:

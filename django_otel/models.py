@@ -14,9 +14,11 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models, router, transaction
 from django.db.models.signals import post_save, pre_delete
 from django.utils import timezone
+from django.utils.translation import gettext, gettext_lazy
 
 from django_otel import conf
 from django_otel.base.frozen import record
+from django_otel.base.text import visible
 from django_otel.config.schema import ConfigError
 from django_otel.live_sampling import follower
 from django_otel.sampling.policy import MAX_PATTERN
@@ -36,17 +38,26 @@ def validate_ratio(value: float) -> None:
     # Written so that NaN is refused, too.
     if 0.0 <= value <= 1.0:
         return
-    hint = f" For {value:g} % write {value / 100:g}." if 1.0 < value <= 100.0 else ""
-    raise ValidationError(f"The ratio is {value:g}; expected a number from 0.0 to 1.0.{hint}", code="ratio_range")
+    values = {"value": f"{value:g}", "ratio": f"{value / 100:g}"}
+    if 1.0 < value <= 100.0:
+        message = gettext(
+            "The ratio is %(value)s; expected a number from 0.0 to 1.0. For %(value)s %% write %(ratio)s."
+        )
+    else:
+        message = gettext("The ratio is %(value)s; expected a number from 0.0 to 1.0.")
+    raise ValidationError(message, code="ratio_range", params=values)
 
 
 def validate_max_per_second(value: float) -> None:
     """Refuse what is no limit; 0 would read as "no limit" to one and as "nothing" to another."""
     if not 0.0 < value <= HIGHEST_PER_SECOND:
         raise ValidationError(
-            f"The limit is {value:g}; expected a number above 0 and at most {HIGHEST_PER_SECOND:g}. "
-            "To record nothing set the ratio to 0.",
+            gettext(
+                "The limit is %(value)s; expected a number above 0 and at most %(most)s. "
+                "To record nothing set the ratio to 0."
+            ),
             code="limit_range",
+            params={"value": f"{value:g}", "most": f"{HIGHEST_PER_SECOND:g}"},
         )
 
 
@@ -54,16 +65,23 @@ def validate_keep_slow_s(value: float) -> None:
     """Refuse what is no duration of a request, in seconds."""
     if not 0.0 < value <= LONGEST_SLOW_S:
         raise ValidationError(
-            f"The duration is {value:g}; expected seconds above 0 and at most {LONGEST_SLOW_S:g}. "
-            "To record all set the ratio to 1.",
+            gettext(
+                "The duration is %(value)s; expected seconds above 0 and at most %(most)s. "
+                "To record all set the ratio to 1."
+            ),
             code="slow_range",
+            params={"value": f"{value:g}", "most": f"{LONGEST_SLOW_S:g}"},
         )
 
 
 def validate_path(value: str) -> None:
     """Refuse a glob that can match no path, as it begins with neither "/" nor a wildcard."""
     if value and value[0] not in "/*?[":
-        raise ValidationError(f'{value!r} matches nothing: begin it with "/" or "*".', code="path_start")
+        raise ValidationError(
+            gettext('%(path)s matches nothing: begin it with "/" or "*".'),
+            code="path_start",
+            params={"path": repr(value)},
+        )
 
 
 def default_keep_errors() -> bool:
@@ -113,52 +131,63 @@ class SamplingPolicy(models.Model):
     id = models.PositiveSmallIntegerField(primary_key=True, editable=False)
     enabled = models.BooleanField(
         default=True,
-        help_text="Off: this policy and its rules are ignored and the settings apply. Tracing itself goes on.",
+        help_text=gettext_lazy(
+            "Off: this policy and its rules are ignored and the settings apply. Tracing itself goes on."
+        ),
     )
     ratio = models.FloatField(
         validators=[validate_ratio],
-        help_text="Share of new traces to record: 0 is none, 0.25 is every fourth, 1 is all. "
-        "Metrics count every request, whatever the ratio.",
+        help_text=gettext_lazy(
+            "Share of new traces to record: 0 is none, 0.25 is every fourth, 1 is all. "
+            "Metrics count every request, whatever the ratio."
+        ),
     )
     max_per_second = models.FloatField(
-        "limit per second",
+        gettext_lazy("limit per second"),
         null=True,
         blank=True,
         validators=[validate_max_per_second],
-        help_text="New traces per second of one server, all its processes together. Empty: as in the settings.",
+        help_text=gettext_lazy(
+            "New traces per second of one server, all its processes together. Empty: as in the settings."
+        ),
     )
     keep_errors = models.BooleanField(
         default=default_keep_errors,
-        help_text="Record every request that ends in an error, whatever the ratio.",
+        help_text=gettext_lazy("Record every request that ends in an error, whatever the ratio."),
     )
     keep_slow_s = models.FloatField(
-        "keep slow, seconds",
+        gettext_lazy("keep slow, seconds"),
         null=True,
         blank=True,
         validators=[validate_keep_slow_s],
-        help_text="Record every request that takes at least as long, whatever the ratio. Empty: as in the settings.",
+        help_text=gettext_lazy(
+            "Record every request that takes at least as long, whatever the ratio. Empty: as in the settings."
+        ),
     )
     expires_at = models.DateTimeField(
-        "until",
+        gettext_lazy("until"),
         null=True,
         blank=True,
-        help_text="From then on the settings apply again. Empty: until it is changed.",
+        help_text=gettext_lazy("From then on the settings apply again. Empty: until it is changed."),
     )
     note = models.CharField(
-        max_length=200, blank=True, default="", help_text="Why, for whoever looks next. It is kept in the history."
+        max_length=200,
+        blank=True,
+        default="",
+        help_text=gettext_lazy("Why, for whoever looks next. It is kept in the history."),
     )
     version = models.PositiveBigIntegerField(default=0, editable=False)
     updated_at = models.DateTimeField(auto_now=True, editable=False)
 
     class Meta:
-        verbose_name = "sampling policy"
-        verbose_name_plural = "sampling policy"
+        verbose_name = gettext_lazy("sampling policy")
+        verbose_name_plural = gettext_lazy("sampling policy")
         constraints = (
             models.CheckConstraint(condition=models.Q(id=1), name="django_otel_samplingpolicy_one_row"),
             models.CheckConstraint(
                 condition=models.Q(ratio__gte=0.0, ratio__lte=1.0),
                 name="django_otel_samplingpolicy_ratio",
-                violation_error_message="The ratio must be a number from 0.0 to 1.0.",
+                violation_error_message=gettext_lazy("The ratio must be a number from 0.0 to 1.0."),
                 violation_error_code="ratio_range",
             ),
             # The upper bounds are there for "not a number", which PostgreSQL takes for the greatest of all.
@@ -166,22 +195,23 @@ class SamplingPolicy(models.Model):
                 condition=models.Q(max_per_second__isnull=True)
                 | models.Q(max_per_second__gt=0.0, max_per_second__lte=HIGHEST_PER_SECOND),
                 name="django_otel_samplingpolicy_limit",
-                violation_error_message="The limit must be a number above 0, or empty.",
+                violation_error_message=gettext_lazy("The limit must be a number above 0, or empty."),
                 violation_error_code="limit_range",
             ),
             models.CheckConstraint(
                 condition=models.Q(keep_slow_s__isnull=True)
                 | models.Q(keep_slow_s__gt=0.0, keep_slow_s__lte=LONGEST_SLOW_S),
                 name="django_otel_samplingpolicy_slow",
-                violation_error_message="The duration must be a number of seconds above 0, or empty.",
+                violation_error_message=gettext_lazy("The duration must be a number of seconds above 0, or empty."),
                 violation_error_code="slow_range",
             ),
         )
 
     def __str__(self) -> str:
         if self.ratio is None:
-            return "sampling policy"
-        return f"{self.ratio * 100:g} % of traces{'' if self.enabled else ' (off)'}"
+            return gettext("sampling policy")
+        message = gettext("%(percent)s %% of traces") if self.enabled else gettext("%(percent)s %% of traces (off)")
+        return message % {"percent": f"{self.ratio * 100:g}"}
 
     def save(
         self,
@@ -230,61 +260,66 @@ class SamplingRule(models.Model):
         blank=True,
         default="",
         validators=[validate_path],
-        help_text="A path with wildcards: /checkout/* is everything below /checkout/.",
+        help_text=gettext_lazy("A path with wildcards: /checkout/* is everything below /checkout/."),
     )
     route = models.CharField(
         max_length=MAX_PATTERN,
         blank=True,
         default="",
-        help_text="A URL pattern of the project, written as in the attribute http.route.",
+        help_text=gettext_lazy("A URL pattern of the project, written as in the attribute http.route."),
     )
     method = models.CharField(
         max_length=16,
         blank=True,
         default="",
         choices=[(method, method) for method in METHODS],
-        help_text="Empty: every method.",
+        help_text=gettext_lazy("Empty: every method."),
     )
-    ratio = models.FloatField(validators=[validate_ratio], help_text="Share of new traces to record, from 0 to 1.")
+    ratio = models.FloatField(
+        validators=[validate_ratio], help_text=gettext_lazy("Share of new traces to record, from 0 to 1.")
+    )
     priority = models.SmallIntegerField(
         default=0,
         # SQLite has no bounds of its own.
         validators=[MinValueValidator(-HIGHEST_PRIORITY), MaxValueValidator(HIGHEST_PRIORITY)],
-        help_text="The highest is asked first, of equal ones the newest; the first that matches decides.",
+        help_text=gettext_lazy("The highest is asked first, of equal ones the newest; the first that matches decides."),
     )
     expires_at = models.DateTimeField(
-        "until", null=True, blank=True, help_text="From then on the rule is ignored. Empty: until it is changed."
+        gettext_lazy("until"),
+        null=True,
+        blank=True,
+        help_text=gettext_lazy("From then on the rule is ignored. Empty: until it is changed."),
     )
     note = models.CharField(max_length=200, blank=True, default="")
 
     class Meta:
-        verbose_name = "sampling rule"
+        verbose_name = gettext_lazy("sampling rule")
         ordering = RULE_ORDER
         constraints = (
             models.CheckConstraint(condition=models.Q(policy=1), name="django_otel_samplingrule_policy"),
             models.CheckConstraint(
                 condition=(models.Q(path="") & ~models.Q(route="")) | (~models.Q(path="") & models.Q(route="")),
                 name="django_otel_samplingrule_path_or_route",
-                violation_error_message="Name a path or a route, and not both.",
+                violation_error_message=gettext_lazy("Name a path or a route, and not both."),
                 violation_error_code="path_or_route",
             ),
             models.CheckConstraint(
                 condition=models.Q(ratio__gte=0.0, ratio__lte=1.0),
                 name="django_otel_samplingrule_ratio",
-                violation_error_message="The ratio must be a number from 0.0 to 1.0.",
+                violation_error_message=gettext_lazy("The ratio must be a number from 0.0 to 1.0."),
                 violation_error_code="ratio_range",
             ),
             models.CheckConstraint(
                 condition=models.Q(method__in=("", *METHODS)),
                 name="django_otel_samplingrule_method",
-                violation_error_message="The method is not known.",
+                violation_error_message=gettext_lazy("The method is not known."),
                 violation_error_code="method",
             ),
         )
 
     def __str__(self) -> str:
         share = "" if self.ratio is None else f": {self.ratio * 100:g} %"
-        return f"{self.method} {self.path or self.route}".strip() + share
+        return visible(f"{self.method} {self.path or self.route}".strip()) + share
 
     def normalise(self) -> None:
         """Bring path, route and method into the form in which they are compared."""
@@ -317,6 +352,29 @@ class SamplingRule(models.Model):
             super().save(force_insert=force_insert, force_update=force_update, using=alias, update_fields=update_fields)
 
 
+# Names that the models have beside the words of the migrations, so that they need no migration of their own.
+_FIELD_NAMES: dict[type[models.Model], dict[str, Any]] = {
+    SamplingPolicy: {
+        "enabled": gettext_lazy("enabled"),
+        "ratio": gettext_lazy("ratio"),
+        "keep_errors": gettext_lazy("keep errors"),
+        "note": gettext_lazy("note"),
+    },
+    SamplingRule: {
+        "path": gettext_lazy("path"),
+        "route": gettext_lazy("route"),
+        "method": gettext_lazy("method"),
+        "ratio": gettext_lazy("ratio"),
+        "priority": gettext_lazy("priority"),
+        "note": gettext_lazy("note"),
+    },
+}
+for _named, _names in _FIELD_NAMES.items():
+    for _name, _words in _names.items():
+        _named._meta.get_field(_name).verbose_name = _words  # type: ignore[union-attr]
+SamplingRule._meta.verbose_name_plural = gettext_lazy("sampling rules")
+
+
 class SamplingHost(models.Model):
     """What the processes of one host apply, as one of them has told it while somebody looked (`hosts`)."""
 
@@ -344,8 +402,8 @@ class Trace(SamplingPolicy):
         proxy = True
         default_permissions = ()
         permissions = (("view_console", "Can view traces and dashboard"),)
-        verbose_name = "trace"
-        verbose_name_plural = "traces"
+        verbose_name = gettext_lazy("trace")
+        verbose_name_plural = gettext_lazy("traces")
 
 
 class Dashboard(SamplingPolicy):
@@ -354,8 +412,8 @@ class Dashboard(SamplingPolicy):
     class Meta:
         proxy = True
         default_permissions = ()
-        verbose_name = "dashboard"
-        verbose_name_plural = "dashboard"
+        verbose_name = gettext_lazy("dashboard")
+        verbose_name_plural = gettext_lazy("dashboard")
 
 
 # --- The version of both. ---

@@ -27,6 +27,7 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.utils.module_loading import import_string
+from django.utils.translation import gettext, gettext_lazy, ngettext
 
 from django_otel import conf, health, runtime
 from django_otel.base import guard
@@ -44,8 +45,8 @@ _MAX_WAIT_S = 5.0
 _PLAIN_TEXT = "text/plain; charset=utf-8"
 
 
-def _answer(text: str, status: int = 200) -> HttpResponse:
-    return HttpResponse(text + "\n", status=status, content_type=_PLAIN_TEXT)
+def _answer(text: object, status: int = 200) -> HttpResponse:
+    return HttpResponse(f"{text}\n", status=status, content_type=_PLAIN_TEXT)
 
 
 def _probe(view: View) -> View:
@@ -56,7 +57,7 @@ def _probe(view: View) -> View:
         request.__dict__[_REACHED] = True
         _discard(request)
         if request.method not in ("GET", "HEAD"):
-            response = _answer("Only GET and HEAD are allowed here.", 405)
+            response = _answer(gettext("Only GET and HEAD are allowed here."), 405)
             response.headers["Allow"] = "GET, HEAD"
         else:
             try:
@@ -65,7 +66,7 @@ def _probe(view: View) -> View:
                     response = view(request)
             except Exception as error:
                 guard.report(f"the view {view.__name__}", error)
-                response = _answer("This page failed; the log says why.", 500)
+                response = _answer(gettext("This page failed; the log says why."), 500)
         add_never_cache_headers(response)
         if response.status_code == 503:
             # Django would log each of them as an error, and mail it: `health` logs a change once.
@@ -145,7 +146,8 @@ def _problem_ids() -> list[str]:
 
 def _refuse_faulty(ids: list[str]) -> HttpResponse:
     # Anyone may read this, so it names no value and no key: `manage.py check` does.
-    return _answer(f"settings.OTEL is not valid: {', '.join(ids)}. Run manage.py check.", 503)
+    message = gettext("settings.OTEL is not valid: %(ids)s. Run manage.py check.")
+    return _answer(message % {"ids": ", ".join(ids)}, 503)
 
 
 # --- The scrape --------------------------------------------------------------------------------------------------
@@ -162,10 +164,16 @@ def metrics(request: HttpRequest) -> HttpResponse:
     if refusal is not None:
         return refusal
     if not config.enabled or "prometheus" not in config.metrics.exporters:
-        return _answer('This page is off: OTEL["ENABLED"] is False or "prometheus" not in METRICS.EXPORTERS.', 404)
+        message = gettext('This page is off: OTEL["ENABLED"] is False or "prometheus" not in METRICS.EXPORTERS.')
+        return _answer(message, 404)
     slots = _scrape_slots()
     if not slots.acquire(timeout=_MAX_WAIT_S):
-        response = _answer(f"{_MAX_SCRAPES} scrapes are under way in this process; try again.", 503)
+        message = ngettext(
+            "%(count)d scrape is under way in this process; try again.",
+            "%(count)d scrapes are under way in this process; try again.",
+            _MAX_SCRAPES,
+        )
+        response = _answer(message % {"count": _MAX_SCRAPES}, 503)
         response.headers["Retry-After"] = "5"
         return response
     try:
@@ -314,12 +322,14 @@ _RULES = {
     "staff": _Rule(staff=True),
 }
 
-_SEND_IT = 'Send the metrics token as "Authorization: Bearer <token>" (authorization.credentials in Prometheus).'
-_SET_ONE = (
+_SEND_IT = gettext_lazy(
+    'Send the metrics token as "Authorization: Bearer <token>" (authorization.credentials in Prometheus).'
+)
+_SET_ONE = gettext_lazy(
     'To let a scraper in, set OTEL["METRICS_VIEW"]["TOKEN"] and have it send "Authorization: Bearer <token>", '
     'or set OTEL["METRICS_VIEW"]["ALLOW"].'
 )
-_OPEN_IT = (
+_OPEN_IT = gettext_lazy(
     'To let a scraper in, set OTEL["METRICS_VIEW"]["ALLOW"] to "auto" and OTEL["METRICS_VIEW"]["TOKEN"] to what it '
     'sends as "Authorization: Bearer <token>".'
 )

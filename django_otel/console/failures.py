@@ -14,6 +14,7 @@ from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext
 from django.views.debug import ExceptionReporter
 from opentelemetry import trace
 
@@ -88,8 +89,12 @@ def _html_note(request: Any, *, is_email: bool) -> str:
     trace_id, is_recorded = found
     address = trace_address(trace_id, request, is_absolute=is_email) if is_recorded else None
     if address:
-        return format_html('<p>Trace <code>{}</code>: <a href="{}">look at it</a></p>', trace_id, address)
-    return format_html("<p>Trace <code>{}</code>{}</p>", trace_id, "" if is_recorded else " (not recorded)")
+        words = gettext("Look at the trace")
+        return format_html(
+            '<p>{} <code dir="ltr">{}</code> <a href="{}">{}</a></p>', gettext("Trace"), trace_id, address, words
+        )
+    words = gettext("Trace") if is_recorded else gettext("Trace (not recorded)")
+    return format_html('<p>{} <code dir="ltr">{}</code></p>', words, trace_id)
 
 
 def _text_note(request: Any, *, is_email: bool) -> str:
@@ -98,7 +103,8 @@ def _text_note(request: Any, *, is_email: bool) -> str:
         return ""
     trace_id, is_recorded = found
     address = trace_address(trace_id, request, is_absolute=is_email) if is_recorded else None
-    note = f"Trace: {trace_id}{'' if is_recorded else ' (not recorded)'}\n"
+    words = gettext("Trace: %(trace_id)s") if is_recorded else gettext("Trace (not recorded): %(trace_id)s")
+    note = f"{words % {'trace_id': trace_id}}\n"
     return f"{note}{address}\n\n" if address else f"{note}\n"
 
 

@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext
 
 from django_otel.base import guard
+from django_otel.base.text import visible
 
 _NS_PER_MS = 1_000_000
 #: Longer statements are shown as they are: laying them out takes time that grows with them.
@@ -82,23 +83,6 @@ def plural(number: float, message: Any) -> str:
     """ "1 query", "3 queries": `message` is an `ngettext_lazy` of texts with `%(count)s` whose number is "n"."""
     whole = int(number) if number == int(number) else int(number) + 1
     return str(message % {"n": whole, "count": count(number)})
-
-
-#: Characters that reorder text, hide in it or end a line unseen. Joiners stay: Persian, Hindi and emoji need them.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
-)
-
-
-def visible(content: str) -> str:
-    """The text with each character that reorders or hides text written out, such as `\\u202e`."""
-    return _UNSEEN.sub(_written_out, content.replace("\r\n", "\n"))
-
-
-def _written_out(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def moment(ns: int) -> datetime.datetime:

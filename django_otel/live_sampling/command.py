@@ -6,6 +6,7 @@ import argparse
 import datetime
 import getpass
 import socket
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from django.db import Error as DatabaseFault
 from django.db import router, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
+from django.utils.text import capfirst
+from django.utils.translation import gettext, ngettext
 
 from django_otel import models
 from django_otel.base import guard
@@ -32,21 +35,29 @@ from django_otel.sampling.sampler import InForce
 OK = 0
 NOT_WORKING = 1
 
-_EPILOG = """\
-Examples:
+_EXAMPLES = """\
   manage.py otel sampling get
   manage.py otel sampling set 0.1 --for 15m --note "incident 7"
   manage.py otel sampling rule add "/checkout/*" 100% --for 15m
   manage.py otel sampling rule add --route "/orders/<int:pk>/" 0.5 --method POST --priority 10
   manage.py otel sampling rule remove 3
   manage.py otel sampling reset
-
-Every worker process follows within SAMPLING.REFRESH_S seconds, without a
-restart; a policy or rule with an end ends by itself.
-
-Exit codes: 0 done; 1 the database does not answer, a table is missing, or
-there is no such rule; 2 the command line is wrong; 3 settings.OTEL is faulty.
 """
+
+
+def _epilog() -> str:
+    parts = (
+        f"{gettext('Examples:')}\n{_EXAMPLES}",
+        gettext(
+            "Every worker process follows within SAMPLING.REFRESH_S seconds, without a restart; a policy or rule with "
+            "an end ends by itself."
+        ),
+        gettext(
+            "Exit codes: 0 done; 1 the database does not answer, a table is missing, or there is no such rule; "
+            "2 the command line is wrong; 3 settings.OTEL is faulty."
+        ),
+    )
+    return "\n".join("\n".join(textwrap.wrap(part, 78)) + "\n" if "\n" not in part else part for part in parts)
 
 
 class RefusedError(Exception):
@@ -60,69 +71,84 @@ def add_arguments(commands: Any) -> None:
     """Add `sampling` to the subcommands of `manage.py otel`."""
     sampling: CommandParser = commands.add_parser(
         "sampling",
-        help="show or set what share of traces is recorded, as in the admin",
-        description="Shows or sets what share of traces is recorded: the policy of the admin and its rules.",
-        epilog=_EPILOG,
+        help=gettext("show or set what share of traces is recorded, as in the admin"),
+        description=gettext("Shows or sets what share of traces is recorded: the policy of the admin and its rules."),
+        epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = sampling.add_subparsers(dest="action", metavar="action", required=True)
 
-    get = actions.add_parser("get", help="what is in force, and why")
+    get = actions.add_parser("get", help=gettext("what is in force, and why"))
     get.add_argument("--format", choices=("text", "json"), default="text")
 
-    set_ = actions.add_parser("set", help="set the ratio of the policy, and what else is given")
-    set_.add_argument("ratio", type=_argument(text.parse_ratio), help="from 0 to 1, or a percentage such as 10%%")
+    set_ = actions.add_parser("set", help=gettext("set the ratio of the policy, and what else is given"))
+    set_.add_argument("ratio", type=_argument(text.parse_ratio), help=_ratio_help())
     _add_end(set_)
-    set_.add_argument("--note", default=None, help="why, for whoever looks next")
+    set_.add_argument("--note", default=None, help=gettext("why, for whoever looks next"))
     set_.add_argument(
         "--max-per-second", type=_argument(_number_or_none), default=argparse.SUPPRESS, metavar="NUMBER",
-        help='most new traces per second of a server; "none": as in the settings',
+        help=gettext('most new traces per second of a server; "none": as in the settings'),
     )  # fmt: skip
     set_.add_argument(
         "--keep-errors", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
-        help="record every request that ends in an error",
+        help=gettext("record every request that ends in an error"),
     )  # fmt: skip
     set_.add_argument(
         "--keep-slow", type=_argument(_number_or_none), default=argparse.SUPPRESS, metavar="SECONDS",
-        help='record every request that takes as long; "none": as in the settings',
+        help=gettext('record every request that takes as long; "none": as in the settings'),
     )  # fmt: skip
     _add_user(set_)
 
-    reset = actions.add_parser("reset", help="remove the policy and its rules: the settings apply again")
+    reset = actions.add_parser("reset", help=gettext("remove the policy and its rules: the settings apply again"))
     _add_user(reset)
 
-    rule = actions.add_parser("rule", help="rules: a ratio for some paths, routes or methods")
+    rule = actions.add_parser("rule", help=gettext("rules: a ratio for some paths, routes or methods"))
     rules = rule.add_subparsers(dest="rule_action", metavar="action", required=True)
-    add = rules.add_parser("add", help="add a rule")
-    add.add_argument("pattern", help='a path with wildcards, such as "/checkout/*"')
-    add.add_argument("ratio", type=_argument(text.parse_ratio), help="from 0 to 1, or a percentage such as 10%%")
-    add.add_argument("--route", action="store_true", help="the pattern is a URL pattern, such as /orders/<int:pk>/")
-    add.add_argument("--method", type=str.upper, choices=models.METHODS, default="", help="only for this method")
-    add.add_argument("--priority", type=int, default=0, help="the highest is asked first, of equal ones the newest")
+    add = rules.add_parser("add", help=gettext("add a rule"))
+    add.add_argument("pattern", help=gettext('a path with wildcards, such as "/checkout/*"'))
+    add.add_argument("ratio", type=_argument(text.parse_ratio), help=_ratio_help())
+    add.add_argument(
+        "--route", action="store_true", help=gettext("the pattern is a URL pattern, such as /orders/<int:pk>/")
+    )
+    add.add_argument(
+        "--method", type=str.upper, choices=models.METHODS, default="", help=gettext("only for this method")
+    )
+    add.add_argument(
+        "--priority", type=int, default=0, help=gettext("the highest is asked first, of equal ones the newest")
+    )
     _add_end(add)
-    add.add_argument("--note", default="", help="why, for whoever looks next")
+    add.add_argument("--note", default="", help=gettext("why, for whoever looks next"))
     _add_user(add)
-    list_ = rules.add_parser("list", help="every rule, in the order in which they are asked")
+    list_ = rules.add_parser("list", help=gettext("every rule, in the order in which they are asked"))
     list_.add_argument("--format", choices=("text", "json"), default="text")
-    remove = rules.add_parser("remove", help="remove rules by their number, as list shows it")
-    remove.add_argument("id", type=int, nargs="+", help="the number of a rule")
+    remove = rules.add_parser("remove", help=gettext("remove rules by their number, as list shows it"))
+    remove.add_argument("id", type=int, nargs="+", help=gettext("the number of a rule"))
     _add_user(remove)
+
+
+def _ratio_help() -> str:
+    # argparse formats it again.
+    return gettext("from 0 to 1, or a percentage such as %(example)s") % {"example": "10%%"}
 
 
 def _add_end(parser: argparse.ArgumentParser) -> None:
     end = parser.add_mutually_exclusive_group()
     end.add_argument(
         "--for", dest="lasts_s", type=_argument(text.parse_duration_s), metavar="DURATION",
-        help="end by itself after this time: 90s, 15m, 1h30m, 2d (without it: until it is changed)",
+        help=gettext("end by itself after this time: 90s, 15m, 1h30m, 2d (without it: until it is changed)"),
     )  # fmt: skip
     end.add_argument(
         "--until", type=_argument(_parse_moment), metavar="TIME",
-        help="end by itself at this time: 2030-01-31T18:00, in the time zone of the settings unless it names one",
+        help=gettext(
+            "end by itself at this time: 2030-01-31T18:00, in the time zone of the settings unless it names one"
+        ),
     )  # fmt: skip
 
 
 def _add_user(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--user", default=None, help="whose change it is, in the admin's history (default: your login)")
+    parser.add_argument(
+        "--user", default=None, help=gettext("whose change it is, in the admin's history (default: your login)")
+    )
 
 
 def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -143,7 +169,7 @@ def _number_or_none(given: str) -> float | None:
     try:
         return float(given)
     except ValueError:
-        raise ValueError(f'{given!r} is neither a number nor "none"') from None
+        raise ValueError(gettext('%(text)s is neither a number nor "none"') % {"text": repr(given)}) from None
 
 
 def _parse_moment(given: str) -> datetime.datetime:
@@ -152,14 +178,14 @@ def _parse_moment(given: str) -> datetime.datetime:
     except ValueError:
         found = None
     if found is None:
-        raise ValueError(f"{given!r} is no time; write it like 2030-01-31T18:00")
+        raise ValueError(gettext("%(text)s is no time; write it like 2030-01-31T18:00") % {"text": repr(given)})
     is_zoned = timezone.is_aware(timezone.now())
     if timezone.is_naive(found) and is_zoned:
         found = timezone.make_aware(found)
     elif timezone.is_aware(found) and not is_zoned:
         found = timezone.make_naive(found)
     if found <= text.now():
-        raise ValueError(f"{given!r} has passed")
+        raise ValueError(gettext("%(text)s has passed") % {"text": repr(given)})
     return found
 
 
@@ -183,17 +209,20 @@ class SamplingCommand:
             self._write(str(refusal))
             return NOT_WORKING
         except ValidationError as error:
-            self._write("Not saved: " + " ".join(error.messages))
+            self._write(gettext("Not saved: %(problems)s") % {"problems": " ".join(error.messages)})
             return NOT_WORKING
         except (DatabaseFault, ImproperlyConfigured, OSError) as error:
             if follower.tables_exist(self._alias) is False:
-                self._write(
-                    f'The tables of the sampling policy in database "{self._alias}" are not those of this version. '
-                    f"Run: {follower.migrate_command(self._alias)}"
+                message = gettext(
+                    'The tables of the sampling policy in database "%(database)s" are not those of this version. '
+                    "Run: %(command)s"
                 )
+                command = follower.migrate_command(self._alias)
+                self._write(message % {"database": self._alias, "command": command})
                 return NOT_WORKING
             # The driver's own text may name hosts and users.
-            self._write(f'The database "{self._alias}" does not answer ({type(error).__name__}).')
+            message = gettext('The database "%(database)s" does not answer (%(error)s).')
+            self._write(message % {"database": self._alias, "error": type(error).__name__})
             return NOT_WORKING
         return OK
 
@@ -202,7 +231,7 @@ class SamplingCommand:
         if options["format"] == "json":
             self._write_json(self._as_json(in_force, state))
             return
-        self._write(f"{text.percent(in_force.ratio)} of new traces are recorded.")
+        self._write(gettext("%(percent)s of new traces are recorded.") % {"percent": text.percent(in_force.ratio)})
         for line in self._reasons(in_force, state):
             self._write(line)
         if in_force.rules:
@@ -230,7 +259,7 @@ class SamplingCommand:
             row.full_clean(exclude=["id"], validate_unique=False)
             row.save(using=self._alias)
             after = _policy_values(row)
-            message = text.list_changes(before, after) if before else text.list_values(after, always=("Ratio",))
+            message = text.list_changes(before, after) if before else text.list_values(after, always=(_label("ratio"),))
             history = self._log(options["user"], message, is_new=not before)
         self._done(history)
 
@@ -240,12 +269,12 @@ class SamplingCommand:
             rules = SamplingRule._base_manager.using(self._alias)
             policies = SamplingPolicy._base_manager.using(self._alias)
             if not rules.exists() and not policies.exists():
-                self._write("There is no policy and no rule; the settings apply.")
+                self._write(gettext("There is no policy and no rule; the settings apply."))
                 return
             with models.single_change(self._alias):
                 policies.all().delete()
                 rules.all().delete()
-            history = self._log(options["user"], "Removed, with every rule")
+            history = self._log(options["user"], gettext("Removed, with every rule"))
         self._done(history)
 
     def _rule_add(self, options: dict[str, Any]) -> None:
@@ -257,12 +286,19 @@ class SamplingCommand:
         with transaction.atomic(using=self._alias):
             models.lock_version(self._alias)
             if SamplingRule._base_manager.using(self._alias).count() >= MAX_RULES:
-                raise RefusedError(f"There are {MAX_RULES} rules already, and that is the most. Remove some first.")
+                message = ngettext(
+                    "There is %(number)d rule already, which is the most. Remove it first.",
+                    "There are %(number)d rules already, which is the most. Remove some first.",
+                    MAX_RULES,
+                )
+                raise RefusedError(message % {"number": MAX_RULES})
             rule.save(using=self._alias)
-            values = {"Ratio": rule.ratio, "Priority": rule.priority, "Until": rule.expires_at, "Note": rule.note}
-            message = f"Rule {text.rule_name(rule)} added ({text.list_values(values, always=('Ratio',))})"
+            names = ("ratio", "priority", "expires_at", "note")
+            listed = text.list_values({_label(name): getattr(rule, name) for name in names}, always=(_label("ratio"),))
+            message = gettext("Rule %(name)s added (%(values)s)") % {"name": text.rule_name(rule), "values": listed}
             history = self._log(options["user"], message)
-        self._write(f"Rule {rule.pk}: {rule}. {self._preview(rule)}".rstrip())
+        said = gettext("Rule %(number)s: %(rule)s.") % {"number": rule.pk, "rule": rule}
+        self._write(f"{said} {self._preview(rule)}".rstrip())
         self._done(history)
 
     def _rule_list(self, options: dict[str, Any]) -> None:
@@ -271,7 +307,7 @@ class SamplingCommand:
             self._write_json([_rule_as_json(rule) for rule in state.rules])
             return
         if not state.rules:
-            self._write("There are no rules.")
+            self._write(gettext("There are no rules."))
             return
         rows = [
             (
@@ -288,7 +324,7 @@ class SamplingCommand:
         self._write_rules(rows)
         if state.policy is not None and not state.policy.enabled:
             self._write("")
-            self._write("The policy is not enabled, so none of them applies.")
+            self._write(gettext("The policy is not enabled, so none of them applies."))
 
     def _rule_remove(self, options: dict[str, Any]) -> None:
         numbers = list(dict.fromkeys(options["id"]))
@@ -297,13 +333,17 @@ class SamplingCommand:
             rules = SamplingRule._base_manager.using(self._alias).in_bulk(numbers)
             missing = [str(number) for number in numbers if number not in rules]
             if missing:
-                raise RefusedError(
-                    f"There is no rule {', '.join(missing)}; nothing was removed. Look at: sampling rule list"
+                message = ngettext(
+                    "There is no rule %(numbers)s; nothing was removed. Look at: sampling rule list",
+                    "There are no rules %(numbers)s; nothing was removed. Look at: sampling rule list",
+                    len(missing),
                 )
+                raise RefusedError(message % {"numbers": ", ".join(missing)})
             with models.single_change(self._alias):
                 for rule in rules.values():
                     rule.delete(using=self._alias)
-            message = "; ".join(f"Rule {text.rule_name(rules[number])} removed" for number in numbers)
+            removed = gettext("Rule %(name)s removed")
+            message = "; ".join(removed % {"name": text.rule_name(rules[number])} for number in numbers)
             history = self._log(options["user"], message)
         self._done(history)
 
@@ -331,38 +371,42 @@ class SamplingCommand:
         try:
             return follower.policy_from_state(state)
         except (ValueError, TypeError, OverflowError) as error:
-            raise RefusedError(f"The policy in the database makes no sense, so the settings apply. {error}") from None
+            said = gettext("The policy in the database is invalid, so the settings apply.")
+            raise RefusedError(f"{said} {error}") from None
 
     def _reasons(self, in_force: InForce, state: models.SamplingState) -> list[str]:
         said = []
-        base = text.source(self._config.sources.get("SAMPLING.RATIO", "default"))
-        otherwise = f"{text.percent(self._config.sampling.ratio)}, from {base}"
-        row = state.policy
         if not self._config.enabled:
-            said.append("Telemetry is off (ENABLED), so nothing is recorded at all.")
+            said.append(gettext("Telemetry is off (ENABLED), so nothing is recorded at all."))
         if not self._config.sampling.live:
-            said.append("From the settings: SAMPLING.LIVE is False, so the policy of the admin has no effect.")
+            said.append(self._source())
+            said.append(gettext("SAMPLING.LIVE is False, so the policy of the admin has no effect."))
         elif in_force.source == "admin":
-            said.append(f"From the policy of the admin, version {state.version}.")
-            if in_force.expires_at_s is not None:
-                said.append(f"Until {text.until(in_force.expires_at_s)}; then {otherwise}.")
-            else:
-                said.append(f"Until it is changed. Without it: {otherwise}.")
-        elif row is None:
-            said.append(f"From {base}: there is no policy in the admin.")
-        elif not row.enabled:
-            said.append(f"From {base}: the policy of the admin ({text.percent(row.ratio)}) is not enabled.")
+            said += self._reasons_of_policy(in_force, state.version)
         else:
-            ended = text.show(row.expires_at)
-            said.append(f"From {base}: the policy of the admin ({text.percent(row.ratio)}) ran out at {ended}.")
+            said += [self._source(), _why_no_policy(state.policy)]
         if in_force.note:
-            said.append(f"Note: {in_force.note}")
+            said.append(gettext("Note: %(note)s") % {"note": in_force.note})
         if in_force.max_per_second is not None:
-            said.append(f"At most {text.limit(in_force.max_per_second)}.")
+            said.append(gettext("At most %(limit)s.") % {"limit": text.limit(in_force.max_per_second)})
         kept = text.kept(in_force.keep_errors, in_force.keep_slow_s)
         if kept:
-            said.append(f"Kept whatever the ratio: {kept}.")
+            said.append(gettext("Kept whatever the ratio: %(kept)s.") % {"kept": kept})
         return said
+
+    def _reasons_of_policy(self, in_force: InForce, version: int) -> list[str]:
+        said = [gettext("Set by the policy of the admin, version %(version)s.") % {"version": version}]
+        name = self._config.sources.get("SAMPLING.RATIO", "default")
+        values = {"otherwise": text.sourced(self._config.sampling.ratio, name)}
+        if in_force.expires_at_s is not None:
+            values["end"] = text.until(in_force.expires_at_s)
+            said.append(gettext("Until %(end)s; then %(otherwise)s.") % values)
+        else:
+            said.append(gettext("Until it is changed. Without it: %(otherwise)s.") % values)
+        return said
+
+    def _source(self) -> str:
+        return text.source(self._config.sources.get("SAMPLING.RATIO", "default"))
 
     def _as_json(self, in_force: InForce, state: models.SamplingState) -> dict[str, Any]:
         return {
@@ -393,12 +437,17 @@ class SamplingCommand:
             routes = preview.project_routes()
             matches = preview.match_rules([rule], routes)[0]
             if matches is None:
-                return "It is too complex to say which routes it matches."
+                return gettext("It is too complex to say which routes it matches.")
             if not matches:
-                return "It matches no route of the project."
+                return gettext("It matches no route of the project.")
             named = ", ".join(match.route for match in matches[:3])
-            rest = f" and {len(matches) - 3} more" if len(matches) > 3 else ""
-            return f"It matches {named}{rest}."
+            more = len(matches) - 3
+            if more <= 0:
+                return gettext("It matches %(routes)s.") % {"routes": named}
+            message = ngettext(
+                "It matches %(routes)s and %(more)d more.", "It matches %(routes)s and %(more)d more.", more
+            )
+            return message % {"routes": named, "more": more}
         return ""
 
     # --- The history and what is printed. ---
@@ -415,8 +464,10 @@ class SamplingCommand:
         user = user_model._default_manager.filter(**{user_model.USERNAME_FIELD: name}).first() if name else None
         if user is None:
             if user_name:
-                raise RefusedError(f"There is no user {user_name!r}; nothing was changed.")
-            return f"Not in the admin's history: there is no user {name!r}. Name one with --user."
+                message = gettext("There is no user %(name)s; nothing was changed.")
+                raise RefusedError(message % {"name": repr(user_name)})
+            message = gettext("Not in the admin's history: there is no user %(name)s. Name one with --user.")
+            return message % {"name": repr(name)}
         row = SamplingPolicy._base_manager.using(self._alias).filter(pk=SamplingPolicy.ONLY_ID).first()
         try:
             with transaction.atomic(using=router.db_for_write(LogEntry)):
@@ -424,20 +475,23 @@ class SamplingCommand:
                     user_id=user.pk,
                     content_type_id=ContentType.objects.get_for_model(SamplingPolicy).pk,
                     object_id=str(SamplingPolicy.ONLY_ID),
-                    object_repr=str(row or "sampling policy")[:200],
+                    object_repr=str(row or gettext("sampling policy"))[:200],
                     action_flag=ADDITION if is_new else CHANGE,
-                    change_message=f"{message} (manage.py otel sampling on {socket.gethostname()})",
+                    change_message=gettext("%(changes)s (manage.py otel sampling on %(host)s)")
+                    % {"changes": message, "host": socket.gethostname()},
                 )
         except DatabaseFault as fault:
-            return f"Not in the admin's history: it could not be written ({type(fault).__name__})."
-        return f"In the admin's history as a change of {name}."
+            message = gettext("Not in the admin's history: it could not be written (%(error)s).")
+            return message % {"error": type(fault).__name__}
+        return gettext("In the admin's history as a change of %(name)s.") % {"name": name}
 
     def _done(self, history: str) -> None:
         self._get({"format": "text"})
         if history:
             self._write(history)
         if self._config.enabled and self._config.sampling.live:
-            self._write(f"Every process applies it within {self._config.sampling.refresh_s:g} s.")
+            message = gettext("Every process applies it within %(seconds)s s.")
+            self._write(message % {"seconds": f"{self._config.sampling.refresh_s:g}"})
 
     def _write(self, line: str) -> None:
         """Print a line; what stands in it was written by others and must not steer the terminal."""
@@ -447,10 +501,11 @@ class SamplingCommand:
         self._print(printable_json(content))
 
     def _write_rules(self, rows: Sequence[tuple[str, str, float, int, float | None, str, str]]) -> None:
-        lines: list[tuple[str, ...]] = [("number", "rule", "ratio", "priority", "until", "note")]
+        head = (gettext("number"), gettext("rule"), *map(_name, ("ratio", "priority", "expires_at", "note")))
+        lines: list[tuple[str, ...]] = [head]
         for number, name, ratio, priority, expires_at_s, note, source in rows:
             end = "" if expires_at_s is None else text.until(expires_at_s)
-            notes = "; ".join(filter(None, (note, "from the settings" if source not in ("", "admin") else "")))
+            notes = "; ".join(filter(None, (note, gettext("from the settings") if source not in ("", "admin") else "")))
             lines.append((number, name, text.percent(ratio), str(priority), end, notes))
         if not any(row[0] for row in rows):
             lines = [line[1:] for line in lines]
@@ -459,10 +514,29 @@ class SamplingCommand:
             self._write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def _why_no_policy(row: models.PolicyRow | None) -> str:
+    if row is None:
+        return gettext("There is no policy in the admin.")
+    values = {"percent": text.percent(row.ratio), "end": text.show(row.expires_at)}
+    if not row.enabled:
+        return gettext("The policy of the admin (%(percent)s) is not enabled.") % values
+    return gettext("The policy of the admin (%(percent)s) ran out at %(end)s.") % values
+
+
 def _policy_values(row: SamplingPolicy) -> dict[str, Any]:
     names = ("enabled", "ratio", "expires_at", "note", "max_per_second", "keep_errors", "keep_slow_s")
-    labels = {name: str(SamplingPolicy._meta.get_field(name).verbose_name) for name in names}  # type: ignore[union-attr]
-    return {f"{label[:1].upper()}{label[1:]}": getattr(row, name) for name, label in labels.items()}
+    return {_label(name): getattr(row, name) for name in names}
+
+
+def _name(field: str) -> str:
+    """The name of a field of the policy or a rule."""
+    model = SamplingRule if field == "priority" else SamplingPolicy
+    return str(model._meta.get_field(field).verbose_name)  # type: ignore[union-attr]
+
+
+def _label(field: str) -> str:
+    """The name of a field, as a heading."""
+    return capfirst(_name(field))
 
 
 def _rule_as_json(rule: models.RuleRow) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseFault
 from django.db import connections, router, transaction
 from django.utils import timezone
+from django.utils.translation import gettext_noop
 
 from django_otel import runtime
 from django_otel.base import guard
@@ -69,6 +70,22 @@ _UNSHARED_CACHES = (
     "django.core.cache.backends.db.DatabaseCache",
     "django.core.cache.backends.filebased.FileBasedCache",
 )
+
+
+#: Why the rows do not apply. English in the log and between processes; pages translate them (`wording.fault`).
+FAULTS = {
+    "unreadable": gettext_noop(
+        'The sampling policy could not be read from database "%(database)s" (%(error)s); '
+        "the policy in force stays, and reading is tried again."
+    ),
+    "faulty": gettext_noop(
+        "The sampling policy in the database is ignored: %(reason)s The settings apply until it is saved again in the "
+        "admin."
+    ),
+    "missing": gettext_noop(
+        'The table of the sampling policy is missing in database "%(database)s"; the settings apply. Run: %(command)s'
+    ),
+}
 
 
 class _UnreadableError(Exception):
@@ -539,10 +556,7 @@ def _read_policy(alias: str) -> Policy | None:
     except (DatabaseFault, ImproperlyConfigured, OSError) as error:
         if tables_exist(alias) is False:
             raise _TableMissingError(_missing_table_text(alias)) from error
-        raise _UnreadableError(
-            f'The sampling policy could not be read from database "{alias}" ({type(error).__name__}); '
-            "the policy in force stays, and reading is tried again."
-        ) from error
+        raise _UnreadableError(FAULTS["unreadable"] % {"database": alias, "error": type(error).__name__}) from error
     except (ValueError, TypeError, OverflowError) as error:
         raise _RowFaultyError(_faulty_row_text(f"it has a value that is none ({type(error).__name__}).")) from error
     try:
@@ -595,10 +609,7 @@ def epoch_s(moment: datetime | None) -> float | None:
 
 
 def _faulty_row_text(found: str) -> str:
-    return (
-        f"The sampling policy in the database is ignored: {found} "
-        "The settings apply until it is saved anew in the admin."
-    )
+    return FAULTS["faulty"] % {"reason": found}
 
 
 def migrate_command(alias: str) -> str:
@@ -607,10 +618,7 @@ def migrate_command(alias: str) -> str:
 
 
 def _missing_table_text(alias: str) -> str:
-    return (
-        f'The table of the sampling policy is missing in database "{alias}"; the settings apply. '
-        f"Run: {migrate_command(alias)}"
-    )
+    return FAULTS["missing"] % {"database": alias, "command": migrate_command(alias)}
 
 
 def tables_exist(alias: str) -> bool | None:

@@ -9,14 +9,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from django.utils import formats, timezone
+from django.utils.translation import gettext, gettext_lazy, ngettext, pgettext
+
+from django_otel.base.text import visible
 
 #: What an end can be chosen from: (what a form sends, seconds, words).
 DURATIONS = (
-    ("5m", 300, "5 minutes"),
-    ("15m", 900, "15 minutes"),
-    ("1h", 3600, "1 hour"),
-    ("4h", 14_400, "4 hours"),
-    ("24h", 86_400, "24 hours"),
+    ("5m", 300, gettext_lazy("5 minutes")),
+    ("15m", 900, gettext_lazy("15 minutes")),
+    ("1h", 3600, gettext_lazy("1 hour")),
+    ("4h", 14_400, gettext_lazy("4 hours")),
+    ("24h", 86_400, gettext_lazy("24 hours")),
 )
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST_S = 366 * 86_400
@@ -41,7 +44,10 @@ def parse_duration_s(text: str) -> int:
     found = re.fullmatch(r"(?:\d+[smhd])+", text.strip())
     total_s = sum(int(number) * _UNITS_S[unit] for number, unit in re.findall(r"(\d+)([smhd])", text)) if found else 0
     if not 0 < total_s <= _LONGEST_S:
-        raise ValueError(f"{text!r} is no duration; write it like 90s, 15m, 1h30m or 2d (at most 366d)")
+        raise ValueError(
+            gettext("%(text)s is no duration; write it like 90s, 15m, 1h30m or 2d (at most 366d)")
+            % {"text": repr(text)}
+        )
     return total_s
 
 
@@ -54,8 +60,15 @@ def parse_ratio(text: str) -> float:
         value = float("nan")
     if 0.0 <= value <= 1.0:
         return value
-    hint = f"; for {value:g} % write {value / 100:g} or {value:g}%" if 1.0 < value <= 100.0 else ""
-    raise ValueError(f"{text!r} is no ratio; write a number from 0 to 1, or a percentage such as 10%{hint}")
+    values = {"text": repr(text), "value": f"{value:g}", "ratio": f"{value / 100:g}"}
+    if 1.0 < value <= 100.0:
+        message = gettext(
+            "%(text)s is no ratio; write a number from 0 to 1, or a percentage such as 10%%; "
+            "for %(value)s %% write %(ratio)s or %(value)s%%"
+        )
+    else:
+        message = gettext("%(text)s is no ratio; write a number from 0 to 1, or a percentage such as 10%%")
+    raise ValueError(message % values)
 
 
 def now() -> datetime.datetime:
@@ -78,10 +91,10 @@ def show(value: object) -> str:
     if isinstance(value, datetime.datetime):
         return formats.date_format(timezone.localtime(value) if timezone.is_aware(value) else value, "Y-m-d H:i:s")
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return gettext("yes") if value else gettext("no")
     if isinstance(value, float):
         return f"{value:.10g}"
-    return "none" if value is None or value == "" else str(value)
+    return pgettext("an empty value", "none") if value is None or value == "" else visible(str(value))
 
 
 def span(seconds: float) -> str:
@@ -98,7 +111,9 @@ def span(seconds: float) -> str:
 def until(expires_at_s: float, now_s: float | None = None) -> str:
     """A moment that is to come with its time zone, and how far away it is."""
     left_s = expires_at_s - (time.time() if now_s is None else now_s)
-    return f"{at(expires_at_s)} ({f'in {span(left_s)}' if left_s > 0 else 'over'})"
+    if left_s <= 0:
+        return gettext("%(moment)s (over)") % {"moment": at(expires_at_s)}
+    return gettext("%(moment)s (in %(duration)s)") % {"moment": at(expires_at_s), "duration": span(left_s)}
 
 
 def at(epoch_s: float) -> str:
@@ -106,32 +121,77 @@ def at(epoch_s: float) -> str:
     return f"{show(moment(epoch_s))} {timezone.localtime(moment(epoch_s)).tzname()}"
 
 
+_VARIABLE = "environment"
+_DEFAULT_VARIABLE = "OTEL_TRACES_SAMPLER_ARG"
+
+
+def _variable(name: str) -> str | None:
+    """The environment variable that `Config.sources` names; None for another source."""
+    return (name.removeprefix(_VARIABLE).strip() or _DEFAULT_VARIABLE) if name.startswith(_VARIABLE) else None
+
+
 def source(name: str) -> str:
-    """Where a value of the settings came from; `name` as `Config.sources` has it."""
-    if name.startswith("environment"):
-        return f"the environment variable {name.removeprefix('environment').strip() or 'OTEL_TRACES_SAMPLER_ARG'}"
-    return {
-        "settings": 'settings, OTEL["SAMPLING"]["RATIO"]',
-        "default": 'the default of OTEL["SAMPLING"]["RATIO"]',
-    }.get(name, name)
+    """A sentence that says where the ratio came from; `name` as `Config.sources` has it."""
+    if variable := _variable(name):
+        return gettext("Set by the environment variable %(name)s.") % {"name": variable}
+    if name == "settings":
+        return gettext('Set by the settings, OTEL["SAMPLING"]["RATIO"].')
+    if name == "default":
+        return gettext('Set by the default of OTEL["SAMPLING"]["RATIO"].')
+    return gettext("Set by %(name)s.") % {"name": name}
+
+
+def sourced(ratio: float, name: str) -> str:
+    """A ratio and where it comes from: "10 %, from the environment variable OTEL_TRACES_SAMPLER_ARG"."""
+    values = {"percent": percent(ratio), "name": _variable(name) or name}
+    if _variable(name):
+        return gettext("%(percent)s, from the environment variable %(name)s") % values
+    if name == "settings":
+        return gettext('%(percent)s, from the settings, OTEL["SAMPLING"]["RATIO"]') % values
+    if name == "default":
+        return gettext('%(percent)s, from the default of OTEL["SAMPLING"]["RATIO"]') % values
+    return gettext("%(percent)s, from %(name)s") % values
+
+
+def plural_number(value: float) -> int:
+    """The number that `ngettext` takes for `value`; for a fraction one with the most general form in every language."""
+    return int(value) if value == int(value) else 100
 
 
 def limit(max_per_second: float) -> str:
     """A rate limit."""
-    return f"{max_per_second:g} trace{'' if max_per_second == 1 else 's'} per second and server"
+    message = ngettext(
+        "%(count)s trace per second and server",
+        "%(count)s traces per second and server",
+        plural_number(max_per_second),
+    )
+    return message % {"count": f"{max_per_second:g}"}
+
+
+def promise(refresh_s: float) -> str:
+    """When a change is in force, as the page says it."""
+    message = ngettext(
+        "A change that is saved here is in force in every worker process within %(seconds)s second, without a restart.",
+        "A change that is saved here is in force in every worker process within %(seconds)s seconds, "
+        "without a restart.",
+        plural_number(refresh_s),
+    )
+    return message % {"seconds": f"{refresh_s:g}"}
 
 
 def kept(keep_errors: bool, keep_slow_s: float | None) -> str:
     """What is recorded although the ratio says no; empty when nothing is."""
-    said = ["errors"] if keep_errors else []
+    values = {"seconds": "" if keep_slow_s is None else f"{keep_slow_s:g}"}
+    if keep_errors and keep_slow_s is not None:
+        return gettext("errors and requests of %(seconds)s s or more") % values
     if keep_slow_s is not None:
-        said.append(f"requests of {keep_slow_s:g} s or more")
-    return " and ".join(said)
+        return gettext("requests of %(seconds)s s or more") % values
+    return gettext("errors") if keep_errors else ""
 
 
 def rule_name(rule: RuleLike) -> str:
     """A rule in short, as the metrics have it: "GET /checkout/*"."""
-    return f"{rule.method} {rule.path or rule.route}".strip()
+    return visible(f"{rule.method} {rule.path or rule.route}".strip())
 
 
 def list_values(values: Mapping[str, Any], *, always: Iterable[str] = ()) -> str:

@@ -17,6 +17,7 @@ from django.core.cache import caches
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004
 from django.db import connections
 from django.utils.module_loading import import_string
+from django.utils.translation import gettext, ngettext
 
 from django_otel import business, conf, runtime
 from django_otel.base import guard
@@ -66,15 +67,21 @@ def _find_missing(config: Config) -> Iterator[Problem]:
                 why += f": {cause}"
             yield Problem(
                 "django_otel.E003",
-                f"{place} names {path!r}, which cannot be imported ({why}); expected the dotted path of something that "
-                "can, such as 'shop.telemetry.enrich'.",
+                gettext(
+                    "%(place)s names %(path)s, which cannot be imported (%(reason)s); expected the dotted path of "
+                    "something that can, such as 'shop.telemetry.enrich'."
+                )
+                % {"place": place, "path": repr(path), "reason": why},
             )
         else:
             if "HEALTH" in place and not callable(found):
                 yield Problem(
                     "django_otel.E003",
-                    f"{place} names {path!r}, which is not callable; expected a callable that raises when a service "
-                    "is not healthy.",
+                    gettext(
+                        "%(place)s names %(path)s, which is not callable; expected a callable that raises when a "
+                        "service is not healthy."
+                    )
+                    % {"place": place, "path": repr(path)},
                 )
     yield from _find_health_faults(config)
     for signal in ("TRACES", "METRICS", "LOGS"):
@@ -109,17 +116,21 @@ def _find_health_faults(config: Config) -> Iterator[Problem]:
             if aliases is not None and alias not in aliases:
                 yield Problem(
                     "django_otel.E002",
-                    f"{place} names {name!r}; expected one of "
-                    + ", ".join(repr(f"{kind}:{known}") for known in sorted(aliases))
-                    + ".",
+                    gettext("%(place)s names %(name)s; expected one of %(names)s.")
+                    % {
+                        "place": place,
+                        "name": repr(name),
+                        "names": ", ".join(repr(f"{kind}:{known}") for known in sorted(aliases)),
+                    },
                 )
 
 
 def _missing_package(place: str, name: str, package: str, install: str) -> Problem:
     return Problem(
         "django_otel.E004",
-        f"{place} asks for {name!r}, but the package {package} is not installed.",
-        f"Run: pip install {install}",
+        gettext("%(place)s asks for %(name)s, but the package %(package)s is not installed.")
+        % {"place": place, "name": repr(name), "package": package},
+        gettext("Run: %(command)s") % {"command": f"pip install {install}"},
     )
 
 
@@ -204,8 +215,8 @@ def _check_middleware(config: Config) -> Iterator[CheckMessage]:
     positions = find_middleware()
     if not positions:
         yield Warning(
-            "OTelMiddleware is not in MIDDLEWARE; requests are neither traced nor counted.",
-            hint=f'Put "{MIDDLEWARE}" at the beginning of MIDDLEWARE.',
+            gettext("OTelMiddleware is not in MIDDLEWARE; requests are neither traced nor counted."),
+            hint=gettext('Put "%(path)s" at the beginning of MIDDLEWARE.') % {"path": MIDDLEWARE},
             id="django_otel.W001",
         )
         return
@@ -214,9 +225,15 @@ def _check_middleware(config: Config) -> Iterator[CheckMessage]:
     if before:
         position = len(before)
         yield Warning(
-            f"OTelMiddleware is at position {position} of MIDDLEWARE; time spent in the {position} before it is not "
-            "measured.",
-            hint="Move it to the beginning of MIDDLEWARE.",
+            ngettext(
+                "OTelMiddleware is at position %(position)d of MIDDLEWARE; time spent in the %(position)d before it is "
+                "not measured.",
+                "OTelMiddleware is at position %(position)d of MIDDLEWARE; time spent in the %(position)d before it is "
+                "not measured.",
+                position,
+            )
+            % {"position": position},
+            hint=gettext("Move it to the beginning of MIDDLEWARE."),
             id="django_otel.W002",
         )
 
@@ -225,17 +242,26 @@ def _check_double(config: Config) -> Iterator[CheckMessage]:
     count = len(find_middleware())
     if count > 1:
         yield Warning(
-            f"OTelMiddleware stands {count} times in MIDDLEWARE; every request would be counted {count} times.",
-            hint="Keep the first entry alone.",
+            ngettext(
+                "OTelMiddleware stands %(count)d time in MIDDLEWARE; every request would be counted %(count)d time.",
+                "OTelMiddleware stands %(count)d times in MIDDLEWARE; every request would be counted %(count)d times.",
+                count,
+            )
+            % {"count": count},
+            hint=gettext("Keep the first entry alone."),
             id="django_otel.W003",
         )
     if instrumentors.is_django_instrumented_elsewhere():
         yield Warning(
-            "The official DjangoInstrumentor was switched on by another tool; it measures the same requests as "
-            "OTelMiddleware, so http.server.request.duration is counted twice.",
-            hint='Take "django" out of that tool (OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=django under '
-            "opentelemetry-instrument); if the official instrumentor shall make the request span, set "
-            'OTEL["REQUEST"]["SPANS"] = "instrumentor" as well.',
+            gettext(
+                "The official DjangoInstrumentor was switched on by another tool; it measures the same requests as "
+                "OTelMiddleware, so http.server.request.duration is counted twice."
+            ),
+            hint=gettext(
+                'Take "django" out of that tool (OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=django under '
+                "opentelemetry-instrument); if the official instrumentor shall make the request span, set "
+                'OTEL["REQUEST"]["SPANS"] = "instrumentor" as well.'
+            ),
             id="django_otel.W003",
         )
 
@@ -246,7 +272,10 @@ def _check_shared_folder(config: Config) -> Iterator[CheckMessage]:
     is_asked_for = config.metrics.shared_dir is not None or config.metrics.group is not None
     if not lease.HAS_LOCKS:
         if is_asked_for:
-            yield _warn_shared("this system has no file locks (fcntl)", "Remove METRICS.SHARED_DIR, METRICS.GROUP.")
+            yield _warn_shared(
+                gettext("this system has no file locks (fcntl)"),
+                gettext("Remove %(settings)s.") % {"settings": "METRICS.SHARED_DIR, METRICS.GROUP"},
+            )
         return
     obstacles = [
         surroundings.find_folder_obstacle(base)
@@ -256,9 +285,11 @@ def _check_shared_folder(config: Config) -> Iterator[CheckMessage]:
         return
     obstacles = obstacles or [server_group.NO_PLACE]
     if config.metrics.shared_dir is not None:
-        hint = 'Make OTEL["METRICS"]["SHARED_DIR"] a folder that exists and that the server\'s user may write to.'
+        hint = gettext(
+            'Make OTEL["METRICS"]["SHARED_DIR"] a folder that exists and that the server\'s user may write to.'
+        )
     else:
-        hint = (
+        hint = gettext(
             'Set OTEL["METRICS"]["SHARED_DIR"] to a folder that the server\'s user may write to; in a container with a '
             "read-only root an emptyDir or a tmpfs."
         )
@@ -267,7 +298,11 @@ def _check_shared_folder(config: Config) -> Iterator[CheckMessage]:
 
 def _warn_shared(reason: str, hint: str) -> CheckMessage:
     return Warning(
-        f"Worker processes cannot share their numbers ({reason}); /metrics shows those of the process that answers.",
+        gettext(
+            "Worker processes cannot share their numbers (%(reason)s); /metrics shows those of the process that "
+            "answers."
+        )
+        % {"reason": reason},
         hint=hint,
         id="django_otel.W005",
     )
@@ -281,9 +316,12 @@ def _check_static_files(config: Config) -> Iterator[CheckMessage]:
     missing = [path for path in assets.FILES if not assets.is_listed(path)]
     if missing:
         yield Warning(
-            f"The manifest of the static files' storage does not list {', '.join(missing)}: our pages in the admin "
-            "have no styles.",
-            hint="Run `manage.py collectstatic`, as after every installation of an app with static files.",
+            gettext(
+                "The manifest of the static files' storage does not list %(names)s: our pages in the admin have no "
+                "styles."
+            )
+            % {"names": ", ".join(missing)},
+            hint=gettext("Run `manage.py collectstatic`, as after every installation of an app with static files."),
             id="django_otel.W017",
         )
 
@@ -291,9 +329,11 @@ def _check_static_files(config: Config) -> Iterator[CheckMessage]:
 def _check_metrics_access(config: Config) -> Iterator[CheckMessage]:
     if config.metrics_view.allow == "all":
         yield Warning(
-            'OTEL["METRICS_VIEW"]["ALLOW"] is "all": anyone who can reach the site can read /metrics.',
-            hint='Set OTEL["METRICS_VIEW"]["TOKEN"] and ALLOW = "token", or "private" when only a proxy-less network '
-            "reaches it.",
+            gettext('OTEL["METRICS_VIEW"]["ALLOW"] is "all": anyone who can reach the site can read /metrics.'),
+            hint=gettext(
+                'Set OTEL["METRICS_VIEW"]["TOKEN"] and ALLOW = "token", or "private" when only a proxy-less network '
+                "reaches it."
+            ),
             id="django_otel.W004",
         )
 
@@ -302,9 +342,11 @@ def _check_ratio(config: Config) -> Iterator[CheckMessage]:
     leaves = [name for name in config.traces.exporters if name not in ("console", "memory")]
     if leaves and config.sampling.ratio >= 1.0 and config.providers != "none":
         yield Warning(
-            'OTEL["SAMPLING"]["RATIO"] is 1.0: every request is traced and exported.',
-            hint='Set a smaller share for a busy site, for example OTEL["SAMPLING"]["RATIO"] = 0.1. Metrics count '
-            "every request all the same.",
+            gettext('OTEL["SAMPLING"]["RATIO"] is 1.0: every request is traced and exported.'),
+            hint=gettext(
+                'Set a smaller share for a busy site, for example OTEL["SAMPLING"]["RATIO"] = 0.1. Metrics count '
+                "every request all the same."
+            ),
             id="django_otel.W006",
         )
 
@@ -323,9 +365,11 @@ def _check_endpoints(config: Config) -> Iterator[CheckMessage]:
         if http and address[1] == 4317 and address not in said:
             said.add(address)
             yield Warning(
-                f'OTEL["{signal}"] sends OTLP over HTTP to port 4317 of {address[0]}, where OTLP receivers usually '
-                "speak gRPC.",
-                hint='Use port 4318, or the exporter "otlp-grpc" (OTEL_EXPORTER_OTLP_PROTOCOL=grpc).',
+                gettext(
+                    "%(place)s sends OTLP over HTTP to port 4317 of %(host)s, where OTLP receivers usually speak gRPC."
+                )
+                % {"place": f'OTEL["{signal}"]', "host": address[0]},
+                hint=gettext('Use port 4318, or the exporter "otlp-grpc" (OTEL_EXPORTER_OTLP_PROTOCOL=grpc).'),
                 id="django_otel.W014",
             )
 
@@ -333,8 +377,9 @@ def _check_endpoints(config: Config) -> Iterator[CheckMessage]:
 def _check_store(config: Config) -> Iterator[CheckMessage]:
     if obstacle := surroundings.find_store_obstacle(config):
         yield Warning(
-            f'The console\'s traces cannot be kept at OTEL["CONSOLE"]["PATH"]: {obstacle}.',
-            hint="Name a folder that the server's user may write to.",
+            gettext('The console\'s traces cannot be kept at OTEL["CONSOLE"]["PATH"]: %(reason)s.')
+            % {"reason": obstacle},
+            hint=gettext("Name a folder that the server's user may write to."),
             id="django_otel.W015",
         )
 
@@ -342,8 +387,8 @@ def _check_store(config: Config) -> Iterator[CheckMessage]:
 def _check_nothing(config: Config) -> Iterator[CheckMessage]:
     if getattr(settings, "OTEL", {}) is None:
         yield Warning(
-            "OTEL is None, which is as if it were not set: every setting has its default.",
-            hint='Write OTEL = {}, or OTEL = {"ENABLED": False} to switch telemetry off.',
+            gettext("OTEL is None, which is as if it were not set: every setting has its default."),
+            hint=gettext('Write OTEL = {}, or OTEL = {"ENABLED": False} to switch telemetry off.'),
             id="django_otel.W016",
         )
 
@@ -358,8 +403,11 @@ def _check_environment(config: Config) -> Iterator[CheckMessage]:
             if source.startswith("environment ") and _is_given(given, dotted) and wanted[dotted] != in_force[dotted]:
                 place = "OTEL" + "".join(f'["{part}"]' for part in dotted.split("."))
                 yield Warning(
-                    f"{place} is overridden by the {source.replace('environment ', 'environment variable ', 1)}.",
-                    hint="`manage.py otel config` shows the value in force. Unset the variable or remove the setting.",
+                    gettext("%(place)s is overridden by the environment variable %(name)s.")
+                    % {"place": place, "name": source.removeprefix("environment ")},
+                    hint=gettext(
+                        "`manage.py otel config` shows the value in force. Unset the variable or remove the setting."
+                    ),
                     id="django_otel.W007",
                 )
     for ignored in config.warnings:
@@ -380,12 +428,13 @@ def _check_table(config: Config) -> Iterator[CheckMessage]:
         return
     from django_otel.live_sampling import follower
 
-    problem = follower.table_problem()
-    if problem:
-        message, _, fix = problem.partition(" Run: ")
+    if follower.table_problem():
+        alias = follower.policy_alias()
         yield Warning(
-            message,
-            hint=f'Run: {fix or "manage.py migrate django_otel"} (or set OTEL["SAMPLING"]["LIVE"] = False).',
+            gettext('The table of the sampling policy is missing in database "%(database)s"; the settings apply.')
+            % {"database": alias},
+            hint=gettext('Run: %(command)s (or set OTEL["SAMPLING"]["LIVE"] = False).')
+            % {"command": follower.migrate_command(alias)},
             id="django_otel.W008",
         )
 
@@ -405,9 +454,16 @@ def _check_driver(config: Config) -> Iterator[CheckMessage]:
     driver = "psycopg 3" if is_psycopg3 else "psycopg2"
     databases = ", ".join(map(repr, aliases))
     yield Warning(
-        f'OTEL["INSTRUMENT"] names "{other}", but Django talks to PostgreSQL (database {databases}) with {driver}.',
-        hint="Django's own queries are traced with any driver. For connections of your own over "
-        f'{driver} name "{used}" instead, else leave "{other}" out.',
+        gettext(
+            'OTEL["INSTRUMENT"] names "%(other)s", but Django talks to PostgreSQL (database %(databases)s) with '
+            "%(driver)s."
+        )
+        % {"other": other, "databases": databases, "driver": driver},
+        hint=gettext(
+            "Django's own queries are traced with any driver. For connections of your own over %(driver)s name "
+            '"%(used)s" instead, else leave "%(other)s" out.'
+        )
+        % {"other": other, "used": used, "driver": driver},
         id="django_otel.W009",
     )
 
@@ -420,9 +476,12 @@ def _check_headers(config: Config) -> Iterator[CheckMessage]:
         sensitive = [name for name in names if DENIED_HEADER.search(name)]
         if sensitive:
             yield Warning(
-                f'OTEL["REQUEST"]["{key}"] asks for {", ".join(map(repr, sensitive))}, which may hold secrets; what is '
-                "sensitive is never recorded, whatever the settings say.",
-                hint="Remove it from the list.",
+                gettext(
+                    "%(place)s asks for %(names)s, which may hold secrets; what is sensitive is never recorded, "
+                    "whatever the settings say."
+                )
+                % {"place": f'OTEL["REQUEST"]["{key}"]', "names": ", ".join(map(repr, sensitive))},
+                hint=gettext("Remove it from the list."),
                 id="django_otel.W010",
             )
 
@@ -430,9 +489,11 @@ def _check_headers(config: Config) -> Iterator[CheckMessage]:
 def _check_provider(config: Config) -> Iterator[CheckMessage]:
     if config.sampling.live and runtime.current().is_foreign:
         yield Warning(
-            "Sampling is to follow the admin, but another tool's tracer provider is in use and decides for itself; the "
-            "admin's ratio has no effect.",
-            hint='Set OTEL["PROVIDERS"] = "own" to use ours, or OTEL["SAMPLING"]["LIVE"] = False.',
+            gettext(
+                "Sampling is to follow the admin, but another tool's tracer provider is in use and decides for itself; "
+                "the admin's ratio has no effect."
+            ),
+            hint=gettext('Set OTEL["PROVIDERS"] = "own" to use ours, or OTEL["SAMPLING"]["LIVE"] = False.'),
             id="django_otel.W011",
         )
 
@@ -447,7 +508,8 @@ def _check_instrumentors(config: Config) -> Iterator[CheckMessage]:
         reason = state.reason if state is not None and state.is_complaint else instrumentors.find_obstacle(name)
         if reason:
             yield Warning(
-                f'OTEL["INSTRUMENT"] names "{name}", which cannot be switched on: {reason}',
-                hint="Install what is missing, or remove the name from the list.",
+                gettext('OTEL["INSTRUMENT"] names "%(name)s", which cannot be switched on: %(reason)s')
+                % {"name": name, "reason": reason},
+                hint=gettext("Install what is missing, or remove the name from the list."),
                 id="django_otel.W012",
             )

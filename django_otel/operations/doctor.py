@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 from django.conf import settings
 from django.db import connections
 from django.urls import NoReverseMatch, reverse
+from django.utils.translation import gettext, gettext_lazy
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
@@ -39,7 +40,11 @@ from django_otel.redaction.scrub import Scrubber
 Outcome = Literal["ok", "note", "warning", "failed"]
 SIGNALS = ("traces", "metrics", "logs")
 SCOPE = "django_otel.doctor"
-_WHAT = {"traces": "one span", "metrics": "one metric", "logs": "one log record"}
+_ARRIVED = {
+    "traces": gettext_lazy("one span arrived at %(place)s in %(duration)s ms."),
+    "metrics": gettext_lazy("one metric arrived at %(place)s in %(duration)s ms."),
+    "logs": gettext_lazy("one log record arrived at %(place)s in %(duration)s ms."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ def try_exporters(config: Config, timeout_s: float) -> list[Finding]:
     shortened = _shorten(config, timeout_s)
     tasks = [(name, signal) for signal in SIGNALS for name in getattr(config, signal).exporters]
     findings = [
-        Finding(signal, "note", "no exporter is configured" + _why_none(config, signal))
+        Finding(signal, "note", _why_none(config, signal))
         for signal in SIGNALS
         if not getattr(config, signal).exporters
     ]
@@ -75,8 +80,11 @@ def try_exporters(config: Config, timeout_s: float) -> list[Finding]:
 
 def _why_none(config: Config, signal: str) -> str:
     if signal != "traces" or not config.sources.get("TRACES.EXPORTERS", "").endswith("(auto)"):
-        return "."
-    return ': "auto" exports when an endpoint is set (OTEL["TRACES"]["ENDPOINT"] or OTEL_EXPORTER_OTLP_ENDPOINT).'
+        return gettext("no exporter is configured.")
+    return gettext(
+        'no exporter is configured: "auto" exports when an endpoint is set (OTEL["TRACES"]["ENDPOINT"] or '
+        "OTEL_EXPORTER_OTLP_ENDPOINT)."
+    )
 
 
 def _shorten(config: Config, timeout_s: float) -> Config:
@@ -90,13 +98,15 @@ def _shorten(config: Config, timeout_s: float) -> Config:
 def _try_exporter(name: str, signal: str, config: Config, timeout_s: float, heard: _Heard) -> Finding:
     subject = f"{signal} {name}"
     if name == "prometheus":
-        return Finding(subject, "ok", f"numbers are served on {_metrics_address()}, nothing is sent.")
+        message = gettext("numbers are served on %(address)s, nothing is sent.")
+        return Finding(subject, "ok", message % {"address": _metrics_address()})
     if name == "prometheus-registry":
-        return Finding(subject, "ok", "numbers are a collector in prometheus_client's registry, nothing is sent.")
+        message = gettext("numbers are a collector in prometheus_client's registry, nothing is sent.")
+        return Finding(subject, "ok", message)
     if name == "memory":
-        return Finding(subject, "warning", "kept in memory only; meant for tests.")
+        return Finding(subject, "warning", gettext("kept in memory only; meant for tests."))
     if name == "console":
-        return Finding(subject, "ok", "printed on the console, nothing is sent.")
+        return Finding(subject, "ok", gettext("printed on the console, nothing is sent."))
     try:
         if name not in pipelines.OTLP_KINDS:
             return _try_own(subject, name, config)
@@ -104,25 +114,31 @@ def _try_exporter(name: str, signal: str, config: Config, timeout_s: float, hear
     except ConfigError as error:
         return Finding(subject, "failed", error.problems[0].message, error.problems[0].hint)
     except Exception as error:
-        return Finding(subject, "failed", f"the exporter cannot be built: {name_error(error)}.")
+        return Finding(subject, "failed", _not_built(error))
     return _try_otlp(subject, name, signal, config, exporter, timeout_s, heard)
+
+
+def _not_built(error: Exception) -> str:
+    return gettext("the exporter cannot be built: %(error)s.") % {"error": name_error(error)}
 
 
 def _try_own(subject: str, path: str, config: Config) -> Finding:
     made = pipelines.import_path(path)()
     try:
         if isinstance(made, SpanProcessor):
-            return Finding(subject, "ok", f"gives a {type(made).__name__}; a span processor cannot be tried from here.")
+            text = gettext("gives a %(type)s; a span processor cannot be tried from here.")
+            return Finding(subject, "ok", text % {"type": type(made).__name__})
         if not callable(getattr(made, "export", None)):
-            text = f"gives a {type(made).__name__}; expected a SpanExporter or a SpanProcessor."
-            return Finding(subject, "failed", text)
+            text = gettext("gives a %(type)s; expected a SpanExporter or a SpanProcessor.")
+            return Finding(subject, "failed", text % {"type": type(made).__name__})
         with suppress_instrumentation():
             result = made.export(build_test_spans(config))
         if getattr(result, "name", "") == "SUCCESS":
-            return Finding(subject, "ok", "took one span.")
-        return Finding(subject, "failed", "did not take one span; its log says why.")
+            return Finding(subject, "ok", gettext("took one span."))
+        return Finding(subject, "failed", gettext("did not take one span; its log says why."))
     except Exception as error:
-        return Finding(subject, "failed", f"raised {name_error(error)} at the export of one span.")
+        text = gettext("raised %(error)s at the export of one span.")
+        return Finding(subject, "failed", text % {"error": name_error(error)})
     finally:
         with contextlib.suppress(Exception):
             made.shutdown()
@@ -151,11 +167,12 @@ def _try_otlp(
         else:
             reason = None if arrived else probe_grpc(settings, signal, timeout_s)
     if arrived and reason is None:
-        return Finding(subject, "ok", f"{_WHAT[signal]} arrived at {place} in {took_ms:.0f} ms.")
+        return Finding(subject, "ok", _ARRIVED[signal] % {"place": place, "duration": f"{took_ms:.0f}"})
     if reason is not None:
         return Finding(subject, "failed", f"{place}: {reason.text}", reason.advice)
-    last = Scrubber().text(said[-1]) if said else "no reason given"
-    return Finding(subject, "failed", f"{place} takes an empty request, but not ours: {last}")
+    last = Scrubber().text(said[-1]) if said else gettext("no reason given")
+    text = gettext("%(place)s takes an empty request, but not ours: %(reason)s")
+    return Finding(subject, "failed", text % {"place": place, "reason": last})
 
 
 def describe_endpoint(name: str, signal: str, config: Config) -> str:
@@ -307,7 +324,8 @@ def examine(config: Config, timeout_s: float) -> list[Finding]:
     """
     findings = [*_examine_configuration(config)]
     if not config.enabled:
-        findings.append(Finding("telemetry", "note", "is switched off (ENABLED); nothing else was tried."))
+        text = gettext("is switched off (ENABLED); nothing else was tried.")
+        findings.append(Finding("telemetry", "note", text))
         return findings
     findings += _examine_provider(config)
     findings += try_exporters(config, timeout_s)
@@ -324,22 +342,25 @@ def _examine_configuration(config: Config) -> Iterator[Finding]:
     found += checks.check_live_table(databases=list(connections))
     failed = [message for message in found if message.is_serious()]
     if not failed:
-        yield Finding("configuration", "ok", f"settings.OTEL is valid; the service is called {name!r}.")
+        text = gettext("settings.OTEL is valid; the service is called %(name)s.")
+        yield Finding("configuration", "ok", text % {"name": repr(name)})
     for message in found:
         outcome: Outcome = "failed" if message.is_serious() else "warning"
         yield Finding(f"configuration {message.id}", outcome, str(message.msg), str(message.hint or ""))
     if checks.find_middleware():
-        yield Finding("middleware", "ok", "OTelMiddleware is in MIDDLEWARE.")
+        yield Finding("middleware", "ok", gettext("OTelMiddleware is in MIDDLEWARE."))
 
 
 def _examine_provider(config: Config) -> Iterator[Finding]:
     current = runtime.current()
     if config.providers == "none":
-        yield Finding("provider", "note", 'OTEL["PROVIDERS"] is "none": there are metrics but no traces.')
+        text = gettext('OTEL["PROVIDERS"] is "none": there are metrics but no traces.')
+        yield Finding("provider", "note", text)
     elif current.is_foreign:
         kind = type(current.tracer_provider)
-        text = f"another tool has installed a tracer provider ({kind.__module__}); spans go to its exporters."
-        yield Finding("provider", "warning", text, 'For those of the settings set OTEL["PROVIDERS"] = "own".')
+        text = gettext("another tool has installed a tracer provider (%(module)s); spans go to its exporters.")
+        advice = gettext('For those of the settings set OTEL["PROVIDERS"] = "own".')
+        yield Finding("provider", "warning", text % {"module": kind.__module__}, advice)
 
 
 def _examine_metrics_page(config: Config) -> Iterator[Finding]:
@@ -348,13 +369,15 @@ def _examine_metrics_page(config: Config) -> Iterator[Finding]:
     try:
         url = reverse("django_otel:metrics")
     except NoReverseMatch:
-        advice = 'Add path("", include("django_otel.urls")) to the urlpatterns.'
-        yield Finding("/metrics", "warning", "no URL leads to it.", advice)
+        advice = gettext('Add path("", include("django_otel.urls")) to the urlpatterns.')
+        yield Finding("/metrics", "warning", gettext("no URL leads to it."), advice)
         return
     except Exception as error:
-        yield Finding("/metrics", "failed", f"the project's URLs cannot be loaded: {name_error(error)}.")
+        text = gettext("the project's URLs cannot be loaded: %(error)s.")
+        yield Finding("/metrics", "failed", text % {"error": name_error(error)})
         return
-    yield Finding("/metrics", "ok", f"is at {url}; who may read it: {_describe_access(config)}.")
+    text = gettext("is at %(address)s; who may read it: %(access)s.")
+    yield Finding("/metrics", "ok", text % {"address": url, "access": _describe_access(config)})
 
 
 def _metrics_address() -> str:
@@ -368,16 +391,20 @@ def _metrics_address() -> str:
 
 def _describe_access(config: Config) -> str:
     allow, has_token = config.metrics_view.allow, bool(config.metrics_view.token)
+    if allow == "auto" and settings.DEBUG:
+        return gettext("everybody, because DEBUG is on")
     texts = {
-        "all": "everybody",
-        "staff": "signed-in staff",
-        "token": "whoever sends the token",
-        "private": "direct clients with a private address" + (", whoever sends the token" if has_token else ""),
-        "auto": "everybody, because DEBUG is on"
-        if settings.DEBUG
-        else ("whoever sends the token, " if has_token else "") + "signed-in staff",
+        "all": gettext("everybody"),
+        "staff": gettext("signed-in staff"),
+        "token": gettext("whoever sends the token"),
+        "private": gettext("direct clients with a private address, whoever sends the token")
+        if has_token
+        else gettext("direct clients with a private address"),
+        "auto": gettext("whoever sends the token, signed-in staff") if has_token else gettext("signed-in staff"),
     }
-    return texts.get(allow, f"decided by {allow}") if isinstance(allow, str) else "decided by the project's function"
+    if not isinstance(allow, str):
+        return gettext("decided by the project's function")
+    return texts.get(allow) or gettext("decided by %(path)s") % {"path": allow}
 
 
 def _examine_instrumentors(config: Config) -> Iterator[Finding]:
@@ -385,24 +412,24 @@ def _examine_instrumentors(config: Config) -> Iterator[Finding]:
     for name in config.instrument:
         state = known.get(name)
         if state is None:
-            obstacle = instrumentors.find_obstacle(name)
-            yield Finding(f"instrumentor {name}", "note", f"off: {obstacle or 'not switched on in this command.'}")
+            reason = instrumentors.find_obstacle(name) or gettext("not switched on in this command.")
+            yield Finding(f"instrumentor {name}", "note", gettext("off: %(reason)s") % {"reason": reason})
         elif state.is_on:
-            yield Finding(f"instrumentor {name}", "ok", "on.")
+            yield Finding(f"instrumentor {name}", "ok", gettext("on."))
         else:
             # A complaint stands among the warnings of the configuration already.
-            yield Finding(f"instrumentor {name}", "note", f"off: {state.reason}")
+            yield Finding(f"instrumentor {name}", "note", gettext("off: %(reason)s") % {"reason": state.reason})
 
 
 def _send_spans(name: str, spans: list[ReadableSpan], config: Config, timeout_s: float, heard: _Heard) -> Finding:
     if name == "memory":
-        return Finding("memory", "warning", "kept in memory only; nothing was sent.")
+        return Finding("memory", "warning", gettext("kept in memory only; nothing was sent."))
     subject, place = name, ""
     try:
         if name == "console":
             exporter: Any = ConsoleSpanExporter()
         elif name in pipelines.OTLP_KINDS:
-            place = f" to {describe_endpoint(name, 'traces', config)}"
+            place = describe_endpoint(name, "traces", config)
             exporter = pipelines.build_otlp_exporter(name, "traces", config)
         else:
             exporter = pipelines.import_path(name)()
@@ -411,20 +438,24 @@ def _send_spans(name: str, spans: list[ReadableSpan], config: Config, timeout_s:
                     exporter.on_end(span)
                 exporter.force_flush(int(timeout_s * 1000))
                 exporter.shutdown()
-                return Finding(subject, "ok", "was handed the trace.")
+                return Finding(subject, "ok", gettext("was handed the trace."))
     except ConfigError as error:
         return Finding(subject, "failed", error.problems[0].message, error.problems[0].hint)
     except Exception as error:
-        return Finding(subject, "failed", f"the exporter cannot be built: {name_error(error)}.")
+        return Finding(subject, "failed", _not_built(error))
     try:
         with suppress_instrumentation(), heard.by_this_thread() as said:
             arrived = exporter.export(spans).name == "SUCCESS"
     except Exception as error:
-        return Finding(subject, "failed", f"raised {name_error(error)} at the export.")
+        text = gettext("raised %(error)s at the export.")
+        return Finding(subject, "failed", text % {"error": name_error(error)})
     finally:
         with contextlib.suppress(Exception):
             exporter.shutdown()
     if arrived:
-        return Finding(subject, "ok", f"sent{place}.")
-    last = Scrubber().text(said[-1]) if said else "no reason given."
-    return Finding(subject, "failed", f"not sent{place}: {last}", "`manage.py otel doctor` says why.")
+        text = gettext("sent to %(place)s.") % {"place": place} if place else gettext("sent.")
+        return Finding(subject, "ok", text)
+    last = Scrubber().text(said[-1]) if said else gettext("no reason given.")
+    text = gettext("not sent to %(place)s: %(reason)s") if place else gettext("not sent: %(reason)s")
+    advice = gettext("`manage.py otel doctor` says why.")
+    return Finding(subject, "failed", text % {"place": place, "reason": last}, advice)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from django.utils.translation import gettext
+
 from django_otel.export import pipelines
 
 _SERVICES = {
@@ -67,39 +69,55 @@ def explain_answer(status: int, headers: Any, url: str, signal: str) -> Reason |
     if 200 <= status < 300:
         if kind in ("text/html", "application/xhtml+xml"):
             return Reason(
-                f"answers {status} with a web page ({kind}), not as an OTLP receiver does.",
-                f'Something else listens there; look at {place}["ENDPOINT"].',
+                gettext("answers %(status)s with a web page (%(type)s), not as an OTLP receiver does.")
+                % {"status": status, "type": kind},
+                gettext("Something else listens there; look at %(setting)s.") % {"setting": f'{place}["ENDPOINT"]'},
             )
         return None
     if 300 <= status < 400:
         where = show_url(str(headers.get("location", "")))
-        return Reason(
-            f"redirects ({status}) to {where or 'elsewhere'}.", f'Set {place}["ENDPOINT"] to the final address.'
-        )
-    texts = {
-        400: ("400 Bad Request: it did not understand the message.", "Is it an OTLP receiver of this signal?"),
-        401: ("401 Unauthorized: credentials are missing or wrong.", f'Look at {place}["HEADERS"].'),
-        403: (
-            "403 Forbidden: the credentials may not write there.",
-            f'Look at {place}["HEADERS"] and at the rights of its key.',
-        ),
-        404: (
-            f"404 Not Found: nothing at the path {urlsplit(url).path or '/'}.",
-            f"An OTLP receiver takes {signal} at /v1/{signal}, sometimes below a prefix.",
-        ),
-        405: (
-            "405 Method Not Allowed: it takes no POST at this path.",
-            f"An OTLP receiver takes {signal} at /v1/{signal}, sometimes below a prefix.",
-        ),
-        413: ("413: the message is too large for it.", 'Lower OTEL["TRACES"]["BATCH"]["BATCH_SIZE"].'),
-        415: ("415 Unsupported Media Type: it takes no protobuf.", "Is it an OTLP receiver?"),
-        429: ("429 Too Many Requests: it limits the rate.", "Sample less, or raise the limit there."),
-    }
-    other = f"{status}: it has a fault of its own." if status >= 500 else f"{status}, which OTLP does not know."
-    text, advice = texts.get(status, (other, ""))
+        text = gettext("redirects (%(status)s) to %(address)s.") if where else gettext("redirects (%(status)s).")
+        advice = gettext("Set %(setting)s to the final address.") % {"setting": f'{place}["ENDPOINT"]'}
+        return Reason(text % {"status": status, "address": where}, advice)
+    text, advice = _explain_status(status, urlsplit(url).path or "/", signal, f'{place}["HEADERS"]')
     if kind == "text/html":
-        text += " The answer is a web page (text/html)."
-    return Reason(f"answers {text}", advice)
+        text = f"{text} {gettext('The answer is a web page (text/html).')}"
+    return Reason(text, advice)
+
+
+def _explain_status(status: int, path: str, signal: str, setting: str) -> tuple[str, str]:
+    """The meaning of an HTTP status of 400 or more, and what to do."""
+    is_receiver = gettext("Is it an OTLP receiver of this signal?")
+    look_at = gettext("Look at %(setting)s.") % {"setting": setting}
+    where = gettext("An OTLP receiver takes %(signal)s at %(path)s, sometimes below a prefix.") % {
+        "signal": signal, "path": f"/v1/{signal}"
+    }  # fmt: skip
+    known = {
+        400: (gettext("answers 400 Bad Request: it did not understand the message."), is_receiver),
+        401: (gettext("answers 401 Unauthorized: credentials are missing or wrong."), look_at),
+        403: (
+            gettext("answers 403 Forbidden: the credentials may not write there."),
+            gettext("Look at %(setting)s and at the rights of its key.") % {"setting": setting},
+        ),
+        404: (gettext("answers 404 Not Found: nothing at the path %(path)s.") % {"path": path}, where),
+        405: (gettext("answers 405 Method Not Allowed: it takes no POST at this path."), where),
+        413: (
+            gettext("answers 413: the message is too large for it."),
+            gettext("Lower %(setting)s.") % {"setting": 'OTEL["TRACES"]["BATCH"]["BATCH_SIZE"]'},
+        ),
+        415: (
+            gettext("answers 415 Unsupported Media Type: it takes no protobuf."), gettext("Is it an OTLP receiver?")
+        ),
+        429: (
+            gettext("answers 429 Too Many Requests: it limits the rate."),
+            gettext("Sample less, or raise the limit there."),
+        ),
+    }  # fmt: skip
+    if status in known:
+        return known[status]
+    if status >= 500:
+        return gettext("answers %(status)s: it has a fault of its own.") % {"status": status}, ""
+    return gettext("answers %(status)s, which OTLP does not know.") % {"status": status}, ""
 
 
 def explain_http_error(error: BaseException, url: str, timeout_s: float) -> Reason:
@@ -111,20 +129,12 @@ def explain_http_error(error: BaseException, url: str, timeout_s: float) -> Reas
     chain = list(_causes(error))
     text = " ".join(str(cause) for cause in chain)
     if isinstance(error, requests.exceptions.ProxyError):
-        return Reason("the proxy of the environment (HTTP_PROXY, HTTPS_PROXY) does not let the request through.",
-                       f"Set NO_PROXY={host} or repair the proxy.")  # fmt: skip
+        return Reason(
+            gettext("the proxy of the environment (HTTP_PROXY, HTTPS_PROXY) does not let the request through."),
+            gettext("Set NO_PROXY=%(host)s or repair the proxy.") % {"host": host},
+        )
     if isinstance(error, requests.exceptions.SSLError):
-        if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
-            return Reason(
-                "TLS failed: the server does not speak TLS on this port.", "Write http:// instead of https://."
-            )
-        if "CERTIFICATE_VERIFY_FAILED" in text:
-            why = "self-signed or of an unknown authority" if "self" in text or "local issuer" in text else "not valid"
-            return Reason(
-                f"TLS failed: the server's certificate is {why}.",
-                "Set OTEL_EXPORTER_OTLP_CERTIFICATE to the file of the authority that signed it.",
-            )
-        return Reason("TLS failed: client and server found no common ground.")
+        return _explain_tls_error(text)
     if any(isinstance(cause, socket.gaierror) for cause in chain) or "NameResolutionError" in text:
         return _unresolved(host)
     if any(isinstance(cause, ConnectionRefusedError) for cause in chain):
@@ -132,38 +142,66 @@ def explain_http_error(error: BaseException, url: str, timeout_s: float) -> Reas
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return _unanswered(timeout_s)
     if isinstance(error, requests.exceptions.Timeout):
-        return Reason(
-            f"timeout: the connection was taken, but no answer came within {timeout_s:g} s.",
-            "The receiver hangs, or something else listens there.",
-        )
+        return _hanging(timeout_s)
     if isinstance(error, requests.exceptions.ConnectionError) and _is_nonsense(text):
         return Reason(
-            "the server did not answer in HTTP/1.1; it may speak gRPC on this port, or TLS.",
-            'OTLP over HTTP usually has port 4318 and gRPC 4317: change the port, or use the exporter "otlp-grpc".',
+            gettext("the server did not answer in HTTP/1.1; it may speak gRPC on this port, or TLS."),
+            gettext(
+                'OTLP over HTTP usually has port 4318 and gRPC 4317: change the port, or use the exporter "otlp-grpc".'
+            ),
         )
     if "unreachable" in text.lower() or "No route" in text:
-        return Reason(f"the host {host!r} cannot be reached from this network.")
-    return Reason(f"the request failed: {name_error(error)}.")
+        return Reason(gettext("the host %(host)s cannot be reached from this network.") % {"host": repr(host)})
+    return Reason(gettext("the request failed: %(error)s.") % {"error": name_error(error)})
+
+
+def _explain_tls_error(text: str) -> Reason:
+    if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
+        return _no_tls()
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        if "self" in text or "local issuer" in text:
+            said = gettext("TLS failed: the server's certificate is self-signed or of an unknown authority.")
+        else:
+            said = gettext("TLS failed: the server's certificate is not valid.")
+        return Reason(said, gettext("Set OTEL_EXPORTER_OTLP_CERTIFICATE to the file of the authority that signed it."))
+    return Reason(gettext("TLS failed: client and server found no common ground."))
+
+
+def _no_tls() -> Reason:
+    return Reason(
+        gettext("TLS failed: the server does not speak TLS on this port."),
+        gettext("Write http:// instead of https://."),
+    )
+
+
+def _hanging(timeout_s: float) -> Reason:
+    return Reason(
+        gettext("timeout: the connection was taken, but no answer came within %(seconds)s s.")
+        % {"seconds": f"{timeout_s:g}"},
+        gettext("The receiver hangs, or something else listens there."),
+    )
 
 
 def _unresolved(host: str) -> Reason:
     return Reason(
-        f"the host name {host!r} cannot be resolved (DNS).", "Is the name right, and known from this machine?"
+        gettext("the host name %(host)s cannot be resolved (DNS).") % {"host": repr(host)},
+        gettext("Is the name right, and known from this machine?"),
     )
 
 
 def _unanswered(timeout_s: float) -> Reason:
     return Reason(
-        f"no answer to the attempt to connect within {timeout_s:g} s.",
-        "The host is down, or a firewall drops packets.",
+        gettext("no answer to the attempt to connect within %(seconds)s s.") % {"seconds": f"{timeout_s:g}"},
+        gettext("The host is down, or a firewall drops packets."),
     )
 
 
 def _refused(host: str, port: int) -> tuple[str, str]:
-    advice = "Is the receiver running, and does it listen on this address?"
+    advice = gettext("Is the receiver running, and does it listen on this address?")
     if host in ("localhost", "127.0.0.1", "::1"):
-        advice += " In a container localhost is the container itself."
-    return f"connection refused: nothing listens on {host}:{port}.", advice
+        advice = f"{advice} {gettext('In a container localhost is the container itself.')}"
+    text = gettext("connection refused: nothing listens on %(address)s.")
+    return text % {"address": f"{host}:{port}"}, advice
 
 
 def _is_nonsense(text: str) -> bool:
@@ -195,7 +233,10 @@ def name_error(error: BaseException) -> str:
 def probe_grpc(settings: Any, signal: str, timeout_s: float) -> Reason | None:
     """Send an empty message and explain the answer; None when it was taken."""
     if importlib.util.find_spec("grpc") is None:
-        return Reason("the package grpcio is not installed.", 'Run: pip install "django-otel-kit[grpc]"')
+        return Reason(
+            gettext("the package %(name)s is not installed.") % {"name": "grpcio"},
+            gettext("Run: %(command)s") % {"command": 'pip install "django-otel-kit[grpc]"'},
+        )
     import grpc
 
     target = pipelines.grpc_target(settings)
@@ -230,37 +271,39 @@ def _probe_tcp(address: str, default_port: int, timeout_s: float) -> Reason | No
     except TimeoutError:
         return _unanswered(timeout_s)
     except OSError as error:
-        return Reason(f"the host {host!r} cannot be reached: {error.strerror or name_error(error)}.")
+        text = gettext("the host %(host)s cannot be reached: %(reason)s.")
+        return Reason(text % {"host": repr(host), "reason": error.strerror or name_error(error)})
     return None
 
 
 def explain_grpc_error(code: str, details: str, signal: str, is_secure: bool, timeout_s: float) -> Reason:
     """Return the meaning of a gRPC status for an operator."""
-    place = f'OTEL["{signal.upper()}"]'
+    look_at = gettext("Look at %(setting)s.") % {"setting": f'OTEL["{signal.upper()}"]["HEADERS"]'}
     low = details.lower()
     if code == "UNAUTHENTICATED":
-        return Reason("UNAUTHENTICATED: credentials are missing or wrong.", f'Look at {place}["HEADERS"].')
+        return Reason(gettext("UNAUTHENTICATED: credentials are missing or wrong."), look_at)
     if code == "PERMISSION_DENIED":
-        return Reason("PERMISSION_DENIED: the credentials may not write there.", f'Look at {place}["HEADERS"].')
+        return Reason(gettext("PERMISSION_DENIED: the credentials may not write there."), look_at)
     if code == "UNIMPLEMENTED":
-        return Reason(f"UNIMPLEMENTED: it speaks gRPC, but takes no {signal}.", "Something else listens there.")
-    if code == "DEADLINE_EXCEEDED":
         return Reason(
-            f"timeout: the connection was taken, but no answer came within {timeout_s:g} s.",
-            "The receiver hangs, or something else listens there.",
+            gettext("UNIMPLEMENTED: it speaks gRPC, but takes no %(signal)s.") % {"signal": signal},
+            gettext("Something else listens there."),
         )
+    if code == "DEADLINE_EXCEEDED":
+        return _hanging(timeout_s)
     if "certificate" in low or "ssl" in low or "tls" in low or "handshak" in low:
         if is_secure and "wrong_version" in low.replace(" ", "_"):
-            return Reason(
-                "TLS failed: the server does not speak TLS on this port.", "Write http:// instead of https://."
-            )
+            return _no_tls()
         return Reason(
-            "TLS failed: the server's certificate is not accepted, or it does not speak TLS on this port.",
-            "Set OTEL_EXPORTER_OTLP_CERTIFICATE to the authority's file, or write http:// for a server without TLS.",
+            gettext("TLS failed: the server's certificate is not accepted, or it does not speak TLS on this port."),
+            gettext(
+                "Set OTEL_EXPORTER_OTLP_CERTIFICATE to the authority's file, or write http:// for a server without TLS."
+            ),
         )
     if code in ("UNAVAILABLE", "UNKNOWN", "INTERNAL"):
         return Reason(
-            f"{code}: the server does not speak gRPC on this port; it may speak HTTP, or TLS.",
-            'OTLP over gRPC usually has port 4317 and HTTP 4318: change the port, or use the exporter "otlp".',
+            gettext("%(status)s: the server does not speak gRPC on this port; it may speak HTTP, or TLS.")
+            % {"status": code},
+            gettext('OTLP over gRPC usually has port 4317 and HTTP 4318: change the port, or use the exporter "otlp".'),
         )
-    return Reason(f"gRPC status {code}.")
+    return Reason(gettext("gRPC status %(status)s.") % {"status": code})

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from http.server import BaseHTTPRequestHandler
 
+from django.utils.translation import gettext, ngettext
+
 from django_otel.base import guard
 from django_otel.metrics import exposition
 from django_otel.metrics.model import Family
@@ -154,7 +156,12 @@ class ScrapeServer:
             if connection in self._waiting:
                 self._waiting.remove(connection)
                 assert connection.exchange is not None
-                connection.exchange.say(503, f"{MAX_SCRAPES} scrapes are under way; try again.", {"Retry-After": "5"})
+                message = ngettext(
+                    "%(count)d scrape is under way; try again.",
+                    "%(count)d scrapes are under way; try again.",
+                    MAX_SCRAPES,
+                )
+                connection.exchange.say(503, message % {"count": MAX_SCRAPES}, {"Retry-After": "5"})
                 self._answer(connection)
             else:
                 self._close(connection)
@@ -302,15 +309,18 @@ class _Exchange(BaseHTTPRequestHandler):
             return False
         path = self.path.partition("?")[0]
         if self.command not in ("GET", "HEAD"):
-            self.say(405, "Only GET and HEAD are allowed here.", {"Allow": "GET, HEAD"})
+            self.say(405, gettext("Only GET and HEAD are allowed here."), {"Allow": "GET, HEAD"})
         elif path == "/livez":
             self.say(200, "ok")
         elif path != "/metrics":
-            self.say(404, "The numbers are at /metrics.")
+            self.say(404, gettext("The numbers are at /metrics."))
         elif not source.is_allowed(self.headers.get("Authorization", "")):
             self.say(
                 401,
-                'Send the metrics token as "Authorization: Bearer <token>" (authorization.credentials in Prometheus).',
+                gettext(
+                    'Send the metrics token as "Authorization: Bearer <token>" (authorization.credentials in '
+                    "Prometheus)."
+                ),
                 {"WWW-Authenticate": 'Bearer realm="metrics"'},
             )
         else:
@@ -319,7 +329,8 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def refuse_length(self) -> None:
         """Answer a head that is too long."""
-        self.say(431, f"The request line and headers may have {MAX_HEAD_BYTES} bytes together.")
+        message = gettext("The request line and headers may have %(count)s bytes together.")
+        self.say(431, message % {"count": MAX_HEAD_BYTES})
 
     def render(self, source: Source) -> None:
         """Answer with the page, or with the reason why there is none."""
@@ -329,7 +340,7 @@ class _Exchange(BaseHTTPRequestHandler):
             self.say(503, str(error))
         except Exception as error:
             guard.report("the scrape of manage.py otel serve", error)
-            self.say(500, "This page failed; the log says why.")
+            self.say(500, gettext("This page failed; the log says why."))
 
     def _render(self, source: Source) -> None:
         page_format = exposition.negotiate(self._header("Accept"))

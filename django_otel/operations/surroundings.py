@@ -14,6 +14,7 @@ from pathlib import Path
 import django
 from django.core.cache import caches
 from django.db import connections
+from django.utils.translation import gettext
 
 from django_otel import conf
 from django_otel._version import __version__
@@ -64,10 +65,10 @@ def find_obstacle(path: Path) -> str:
         while not place.exists() and place != place.parent:
             place = place.parent
         if not place.is_dir():
-            return f"{place} is not a folder"
+            return gettext("%(path)s is not a folder") % {"path": place}
     mode = os.W_OK | (os.X_OK if place.is_dir() else 0)
     if not os.access(place, mode, effective_ids=os.access in os.supports_effective_ids):
-        return f"{place} is not writable"
+        return gettext("%(path)s is not writable") % {"path": place}
     return ""
 
 
@@ -83,10 +84,10 @@ def find_folder_obstacle(base: Path) -> str:
     except OSError as error:
         return str(error) if isinstance(error, private_files.Unusable) else f"{folder}: {error.strerror}"
     if not place.is_dir():
-        return f"{place} is not a folder"
+        return gettext("%(path)s is not a folder") % {"path": place}
     # Asked with the effective user, as the kernel will; also says no for a file system that is mounted read-only.
     if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        return f"{place} is not writable"
+        return gettext("%(path)s is not writable") % {"path": place}
     return ""
 
 
@@ -115,13 +116,16 @@ def examine(config: Config, timeout_s: float) -> Iterator[Line]:
     if {"prometheus", "prometheus-registry"} & set(config.metrics.exporters):
         folder = find_shared_folder(config)
         if folder is not None:
-            yield "shared folder", "ok", f"worker processes share their numbers in {folder}.", ""
+            text = gettext("worker processes share their numbers in %(path)s.") % {"path": folder}
+            yield "shared folder", "ok", text, ""
         else:
             yield (
                 "shared folder",
                 "note",
-                "worker processes cannot share their numbers; /metrics shows those of the process that answers.",
-                'Set OTEL["METRICS"]["SHARED_DIR"] to a folder that the server may write to.',
+                gettext(
+                    "worker processes cannot share their numbers; /metrics shows those of the process that answers."
+                ),
+                gettext('Set OTEL["METRICS"]["SHARED_DIR"] to a folder that the server may write to.'),
             )
     yield from _examine_console(config)
 
@@ -136,10 +140,11 @@ def _run_probes(probes: list[tuple[str, Callable[[], str]]], timeout_s: float) -
             try:
                 yield subject, "ok", future.result(timeout_s), ""
             except FutureTimeoutError:
-                yield subject, "warning", f"no answer within {timeout_s:g} s.", ""
+                text = gettext("no answer within %(seconds)s s.") % {"seconds": f"{timeout_s:g}"}
+                yield subject, "warning", text, ""
             except Exception as error:
                 # Its text may hold addresses and passwords.
-                yield subject, "warning", f"cannot be used: {type(error).__name__}.", ""
+                yield subject, "warning", gettext("cannot be used: %(error)s.") % {"error": type(error).__name__}, ""
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -155,26 +160,30 @@ def _ask_database(alias: str) -> str:
             connection.close()
     if not is_usable:
         raise RuntimeError
-    return f"answers ({connection.vendor})."
+    return gettext("answers (%(kind)s).") % {"kind": connection.vendor}
 
 
 def _ask_cache(alias: str) -> str:
     with suppress_instrumentation():
         caches[alias].get("django_otel.doctor")
-    return f"answers ({caches.settings[alias].get('BACKEND', '?').rpartition('.')[2]})."
+    return gettext("answers (%(kind)s).") % {"kind": caches.settings[alias].get("BACKEND", "?").rpartition(".")[2]}
 
 
 def _examine_console(config: Config) -> Iterator[Line]:
     if not conf.is_console_on(config):
-        yield "console", "note", "is off (CONSOLE.ENABLED, by default as DEBUG).", ""
+        yield "console", "note", gettext("is off (CONSOLE.ENABLED, by default as DEBUG)."), ""
         return
-    why = " because DEBUG is on" if config.console.enabled is None else ""
-    yield "console", "ok", f"is on{why}; its pages are in the admin.", ""
+    if config.console.enabled is None:
+        text = gettext("is on because DEBUG is on; its pages are in the admin.")
+    else:
+        text = gettext("is on; its pages are in the admin.")
+    yield "console", "ok", text, ""
     place, obstacle = find_store(config)
     if place is None:
-        yield "store", "warning", f"traces cannot be kept: {obstacle}.", 'Set OTEL["CONSOLE"]["PATH"].'
+        text = gettext("traces cannot be kept: %(reason)s.") % {"reason": obstacle}
+        yield "store", "warning", text, gettext("Set %(setting)s.") % {"setting": 'OTEL["CONSOLE"]["PATH"]'}
     else:
-        yield "store", "ok", f"traces are kept in {place}.", ""
+        yield "store", "ok", gettext("traces are kept in %(path)s.") % {"path": place}, ""
 
 
 def find_mismatches() -> tuple[str, list[str]]:
@@ -201,10 +210,14 @@ def _examine_versions() -> Iterator[Line]:
     packages = versions.installed()
     conflicts = versions.find_conflicts(packages)
     if conflicts:
-        yield "versions", "failed", f"{text}. {' '.join(conflicts)}", f"Run: {versions.repair_command(packages)}"
+        yield "versions", "failed", f"{text}. {' '.join(conflicts)}", _run(versions.repair_command(packages))
     elif mismatches:
         names = ", ".join(entry.partition("==")[0] for entry in mismatches)
-        advice = f"Run: pip install {' '.join(mismatches)}"
-        yield "versions", "warning", f"{text}; of another release are {names}.", advice
+        said = gettext("Packages of another release: %(names)s.") % {"names": names}
+        yield "versions", "warning", f"{text}. {said}", _run(f"pip install {' '.join(mismatches)}")
     else:
         yield "versions", "ok", f"{text}.", ""
+
+
+def _run(command: str) -> str:
+    return gettext("Run: %(command)s") % {"command": command}

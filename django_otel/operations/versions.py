@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 
+from django.utils.translation import gettext
+
 #: Packages with the stable number, beside those with the number of the pre-releases.
 _STABLE = re.compile(r"opentelemetry-(api|sdk|proto|exporter-(otlp.*|zipkin.*)|propagator-(b3|jaeger))")
 _STABLE_VERSION = re.compile(r"1\.(\d+)\.(\d+)")
@@ -35,7 +37,7 @@ def installed() -> dict[str, str]:
 def find_conflicts(packages: Mapping[str, str]) -> list[str]:
     """Return one sentence for each requirement between `packages` that is not met."""
     return [
-        f"{name} {version} needs {wanted}, but {_describe(other, packages)}."
+        _describe(f"{name} {version}", wanted, packages.get(other))
         for name, version in packages.items()
         for other, wanted in _unmet(name, packages)
     ]
@@ -52,8 +54,12 @@ def repair_command(packages: Mapping[str, str]) -> str:
     return "python -m pip install " + " ".join(wanted)
 
 
-def _describe(name: str, packages: Mapping[str, str]) -> str:
-    return f"{packages[name]} is installed" if name in packages else "it is not installed"
+def _describe(package: str, wanted: str, found: str | None) -> str:
+    if found is None:
+        message = gettext("%(package)s needs %(wanted)s, but it is not installed.")
+    else:
+        message = gettext("%(package)s needs %(wanted)s, but %(found)s is installed.")
+    return message % {"package": package, "wanted": wanted, "found": found}
 
 
 def _unmet(name: str, packages: Mapping[str, str]) -> Iterator[tuple[str, str]]:

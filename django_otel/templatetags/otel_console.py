@@ -6,7 +6,7 @@ from django import template
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString
 
-from django_otel.console import text
+from django_otel.base import text
 from django_otel.live_sampling.assets import static_address
 
 register = template.Library()

@@ -42,7 +42,7 @@ def test_the_debug_page_names_the_trace_and_links_to_it(client, settings, otel_s
     configure(settings, TRACE_URL=TRACE_URL)
     page = client.get("/boom/").content.decode()
     trace_id = the_trace(otel_spans)
-    assert f"Trace <code>{trace_id}</code>" in page
+    assert f'Trace <code dir="ltr">{trace_id}</code>' in page
     assert f'<a href="http://jaeger.example/trace/{trace_id}">' in page
     assert page.index("</h1>") < page.index(trace_id) < page.index("<table")
     assert "ValueError" in page
@@ -67,7 +67,7 @@ def test_a_trace_that_is_not_recorded_is_named_without_a_link(client, settings):
     settings.DEBUG = True
     configure(settings, TRACE_URL=TRACE_URL, SAMPLING={"RATIO": 0.0})
     page = client.get("/boom/").content.decode()
-    assert re.search(r"Trace <code>[0-9a-f]{32}</code> \(not recorded\)", page)
+    assert re.search(r'Trace \(not recorded\) <code dir="ltr">[0-9a-f]{32}</code>', page)
     assert "http://jaeger.example/trace/" not in page.partition("<table")[0]
 
 
@@ -76,7 +76,7 @@ def test_without_telemetry_the_debug_page_is_djangos_own(client, settings):
     configure(settings, ENABLED=False)
     page = client.get("/boom/")
     assert page.status_code == 500
-    assert "Trace <code>" not in page.content.decode()
+    assert 'Trace <code dir="ltr">' not in page.content.decode()
     assert ExceptionReporter.get_traceback_html is failures._plain_html
     configure(settings)
     assert ExceptionReporter.get_traceback_html is not failures._plain_html
@@ -120,7 +120,7 @@ def test_mails_to_the_admins_name_the_trace_and_link_to_it(client, settings, ote
     for message in admin_mails:
         assert f"Trace: {trace_id}\nhttp://jaeger.example/trace/{trace_id}\n" in message.body
     (page, _) = next(message.alternatives[0] for message in admin_mails if message.alternatives)
-    assert f"Trace <code>{trace_id}</code>" in page
+    assert f'Trace <code dir="ltr">{trace_id}</code>' in page
 
 
 def test_a_mail_links_to_the_console_with_its_host(
@@ -159,7 +159,7 @@ def test_the_page_for_visitors_names_the_trace(failing, settings, otel_spans, dj
     page = answer.content.decode()
     trace_id = the_trace(otel_spans)
     assert answer.status_code == 500
-    assert f"<code>{trace_id}</code>" in page
+    assert f'<code dir="ltr">{trace_id}</code>' in page
     assert f'href="http://jaeger.example/trace/{trace_id}"' in page
     assert "/static/django_otel/failure.css" in page
     assert "ValueError" not in page

@@ -98,7 +98,7 @@ def test_a_second_row_cannot_be_added():
 
     response = save(client, ADD, ratio="0.9")
     assert response.url == ROW
-    assert "somebody else has made the sampling policy meanwhile" in text(client.get(ROW))
+    assert "another user has made the sampling policy meanwhile" in text(client.get(ROW))
     assert SamplingPolicy.objects.get().ratio == 0.5
 
 
@@ -489,7 +489,7 @@ def test_a_rule_that_was_changed_meanwhile_counts_as_well():
     version = seen(client)
     SamplingRule.objects.create(path="/a/*", ratio=1)
     response = save(client, ROW, ratio="0.9", seen_version=version)
-    assert "Not saved: somebody else has changed the policy or its rules meanwhile. What you" in text(response)
+    assert "Not saved: another user has changed the policy or its rules meanwhile. What you" in text(response)
     assert SamplingPolicy.objects.get().ratio == 0.4
 
 
@@ -510,7 +510,7 @@ def test_a_rule_that_was_removed_meanwhile_is_named():
     data = rules({"id": str(rule.pk), "path": "/a/*", "ratio": "0.5"}, initial=1)
     rule.delete()
     response = save(client, ROW, **data)
-    assert "Somebody else has removed this rule meanwhile." in text(response)
+    assert "Another user has removed this rule meanwhile." in text(response)
     assert not SamplingRule.objects.exists()
 
 
@@ -539,7 +539,7 @@ def test_a_process_that_is_behind_is_shown_as_such():
     found = client.get(STATUS).json()
     assert (found["version"], found["is_settled"]) == (3, False)
     assert found["processes"][0]["is_current"] is False
-    assert found["summary"] == "The one process that is known does not yet apply version 3."
+    assert found["summary"] == "The only known process has not applied version 3 yet."
     assert found["next_s"] < 1
 
 
@@ -686,7 +686,7 @@ def test_the_page_says_what_is_in_force_and_why():
     """Settings, then the policy, then the policy off, then run out."""
     client = login(is_superuser=True)
     assert "100 % of new traces are recorded" in text(client.get(ADD))
-    assert 'Set by the default of OTEL["SAMPLING"]["RATIO"]: no policy is saved here.' in text(client.get(ADD))
+    assert 'Set by the default of OTEL["SAMPLING"]["RATIO"]. No policy is saved here.' in text(client.get(ADD))
 
     save(client, ADD, ratio="0.025")
     page = text(client.get(ROW))
@@ -696,7 +696,7 @@ def test_the_page_says_what_is_in_force_and_why():
     assert "in every worker process within 5 seconds, without a restart" in page
 
     save(client, ROW, enabled=None, ratio="0.025")
-    assert "the policy on this page is not enabled." in text(client.get(ROW))
+    assert "The policy on this page is not enabled." in text(client.get(ROW))
 
     policy = SamplingPolicy.objects.get()
     policy.enabled, policy.expires_at = True, timezone.now() + datetime.timedelta(seconds=0.05)
@@ -705,7 +705,7 @@ def test_the_page_says_what_is_in_force_and_why():
     time.sleep(0.1)
     page = text(client.get(ROW))
     assert "100 % of new traces are recorded" in page
-    assert "the policy on this page has run out." in page
+    assert "The policy on this page has run out." in page
 
 
 def test_the_page_names_the_environment_variable(monkeypatch):
@@ -738,7 +738,7 @@ def test_the_page_says_when_this_process_has_yet_to_apply_the_row():
     """As in a worker that did not take the save itself."""
     client = login(is_superuser=True)
     SamplingPolicy.objects.bulk_create([SamplingPolicy(pk=1, ratio=0.5, version=3)])
-    assert "This process has not yet applied version 3; it does so within 5 s." in text(client.get(ROW))
+    assert "This process has not applied version 3 yet; it does so within 5 s." in text(client.get(ROW))
 
 
 def test_a_hostile_note_is_escaped():

@@ -57,13 +57,13 @@ def get() -> dict:
 
 def test_get_says_what_is_in_force_and_why():
     """Settings, policy, policy with an end, policy off, policy over."""
-    why = 'From the default of OTEL["SAMPLING"]["RATIO"]: there is no policy in the admin.'
+    why = 'Set by the default of OTEL["SAMPLING"]["RATIO"]. There is no policy in the admin.'
     assert run("get") == (0, f"100 % of new traces are recorded. {why} ")
 
     policy = SamplingPolicy.objects.create(ratio=0.025, note="quiet", max_per_second=5, keep_errors=True, keep_slow_s=2)
     code, said = run("get")
     assert code == 0
-    assert "2.5 % of new traces are recorded. From the policy of the admin, version 1. Until it is changed." in said
+    assert "2.5 % of new traces are recorded. Set by the policy of the admin, version 1. Until it is changed." in said
     assert 'Without it: 100 %, from the default of OTEL["SAMPLING"]["RATIO"].' in said
     assert "Note: quiet At most 5 traces per second and server." in said
     assert "Kept whatever the ratio: errors and requests of 2 s or more." in said
@@ -76,12 +76,12 @@ def test_get_says_what_is_in_force_and_why():
     policy.save()
     said = run("get")[1]
     assert "100 % of new traces are recorded." in said
-    assert "the policy of the admin (2.5 %) ran out at" in said
+    assert "The policy of the admin (2.5 %) ran out at" in said
     assert "At most" not in said
 
     policy.enabled = False
     policy.save()
-    assert "the policy of the admin (2.5 %) is not enabled." in run("get")[1]
+    assert "The policy of the admin (2.5 %) is not enabled." in run("get")[1]
 
 
 @override_settings(OTEL={"SERVICE_NAME": "t", "SAMPLING": {"RATIO": 0.5, "RULES": [{"path": "/health*", "ratio": 0}]}})

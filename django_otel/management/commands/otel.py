@@ -7,30 +7,27 @@ import contextlib
 import functools
 import ipaddress
 import json
-import os
 import re
 import shutil
 import sys
 import textwrap
-import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand, CommandParser
 from django.http import HttpRequest
+from django.utils.translation import gettext, ngettext, pgettext
 
 from django_otel import conf, runtime, views
-from django_otel.base.suppression import suppress_instrumentation
 from django_otel.base.text import printable, printable_json
 from django_otel.config.schema import SECRET_KEYS, Config, ConfigError
 from django_otel.export import pipelines
 from django_otel.live_sampling import command, follower
 from django_otel.metrics import catalogue
-from django_otel.metrics.model import Family
-from django_otel.multiprocess import discovery, server_group
-from django_otel.operations import doctor, surroundings
+from django_otel.multiprocess import discovery
+from django_otel.operations import doctor, groups, surroundings
 from django_otel.operations import serve as serving
 from django_otel.operations.serve import Unavailable
 from django_otel.redaction.keys import REDACTED
@@ -40,20 +37,23 @@ OK = 0
 NOT_WORKING = 1
 BAD_CONFIGURATION = 3
 
-_EXIT_CODES = """\
-Exit codes: 0 all is well; 1 something does not work (doctor, send-test, serve) or is not there (folder);
-2 the command line is wrong; 3 settings.OTEL is faulty, nothing was tried.
-"""
+
+def _exit_codes() -> str:
+    text = gettext(
+        "Exit codes: 0 all is well; 1 something does not work (doctor, send-test, serve) or is not there (folder); "
+        "2 the command line is wrong; 3 settings.OTEL is faulty, nothing was tried."
+    )
+    return "\n".join(textwrap.wrap(text, 110))
 
 
 class Command(BaseCommand):
-    help = "Shows the configuration of django_otel and tries it out."
     # It is there to say what is wrong, so it must run when the checks fail.
     requires_system_checks: list[str] = []
     requires_migrations_checks = False
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        kwargs.setdefault("epilog", _EXIT_CODES)
+        self.help = gettext("Shows the configuration of django_otel and tries it out.")
+        kwargs.setdefault("epilog", _exit_codes())
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         return super().create_parser(prog_name, subcommand, **kwargs)
 
@@ -61,40 +61,57 @@ class Command(BaseCommand):
         self._parser = parser
         commands = parser.add_subparsers(dest="subcommand", metavar="subcommand")
 
-        config = commands.add_parser("config", help="every setting, its value and where it came from; secrets masked")
+        config = commands.add_parser(
+            "config", help=gettext("every setting, its value and where it came from; secrets masked")
+        )
         config.add_argument("--format", choices=("text", "json"), default="text")
 
         examine = commands.add_parser(
-            "doctor", help="send a span, a metric and a log record through every exporter and look for faults"
+            "doctor", help=gettext("send a span, a metric and a log record through every exporter and look for faults")
         )
         examine.add_argument(
-            "--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="longest time for an exporter (default 5)"
+            "--timeout",
+            type=_seconds,
+            default=5.0,
+            metavar="SECONDS",
+            help=gettext("longest time for an exporter (default 5)"),
         )
         examine.add_argument("--format", choices=("text", "json"), default="text")
 
-        send = commands.add_parser("send-test", help="send one test trace and print its id and where to look at it")
+        send = commands.add_parser(
+            "send-test", help=gettext("send one test trace and print its id and where to look at it")
+        )
         send.add_argument(
-            "--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="longest time for an exporter (default 5)"
+            "--timeout",
+            type=_seconds,
+            default=5.0,
+            metavar="SECONDS",
+            help=gettext("longest time for an exporter (default 5)"),
         )
 
         command.add_arguments(commands)
 
-        catalogue = commands.add_parser("catalogue", help="every metric this package emits")
+        catalogue = commands.add_parser("catalogue", help=gettext("every metric this package emits"))
         catalogue.add_argument("--format", choices=("md", "json"), default="md")
 
         serve = commands.add_parser(
             "serve",
-            help="answer /metrics for the web server's worker processes on a port of its own",
-            description="Shows what the worker processes of this project's web server have counted, without being one "
-            "of them, so that /metrics need not be reachable on the public port. Run it on the same host (in a "
-            "container: with the same SHARED_DIR), as the same user. METRICS_VIEW.TOKEN is asked for when it is set.",
+            help=gettext("answer /metrics for the web server's worker processes on a port of its own"),
+            description=gettext(
+                "Shows what the worker processes of this project's web server have counted, without being one "
+                "of them, so that /metrics need not be reachable on the public port. Run it on the same host (in a "
+                "container: with the same SHARED_DIR), as the same user. METRICS_VIEW.TOKEN is asked for when it is "
+                "set."
+            ),
         )
-        serve.add_argument("--port", type=_port, required=True, help="0 takes a free one and prints it")
-        serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-        serve.add_argument("--folder", type=Path, help="the group's folder, where there are several")
+        serve.add_argument("--port", type=_port, required=True, help=gettext("0 takes a free one and prints it"))
+        serve.add_argument("--host", default="127.0.0.1", help=gettext("address to listen on (default 127.0.0.1)"))
+        serve.add_argument("--folder", type=Path, help=gettext("the group's folder, where there are several"))
 
-        folder = commands.add_parser("folder", help="what the worker processes have put into their shared folder")
-        folder.add_argument("--folder", type=Path, help="only this group's folder")
+        folder = commands.add_parser(
+            "folder", help=gettext("what the worker processes have put into their shared folder")
+        )
+        folder.add_argument("--folder", type=Path, help=gettext("only this group's folder"))
         folder.add_argument("--format", choices=("text", "json"), default="text")
 
         _add_common_options(parser)
@@ -142,9 +159,9 @@ class Command(BaseCommand):
             self._write_json({"settings": shown, "ignored": list(config.warnings)})
             return OK
         rows = [(dotted, _show(value), sources[dotted]) for dotted, value in values.items()]
-        self._write_table(("key", "value", "source"), rows)
+        self._write_table((gettext("key"), gettext("value"), gettext("source")), rows)
         for warning in config.warnings:
-            self.stdout.write(f"\n{warning}")
+            self.stdout.write(f"\n{printable(warning)}")
         return OK
 
     def _read_config(self, form: str = "text") -> Config | None:
@@ -156,7 +173,7 @@ class Command(BaseCommand):
                 problems = [{"id": problem.id, "message": problem.message} for problem in error.problems]
                 self._write_json({"problems": problems})
             else:
-                self.stdout.write("settings.OTEL is faulty; django_otel runs without telemetry:\n")
+                self.stdout.write(gettext("settings.OTEL is faulty; django_otel runs without telemetry:") + "\n")
                 for problem in error.problems:
                     self._write_wrapped(f"{problem.message} ({problem.id})", "  ")
             return None
@@ -181,20 +198,34 @@ class Command(BaseCommand):
                 }
             )
             return NOT_WORKING if failures else OK
+        marks = {
+            "ok": pgettext("a finding", "ok"),
+            "note": "-",
+            "warning": pgettext("a finding", "warning"),
+            "failed": pgettext("a finding", "FAILED"),
+        }
+        width = max(map(len, marks.values()))
+        indent = " " * (width + 1)
         for finding in findings:
-            mark = {"ok": "ok     ", "note": "-      ", "warning": "warning", "failed": "FAILED "}[finding.outcome]
+            mark = marks[finding.outcome].ljust(width)
             styled = {"ok": self.style.SUCCESS, "failed": self.style.ERROR, "warning": self.style.WARNING}.get(
                 finding.outcome, str
             )(mark)
-            self._write_wrapped(f"{finding.subject}: {finding.text}", "        ", first=f"{styled} ")
+            self._write_wrapped(f"{finding.subject}: {finding.text}", indent, first=f"{styled} ")
             if finding.advice:
-                self._write_wrapped(finding.advice, "        ", first="        ")
+                self._write_wrapped(finding.advice, indent, first=indent)
         self.stdout.write("")
         if failures:
-            self.stdout.write(f"{_count(len(failures), 'thing')} {'does' if len(failures) == 1 else 'do'} not work.")
+            message = ngettext("%(count)d thing does not work.", "%(count)d things do not work.", len(failures))
+            self.stdout.write(message % {"count": len(failures)})
             return NOT_WORKING
-        with_warnings = f", with {_count(len(warnings), 'warning')}" if warnings else ""
-        self.stdout.write(f"All is well{with_warnings}.")
+        if warnings:
+            message = ngettext(
+                "All is well, with %(count)d warning.", "All is well, with %(count)d warnings.", len(warnings)
+            )
+            self.stdout.write(message % {"count": len(warnings)})
+        else:
+            self.stdout.write(gettext("All is well."))
         return OK
 
     # --- send-test ---
@@ -205,14 +236,17 @@ class Command(BaseCommand):
             return BAD_CONFIGURATION
         if not config.traces.exporters:
             self.stdout.write(
-                'Nothing to send to: no trace exporter is configured. Set OTEL["TRACES"]["ENDPOINT"] or '
-                'OTEL["TRACES"]["EXPORTERS"].'
+                gettext(
+                    'Nothing to send to: no trace exporter is configured. Set OTEL["TRACES"]["ENDPOINT"] or '
+                    'OTEL["TRACES"]["EXPORTERS"].'
+                )
             )
             return NOT_WORKING
         trace_id, findings = doctor.send_test_trace(config, timeout_s)
-        self.stdout.write(f"trace id: {trace_id}")
+        self.stdout.write(gettext("trace id: %(trace_id)s") % {"trace_id": trace_id})
         if config.trace_url:
-            self.stdout.write(f"look at:  {config.trace_url.replace('{trace_id}', trace_id)}")
+            address = config.trace_url.replace("{trace_id}", trace_id)
+            self.stdout.write(printable(gettext("look at:  %(address)s") % {"address": address}))
         for finding in findings:
             self._write_wrapped(f"{finding.subject}: {finding.text} {finding.advice}".rstrip(), "  ", first="")
         return NOT_WORKING if any(finding.outcome == "failed" for finding in findings) else OK
@@ -255,18 +289,21 @@ class Command(BaseCommand):
             return BAD_CONFIGURATION
         if not config.enabled or "prometheus" not in config.metrics.exporters:
             self._write_wrapped(
-                'There is nothing to serve: OTEL["ENABLED"] is False or "prometheus" not in METRICS.EXPORTERS.', ""
+                gettext(
+                    'There is nothing to serve: OTEL["ENABLED"] is False or "prometheus" not in METRICS.EXPORTERS.'
+                ),
+                "",
             )
             return NOT_WORKING
-        found = _GroupFinder(config, folder)
+        found = groups.GroupFinder(config, folder)
         try:
-            self._write_wrapped(f"Shows the numbers in {found.find()}.", "")
+            self._write_wrapped(gettext("Shows the numbers in %(path)s.") % {"path": found.find()}, "")
         except Unavailable as error:
             if found.is_ambiguous or folder is not None:
                 self._write_wrapped(str(error), "")
                 return NOT_WORKING
             # The web server may be started later.
-            self._write_wrapped(f"{error} Waiting for it.", "")
+            self._write_wrapped(f"{error} {gettext('Waiting for it.')}", "")
         # A policy of the admin is followed here too, so that the page shows the ratio in force.
         follower.ensure_started()
         source = serving.Source(
@@ -279,15 +316,19 @@ class Command(BaseCommand):
         try:
             server = serving.ScrapeServer(host, port, source)
         except OSError as error:
-            self._write_wrapped(f"Cannot listen on {host}:{port}: {error.strerror or error}.", "")
+            message = gettext("Cannot listen on %(address)s: %(reason)s.")
+            values = {"address": f"{host}:{port}", "reason": error.strerror or error}
+            self._write_wrapped(message % values, "")
             return NOT_WORKING
         if not config.metrics_view.token and not _is_loopback(host):
             self._write_wrapped(
-                f'Whoever reaches {host} can read the page. Set OTEL["METRICS_VIEW"]["TOKEN"], or listen on 127.0.0.1.',
+                gettext("Whoever reaches %(host)s can read the page. Set %(setting)s, or listen on 127.0.0.1.")
+                % {"host": host, "setting": 'OTEL["METRICS_VIEW"]["TOKEN"]'},
                 "",
             )
         shown_host = f"[{host}]" if ":" in host else host
-        self.stdout.write(f"Listening on http://{shown_host}:{server.server_port}/metrics")
+        address = f"http://{shown_host}:{server.server_port}/metrics"
+        self.stdout.write(gettext("Listening on %(address)s") % {"address": address})
         self.stdout.flush()
         server.run_until(stop)
         return OK
@@ -307,39 +348,55 @@ class Command(BaseCommand):
             with contextlib.suppress(OSError):
                 described.append((group, discovery.Outsider(group.folder).slots()))
         if form == "json":
-            self._write_json({"groups": [_describe_group(group, slots) for group, slots in described]})
+            self._write_json({"groups": [groups.as_json(group, slots) for group, slots in described]})
             return OK if described else NOT_WORKING
         if not described:
-            self._write_wrapped(_NO_GROUP.format(places=_show_places(config)), "")
+            self._write_wrapped(groups.describe_none(config), "")
             return NOT_WORKING
         for group, slots in described:
-            state = "living" if group.is_living else "all its processes are gone"
-            master = f", master {group.owner_pid}" if group.owner_pid is not None else ""
-            foreign = ", possibly another project's" if group.is_foreign else ""
-            self.stdout.write(f"{group.folder} ({state}{master}{foreign})")
-            rows = [
-                (
-                    str(slot.number),
-                    "living" if slot.is_living else "free",
-                    str(slot.pid or "-"),
-                    time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(slot.joined_at_s)) if slot.joined_at_s else "-",
-                    f"{slot.size_bytes / 1024:.0f} KiB",
-                    str(slot.series),
-                    str(len(slot.instruments)),
-                )
-                for slot in slots
-            ]
-            if rows:
-                self._write_table(("slot", "state", "pid", "joined", "size", "series", "instruments"), rows)
-            instruments = set().union(*(slot.instruments for slot in slots))
-            self._write_wrapped(
-                f"{_count(len(slots), 'slot')}, {sum(slot.is_living for slot in slots)} held by a living process, "
-                f"{sum(slot.size_bytes for slot in slots) / 1024:.0f} KiB, {_count(len(instruments), 'instrument')}: "
-                f"{', '.join(sorted(instruments)) or 'none'}.",
-                "",
-            )
-            self.stdout.write("")
+            self._write_group(group, slots)
         return OK
+
+    def _write_group(self, group: discovery.Group, slots: Sequence[discovery.Slot]) -> None:
+        notes = [gettext("living") if group.is_living else gettext("all its processes are gone")]
+        if group.owner_pid is not None:
+            notes.append(gettext("master %(pid)s") % {"pid": group.owner_pid})
+        if group.is_foreign:
+            notes.append(gettext("possibly another project's"))
+        self.stdout.write(printable(f"{group.folder} ({', '.join(notes)})"))
+        rows = [
+            (
+                str(slot.number),
+                gettext("living") if slot.is_living else gettext("free"),
+                str(slot.pid or "-"),
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(slot.joined_at_s)) if slot.joined_at_s else "-",
+                f"{slot.size_bytes / 1024:.0f} KiB",
+                str(slot.series),
+                str(len(slot.instruments)),
+            )
+            for slot in slots
+        ]
+        if rows:
+            head = (
+                gettext("slot"), gettext("state"), gettext("pid"), gettext("joined"), gettext("size"),
+                gettext("series"), gettext("instruments"),
+            )  # fmt: skip
+            self._write_table(head, rows)
+        instruments = set().union(*(slot.instruments for slot in slots))
+        slots_said = ngettext(
+            "%(count)d slot, %(living)d held by a living process, %(size)s KiB.",
+            "%(count)d slots, %(living)d held by a living process, %(size)s KiB.",
+            len(slots),
+        ) % {
+            "count": len(slots),
+            "living": sum(slot.is_living for slot in slots),
+            "size": f"{sum(slot.size_bytes for slot in slots) / 1024:.0f}",
+        }
+        instruments_said = ngettext(
+            "%(count)d instrument: %(names)s.", "%(count)d instruments: %(names)s.", len(instruments)
+        ) % {"count": len(instruments), "names": ", ".join(sorted(instruments))}
+        self._write_wrapped(f"{slots_said} {instruments_said if instruments else gettext('No instruments.')}", "")
+        self.stdout.write("")
 
     # --- output ---
 
@@ -364,71 +421,6 @@ class Command(BaseCommand):
             self.stdout.write((first if index == 0 and first is not None else indent) + line)
 
 
-_NO_GROUP = (
-    "No worker process of this project has put numbers into {places}. Either none has answered a request yet, or the "
-    "server is a single process (its own /metrics is whole; a METRICS.GROUP makes it share), or it runs as another "
-    "user, in another container or with another SERVICE_NAME or METRICS.SHARED_DIR."
-)
-
-
-def _show_places(config: Config) -> str:
-    bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
-    return " or ".join(str(base / f"django-otel-{os.geteuid()}") for base in bases)
-
-
-class _GroupFinder:
-    """Which group `serve` shows: the one that was named, else the only living one. A new master's is found again."""
-
-    def __init__(self, config: Config, folder: Path | None) -> None:
-        self._config = config
-        self._named = folder
-        self._outsider: discovery.Outsider | None = None
-        self._lock = threading.Lock()
-        self.is_ambiguous = False
-
-    def find(self) -> Path:
-        """The folder. Errors: `Unavailable`."""
-        self.is_ambiguous = False
-        if self._named is not None:
-            try:
-                return discovery.open_folder(self._named).folder
-            except OSError as error:
-                raise Unavailable(f"{self._named} cannot be read: {error}") from error
-        try:
-            found = discovery.find_groups(self._config)
-        except OSError as error:
-            raise Unavailable(str(error)) from error
-        if self._config.metrics.group is None:
-            # What a dead master left is no longer anyone's; a named group's numbers outlive its processes.
-            found = [group for group in found if group.is_living]
-        if self._outsider is not None and any(group.folder == self._outsider.folder for group in found):
-            return self._outsider.folder
-        if not found:
-            raise Unavailable(_NO_GROUP.format(places=_show_places(self._config)))
-        if len(found) > 1:
-            self.is_ambiguous = True
-            listed = ", ".join(str(group.folder) for group in found)
-            raise Unavailable(
-                f"Several servers of this project run here: {listed}. Name one with --folder, or give each a "
-                'METRICS.GROUP ("manage.py otel folder" shows what is in them).'
-            )
-        return found[0].folder
-
-    def collect(self) -> list[Family]:
-        """The group's families, and the observable gauges as this process reads them. Errors: `Unavailable`."""
-        with self._lock:
-            folder = self.find()
-            if self._outsider is None or self._outsider.folder != folder:
-                self._outsider = discovery.Outsider(folder)
-            outsider = self._outsider
-            try:
-                families = outsider.collect()
-            except OSError as error:
-                raise Unavailable(f"{folder} cannot be read: {error}") from error
-        with suppress_instrumentation():
-            return [*families, *runtime.store.observed()]
-
-
 def _is_allowed(token: str | None, header: str) -> bool:
     if not token:
         return True
@@ -444,29 +436,9 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _describe_group(group: discovery.Group, slots: Iterable[discovery.Slot]) -> dict[str, Any]:
-    return {
-        "folder": str(group.folder),
-        "living": group.is_living,
-        "owner_pid": group.owner_pid,
-        "slots": [
-            {
-                "slot": slot.number,
-                "living": slot.is_living,
-                "pid": slot.pid,
-                "joined_at": slot.joined_at_s,
-                "size_bytes": slot.size_bytes,
-                "series": slot.series,
-                "instruments": sorted(slot.instruments),
-            }
-            for slot in slots
-        ],
-    }
-
-
 def _port(text: str) -> int:
     if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+        raise argparse.ArgumentTypeError(gettext("%(text)s is not a port from 0 to 65535") % {"text": repr(text)})
     return int(text)
 
 
@@ -476,7 +448,8 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and at most 600")
+        message = gettext("%(text)s is not a number of seconds above 0 and at most 600")
+        raise argparse.ArgumentTypeError(message % {"text": repr(text)})
     return value
 
 
@@ -485,13 +458,13 @@ def find_effective(config: Config) -> dict[str, tuple[object, str]]:
     found: dict[str, tuple[object, str]] = {}
     if config.console.enabled is None:
         debug = conf.is_debug()
-        found["CONSOLE.ENABLED"] = (debug, f"DEBUG is {'on' if debug else 'off'}")
+        found["CONSOLE.ENABLED"] = (debug, gettext("DEBUG is on") if debug else gettext("DEBUG is off"))
     if config.console.path is None and conf.is_console_on(config):
         place, _ = surroundings.find_store(config)
         if place is not None:
-            found["CONSOLE.PATH"] = (str(place), "the folder in use")
+            found["CONSOLE.PATH"] = (str(place), gettext("the folder in use"))
     if config.metrics.shared_dir is None and (folder := surroundings.find_shared_folder(config)) is not None:
-        found["METRICS.SHARED_DIR"] = (str(folder), "the folder in use")
+        found["METRICS.SHARED_DIR"] = (str(folder), gettext("the folder in use"))
     for signal in ("TRACES", "METRICS", "LOGS"):
         part = getattr(config, signal.lower())
         kinds = [name for name in part.exporters if name in pipelines.OTLP_KINDS]
@@ -499,7 +472,10 @@ def find_effective(config: Config) -> dict[str, tuple[object, str]]:
             found[f"{signal}.ENDPOINT"] = (doctor.describe_endpoint(kinds[0], signal.lower(), config), kinds[0])
     for name in ("EVENT_ATTRIBUTES", "LINK_ATTRIBUTES"):
         if getattr(config.traces.limits, name.lower()) is None:
-            found[f"TRACES.LIMITS.{name}"] = (config.traces.limits.attributes, "as ATTRIBUTES")
+            found[f"TRACES.LIMITS.{name}"] = (
+                config.traces.limits.attributes,
+                gettext("as %(key)s") % {"key": "ATTRIBUTES"},
+            )
     return found
 
 
@@ -509,7 +485,7 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
         if not isinstance(action, argparse._SubParsersAction):
             continue
         for subparser in set(action.choices.values()):
-            group = subparser.add_argument_group("options of every command")
+            group = subparser.add_argument_group(gettext("options of every command"))
             group.add_argument("-v", "--verbosity", type=int, choices=(0, 1, 2, 3), default=argparse.SUPPRESS)
             for name in ("--settings", "--pythonpath"):
                 group.add_argument(name, default=argparse.SUPPRESS)
@@ -560,10 +536,6 @@ def _simplify(scrubber: Scrubber, key: str, value: object) -> Any:
 
 def _show(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def build_catalogue_markdown(metrics: Iterable[catalogue.Metric]) -> str:

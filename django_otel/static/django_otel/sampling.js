@@ -17,6 +17,8 @@
     made.append(...children);
     return made;
   };
+  /* What this script says is written, translated, on the overview at the top of the page. */
+  const texts = () => document.querySelector("[data-otel-status]")?.dataset ?? {};
   const percent = (ratio) => `${Number((ratio * 100).toPrecision(10))} %`;
   const isRatio = (text) => text.trim() !== "" && Number(text) >= 0 && Number(text) <= 1;
 
@@ -24,11 +26,11 @@
 
   function addSlider(field) {
     const slider = element("input", {
-      type: "range", min: 0, max: STEPS.length - 1, step: 1, className: "django-otel-slider", "aria-label": "Ratio",
+      type: "range", min: 0, max: STEPS.length - 1, step: 1, className: "django-otel-slider", "aria-label": texts().otelRatioName,
     });
-    const output = element("output", { className: "django-otel-percent", htmlFor: field.id });
+    const output = element("output", { className: "django-otel-percent", dir: "ltr", htmlFor: field.id });
     const presets = PRESETS.map((ratio) => {
-      const button = element("button", { type: "button", value: ratio }, percent(ratio));
+      const button = element("button", { type: "button", value: ratio }, element("bdi", { dir: "ltr" }, percent(ratio)));
       button.addEventListener("click", () => choose(ratio));
       return button;
     });
@@ -53,7 +55,7 @@
       output,
       element("div", { className: "django-otel-turn" },
         slider,
-        element("div", { className: "django-otel-chips", role: "group", "aria-label": "Ratios to choose from" }, ...presets)),
+        element("div", { className: "django-otel-chips", role: "group", "aria-label": texts().otelRatios }, ...presets)),
     );
     show();
   }
@@ -78,7 +80,7 @@
 
     // Path or route: one of two fields, chosen by a list.
     const kind = element("select", { id: `${path.id}-or-route` },
-      element("option", { value: "path" }, "Path"), element("option", { value: "route" }, "Route"));
+      element("option", { value: "path" }, texts().otelPath), element("option", { value: "route" }, texts().otelRoute));
     const showKind = () => {
       place("path").hidden = kind.value !== "path";
       place("route").hidden = kind.value !== "route";
@@ -93,13 +95,13 @@
     // With both filled in by hand, both stay in sight, for one has to go.
     if (!(path.value && route.value)) {
       kind.value = route.value ? "route" : "path";
-      place("route").querySelector("label").textContent = "Route:";
+      place("route").querySelector("label").textContent = `${texts().otelRoute}:`;
       place("path").before(element("div", { className: "django-otel-field is-kind" },
-        element("label", { htmlFor: kind.id }, "Match by:"), kind));
+        element("label", { htmlFor: kind.id }, `${texts().otelMatchBy}:`), kind));
       showKind();
     }
 
-    const output = element("output", { className: "django-otel-percent", htmlFor: ratio.id });
+    const output = element("output", { className: "django-otel-percent", dir: "ltr", htmlFor: ratio.id });
     const showRatio = () => { output.textContent = isRatio(ratio.value) ? percent(Number(ratio.value)) : ""; };
     ratio.addEventListener("input", showRatio);
     ratio.after(output);
@@ -111,7 +113,7 @@
       remove.addEventListener("change", () => row.classList.toggle("is-removed", remove.checked));
       row.classList.toggle("is-removed", remove.checked);
     } else {
-      const button = element("button", { type: "button", className: "django-otel-link" }, "Take back");
+      const button = element("button", { type: "button", className: "django-otel-link" }, texts().otelTakeBack);
       button.addEventListener("click", () => {
         const next = document.querySelector("[data-otel-add] button");
         row.querySelectorAll("input:not([type=hidden]), select").forEach((input) => {
@@ -134,11 +136,11 @@
     if (!found.routes.length) return;
     const list = element("ul");
     for (const match of found.routes) {
-      const item = element("li", { className: `is-${match.kind}` }, element("code", {}, match.route));
+      const item = element("li", { className: `is-${match.kind}` }, element("code", {}, element("bdi", { dir: "ltr" }, match.route)));
       if (match.note) item.append(" ", element("span", {}, `(${match.note})`));
       list.append(item);
     }
-    if (found.more) list.append(element("li", {}, `and ${found.more} more`));
+    if (found.more) list.append(element("li", {}, found.more));
     place.append(list);
   }
 
@@ -239,7 +241,7 @@
       try {
         const answer = await fetch(overview.dataset.otelStatus, { credentials: "same-origin", cache: "no-store" });
         if (answer.redirected || answer.status === 403) {
-          say("You are no longer signed in: reload the page.");
+          say(texts().otelSignedOut);
           return;
         }
         if (answer.status === 503 && answer.headers.get("Content-Type") === "application/json") {
@@ -251,10 +253,10 @@
           overview.classList.toggle("is-settled", found.is_settled);
           pause_s = found.next_s;
         } else {
-          wait("The server does not answer; it is asked again.");
+          wait(texts().otelSilent);
         }
       } catch {
-        wait("The server does not answer; it is asked again.");
+        wait(texts().otelSilent);
       }
       timer = setTimeout(poll, pause_s * 1000);
     }

@@ -1,0 +1,109 @@
+"""Groups of worker processes that `manage.py otel serve` and `otel folder` show, and why there is none."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from django.utils.translation import gettext
+
+from django_otel import runtime
+from django_otel.base.suppression import suppress_instrumentation
+from django_otel.config.schema import Config
+from django_otel.metrics.model import Family
+from django_otel.multiprocess import discovery, server_group
+from django_otel.operations.serve import Unavailable
+
+
+def describe_none(config: Config) -> str:
+    """Return a sentence that says why there may be no group."""
+    bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
+    places = [str(base / f"django-otel-{os.geteuid()}") for base in bases]
+    message = gettext(
+        "No worker process of this project has put numbers into %(places)s. Either none has answered a request yet, or "
+        "the server is a single process (its own /metrics is whole; a METRICS.GROUP makes it share), or it runs as "
+        "another user, in another container or with another SERVICE_NAME or METRICS.SHARED_DIR."
+    )
+    return message % {"places": ", ".join(places)}
+
+
+class GroupFinder:
+    """Which group `serve` shows: the one that was named, else the only living one. A new master's is found again."""
+
+    def __init__(self, config: Config, folder: Path | None) -> None:
+        self._config = config
+        self._named = folder
+        self._outsider: discovery.Outsider | None = None
+        self._lock = threading.Lock()
+        self.is_ambiguous = False
+
+    def find(self) -> Path:
+        """The folder. Errors: `Unavailable`."""
+        self.is_ambiguous = False
+        if self._named is not None:
+            try:
+                return discovery.open_folder(self._named).folder
+            except OSError as error:
+                raise Unavailable(_unreadable(self._named, error)) from error
+        try:
+            found = discovery.find_groups(self._config)
+        except OSError as error:
+            raise Unavailable(str(error)) from error
+        if self._config.metrics.group is None:
+            # What a dead master left is no longer anyone's; a named group's numbers outlive its processes.
+            found = [group for group in found if group.is_living]
+        if self._outsider is not None and any(group.folder == self._outsider.folder for group in found):
+            return self._outsider.folder
+        if not found:
+            raise Unavailable(describe_none(self._config))
+        if len(found) > 1:
+            self.is_ambiguous = True
+            listed = ", ".join(str(group.folder) for group in found)
+            message = gettext(
+                "Several servers of this project run here: %(folders)s. Name one with --folder, or give each a "
+                'METRICS.GROUP ("manage.py otel folder" shows what is in them).'
+            )
+            raise Unavailable(message % {"folders": listed})
+        return found[0].folder
+
+    def collect(self) -> list[Family]:
+        """The group's families, and the observable gauges as this process reads them. Errors: `Unavailable`."""
+        with self._lock:
+            folder = self.find()
+            if self._outsider is None or self._outsider.folder != folder:
+                self._outsider = discovery.Outsider(folder)
+            outsider = self._outsider
+            try:
+                families = outsider.collect()
+            except OSError as error:
+                raise Unavailable(_unreadable(folder, error)) from error
+        with suppress_instrumentation():
+            return [*families, *runtime.store.observed()]
+
+
+def _unreadable(folder: Path, error: OSError) -> str:
+    return gettext("%(path)s cannot be read: %(reason)s") % {"path": folder, "reason": error}
+
+
+def as_json(group: discovery.Group, slots: Iterable[discovery.Slot]) -> dict[str, Any]:
+    """Return a group and its slots as values of JSON."""
+    return {
+        "folder": str(group.folder),
+        "living": group.is_living,
+        "owner_pid": group.owner_pid,
+        "slots": [
+            {
+                "slot": slot.number,
+                "living": slot.is_living,
+                "pid": slot.pid,
+                "joined_at": slot.joined_at_s,
+                "size_bytes": slot.size_bytes,
+                "series": slot.series,
+                "instruments": sorted(slot.instruments),
+            }
+            for slot in slots
+        ],
+    }
