@@ -73,7 +73,8 @@ class SpanFields(SdkSpan):
             self._end_time, self._attributes, self._dropped, events, dropped_events, links, dropped_links, self._status,
         )  # fmt: skip
 
-    def _readable_span(self) -> ReadableSpan:
+    def readable_span(self) -> ReadableSpan:
+        """Return the ended span in the SDK's own form."""
         attributes: Any = self._attributes
         if type(attributes) is SharedAttributes:
             # Who is given it may reach into it.
@@ -88,6 +89,9 @@ class SpanFields(SdkSpan):
             self._kind, self._tracer.instrumentation_info, self._status, self._start_time, self._end_time,
             self._tracer.scope,
         )  # fmt: skip
+
+    #: The name that the SDK's span has for it.
+    _readable_span = readable_span
 
     @property
     def name(self) -> str:
@@ -154,7 +158,7 @@ class SpanFields(SdkSpan):
         return self._tracer.scope
 
     def to_json(self, indent: int | None = 4) -> str:
-        return cast(str, self._readable_span().to_json(indent))
+        return cast(str, self.readable_span().to_json(indent))
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(name="{self._name}", context={self._context})'

@@ -315,7 +315,7 @@ class RecordedSpan(SpanFields):
         for take in shared.takers:
             take(self)
         if shared.enders:
-            span = self._readable_span()
+            span = self.readable_span()
             for on_end in shared.enders:
                 on_end(span)
 
@@ -403,7 +403,7 @@ def drop(shared: Shared, low_bits: int | None, parent: SpanContext | DroppedSpan
 
 def to_readable(span: ReadableSpan) -> ReadableSpan:
     """The SDK's own form of an ended span, whichever of the two it is."""
-    return span._readable_span() if type(span) is RecordedSpan else span
+    return span.readable_span() if type(span) is RecordedSpan else span
 
 
 def is_discarded(span: Any) -> bool:
