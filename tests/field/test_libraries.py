@@ -16,7 +16,7 @@ from tests import services
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: Different in each answer, whatever is installed.
-VOLATILE = ["date", "expires", "last-modified", "server-timing"]
+VOLATILE = ["date", "expires", "last-modified", "server-timing", "set-cookie"]
 
 SETTINGS = """
 from pathlib import Path
@@ -329,3 +329,55 @@ urlpatterns += [path("added/", added)]
 
     assert found["answers"][0][2] == "3"
     assert views_of(found) == ["urls.added"]
+
+
+def test_a_cache_of_django_redis_gives_the_same_and_is_counted(tmp_path, valkey_url):
+    need("django_redis", "django-redis")
+    settings = f"""
+VALKEY = "{valkey_url}"
+CACHES = {{"default": {{"BACKEND": "django_redis.cache.RedisCache", "LOCATION": VALKEY, "KEY_PREFIX": "field"}}}}
+INSTALLED_APPS += ["django.contrib.sessions"]
+MIDDLEWARE += ["django.contrib.sessions.middleware.SessionMiddleware"]
+SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+"""
+    urls = (
+        PLAIN
+        + """
+from django.core.cache import cache
+
+def cached(request):
+    cache.clear()
+    first = cache.get("order")
+    cache.set("order", {"total": 7}, 60)
+    cache.set_many({"a": 1, "b": 2})
+    with cache.lock("stock", timeout=5):
+        cache.incr("a")
+    left = cache.ttl("order")
+    keys = sorted(cache.keys("*"))
+    deleted = cache.delete_pattern("b*")
+    return HttpResponse(f"{first} {cache.get('order')} {cache.get_many(['a', 'b'])} {0 < left <= 60} {keys} {deleted}")
+
+def visited(request):
+    request.session["visits"] = request.session.get("visits", 0) + 1
+    return HttpResponse(str(request.session["visits"]))
+
+urlpatterns += [path("cached/", cached), path("visited/", visited)]
+"""
+    )
+    extra = """
+from __main__ import metrics
+
+def result():
+    count = lambda outcome: metrics.value("django.cache.operations", django__cache__outcome=outcome)
+    return metrics and {outcome: count(outcome) for outcome in ("hit", "miss")}
+"""
+    asked = [("GET", "/cached/"), ("GET", "/visited/"), ("GET", "/visited/")]
+    found = compare(tmp_path, settings, urls, *asked, extra=extra)
+
+    texts = [text for _, _, text in found["answers"]]
+    assert texts == ["None {'total': 7} {'a': 2} True ['a', 'b', 'order'] 1", "1", "2"]
+    # Found: "order", "a", the session by its load and its save. Missed: the first "order", "b", the new session's key.
+    assert found["extra"] == {"hit": 4, "miss": 3}
+    names = [name for name, kind, _ in found["spans"] if kind == "CLIENT"]
+    assert {"GET", "SET"} <= set(names), names
+    assert "order" not in json.dumps([attributes for _, kind, attributes in found["spans"] if kind == "CLIENT"])
