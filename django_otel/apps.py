@@ -45,7 +45,9 @@ class DjangoOTelConfig(AppConfig):
     def ready(self) -> None:
         from django_otel import conf, runtime
         from django_otel.config.schema import ConfigError
+        from django_otel.health import HealthChecks
 
+        self.health_checks = HealthChecks()
         _register_checks()
         conf.on_change(runtime.restart)
         self._connect_parts()

@@ -8,6 +8,7 @@ thread however often a probe asks.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.apps import apps
 from django.core.cache import caches
 from django.core.cache.backends.dummy import DummyCache
 from django.db import connections
@@ -63,9 +65,14 @@ class _Run:
 
 
 class HealthChecks:
-    """Runner of the checks of this process: parallel, each at most once at a time."""
+    """Runner of the checks of this process: parallel, each at most once at a time.
+
+    The app's configuration holds the one of this process.
+    """
 
     def __init__(self) -> None:
+        #: By alias, the migrations that were all applied: loading them from disk takes far longer than the query.
+        self._applied: dict[str, frozenset[tuple[str, str]]] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -97,7 +104,7 @@ class HealthChecks:
             run = self._runs.get(name)
             if run is None or run.done.is_set():
                 run = self._runs[name] = _Run(time.monotonic())
-                thread = threading.Thread(target=_execute, args=(name, run), name=f"django_otel health {name}")
+                thread = threading.Thread(target=self._execute, args=(name, run), name=f"django_otel health {name}")
                 thread.daemon = True
                 try:
                     thread.start()
@@ -127,6 +134,34 @@ class HealthChecks:
         elif before and not failing:
             logger.info("/%s answers 200 again", probe)
 
+    # --- On the check's own thread. ---
+
+    def _execute(self, name: str, run: _Run) -> None:
+        try:
+            with suppress_instrumentation():
+                self._find_check(name)()
+            run.result = Result(name, time.monotonic() - run.started_s)
+        except BaseException as error:  # noqa: BLE001, RUF100 (a thread of ours: nothing passes on, and none may be lost)
+            run.result = _failure(name, run, error)
+        finally:
+            with guard.contained("closing the connections of a health check"):
+                _close_connections()
+            run.done.set()
+
+    def _find_check(self, name: str) -> Callable[[], None]:
+        if name == "migrations":
+            return functools.partial(check_migrations, self._applied)
+        kind, separator, alias = name.partition(":")
+        if separator:
+            return functools.partial({"database": check_database, "cache": check_cache}[kind], alias)
+        return functools.partial(call_project, name)
+
+
+def get_checks() -> HealthChecks | None:
+    """Return the runner of this process; None where the app is not installed."""
+    checks: HealthChecks | None = getattr(apps.app_configs.get("django_otel"), "health_checks", None)
+    return checks
+
 
 def describe(result: Result) -> str:
     """One line about a failed check, for operators."""
@@ -150,22 +185,6 @@ def _databases() -> list[str]:
     return [alias for alias, entry in connections.settings.items() if entry["ENGINE"] != _DUMMY_DATABASE]
 
 
-# --- On the check's own thread. ---
-
-
-def _execute(name: str, run: _Run) -> None:
-    try:
-        with suppress_instrumentation():
-            _find_check(name)()
-        run.result = Result(name, time.monotonic() - run.started_s)
-    except BaseException as error:  # noqa: BLE001, RUF100 (a thread of ours: nothing passes on, and none may be lost)
-        run.result = _failure(name, run, error)
-    finally:
-        with guard.contained("closing the connections of a health check"):
-            _close_connections()
-        run.done.set()
-
-
 def _close_connections() -> None:
     """Close what this thread alone has opened."""
     for connection in connections.all(initialized_only=True):
@@ -184,16 +203,6 @@ def _failure(name: str, run: _Run, error: BaseException) -> Result:
         text = " ".join(runtime.current().scrubber.text(str(error)).split())
         detail = f"{kind}: {text}"[:_MAX_DETAIL] if text else kind
     return Result(name, time.monotonic() - run.started_s, kind, detail)
-
-
-def _find_check(name: str) -> Callable[[], None]:
-    if name == "migrations":
-        return check_migrations
-    kind, separator, alias = name.partition(":")
-    if separator:
-        check = {"database": check_database, "cache": check_cache}[kind]
-        return lambda: check(alias)
-    return lambda: call_project(name)
 
 
 def check_started() -> Result:
@@ -226,8 +235,10 @@ def check_cache(alias: str) -> None:
         raise NotStored(f"cache {alias!r} did not return the value it was given")
 
 
-def check_migrations() -> None:
+def check_migrations(applied: dict[str, frozenset[tuple[str, str]]]) -> None:
     """Require that every migration is applied in each database that Django migrates.
+
+    `applied` remembers, by alias, what was complete once.
 
     A database other than `default` without a table of migrations is not one of those.
 
@@ -241,7 +252,7 @@ def check_migrations() -> None:
         recorder = MigrationRecorder(connection)
         if alias != "default" and not recorder.has_table():
             continue
-        if alias in _required and _required[alias] <= recorder.applied_migrations().keys():
+        if alias in applied and applied[alias] <= recorder.applied_migrations().keys():
             continue
         executor = MigrationExecutor(connection)
         plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
@@ -249,11 +260,7 @@ def check_migrations() -> None:
             names = [f"{migration.app_label}.{migration.name}" for migration, _ in plan]
             more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
             raise NotApplied(f"database {alias!r} lacks {', '.join(names[:_MAX_NAMED])}{more}")
-        _required[alias] = frozenset(executor.loader.graph.nodes)
-
-
-#: By alias, the migrations that were all applied: loading them from disk takes far longer than the query.
-_required: dict[str, frozenset[tuple[str, str]]] = {}
+        applied[alias] = frozenset(executor.loader.graph.nodes)
 
 
 def call_project(path: str) -> None:
@@ -268,6 +275,3 @@ def call_project(path: str) -> None:
 
 async def _await(awaitable: Any) -> None:
     await awaitable
-
-
-checks = HealthChecks()

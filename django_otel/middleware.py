@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.conf import settings
+from django.core.exceptions import DisallowedHost
 from django.core.signals import got_request_exception, setting_changed
 from django.http import FileResponse, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -133,6 +134,21 @@ def _unshield(token: Any) -> None:
 def _find_own_page(request: HttpRequest) -> Callable[[HttpRequest], HttpResponse] | None:
     """Our own view at the path of `request`; None for every page of the project."""
     return _find_own_paths(getattr(request, "urlconf", None)).get(request.path_info)
+
+
+@guard.guarded("deciding who answers a page of ours", False)
+def _is_answered_here(page: Callable[[HttpRequest], HttpResponse], request: HttpRequest) -> bool:
+    """Whether `page` answers before every other middleware, because none of them changes who may see what."""
+    if views.needs_user(page, request):
+        return False
+    if hasattr(request, "urlconf") or not own_paths.may_choose_urlconf():
+        return True
+    # This host may have a URLconf of its own; one that is not allowed has no page of the project.
+    try:
+        request.get_host()
+    except DisallowedHost:
+        return True
+    return False
 
 
 def _abort(observation: Observation, error: BaseException) -> None:
@@ -365,25 +381,30 @@ class OTelMiddleware:
     def _serve_unmeasured(self, request: HttpRequest) -> HttpResponseBase:
         """Serve an excluded request, which may be one for a page of ours."""
         page = _find_own_page(request)
-        if page is not None and not views.needs_user(page, request):
+        if page is not None and _is_answered_here(page, request):
             return page(request)
         token = _shield(request)
         try:
             response: HttpResponseBase = self.get_response(request)
-            return response if page is None else views.settle(page, request, response)
+            # A middleware may have chosen another URLconf, where the path is a page of the project.
+            if page is None or _find_own_page(request) is not page:
+                return response
+            return views.settle(page, request, response)
         finally:
             _unshield(token)
 
     async def _aserve_unmeasured(self, request: HttpRequest) -> HttpResponseBase:
         page = _find_own_page(request)
-        if page is not None and not views.needs_user(page, request):
+        if page is not None and _is_answered_here(page, request):
             return await views.call_async(page, request)
         token = _shield(request)
         try:
             response: HttpResponseBase = await self.get_response(request)
         finally:
             _unshield(token)
-        return response if page is None else await sync_to_async(views.settle)(page, request, response)
+        if page is None or _find_own_page(request) is not page:
+            return response
+        return await sync_to_async(views.settle)(page, request, response)
 
 
 def _on_request_exception(*, request: Any = None, **_: Any) -> None:

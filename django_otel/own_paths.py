@@ -8,6 +8,9 @@ view of ours inside a decorator of the project, are served like any other page.
 from __future__ import annotations
 
 import functools
+import inspect
+import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -16,17 +19,20 @@ from django.core.signals import setting_changed
 from django.urls import Resolver404, URLPattern, URLResolver, get_resolver
 from django.urls.resolvers import LocalePrefixPattern, RoutePattern
 from django.utils import translation
+from django.utils.module_loading import import_string
 from django.utils.regex_helper import normalize
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 _MARK = "django_otel_page"
 #: Settings that change where our pages are.
-SETTINGS = frozenset({"ROOT_URLCONF", "LANGUAGES", "LANGUAGE_CODE", "USE_I18N"})
+SETTINGS = frozenset({"ROOT_URLCONF", "LANGUAGES", "LANGUAGE_CODE", "MIDDLEWARE", "USE_I18N"})
+#: Source that gives a request a URLconf of its own, as django-hosts and django-tenants do for some hosts.
+_SETS_URLCONF = re.compile(r"\.urlconf\s*=[^=]|setattr\([^)]*[\"']urlconf[\"']")
 
 
 def own_page(view: View) -> View:
-    """Mark a view function as a page of ours."""
+    """Mark a view function as a page of ours and return it."""
     # Itself, because a decorator of the project copies the mark to its wrapper, which may restrict access.
     setattr(view, _MARK, view)
     return view
@@ -65,6 +71,33 @@ def _find_own_paths(urlconf: Any) -> dict[str, Callable[..., Any]]:
     return found
 
 
+def may_choose_urlconf() -> bool:
+    """Whether a middleware of the project may set `request.urlconf`, by the source of its module.
+
+    Only then can one of our paths belong to a page of the project, depending on the host.
+    """
+    return _may_choose_urlconf(tuple(settings.MIDDLEWARE))
+
+
+@functools.lru_cache(maxsize=4)
+def _may_choose_urlconf(middleware: tuple[str, ...]) -> bool:
+    return any(_SETS_URLCONF.search(source) for path in middleware for source in _read_sources(path))
+
+
+def _read_sources(path: str) -> Iterator[str]:
+    """Yield the source of the module of a middleware and of its base classes, without Django's and ours."""
+    found = import_string(path)
+    names = {base.__module__ for base in inspect.getmro(found)} if inspect.isclass(found) else {found.__module__}
+    for name in sorted(names - {"builtins"}):
+        if name.partition(".")[0] in ("django", "django_otel") or name not in sys.modules:
+            continue
+        try:
+            yield inspect.getsource(sys.modules[name])
+        except (OSError, TypeError):
+            # Compiled, or made in memory.
+            continue
+
+
 def _candidates(resolver: URLResolver, prefix: str, language: str | None) -> Iterator[tuple[str, str | None]]:
     for entry in resolver.url_patterns:
         if isinstance(entry, URLPattern):
@@ -91,6 +124,7 @@ def _literal_paths(pattern: Any) -> list[str]:
 def _on_setting_changed(*, setting: str, **_: Any) -> None:
     if setting in SETTINGS:
         _find_own_paths.cache_clear()
+        _may_choose_urlconf.cache_clear()
 
 
 setting_changed.connect(_on_setting_changed, dispatch_uid="django_otel.own_paths")

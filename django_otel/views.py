@@ -124,7 +124,8 @@ def _report_health(request: HttpRequest, probe: str, key: str) -> HttpResponse:
         return _refuse_faulty(ids)
     config = runtime.current().config
     names = getattr(config.health, key)
-    results = health.checks.evaluate(probe, names, config.health.timeout_s)
+    checks = health.get_checks()
+    results = [health.check_started()] if checks is None else checks.evaluate(probe, names, config.health.timeout_s)
     failed = [result for result in results if result.problem]
     status = 503 if failed else 200
     if "verbose" in request.GET and _refuse(request, config) is None:

@@ -3,6 +3,7 @@
 import threading
 
 calls = []
+_meeting = threading.Barrier(3)
 release = threading.Event()
 #: What `choose` does.
 outcome = {"error": None}
@@ -14,6 +15,13 @@ def good():
 
 async def good_async():
     calls.append("async")
+
+
+def meet_a():
+    _meeting.wait(30)
+
+
+meet_b = meet_c = meet_a
 
 
 def bad():

@@ -40,16 +40,22 @@ import os
 from bakerydemo.settings.test import *
 
 SECRET_KEY = "crawled"
+# Django's pages for developers show the folder and the URLconf.
+DEBUG = False
 if os.environ.get("CRAWL_WITH_APP"):
     INSTALLED_APPS = [*INSTALLED_APPS, "django_otel"]
     MIDDLEWARE = ["django_otel.middleware.OTelMiddleware", *MIDDLEWARE]
-    OTEL = {"SERVICE_NAME": "bakery"}
+    OTEL = {"SERVICE_NAME": "bakery", "CONSOLE": {"ENABLED": True}, "METRICS_VIEW": {"ALLOW": "all"}}
 """
 
 URLS = """
 import os
+from django.conf import settings
 from django.urls import include, path
+from django.views.static import serve
 from bakerydemo.urls import urlpatterns
+
+urlpatterns = [path("media/<path:path>", serve, {"document_root": settings.MEDIA_ROOT}), *urlpatterns]
 
 if os.environ.get("CRAWL_WITH_APP"):
     urlpatterns = [path("otel/", include("django_otel.urls")), *urlpatterns]
@@ -143,7 +149,7 @@ main()
 def run(command: list[str | Path], folder: Path, **environment: str) -> None:
     """Run a command in `folder`; CalledProcessError or TimeoutExpired where it does not succeed in time."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DJANGO_"))}
-    env |= {"DJANGO_SETTINGS_MODULE": "crawl_settings", "PYTHONPATH": str(folder), **environment}
+    env |= {"DJANGO_SETTINGS_MODULE": "crawl_settings", "PYTHONPATH": str(folder), "PYTHONHASHSEED": "0", **environment}
     print("+", " ".join(map(str, command))[:160], flush=True)
     subprocess.run(command, cwd=folder, env=env, check=True, timeout=LIMIT_S)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
-import time
 
 import pytest
 from django.contrib.auth.models import User
@@ -15,6 +15,7 @@ from django.db import connections
 from django.test import AsyncClient, Client, override_settings
 from django.urls import include, path, re_path
 
+from django_otel import own_paths
 from django_otel import views as own_views
 from tests import health_checks, services, views
 
@@ -115,9 +116,9 @@ def test_a_cache_that_hides_its_errors_is_not_healthy(client, settings):
 def test_checks_run_at_once_and_each_has_its_time(client):
     """Three that hang take one period, not three; what works is not blamed."""
     names = ["tests.health_checks.hang", "tests.health_checks.good"]
-    with require(*names, TIMEOUT_S=0.2):
+    with require(*names, TIMEOUT_S=0.5):
         response = client.get("/readyz")
-    assert response.content == b"failed: tests.health_checks.hang (no answer within 0.2 s)\n"
+    assert response.content == b"failed: tests.health_checks.hang (no answer within 0.5 s)\n"
 
 
 def test_a_check_that_hangs_is_not_started_again(client):
@@ -129,18 +130,62 @@ def test_a_check_that_hangs_is_not_started_again(client):
         services.wait_until(lambda: client.get("/readyz").status_code == 200, what="a check that returns again")
 
 
-def test_a_database_that_accepts_and_never_answers_holds_one_thread(client, django_db_blocker):
-    with services.start_black_hole() as url, django_db_blocker.unblock():
-        host, _, port = url.partition("//")[2].partition(":")
-        settings = {"ENGINE": "django.db.backends.postgresql", "NAME": "x", "USER": "x", "HOST": host, "PORT": port}
-        with database("hole", {**settings, "OPTIONS": {"connect_timeout": 2}}) as alias:
-            with require(f"database:{alias}", TIMEOUT_S=0.1):
-                for _ in range(10):
-                    assert client.get("/readyz").status_code == 503
-                alive = [thread for thread in threading.enumerate() if thread.name.startswith("django_otel health")]
-                assert len(alive) == 1
-                assert client.get("/livez").status_code == 200
-            services.wait_until(lambda: not alive[0].is_alive(), what="the driver's own limit")
+def test_checks_run_in_parallel(client):
+    """Each of the three returns only while the other two run."""
+    with require(*(f"tests.health_checks.meet_{name}" for name in "abc"), TIMEOUT_S=30):
+        assert client.get("/readyz").content == b"ok\n"
+
+
+def find_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("django_otel health")]
+
+
+def postgres_at(url, **options):
+    host, _, port = url.partition("//")[2].partition(":")
+    names = {"NAME": "x", "USER": "x", "HOST": host, "PORT": port}
+    return {"ENGINE": "django.db.backends.postgresql", **names, "OPTIONS": {"connect_timeout": 600, **options}}
+
+
+@pytest.mark.parametrize("page", ["/readyz", "/startupz"])
+def test_a_database_that_accepts_and_never_answers_holds_one_thread(client, page, django_db_blocker):
+    """It is the check's own limit that answers: the driver still waits on its open connection."""
+    with services.start_black_hole() as url, database("hole", postgres_at(url)) as alias, django_db_blocker.unblock():
+        with require(f"database:{alias}", TIMEOUT_S=0.1):
+            for _ in range(10):
+                response = client.get(page)
+                assert response.status_code == 503
+                assert response.content == b"failed: database:hole (no answer within 0.1 s)\n"
+            [waiting] = find_threads()
+            assert waiting.is_alive()
+            assert client.get("/livez").status_code == 200
+
+
+def test_what_hangs_is_named_alone_whatever_its_kind(client, settings, django_db_setup, django_db_blocker):
+    """A replica, its migrations and a cache hang; the primary database, another cache and a function work."""
+    with services.start_black_hole() as url, database("replica", postgres_at(url)), django_db_blocker.unblock():
+        settings.CACHES = {
+            "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+            "far": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": url.replace("http", "redis")},
+        }
+        with require("config", "databases", "caches", "migrations", "tests.health_checks.good", TIMEOUT_S=0.5):
+            hanging = ", ".join(
+                f"{name} (no answer within 0.5 s)" for name in ("database:replica", "cache:far", "migrations")
+            )
+            for _ in range(5):
+                # A busy machine may need a further probe until what works has answered.
+                services.wait_until(
+                    lambda: client.get("/readyz").content.decode() == f"failed: {hanging}\n", what=f"only {hanging}"
+                )
+            assert len([thread for thread in find_threads() if "good" not in thread.name]) == 3
+
+
+def test_a_replica_that_is_down_is_named_and_the_primary_is_not(client, django_db_setup, django_db_blocker):
+    url = f"http://127.0.0.1:{services.free_port()}"
+    with database("replica", postgres_at(url)), django_db_blocker.unblock():
+        with require("databases", TIMEOUT_S=10):
+            assert client.get("/readyz").content == b"failed: database:replica (OperationalError)\n"
+        with require("database:default", TIMEOUT_S=10):
+            assert client.get("/readyz").status_code == 200
 
 
 @every_database
@@ -432,7 +477,8 @@ def test_the_defaults():
 
 
 @pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
-def test_a_stopped_database_is_named_within_a_second(kind):
+def test_a_stopped_database_is_named(kind):
+    """The check's limit is its default of a second, and answers 503 where the driver has not done so before."""
     if "DATABASE_URL" in os.environ:
         pytest.skip("DATABASE_URL names a server that is not to be stopped")
     settings = {"HEALTH": {"READY": ["config", "databases"]}, "SAMPLING": {"LIVE": False}}
@@ -443,13 +489,85 @@ def test_a_stopped_database_is_named_within_a_second(kind):
             services.wait_until(lambda: site.get("/readyz")[0] == 200, 30, "a ready server")
             server.__exit__(None, None, None)
             server = None
-            started_s = time.monotonic()
             status, _, body = site.get("/readyz")
-            took_s = time.monotonic() - started_s
-            assert status == 503 and "database:default (OperationalError)" in str(body)
-            # The check's own limit, and as much again for a machine that is busy.
-            assert took_s < 2, took_s
+            assert status == 503
+            assert body.decode().strip() in (
+                "failed: database:default (OperationalError)",
+                "failed: database:default (no answer within 1 s)",
+            )
             assert site.get("/livez")[0] == 200
     finally:
         if server is not None:
             server.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
+def test_a_database_that_hangs_is_named_while_its_connection_is_open(kind):
+    settings = {"HEALTH": {"READY": ["config", "databases"]}, "SAMPLING": {"LIVE": False}}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+        url = f"postgres://x:x@127.0.0.1:{listener.getsockname()[1]}/x"
+        with services.serve(kind, settings, TEST_DATABASE_URL=url, TEST_ATOMIC_REQUESTS="1") as site:
+            for _ in range(3):
+                status, _, body = site.get("/readyz")
+                assert (status, body.decode().strip()) == (503, "failed: database:default (no answer within 1 s)")
+            connection, _ = listener.accept()
+            with connection:
+                # The driver's first message is here, and nothing says that the driver gave up.
+                assert connection.recv(64)
+                connection.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    connection.recv(64)
+                # Three probes made one connection.
+                listener.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    listener.accept()
+                assert site.get("/livez")[0] == 200
+
+
+# --- A URLconf for each host. ---
+
+
+PER_HOST = [f"tests.urlconf_per_host.{name}" for name in ("choose_urlconf", "ChoosesUrlconf")]
+
+
+@pytest.mark.parametrize("chooser", PER_HOST)
+@pytest.mark.parametrize("allow", ["all", "token", "auto"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_page_of_the_project_in_the_urlconf_of_a_host_is_not_shadowed(settings, chooser, allow, is_first):
+    settings.ALLOWED_HOSTS = ["tenant.example", "shop.example"]
+    ours = "django_otel.middleware.OTelMiddleware"
+    settings.MIDDLEWARE = [ours, chooser] if is_first else [chooser, ours]
+    client = Client(raise_request_exception=False)
+    with otel(METRICS_VIEW={"ALLOW": allow, "TOKEN": TOKEN}):
+        for page in ("/metrics", "/readyz"):
+            assert client.get(page, HTTP_HOST="tenant.example").content == b"the tenant's own page"
+        assert client.get("/livez", HTTP_HOST="tenant.example").status_code == 404
+        # The other hosts have ours.
+        key = {"HTTP_HOST": "shop.example", "HTTP_AUTHORIZATION": f"Bearer {TOKEN}"}
+        assert b"target_info" in client.get("/metrics", **key).content
+        assert client.get("/readyz", HTTP_HOST="shop.example").content == b"ok\n"
+        if is_first:
+            assert client.get("/readyz", HTTP_HOST="10.0.0.7:8000").content == b"ok\n"
+            assert b"target_info" in client.get("/metrics", **{**key, "HTTP_HOST": "10.0.0.7:8000"}).content
+
+
+@pytest.mark.parametrize("chooser", PER_HOST)
+async def test_a_page_of_the_project_in_the_urlconf_of_a_host_is_not_shadowed_async(settings, chooser):
+    settings.MIDDLEWARE = ["django_otel.middleware.OTelMiddleware", chooser]
+    client = AsyncClient(raise_request_exception=False)
+    with otel(METRICS_VIEW={"TOKEN": TOKEN}):
+        for page in ("/metrics", "/readyz"):
+            assert (await client.get(page, headers={"X-Tenant": "1"})).content == b"the tenant's own page"
+        assert (await client.get("/readyz")).content == b"ok\n"
+        settings.ALLOWED_HOSTS = ["shop.example"]
+        assert (await client.get("/readyz")).content == b"ok\n"
+
+
+def test_without_such_a_middleware_every_host_is_answered_early():
+    """Django's own read `request.urlconf` and never set it."""
+    with override_settings(MIDDLEWARE=[*STRICT["MIDDLEWARE"][:1], "django.middleware.locale.LocaleMiddleware"]):
+        assert not own_paths.may_choose_urlconf()
+    for chooser in PER_HOST:
+        with override_settings(MIDDLEWARE=[chooser]):
+            assert own_paths.may_choose_urlconf()
