@@ -51,13 +51,14 @@ Build = Callable[[int, int, Path], Callable[[], bytes]]
 
 def build_ours(label_sets: int, processes: int, at: Path) -> Callable[[], bytes]:
     """As the app answers: the slots of all processes merged, then rendered."""
-    from django_otel.metrics import cells, exposition
+    from django_otel.metrics import exposition
+    from django_otel.metrics.store import CellStore
     from django_otel.multiprocess.memory import SharedMemory
     from django_otel.multiprocess.reader import Reader
 
     for process in range(processes):
         memory = SharedMemory(at)
-        fill_ours(cells.CellStore(memory), numbers_of(process, label_sets, same=True))
+        fill_ours(CellStore(memory), numbers_of(process, label_sets, same=True))
         # Its measurements stay; a living process would be read in the same way.
         _open_memories.append(memory)
     reader = Reader(at)
@@ -70,9 +71,10 @@ _open_memories: list[Any] = []
 
 def build_ours_plain(label_sets: int, processes: int, at: Path) -> Callable[[], bytes]:
     """Without a shared folder: this process' cells in plain memory."""
-    from django_otel.metrics import cells, exposition
+    from django_otel.metrics import exposition
+    from django_otel.metrics.store import CellStore
 
-    store = cells.CellStore()
+    store = CellStore()
     fill_ours(store, numbers_of(0, label_sets, same=True))
     return lambda: exposition.render(store.collect(), openmetrics=False, resource_attributes=RESOURCE)
 

@@ -137,14 +137,15 @@ def print_row(name: str, first: Sequence[float], later: Sequence[float], extra: 
 
 
 def bench_scrape(workers: int, series: int, rounds: int, *, same: bool) -> None:
-    from django_otel.metrics import cells, exposition
+    from django_otel.metrics import exposition
+    from django_otel.metrics.store import CellStore
     from django_otel.multiprocess.memory import SharedMemory
     from django_otel.multiprocess.reader import Reader
 
     with folder() as ours_at, folder() as theirs_at:
 
         def fill_slot(worker: int) -> int:
-            fill_ours(cells.CellStore(memories[worker]), numbers_of(worker, series, same=same))
+            fill_ours(CellStore(memories[worker]), numbers_of(worker, series, same=same))
             return 0
 
         def fill_files(worker: int) -> int:
@@ -305,7 +306,8 @@ def bench_http(workers: int, series: int, rounds: int) -> None:
 
 
 def bench_update(rounds: int) -> None:
-    from django_otel.metrics import cells
+    from django_otel.metrics.cells import Memory
+    from django_otel.metrics.store import CellStore
     from django_otel.multiprocess.memory import SharedMemory
 
     number = 20_000
@@ -313,8 +315,8 @@ def bench_update(rounds: int) -> None:
         memory = SharedMemory(at)
         found: dict[str, list[float]] = {}
         for _ in range(rounds):
-            for name, place in (("plain", cells.Memory()), ("shared", memory)):
-                store = cells.CellStore(place)
+            for name, place in (("plain", Memory()), ("shared", memory)):
+                store = CellStore(place)
                 store.joined = True
                 histogram = store.catalogued(_METRIC).series(attributes_of(1))
                 counter = store.counter("benchmark.counter").series({})
@@ -345,7 +347,8 @@ def resident_kib() -> tuple[int, int]:
 
 
 def bench_memory(workers: int) -> None:
-    from django_otel.metrics import cells, exposition
+    from django_otel.metrics import exposition
+    from django_otel.metrics.store import CellStore
     from django_otel.multiprocess.memory import SharedMemory
     from django_otel.multiprocess.reader import Reader
 
@@ -359,7 +362,7 @@ def bench_memory(workers: int) -> None:
             gc.collect()
             before = sum(resident_kib())
             memory = SharedMemory(at)
-            store = cells.CellStore(memory)
+            store = CellStore(memory)
             fill_ours(store, numbers_of(0, series, same=True))
             gc.collect()
             filled = sum(resident_kib())
@@ -374,7 +377,7 @@ def bench_memory(workers: int) -> None:
     def fill_one(at: Path, worker: int, series: int) -> int:
         memory = SharedMemory(at)
         # The number of the slot is free again when this child ends; its lease is kept by a file of another number.
-        fill_ours(cells.CellStore(memory), numbers_of(worker, series, same=True))
+        fill_ours(CellStore(memory), numbers_of(worker, series, same=True))
         (at / f"{memory.lease.number}.cells").rename(at / f"{worker + 100}.cells")
         (at / f"{memory.lease.number}.keys").rename(at / f"{worker + 100}.keys")
         return 0

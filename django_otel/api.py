@@ -29,7 +29,7 @@ from django_otel.tracing import exceptions
 
 if TYPE_CHECKING:
     from django_otel.config.schema import Config
-    from django_otel.metrics.cells import Counter, Gauge, Histogram, ObservableGauge, Observed, UpDownCounter
+    from django_otel.metrics.instruments import Counter, Gauge, Histogram, ObservableGauge, Observed, UpDownCounter
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -25,9 +25,11 @@ from django_otel._version import __version__
 from django_otel.base import guard, sdk_compat, sdk_environment
 from django_otel.config.schema import Config, ConfigError, Problem
 from django_otel.export import pipelines, process_end
-from django_otel.metrics.cells import CellStore, Counter, Series
+from django_otel.metrics.instruments import Counter
 from django_otel.metrics.lazy_metrics import LazyMeterProvider
 from django_otel.metrics.model import Family
+from django_otel.metrics.series import Series
+from django_otel.metrics.store import CellStore
 from django_otel.redaction.scrub import Scrubber
 from django_otel.requests.observation import SpanBudget
 from django_otel.sampling.sampler import InForce, LiveSampler, Policy

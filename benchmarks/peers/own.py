@@ -15,13 +15,13 @@ from benchmarks.peers.subject import DELAY_S, QUEUE, SERVICE, OpenTelemetrySubje
 def stop_clocks() -> None:
     """Let our threads that work by the clock sleep; before the first request, which starts them."""
     from django_otel.live_sampling import follower
-    from django_otel.metrics import cells
+    from django_otel.metrics import series
     from django_otel.multiprocess import sharing
 
     follower._TICK_S = sharing._TICK_S = DELAY_S
     # Five exemplars in so long are five in thousands of requests at real speed, and every other one while instructions
     # are counted, fifty times slower.
-    cells._EXEMPLAR_AGE_S = 50 * 0.5
+    series._EXEMPLAR_AGE_S = 50 * 0.5
 
 
 class DjangoOtel(OpenTelemetrySubject):

@@ -21,7 +21,7 @@ from django_otel import runtime
 from django_otel.base import guard
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.config.schema import Config
-from django_otel.metrics.cells import HistogramSeries, Series
+from django_otel.metrics.series import HistogramSeries, Series
 from django_otel.requests import observation
 
 _METHODS = ("add", "set", "touch", "delete", "incr", "decr", "set_many", "delete_many", "clear")

@@ -47,7 +47,8 @@ from django_otel.base.sdk_compat import (
 )
 from django_otel.config.schema import Config
 from django_otel.instrumentation.callers import find_caller
-from django_otel.metrics.cells import Counter, Histogram, HistogramSeries
+from django_otel.metrics.instruments import Counter, Histogram
+from django_otel.metrics.series import HistogramSeries
 from django_otel.redaction.statements import MAX_LENGTH, Statement, parameterise
 from django_otel.requests import observation
 from django_otel.requests.observation import REQUEST_KEY, Observation

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from django_otel.metrics.cells import identity
+from django_otel.metrics.attributes import identity
 from django_otel.metrics.model import ExponentialValue, Family, HistogramValue, Kind, Point
 
 

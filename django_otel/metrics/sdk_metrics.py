@@ -41,7 +41,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from django_otel.base import guard
 from django_otel.base.sdk_compat import is_observed, renew_collection_lock
-from django_otel.metrics.cells import build_attributes, identity
+from django_otel.metrics.attributes import build_attributes, identity
 from django_otel.metrics.merging import merge_exponential, merge_point
 from django_otel.metrics.model import (
     Attributes,

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from django_otel.base import guard
-from django_otel.metrics.cells import Definition, Memory, cells_of, identity
+from django_otel.metrics.attributes import identity
+from django_otel.metrics.cells import Definition, Memory, cells_of
 from django_otel.metrics.model import Attributes, Exemplar, Family
 from django_otel.multiprocess.format import (
     ADOPTIONS_CELL,

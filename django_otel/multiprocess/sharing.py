@@ -16,9 +16,11 @@ from pathlib import Path
 from django_otel.base import guard
 from django_otel.base.private_files import Unusable
 from django_otel.config.schema import Config
-from django_otel.metrics.cells import CellStore, Counter, Memory
+from django_otel.metrics.cells import Memory
+from django_otel.metrics.instruments import Counter
 from django_otel.metrics.merging import merge_processes
 from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
+from django_otel.metrics.store import CellStore
 from django_otel.multiprocess import server_group
 from django_otel.multiprocess.lease import living_slots
 from django_otel.multiprocess.memory import SharedMemory

@@ -25,7 +25,9 @@ from django_otel.base.patterns import lazy_pattern
 from django_otel.base.sdk_compat import SPAN_KEY, attach, build_remote_context, get_current
 from django_otel.base.sdk_compat import detach_or_raise as detach
 from django_otel.config.schema import Config
-from django_otel.metrics.cells import HAS_GLOBAL_LOCK, CellStore, Counter, RequestSeries, Series
+from django_otel.metrics.instruments import Counter
+from django_otel.metrics.series import HAS_GLOBAL_LOCK, RequestSeries, Series
+from django_otel.metrics.store import CellStore
 from django_otel.redaction.cutting import cut
 from django_otel.redaction.paths import redact_unmatched
 from django_otel.requests.deferred import DeferredSpan

@@ -25,9 +25,9 @@ from django_otel.config.parse import parse
 from django_otel.config.schema import ConfigError
 from django_otel.export import batch, pipelines
 from django_otel.export.batch import BatchWorker
-from django_otel.metrics.cells import CellStore
 from django_otel.metrics.model import ExponentialValue
 from django_otel.metrics.sdk_metrics import MetricsDataBuilder, SdkMetrics, build_reader, merge_exponential
+from django_otel.metrics.store import CellStore
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.provider import OwnTracerProvider

@@ -101,14 +101,14 @@ def test_a_query_of_an_unsampled_trace_is_counted_and_builds_nothing(otel_spans,
 
 def test_the_path_of_a_known_query_looks_nothing_up(otel_metrics, monkeypatch):
     """Series and statements are kept: the second query makes no label set and reads no SQL."""
-    from django_otel.metrics import cells
+    from django_otel.metrics import instruments
     from django_otel.redaction import statements
 
     Item.objects.count()
     before = statements._remembered.cache_info()
     made = []
-    original = cells.build_attributes
-    monkeypatch.setattr(cells, "build_attributes", lambda *args: made.append(args) or original(*args))
+    original = instruments.build_attributes
+    monkeypatch.setattr(instruments, "build_attributes", lambda *args: made.append(args) or original(*args))
     Item.objects.count()
     after = statements._remembered.cache_info()
     assert made == []

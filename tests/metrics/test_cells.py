@@ -8,8 +8,10 @@ import threading
 
 import pytest
 
-from django_otel.metrics import cells
-from django_otel.metrics.cells import CellStore, HistogramSeries, Memory, RequestSeries, Series
+from django_otel.metrics import series as series_module
+from django_otel.metrics.cells import Memory
+from django_otel.metrics.series import HistogramSeries, RequestSeries, Series
+from django_otel.metrics.store import CellStore
 from django_otel.requests.observation import Observer
 
 #: Where CPython looks for another thread that wants to run, or for a signal.
@@ -53,8 +55,8 @@ def run_together(*functions) -> None:
         assert not thread.is_alive()
 
 
-@pytest.mark.skipif(not cells.HAS_GLOBAL_LOCK, reason="updates take a lock here")
-@pytest.mark.parametrize(("owner", "name"), cells.UPDATES, ids=lambda item: getattr(item, "__name__", item))
+@pytest.mark.skipif(not series_module.HAS_GLOBAL_LOCK, reason="updates take a lock here")
+@pytest.mark.parametrize(("owner", "name"), series_module.UPDATES, ids=lambda item: getattr(item, "__name__", item))
 def test_nothing_lets_another_thread_in_between_the_look_at_where_the_cells_are_and_the_last_update(owner, name):
     """Else an increment could be lost, or go to cells that were given up."""
     instructions = list(dis.get_instructions(getattr(owner, name)))
@@ -69,7 +71,7 @@ def test_nothing_lets_another_thread_in_between_the_look_at_where_the_cells_are_
     assert interrupted == []
 
 
-@pytest.mark.skipif(not cells.HAS_GLOBAL_LOCK, reason="updates take a lock here")
+@pytest.mark.skipif(not series_module.HAS_GLOBAL_LOCK, reason="updates take a lock here")
 def test_a_request_that_begins_is_counted_without_an_interruption():
     """The request path does what `Series.add` does, without its call."""
     instructions = list(dis.get_instructions(Observer.begin))
@@ -80,7 +82,7 @@ def test_a_request_that_begins_is_counted_without_an_interruption():
     assert [name for name in names if name.startswith(_MAY_BE_INTERRUPTED)] == []
 
 
-@pytest.mark.skipif(not cells.HAS_GLOBAL_LOCK, reason="updates take a lock here")
+@pytest.mark.skipif(not series_module.HAS_GLOBAL_LOCK, reason="updates take a lock here")
 def test_where_the_cells_are_is_looked_up_in_the_same_stretch():
     """Between the last look at whether something has moved and the first update nobody else runs."""
     instructions = list(dis.get_instructions(RequestSeries.finish))
@@ -178,7 +180,7 @@ def test_a_request_without_a_size_counts_none(store):
 def test_without_a_global_lock_an_update_waits_for_ours(store):
     """What a build of Python that can do without is given instead."""
     series = store.counter("c").series({})
-    add = cells._under_lock(Series.add)
+    add = series_module._under_lock(Series.add)
     done = threading.Event()
 
     def count():
@@ -197,7 +199,7 @@ def test_without_a_global_lock_an_update_waits_for_ours(store):
 def test_a_busy_buckets_exemplars_leave_the_others_theirs(store, monkeypatch):
     """It would push the exemplars of all others out of the ring; the last of a few is always shown."""
     now_s = [1000.0]
-    monkeypatch.setattr(cells.time, "time", lambda: now_s[0])
+    monkeypatch.setattr(series_module.time, "time", lambda: now_s[0])
     series = store.histogram("h", bounds=(1.0,)).series({})
     assert isinstance(series, HistogramSeries)
 
@@ -207,8 +209,8 @@ def test_a_busy_buckets_exemplars_leave_the_others_theirs(store, monkeypatch):
     series.observe(5.0, 1000, 1)
     for number in range(1, 501):
         series.observe(0.5, number, 1)
-    assert shown() == [cells._EXEMPLARS_AT_ONCE, 1000]
-    now_s[0] += cells._EXEMPLAR_AGE_S
+    assert shown() == [series_module._EXEMPLARS_AT_ONCE, 1000]
+    now_s[0] += series_module._EXEMPLAR_AGE_S
     series.observe(0.7, 501, 1)
     assert shown() == [501, 1000]
     # A clock that was set back does not keep new ones out, nor does what was forgotten.

@@ -22,7 +22,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.utils import floatToGoString
 
 from django_otel.base import guard
-from django_otel.metrics import catalogue, cells, exposition, sdk_metrics
+from django_otel.metrics import catalogue, exposition, sdk_metrics
+from django_otel.metrics.attributes import build_attributes
 from django_otel.metrics.exposition import Format, family_name, format_value, label_pairs, negotiate, render
 from django_otel.metrics.model import (
     OWN_SCOPE,
@@ -34,6 +35,7 @@ from django_otel.metrics.model import (
     Point,
     Scope,
 )
+from django_otel.metrics.store import CellStore
 from tests import services
 from tests.pages import assert_same_samples, lint, parse_openmetrics, parse_text, same
 
@@ -51,9 +53,7 @@ def _fresh_guard():
 
 def family(name, kind, points, unit="", description="Something.", scope=OWN_SCOPE):
     """A family from (attributes, value) pairs."""
-    made = [
-        point if isinstance(point, Point) else Point(cells.build_attributes(point[0]), point[1]) for point in points
-    ]
+    made = [point if isinstance(point, Point) else Point(build_attributes(point[0]), point[1]) for point in points]
     return Family(name, kind, unit, description, scope, made)
 
 
@@ -241,7 +241,7 @@ def test_any_label_and_help_text_survives_the_round_trip(attributes, description
         family("h", Kind.HISTOGRAM, [(attributes, HistogramValue((1.0,), [1.0, 1.0], 2.5))], description=description),
     ]
     text, newer = both(families)
-    expected = dict(label_pairs(cells.build_attributes(attributes)))
+    expected = dict(label_pairs(build_attributes(attributes)))
     assert text.value("g", **expected) == newer.value("g", **expected) == 1
 
 
@@ -783,7 +783,7 @@ class Oracle:
         reader = sdk_metrics.build_reader()
         provider = MeterProvider(metric_readers=[official, reader], shutdown_on_exit=False)
         self.sdk = sdk_metrics.SdkMetrics(reader, provider)
-        self.store = cells.CellStore()
+        self.store = CellStore()
         meter = provider.get_meter("m")
         for name, kind, unit, measurements in instruments:
             theirs = getattr(meter, f"create_{kind}")(name, unit=unit, description="Something.")
@@ -828,7 +828,7 @@ def test_the_whole_catalogue_agrees_with_the_official_exporter():
     registry = CollectorRegistry()
     reader = PrometheusMetricReader(registry=registry, scope_info_enabled=False, disable_target_info=True)
     meter = MeterProvider(metric_readers=[reader], shutdown_on_exit=False).get_meter("django_otel")
-    store = cells.CellStore()
+    store = CellStore()
     for metric in catalogue.CATALOGUE.values():
         if metric.kind is Kind.GAUGE and metric.unit == "1" and not metric.name.endswith("ratio"):
             continue

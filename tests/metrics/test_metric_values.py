@@ -13,8 +13,8 @@ from django.contrib.auth.models import User
 from django.db import connection, connections
 
 from django_otel import runtime
-from django_otel.metrics.cells import CellStore
 from django_otel.metrics.exposition import render
+from django_otel.metrics.store import CellStore
 
 
 @pytest.fixture

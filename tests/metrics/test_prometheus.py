@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from django_otel.metrics import cells, exposition
+from django_otel.metrics import exposition
+from django_otel.metrics.attributes import build_attributes
 from django_otel.metrics.model import OWN_SCOPE, Exemplar, ExponentialValue, Family, HistogramValue, Kind, Point
 from tests import services
 from tests.pages import lint
@@ -177,7 +178,7 @@ def hostile_families() -> list[Family]:
     ]
 
     def attributes(**items: object) -> Any:
-        return cells.build_attributes(items)
+        return build_attributes(items)
 
     return [
         Family("labels", Kind.GAUGE, "", "\n".join(texts), OWN_SCOPE, [

@@ -23,9 +23,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from django_otel.base import guard
-from django_otel.metrics import cells, registry
+from django_otel.metrics import registry
 from django_otel.metrics.exposition import render
 from django_otel.metrics.model import OWN_SCOPE, Exemplar, Family, HistogramValue, Kind, Point
+from django_otel.metrics.store import CellStore
 from tests.pages import assert_same_samples, parse_openmetrics, parse_text
 
 RESOURCE = {"service.name": "shop", "service.instance.id": "one of many"}
@@ -48,7 +49,7 @@ def theirs():
 
 @pytest.fixture
 def store():
-    store = cells.CellStore()
+    store = CellStore()
     store.counter("orders.total", "{order}", "Orders.").add(3, {"region": "eu", "a.b": 1})
     store.gauge("fill", "1", "Fill.").set(0.5)
     store.up_down_counter("open").add(2, {"k": True})

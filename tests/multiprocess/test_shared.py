@@ -23,8 +23,8 @@ import pytest
 
 from django_otel import runtime
 from django_otel.base import private_files
-from django_otel.metrics.cells import CellStore
 from django_otel.metrics.model import ExponentialValue, Family, HistogramValue, Kind, Point, Scope
+from django_otel.metrics.store import CellStore
 from django_otel.multiprocess import lease as leases
 from django_otel.multiprocess import server_group
 from django_otel.multiprocess.lease import Lease, living_slots

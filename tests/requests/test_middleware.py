@@ -665,7 +665,7 @@ def test_the_request_path_makes_no_query(client, django_assert_num_queries, db):
 
 
 def test_a_fault_of_ours_does_not_break_the_request(client, monkeypatch):
-    from django_otel.metrics.cells import RequestSeries
+    from django_otel.metrics.series import RequestSeries
     from django_otel.requests import observation
 
     def broken(*args, **kwargs):

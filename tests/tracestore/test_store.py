@@ -828,7 +828,7 @@ def test_a_folder_that_cannot_be_used_is_told_once(tmp_path, caplog):
 
 
 def test_a_single_process_samples_for_itself_and_once_more_at_the_end(tmp_path):
-    from django_otel.metrics.cells import CellStore
+    from django_otel.metrics.store import CellStore
 
     cells = CellStore()
     duration = cells.catalogued("http.server.request.duration")
@@ -854,7 +854,7 @@ def test_a_single_process_samples_for_itself_and_once_more_at_the_end(tmp_path):
 
 def test_numbers_are_those_of_the_scrape():
     """Every request, query and event of the families, and nothing of another scope."""
-    from django_otel.metrics.cells import CellStore
+    from django_otel.metrics.store import CellStore
 
     cells = CellStore()
     for status, count in ((200, 5), (404, 2), (500, 1)):

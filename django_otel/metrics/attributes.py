@@ -1,0 +1,69 @@
+"""Attributes of series: cleaned, cut, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django_otel.base import guard
+from django_otel.metrics.model import Attributes, AttributeValue
+
+#: OpenTelemetry's integers have 64 bits; a larger one is a text.
+_INT_LIMIT = 1 << 63
+
+
+def build_attributes(attributes: Mapping[str, object]) -> Attributes:
+    """Sort and clean attributes: values keep their type where OpenTelemetry has it, others become text."""
+    return tuple(sorted(((str(key), _clean(value)) for key, value in attributes.items()), key=_by_key))
+
+
+def _by_key(item: tuple[str, AttributeValue]) -> str:
+    return item[0]
+
+
+def _clean(value: object) -> AttributeValue:
+    if isinstance(value, bool | str):
+        # str() also turns a lazy or safe string into a plain one.
+        return value if isinstance(value, bool) else str(value)
+    if isinstance(value, float):
+        return value
+    if isinstance(value, int) and -_INT_LIMIT <= value < _INT_LIMIT:
+        return value
+    if isinstance(value, list | tuple):
+        cleaned = (_clean(item) for item in value)
+        return tuple(item if isinstance(item, str | bool | int | float) else str(item) for item in cleaned)
+    try:
+        return str(value)
+    except Exception as error:
+        # A __str__ that raises, for example on a query where none is allowed.
+        guard.report(f"str() of an attribute of type {type(value).__name__}", error)
+        return f"<{type(value).__name__}>"
+
+
+def _cut(value: AttributeValue, length: int) -> AttributeValue:
+    """Return `value` with at most `length` characters of text, over all items of a list; itself where that fits."""
+    if isinstance(value, str):
+        return value if len(value) <= length else value[:length]
+    if not isinstance(value, tuple):
+        return value
+    kept: list[Any] = []
+    left = length
+    for item in value:
+        if left <= 0:
+            break
+        kept.append(item[:left] if isinstance(item, str) else item)
+        # With quotes and comma, as the page shows a list.
+        left -= len(item) + 3 if isinstance(item, str) else 8
+    found = tuple(kept)
+    return value if found == value else found
+
+
+def cut(attributes: Attributes, length: int) -> Attributes:
+    """Return the attributes with texts of at most `length` characters; the same object where none is longer."""
+    found = tuple([(key, _cut(value, length)) for key, value in attributes])
+    return attributes if all(new[1] is old[1] for new, old in zip(found, attributes, strict=True)) else found
+
+
+def identity(attributes: Attributes) -> object:
+    # 1, 1.0 and True are equal in Python and different labels in Prometheus.
+    return tuple((key, value.__class__, value) for key, value in attributes)

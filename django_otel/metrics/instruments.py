@@ -1,0 +1,232 @@
+"""Instruments: counters, gauges and histograms, each with its series."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from django_otel.base import guard
+from django_otel.metrics.attributes import build_attributes, identity
+from django_otel.metrics.cells import Definition
+from django_otel.metrics.model import OWN_SCOPE, Attributes, Exemplar, Family, HistogramValue, Kind, Point
+from django_otel.metrics.series import GaugeSeries, HistogramSeries, Series, SeriesStore
+
+#: OpenTelemetry metrics SDK, "Overflow attribute".
+OVERFLOW: Attributes = (("otel.metric.overflow", True),)
+OVERFLOW_METRIC = "django_otel.cardinality.overflow"
+
+
+class InstrumentStore(SeriesStore, Protocol):
+    """The store of instruments, as far as an instrument uses it."""
+
+    cardinality_limit: int
+
+    def clean(self, attributes: Attributes) -> Attributes:
+        """Scrub and cut attributes."""
+
+    def count_overflow(self, name: str) -> None:
+        """Count a measurement that met the cardinality limit of the instrument `name`."""
+
+
+class Instrument:
+    """A named instrument and its series. Made by `CellStore`, never directly."""
+
+    def __init__(self, store: InstrumentStore, definition: Definition) -> None:
+        self.definition = definition
+        self.name = definition.name
+        self._store = store
+        self._series: dict[object, Series] = {}
+        self._overflow: Series | None = None
+
+    def series(self, attributes: Mapping[str, object]) -> Series:
+        """The series with these attributes, made if need be; the overflow series at the cardinality limit.
+
+        Look it up once and keep it where the attributes repeat.
+        """
+        # None too, as in OpenTelemetry's own instruments.
+        cleaned = build_attributes(attributes) if attributes else ()
+        key = identity(cleaned)
+        found = self._series.get(key)
+        return found if found is not None else self._make(key, cleaned)
+
+    def _make(self, key: object, attributes: Attributes) -> Series:
+        store = self._store
+        # What counts the cuts is not cut itself.
+        scrubbed = attributes if self.name == OVERFLOW_METRIC else store.clean(attributes)
+        with store.lock:
+            if scrubbed is not attributes:
+                # Known by what is shown: every secret would be a series of its own otherwise, all looking alike.
+                key = identity(scrubbed)
+            found = self._series.get(key)
+            if found is not None:
+                return found
+            limit = store.cardinality_limit
+            if len(self._series) >= limit or not store.memory.has_room(self.definition, scrubbed, limit):
+                if self._overflow is None:
+                    self._overflow = self._build(OVERFLOW, is_overflow=True)
+                overflow = self._overflow
+            else:
+                made = self._build(scrubbed, is_overflow=False)
+                self._series[key] = made
+                return made
+        store.count_overflow(self.name)
+        return overflow
+
+    def _build(self, attributes: Attributes, *, is_overflow: bool) -> Series:
+        return SERIES_CLASSES.get(self.definition.kind, Series)(self._store, self.definition, attributes, is_overflow)
+
+    def redefine(self, definition: Definition) -> None:
+        """Start again by another definition. The store's lock is held."""
+        self.definition = definition
+        self._series.clear()
+        self._overflow = None
+
+    def all_series(self) -> list[Series]:
+        with self._store.lock:
+            found = list(self._series.values())
+            if self._overflow is not None:
+                found.append(self._overflow)
+            return found
+
+    def family(self, latest: Mapping[tuple[int, int], Exemplar]) -> Family:
+        definition = self.definition
+        family = Family(definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE)
+        # Few series have exemplars: ask once per series, not once per bucket.
+        shown = {series_id for series_id, _ in latest}
+        for series in self.all_series():
+            if not series.is_set:
+                continue
+            if isinstance(series, HistogramSeries):
+                value: float | HistogramValue = series.read_histogram()
+                exemplars: Sequence[Exemplar] = ()
+                if id(series) in shown:
+                    buckets = range(len(definition.bounds) + 1)
+                    exemplars = [latest[key] for bucket in buckets if (key := (id(series), bucket)) in latest]
+            else:
+                value = series.read()
+                exemplars = ()
+            family.points.append(Point(series.attributes, value, exemplars, series.start_time_unix_nano))
+        return family
+
+
+def _number(value: object) -> float:
+    """A project's number as a cell holds it (Decimal and Fraction too); NaN for what is no number."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+class Counter(Instrument):
+    """A sum that only grows."""
+
+    def add(self, amount: float = 1, attributes: Mapping[str, object] = {}) -> None:
+        """Add `amount` (in the instrument's unit, not negative: such a call is ignored and logged once)."""
+        number = _number(amount)
+        if not 0 <= number < math.inf:
+            guard.warn_once(
+                f"cells.{self.name}", "Counter %s: %r was not added; expected a number >= 0.", self.name, amount
+            )
+            return
+        self.series(attributes).add(number)
+
+
+class UpDownCounter(Instrument):
+    """A sum that grows and shrinks."""
+
+    def add(self, amount: float, attributes: Mapping[str, object] = {}) -> None:
+        """Add `amount`, in the instrument's unit."""
+        number = _number(amount)
+        if not math.isfinite(number):
+            guard.warn_once(f"cells.{self.name}", "Up-down counter %s: %r was not added.", self.name, amount)
+            return
+        self.series(attributes).add(number)
+
+
+class Gauge(Instrument):
+    """A value as it was last set."""
+
+    def set(self, value: float, attributes: Mapping[str, object] = {}) -> None:
+        """Replace the value, in the instrument's unit. What is not a number is ignored and logged once."""
+        number = _number(value)
+        if math.isnan(number) and value == value:
+            guard.warn_once(f"cells.{self.name}", "Gauge %s was not set to %r.", self.name, value)
+            return
+        series = self.series(attributes)
+        assert isinstance(series, GaugeSeries)
+        series.set(number)
+
+
+class Histogram(Instrument):
+    """A distribution of values in fixed buckets."""
+
+    def record(self, value: float, attributes: Mapping[str, object] = {}, trace_id: int = 0, span_id: int = 0) -> None:
+        """Count one value, in the instrument's unit.
+
+        Values that are not finite are ignored and logged once, and so are
+        negative ones, by which the sum would fall, unless a bound is below zero.
+        """
+        number = _number(value)
+        if not 0 <= number < math.inf:
+            bounds = self.definition.bounds
+            if not math.isfinite(number) or not bounds or bounds[0] >= 0:
+                guard.warn_once(
+                    f"cells.{self.name}", "Histogram %s: %r was not recorded; expected a number >= 0.", self.name, value
+                )
+                return
+        series = self.series(attributes)
+        assert isinstance(series, HistogramSeries)
+        series.observe(number, trace_id, span_id)
+
+
+#: What an observable callback gives: a value, or pairs of value and attributes.
+Observed = float | Iterable[tuple[float, Mapping[str, object]]]
+
+
+class ObservableGauge(Instrument):
+    """A gauge that asks its callback when it is read, at most every 15 seconds."""
+
+    def __init__(self, store: InstrumentStore, definition: Definition, callback: Callable[[], Observed]) -> None:
+        super().__init__(store, definition)
+        self.callback = callback
+        #: How long a reading is used again, in seconds.
+        self.cache_s = 15.0
+        self._read_at_s = -math.inf
+        self._points: list[Point] = []
+
+    def is_due(self) -> bool:
+        """Whether the next reading asks the callback."""
+        return time.monotonic() - self._read_at_s >= self.cache_s
+
+    def family(self, latest: Mapping[tuple[int, int], Exemplar]) -> Family:
+        definition = self.definition
+        if self.is_due():
+            # Set first: a slow callback must not be run by every scrape that arrives meanwhile.
+            self._read_at_s = time.monotonic()
+            # No lock is held here: a callback may itself count something.
+            with guard.contained(f"the callback of {self.name}"):
+                observed = self.callback()
+                pairs = [(observed, {})] if isinstance(observed, int | float) else list(observed)
+                self._points = [
+                    Point(self._store.clean(build_attributes(attributes)), float(value))
+                    for value, attributes in pairs[: self._store.cardinality_limit]
+                ]
+        return Family(
+            definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE, list(self._points)
+        )
+
+    def forget(self) -> None:
+        """Ask the callback again at the next reading."""
+        self._read_at_s = -math.inf
+        self._points = []
+
+
+SERIES_CLASSES: dict[Kind, type[Series]] = {Kind.HISTOGRAM: HistogramSeries, Kind.GAUGE: GaugeSeries}
+INSTRUMENT_CLASSES: dict[Kind, type[Instrument]] = {
+    Kind.COUNTER: Counter,
+    Kind.UP_DOWN_COUNTER: UpDownCounter,
+    Kind.GAUGE: Gauge,
+    Kind.HISTOGRAM: Histogram,
+}
