@@ -111,7 +111,7 @@ class SamplingPolicyForm(_EndingForm):
         fields = POLICY_FIELDS
         widgets = {
             "ratio": _Number(max="1", **{"data-otel-ratio": ""}),
-            "note": forms.TextInput(attrs={"class": "vTextField"}),
+            "note": forms.TextInput(attrs={"class": "vTextField", "dir": "auto"}),
             "max_per_second": _Number(),
             "keep_slow_s": _Number(),
         }
@@ -170,15 +170,20 @@ class SamplingRuleForm(_EndingForm):
         fields = RULE_FIELDS
         labels = {"route": gettext_lazy("or route")}
         widgets = {
-            "path": forms.TextInput(attrs={"placeholder": "/checkout/*", "spellcheck": "false"}),
+            "path": forms.TextInput(attrs={"placeholder": "/checkout/*", "spellcheck": "false", "dir": "ltr"}),
             "route": forms.TextInput(
-                attrs={"placeholder": "/orders/<int:pk>/", "spellcheck": "false", "list": "django-otel-routes"}
+                attrs={
+                    "placeholder": "/orders/<int:pk>/",
+                    "spellcheck": "false",
+                    "list": "django-otel-routes",
+                    "dir": "ltr",
+                }
             ),
             "ratio": _Number(max="1", list="django-otel-ratios"),
             "expires_at": forms.DateTimeInput(
                 format="%Y-%m-%dT%H:%M:%S", attrs={"type": "datetime-local", "step": "1"}
             ),
-            "note": forms.TextInput(),
+            "note": forms.TextInput(attrs={"dir": "auto"}),
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -229,7 +229,7 @@ class SamplingCommand:
     def _get(self, options: dict[str, Any]) -> None:
         in_force, state = self._in_force()
         if options["format"] == "json":
-            self._write_json(self._as_json(in_force, state))
+            self._write_json(_as_json(self._config, in_force, state))
             return
         self._write(gettext("%(percent)s of new traces are recorded.") % {"percent": text.percent(in_force.ratio)})
         for line in self._reasons(in_force, state):
@@ -298,7 +298,7 @@ class SamplingCommand:
             message = gettext("Rule %(name)s added (%(values)s)") % {"name": text.rule_name(rule), "values": listed}
             history = self._log(options["user"], message)
         said = gettext("Rule %(number)s: %(rule)s.") % {"number": rule.pk, "rule": rule}
-        self._write(f"{said} {self._preview(rule)}".rstrip())
+        self._write(f"{said} {_preview(rule)}".rstrip())
         self._done(history)
 
     def _rule_list(self, options: dict[str, Any]) -> None:
@@ -408,48 +408,6 @@ class SamplingCommand:
     def _source(self) -> str:
         return text.source(self._config.sources.get("SAMPLING.RATIO", "default"))
 
-    def _as_json(self, in_force: InForce, state: models.SamplingState) -> dict[str, Any]:
-        return {
-            "ratio": in_force.ratio,
-            "source": in_force.source,
-            "version": state.version,
-            "expires_at_s": in_force.expires_at_s,
-            "note": in_force.note,
-            "max_per_second": in_force.max_per_second,
-            "keep_errors": in_force.keep_errors,
-            "keep_slow_s": in_force.keep_slow_s,
-            "enabled": self._config.enabled,
-            "live": self._config.sampling.live,
-            "base_ratio": self._config.sampling.ratio,
-            "base_source": self._config.sources.get("SAMPLING.RATIO", "default"),
-            "rules": [
-                {
-                    "path": rule.path, "route": rule.route, "method": rule.method, "ratio": rule.ratio,
-                    "priority": rule.priority, "expires_at_s": rule.expires_at_s, "note": rule.note, "source": source,
-                }
-                for rule, source in zip(in_force.rules, in_force.rule_sources, strict=True)
-            ],
-        }  # fmt: skip
-
-    def _preview(self, rule: SamplingRule) -> str:
-        # The command works also where the URLconf cannot be imported.
-        with guard.contained("reading the URLconf"):
-            routes = preview.project_routes()
-            matches = preview.match_rules([rule], routes)[0]
-            if matches is None:
-                return gettext("It is too complex to say which routes it matches.")
-            if not matches:
-                return gettext("It matches no route of the project.")
-            named = ", ".join(match.route for match in matches[:3])
-            more = len(matches) - 3
-            if more <= 0:
-                return gettext("It matches %(routes)s.") % {"routes": named}
-            message = ngettext(
-                "It matches %(routes)s and %(more)d more.", "It matches %(routes)s and %(more)d more.", more
-            )
-            return message % {"routes": named, "more": more}
-        return ""
-
     # --- The history and what is printed. ---
 
     def _log(self, user_name: str | None, message: str, *, is_new: bool = False) -> str:
@@ -512,6 +470,48 @@ class SamplingCommand:
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         for line in lines:
             self._write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _as_json(config: Config, in_force: InForce, state: models.SamplingState) -> dict[str, Any]:
+    return {
+        "ratio": in_force.ratio,
+        "source": in_force.source,
+        "version": state.version,
+        "expires_at_s": in_force.expires_at_s,
+        "note": in_force.note,
+        "max_per_second": in_force.max_per_second,
+        "keep_errors": in_force.keep_errors,
+        "keep_slow_s": in_force.keep_slow_s,
+        "enabled": config.enabled,
+        "live": config.sampling.live,
+        "base_ratio": config.sampling.ratio,
+        "base_source": config.sources.get("SAMPLING.RATIO", "default"),
+        "rules": [
+            {
+                "path": rule.path, "route": rule.route, "method": rule.method, "ratio": rule.ratio,
+                "priority": rule.priority, "expires_at_s": rule.expires_at_s, "note": rule.note, "source": source,
+            }
+            for rule, source in zip(in_force.rules, in_force.rule_sources, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def _preview(rule: SamplingRule) -> str:
+    # The command works also where the URLconf cannot be imported.
+    with guard.contained("reading the URLconf"):
+        routes = preview.project_routes()
+        matches = preview.match_rules([rule], routes)[0]
+        if matches is None:
+            return gettext("It is too complex to say which routes it matches.")
+        if not matches:
+            return gettext("It matches no route of the project.")
+        named = ", ".join(match.route for match in matches[:3])
+        more = len(matches) - 3
+        if more <= 0:
+            return gettext("It matches %(routes)s.") % {"routes": named}
+        message = ngettext("It matches %(routes)s and %(more)d more.", "It matches %(routes)s and %(more)d more.", more)
+        return message % {"routes": named, "more": more}
+    return ""
 
 
 def _why_no_policy(row: models.PolicyRow | None) -> str:

@@ -34,13 +34,13 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseFault
 from django.db import connections, router, transaction
 from django.utils import timezone
-from django.utils.translation import gettext_noop
 
 from django_otel import runtime
 from django_otel.base import guard
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
 from django_otel.live_sampling import hosts
+from django_otel.live_sampling.wording import FAULTS
 from django_otel.sampling.policy import Policy, Rule
 from django_otel.sampling.sampler import LiveSampler
 
@@ -70,22 +70,6 @@ _UNSHARED_CACHES = (
     "django.core.cache.backends.db.DatabaseCache",
     "django.core.cache.backends.filebased.FileBasedCache",
 )
-
-
-#: Why the rows do not apply. English in the log and between processes; pages translate them (`wording.fault`).
-FAULTS = {
-    "unreadable": gettext_noop(
-        'The sampling policy could not be read from database "%(database)s" (%(error)s); '
-        "the policy in force stays, and reading is tried again."
-    ),
-    "faulty": gettext_noop(
-        "The sampling policy in the database is ignored: %(reason)s The settings apply until it is saved again in the "
-        "admin."
-    ),
-    "missing": gettext_noop(
-        'The table of the sampling policy is missing in database "%(database)s"; the settings apply. Run: %(command)s'
-    ),
-}
 
 
 class _UnreadableError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -86,17 +85,8 @@ def _warnings(status: dict[str, Any], row: SamplingPolicy | None) -> list[str]:
     elif not status["live"]:
         found.append(gettext('OTEL["SAMPLING"]["LIVE"] is False, so what is saved here has no effect.'))
     if status["error"]:
-        found.append(translate_fault(status["error"]))
+        found.append(text.translate_fault(status["error"]))
     return found
-
-
-def translate_fault(said: str) -> str:
-    """Return the fault of a follower (`follower.FAULTS`) in the language of the page; another text as it is."""
-    for template in follower.FAULTS.values():
-        pattern = re.sub(r"%\\\((\w+)\\\)s", r"(?P<\1>.*)", re.escape(template))
-        if found := re.fullmatch(pattern, said, re.DOTALL):
-            return gettext(template) % found.groupdict()
-    return said
 
 
 # --- The processes. ---
@@ -187,7 +177,7 @@ def list_processes(status: dict[str, Any], wanted: str) -> list[Process]:
             applied_s_ago=since(member.get("applied_at_s")),
             running_s=since(member.get("started_at_s")),
             told_s_ago=float(member.get("told_s_ago") or 0.0),
-            fault=translate_fault(str(member.get("error") or "")),
+            fault=text.translate_fault(str(member.get("error") or "")),
         )
         for member in members
     ]

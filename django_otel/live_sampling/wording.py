@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from django.utils import formats, timezone
-from django.utils.translation import gettext, gettext_lazy, ngettext, pgettext
+from django.utils.translation import gettext, gettext_lazy, gettext_noop, ngettext, pgettext
 
 from django_otel.base.text import visible
 
@@ -23,6 +23,22 @@ DURATIONS = (
 )
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST_S = 366 * 86_400
+
+
+#: Why the rows do not apply. English in the log and between processes; pages translate them (`translate_fault`).
+FAULTS = {
+    "unreadable": gettext_noop(
+        'The sampling policy could not be read from database "%(database)s" (%(error)s); '
+        "the policy in force stays, and reading is tried again."
+    ),
+    "faulty": gettext_noop(
+        "The sampling policy in the database is ignored: %(reason)s The settings apply until it is saved again in the "
+        "admin."
+    ),
+    "missing": gettext_noop(
+        'The table of the sampling policy is missing in database "%(database)s"; the settings apply. Run: %(command)s'
+    ),
+}
 
 
 class RuleLike(Protocol):
@@ -210,3 +226,12 @@ def list_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         for label, value in after.items()
         if (before.get(label) or None) != (value or None)
     )
+
+
+def translate_fault(said: str) -> str:
+    """Return the fault of a follower (`FAULTS`) in the language of the page; another text as it is."""
+    for template in FAULTS.values():
+        pattern = re.sub(r"%\\\((\w+)\\\)s", r"(?P<\1>.*)", re.escape(template))
+        if found := re.fullmatch(pattern, said, re.DOTALL):
+            return gettext(template) % found.groupdict()
+    return said

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from django.utils.translation import gettext
+from django.utils.translation import gettext, ngettext
 
 from django_otel import runtime
 from django_otel.base.suppression import suppress_instrumentation
@@ -107,3 +109,57 @@ def as_json(group: discovery.Group, slots: Iterable[discovery.Slot]) -> dict[str
             for slot in slots
         ],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A group in words: a title, a table with its head, and a summary."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    summary: str
+
+
+def describe(group: discovery.Group, slots: Sequence[discovery.Slot]) -> Description:
+    """Return a group and its slots in words."""
+    notes = [gettext("living") if group.is_living else gettext("all its processes are gone")]
+    if group.owner_pid is not None:
+        notes.append(gettext("master %(pid)s") % {"pid": group.owner_pid})
+    if group.is_foreign:
+        notes.append(gettext("possibly another project's"))
+    rows = [
+        (
+            str(slot.number),
+            gettext("living") if slot.is_living else gettext("free"),
+            str(slot.pid or "-"),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(slot.joined_at_s)) if slot.joined_at_s else "-",
+            f"{slot.size_bytes / 1024:.0f} KiB",
+            str(slot.series),
+            str(len(slot.instruments)),
+        )
+        for slot in slots
+    ]
+    head = (
+        gettext("slot"), gettext("state"), gettext("pid"), gettext("joined"), gettext("size"),
+        gettext("series"), gettext("instruments"),
+    )  # fmt: skip
+    instruments = set().union(*(slot.instruments for slot in slots))
+    slots_said = ngettext(
+        "%(count)d slot, %(living)d held by a living process, %(size)s KiB.",
+        "%(count)d slots, %(living)d held by a living process, %(size)s KiB.",
+        len(slots),
+    ) % {
+        "count": len(slots),
+        "living": sum(slot.is_living for slot in slots),
+        "size": f"{sum(slot.size_bytes for slot in slots) / 1024:.0f}",
+    }
+    instruments_said = ngettext(
+        "%(count)d instrument: %(names)s.", "%(count)d instruments: %(names)s.", len(instruments)
+    ) % {"count": len(instruments), "names": ", ".join(sorted(instruments))}
+    return Description(
+        title=f"{group.folder} ({', '.join(notes)})",
+        head=head,
+        rows=rows,
+        summary=f"{slots_said} {instruments_said if instruments else gettext('No instruments.')}",
+    )

@@ -24,10 +24,11 @@ pytestmark = pytest.mark.debian
 DASHBOARD, TRACES = "/admin/django_otel/dashboard/", "/admin/django_otel/trace/"
 POLICY = "/admin/django_otel/samplingpolicy/"
 NO_TRACE = f"{TRACES}{'0' * 31}1/"
-OTEL = {"SERVICE_NAME": "shop", "SAMPLING": {"RATIO": 1.0, "REFRESH_S": 1.0}}
+OTEL = {"SERVICE_NAME": "shop", "SAMPLING": {"RATIO": 1.0, "REFRESH_S": 1.0, "FORCE": True}}
 #: Marks that turn the direction of a text; a page shows their names in place of them.
 BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-LOOKS = ["light", "dark"]
+LOOKS = [(scheme, language) for scheme in ("light", "dark") for language in ("en", "ar")]
+WIDTHS = (1280, 400)
 PREPARE = """
 import django
 django.setup()
@@ -100,6 +101,12 @@ def site_without(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield from serve(tmp_path_factory.mktemp("without"), otel, "", ("migrate", "django_otel", "zero"))
 
 
+@pytest.fixture(scope="module")
+def site_new(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A site without a policy."""
+    yield from serve(tmp_path_factory.mktemp("new"), {**OTEL, "CONSOLE": {"ENABLED": False}}, "")
+
+
 Opener = Callable[..., Any]
 
 
@@ -130,11 +137,18 @@ def open_page(chromium: Any) -> Iterator[Opener]:
         context.close()
 
 
-def violations(page: Any, axe: str) -> list[str]:
-    """Every rule of axe-core that the page breaks, with the elements."""
+def violations(page: Any, axe: str, widths: tuple[int, ...] = WIDTHS) -> list[str]:
+    """Every rule of axe-core that the page breaks, with the elements; on a desk and on a phone."""
+    found = []
     page.evaluate(axe)
-    found = page.evaluate("axe.run()")["violations"]
-    return [f"{rule['id']}: {node['html'][:300]} {node['any'][:1]}" for rule in found for node in rule["nodes"]]
+    for width in widths:
+        page.set_viewport_size({"width": width, "height": 900})
+        found += [
+            f"{width} px, {rule['id']}: {node['html'][:300]} {node['any'][:1]}"
+            for rule in page.evaluate("axe.run()")["violations"]
+            for node in rule["nodes"]
+        ]
+    return found
 
 
 def keep_picture(page: Any, name: str) -> None:
@@ -166,6 +180,7 @@ PAGES = {
     "policy": POLICY,
     "policy-change": f"{POLICY}1/change/",
     "policy-history": f"{POLICY}1/history/",
+    "policy-delete": f"{POLICY}1/delete/",
     "failed": "/boom/",
 }
 PAGES_WITHOUT = {
@@ -178,19 +193,28 @@ PAGES_WITHOUT = {
 }
 
 
-@pytest.mark.parametrize("scheme", LOOKS)
-def test_axe_finds_nothing_on_any_page(open_page: Opener, site: str, axe: str, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "language"), LOOKS)
+def test_axe_finds_nothing_on_any_page(open_page: Opener, site: str, axe: str, scheme: str, language: str) -> None:
     """Of the console, the policy's admin and the visitor's page of a failed request."""
-    page = open_page(site, DASHBOARD, scheme)
+    page = open_page(site, DASHBOARD, scheme, language)
     found = {}
     for name, path in PAGES.items():
         page.goto(path)
         if "dashboard" in name:
             services.wait_until(lambda: page.reload() and page.locator(".otel-tile").count(), 30, "figures")
         found[name] = violations(page, axe)
+        assert page.evaluate("document.documentElement.dir") == ("rtl" if language == "ar" else "ltr"), name
     page.goto(POLICY)
-    page.get_by_role("button", name="Add a rule").click()
+    page.locator("[data-otel-add] button").click()
     found["policy-rule-added"] = violations(page, axe)
+    page.locator("#id_ratio").fill("7")
+    page.locator("[name=_save]").click()
+    page.locator(".errornote").wait_for()
+    found["policy-errors"] = violations(page, axe)
+    page.goto(POLICY)
+    page.locator("[formaction]").click()
+    page.locator(".messagelist a").wait_for()
+    found["policy-force-link"] = violations(page, axe)
     for name, what in (("n-plus-one", "/n-plus-one/"), ("error", "/boom/")):
         open_trace(page, what)
         found[f"trace-{name}"] = violations(page, axe)
@@ -200,10 +224,27 @@ def test_axe_finds_nothing_on_any_page(open_page: Opener, site: str, axe: str, s
     assert {name: each for name, each in found.items() if each} == {}
 
 
-@pytest.mark.parametrize("scheme", LOOKS)
-def test_axe_finds_nothing_where_a_part_is_off(open_page: Opener, site_without: str, axe: str, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "language"), LOOKS)
+def test_axe_finds_nothing_on_the_page_of_a_new_policy(
+    open_page: Opener, site_new: str, axe: str, scheme: str, language: str
+) -> None:
+    """There is none yet; nor after a form with errors."""
+    page = open_page(site_new, f"{POLICY}add/", scheme, language)
+    found = {"policy-add": violations(page, axe)}
+    page.locator("#id_ratio").fill("7")
+    page.locator("[name$=-path]").first.evaluate("field => { field.value = 'no-slash' }")
+    page.locator("[name=_save]").click()
+    page.locator(".errornote").wait_for()
+    found["policy-add-errors"] = violations(page, axe)
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+@pytest.mark.parametrize(("scheme", "language"), LOOKS)
+def test_axe_finds_nothing_where_a_part_is_off(
+    open_page: Opener, site_without: str, axe: str, scheme: str, language: str
+) -> None:
     """The console is off, the tables of the policy are missing."""
-    page = open_page(site_without, DASHBOARD, scheme)
+    page = open_page(site_without, DASHBOARD, scheme, language)
     found = {}
     for name, path in PAGES_WITHOUT.items():
         page.goto(path)
@@ -215,7 +256,7 @@ def test_axe_finds_what_is_wrong(open_page: Opener, site: str, axe: str) -> None
     """Or the tests above could not fail."""
     page = open_page(site, TRACES)
     page.evaluate("document.querySelector('label[for=otel-event]').remove()")
-    assert any(each.startswith("select-name") for each in violations(page, axe))
+    assert any("select-name" in each for each in violations(page, axe))
 
 
 @pytest.mark.parametrize("language", ["en", "ar"])
@@ -264,6 +305,44 @@ def test_no_control_of_direction_reaches_a_page(open_page: Opener, site: str) ->
     for text in (page.content(), requests.get(page.url, cookies=cookies_of(page), timeout=20).text):
         assert [f"U+{ord(mark):04X}" for mark in BIDI_CONTROLS if mark in text] == []
     assert "\\u202e" in page.locator(".otel-details").inner_text()
+
+
+def test_no_control_of_direction_reaches_a_page_of_the_policy(open_page: Opener, site: str) -> None:
+    """From a note, a path or an author's name; the fields of the form keep what was typed."""
+    page = open_page(site, POLICY)
+    page.locator("#id_note").fill(f"note {BIDI_CONTROLS}")
+    page.locator("[name$=-path]").first.fill(f"/x{BIDI_CONTROLS}/*")
+    page.locator("[name=_save]").click()
+    page.locator(".messagelist").wait_for()
+    addresses = [POLICY, f"{POLICY}status/", f"{POLICY}1/history/", f"{POLICY}1/delete/", "/admin/"]
+    for address in addresses:
+        text = requests.get(page.url.partition("/admin/")[0] + address, cookies=cookies_of(page), timeout=20).text
+        text = re.sub(r"<input [^>]*>", "", text)
+        assert [f"U+{ord(mark):04X}" for mark in BIDI_CONTROLS if mark in text] == [], address
+    assert "\\u202e" in page.locator("[data-otel-part=in_force]").inner_text()
+    page.locator("[name$=-path]").first.fill("/hello/*")
+    page.locator("#id_note").fill("all of it")
+    page.locator("[name=_save]").click()
+    page.locator(".messagelist").wait_for()
+
+
+@pytest.mark.parametrize("language", ["en", "de", "ar"])
+def test_the_lists_of_a_rule_show_their_widest_choice(open_page: Opener, site: str, language: str) -> None:
+    """Path or route, the method: not one is cut off."""
+    page = open_page(site, POLICY, language=language)
+    cut_off = page.evaluate("""() => [...document.querySelectorAll('[data-otel-rule]:not([hidden]) select')]
+        .filter((field) => field.getClientRects().length)
+        .flatMap((field) => [...field.options].map((option) => {
+            const copy = field.cloneNode(false);
+            copy.append(option.cloneNode(true));
+            copy.style.cssText = 'width: auto; max-width: none; position: absolute';
+            field.after(copy);
+            const wanted = copy.offsetWidth;
+            copy.remove();
+            return wanted > field.offsetWidth ? `${option.text}: ${wanted} > ${field.offsetWidth}` : '';
+        }))
+        .filter(Boolean)""")
+    assert cut_off == []
 
 
 def cookies_of(page: Any) -> dict[str, str]:

@@ -17,7 +17,6 @@ ANY_PER_1000_LINES = 31.0
 
 #: What is larger, with the lines it may have at most. Lower a number, or take an entry out, whenever it shrinks.
 LARGE_MODULES = {
-    "admin.py": 966,
     "api.py": 803,
     "business/model_events.py": 680,
     "console/waterfall.py": 637,
@@ -32,10 +31,8 @@ LARGE_MODULES = {
     "sampling/sampler.py": 624,
 }
 LARGE_CLASSES = {
-    "admin.py SamplingPolicyAdmin": 312,
     "console/dashboard.py _Builder": 311,
     "live_sampling/follower.py Follower": 318,
-    "management/commands/otel.py Command": 316,
     "redaction/scrub.py Scrubber": 409,
     "requests/observation.py Observer": 674,
 }

@@ -12,7 +12,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,59 +61,7 @@ class Command(BaseCommand):
         self._parser = parser
         commands = parser.add_subparsers(dest="subcommand", metavar="subcommand")
 
-        config = commands.add_parser(
-            "config", help=gettext("every setting, its value and where it came from; secrets masked")
-        )
-        config.add_argument("--format", choices=("text", "json"), default="text")
-
-        examine = commands.add_parser(
-            "doctor", help=gettext("send a span, a metric and a log record through every exporter and look for faults")
-        )
-        examine.add_argument(
-            "--timeout",
-            type=_seconds,
-            default=5.0,
-            metavar="SECONDS",
-            help=gettext("longest time for an exporter (default 5)"),
-        )
-        examine.add_argument("--format", choices=("text", "json"), default="text")
-
-        send = commands.add_parser(
-            "send-test", help=gettext("send one test trace and print its id and where to look at it")
-        )
-        send.add_argument(
-            "--timeout",
-            type=_seconds,
-            default=5.0,
-            metavar="SECONDS",
-            help=gettext("longest time for an exporter (default 5)"),
-        )
-
-        command.add_arguments(commands)
-
-        catalogue = commands.add_parser("catalogue", help=gettext("every metric this package emits"))
-        catalogue.add_argument("--format", choices=("md", "json"), default="md")
-
-        serve = commands.add_parser(
-            "serve",
-            help=gettext("answer /metrics for the web server's worker processes on a port of its own"),
-            description=gettext(
-                "Shows what the worker processes of this project's web server have counted, without being one "
-                "of them, so that /metrics need not be reachable on the public port. Run it on the same host (in a "
-                "container: with the same SHARED_DIR), as the same user. METRICS_VIEW.TOKEN is asked for when it is "
-                "set."
-            ),
-        )
-        serve.add_argument("--port", type=_port, required=True, help=gettext("0 takes a free one and prints it"))
-        serve.add_argument("--host", default="127.0.0.1", help=gettext("address to listen on (default 127.0.0.1)"))
-        serve.add_argument("--folder", type=Path, help=gettext("the group's folder, where there are several"))
-
-        folder = commands.add_parser(
-            "folder", help=gettext("what the worker processes have put into their shared folder")
-        )
-        folder.add_argument("--folder", type=Path, help=gettext("only this group's folder"))
-        folder.add_argument("--format", choices=("text", "json"), default="text")
-
+        _add_subcommands(commands)
         _add_common_options(parser)
 
     def handle(self, *args: Any, subcommand: str | None, **options: Any) -> None:
@@ -354,49 +302,13 @@ class Command(BaseCommand):
             self._write_wrapped(groups.describe_none(config), "")
             return NOT_WORKING
         for group, slots in described:
-            self._write_group(group, slots)
+            shown = groups.describe(group, slots)
+            self.stdout.write(printable(shown.title))
+            if shown.rows:
+                self._write_table(shown.head, shown.rows)
+            self._write_wrapped(shown.summary, "")
+            self.stdout.write("")
         return OK
-
-    def _write_group(self, group: discovery.Group, slots: Sequence[discovery.Slot]) -> None:
-        notes = [gettext("living") if group.is_living else gettext("all its processes are gone")]
-        if group.owner_pid is not None:
-            notes.append(gettext("master %(pid)s") % {"pid": group.owner_pid})
-        if group.is_foreign:
-            notes.append(gettext("possibly another project's"))
-        self.stdout.write(printable(f"{group.folder} ({', '.join(notes)})"))
-        rows = [
-            (
-                str(slot.number),
-                gettext("living") if slot.is_living else gettext("free"),
-                str(slot.pid or "-"),
-                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(slot.joined_at_s)) if slot.joined_at_s else "-",
-                f"{slot.size_bytes / 1024:.0f} KiB",
-                str(slot.series),
-                str(len(slot.instruments)),
-            )
-            for slot in slots
-        ]
-        if rows:
-            head = (
-                gettext("slot"), gettext("state"), gettext("pid"), gettext("joined"), gettext("size"),
-                gettext("series"), gettext("instruments"),
-            )  # fmt: skip
-            self._write_table(head, rows)
-        instruments = set().union(*(slot.instruments for slot in slots))
-        slots_said = ngettext(
-            "%(count)d slot, %(living)d held by a living process, %(size)s KiB.",
-            "%(count)d slots, %(living)d held by a living process, %(size)s KiB.",
-            len(slots),
-        ) % {
-            "count": len(slots),
-            "living": sum(slot.is_living for slot in slots),
-            "size": f"{sum(slot.size_bytes for slot in slots) / 1024:.0f}",
-        }
-        instruments_said = ngettext(
-            "%(count)d instrument: %(names)s.", "%(count)d instruments: %(names)s.", len(instruments)
-        ) % {"count": len(instruments), "names": ", ".join(sorted(instruments))}
-        self._write_wrapped(f"{slots_said} {instruments_said if instruments else gettext('No instruments.')}", "")
-        self.stdout.write("")
 
     # --- output ---
 
@@ -477,6 +389,59 @@ def find_effective(config: Config) -> dict[str, tuple[object, str]]:
                 gettext("as %(key)s") % {"key": "ATTRIBUTES"},
             )
     return found
+
+
+def _add_subcommands(commands: Any) -> None:
+    config = commands.add_parser(
+        "config", help=gettext("every setting, its value and where it came from; secrets masked")
+    )
+    config.add_argument("--format", choices=("text", "json"), default="text")
+
+    examine = commands.add_parser(
+        "doctor", help=gettext("send a span, a metric and a log record through every exporter and look for faults")
+    )
+    examine.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help=gettext("longest time for an exporter (default 5)"),
+    )
+    examine.add_argument("--format", choices=("text", "json"), default="text")
+
+    send = commands.add_parser(
+        "send-test", help=gettext("send one test trace and print its id and where to look at it")
+    )
+    send.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help=gettext("longest time for an exporter (default 5)"),
+    )
+
+    command.add_arguments(commands)
+
+    catalogue = commands.add_parser("catalogue", help=gettext("every metric this package emits"))
+    catalogue.add_argument("--format", choices=("md", "json"), default="md")
+
+    serve = commands.add_parser(
+        "serve",
+        help=gettext("answer /metrics for the web server's worker processes on a port of its own"),
+        description=gettext(
+            "Shows what the worker processes of this project's web server have counted, without being one "
+            "of them, so that /metrics need not be reachable on the public port. Run it on the same host (in a "
+            "container: with the same SHARED_DIR), as the same user. METRICS_VIEW.TOKEN is asked for when it is "
+            "set."
+        ),
+    )
+    serve.add_argument("--port", type=_port, required=True, help=gettext("0 takes a free one and prints it"))
+    serve.add_argument("--host", default="127.0.0.1", help=gettext("address to listen on (default 127.0.0.1)"))
+    serve.add_argument("--folder", type=Path, help=gettext("the group's folder, where there are several"))
+
+    folder = commands.add_parser("folder", help=gettext("what the worker processes have put into their shared folder"))
+    folder.add_argument("--folder", type=Path, help=gettext("only this group's folder"))
+    folder.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
