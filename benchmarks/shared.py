@@ -137,7 +137,7 @@ def print_row(name: str, first: Sequence[float], later: Sequence[float], extra: 
 
 
 def bench_scrape(workers: int, series: int, rounds: int, *, same: bool) -> None:
-    from django_otel.metrics import exposition
+    from django_otel.metrics import exposition, negotiation, page_groups, prometheus_names
     from django_otel.metrics.store import CellStore
     from django_otel.multiprocess.memory import SharedMemory
     from django_otel.multiprocess.reader import Reader
@@ -163,8 +163,8 @@ def bench_scrape(workers: int, series: int, rounds: int, *, same: bool) -> None:
 
         def first() -> float:
             # What a process keeps between two scrapes: the reader's plan and the exposition's labels.
-            exposition._label_cache = {}
-            exposition._text_in_label.cache_clear()
+            page_groups._label_cache = {}
+            prometheus_names._text_in_label.cache_clear()
             return time_ms(lambda: page(Reader(ours_at)))
 
         def theirs() -> bytes:
@@ -183,7 +183,7 @@ def bench_scrape(workers: int, series: int, rounds: int, *, same: bool) -> None:
             page(reader)
             found["later"].append(time_ms(lambda: page(reader)))
             found["merge"].append(time_ms(reader.merge))
-            found["gzip"].append(time_ms(lambda: exposition.compress(text)))
+            found["gzip"].append(time_ms(lambda: negotiation.compress(text)))
             if number < theirs_rounds:
                 found["theirs"].append(time_ms(theirs))
         kind = "the same" if same else "different"

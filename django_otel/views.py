@@ -33,7 +33,7 @@ from django_otel import conf, health, runtime
 from django_otel.base import guard
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
-from django_otel.metrics import exposition
+from django_otel.metrics import exposition, negotiation
 from django_otel.own_paths import own_page
 
 View = Callable[[HttpRequest], HttpResponse]
@@ -184,7 +184,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 
 def _render(request: HttpRequest, config: Config) -> HttpResponse:
-    page_format = exposition.negotiate(request.META.get("HTTP_ACCEPT"))
+    page_format = negotiation.negotiate(request.META.get("HTTP_ACCEPT"))
     page = exposition.render(
         runtime.collect(),
         openmetrics=page_format.is_openmetrics,
@@ -192,8 +192,10 @@ def _render(request: HttpRequest, config: Config) -> HttpResponse:
         exemplars=config.metrics.exemplars,
         extra=_include_registry if config.metrics.include_registry else None,
     )
-    is_compressed = exposition.accepts_gzip(request.META.get("HTTP_ACCEPT_ENCODING"))
-    response = HttpResponse(exposition.compress(page) if is_compressed else page, content_type=page_format.content_type)
+    is_compressed = negotiation.accepts_gzip(request.META.get("HTTP_ACCEPT_ENCODING"))
+    response = HttpResponse(
+        negotiation.compress(page) if is_compressed else page, content_type=page_format.content_type
+    )
     if is_compressed:
         # Also keeps Django's GZipMiddleware from doing it again.
         response.headers["Content-Encoding"] = "gzip"

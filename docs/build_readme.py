@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from django_otel.metrics.catalogue import CATALOGUE, Metric
-from django_otel.metrics.exposition import family_name
 from django_otel.metrics.model import Kind
+from django_otel.metrics.prometheus_names import family_name
 
 ROOT = Path(__file__).parent.parent
 #: The README has one line per metric of requests and Django; the page has every metric with its labels.

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from django_otel.base import guard
-from django_otel.metrics import exposition
+from django_otel.metrics import exemplar_choice, exposition, page_groups, prometheus_names
 from django_otel.metrics.model import Exemplar, Family, HistogramValue, Point
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ _on_our_page: ContextVar[bool] = ContextVar("django_otel_on_our_page", default=F
 _collector: FamiliesCollector | None = None
 _lock = threading.Lock()
 
-#: As `exposition.SUFFIXES`, for the types that only prometheus_client has.
+#: As `page_groups.SUFFIXES`, for the types that only prometheus_client has.
 _SUFFIXES = {
-    **exposition.SUFFIXES,
+    **page_groups.SUFFIXES,
     "summary": ("", "_sum", "_count", "_created"),
     "gaugehistogram": ("", "_bucket", "_gsum", "_gcount"),
 }
@@ -70,8 +70,8 @@ class FamiliesCollector:
             metric = _target_info(self.get_resource_attributes())
             if metric is not None:
                 yield metric
-        for group in exposition.build_groups(self.get_families()):
-            names = [group.name + suffix for suffix in exposition.SUFFIXES[group.type]]
+        for group in page_groups.build_groups(self.get_families()):
+            names = [group.name + suffix for suffix in page_groups.SUFFIXES[group.type]]
             if any(name in taken for name in names):
                 guard.warn_once(
                     f"registry.taken.{group.name}",
@@ -86,7 +86,7 @@ class FamiliesCollector:
 def _target_info(attributes: Mapping[str, object]) -> Metric | None:
     from prometheus_client.metrics_core import Metric
 
-    pairs = exposition.label_pairs(exposition.target_attributes(attributes))
+    pairs = prometheus_names.label_pairs(prometheus_names.target_attributes(attributes))
     if not pairs:
         return None
     metric = Metric("target", "Target metadata", "info")
@@ -94,7 +94,7 @@ def _target_info(attributes: Mapping[str, object]) -> Metric | None:
     return metric
 
 
-def _build_metric(group: exposition.Group) -> Metric:
+def _build_metric(group: page_groups.Group) -> Metric:
     from prometheus_client.metrics_core import Metric
 
     metric = Metric(group.name, group.help, group.type, group.unit)
@@ -105,19 +105,19 @@ def _build_metric(group: exposition.Group) -> Metric:
     return metric
 
 
-def _samples(group: exposition.Group, point: Point) -> Iterator[Any]:
+def _samples(group: page_groups.Group, point: Point) -> Iterator[Any]:
     from prometheus_client.samples import Sample
 
     value = point.value
     is_histogram = group.type == "histogram"
-    labels = dict(exposition.label_pairs(point.attributes, is_histogram=is_histogram))
+    labels = dict(prometheus_names.label_pairs(point.attributes, is_histogram=is_histogram))
     if not is_histogram:
         if not isinstance(value, int | float):
             raise TypeError("a distribution where a number belongs")
         if group.type == "counter":
             if not value >= 0:
                 raise ValueError("a counter that is not a number of zero or more")
-            exemplar = exposition.newest_exemplar(point.exemplars)
+            exemplar = exemplar_choice.newest_exemplar(point.exemplars)
             yield Sample(group.name + "_total", labels, value, None, _build_exemplar(exemplar))
         else:
             yield Sample(group.name, labels, value)
@@ -125,10 +125,10 @@ def _samples(group: exposition.Group, point: Point) -> Iterator[Any]:
     if not isinstance(value, HistogramValue):
         raise TypeError("not a distribution")
     exposition.check_bounds(value.bounds)
-    exemplars = exposition.exemplars_by_bucket(value.bounds, point.exemplars)
+    exemplars = exemplar_choice.exemplars_by_bucket(value.bounds, point.exemplars)
     counts = [int(count) for count in itertools.accumulate(value.buckets)]
     for bucket, (bound, count) in enumerate(zip((*value.bounds, float("inf")), counts, strict=True)):
-        bucket_labels = {**labels, "le": exposition.format_bound(bound)}
+        bucket_labels = {**labels, "le": prometheus_names.format_bound(bound)}
         yield Sample(group.name + "_bucket", bucket_labels, count, None, _build_exemplar(exemplars.get(bucket)))
     if exposition.has_sum(value):
         yield Sample(group.name + "_count", labels, counts[-1])
@@ -138,9 +138,9 @@ def _samples(group: exposition.Group, point: Point) -> Iterator[Any]:
 def _build_exemplar(exemplar: Exemplar | None) -> Any:
     from prometheus_client.samples import Exemplar as ClientExemplar
 
-    if exemplar is None or not exposition.is_showable(exemplar):
+    if exemplar is None or not exemplar_choice.is_showable(exemplar):
         return None
-    return ClientExemplar(exposition.exemplar_labels(exemplar), exemplar.value, round(exemplar.time_unix_s, 3))
+    return ClientExemplar(exemplar_choice.exemplar_labels(exemplar), exemplar.value, round(exemplar.time_unix_s, 3))
 
 
 def start_registry(

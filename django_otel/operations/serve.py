@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler
 from django.utils.translation import gettext, ngettext
 
 from django_otel.base import guard
-from django_otel.metrics import exposition
+from django_otel.metrics import exposition, negotiation
 from django_otel.metrics.model import Family
 
 #: Scrapes that may be rendered at once, and how long one more waits before it is refused.
@@ -343,7 +343,7 @@ class _Exchange(BaseHTTPRequestHandler):
             self.say(500, gettext("This page failed; the log says why."))
 
     def _render(self, source: Source) -> None:
-        page_format = exposition.negotiate(self._header("Accept"))
+        page_format = negotiation.negotiate(self._header("Accept"))
         page = exposition.render(
             source.collect(),
             openmetrics=page_format.is_openmetrics,
@@ -351,8 +351,8 @@ class _Exchange(BaseHTTPRequestHandler):
             exemplars=source.exemplars,
         )
         headers = {"Content-Type": page_format.content_type, "Vary": "Accept, Accept-Encoding"}
-        if exposition.accepts_gzip(self._header("Accept-Encoding")):
-            page = exposition.compress(page)
+        if negotiation.accepts_gzip(self._header("Accept-Encoding")):
+            page = negotiation.compress(page)
             headers["Content-Encoding"] = "gzip"
         self._send(200, page, headers)
 

@@ -22,9 +22,9 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.utils import floatToGoString
 
 from django_otel.base import guard
-from django_otel.metrics import catalogue, exposition, sdk_metrics
+from django_otel.metrics import catalogue, exemplar_choice, negotiation, page_groups, prometheus_names, sdk_metrics
 from django_otel.metrics.attributes import build_attributes
-from django_otel.metrics.exposition import Format, family_name, format_value, label_pairs, negotiate, render
+from django_otel.metrics.exposition import render
 from django_otel.metrics.model import (
     OWN_SCOPE,
     Exemplar,
@@ -35,6 +35,8 @@ from django_otel.metrics.model import (
     Point,
     Scope,
 )
+from django_otel.metrics.negotiation import Format, negotiate
+from django_otel.metrics.prometheus_names import family_name, format_value, label_pairs
 from django_otel.metrics.store import CellStore
 from tests import services
 from tests.pages import assert_same_samples, lint, parse_openmetrics, parse_text, same
@@ -278,13 +280,13 @@ def test_a_value_reads_back_as_the_number_it_was(value):
 @given(st.floats(min_value=1e-300, max_value=9e9))
 def test_a_bound_is_written_as_prometheus_writes_it(bound):
     """`le` is in the canonical form, the same as client_python's (below 1e10, where that errs)."""
-    assert exposition.format_bound(bound) == floatToGoString(bound)
-    assert float(exposition.format_bound(bound)) == bound
+    assert prometheus_names.format_bound(bound) == floatToGoString(bound)
+    assert float(prometheus_names.format_bound(bound)) == bound
 
 
 def test_large_bounds_are_canonical():
     """Go's notation from a million on."""
-    assert [exposition.format_bound(bound) for bound in (1e5, 1e6, 2.5e6, 1e10, 1e16, -1e6, 0.0)] == [
+    assert [prometheus_names.format_bound(bound) for bound in (1e5, 1e6, 2.5e6, 1e10, 1e16, -1e6, 0.0)] == [
         "100000.0", "1e+06", "2.5e+06", "1e+10", "1e+16", "-1e+06", "0.0",
     ]  # fmt: skip
 
@@ -690,7 +692,7 @@ def test_an_exemplar_that_leads_nowhere_is_left_out(bad):
 
 def test_exemplars_keep_within_128_characters():
     """OpenMetrics' limit, at the longest ids there are."""
-    labels = exposition.exemplar_labels(exemplar(1, trace_id=(1 << 128) - 1, span_id=(1 << 64) - 1))
+    labels = exemplar_choice.exemplar_labels(exemplar(1, trace_id=(1 << 128) - 1, span_id=(1 << 64) - 1))
     assert sum(len(name) + len(text) for name, text in labels.items()) == 63
 
 
@@ -706,7 +708,7 @@ def test_the_label_cache_is_bounded_by_the_last_page():
         assert text.value("g", k=f"{turn}-7") == 7
         del families, text
         gc.collect()
-    assert sum(len(labels) for labels in exposition._label_cache.values()) <= 200
+    assert sum(len(labels) for labels in page_groups._cache.labels.values()) <= 200
 
 
 def test_scrapes_at_once_do_not_disturb_one_another():
@@ -762,14 +764,14 @@ INSTRUMENT = st.tuples(
 
 def _families_apart(instruments):
     """Whether no two instruments share a Prometheus name or one of its samples."""
-    claims = exposition.Claims()
+    claims = page_groups.Claims()
     kinds = {"counter": Kind.COUNTER, "gauge": Kind.GAUGE, "histogram": Kind.HISTOGRAM}
     for name, kind_name, unit, _ in instruments:
         kind = kinds.get(kind_name, Kind.UP_DOWN_COUNTER)
         prometheus_name, _unit = family_name(name, unit, kind)
-        if name.lower().strip("_") == exposition.unit_word(unit):
+        if name.lower().strip("_") == prometheus_names.unit_word(unit):
             return False
-        if claims.take(prometheus_name, exposition.SUFFIXES[exposition._TYPES[kind]]):
+        if claims.take(prometheus_name, page_groups.SUFFIXES[page_groups._TYPES[kind]]):
             return False
     return len({name.lower() for name, *_ in instruments}) == len(instruments)
 
@@ -1008,11 +1010,11 @@ def test_the_format_is_what_the_scraper_likes_best(accept, expected):
 def test_an_accept_header_is_read_to_a_bound(item, monkeypatch):
     """Clients choose its length, and the cost of parsing grows with it; what stands first counts."""
     parsed = []
-    parse = exposition._parse_parameter
-    monkeypatch.setattr(exposition, "_parse_parameter", lambda text: parsed.append(text) or parse(text))
+    parse = negotiation._parse_parameter
+    monkeypatch.setattr(negotiation, "_parse_parameter", lambda text: parsed.append(text) or parse(text))
     rest = item * (1_000_000 // len(item))
     assert negotiate("application/openmetrics-text," + rest) is Format.OPENMETRICS
-    assert exposition.accepts_gzip("gzip," + rest) is True
+    assert negotiation.accepts_gzip("gzip," + rest) is True
     assert len(parsed) < 10_000
 
 
@@ -1020,7 +1022,7 @@ def test_an_accept_header_is_read_to_a_bound(item, monkeypatch):
 def test_no_accept_header_can_break_negotiation(header):
     """Whatever a client sends."""
     assert isinstance(negotiate(header), Format)
-    assert exposition.accepts_gzip(header) in (True, False)
+    assert negotiation.accepts_gzip(header) in (True, False)
 
 
 def test_content_types_are_the_registered_ones():
@@ -1041,13 +1043,13 @@ def test_content_types_are_the_registered_ones():
 )  # fmt: skip
 def test_gzip_only_for_those_who_accept_it(header, expected):
     """RFC 9110, Accept-Encoding."""
-    assert exposition.accepts_gzip(header) is expected
+    assert negotiation.accepts_gzip(header) is expected
 
 
 def test_compression_is_reversible_and_worth_it():
     """A page of many series shrinks to a fifth and less."""
     points = [({"http.route": f"/route/{i}/"}, HistogramValue((1.0, 2.0), [i, 1.0, 2.0], 9.0)) for i in range(100)]
     page = render([family("h", Kind.HISTOGRAM, points)], openmetrics=False, resource_attributes={})
-    packed = exposition.compress(page)
+    packed = negotiation.compress(page)
     assert gzip.decompress(packed) == page and len(packed) < len(page) / 5
-    assert exposition.compress(page) == packed
+    assert negotiation.compress(page) == packed

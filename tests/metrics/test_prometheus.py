@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from django_otel.metrics import exposition
+from django_otel.metrics import exposition, negotiation
 from django_otel.metrics.attributes import build_attributes
 from django_otel.metrics.model import OWN_SCOPE, Exemplar, ExponentialValue, Family, HistogramValue, Kind, Point
 from tests import services
@@ -219,8 +219,8 @@ def serve_page(is_openmetrics: bool, build: Callable[[], bytes] | None = None) -
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             page = build() if build is not None else render_hostile(is_openmetrics)
-            page = exposition.compress(page)
-            wanted = exposition.Format.OPENMETRICS if is_openmetrics else exposition.Format.TEXT
+            page = negotiation.compress(page)
+            wanted = negotiation.Format.OPENMETRICS if is_openmetrics else negotiation.Format.TEXT
             self.send_response(200)
             self.send_header("Content-Type", wanted.content_type)
             self.send_header("Content-Encoding", "gzip")

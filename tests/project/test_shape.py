@@ -25,7 +25,6 @@ LARGE_MODULES = {
     "instrumentation/instrumentors.py": 647,
     "live_sampling/follower.py": 766,
     "logs.py": 620,
-    "metrics/exposition.py": 861,
     "requests/observation.py": 1153,
     "runtime.py": 958,
     "sampling/sampler.py": 624,
@@ -60,7 +59,6 @@ REBOUND_NAMES = {
             "_basic_config", "_excluded", "_factory", "_is_foreign", "_level", "_lock", "_loggers", "_loggers_of",
         )
     },
-    "metrics/exposition.py _label_cache": "",
     "metrics/registry.py _collector": "",
     "middleware.py _observer": "",
     "middleware.py _observer_generation": "",
@@ -77,7 +75,7 @@ REBOUND_NAMES = {
     "tracestore/file.py _gate_pid": "",
     "views.py _slots": "",
 }  # fmt: skip
-MOST_REBOUND_NAMES = 50
+MOST_REBOUND_NAMES = 49
 
 
 @cache

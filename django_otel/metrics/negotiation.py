@@ -1,0 +1,110 @@
+"""Negotiation of the page's format and compression with a scraper."""
+
+from __future__ import annotations
+
+import enum
+import gzip
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+#: As much of an Accept header is read, in characters; a scraper sends some 300.
+_MAX_ACCEPT = 4096
+
+
+class Format(enum.Enum):
+    """A format of the page; the value is (media type, version)."""
+
+    TEXT = ("text/plain", "0.0.4")
+    OPENMETRICS = ("application/openmetrics-text", "1.0.0")
+    OPENMETRICS_0_0_1 = ("application/openmetrics-text", "0.0.1")
+
+    @property
+    def is_openmetrics(self) -> bool:
+        return self is not Format.TEXT
+
+    @property
+    def content_type(self) -> str:
+        media_type, version = self.value
+        return f"{media_type}; version={version}; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class _MediaRange:
+    media_type: str
+    version: str
+    quality: float
+    position: int
+
+    def specificity(self, wanted: Format) -> int:
+        """How closely this range names `wanted`; 0 when it does not."""
+        media_type, version = wanted.value
+        if self.media_type == media_type:
+            if not self.version:
+                # No version means the format's current one.
+                return 0 if wanted is Format.OPENMETRICS_0_0_1 else 3
+            return 4 if self.version == version else 0
+        if self.media_type == media_type.partition("/")[0] + "/*":
+            return 2
+        return 1 if self.media_type == "*/*" else 0
+
+
+def negotiate(accept_header: str | None) -> Format:
+    """The format for a scraper that sends this Accept header.
+
+    The highest quality wins, between equals the one named first. A header
+    that names nothing we have gets the older text format, which every scraper
+    and every human can read, rather than a 406.
+    Source: RFC 9110, section 12.5.1.
+    """
+    ranges = list(_parse_accept(accept_header or ""))
+    best = Format.TEXT
+    best_rank: tuple[float, float] | None = None
+    for wanted in Format:
+        matches = [(found, r) for r in ranges if (found := r.specificity(wanted))]
+        if not matches:
+            continue
+        closest = max(matches, key=_closeness)[1]
+        rank = (closest.quality, -float(closest.position))
+        if closest.quality > 0 and (best_rank is None or rank > best_rank):
+            best, best_rank = wanted, rank
+    return best
+
+
+def _closeness(match: tuple[int, _MediaRange]) -> tuple[int, int]:
+    return match[0], -match[1].position
+
+
+def _parse_accept(header: str) -> Iterable[_MediaRange]:
+    if len(header) > _MAX_ACCEPT:
+        # Clients choose it; a range that is cut in two would mean something else.
+        header = header[:_MAX_ACCEPT].rpartition(",")[0]
+    for position, item in enumerate(header.split(",")):
+        media_type, *parameters = (part.strip() for part in item.split(";"))
+        values = dict(_parse_parameter(parameter) for parameter in parameters)
+        quality = _parse_quality(values.get("q", "1"))
+        if media_type and quality is not None:
+            yield _MediaRange(media_type.lower(), values.get("version", ""), quality, position)
+
+
+def _parse_parameter(parameter: str) -> tuple[str, str]:
+    key, _, value = parameter.partition("=")
+    return key.strip().lower(), value.strip().strip('"')
+
+
+def _parse_quality(text: str) -> float | None:
+    try:
+        quality = float(text)
+    except ValueError:
+        return None
+    return quality if 0 <= quality <= 1 else None
+
+
+def accepts_gzip(accept_encoding_header: str | None) -> bool:
+    """Whether a client that sends this Accept-Encoding header can read gzip."""
+    accepted = {item.media_type: item.quality > 0 for item in _parse_accept(accept_encoding_header or "")}
+    return accepted.get("gzip", accepted.get("x-gzip", accepted.get("*", False)))
+
+
+def compress(page: bytes) -> bytes:
+    """gzip at level 1: metric pages are so repetitive that more effort saves next to nothing."""
+    return gzip.compress(page, compresslevel=1, mtime=0)
