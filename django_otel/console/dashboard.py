@@ -573,14 +573,14 @@ def rate(per_second: float) -> str:
 
 def figure(value: float) -> str:
     """A mean: one digit behind the point, where it says something."""
-    return f"{value:.1f}".removesuffix(".0")
+    return text.localized(f"{value:.1f}".removesuffix(".0"))
 
 
 def _axis_share(value: float) -> str:
-    return f"{value * 100:.3g} %"
+    return text.localized(f"{value * 100:.3g} %")
 
 
 def _axis_seconds(value: float) -> str:
     if value == 0:
         return "0"
-    return f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms"
+    return text.localized(f"{value:g} s" if value >= 1 else f"{value * 1000:g} ms")

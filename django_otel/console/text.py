@@ -1,4 +1,4 @@
-"""Numbers, durations and statements as a person reads them. The same in every language: a page may be sent on."""
+"""Numbers, durations and statements as a person reads them: units as in SI, the decimal separator of the language."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from django.utils import timezone
+from django.utils import formats, timezone
 from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext
@@ -58,13 +58,18 @@ def _digits(value: float) -> str:
     """Three digits that matter."""
     if value >= 100:
         return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return localized(f"{value:.1f}" if value >= 10 else f"{value:.2f}")
+
+
+def localized(number: str) -> str:
+    """The digits of a number with the decimal separator of the active language."""
+    return number.replace(".", str(formats.get_format("DECIMAL_SEPARATOR")))
 
 
 def count(value: float) -> str:
     """A number of things: "12", "1 250", "3.4 M"."""
     if value >= 10_000_000:
-        return f"{value / 1_000_000:.1f} M"
+        return localized(f"{value / 1_000_000:.1f} M")
     if value != int(value):
         return _digits(value)
     # A thin space: it does not break and is no decimal point anywhere.
@@ -75,8 +80,8 @@ def share(value: float) -> str:
     """A share from 0 to 1 as a percentage; never 0 % for what happened."""
     percent = value * 100
     if 0 < percent < 0.1:
-        return "< 0.1 %"
-    return f"{percent:.1f} %" if percent < 10 else f"{percent:.0f} %"
+        return localized("< 0.1 %")
+    return localized(f"{percent:.1f} %") if percent < 10 else f"{percent:.0f} %"
 
 
 def plural(number: float, message: Any) -> str:

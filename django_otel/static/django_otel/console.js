@@ -3,14 +3,18 @@
 (() => {
   'use strict';
 
+  /* In the language of the page, as the viewer's own variant of it writes times. */
+  const written = document.documentElement.lang;
+  const language = /^[a-z]{2,8}(-[a-z\d]{2,8})*$/i.test(written) ? written : 'en';
+  const locales = [...navigator.languages.filter((each) => each.split('-')[0] === language.split('-')[0]), language];
   const clock = { hour: '2-digit', minute: '2-digit' };
   const precise = { ...clock, second: '2-digit' };
   const formats = {
-    clock: new Intl.DateTimeFormat(undefined, clock),
-    step: new Intl.DateTimeFormat(undefined, precise),
-    time: new Intl.DateTimeFormat(undefined, { ...precise, fractionalSecondDigits: 3 }),
-    datetime: new Intl.DateTimeFormat(undefined, { ...precise, day: 'numeric', month: 'short' }),
-    full: new Intl.DateTimeFormat(undefined, { dateStyle: 'full', timeStyle: 'long' }),
+    clock: new Intl.DateTimeFormat(locales, clock),
+    step: new Intl.DateTimeFormat(locales, precise),
+    time: new Intl.DateTimeFormat(locales, { ...precise, fractionalSecondDigits: 3 }),
+    datetime: new Intl.DateTimeFormat(locales, { ...precise, day: 'numeric', month: 'short' }),
+    full: new Intl.DateTimeFormat(locales, { dateStyle: 'full', timeStyle: 'long' }),
   };
 
   const showTimes = (root) => {

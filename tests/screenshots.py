@@ -1,0 +1,153 @@
+"""Take a picture of every page in German and Arabic, light and dark, on a desk and on a phone (400 px).
+
+Usage: python -m tests.screenshots FOLDER [WORD ...]
+
+With words, only pages whose name holds one of them. Needs Chromium and playwright (extra `test`); takes two minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests import services
+from tests.console import test_accessible as accessible
+
+#: Language, colour scheme, width in pixels.
+LOOKS = [("de", "light", 1280), ("ar", "light", 1280), ("de", "dark", 400), ("ar", "dark", 400)]
+#: Runs of the pages that carry the traces and figures; the last is a path that turns the direction of text.
+VISITS = ("/hello/", "/n-plus-one/", "/boom/", f"/en/greet/{accessible.BIDI_CONTROLS}/")
+POLICY = accessible.POLICY
+PAGES = {**accessible.PAGES, "policy-delete": f"{POLICY}1/delete/", "metrics-refused": "/metrics"}
+RULES = """
+import datetime
+from django.utils import timezone
+SamplingPolicy(ratio=0.25, keep_errors=True, keep_slow_s=0.5, max_per_second=20, note="Black Friday",
+               expires_at=timezone.now() + datetime.timedelta(days=2)).save()
+SamplingRule.objects.create(path="/hello/*", ratio=1, priority=10, note="all of it")
+SamplingRule.objects.create(path="/admin/*", ratio=0.01, method="GET",
+                            expires_at=timezone.now() + datetime.timedelta(hours=1))
+SamplingRule.objects.create(route="/boom/", ratio=0, expires_at=timezone.now() - datetime.timedelta(hours=1))
+SamplingRule.objects.create(path="/*", ratio=1)
+"""
+
+
+def change_policy(page: Page) -> None:
+    """Save a change and a faulty one, so that history, messages and errors are in the pictures."""
+    page.goto(f"{POLICY}1/change/")
+    page.locator("[name=note]").fill("Cyber Monday")
+    page.locator("[name=_save]").click()
+    page.locator(".messagelist").wait_for()
+
+
+def saved(page: Page) -> None:
+    change_policy(page)
+
+
+def refused(page: Page) -> None:
+    page.goto(f"{POLICY}1/change/")
+    page.locator("[name=ratio]").fill("25")
+    page.locator("[data-otel-rows] [name$=-ratio]").first.fill("7")
+    page.locator("form#samplingpolicy_form").evaluate("form => { form.noValidate = true }")
+    page.locator("[name=_save]").click()
+    page.locator(".errornote").wait_for()
+
+
+def rule_added(page: Page) -> None:
+    page.goto(f"{POLICY}1/change/")
+    page.locator("[data-otel-add] button").click()
+
+
+def forced(page: Page) -> None:
+    page.goto(f"{POLICY}1/change/")
+    page.locator("[formaction]").click()
+    page.locator(".messagelist").wait_for()
+
+
+def trace_of(what: str) -> Callable[[Page], None]:
+    def show(page: Page) -> None:
+        accessible.open_trace(page, what)
+        page.locator("[data-otel-open], a.otel-span").first.click()
+        page.locator(".otel-details").wait_for()
+
+    return show
+
+
+ACTS: dict[str, Callable[[Page], None]] = {
+    "policy-saved": saved, "policy-refused": refused, "policy-rule-added": rule_added, "policy-forced": forced,
+    "trace-n-plus-one": trace_of("/n-plus-one/"), "trace-error": trace_of("/boom/"), "trace-bidi": trace_of("greet"),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def signed_in(browser: Browser, url: str, language: str, scheme: Any, width: int) -> Iterator[Page]:
+    context = browser.new_context(
+        base_url=url, viewport={"width": width, "height": 900}, color_scheme=scheme, locale=language
+    )
+    try:
+        context.set_default_timeout(20_000)
+        page = context.new_page()
+        page.goto("/admin/login/")
+        page.locator("#id_username").fill("ada")
+        page.locator("#id_password").fill("ada")
+        page.locator("[type=submit]").click()
+        page.wait_for_url("**/admin/")
+        yield page
+    finally:
+        context.close()
+
+
+def take(browser: Browser, url: str, folder: Path, pages: dict[str, str | Callable[[Page], None]]) -> None:
+    """Pictures of the pages of one site in every look."""
+    for language, scheme, width in LOOKS:
+        with signed_in(browser, url, language, scheme, width) as page:
+            for name, what in pages.items():
+                if callable(what):
+                    what(page)
+                else:
+                    page.goto(what)
+                if name.startswith("dashboard") and "off" not in name:
+                    services.wait_until(lambda: page.reload() and page.locator(".otel-tile").count(), 30, "figures")
+                page.screenshot(path=folder / f"{name}-{language}-{scheme}-{width}.png", full_page=True)
+
+
+def main(folder: Path, words: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def chosen(pages: dict[str, Any]) -> dict[str, Any]:
+        return {name: page for name, page in pages.items() if not words or any(word in name for word in words)}
+
+    complete, partly = chosen({**PAGES, **ACTS}), chosen(accessible.PAGES_WITHOUT)
+    with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        sampling = {"SAMPLING": {**accessible.OTEL["SAMPLING"], "FORCE": True}}
+        refuse = {"METRICS_VIEW": {"ALLOW": "token", "TOKEN": "of-the-scraper-only"}}
+        for kind, pages, console, code, manage in (
+            ("whole", complete, {"ENABLED": True, "PATH": f"{place}/store"}, RULES, ()),
+            ("part", partly, {"ENABLED": False}, "", (("migrate", "django_otel", "zero"),)),
+        ):
+            if not pages:
+                continue
+            (Path(place) / kind).mkdir()
+            for url in accessible.serve(
+                Path(place) / kind, {**accessible.OTEL, "CONSOLE": console, **sampling, **refuse}, code, *manage
+            ):
+                for path in VISITS:
+                    requests.get(url + path, headers={"User-Agent": "screenshots"}, timeout=20)
+                take(browser, url, folder, pages)
+        browser.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or re.match("-", sys.argv[1]):
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), sys.argv[2:])
