@@ -47,7 +47,7 @@ _EXAMPLES = """\
 
 def _epilog() -> str:
     parts = (
-        f"{gettext('Examples:')}\n{_EXAMPLES}",
+        gettext("Examples:") + f"\n{_EXAMPLES}",
         gettext(
             "Every worker process follows within SAMPLING.REFRESH_S seconds, without a restart; a policy or rule with "
             "an end ends by itself."

@@ -191,7 +191,7 @@ def summarise(processes: Sequence[Process], version: int, *, is_policy: bool, is
     current, total = sum(process.is_current for process in processes), len(processes)
     words = _count_processes(current, total) % {"current": current, "total": total, "version": version}
     if version and not is_policy:
-        words = f"{words} {gettext('In this version the settings apply.')}"
+        words = " ".join((words, gettext("In this version the settings apply.")))
     return {"summary": words, "is_settled": current == total, "is_followed": True}
 
 

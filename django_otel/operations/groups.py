@@ -161,5 +161,5 @@ def describe(group: discovery.Group, slots: Sequence[discovery.Slot]) -> Descrip
         title=f"{group.folder} ({', '.join(notes)})",
         head=head,
         rows=rows,
-        summary=f"{slots_said} {instruments_said if instruments else gettext('No instruments.')}",
+        summary=" ".join((slots_said, instruments_said if instruments else gettext("No instruments."))),
     )

@@ -81,7 +81,7 @@ def explain_answer(status: int, headers: Any, url: str, signal: str) -> Reason |
         return Reason(text % {"status": status, "address": where}, advice)
     text, advice = _explain_status(status, urlsplit(url).path or "/", signal, f'{place}["HEADERS"]')
     if kind == "text/html":
-        text = f"{text} {gettext('The answer is a web page (text/html).')}"
+        text = " ".join((text, gettext("The answer is a web page (text/html).")))
     return Reason(text, advice)
 
 
@@ -199,7 +199,7 @@ def _unanswered(timeout_s: float) -> Reason:
 def _refused(host: str, port: int) -> tuple[str, str]:
     advice = gettext("Is the receiver running, and does it listen on this address?")
     if host in ("localhost", "127.0.0.1", "::1"):
-        advice = f"{advice} {gettext('In a container localhost is the container itself.')}"
+        advice = " ".join((advice, gettext("In a container localhost is the container itself.")))
     text = gettext("connection refused: nothing listens on %(address)s.")
     return text % {"address": f"{host}:{port}"}, advice
 

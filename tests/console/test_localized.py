@@ -21,7 +21,18 @@ def test_figures_have_the_decimal_separator_of_the_language(language, separator)
         ]  # fmt: skip
     assert shown == [
         figure.replace(".", separator)
-        for figure in ("2.40 ms", "1.25 s", "24.0 ms", "3.50", "34.0 M", "< 0.1 %", "1.5 %", "3.5", "12.5 / s", "3 / min")
+        for figure in (
+            "2.40 ms",
+            "1.25 s",
+            "24.0 ms",
+            "3.50",
+            "34.0 M",
+            "< 0.1 %",
+            "1.5 %",
+            "3.5",
+            "12.5 / s",
+            "3 / min",
+        )
     ]
 
 

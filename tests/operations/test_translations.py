@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gettext
 import os
 import re
@@ -189,6 +190,50 @@ def test_the_compiled_catalogue_is_that_of_the_texts(language):
         compiled = dict(gettext.GNUTranslations(file)._catalog)
     del compiled[""]
     assert compiled == wanted
+
+
+#: What each function of `django.utils.translation` takes first.
+_ARGUMENTS = {
+    "gettext": ("msgid",), "ngettext": ("msgid", "plural"), "pgettext": ("context", "msgid"),
+    "npgettext": ("context", "msgid", "plural"),
+}  # fmt: skip
+
+
+def texts_in(source: str) -> tuple[set[tuple[str | None, str, str]], list[int]]:
+    """The texts that a module has translated, and the lines of calls whose text no tool can find."""
+    found, lost = set(), []
+    for node in ast.walk(ast.parse(source)):
+        name = node.func.id.removesuffix("_lazy").removesuffix("_noop") if is_call(node) else ""
+        if name not in _ARGUMENTS:
+            continue
+        values = [argument.value if isinstance(argument, ast.Constant) else None for argument in node.args]
+        given = dict(zip(_ARGUMENTS[name], values, strict=False))
+        if None in given.values():
+            lost.append(node.lineno)
+        else:
+            found.add((given.get("context"), given["msgid"], given.get("plural", "")))
+    return found, lost
+
+
+def is_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_of_the_code_is_in_the_catalogue(language):
+    """Also where xgettext does not look: it passes over calls within an f-string."""
+    held = {identity(entry) for entry in read(language)}
+    missing = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        absent = texts_in(path.read_text(encoding="utf-8"))[0] - held
+        if absent:
+            missing[str(path.relative_to(PACKAGE))] = absent
+    assert missing == {}, "run `make messages` and translate what is new; move calls out of f-strings"
+
+
+def test_texts_are_found_within_an_f_string():
+    source = """f"{gettext('a')} {npgettext_lazy('c', 'one', 'many', 'n')}"; gettext(name)"""
+    assert texts_in(source) == ({(None, "a", ""), ("c", "one", "many")}, [1])
 
 
 @pytest.mark.debian

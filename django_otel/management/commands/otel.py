@@ -251,7 +251,7 @@ class Command(BaseCommand):
                 self._write_wrapped(str(error), "")
                 return NOT_WORKING
             # The web server may be started later.
-            self._write_wrapped(f"{error} {gettext('Waiting for it.')}", "")
+            self._write_wrapped(" ".join((str(error), gettext("Waiting for it."))), "")
         # A policy of the admin is followed here too, so that the page shows the ratio in force.
         follower.ensure_started()
         source = serving.Source(
