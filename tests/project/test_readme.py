@@ -813,6 +813,8 @@ SECTIONS = {dotted.rsplit(".", 1)[0] for dotted, _ in walk(Config) if "." in dot
 KEYS = {dotted for dotted, _ in walk(Config)}
 #: Upper-case words in code that are no keys of OTEL.
 OTHER_WORDS = {
+    "DD_API_KEY", "GRAFANA_CLOUD_TOKEN", "JAEGER_ENDPOINT",
+    "PERCENT", "ROUTE", "THRESHOLD",
     "IGNORE_EXCEPTIONS",
     "REQUESTS_CA_BUNDLE", "SCRIPT_NAME",
     "PROMETHEUS_MULTIPROC_DIR",

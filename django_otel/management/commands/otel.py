@@ -29,6 +29,7 @@ from django_otel.metrics import catalogue
 from django_otel.multiprocess import discovery
 from django_otel.operations import doctor, groups, surroundings
 from django_otel.operations import serve as serving
+from django_otel.operations.monitoring import command as monitoring
 from django_otel.operations.serve import Unavailable
 from django_otel.redaction.keys import REDACTED
 from django_otel.redaction.scrub import Scrubber
@@ -62,6 +63,7 @@ class Command(BaseCommand):
         commands = parser.add_subparsers(dest="subcommand", metavar="subcommand")
 
         _add_subcommands(commands)
+        monitoring.add_arguments(commands)
         _add_common_options(parser)
 
     def handle(self, *args: Any, subcommand: str | None, **options: Any) -> None:
@@ -76,6 +78,8 @@ class Command(BaseCommand):
             code = self._sampling(options)
         elif subcommand == "catalogue":
             self._catalogue(options["format"])
+        elif subcommand in monitoring.NAMES:
+            code = self._monitoring(subcommand, options)
         elif subcommand == "serve":
             code = self._serve(options["host"], options["port"], options["folder"])
         elif subcommand == "folder":
@@ -228,6 +232,14 @@ class Command(BaseCommand):
             )
             return
         self.stdout.write(build_catalogue_markdown(catalogue.CATALOGUE.values()), ending="")
+
+    # --- dashboards, rules and collector ---
+
+    def _monitoring(self, name: str, options: Mapping[str, Any]) -> int:
+        config = self._read_config()
+        if config is None:
+            return BAD_CONFIGURATION
+        return monitoring.run(name, options, config, self.stdout.write)
 
     # --- serve and folder ---
 

@@ -1,0 +1,1 @@
+"""Generated files for monitoring: Grafana dashboards, Prometheus rules. Imported by the command line only."""

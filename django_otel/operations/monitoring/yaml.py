@@ -1,0 +1,54 @@
+"""Writer of YAML for the generated files: dicts, lists and scalars, so that no YAML library is needed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+_PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
+#: Words that YAML reads as a boolean or null.
+_WORDS = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
+
+
+def dump(node: object) -> str:
+    """Return a document of mappings, sequences, strings, numbers, booleans and None. Errors: `TypeError` otherwise."""
+    return "\n".join(_lines(node)) + "\n"
+
+
+def _lines(node: object) -> Iterator[str]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _entry(f"{_scalar(str(key))}:", value, "  ")
+    elif isinstance(node, Sequence) and not isinstance(node, str) and node:
+        for value in node:
+            if isinstance(value, Mapping) and value:
+                first, *rest = _lines(value)
+                yield f"- {first}"
+                yield from (f"  {line}" for line in rest)
+            else:
+                yield from _entry("-", value, "  ")
+    else:
+        yield _scalar(node)
+
+
+def _entry(head: str, value: object, indent: str) -> Iterator[str]:
+    if isinstance(value, str) and "\n" in value:
+        yield f"{head} |-"
+        yield from (f"{indent}{line}" for line in value.split("\n"))
+    elif isinstance(value, Mapping | list | tuple) and value:
+        yield head
+        yield from (f"{indent}{line}" for line in _lines(value))
+    else:
+        yield f"{head} {_scalar(value)}"
+
+
+def _scalar(value: object) -> str:
+    """A scalar; JSON's form is valid YAML and is used unless the text needs no quotes."""
+    if isinstance(value, str):
+        return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS else json.dumps(value)
+    if isinstance(value, Mapping | list | tuple):
+        return "{}" if isinstance(value, Mapping) else "[]"
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    raise TypeError(f"a {type(value).__name__} cannot be written as YAML")

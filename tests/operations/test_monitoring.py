@@ -1,0 +1,388 @@
+"""Generated dashboards, rules and Collector configuration: valid, and over metrics that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.parse
+from pathlib import Path
+
+import pytest
+import yaml as pyyaml
+from django.core.management import call_command
+
+from django_otel.metrics.catalogue import CATALOGUE
+from django_otel.metrics.exposition import family_name
+from django_otel.metrics.model import Kind
+from django_otel.operations.monitoring import boards, collector, dashboards, rules, slo, yaml
+from tests import services
+
+SLOS = ("availability 99.9", "availability /orders/<int:pk>/ 99", "latency 1s 99", "latency /hello/ 500ms 95")
+PROMETHEUS_NAMES = {
+    f"{name}{suffix}"
+    for metric in CATALOGUE.values()
+    for name in [family_name(metric.name, metric.unit, metric.kind)[0]]
+    for suffix in {Kind.COUNTER: ("_total",), Kind.HISTOGRAM: ("_bucket", "_sum", "_count")}.get(metric.kind, ("",))
+} | {"target_info"}
+RECORDED = {name for name, _ in rules.RECORDED} | {
+    f"job_slo:error_ratio:rate{window}" for window in ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+}
+
+
+def build_rules() -> dict:
+    return rules.build_rules([slo.parse_slo(text, {}) for text in SLOS])
+
+
+def all_rules(built: dict) -> list[dict]:
+    return [rule for group in built["groups"] for rule in group["rules"]]
+
+
+def panel_queries() -> list[tuple[str, str, str]]:
+    """(topic, panel, expression) of every query, with Grafana's variables filled in."""
+    return [
+        (board.topic, panel.title, fill(query.expr))
+        for board in boards.DASHBOARDS
+        for panel in board.panels
+        for query in panel.queries
+    ]
+
+
+def fill(expr: str) -> str:
+    for variable, value in (
+        ("$__rate_interval", "10s"),
+        ("$__range", "1m"),
+        ("$job", ".*"),
+        ("$instance", ".*"),
+        ("$route", ".*"),
+    ):
+        expr = expr.replace(variable, value)
+    return expr
+
+
+def metric_names(expr: str) -> set[str]:
+    """The names of series in an expression: what stands before a brace, a bracket or an operator and is no function."""
+    without_strings = re.sub(r'"(?:[^"\\]|\\.)*"', '""', expr)
+    without_labels = re.sub(r"\b(?:by|on|without)\s*\([^)]*\)", "", re.sub(r"\{[^}]*\}", "", without_strings))
+    words = re.findall(r"[a-zA-Z_][\w:]*(?!\w|\s*\()", without_labels)
+    return {
+        word for word in words if word not in {"and", "or", "unless", "by", "on"} and not re.fullmatch(r"[smhd]", word)
+    }
+
+
+# --- YAML. ---
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"a": [{"b": 1, "c": {"d": [1, 2.5]}}, "x", []], "e": {}, "f": None, "g": True},
+        {"text": 'with "quotes": and # marks', "lines": "one\n  two\n\nfour", "no": "no", "number": "1e3", "empty": ""},
+        [["nested", ["lists"]], {"": "\u200f\t\\"}],
+    ],
+)  # fmt: skip
+def test_the_yaml_that_is_written_reads_back_as_the_same_data(node):
+    assert pyyaml.safe_load(yaml.dump(node)) == node
+
+
+def test_other_types_are_refused():
+    with pytest.raises(TypeError):
+        yaml.dump({"x": object()})
+
+
+# --- Rules. ---
+
+
+def test_every_expression_is_promql_over_metrics_that_exist():
+    promql = pytest.importorskip("promql_parser", reason="promql-parser has no wheel here")
+    expressions = [rule["expr"] for rule in all_rules(build_rules())] + [expr for _, _, expr in panel_queries()]
+    for expr in expressions:
+        promql.parse(expr)
+        names = metric_names(expr)
+        assert names and names <= PROMETHEUS_NAMES | RECORDED, (expr, names - PROMETHEUS_NAMES - RECORDED)
+
+
+def test_every_metric_of_the_catalogue_is_on_a_dashboard():
+    used = {name for _, _, expr in panel_queries() for name in metric_names(expr)}
+    for metric in CATALOGUE.values():
+        name = family_name(metric.name, metric.unit, metric.kind)[0]
+        assert any(series.startswith(name) for series in used), metric.name
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("latency /checkout/ 300ms 99", "(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.3, 0.5,"),
+        ("latency 99", "expected"), ("availability", "expected"), ("", "expected"), ("speed 99", "expected"),
+        ("availability 100", "below 100"), ("availability 0", "above 0"), ("availability x", "x\" does not fit"),
+        ("latency 5 99", "a time such as"), ("latency checkout 1s 99", "a route such as"), ("latency nan 99", "a time"),
+    ],
+)  # fmt: skip
+def test_an_objective_that_cannot_be_alerted_on_is_refused_with_what_fits(text, expected):
+    with pytest.raises(slo.SloError, match=re.escape(expected)):
+        slo.parse_slo(text, {})
+
+
+def test_an_objective_follows_the_projects_own_buckets():
+    found = slo.parse_slo("latency /x/ 300ms 99", {"http.server.request.duration": (0.1, 0.3, 1.0)})
+    assert (found.kind, found.route, found.threshold_s, found.objective) == ("latency", "/x/", 0.3, 0.99)
+    with pytest.raises(slo.SloError, match=r"bounds are 0\.1, 0\.3, 1\b"):
+        slo.parse_slo("latency 0.5s 99", {"http.server.request.duration": (0.1, 0.3, 1.0)})
+
+
+def need(program: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        services.missing(f"{program} is not installed. Run: apt-get install prometheus")
+    return str(path)
+
+
+@pytest.mark.debian
+def test_prometheus_accepts_the_rules(tmp_path):
+    promtool = need("promtool")
+    path = tmp_path / "rules.yml"
+    path.write_text(yaml.dump(build_rules()))
+    done = subprocess.run([promtool, "check", "rules", str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def histogram(labels: str, bounds: dict[str, float], per_minute: float) -> list[dict]:
+    """The series of a duration histogram; `bounds` maps `le` to the share of requests below it."""
+    name = "http_server_request_duration_seconds"
+    series = [
+        {"series": f'{name}_bucket{{job="shop", {labels}, le="{bound}"}}', "values": f"0+{per_minute * share:g}x200"}
+        for bound, share in bounds.items()
+    ]
+    return [*series, {"series": f'{name}_count{{job="shop", {labels}}}', "values": f"0+{per_minute:g}x200"}]
+
+
+def counter(name: str, labels: str, per_minute: float) -> list[dict]:
+    return [{"series": f'{name}{{job="shop", {labels}}}', "values": f"0+{per_minute:g}x200"}]
+
+
+FAST = {"0.5": 1.0, "1.0": 1.0, "2.5": 1.0, "+Inf": 1.0}
+SLOW = {"0.5": 0.5, "1.0": 0.5, "2.5": 1.0, "+Inf": 1.0}
+OK_REQUESTS = histogram('http_route="/hello/", http_response_status_code="200"', FAST, 600)
+#: The fault of each alert, over healthy traffic.
+FAULTS = {
+    "DjangoErrorRatioHigh": histogram('http_route="/a/", http_response_status_code="500"', FAST, 60),
+    "DjangoRouteErrorRatioHigh": histogram('http_route="/b/", http_response_status_code="503"', FAST, 6),
+    "DjangoLatencyHigh": histogram('http_route="/c/", http_response_status_code="200"', SLOW, 200),
+    "DjangoSaturated": [{"series": 'http_server_active_requests{job="shop"}', "values": "60x200"}],
+    "DjangoUnhandledExceptions": counter("django_request_exceptions_total", 'exception_type="ValueError"', 2),
+    "DjangoDatabaseErrors": counter(
+        "db_client_operation_duration_seconds_count", 'django_db_alias="default", error_type="OperationalError"', 2
+    ),
+    "DjangoCacheErrors": counter(
+        "django_cache_operations_total", 'django_cache_alias="default", django_cache_outcome="error"', 2
+    ),
+    "DjangoOtelExportFailing": counter("django_otel_export_failures_total", 'django_otel_signal="traces"', 1),
+    "DjangoOtelSpansDropped": counter("django_otel_spans_dropped_total", 'django_otel_reason="queue_full"', 1),
+    "DjangoOtelCardinalityOverflow": counter(
+        "django_otel_cardinality_overflow_total", 'django_otel_signal="metrics"', 1
+    ),
+    "DjangoOtelWorkersNotShared": [{"series": 'django_otel_shared_active{job="shop"}', "values": "0x200"}],
+    # Nine in ten requests fail, of all and of every objective's route.
+    "DjangoErrorBudgetBurning": histogram('http_route="/hello/", http_response_status_code="500"', FAST, 6000),
+}
+#: Alerts that the fault of another one raises as well.
+ALSO = {
+    "DjangoRouteErrorRatioHigh": {"DjangoErrorBudgetBurning"},
+    "DjangoErrorRatioHigh": {"DjangoRouteErrorRatioHigh", "DjangoErrorBudgetBurning"},
+    "DjangoLatencyHigh": {"DjangoErrorBudgetBurning"},
+    "DjangoErrorBudgetBurning": {"DjangoErrorRatioHigh", "DjangoRouteErrorRatioHigh"},
+}
+
+
+@pytest.mark.debian
+def test_each_alert_fires_on_its_fault_and_on_no_other(tmp_path):
+    """promtool evaluates the rules on recorded series: healthy traffic, and healthy traffic with one fault each."""
+    promtool = need("promtool")
+    built = build_rules()
+    (tmp_path / "rules.yml").write_text(yaml.dump(built))
+    names = sorted({rule["alert"] for rule in all_rules(built) if "alert" in rule})
+    assert set(names) == set(FAULTS)
+    wrong = []
+    for fault, series in {"": [], **FAULTS}.items():
+        fired = fired_alerts(promtool, tmp_path, [*OK_REQUESTS, *series], names)
+        if fired - ALSO.get(fault, set()) != ({fault} if fault else set()):
+            wrong.append((fault, fired))
+    assert wrong == []
+
+
+def fired_alerts(promtool: str, folder: Path, series: list[dict], names: list[str]) -> set[str]:
+    """The alerts that fire after an hour and a half; promtool reports each one that was not expected."""
+    test = {
+        "rule_files": ["rules.yml"],
+        "evaluation_interval": "1m",
+        "tests": [
+            {
+                "interval": "1m",
+                "input_series": series,
+                "alert_rule_test": [{"eval_time": "90m", "alertname": name, "exp_alerts": []} for name in names],
+            }
+        ],
+    }
+    (folder / "test.yml").write_text(pyyaml.safe_dump(test))
+    done = subprocess.run(
+        [promtool, "test", "rules", "test.yml"], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    output = done.stdout + done.stderr
+    fired = set(re.findall(r"alertname: (\w+), time", output))
+    assert done.returncode == 0 or fired, output
+    return fired
+
+
+# --- Dashboards. ---
+
+
+@pytest.mark.parametrize("board", boards.DASHBOARDS, ids=lambda board: board.topic)
+def test_a_dashboard_is_grafanas_model(board):
+    """Grafana's own SDK reads it, and keeps every panel and variable."""
+    sdk = pytest.importorskip("grafana_foundation_sdk.models.dashboard", reason="needs grafana-foundation-sdk")
+    from grafana_foundation_sdk.cog import plugins
+
+    plugins.register_default_plugins()
+    model = dashboards.build_dashboard(board, trace_url="https://jaeger.example/trace/{trace_id}")
+    read = sdk.Dashboard.from_json(json.loads(json.dumps(model)))
+    assert [panel.title for panel in read.panels] == [panel.title for panel in board.panels]
+    assert [panel.type_val for panel in read.panels] == [panel.kind for panel in board.panels]
+    assert [variable.name for variable in read.templating.list_val] == [
+        "datasource",
+        "environment",
+        "job",
+        "instance",
+        "route",
+    ]
+    assert read.links[-1].url == "https://jaeger.example/trace/"
+
+
+@pytest.mark.parametrize("board", boards.DASHBOARDS, ids=lambda board: board.topic)
+def test_panels_fill_the_grid_without_overlap(board):
+    cells = set()
+    for panel in dashboards.build_dashboard(board)["panels"]:
+        grid = panel["gridPos"]
+        taken = {(grid["x"] + x, grid["y"] + y) for x in range(grid["w"]) for y in range(grid["h"])}
+        assert not taken & cells and max(x for x, _ in taken) < 24, panel["title"]
+        cells |= taken
+
+
+def test_dashboards_have_ids_of_their_own():
+    built = [dashboards.build_dashboard(board) for board in boards.DASHBOARDS]
+    assert len({model["uid"] for model in built}) == len(built)
+    assert built == [dashboards.build_dashboard(board) for board in boards.DASHBOARDS]
+
+
+#: Panels of faults that the test project does not have.
+SILENT = {
+    ("telemetry", "Dropped"), ("telemetry", "Cardinality overflow"),
+    ("telemetry", "Unreadable files of the shared folder"),
+    ("database", "Errors"), ("cache", "Errors"), ("telemetry", "Failed exports"),
+    ("overview", "Business events"), ("business", "Events per minute"), ("business", "Events in the selected range"),
+    ("business", "Saves and deletes"),
+}  # fmt: skip
+
+
+@pytest.mark.debian
+def test_every_panel_shows_data_of_a_real_prometheus(tmp_path):
+    """Two workers, a scrape every half second, and each panel's query as Grafana sends it."""
+    need("prometheus")
+    (tmp_path / "rules.yml").write_text(yaml.dump(build_rules()))
+    otel = {"SERVICE_NAME": "shop", "METRICS_VIEW": {"ALLOW": "all"}}
+    with services.serve("gunicorn", otel, workers=2, migrate=True) as server:
+        config = {
+            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s"},
+            "rule_files": ["rules.yml"],
+            "scrape_configs": [
+                {"job_name": "shop", "static_configs": [{"targets": [urllib.parse.urlsplit(server.url).netloc]}]}
+            ],
+        }
+        (tmp_path / "prometheus.yml").write_text(pyyaml.safe_dump(config))
+        port = services.free_port()
+        command = [
+            "prometheus", f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]  # fmt: skip
+        with services.running(command, log=tmp_path / "prometheus.log") as process:
+            prometheus = services.Server(f"http://127.0.0.1:{port}", process, tmp_path / "prometheus.log")
+            services.wait_until(lambda: services.is_listening(port), 30, "Prometheus")
+            open_queries = {
+                (topic, title, expr) for topic, title, expr in panel_queries() if (topic, title) not in SILENT
+            }
+
+            def has_data(expr: str) -> bool:
+                status, _, body = prometheus.get(f"/api/v1/query?{urllib.parse.urlencode({'query': expr})}")
+                assert status == 200, body
+                return any(
+                    float(row["value"][1]) == float(row["value"][1]) for row in json.loads(body)["data"]["result"]
+                )
+
+            def all_answered() -> bool:
+                for path in ("/hello/", "/cache-read/", "/boom/", "/queries/", "/orders/7/", "/nowhere"):
+                    server.get(path)
+                server.request("POST", "/echo/", b"x" * 2000)
+                open_queries.difference_update({query for query in open_queries if has_data(query[2])})
+                return not open_queries
+
+            services.wait_until(all_answered, 60, f"data behind {len(open_queries)} queries")
+            services.wait_until(lambda: has_data("job_route:http_server_requests:rate5m"), 30, "the recording rules")
+
+
+# --- The Collector. ---
+
+
+@pytest.mark.parametrize("has_tail_sampling", [False, True])
+@pytest.mark.parametrize("has_span_metrics", [False, True])
+@pytest.mark.parametrize("names", [["jaeger", "prometheus"], ["datadog"], ["grafana-cloud"], list(collector.BACKENDS)])
+def test_every_part_of_a_pipeline_is_defined_and_used(names, has_tail_sampling, has_span_metrics):
+    config = collector.build_collector(names, has_tail_sampling=has_tail_sampling, has_span_metrics=has_span_metrics)
+    pipelines = config["service"]["pipelines"]
+    connectors = set(config.get("connectors", {}))
+    for part in ("receivers", "processors", "exporters"):
+        used = {name for pipeline in pipelines.values() for name in pipeline[part]} - connectors
+        assert used == set(config[part]), part
+    assert set(config["service"].get("extensions", [])) == set(config.get("extensions", {}))
+    for exporter in config["exporters"].values():
+        assert exporter.get("auth", {}).get("authenticator") in {None, *config.get("extensions", {})}
+    assert pyyaml.safe_load(yaml.dump(config)) == config
+    # Keys come from the environment.
+    assert not re.search(r"(?:key|password|token): (?!\$\{env:)", yaml.dump(config).replace('"', ""))
+
+
+@pytest.mark.parametrize(
+    ("names", "has_span_metrics"), [([], False), (["jager"], False), (["jaeger"], True), (["prometheus"], True)]
+)
+def test_backends_that_do_not_fit_are_refused(names, has_span_metrics):
+    with pytest.raises(ValueError, match=r"expected|need"):
+        collector.build_collector(names, has_span_metrics=has_span_metrics)
+
+
+# --- The commands. ---
+
+
+def test_the_commands_print_or_write(tmp_path, capsys):
+    call_command("otel", "dashboards")
+    assert set(json.loads(capsys.readouterr().out)) == {board.topic for board in boards.DASHBOARDS}
+    call_command("otel", "dashboards", "--out", str(tmp_path / "new" / "folder"))
+    assert {path.stem for path in (tmp_path / "new" / "folder").glob("*.json")} == {b.topic for b in boards.DASHBOARDS}
+    call_command("otel", "rules", "--slo", "availability 99.9", "--out", str(tmp_path / "rules.yml"))
+    assert pyyaml.safe_load((tmp_path / "rules.yml").read_text())["groups"][2]["name"] == "django_otel.slo"
+    capsys.readouterr()
+    call_command("otel", "collector", "--to", "tempo")
+    assert list(pyyaml.safe_load(capsys.readouterr().out)["exporters"]) == ["otlp_http/tempo"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (("rules", "--slo", "latency /x/ 300ms 99"), 2, "no bucket bound"),
+        (("collector", "--span-metrics"), 2, "Span metrics need"),
+        (("dashboards", "--out", "/proc/nowhere"), 1, "Cannot write"),
+    ],
+)
+def test_a_fault_has_an_exit_code_and_a_reason(arguments, code, expected, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call_command("otel", *arguments)
+    assert stopped.value.code == code
+    assert expected in capsys.readouterr().out
