@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -14,7 +16,13 @@ import pytest
 
 pytest.importorskip("build", reason="build is in the extra test")
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ["", "[httpx,celery,sqlalchemy,fastapi]", "[psycopg,aiohttp-client,urllib3]", "[grpc]"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+#: "test" and "lint" are for contributors, and CI installs both.
+EXTRAS = [
+    "",
+    "httpx,celery,sqlalchemy,fastapi",
+    *sorted(set(PROJECT["optional-dependencies"]) - {"test", "lint"}),
+]
 
 USE = """
 import django
@@ -61,14 +69,10 @@ assert files and all(finders.find(str(path)) for path in files)
 def built(tmp_path_factory):
     """Both files, built from a copy of what is tracked, without a network."""
     folder = tmp_path_factory.mktemp("built")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("not a checkout of Git")
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            target = folder / "source" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target)
+    for name in list_tracked():
+        target = folder / "source" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
     done = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(folder / "source")],
         capture_output=True, text=True, timeout=300,
@@ -114,19 +118,99 @@ def test_it_works_when_installed_from_the_file(built, tmp_path, kind):
     assert done.returncode == 0, done.stderr
 
 
+def list_tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a checkout of Git")
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_the_checkout_stays_clean(tmp_path):
+    """After building both files, an editable installation, commands of manage.py and tests with their coverage."""
+    for name in list_tracked():
+        target = tmp_path / "checkout" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    checkout, python = tmp_path / "checkout", sys.executable
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DJANGO_", "COVERAGE"))}
+    env["PYTHONPATH"] = str(checkout)
+
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        return done.stdout
+
+    run("git", "init", "-q")
+    run("git", "add", "--all")
+    run("git", "-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-qm", "as it is")
+    run(python, "-m", "build", "--no-isolation")
+    # Beside this environment, which has the true checkout.
+    run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target",
+        str(tmp_path / "installed"), "-e", ".")  # fmt: skip
+    run(python, "manage.py", "migrate", "-v", "0")
+    run(python, "manage.py", "check")
+    run(python, "manage.py", "otel", "config")
+    quick = ["tests/sampling/test_policy.py", "tests/project/test_public_names.py"]
+    run(python, "-m", "coverage", "run", "-m", "pytest", "-q", "-n", "0", *quick)
+    assert run("git", "status", "--porcelain") == ""
+
+
+long = pytest.mark.skipif(os.environ.get("DJANGO_OTEL_LONG") != "1", reason="long: set DJANGO_OTEL_LONG=1")
+
+
+class Environment:
+    """A fresh virtual environment with the wheel in it."""
+
+    def __init__(self, folder: Path, wheel: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
+        self.python = folder / "bin" / "python"
+        self.wheel = wheel
+        self.add("")
+
+    def add(self, extras: str) -> None:
+        self.pip("install", "-q", f"django-otel-kit{f'[{extras}]' if extras else ''} @ {self.wheel.as_uri()}")
+
+    def pip(self, *arguments: str) -> None:
+        subprocess.run([self.python, "-m", "pip", *arguments], check=True, timeout=900)
+
+    def check(self) -> str:
+        """Return what `pip check` finds."""
+        done = subprocess.run([self.python, "-m", "pip", "check"], capture_output=True, text=True, timeout=120)
+        return done.stdout if done.returncode else ""
+
+    def examine(self) -> tuple[list[str], str]:
+        """Return what `manage.py otel doctor` says of the versions: conflicts, and the command that repairs them."""
+        program = (
+            "import json; from django.conf import settings; settings.configure();"
+            "from django_otel.operations import versions as v; found = v.installed();"
+            "print(json.dumps([v.find_conflicts(found), v.repair_command(found)]))"
+        )
+        done = subprocess.run([self.python, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+        conflicts, command = json.loads(done.stdout)
+        return conflicts, command
+
+
 @pytest.mark.long
-@pytest.mark.skipif(os.environ.get("DJANGO_OTEL_LONG") != "1", reason="long: set DJANGO_OTEL_LONG=1")
+@long
 @pytest.mark.parametrize("extras", EXTRAS)
 def test_a_fresh_environment_is_consistent(built, tmp_path, extras):
     """`pip check` has nothing to say after an installation, and after an extra that is added later."""
-    _, wheel, _ = built
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
-    python = tmp_path / "venv" / "bin" / "python"
-    for wanted in dict.fromkeys(["", extras]):
-        subprocess.run(
-            [python, "-m", "pip", "install", "-q", f"django-otel-kit{wanted} @ {wheel.as_uri()}"],
-            check=True,
-            timeout=900,
-        )
-        done = subprocess.run([python, "-m", "pip", "check"], capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout
+    environment = Environment(tmp_path / "venv", built[1])
+    if extras:
+        environment.add(extras)
+    assert environment.check() == ""
+    assert environment.examine()[0] == []
+
+
+@pytest.mark.long
+@long
+def test_the_command_of_the_doctor_repairs_an_environment(built, tmp_path):
+    """An instrumentor that was installed by its own name, of a newer release than the SDK."""
+    environment = Environment(tmp_path / "venv", built[1])
+    environment.pip("install", "-q", "opentelemetry-instrumentation-httpx==0.66b2", "opentelemetry-api==1.45.2")
+    assert environment.check() != ""
+    conflicts, command = environment.examine()
+    assert conflicts
+    subprocess.run(command.replace("python ", f"{environment.python} ", 1), shell=True, check=True, timeout=900)
+    assert environment.check() == ""
+    assert environment.examine()[0] == []
