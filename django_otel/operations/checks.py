@@ -25,8 +25,8 @@ from django_otel.config.parse import parse
 from django_otel.config.schema import Config, ConfigError, Problem
 from django_otel.export.pipelines import import_path, package_version
 from django_otel.instrumentation import instrumentors
-from django_otel.multiprocess import lease, server_group
-from django_otel.operations import surroundings
+from django_otel.multiprocess import lease
+from django_otel.operations import groups, surroundings
 from django_otel.requests.observation import DENIED_HEADER
 
 MIDDLEWARE = "django_otel.middleware.OTelMiddleware"
@@ -277,13 +277,9 @@ def _check_shared_folder(config: Config) -> Iterator[CheckMessage]:
                 gettext("Remove %(settings)s.") % {"settings": "METRICS.SHARED_DIR, METRICS.GROUP"},
             )
         return
-    obstacles = [
-        surroundings.find_folder_obstacle(base)
-        for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
-    ]
-    if not all(obstacles):
+    obstacle = surroundings.find_sharing_obstacle(config)
+    if not obstacle:
         return
-    obstacles = obstacles or [server_group.NO_PLACE]
     if config.metrics.shared_dir is not None:
         hint = gettext(
             'Make OTEL["METRICS"]["SHARED_DIR"] a folder that exists and that the server\'s user may write to.'
@@ -293,19 +289,11 @@ def _check_shared_folder(config: Config) -> Iterator[CheckMessage]:
             'Set OTEL["METRICS"]["SHARED_DIR"] to a folder that the server\'s user may write to; in a container with a '
             "read-only root an emptyDir or a tmpfs."
         )
-    yield _warn_shared("; ".join(filter(None, obstacles)), hint)
+    yield _warn_shared(obstacle, hint)
 
 
 def _warn_shared(reason: str, hint: str) -> CheckMessage:
-    return Warning(
-        gettext(
-            "Worker processes cannot share their numbers (%(reason)s); /metrics shows those of the process that "
-            "answers."
-        )
-        % {"reason": reason},
-        hint=hint,
-        id="django_otel.W005",
-    )
+    return Warning(groups.describe_unshared(reason), hint=hint, id="django_otel.W005")
 
 
 def _check_static_files(config: Config) -> Iterator[CheckMessage]:
@@ -375,7 +363,12 @@ def _check_endpoints(config: Config) -> Iterator[CheckMessage]:
 
 
 def _check_store(config: Config) -> Iterator[CheckMessage]:
-    if obstacle := surroundings.find_store_obstacle(config):
+    obstacle = surroundings.find_store_obstacle(config)
+    if obstacle and config.console.path is None:
+        text = gettext("traces cannot be kept: %(reason)s.") % {"reason": obstacle}
+        hint = gettext("Set %(setting)s.") % {"setting": 'OTEL["CONSOLE"]["PATH"]'}
+        yield Warning(f'OTEL["CONSOLE"]: {text}', hint=hint, id="django_otel.W015")
+    elif obstacle:
         yield Warning(
             gettext('The console\'s traces cannot be kept at OTEL["CONSOLE"]["PATH"]: %(reason)s.')
             % {"reason": obstacle},

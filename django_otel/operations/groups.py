@@ -16,12 +16,15 @@ from django_otel import runtime
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
 from django_otel.metrics.model import Family
-from django_otel.multiprocess import discovery, server_group
+from django_otel.multiprocess import discovery, lease, server_group
+from django_otel.operations import surroundings
 from django_otel.operations.serve import Unavailable
 
 
 def describe_none(config: Config) -> str:
     """Return a sentence that says why there may be no group."""
+    if lease.HAS_LOCKS and (obstacle := surroundings.find_sharing_obstacle(config)):
+        return describe_unshared(obstacle)
     bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
     places = [str(base / f"django-otel-{os.geteuid()}") for base in bases]
     message = gettext(
@@ -30,6 +33,14 @@ def describe_none(config: Config) -> str:
         "another user, in another container or with another SERVICE_NAME or METRICS.SHARED_DIR."
     )
     return message % {"places": ", ".join(places)}
+
+
+def describe_unshared(reason: str) -> str:
+    """Return a sentence that says why there can be no group."""
+    message = gettext(
+        "Worker processes cannot share their numbers (%(reason)s); /metrics shows those of the process that answers."
+    )
+    return message % {"reason": reason}
 
 
 class GroupFinder:

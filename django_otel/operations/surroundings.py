@@ -33,10 +33,8 @@ _BETA = re.compile(r"opentelemetry-(instrumentation(-[\w-]+)?|semantic-conventio
 
 
 def find_store_obstacle(config: Config) -> str:
-    """Why the console's store cannot be written where the settings want it; "" when it can, or is wanted nowhere."""
-    if config.console.path is None or not conf.is_console_on(config):
-        return ""
-    return find_store(config)[1]
+    """Return why the console's store can be written nowhere; "" when it can, or when the console is off."""
+    return find_store(config)[1] if conf.is_console_on(config) else ""
 
 
 def find_store(config: Config) -> tuple[Path | None, str]:
@@ -91,6 +89,15 @@ def find_folder_obstacle(base: Path) -> str:
     return ""
 
 
+def find_sharing_obstacle(config: Config) -> str:
+    """Return why worker processes can share their numbers in no folder; "" when they can."""
+    obstacles = [
+        find_folder_obstacle(base)
+        for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
+    ]
+    return "; ".join(obstacles or [server_group.NO_PLACE]) if all(obstacles) else ""
+
+
 def find_shared_folder(config: Config) -> Path | None:
     """The folder in which worker processes share their numbers, or would; None where they cannot."""
     if not lease.HAS_LOCKS:
@@ -121,7 +128,8 @@ def examine(config: Config, timeout_s: float) -> Iterator[Line]:
         else:
             yield (
                 "shared folder",
-                "note",
+                # Without file locks (Windows) no folder would help.
+                "warning" if lease.HAS_LOCKS else "note",
                 gettext(
                     "worker processes cannot share their numbers; /metrics shows those of the process that answers."
                 ),
