@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from django_otel.config.schema import Config, walk
-from django_otel.config.variables import VARIABLES, Variable
+from django_otel.config.variables import VARIABLES
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -32,7 +32,8 @@ _VARIABLES_HEAD = """
 Every variable of the OpenTelemetry specification, of its Python packages and of the semantic conventions. A value that
 does not fit is ignored and named by the check W013, as is a variable without an effect; nothing keeps the site from
 starting. `OTEL_EXPORTER_OTLP_<SIGNAL>_*` stands above `OTEL_EXPORTER_OTLP_*`. A `service.instance.id` of
-`OTEL_RESOURCE_ATTRIBUTES` is kept and gets a suffix per process.
+`OTEL_RESOURCE_ATTRIBUTES` is kept and gets a suffix per process. `manage.py otel config` names the ones that are set
+and says whether each is obeyed; `manage.py otel config --variables` lists all of them.
 """
 
 _TAIL = """
@@ -76,7 +77,7 @@ OTEL = {
 
 | subcommand | what it does | exit code |
 |---|---|---|
-| `config [--format json]` | every value and where it came from; secrets masked | 0, or 3 when `settings.OTEL` is faulty |
+| `config [--variables] [--format json]` | every value and where it came from, and the `OTEL_*` variables that are set (with `--variables` all of them) and whether each is obeyed; secrets masked | 0, or 3 when `settings.OTEL` is faulty |
 | `doctor [--timeout 5] [--format json]` | sends a span, a metric and a log record through every exporter, explains what does not arrive, looks at middleware, page, table, instrumentors, databases, caches, folders, console and versions | 0, 1 when something does not work, 3 |
 | `send-test [--timeout 5]` | sends one test trace and prints its id and `TRACE_URL` | 0, 1, 3 |
 | `catalogue [--format md or json]` | every metric | 0 |
@@ -141,16 +142,8 @@ def _find_variables() -> dict[str, list[str]]:
 def _build_variables() -> str:
     """The table of environment variables."""
     lines = [_VARIABLES_HEAD, "| variable | effect |", "|---|---|"]
-    lines += [f"| `{variable.name}` | {_describe(variable)} |" for variable in VARIABLES.values()]
+    lines += [f"| `{variable.name}` | {variable.effect} |" for variable in VARIABLES.values()]
     return "\n".join(lines) + "\n"
-
-
-def _describe(variable: Variable) -> str:
-    if variable.keys:
-        return "sets " + ", ".join(f"`{dotted}`" for dotted in variable.keys)
-    if variable.reader:
-        return f"read by {variable.reader}"
-    return f"none (W013). {variable.advice}"
 
 
 if __name__ == "__main__":

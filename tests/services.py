@@ -67,8 +67,8 @@ def delete_in_use(folder: Path) -> None:
     raise AssertionError(f"{folder} is written to faster than it can be deleted")
 
 
-def wait_until(condition, timeout_s: float = 10.0, what: str = "the condition"):
-    """The first true value of `condition()`; fails after `timeout_s` seconds."""
+def wait_until(condition, timeout_s: float = 60.0, what: str = "the condition"):
+    """The first true value of `condition()`; fails after `timeout_s` seconds, which a busy machine never takes."""
     deadline_s = time.monotonic() + timeout_s
     while True:
         found = condition()
@@ -324,6 +324,8 @@ class Receiver:
     requests: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
     status: int = 200
     delay_s: float = 0.0
+    #: How many requests have begun; each is in `requests` after `delay_s`.
+    begun: int = 0
 
     def spans(self) -> list[tuple[dict[str, Any], Any]]:
         """(resource attributes, span) of everything received."""
@@ -391,6 +393,7 @@ def start_receiver() -> Iterator[Receiver]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            receiver.begun += 1
             body = self.rfile.read(int(self.headers["Content-Length"]))
             encoding = self.headers.get("Content-Encoding")
             if encoding == "gzip":

@@ -1,6 +1,6 @@
 """Every `OTEL_*` variable of the OpenTelemetry specification, its Python packages and the semantic conventions.
 
-One table: `environment` reads it, `manage.py otel config` and docs/environment.md show it, and one test tries each
+One table: `environment` reads it, `manage.py otel config` and docs/settings.md show it, and one test tries each
 row. A variable is obeyed (by the setting it stands for, or by the package that reads it) or ignored and named (W013).
 Sources: OpenTelemetry specification, "Environment Variable Specification" and "OTLP Exporter Configuration";
 opentelemetry-python and -contrib 1.45/0.66; semantic conventions, "HTTP" and "Exceptions".
@@ -43,6 +43,15 @@ class Variable:
     def is_obeyed(self) -> bool:
         """Whether it has an effect; else it is named by W013."""
         return bool(self.keys or self.reader)
+
+    @property
+    def effect(self) -> str:
+        """What it does, in a few words; names of settings are in backticks."""
+        if self.keys:
+            return "sets " + ", ".join(f"`{dotted}`" for dotted in self.keys)
+        if self.reader:
+            return f"read by {self.reader}"
+        return f"none (W013). {self.advice}"
 
 
 # --- Conversions. ---

@@ -781,18 +781,22 @@ class MetricsPump:
     def export_now(self) -> bool:
         """Collect and export once; whether every exporter took it."""
         from opentelemetry import context as otel_context
-        from opentelemetry.sdk.metrics.export import MetricExportResult
 
         from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
-        from django_otel.metrics.sdk_metrics import MetricsDataBuilder
 
         token = otel_context.attach(otel_context.set_value(SUPPRESS_INSTRUMENTATION_KEY, True))
         try:
             with self._export_lock:
-                if self._builder is None:
-                    self._builder = MetricsDataBuilder(self._config.metrics.temporality)
-                arrived = True
+                arrived = False
                 with guard.contained("the export of metrics"):
+                    # Imports as well: another thread may import the same modules, and one of the two then fails.
+                    from opentelemetry.sdk.metrics.export import MetricExportResult
+
+                    from django_otel.metrics.sdk_metrics import MetricsDataBuilder
+
+                    if self._builder is None:
+                        self._builder = MetricsDataBuilder(self._config.metrics.temporality)
+                    arrived = True
                     data = self._builder.build(self._collect(), self._resource())
                     for exporter in self._exporters if data is not None else ():
                         result = None

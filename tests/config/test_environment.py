@@ -11,6 +11,7 @@ from django_otel.base.sdk_environment import WATCHED
 from django_otel.config.parse import parse
 from django_otel.config.schema import Config, walk
 from django_otel.config.variables import VARIABLES
+from django_otel.operations import variables
 
 #: Values that fit where no function of the table can say so.
 FITTING = {
@@ -22,7 +23,13 @@ FITTING = {
     "_EXPORTER": "console",
     "_PROTOCOL": "grpc",
 }
-GARBAGE = ("-1", "garbage", "1e9", "\udce4", "=;,", "x" * 5000)
+#: Of these: lists without an entry, which set nothing.
+HARMLESS = (",",)
+GARBAGE = (
+    "-1", "garbage", "1e9", "\udce4", "=;,", "x" * 5000, "", " ", "\t\n", "0", "nan", "inf", "-inf", "1e400",
+    "9" * 5000, "\x00", "\u0663", "%", "%ff=%00", "1e-9",
+    "://", "http://[::1", "http://h:99999", ",", "a=b=c", "none,none", "true,", "--",
+)  # fmt: skip
 
 
 def fitting_value(variable):
@@ -60,14 +67,69 @@ def test_every_variable_is_obeyed_or_named(variable):
         assert "some value" not in found[0]
 
 
-@pytest.mark.parametrize("value", GARBAGE)
-@pytest.mark.parametrize("variable", VARIABLES.values(), ids=lambda variable: variable.name)
-def test_a_value_that_does_not_fit_is_named_and_changes_nothing(variable, value):
+def judge(variable, value):
+    """Fail where a variable with `value` is neither obeyed nor named, or `otel config` says something else."""
     config = parse({}, {variable.name: value})
-    if variable.keys and not any(source.startswith("environment") for source in config.sources.values()):
-        assert any(variable.name in text for text in config.warnings), (value, config)
+    is_obeyed = any(variable.name in source for source in config.sources.values())
+    is_named = any(variable.name in text for text in config.warnings)
+    state = variables.find_state(variable, config, {variable.name: value})
+    if not value.strip():
+        assert (is_obeyed, is_named, state) == (False, False, variables.NOT_SET)
+    else:
+        does_nothing = state in (variables.IDLE, variables.OVERRIDDEN)
+        assert is_obeyed or is_named or variable.reader or does_nothing
+        # Values that ask for nothing but the default, such as a list of no entries, may say nothing.
+        assert not does_nothing or variable.idle or value in HARMLESS, state
+        assert (state in (variables.IGNORED, variables.OBEYED_IN_PART)) is is_named
     assert all(len(text) < 1000 for text in config.warnings)
     json.dumps(config.warnings)
+
+
+@pytest.mark.parametrize("value", GARBAGE, ids=lambda value: repr(value[:9]))
+def test_a_value_that_does_not_fit_is_named_and_changes_nothing(value):
+    """Whatever the variable; in one loop, since there are thousands of pairs."""
+    wrong = []
+    for variable in VARIABLES.values():
+        try:
+            judge(variable, value)
+        except Exception as error:
+            wrong.append((variable.name, repr(error)[:200]))
+    assert wrong == []
+
+
+def test_otel_config_says_what_became_of_each_variable():
+    environ = {
+        "OTEL_SERVICE_NAME": "shop",
+        "OTEL_SDK_DISABLED": "false",
+        "OTEL_CONFIG_FILE": "otel.yaml",
+        "OTEL_BSP_SCHEDULE_DELAY": "soon",
+        "OTEL_EXPORTER_OTLP_HEADERS": "a=1,b",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "2000",
+        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "3000",
+        "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "3000",
+        "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT": "3000",
+        "OTEL_TRACES_EXPORTER": "otlp",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/json",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": "ca.pem",
+    }
+    found = variables.list_states(parse({}, environ), environ, all_variables=False)
+    assert {name: entry["state"] for name, entry in found.items()} == {
+        "OTEL_SERVICE_NAME": "obeyed",
+        "OTEL_SDK_DISABLED": variables.IDLE,
+        "OTEL_CONFIG_FILE": "ignored",
+        "OTEL_BSP_SCHEDULE_DELAY": "ignored",
+        "OTEL_EXPORTER_OTLP_HEADERS": "obeyed in part",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": variables.OVERRIDDEN,
+        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "obeyed",
+        "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "obeyed",
+        "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT": "obeyed",
+        "OTEL_TRACES_EXPORTER": "obeyed",
+        "OTEL_EXPORTER_OTLP_PROTOCOL": "obeyed",
+        "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": variables.OVERRIDDEN,
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": "read by the OTLP exporter",
+    }
+    assert set(variables.list_states(parse({}, {}), {}, all_variables=True)) == set(VARIABLES)
 
 
 SETUP = """
@@ -136,7 +198,7 @@ def test_nothing_stops_the_start_and_nothing_is_lost(environ):
             assert any(name in text for text in found["warnings"]), name
 
 
-@pytest.mark.parametrize("value", ["-1", "garbage"])
+@pytest.mark.parametrize("value", ["-1", "garbage", " ", "=;,", "0", "nan", "9" * 5000, "x" * 5000, "\udce4"])
 def test_every_variable_at_once(value):
     keep = ("OTEL_SDK_DISABLED",)
     environ = {name: value for name in VARIABLES if name not in keep}

@@ -600,7 +600,6 @@ def test_every_figure_is_computed_from_the_scrape(console, page, client, configu
     runtime.store.clear()
     console._collect = runtime.collect
     client.raise_request_exception = False
-    began_s = time.time()
 
     def compare():
         shown = page(DASHBOARD, minutes=30)
@@ -701,7 +700,6 @@ def test_every_figure_is_computed_from_the_scrape(console, page, client, configu
     # The worker processes are those that say that they live.
     (process,) = page(DASHBOARD).context["page"].processes
     assert process["pid"] == str(os.getpid())
-    assert time.time() - began_s < 25 * 60
 
 
 def test_the_cache_hit_share_is_that_of_the_counted_reads(console, page, client, configure):

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 
@@ -225,7 +224,6 @@ def test_a_secret_in_an_unhandled_exception_reaches_no_exporter(receiver):
 
 def test_a_failing_collector_makes_no_circle_and_its_noise_is_not_exported(receiver):
     receiver.status = 503
-    started_s = time.monotonic()
     done = run(
         """
         logging.root.setLevel("DEBUG")
@@ -238,7 +236,6 @@ def test_a_failing_collector_makes_no_circle_and_its_noise_is_not_exported(recei
         logs={"LEVEL": "DEBUG", "TIMEOUT_S": 1},
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started_s < 25
     # Everything that was ever tried, retries included, is what the application said.
     assert set(bodies(receiver)) <= {f"record {number}" for number in range(5)} | {"before setup"}
     assert len(receiver.requests) < 40

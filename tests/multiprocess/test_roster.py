@@ -237,8 +237,9 @@ def test_who_holds_the_office_gives_a_sign_with_every_turn(folder):
     time.sleep(0.3)
     assert not other.lead()
     assert other.silent_s() >= 0.3
+    begun_s = time.monotonic()
     assert roster.lead()
-    assert other.silent_s() < 0.3
+    assert other.silent_s() <= time.monotonic() - begun_s
     (folder / "leader.lock").write_bytes(b"x")
     assert other.silent_s() == 0.0
 

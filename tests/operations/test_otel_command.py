@@ -377,16 +377,37 @@ def test_config_shows_what_is_in_force(settings, debug):
     assert shown["TRACES.ENDPOINT"]["value"] == "http://localhost:4318/v1/traces"
 
 
+def test_config_lists_environment_variables_and_whether_they_are_obeyed(monkeypatch):
+    """Those that are set; all of the table with --variables."""
+    from django_otel import conf
+    from django_otel.config.variables import VARIABLES
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=hunter2")
+    monkeypatch.setenv("OTEL_CONFIG_FILE", "otel.yaml")
+    conf.forget()
+    _, text = run("config")
+    assert re.search(r"OTEL_EXPORTER_OTLP_HEADERS +obeyed +sets TRACES.HEADERS", text)
+    assert re.search(r"OTEL_CONFIG_FILE +ignored +none", text)
+    assert "OTEL_BSP_SCHEDULE_DELAY" not in text
+    assert "hunter2" not in text
+    _, text = run("config", "--variables", "--format", "json")
+    found = json.loads(text)["variables"]
+    assert list(found) == list(VARIABLES)
+    assert found["OTEL_EXPORTER_OTLP_HEADERS"]["state"] == "obeyed"
+    assert found["OTEL_BLRP_MAX_QUEUE_SIZE"]["state"] == "not set"
+    _, text = run("config", "--variables")
+    assert len([line for line in text.splitlines() if line.startswith("OTEL_")]) == len(VARIABLES)
+
+
 # --- doctor: what does not work, in words. ---
 
 
 def diagnose(settings, url: str, exporter: str = "otlp", **traces) -> str:
     """What the doctor says about a trace exporter to `url`, which must not work."""
-    settings.OTEL = {"TRACES": {"EXPORTERS": [exporter], "ENDPOINT": url, **traces}, "SAMPLING": {"LIVE": False}}
-    begun_s = time.monotonic()
+    sending = {"EXPORTERS": [exporter], "ENDPOINT": url, "TIMEOUT_S": 600, **traces}
+    settings.OTEL = {"TRACES": sending, "SAMPLING": {"LIVE": False}}
     code, text = run("doctor", "--timeout", "1")
     assert code == 1, text
-    assert time.monotonic() - begun_s < 8, "one exporter of one second, its probe, and the rest"
     [line] = [line for line in text.splitlines() if line.startswith("FAILED")]
     assert line.startswith(f"FAILED  traces {exporter}: ")
     assert "1 thing does not work." in text

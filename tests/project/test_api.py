@@ -11,6 +11,7 @@ import gc
 import inspect
 import logging
 import threading
+import time
 import uuid
 
 import hypothesis
@@ -703,11 +704,13 @@ async def test_timed_decorates_coroutines_and_generators(otel_spans, otel_metric
     async def agen():
         yield 1
 
+    begun_s = time.perf_counter()
     await co()
+    lasted_s = time.perf_counter() - begun_s
     assert list(gen()) == [1, 2]
     assert [item async for item in agen()] == [1]
     assert [otel_metrics.value(name).count for name in ("co", "gen", "agen")] == [1, 1, 1]
-    assert 0.015 < otel_metrics.value("co").sum < 5
+    assert 0.015 < otel_metrics.value("co").sum <= lasted_s
     assert [s.name for s in otel_spans] == ["co", "gen", "agen"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -37,17 +38,13 @@ def test_concurrent_requests_keep_their_contexts_apart_and_nothing_blocks(argume
     """pitfalls A17: locks made before the monkey-patch must not stop the whole hub; one thread serves 40 greenlets."""
     with services.serve("gunicorn-gevent", exporting(receiver), arguments=arguments, **HARD) as server:
         assert server.get("/fine/")[0] == 200
-        begun_s = time.monotonic()
         with ThreadPoolExecutor(40) as pool:
             answers = list(pool.map(lambda n: server.get(f"/ids/{n}/"), range(200)))
-        lasted_s = time.monotonic() - begun_s
         seen = [json.loads(body)["ids"] for status, _, body in answers if status == 200]
         assert len(seen) == 200
         # Each request saw one trace from its begin to its end, and no two the same.
         assert all(len(set(three)) == 1 and three[0] for three in seen)
         assert len({three[0] for three in seen}) == 200
-        # 200 requests of 0.04 s one after another would take 8 s and more.
-        assert lasted_s < 7
         services.wait_until(lambda: sum(span.name == "inner" for _, span in receiver.spans()) == 200, 15, "the spans")
         services.wait_until(
             lambda: any(metric.name == "http.server.request.duration" for _, _, metric in receiver.metrics()),
@@ -55,6 +52,9 @@ def test_concurrent_requests_keep_their_contexts_apart_and_nothing_blocks(argume
         )
         assert active_requests(server.get("/metrics")[2]) == 0
         log = server.log
+    # Requests overlap, in one thread: while one sleeps others begin.
+    times = sorted((s.start_time_unix_nano, s.end_time_unix_nano) for _, s in receiver.spans() if s.name == "inner")
+    assert sum(later[0] < earlier[1] for earlier, later in itertools.pairwise(times)) > 100
     if not arguments:
         # A preloaded project has loaded ssl before gunicorn patches, with or without us.
         assert "MonkeyPatchWarning" not in log
@@ -66,18 +66,15 @@ def test_concurrent_requests_keep_their_contexts_apart_and_nothing_blocks(argume
 
 
 def test_exports_do_not_stop_requests_while_the_collector_is_slow(receiver):
-    """pitfalls A17: an export under way (here of 6 s) is a greenlet like any other."""
-    receiver.delay_s = 6.0
+    """pitfalls A17: an export under way is a greenlet like any other."""
+    receiver.delay_s = 600.0
     with services.serve("gunicorn-gevent", exporting(receiver), arguments=("--preload",), **HARD) as server:
-        slowest_s = 0.0
-        end_s = time.monotonic() + 3.0
-        while time.monotonic() < end_s:
-            begun_s = time.monotonic()
-            assert server.get("/ids/1/")[0] == 200
-            assert server.get("/metrics")[0] == 200
-            slowest_s = max(slowest_s, time.monotonic() - begun_s)
-        receiver.delay_s = 0.0
-    assert slowest_s < 4
+        assert server.get("/ids/1/")[0] == 200
+        services.wait_until(lambda: receiver.begun, what="an export under way")
+        for _ in range(10):
+            assert server.get("/ids/1/", timeout_s=60)[0] == 200
+            assert server.get("/metrics", timeout_s=60)[0] == 200
+        assert receiver.requests == []
 
 
 def test_streams_of_greenlets_keep_their_contexts_apart(receiver):

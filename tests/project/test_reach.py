@@ -239,9 +239,8 @@ def test_a_database_that_does_not_answer_is_waited_for_once_and_a_second(tmp_pat
         code = FIRST + FIRST.partition("begun")[2].join(("begun", ""))
         (first, first_s), (second, second_s) = (line.split() for line in host.run(code, RATIO=0.5).splitlines())
     assert first == second == "0.5"
-    # And as much again as a busy machine may take.
-    assert 1.0 <= float(first_s) <= 3.0
-    assert float(second_s) < 0.5
+    assert 1.0 <= float(first_s)
+    assert float(second_s) < float(first_s)
 
 
 def test_a_rolled_back_change_reaches_nobody(host):

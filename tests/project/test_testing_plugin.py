@@ -226,7 +226,6 @@ def test_nothing_is_exported_and_no_export_thread_runs(project):
     )
     result = run(project, "-p", "no:randomly", "-p", "no:xdist")
     result.assert_outcomes(passed=2)
-    assert result.duration < 20
 
 
 def test_override_sampling_as_a_block_and_as_a_decorator(project):

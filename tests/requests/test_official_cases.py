@@ -11,6 +11,8 @@ and response propagators (a setting of a later release).
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from asgiref.sync import async_to_sync
 from django.http import HttpRequest, HttpResponse
@@ -379,11 +381,13 @@ def test_django_with_an_outer_server_span(call, otel_spans, otel_metrics):
 
 def test_metrics(call, otel_metrics):
     """test_wsgi_metrics_new_semconv, test_asgi_metrics_new_semconv: names, attributes, bounds."""
+    begun_s = time.perf_counter()
     for _ in range(3):
         assert call("GET", f"{call.prefix}/span_name/1234/?token=x").status_code == 200
+    lasted_s = time.perf_counter() - begun_s
     found = otel_metrics.value(DURATION)
     assert found.count == 3
-    assert 0 < found.sum < 5
+    assert 0 < found.sum <= lasted_s
     assert otel_metrics.series(DURATION) == [
         {
             "http.request.method": "GET",

@@ -416,14 +416,13 @@ def test_a_forked_child_waits_for_a_clock_of_its_own(monkeypatch):
     assert process.policy.limiter.clock is None
 
 
-def test_the_limit_covers_what_remote_parents_switch_on():
+def test_the_limit_covers_what_remote_parents_switch_on(monkeypatch):
+    Clock(monkeypatch)
     sampler, counts = sampler_of(Policy(0.0, max_per_second=20.0))
     policy = sampler.policy
-    begun_s = time.monotonic()
     passed = sum(policy.judge(7, parent(1)).is_sampled for _ in range(500))
 
-    assert 1 <= passed <= 2 + 20.0 * (time.monotonic() - begun_s)
-    assert passed < 250
+    assert 1 <= passed <= 2
     assert counts["", "dropped", "rate_limit"] == 500 - passed
     assert not any(policy.judge(7, parent(0)).is_sampled for _ in range(10))
     assert counts["", "dropped", "parent"] == 10

@@ -27,7 +27,7 @@ from django_otel.export import pipelines
 from django_otel.live_sampling import command, follower
 from django_otel.metrics import catalogue
 from django_otel.multiprocess import discovery
-from django_otel.operations import doctor, groups, surroundings
+from django_otel.operations import doctor, groups, surroundings, variables
 from django_otel.operations import serve as serving
 from django_otel.operations.monitoring import command as monitoring
 from django_otel.operations.serve import Unavailable
@@ -69,7 +69,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, subcommand: str | None, **options: Any) -> None:
         code = OK
         if subcommand == "config":
-            code = self._config(options["format"])
+            code = self._config(options["format"], options["variables"])
         elif subcommand == "doctor":
             code = self._doctor(options["timeout"], options["format"])
         elif subcommand == "send-test":
@@ -95,7 +95,7 @@ class Command(BaseCommand):
 
     # --- config ---
 
-    def _config(self, form: str) -> int:
+    def _config(self, form: str, all_variables: bool) -> int:
         config = self._read_config(form)
         if config is None:
             return BAD_CONFIGURATION
@@ -106,12 +106,22 @@ class Command(BaseCommand):
         admin_ratio = find_admin_ratio(config)
         if admin_ratio is not None:
             values["SAMPLING.RATIO"], sources["SAMPLING.RATIO"] = admin_ratio, "admin"
+        states = variables.list_states(config, os.environ, all_variables=all_variables)
         if form == "json":
             shown = {dotted: {"value": value, "source": sources[dotted]} for dotted, value in values.items()}
-            self._write_json({"settings": shown, "ignored": list(config.warnings)})
+            self._write_json({"settings": shown, "variables": states, "ignored": list(config.warnings)})
             return OK
-        rows = [(dotted, _show(value), sources[dotted]) for dotted, value in values.items()]
-        self._write_table((gettext("key"), gettext("value"), gettext("source")), rows)
+        if not all_variables:
+            self._write_table(
+                (gettext("key"), gettext("value"), gettext("source")),
+                [(key, _show(value), sources[key]) for key, value in values.items()],
+            )
+        if states:
+            self.stdout.write("" if all_variables else "\n", ending="")
+            self._write_table(
+                (gettext("variable"), gettext("state"), gettext("effect")),
+                [(name, *found.values()) for name, found in states.items()],
+            )
         for warning in config.warnings:
             self.stdout.write(f"\n{printable(warning)}")
         return OK
@@ -408,6 +418,11 @@ def _add_subcommands(commands: Any) -> None:
         "config", help=gettext("every setting, its value and where it came from; secrets masked")
     )
     config.add_argument("--format", choices=("text", "json"), default="text")
+    config.add_argument(
+        "--variables",
+        action="store_true",
+        help=gettext("every OTEL_* variable, what it sets and whether it is obeyed"),
+    )
 
     examine = commands.add_parser(
         "doctor", help=gettext("send a span, a metric and a log record through every exporter and look for faults")
