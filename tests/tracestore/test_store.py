@@ -809,6 +809,35 @@ def test_a_disk_without_a_free_byte(small_disk, caplog):
     assert list(part.store().path.parent.glob("*.damaged")) == []
 
 
+@pytest.mark.parametrize("free_kb", [0, 4, 8, 12, 20, 32, 44, 64, 96])
+def test_a_store_is_begun_on_a_disk_that_is_full(small_disk, caplog, free_kb):
+    """However far its making comes: the reason is the disk, and with space it is made as if nothing had been."""
+    drops = Counted()
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            with pytest.raises(OSError, match="No space left"):
+                while True:
+                    file.write(bytes(size))
+        file.truncate(file.tell() - free_kb * 1024)
+    part = processor(small_disk / "store", drops)
+    tracer = provider_with(part)
+    for _ in range(3):
+        for _ in range(20):
+            tracer.start_span("x", attributes={"text": os.urandom(1500).hex()}).end()
+        assert part.force_flush(30_000)
+    assert set(drops.by_reason) == {"disk_full"}
+    assert drops.by_reason["disk_full"] > 0
+    assert "disk is full" in part.problem
+    assert "rollback" not in caplog.text + part.problem
+    ballast.unlink()
+    tracer.start_span("again").end()
+    assert part.force_flush(30_000)
+    assert part.problem == ""
+    assert len(ids(part.store())) == 60 - drops.by_reason["disk_full"] + 1
+    assert list(part.store().path.parent.glob("*.damaged")) == []
+
+
 def test_a_folder_that_cannot_be_used_is_told_once(tmp_path, caplog):
     drops = Counted()
     folder = tmp_path / "open"

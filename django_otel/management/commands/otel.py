@@ -7,6 +7,7 @@ import contextlib
 import functools
 import ipaddress
 import json
+import os
 import re
 import shutil
 import sys
