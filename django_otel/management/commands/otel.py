@@ -120,8 +120,8 @@ class Command(BaseCommand):
         if states:
             self.stdout.write("" if all_variables else "\n", ending="")
             self._write_table(
-                (gettext("variable"), gettext("state"), gettext("effect")),
-                [(name, *found.values()) for name, found in states.items()],
+                (gettext("state"), gettext("variable"), gettext("effect")),
+                [(found["state"], name, found["effect"]) for name, found in states.items()],
             )
         for warning in config.warnings:
             self.stdout.write(f"\n{printable(warning)}")
