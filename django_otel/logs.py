@@ -41,6 +41,7 @@ from opentelemetry.trace import INVALID_SPAN, TraceFlags
 from django_otel.base import guard, log_fields, proxies
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.redaction import cutting
+from django_otel.redaction.paths import redact_unmatched
 from django_otel.requests import observation
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ class OTelHandler(logging.Handler):
             context=otel_context.get_current(),
             severity_text=_SEVERITY_TEXT.get(level_name, level_name),
             severity_number=severity_number(record.levelno),
-            body=_cut(_without_path_secrets(self._body(record)), MAX_BODY_LENGTH),
+            body=_cut(_without_path_secrets(self._body(record), record), MAX_BODY_LENGTH),
             attributes=attributes,
             event_name=event_name,
         )
@@ -262,11 +263,21 @@ class OTelHandler(logging.Handler):
             return str(record.msg)
 
 
-def _without_path_secrets(text: str) -> str:
+def _without_path_secrets(text: str, record: logging.LogRecord) -> str:
     """Django logs the paths of failed requests, and "reset/<token>/" has its token in the path."""
     current = observation.current()
-    match = getattr(current.request, "resolver_match", None) if current is not None else None
-    if match is None or not (match.kwargs or match.args):
+    request: Any = current.request if current is not None else None
+    if request is None:
+        # Django's own records of failed requests name theirs.
+        request = getattr(record, "request", None)
+    path = getattr(request, "path", None)
+    if not isinstance(path, str):
+        return text
+    match = getattr(request, "resolver_match", None)
+    if match is None:
+        # No route says what the path holds.
+        return text.replace(path, redact_unmatched(path)) if len(path) > 16 and path in text else text
+    if not (match.kwargs or match.args):
         return text
     from django_otel import runtime
 

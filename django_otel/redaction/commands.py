@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction.keys import REDACTED
+from django_otel.redaction.keys import PROSE, REDACTED
 
 _GAP = r"""["',\s]{1,8}"""
 _ARGUMENT = r"""[^\s"',;|]+"""
 #: Command, and what stands before its secret.
 _OPTIONS: tuple[tuple[str, str], ...] = (
-    (r"mysql\w{0,20}|mariadb[\w\-]{0,20}|7z[ar]?", r"-p"),
+    (r"mysql\w{0,20}|mariadb[\w\-]{0,20}|7z[ar]?", r"""-p["']?"""),
     (r"sshpass", rf"-p(?:{_GAP})?"),
     (r"(?:docker|podman|helm|az|oc|buildah|skopeo)\b[^\n]{0,80}?\blogin", rf"-p{_GAP}"),
     (r"mongo(?:sh|dump|restore|export|import)?|influx|clickhouse-client", rf"-p{_GAP}"),
@@ -28,6 +28,9 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
     (r"openssl", r"\bpass:"),
     (r"sqlplus|impdp|expdp|rman|sqlldr", r"\b[A-Za-z_]\w{0,60}/(?=[^\s/@]+@)"),
     (r"htpasswd", r"-[a-zA-Z]*b[a-zA-Z]*\s+\S{1,200}\s+\S{1,100}\s+"),
+    (r"mosquitto_(?:pub|sub)|ipmitool", rf"-P{_GAP}"),
+    (r"plink|pscp|psftp|cqlsh|smbmap|arangosh", rf"-p(?:w)?{_GAP}"),
+    (r"xfreerdp|wfreerdp", r"/p:"),
     (r"rabbitmqctl", r"(?:add_user|change_password)\s+\S{1,100}\s+"),
 )
 _COMMAND = lazy_pattern(
@@ -36,7 +39,7 @@ _COMMAND = lazy_pattern(
 _HAS_COMMAND = lazy_pattern(
     r"\b(?:mysql|mariadb|7z|sshpass|docker|podman|helm|az|oc|buildah|skopeo|mongo|influx|clickhouse|redis-cli|valkey-cli"
     r"|ldap|sqlcmd|bcp|zip|unzip|isql|curl|https?|lftp|smb|rpcclient|snmp|net use|openssl|sqlplus|impdp|expdp|rman|sqlldr"  # noqa: E501
-    r"|htpasswd|rabbitmqctl)"
+    r"|htpasswd|mosquitto|ipmitool|plink|pscp|psftp|cqlsh|smbmap|arangosh|xfreerdp|wfreerdp|rabbitmqctl)"
 )
 _SECRETS = tuple(
     lazy_pattern(
@@ -51,7 +54,33 @@ _THIN = lazy_pattern(r"(\bjdbc:oracle:\w{1,10}:\w{1,60}/)[^\s@/]+(?=@)")
 _NETRC = lazy_pattern(r"(\blogin\s+\S{1,200}\s+password\s+)(?!\[redacted\])\S+")
 #: host:port:database:user:password, a line of ~/.pgpass.
 _PGPASS = lazy_pattern(
-    r"^([\w.*\-]{1,200}:(?:54[0-9]{2}|6432|6543|\*):[\w*\-]{1,60}:[\w*\-]{1,60}:)(?!\[redacted\])\S+", re.MULTILINE
+    r"(?:^|(?<=[\s'\"]))([\w.*\-]{1,200}:(?:54[0-9]{2}|6432|6543|\*):[\w*\-]{1,60}:[\w*\-]{1,60}:)(?!\[redacted\])\S+",
+    re.MULTILINE,
+)
+#: Settings and commands of Redis, which no name separates from their secret.
+_REDIS = lazy_pattern(r"(?i)(\b(?:requirepass|masterauth)[\"']?[ \t]+[\"']?)(?!\[redacted\])[^\s\"']+")
+_REDIS_AUTH = lazy_pattern(r"(\AAUTH[ \t]+(?:\S{1,100}[ \t]+)?)(?!\[redacted\]|\?)\S+(?=\s*\Z)")
+_REDIS_ACL = lazy_pattern(r"(?i)(\bACL SETUSER [^\n]{0,200}?\s[><#!])(?!\[redacted\])[^\s]+")
+#: A prompt with the answer: "password for bob: x".
+_PROMPT = lazy_pattern(
+    r"(?i)(\b(?:password|pass ?phrase|passwd) (?:for|of) (?:user |key )?['\"]?[\w@.\\/\-]{1,80}['\"]?: )"
+    r"(?!\[redacted\])(\S+)"
+)
+#: echo x | sudo -S
+_PIPED = lazy_pattern(
+    r"(\becho(?:[ \t]+-[ne]{1,2})?[ \t]+)(?!['\"]?\[redacted\])(?:\"[^\"\n]{1,200}\"|'[^'\n]{1,200}'|[^\s|'\"]{1,200})"
+    r"(?=[ \t]*\|[ \t]*"
+    r"(?:sudo[ \t][^\n]{0,40}?-S|(?:ch)?passwd\b|su\b|docker[ \t]+login|gh[ \t]+auth|openssl\b|base64\b|cryptsetup\b))"
+)
+#: the password was "x"
+_QUOTED_PROSE = lazy_pattern(
+    r"(?i)(\b(?:password|passphrase|passcode|secret|api key|access token|pin) (?:was|is|used|given|entered) )"
+    r"(?:\"([^\"\n]{1,200})\"|'([^'\n]{1,200})')"
+)
+#: login("bob", "x")
+_LOGIN_CALL = lazy_pattern(
+    r"(\b(?:auth|login|authenticate|logIn|signIn|sign_in|BasicAuth|HTTPBasicAuth|basic_auth|setBasicAuth)\(\s*"
+    r"(?:\"[^\"\n]{0,120}\"|'[^'\n]{0,120}')\s*,\s*)(?!['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
 )
 _MAX_LINE_LENGTH = 2000
 
@@ -64,9 +93,36 @@ def redact_commands(text: str) -> str:
         text = _THIN.sub(rf"\1{REDACTED}", text)
     if "login" in text and "password" in text:
         text = _NETRC.sub(rf"\1{REDACTED}", text)
+    if "asterauth" in text or "equirepass" in text:
+        text = _REDIS.sub(rf"\1{REDACTED}", text)
+    if text.startswith("AUTH"):
+        text = _REDIS_AUTH.sub(rf"\1{REDACTED}", text)
+    if "SETUSER" in text:
+        text = _REDIS_ACL.sub(rf"\1{REDACTED}", text)
+    if "echo" in text and "|" in text:
+        text = _PIPED.sub(rf"\1{REDACTED}", text)
+    if " for " in text or " of " in text:
+        text = _PROMPT.sub(_redact_answer, text)
+    if " was " in text or " is " in text or " used " in text or " given " in text or " entered " in text:
+        text = _QUOTED_PROSE.sub(_redact_quoted, text)
+    if "(" in text and ("uth" in text or "ogin" in text or "sign" in text or "logIn" in text):
+        text = _LOGIN_CALL.sub(rf'\1"{REDACTED}"', text)
     if text.count(":") > 3:
         text = _PGPASS.sub(rf"\1{REDACTED}", text)
     return text
+
+
+def _redact_answer(match: re.Match[str]) -> str:
+    word = match.group(2).strip(".,;!").lower()
+    return match.group() if word in PROSE else match.group(1) + REDACTED
+
+
+def _redact_quoted(match: re.Match[str]) -> str:
+    word = match.group(2) or match.group(3)
+    if word == REDACTED or word.lower() in PROSE:
+        return match.group()
+    quote = match.group()[-1]
+    return f"{match.group(1)}{quote}{REDACTED}{quote}"
 
 
 def redact_arguments(arguments: Sequence[str]) -> Sequence[str]:

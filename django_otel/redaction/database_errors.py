@@ -59,7 +59,32 @@ _DATABASE_VALUES: tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...] 
         lazy_pattern(r"(?<!\A)\"(?=\s*(?:\n|\Z))"),
         '""',
     ),
+    (
+        "Token \"",
+        lazy_pattern(r"\bDETAIL: {1,2}Token (?=\")"),
+        lazy_pattern(r"(?<!\A)\"(?= is invalid)"),
+        '""',
+    ),
+    (
+        "but found \"",
+        lazy_pattern(r"\bDETAIL: {1,2}[^\n\"]{1,80}\bbut found (?=\")"),
+        lazy_pattern(r"(?<!\A)\"(?=\.?\s*(?:\n|\Z))"),
+        '""',
+    ),
+    (
+        "nvalid value \"",
+        lazy_pattern(r"\b[Ii]nvalid value (?=\"[^\"\n]{0,400}\" for \")"),
+        lazy_pattern(r"(?<!\A)\"(?= for \")"),
+        '""',
+    ),
+    (
+        "hexadecimal d",
+        lazy_pattern(r"invalid hexadecimal (?:digit|data): (?=\")"),
+        lazy_pattern(r"(?<!\A)\"(?=\s*(?:\n|\Z))"),
+        '""',
+    ),
     # SQL Server
+    ("onversion of the", lazy_pattern(r"[Cc]onversion of the [\w ]{1,40} value (?=')"), lazy_pattern(r"(?<!\A)'(?= overflowed)"), "''"),  # noqa: E501
     (
         "duplicate key value is",
         lazy_pattern(r"duplicate key value is (?=\()"),
@@ -83,8 +108,12 @@ _DATABASE_VALUES: tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...] 
 )  # fmt: skip
 #: Lines in which a server repeats a statement or its parameters.
 _SQL_LINE = lazy_pattern(
-    r"(\bLINE [0-9]+: |\b(?:QUERY|STATEMENT): {1,2}|\bSQL statement (?=\")|\bparameters: (?=\$[0-9]|\('|\{')|\bORA-[0-9]{5}\b)([^\n]*)"  # noqa: E501
+    r"(\bLINE [0-9]+: |\bJSON data, line [0-9]+: |\b(?:QUERY|STATEMENT): {1,2}|\bSQL statement (?=\")|\bparameters: (?=\$[0-9]|\('|\{')|\bORA-[0-9]{5}\b)([^\n]*)"  # noqa: E501
 )
+_SQL_LINE_MARKS = ("LINE ", "JSON data", "QUERY: ", "STATEMENT: ", "SQL statement", "parameters: ", "ORA-")
+_SQL_LINE_MARKS = ("LINE ", "JSON data", "QUERY: ", "STATEMENT: ", "SQL statement", "parameters: ", "ORA-")
+_SQL_LINE_MARKS = ("LINE ", "JSON data", "QUERY: ", "STATEMENT: ", "SQL statement", "parameters: ", "ORA-")
+_SQL_LINE_MARKS = ("LINE ", "JSON data", "QUERY: ", "STATEMENT: ", "SQL statement", "parameters: ", "ORA-")
 _SQL_LITERAL = lazy_pattern(r"'(?:[^']|'')*+'?|\$(\w*)\$.*?(?:\$\1\$|\Z)")
 _NEAR = lazy_pattern(r"(\bat or near )\"(?![A-Z]{2,20}\"|[^\w\s]{1,3}\")[^\"\n]*\"?")
 
@@ -123,6 +152,10 @@ _SECRETS_IN_SQL: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
         ("set_config",),
         lazy_pattern(r"(?i)(\bset_config\s*\(\s*'[^'\n]{1,120}'\s*,\s*)(?!'\[redacted\]')'(?:[^']|'')*+'?"),
     ),
+    (
+        ("secret",),
+        lazy_pattern(r"(\b(?:SECRET|SESSION_TOKEN)\s+)(?!'\[redacted\]')[NnEe]?'(?:[^'\n]|'')*+'?"),
+    ),
     (("attach",), lazy_pattern(rf"(?i)(\battach\s[^;\n]{{1,300}}?\bkey\s+){_VALUE}")),
 )
 #: Functions that are given a secret; all their literals go.
@@ -152,7 +185,7 @@ def redact_database_values(text: str) -> str:
             text = "".join(out)
     if "existing key (" in text:
         text = _EXISTING.sub(rf"\1({REDACTED})", text)
-    if any(mark in text for mark in ("LINE ", "QUERY: ", "STATEMENT: ", "SQL statement", "parameters: ", "ORA-")):
+    if any(mark in text for mark in _SQL_LINE_MARKS):
         text = _SQL_LINE.sub(_redact_sql_line, text)
     if "at or near " in text:
         text = _NEAR.sub(rf'\1"{REDACTED}"', text)

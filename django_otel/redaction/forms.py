@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction.keys import REDACTED, is_mixed, words
+from django_otel.redaction.keys import REDACTED, is_mixed, is_placeholder, words
 
 _PEM = lazy_pattern(
     r"-----BEGIN [^-\n]{0,60}PRIVATE KEY[^-\n]{0,20}-----.*?(?:-----END [^-\n]{0,80}-----|\Z)", re.DOTALL
@@ -46,6 +46,13 @@ _KNOWN_TOKENS = lazy_pattern(
     r"|[a-z]{2,12}_(?:pat|live|test|prod|secret|api|key|token|tkn|tok|oauth|pw)_[A-Za-z0-9]{16,}+"
     r"|pat-(?:na|eu)[0-9]-[0-9a-f\-]{36}|[0-9]{8,10}:[A-Za-z0-9_\-]{35}(?![A-Za-z0-9_\-])"  # HubSpot, Telegram
     rf"|[MNO][A-Za-z0-9_\-]{{23,25}}\.{_B}{{6}}\.{_B}{{27,}}+"  # Discord
+    rf"|sl\.{_B}{{60,}}+|access_token\$(?:production|sandbox)\$[0-9a-z]{{16}}\$[0-9a-f]{{32}}|FLWSECK(?:_TEST)?-[0-9a-zA-Z]{{12,}}+(?:-X)?"
+    r"|mlsn\.[0-9a-f]{40,}+|(?:sdk|mob|api)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9A-Za-z])|hca[a-z]k_[a-z0-9]{30,}+"
+    rf"|AKCp[0-9][A-Za-z0-9]{{40,}}+|sq[apu]_[0-9a-f]{{40}}(?![0-9A-Za-z])|HRKU-{_B}{{30,}}+|A{{20}}[A-Za-z0-9%]{{60,}}+"
+    rf"|v[1-4]\.(?:local|public)\.{_B}{{40,}}+|gAAAAA[A-Za-z0-9_\-]{{60,}}+=*|MDA[a-z0-9]{_B}{{60,}}+|EZ[AT]K[0-9A-Za-z]{{50,}}+"
+    rf"|rnd_[A-Za-z0-9]{{20,}}+|APP_USR-[0-9A-Za-z\-]{{30,}}+|f(?:m[12][a-z]?|o1)_[A-Za-z0-9+/=_\-]{{40,}}+|ABSK[A-Za-z0-9+/=]{{60,}}+"
+    r"|v1\.0-[0-9a-f]{24}-[0-9a-f]{100,}+|secret-token:[^\s\"'<>]{8,}+|pat[A-Za-z0-9]{14}\.[0-9a-f]{64}"
+    r"|LS0tLS1CRUdJTi(?!BDRVJU|BQVUJM)[A-Za-z0-9+/]{40,}+=*"
     r"|[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_\-]{40,}+"
     r")"
     r"|(?<=/bot)[0-9]{8,10}:[A-Za-z0-9_\-]{30,}+"
@@ -53,11 +60,14 @@ _KNOWN_TOKENS = lazy_pattern(
 #: Of django.core.signing: a compressed value, and a text or number with its signature, dated or not.
 _SIGNED = lazy_pattern(
     rf"(?<![A-Za-z0-9_\-.+@])(?:\.eJ{_B}{{8,}}+(?::{_B}++){{0,2}}+"
-    rf"|[A-Za-z0-9_\-.+@]++(?::[0-9A-Za-z]{{5,8}}+)?:(?P<sig>{_B}{{43}}|{_B}{{27}})(?!{_B}|:))"
+    rf"|[A-Za-z0-9_\-.+@]++(?P<when>:1[0-9A-Za-z]{{5}}+)?(?::[0-9A-Za-z]{{5,8}}+)?:(?P<sig>{_B}{{43}}|{_B}{{27}})(?!{_B}|:))"
 )
 #: A random text behind a word that says what it is.
 _NAMED_RUN = lazy_pattern(
-    r"(?i)(\b(?:token|session|secret|password|cookie|csrf|jwt|signature)s?(?:[ _]id|[ _]key)?[ ]{1,3}['\"]?)([A-Za-z0-9_\-+/=]{20,}+)"  # noqa: E501
+    r"(?i)((?:token|session|secret|password|cookie|csrf|jwt|signature|credential"
+    r"|(?:api|access|auth|private|secret)[_\- ]?key)s?"
+    r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value)){0,2}:?[ ]{1,3}['\"]?)"
+    r"([A-Za-z0-9_\-+/=]{20,}+)"
 )
 #: What django.contrib.auth.tokens makes: seconds in base 36, a part of an HMAC.
 _RESET_TOKEN = lazy_pattern(r"(?<![A-Za-z0-9])[0-9a-z]{6,7}-[0-9a-f]{32}(?![0-9A-Za-z]|\.[a-z])")
@@ -68,6 +78,7 @@ _PASSWORD_HASH = lazy_pattern(
     r"|\$(?:2[abxy]?|argon2(?:id|i|d)|[1567]|y|gy|7|pbkdf2[a-z0-9\-]{0,10}|scrypt|sha1|md5|apr1|P)\$[A-Za-z0-9./+=,$\-_]{16,}+"
     r"|\{(?:S?SHA(?:256|512)?|S?MD5|CRYPT|PBKDF2[A-Z0-9\-]{0,8})\}[A-Za-z0-9+/=$.]{16,}+"
 )
+_MYSQL_HASH = lazy_pattern(r"\*[0-9A-F]{40}(?![0-9A-Za-z])")
 _SCHEME_NAMES = ("bearer", "basic", "token", "digest", "negotiate", "apikey")
 _SCHEME = lazy_pattern(
     rf"(?i)(?<![A-Za-z0-9_\-])({'|'.join(_SCHEME_NAMES)})([ \t]++|%20|\+)"
@@ -127,6 +138,8 @@ def redact_tokens(text: str) -> str:
     """Redact keys of vendors, signed values and password hashes."""
     if "eyJ" in text:
         text = _JWT.sub(REDACTED, text)
+    if "*" in text:
+        text = _MYSQL_HASH.sub(REDACTED, text)
     if "$" in text or "}" in text:
         text = _PASSWORD_HASH.sub(REDACTED, text)
     if _HAS_RUN.search(text):
@@ -156,7 +169,11 @@ def _redact_named(match: re.Match[str]) -> str:
 
 def _redact_signed(match: re.Match[str]) -> str:
     signature = match.group("sig")
-    return match.group() if signature is not None and not is_mixed(signature) else REDACTED
+    if signature is None or match.group("when") is not None or is_mixed(signature):
+        return REDACTED
+    capitals, small = sum(map(str.isupper, signature)), sum(map(str.islower, signature))
+    is_random = capitals > 2 and small > 2 and any(map(str.isdigit, signature))
+    return REDACTED if is_random else match.group()
 
 
 def _luhn(digits: str) -> bool:
@@ -239,7 +256,10 @@ def _redact_userinfo(match: re.Match[str]) -> str:
 def _redact_scheme(match: re.Match[str]) -> str:
     scheme, space, value = match.groups()
     bare = value.rstrip(".:!?")
-    if not any(character.isalnum() for character in bare):
+    if not any(character.isalnum() for character in bare) or is_placeholder(bare):
+        return match.group()
+    if scheme.lower() == "basic" and len(bare) < 12 and bare.isalpha() and bare.islower():
+        # No base64 of a name and a password.
         return match.group()
     if scheme.lower() in ("bearer", "basic"):
         if bare.lower() in _SCHEME_PROSE or bare.partition("=")[0].lower() in _SCHEME_PROSE:

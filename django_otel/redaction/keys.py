@@ -21,16 +21,29 @@ def words(text: str) -> frozenset[str]:
 #: Sensitive as a whole word anywhere in a key.
 _WORDS = words(
     "pwd passcode passcodes secret secrets token tokens authorization cookie cookies session sessions sessionid "
-    "sessid phpsessid jsessionid sid card cards cardno cardnum cardholder giftcard bankcard cvv cvc cvn credential "
+    "sessid phpsessid jsessionid sid psk macaroon macaroons requirepass masterauth card cards cardno cardnum "
+    "storepass keypass srcstorepass deststorepass srckeypass destkeypass dbpass userpass adminpass rootpass smtppass "
+    "bindpass cardholder giftcard bankcard cvv cvc cvn credential "
     "credentials creds jwt bearer totp ssn senha passwort kennwort passkey"
+)
+#: Of these, what they are said to hold decides: `session_id` is a secret, `session_title` is none.
+_WEAK_WORDS = words("session sessions card cards cookie cookies token tokens")
+_CONTENTS = words(
+    "id ids key keys value values val number numbers no num data hash code text string str content contents raw "
+    "plain new "
+    "old current header headers bytes hex base b64 encrypted encoded body payload pan exp expiry holder security "
+    "digits "
+    "full secure track"
 )
 #: Sensitive wherever they stand in a key whose separators are taken out.
 _STEMS = (
     "password", "passwd", "passphrase", "apikey", "apisecret", "secretkey", "privatekey", "accesskey", "signingkey",
     "encryptionkey", "authtoken", "authkey", "creditcard", "debitcard", "cardnumber", "clientsecret", "csrf", "xsrf",
     "samlresponse", "samlrequest", "samlassertion", "clientassertion", "codeverifier", "oauthverifier", "oobcode",
-    "motdepasse", "contrasena", "contraseña", "securityanswer", "recoveryphrase", "seedphrase", "mnemonic",
-    "wachtwoord", "connectionstring", "becomepass",
+    "secretphrase", "backupphrase", "motdepasse", "contrasena", "contraseña", "securityanswer", "recoveryphrase",
+    "seedphrase", "mnemonic",
+    "wachtwoord", "connectionstring", "becomepass", "presharedkey", "authenticationstring", "writekey",
+    "instrumentationkey", "licensekey", "deploykey",
 )  # fmt: skip
 _SUFFIXES = (
     "pwd", "secret", "token", "tokens", "cookie", "cookies", "sessionid", "sessid", "credential", "credentials",
@@ -38,7 +51,8 @@ _SUFFIXES = (
 #: "... key" and its kind; `primary_key`, `cache_key`, `public_key` and `idempotency_key` are not among them.
 _KEY_OWNERS = words(
     "api access private secret signing signature encryption master account auth ssh storage shared session service "
-    "license subscription deploy webhook app application client consumer hmac aes rsa jwt gpg pgp wrapping"
+    "license subscription deploy webhook app application client consumer hmac aes rsa jwt gpg pgp wrapping preshared "
+    "instrumentation write ingestion integration fastly fernet"
 )
 #: "... code" and its kind; `error_code`, `postal_code` and `promo_code` are not among them.
 _CODE_OWNERS = words(
@@ -53,28 +67,41 @@ _PAIRS_OF_WORDS = (
     (_LINK_OWNERS, words("link links url urls uri")),
 )
 #: Sensitive as a key's last word; in running text ("first pass: 3") only in a compound or before "=".
-_LAST_WORDS = words("pass pw auth sig signature hmac pin otp mfa")
+_LAST_WORDS = words("pass pw auth sig signature hmac pin otp mfa salt")
 #: Sensitive as the name of a query parameter only: OAuth's `code`, Google's `key`, CAS' `ticket`.
 _QUERY_WORDS = words("code key state nonce ticket assertion hash sign verifier invite signed otp")
 #: A number or a date under such a key is a measurement, not a secret.
 _MEASURES = words(
     "count counts counter total size length len limit max min age ttl expiry expires expiration timeout "
-    "duration seconds ms remaining used attempts failures retries index enabled required at on"
+    "duration seconds ms remaining used attempts failures uses hits misses retries index enabled required at on "
+    "budget lifetime days "
+    "hours "
+    "minutes rate ratio percent quota"
 )
-_PLURALS = ("tokens", "sessions", "cookies", "cards")
+_COUNTS = words("count counts total limit")
+#: Of `X-Hub-Signature-256` and `X-Shopify-Hmac-Sha256`, without their digits.
+_HASHES = words("sha md")
+_PLURALS = ("tokens", "sessions", "cookies", "cards", "secrets")
 #: Last words of keys that describe a secret without holding it.
 _DESCRIPTIONS = words(
+    "layout title visible visibility helper scanning color colour icon image position row column width height style "
+    "theme "
+    "component widget detail details summary overview list grid section tab panel menu label labels caption "
+    "description "
+    "rules requirements history note comment ring reader deck slot "
     "brand type types kind status state engine backend backends network country present endpoint issuer algorithm alg "
     "policy hasher hashers strength field fields name names manager version provider providers domain samesite consent "
     "reason error errors result results method methods source format scheme funding level category class model module "
     "action event mode region role outcome stage step phase purpose scope scopes audience currency group tier plan "
     "channel platform device os language locale origin prefix header cache store storage serializer middleware "
-    "valid invalid active expired secure httponly validator validators rotation encoding hint last path "
+    "origins hosts domains scopes audiences algorithms policies types classes modules valid invalid active expired "
+    "secure httponly validator validators rotation encoding hint last path "
     "queue topic handler strategy protocol layer created updated changed env environment target owner vendor "
-    "table view page form template screen command task job url uri file interval"
+    "table view page form template screen task job url uri file interval"
 )
 #: The whole line after such a key belongs to the value.
-_LINE_WORDS = frozenset(("authorization", "cookie", "cookies", "passphrase"))
+_LINE_WORDS = frozenset(("authorization", "cookie", "cookies", "passphrase", "mnemonic"))
+_PHRASES = ("passphrase", "mnemonic", "seedphrase", "recoveryphrase", "secretphrase", "backupphrase")
 #: Keys that are known to hold no secret, though a rule says otherwise, or whose ids could look like card numbers.
 SAFE_KEYS = words(
     "trace_id span_id parent_id trace.id span.id parent.id traceparent traceid spanid oteltraceid otelspanid "
@@ -86,7 +113,21 @@ QUERY_KEYS = ("url.query", "QUERY_STRING", "query_string")
 #: Keys of texts that are SQL statements.
 STATEMENT_KEYS = ("db.query.text", "db.statement")
 
-HARMLESS = frozenset(("none", "null", "nil", "true", "false", "undefined", "yes", "no", "on", "off", "", REDACTED))
+#: What follows "password:" in sentences.
+PROSE = words(
+    "started stopped refused closed opened ended active inactive present absent enabled disabled saved loaded renewed "
+    "refreshed rotated issued granted valid ok unavailable unsupported malformed unauthorized forbidden timeout "
+    "pending "
+    "a an the this that is was are must may can cannot could should shall will not no too and or of for field "
+    "required invalid incorrect wrong missing expired failed failure changed reset updated created deleted "
+    "revoked rejected accepted unknown empty blank too length please enter at use used unable expected got "
+    "does do has have it its your ensure only at least denied mismatch error found"
+)
+
+HARMLESS = words(
+    "absent present missing unset enabled disabled required expired invalid none null nil true false undefined yes no "
+    "on off"
+) | {"", REDACTED}
 _CAMEL = lazy_pattern(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NOT_WORD = lazy_pattern(r"[\W_]+")
 _NUMBER = lazy_pattern(
@@ -103,11 +144,18 @@ _MASK = lazy_pattern(
     r"<[a-z_ \-]{1,40}>|\[(?i:hidden|filtered|removed|masked|secure|secret)\]"
     r"|\$\{[A-Z_]{1,60}\}|\$?\{\{[ \w.|\-]{1,80}\}\}|\{[a-z_.]{1,60}\}(?=[\s\"',;)]|\Z)"
 )
+#: Of a package, or a ratio.
+_VERSION = lazy_pattern(r"[0-9]{1,4}(?:\.[0-9]{1,4}){1,3}(?:(?:a|b|rc|\.dev|\.post|-rc\.?)[0-9]{1,4})?\Z")
+#: Of a few characters, none of them a letter or a digit: brackets and the like in messages of parsers.
+_NO_LETTER = lazy_pattern(r"[^\w\s]{1,3}+\Z")
+#: The name of a scheme without a credential.
+_SCHEMES = words("bearer basic token digest negotiate apikey")
 _RANDOM_RUN = lazy_pattern(r"[A-Za-z0-9+/_=\-]{12,}+")
 
 
 def split_key(key: str) -> tuple[str, ...]:
-    """Return the lower-case words of a snake, kebab, dotted, bracketed or camelCase key, without digits at their ends."""  # noqa: E501
+    """Return the lower-case words of a snake, kebab, dotted, bracketed or camelCase key,
+    without digits at their ends."""
     pieces = _NOT_WORD.split(_CAMEL.sub(" ", key))
     return tuple(word for word in (piece.strip("0123456789").lower() for piece in pieces) if word)
 
@@ -119,20 +167,26 @@ def judge_words(parts: tuple[str, ...], loose: bool, query: bool) -> int:
     """
     if not parts:
         return PLAIN
+    if len(parts) > 1 and parts[-1] in _HASHES:
+        parts = parts[:-1]
     last = parts[-1]
     joined = "".join(parts)
-    sensitive = (
-        any(word in _WORDS or word.endswith(_SUFFIXES) for word in parts)
+    is_strong = (
+        any(word not in _WEAK_WORDS and (word in _WORDS or word.endswith(_SUFFIXES)) for word in parts)
         or any(stem in joined for stem in _STEMS)
         or (last in _LAST_WORDS and (loose or len(parts) > 1))
         or (len(parts) > 1 and _has_pair(parts))
         or (query and last in _QUERY_WORDS)
     )
-    if not sensitive:
-        return PLAIN
+    if not is_strong:
+        if _WEAK_WORDS.isdisjoint(parts):
+            return PLAIN
+        if last not in _WEAK_WORDS and last not in _CONTENTS and not is_measure(parts):
+            # `session_speaker`, `card_color`: a property of a session or a card.
+            return LABEL
     if len(parts) > 1 and last in _DESCRIPTIONS and not _has_pair(parts[-2:]) and not joined.startswith("set"):
         return LABEL
-    return SENSITIVE_LINE if any(word in _LINE_WORDS for word in parts) else SENSITIVE
+    return SENSITIVE_LINE if any(word in _LINE_WORDS for word in parts) or joined.endswith(_PHRASES) else SENSITIVE
 
 
 def _has_pair(parts: tuple[str, ...]) -> bool:
@@ -141,19 +195,37 @@ def _has_pair(parts: tuple[str, ...]) -> bool:
     )
 
 
+def is_phrase(key: str) -> bool:
+    """Return whether the value under a key may be several words: a passphrase."""
+    return "".join(split_key(key)).endswith(_PHRASES)
+
+
 def is_measure(parts: tuple[str, ...]) -> bool:
     """Return whether a number under a key of these parts is a measurement."""
-    return bool(parts) and (parts[-1] in _MEASURES or parts[-1].endswith(_PLURALS))
+    return bool(parts) and (
+        parts[-1] in _MEASURES or parts[-1].endswith(_PLURALS) or (len(parts) > 1 and parts[-2] in _COUNTS)
+    )
 
 
 def is_harmless(value: str, key: str, verdict: int) -> bool:
     """Return whether a text under a sensitive key says nothing: none, a mask, a measurement, a label."""
-    bare = value.strip()
-    if bare.lower() in HARMLESS or _PLACEHOLDER.match(bare):
+    bare = value.strip().rstrip(",;")
+    lowered = bare.lower()
+    if lowered in HARMLESS or lowered in _SCHEMES:
+        return True
+    if _PLACEHOLDER.match(bare) or _VERSION.match(bare) or _NO_LETTER.match(bare):
         return True
     if verdict == LABEL:
         return not is_random(bare)
-    return _NUMBER.match(bare) is not None and is_measure(split_key(key))
+    if _NUMBER.match(bare) is None:
+        return False
+    parts = split_key(key)
+    return is_measure(parts) or (parts[-2:] == ("key", "id") and len(bare) < 8)
+
+
+def is_placeholder(text: str) -> bool:
+    """Return whether a text stands for a value that is not there: a mask, `%s`, `$1`, `{name}`."""
+    return _PLACEHOLDER.match(text) is not None
 
 
 def is_masked(text: str, pos: int) -> bool:

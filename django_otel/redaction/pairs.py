@@ -6,7 +6,17 @@ import re
 from collections.abc import Callable
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction.keys import LABEL, PLAIN, REDACTED, SENSITIVE_LINE, is_harmless, is_masked, words
+from django_otel.redaction.keys import (
+    LABEL,
+    PLAIN,
+    PROSE,
+    REDACTED,
+    SENSITIVE_LINE,
+    is_harmless,
+    is_masked,
+    is_phrase,
+    words,
+)
 
 #: (key, loose, query) -> verdict.
 Judge = Callable[[str, bool, bool], int]
@@ -19,7 +29,8 @@ _ENCODED_VALUE = lazy_pattern(r"""(?:[^\s&"'<>%]|%(?!(?:25){0,4}(?:26|3[Bb]|2[02
 
 # A key: a run of word characters (with "." and "-", percent-encoding), then what may close it, then a separator.
 _TYPE = (
-    r"(?:str|bytes|int|float|bool|None|Any|object|dict|list|tuple|Optional|Union|Sequence|Mapping|SecretStr"
+    r"(?:&?(?:'static )?str|[Ss]tring\??|"
+    r"bytes|int|float|bool|None|Any|object|dict|list|tuple|Optional|Union|Sequence|Mapping|SecretStr"
     r"|(?:typing|t)\.[A-Z]\w{0,30}+)(?:\[[\w., |]{0,60}\])?"
 )
 _KEY = lazy_pattern(
@@ -30,7 +41,8 @@ _KEY = lazy_pattern(
     r"""|(?:\[[\w\-]{0,20}\]){0,2}+[\\"'\])}`]{0,8}+\s*+(?:"""
     rf":[ \t]*+{_TYPE}(?:[ \t]?\|[ \t]?{_TYPE}){{0,4}}+[ \t]++=[ \t]++(?!=)"  # an annotated name in a line of source
     r"|=>|->|:=|!=|={1,3}|:|%3[Aa]|%3[Dd])\s*+"
-    r"""|["']\s++value\s*+=\s*+"""  # <input name="..." value="...">
+    r"""|["']\s{0,4}+\{\s{0,8}+default\s{0,8}+=\s{0,8}+"""  # variable "name" { default = "value"
+    r"""|["']\s++(?:value|content)\s*+=\s*+"""  # <input name="..." value="...">
     r"""|\\{0,4}["'],\s*+(?=[bu]?\\{0,4}["'])"""  # ("name", "value")
     r"|(?=[ \t]+[^\s\-]))"  # --name value
 )
@@ -41,6 +53,14 @@ _EXCEPTION_NAME = lazy_pattern(
     r"(?:Error|Exception|Warning|Exit|Interrupt|DoesNotExist|MultipleObjectsReturned)\Z"
     r"|\A(?:[a-z_]\w*+\.)++[A-Z][A-Za-z]*+\Z|(?:\A|\.)(?:Invalid|Expired|Missing|Bad|Unknown)[A-Z][A-Za-z]*+\Z"
 )
+#: "session.rb:12": a place in a file.
+_SOURCE_FILE = lazy_pattern(
+    r"\.(?:java|kt|scala|clj|rb|py|pyx|js|mjs|cjs|jsx|ts|tsx|vue|go|rs|c|cc|cpp|h|hpp|cs|fs|vb|php|pl|pm|ex|exs|erl|swift|m"
+    r"|lua|sh|sql|html|htm|css|scss|json|toml|ya?ml|ini|cfg|conf|md|txt|xml|log)\Z"
+)
+_ARN = lazy_pattern(r"\barn:[\w\-:]{1,110}:\Z")
+#: Of Java's tools: -storepass x
+_LONG_OPTION = lazy_pattern(r"-[a-z][A-Za-z]{3,30}\Z")
 _CONVERTER = lazy_pattern(r"\w+>")
 _QUOTE = lazy_pattern(r"""(?:[bBuUrRfF]{0,2})(["'`])""")
 _ESCAPED_QUOTE = lazy_pattern(r"""[bBuUrRfF]{0,2}(\\{1,8}+)(["'])""")
@@ -57,10 +77,11 @@ _RUN = lazy_pattern(
 _RUN_GOES_ON = lazy_pattern(r"""[.!`]*+[^\s,;:)\]}>&"'|/\\.!`]""")
 _ESCAPED_CLOSING = {quote: lazy_pattern(rf"\\*+{quote}") for quote in "\"'"}
 _BRACKET_TOKEN = lazy_pattern(r"""[\[({]|[\])}]|"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'""", re.DOTALL)
+_YAML_MARK = lazy_pattern(r"(?:[!&][A-Za-z_]\w{0,30}+|[>|][+\-]?|string\([0-9]{1,6}\))\s{1,40}+(?=[^\s])")
 _CLOSERS = ")]},;.!\"'`>"
 _SCHEME_WORD = lazy_pattern(r"(?i)(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256|key)\Z")
 
-_MAYBE_PAIR = lazy_pattern(r"[=:,]|%3[AaDd]|--\w|->")
+_MAYBE_PAIR = lazy_pattern(r"[=:,]|%3[AaDd]|--\w|->|\s-[a-z]{4}")
 #: A frame of a stack trace, and the lines of source below it.
 _FRAME = lazy_pattern(
     r"""^([ \t|+]*+)File "[^"\n]*+", line [0-9]++[^\n]*+\n((?:\1[ \t]{2}[^\n]*+(?:\n|\Z))*+)""", re.MULTILINE
@@ -75,8 +96,10 @@ _INTERPOLATION = lazy_pattern(r"\{[^{}]*+\}|(?i:bearer|basic|token|digest)|[^A-Z
 #: An expression of a program: an attribute, a call, an item. What could be a password with brackets in it is none.
 _EXPRESSION = lazy_pattern(r"(?:self|cls)\.[a-z_]|[A-Za-z_]{3,}+(?:\.[A-Za-z_]++)*+\(\)(?=[\s,;.)\]}]|\Z)")
 _SPACED_EXPRESSION = lazy_pattern(
-    r"await\s+[a-z_]|(?:settings|request|os|config)\.[A-Za-z_]++(?:[.\[(,;\s]|\Z)"
-    r"|[A-Za-z_]{2,}+(?:\.[A-Za-z_]++)++\([a-z_., =]*+\)(?=[\s,;.)\]}]|\Z)"
+    r"await\s+[a-z_]|(?:settings|request|response|os|config|self|cls|ctx|context|event|args|kwargs|options|opts|env|environ|process|props|state"
+    r"|form|user|obj|instance|params|cfg|conf|app|client|this|req|res|serializer|validated_data)\.[A-Za-z_]++(?:[.\[(,;\s]|\Z)"
+    r"|[A-Za-z_]{2,}+(?:\.[A-Za-z_]++)++\("
+    r"|[A-Za-z_]{2,}+\((?:[A-Za-z_][\w.]{0,60}+(?:=[\w.]{1,60}+)?(?:,\s?)?)*+\)"
 )
 _ANNOTATION = lazy_pattern(r"[A-Z][A-Za-z]{2,40} = [a-z_]{2,40}\(")
 _STATEMENT = lazy_pattern(
@@ -84,15 +107,27 @@ _STATEMENT = lazy_pattern(
     r"""|(?:CREATE|ALTER)\s+(?:TABLE|INDEX|UNIQUE)\s|EXPLAIN\s)"""
 )
 _SQL_STRING = lazy_pattern(r"""[NnEeBbXx]?'|[0-9]|"(?!\.)[^"\n]*+"(?!\s*\.)|\Z""")
-#: What follows "password:" in sentences.
-_PROSE = words(
-    "a an the this that is was are must may can cannot could should shall will not no too and or of for field "
-    "required invalid incorrect wrong missing expired failed failure changed reset updated created deleted "
-    "revoked rejected accepted unknown empty blank too length please enter at use used unable expected got "
-    "does do has have it its your ensure only at least denied mismatch error found"
+#: [x for x in xs]
+_COMPREHENSION = lazy_pattern(r"[\[({][\w.,()=+ ]{1,80}? for [\w, ]{1,40} in [^\"'\]})\n]{1,120}[\]})]")
+#: What forms and serializers say about a field, not the field's value.
+_FORM_ERRORS = lazy_pattern(
+    r"""\[(?:\s{0,8}(?:ErrorDetail\(string=|ValidationError\(\[?)?(?:"[A-Z][^"\n]{3,400}[.!?]"|'[A-Z][^'\n]{3,400}[.!?]')"""
+    r"""(?:, code=['"]\w{1,40}['"])?\]?\)?,?){1,8}\s{0,8}\]"""
+)
+_CONDITION = lazy_pattern(r"\b(?:if|elif|while|assert|and|or|not|return) [\w.]{1,80}\s?[!=]=\s?\Z")
+_TYPE_WORDS = words("str int bool bytes float string String bytes Any object dict list SecretStr Token Secret char")
+#: What reads a secret from the environment names a variable, not the secret.
+_ENVIRONMENT = lazy_pattern(
+    r"(?:[A-Za-z_]\w{0,30}\.){0,3}(?:env|environ|getenv|getEnv|config|secrets?|get)(?:\.\w{1,20})?[(\[][\"'][A-Z][A-Z0-9_]{2,60}[\"']"
 )
 _XML = lazy_pattern(r"<(?:\w{1,30}:)?([\w.\-]{1,60})(?:\s[^<>]{0,300})?>\s{0,20}(?:<!\[CDATA\[)?([^<\s\]][^<\]]*+)")
-_XML_VALUE = lazy_pattern(r"""\b(?:name|key|id)=["']([^"'\n]{1,60})["'][^<>]{0,100}>\s{0,20}<value>([^<]++)""")
+_XML_VALUE = lazy_pattern(
+    r"""<(?:property|entry|setting|string|param|parameter|env|item|variable|field|constant|arg|option|add|data|attribute)\s"""
+    r"""[^<>]{0,100}?\b(?:name|key)=["']([^"'\n]{1,60})["'][^<>]{0,100}>\s{0,20}(?:<value>)?([^<\s][^<]*+)"""
+)
+_HAS_ENV = lazy_pattern(r"\b(?:ENV|ARG|SetEnv|setx|fastcgi_param) ")
+#: ENV NAME value
+_ENV = lazy_pattern(r"\b(?:ENV|ARG|SetEnv|setx|fastcgi_param)[ \t]{1,8}([\w.]{1,100})[ \t]{1,8}(\S++)")
 _TAB_PAIR = lazy_pattern(r"^[ \t]{0,20}([\w.\- ]{1,60}?):?\t+(\S[^\t\n]*+)$", re.MULTILINE)
 _INPUT = lazy_pattern(
     r"""^([\w.\[\]]{1,100})\n {2}[^\n]{0,500}?input_value=('[^'\n]*+'?|"[^"\n]*+"?|[^\s,\]]++)""", re.MULTILINE
@@ -116,6 +151,8 @@ class PairScrubber:
         if "</" in text or "CDATA" in text:
             text = self._by_key(_XML, text)
             text = self._by_key(_XML_VALUE, text)
+        if _HAS_ENV.search(text):
+            text = self._by_key(_ENV, text)
         if "\t" in text:
             text = self._by_key(_TAB_PAIR, text)
         if "input_value=" in text:
@@ -189,15 +226,21 @@ class PairScrubber:
 
     def _spans(self, text: str, key: str, verdict: int, separator: str, begin: int) -> list[tuple[int, int]]:
         """Return where the value of a pair stands in an ordinary text; nothing when it is prose or a program's."""
-        whole_line = verdict == SENSITIVE_LINE and ":" in separator
+        whole_line = verdict == SENSITIVE_LINE and (":" in separator or ("=" in separator and is_phrase(key)))
         closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "")
         start, end = _value_span(text, begin, whole_line, closed_key)
         if is_masked(text, start) or text.startswith("</", start):
             return []
+        if whole_line and separator == ": " and text[start:end].rstrip(".,;!").lower() in PROSE:
+            return []
         if not whole_line and start == begin:
             word = text[start:end]
             lowered = word.lower()
-            if separator.endswith(": ") and (lowered in _PROSE or lowered.startswith("http")):
+            if separator.endswith(": ") and _is_said(word, lowered):
+                return []
+            if _ENVIRONMENT.match(text, begin) or _is_no_secret_list(text, begin):
+                return []
+            if separator.strip() in ("!=", "==") and _CONDITION.search(text, max(0, begin - 120), begin):
                 return []
             if closed_key:
                 return [(start, end)]
@@ -229,7 +272,8 @@ class PairScrubber:
         before = text[max(0, start - 1) : start]
         if not separator:
             # "--password x": nothing but white space follows, so only an option counts.
-            return self._judge(key, True, False) if key.startswith("--") else PLAIN
+            is_option = key.startswith("--") or (_LONG_OPTION.match(key) and before in ("", " ", "\t", '"', "'"))
+            return self._judge(key, True, False) if is_option else PLAIN
         is_pair = separator.rstrip().endswith(",") and not key.startswith("--")
         if is_pair and not _PAIR_OPENING.search(text, max(0, start - 16), start):
             return PLAIN
@@ -239,6 +283,8 @@ class PairScrubber:
         if verdict != PLAIN:
             if separator[0] == ":" and (
                 _EXCEPTION_NAME.search(key)
+                or (_SOURCE_FILE.search(key) and text[start + len(key) + 1 : start + len(key) + 2].isdigit())
+                or (before == ":" and _ARN.search(text, max(0, start - 120), start))
                 or (before == "<" and _CONVERTER.match(text, start + len(key) + len(separator)))
             ):
                 return PLAIN  # "TokenError: ..." is an exception, "<token:pk>" a URL pattern
@@ -248,6 +294,26 @@ class PairScrubber:
             if previous is not None:
                 return self._judge(f"{previous.group(1)} {key}", False, False)
         return PLAIN
+
+
+def _is_said(word: str, lowered: str) -> bool:
+    """Return whether what stands behind "password: " is part of a sentence, an address, a type or a count."""
+    return (
+        lowered in PROSE
+        or lowered.startswith("http")
+        or word.lstrip("&*") in _TYPE_WORDS
+        or (len(word) < 3 and word.isdigit())
+    )
+
+
+def _is_no_secret_list(text: str, pos: int) -> bool:
+    """Return whether what stands in brackets at `pos` is an expression, or what a form says about a field."""
+    if text[pos : pos + 1] not in ("[", "(", "{"):
+        return False
+    if _COMPREHENSION.match(text, pos):
+        return True
+    found = _FORM_ERRORS.match(text, pos)
+    return found is not None and found.group().count(" ") > 2
 
 
 def _is_expression(text: str, pos: int, separator: str) -> bool:
@@ -351,7 +417,9 @@ def _escaped_end(text: str, pos: int, escapes: int, quote: str) -> int:
     return len(text)
 
 
-def _value_span(text: str, pos: int, whole_line: bool, closed_key: bool) -> tuple[int, int]:
+def _value_span(
+    text: str, pos: int, whole_line: bool, closed_key: bool, *, is_marked: bool = False
+) -> tuple[int, int]:
     """Where the value that begins at `pos` begins and ends, without the quotes around it.
 
     `closed_key`: the key had a quote or bracket around it, so that a quote
@@ -366,22 +434,44 @@ def _value_span(text: str, pos: int, whole_line: bool, closed_key: bool) -> tupl
         if rest is None:
             return start, len(text)
         end = rest.end()
+        if quote.group(1) == "`" and end == start + 1:
+            # Two backquotes quote nothing: they are a part of the value, or begin a block of three.
+            return pos, _backquoted_end(text, end)
         # 'a'b: what follows belongs to it, and what is left must not look like an open quote.
         return (pos, _run_end(text, end)) if _RUN_GOES_ON.match(text, end) else (start, end - 1)
     escaped = _ESCAPED_QUOTE.match(text, pos)
     if escaped is not None:
         start = escaped.end()
-        return start, _escaped_end(text, start, len(escaped.group(1)), escaped.group(2))
+        end = _escaped_end(text, start, len(escaped.group(1)), escaped.group(2))
+        if end == start and _RUN_GOES_ON.match(text, after := start + len(escaped.group(1)) + 1):
+            # An empty string with the value behind it.
+            return pos, _run_end(text, after)
+        return start, end
     if whole_line:
         return pos, _line_end(text, pos)
     if text[pos : pos + 1] in ("[", "(", "{"):
         end = _bracket_end(text, pos)
         return pos, (_run_end(text, end) if _RUN_GOES_ON.match(text, end) else end)
     end = _run_end(text, pos)
+    mark = None if is_marked else _YAML_MARK.match(text, pos)
+    if mark is not None and mark.end() >= end:
+        # "password: !vault x", "password: &anchor x", a block of lines.
+        return pos, _value_span(text, mark.end(), False, closed_key, is_marked=True)[1]
+    if text[end - 1 : end] == ":" and text[end : end + 1] in (" ", "\t"):
+        # "credentials: password: x"
+        end = max(end, _run_end(text, _skip_blanks(text, end)))
     if _SCHEME_WORD.match(text[pos:end][:20]) and text[end : end + 1] in (" ", "\t"):
         after = _skip_blanks(text, end)
         end = max(end, _run_end(text, after))
     return pos, end
+
+
+def _backquoted_end(text: str, pos: int) -> int:
+    """Where a value that begins with two backquotes, which end at `pos`, ends."""
+    if text.startswith("`", pos):
+        closing = text.find("```", pos + 1)
+        return len(text) if closing < 0 else closing + 3
+    return _run_end(text, _skip_blanks(text, pos))
 
 
 def _skip_blanks(text: str, pos: int) -> int:

@@ -20,6 +20,8 @@ _ACTIONS = words(
     "decline session sessions sso onboarding set email subscribe subscription link links guest access"
 )
 _FILE = lazy_pattern(r".*\.[A-Za-z]{1,5}[0-9]?\Z")
+#: A hash of a file, as in HTML and lock files.
+_INTEGRITY = lazy_pattern(r"sha(?:1|256|384|512)[\-:]")
 _UUID = lazy_pattern(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 _HEX = lazy_pattern(r"[0-9a-fA-F]{32,}\Z")
 _WEBHOOK = lazy_pattern(
@@ -72,6 +74,8 @@ def _redact_unknown(segment: str) -> str:
 
 
 def _redact_path(match: re.Match[str]) -> str:
+    if _INTEGRITY.match(match.group()):
+        return match.group()
     segments = match.group().split("/")
     armed = 0
     is_changed = False

@@ -415,7 +415,11 @@ def set_links(span: RecordedSpan, links: Sequence[Link], limits: SpanLimits) -> 
     valid = [
         Link(
             link.context,
-            BoundedAttributes(limits.max_link_attributes, link.attributes, max_value_len=limits.max_attribute_length),
+            BoundedAttributes(
+                limits.max_link_attributes,
+                cut_attributes(link.attributes, limits.max_attribute_length, span._shared.scrub),
+                max_value_len=limits.max_attribute_length,
+            ),
         )
         for link in links
         if link and is_valid_link(link.context, link.attributes)

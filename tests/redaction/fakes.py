@@ -258,6 +258,124 @@ class Fakes:
     def _azure_sas(self) -> str:
         return self._b64().replace("+", "%2B").replace("/", "%2F").replace("=", "%3D")
 
+    # Of the vendors' documents, for the texts that are held out.
+    def _airtable(self) -> str:
+        return "pa" + f"t{self.mixed(_ALNUM, 14)}.{self._hex64()}"
+
+    def _mapbox(self) -> str:
+        return "s" + f"k.{self._segment({'u': 'bob', 'a': self.chars(_HEX, 20)})}.{self.mixed(_URL64, 22)}"
+
+    def _dropbox(self) -> str:
+        return "s" + "l.B" + self.mixed(_URL64, 130)
+
+    def _azure_ad(self) -> str:
+        return f"{self.mixed(_ALNUM, 3 + 5)[:3]}8Q~{self.mixed(_ALNUM + '-._~', 34)}"
+
+    def _plaid(self) -> str:
+        return "access-" + f"production-{self._uuid()}"
+
+    def _razorpay(self) -> str:
+        return "rz" + "p_live_" + self.mixed(_ALNUM, 14)
+
+    def _braintree(self) -> str:
+        return "access_" + f"token$production${self.chars(_HEX, 16)}${self._hex()}"
+
+    def _flutterwave(self) -> str:
+        return "FLW" + f"SECK-{self._hex()}-X"
+
+    def _mailersend(self) -> str:
+        return "ml" + "sn." + self._hex64()
+
+    def _launchdarkly(self) -> str:
+        return "sd" + f"k-{self._uuid()}"
+
+    def _supabase(self) -> str:
+        return "sb" + "p_" + self.chars(_HEX, 40)
+
+    def _fly(self) -> str:
+        return "fm" + "2_lJPECAAAAAAA" + self._b64() + self._b64()
+
+    def _tailscale(self) -> str:
+        return "tsk" + f"ey-auth-k{self.mixed(_ALNUM, 12)}CNTRL-{self.mixed(_ALNUM, 32)}"
+
+    def _dynatrace(self) -> str:
+        return "dt" + f"0c01.{self.chars(_UPPER, 24)}.{self.chars(_UPPER, 64)}"
+
+    def _honeycomb(self) -> str:
+        return "hca" + "ik_01" + self.chars(string.ascii_lowercase + string.digits, 58)
+
+    def _jfrog(self) -> str:
+        return "AKC" + "p8" + self.mixed(_ALNUM, 68)
+
+    def _sonar(self) -> str:
+        return "sq" + "u_" + self.chars(_HEX, 40)
+
+    def _notion(self) -> str:
+        return "nt" + "n_" + self.mixed(_ALNUM, 46)
+
+    def _figma(self) -> str:
+        return "fi" + "gd_" + self.mixed(_URL64, 40)
+
+    def _pulumi(self) -> str:
+        return "pu" + "l-" + self.chars(_HEX, 40)
+
+    def _circleci(self) -> str:
+        return "CCI" + f"PAT_{self.mixed(_ALNUM, 22)}_{self.chars(_HEX, 40)}"
+
+    def _planetscale(self) -> str:
+        return "psc" + "ale_tkn_" + self.mixed(_URL64, 43)
+
+    def _doppler(self) -> str:
+        return "dp" + ".pt." + self.mixed(_ALNUM, 43)
+
+    def _heroku(self) -> str:
+        return "HRK" + f"U-AA{self.mixed(_URL64, 58)}"
+
+    def _okta(self) -> str:
+        return "00" + self.mixed(_URL64, 40)
+
+    def _cratesio(self) -> str:
+        return "ci" + "o" + self.mixed(_ALNUM, 32)
+
+    def _groq(self) -> str:
+        return "gs" + "k_" + self.mixed(_ALNUM, 52)
+
+    def _replicate(self) -> str:
+        return "r8" + "_" + self.mixed(_ALNUM, 37)
+
+    def _yandex(self) -> str:
+        return "AQ" + "VN" + self.mixed(_URL64, 36)
+
+    def _facebook(self) -> str:
+        return "EA" + "ACEdEose0cBA" + self.mixed(_ALNUM, 120)
+
+    def _twitter_bearer(self) -> str:
+        return "AAAAAAAAAAAAAAAAAAAAA" + self.mixed(_ALNUM + "%", 80)
+
+    def _scrypt(self) -> str:
+        return f"scrypt$16384${self.mixed(_ALNUM, 22)}$8$1${self._b64()}"
+
+    def _mysql_hash(self) -> str:
+        return "*" + self.chars("0123456789ABCDEF", 40)
+
+    def _phc(self) -> str:
+        return f"$scrypt$ln=17,r=8,p=1${self.mixed(_ALNUM, 22)}${self.mixed(_ALNUM + '+/', 43)}"
+
+    def _paseto(self) -> str:
+        return "v4" + ".local." + self.mixed(_URL64, 120)
+
+    def _macaroon(self) -> str:
+        return "MDAx" + self.mixed(_URL64, 120)
+
+    def _fernet(self) -> str:
+        return "gAAAAAB" + self.mixed(_URL64, 110)
+
+    def _wireguard(self) -> str:
+        return self._b64()
+
+    def _mnemonic(self) -> str:
+        return " ".join("q" + self.chars(string.ascii_lowercase, 5) for _ in range(12))
+
     # Personal data, redacted on demand.
     def _email(self) -> str:
         return f"{self._word()}.{self.chars(string.ascii_lowercase, 6)}@mail.example"

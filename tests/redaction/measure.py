@@ -1,4 +1,4 @@
-"""Print recall and precision of redaction over the corpus: `python -m tests.redaction.measure [-v] [--personal]`.
+"""Print recall and precision of redaction over the corpus: `python -m tests.redaction.measure [-v]`.
 
 Recall is the share of texts with secrets of which no secret is left. Precision
 is the share of harmless texts that stay as they are. Both are given for the

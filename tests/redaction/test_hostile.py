@@ -1,0 +1,88 @@
+"""Hostile texts: each rule reads in proportion to the length, whatever a text is made of, and no rule fails on one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from django_otel.base import guard
+from django_otel.redaction import cutting, scrub
+from django_otel.redaction.scrub import Scrubber
+from django_otel.redaction.statements import parameterise
+from tests.redaction.growth import MOST_PER_DOUBLING, growth_per_doubling
+
+#: What the rules look for, or the beginning of it.
+PARTS = [
+    'login("', "login('a','", "echo a|", "echo -n 'a' | sudo ", "AUTH ", "ACL SETUSER a >", "password for a: ",
+    "ENV a ", '"password" { default = ', "string(9) ", "password: !a ", "password: | ", "token=[a for ",
+    "password: ['A b c.',", "sha512-a/", "arn:a:", " -abcd ", "token is ", 'password was "', '<property name="a">',
+    "secret '", "SECRET 'a'", 'DETAIL:  Token "', 'invalid value "', 'invalid value "a" ', "JSON data, line 1: ",
+    "AAAA", "gAAAAA", "sl.a", "*A", "v4.local.", "LS0tLS1CRUdJTi", "curl -u a:", "mysql -p", "password=``",
+    'password=\\"\\"', "a:1aaaaa:", ".eJx", "requirepass ", "credentials: a: ", "passphrase=a ", "x-api-key a",
+    "if a == ", "os.environ[", 'env("', "<a name='", "a/b", "/bot1:", "Key (a)=(", "SET a.b = ", "IDENTIFIED BY ",
+    "crypt('", "pragma key", "`", "\\", "'", '"', "%3D", "{", "[", "-", "_", "é", "\x00",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _no_limit(monkeypatch):
+    monkeypatch.setattr(scrub, "MAX_TEXT_LENGTH", 10**9)
+    guard.reset()
+    yield
+    assert not guard.fault_counts(), guard.fault_counts()
+
+
+@pytest.mark.parametrize("start", ["", "password=", '"token": "'])
+@pytest.mark.parametrize("part", PARTS, ids=repr)
+def test_a_text_takes_time_in_proportion_to_its_length(part, start):
+    text = Scrubber(personal=True).text
+    found = growth_per_doubling(text, lambda length: start + part * (length // len(part)), 4_000)
+    assert found < MOST_PER_DOUBLING
+
+
+@pytest.mark.parametrize(
+    "part", ['"', "'", "(", "[", "IN (?,", "SET a.b=", "IDENTIFIED BY a ", "--", "/*", "$a$", "a."]
+)
+@pytest.mark.parametrize("vendor", ["postgresql", "mysql", "sqlite", "oracle", "microsoft", "other"])
+def test_a_statement_takes_time_in_proportion_to_its_length(part, vendor):
+    numbers = iter(range(10**9))
+
+    def read(text: str) -> object:
+        # Another text each time, since statements are remembered.
+        return parameterise(f"SELECT {next(numbers)} {text}", vendor, 10**9)
+
+    found = growth_per_doubling(read, lambda length: part * (length // len(part)), 4_000)
+    assert found < MOST_PER_DOUBLING
+
+
+def test_any_mixture_of_parts_is_read_without_a_fault():
+    chance = random.Random(4)
+    scrubber = Scrubber(personal=True)
+    for _ in range(1500):
+        text = "".join(chance.choice(PARTS) + chance.choice(["", "", " ", "\n", "x", "="]) for _ in range(12))
+        once = scrubber.text(text[: chance.randrange(1, len(text) + 1)])
+        assert scrubber.text(once) == once
+
+
+def test_a_cut_reads_no_more_than_it_keeps():
+    seen: list[int] = []
+
+    def count(text: str) -> str:
+        seen.append(len(text))
+        return text
+
+    for length in (100, 4096):
+        for size in (10_000, 10_000_000):
+            cutting.cut("x" * size, length, count)
+            cutting.cut_stack("x\n" * size, length, count)
+    assert max(seen) <= 100_000
+
+
+@pytest.mark.parametrize("key", ["password=", "password: ", '"password": ', "password => ", "?password="])
+@pytest.mark.parametrize(
+    "quotes",
+    ["``", "''", '""', "''''", '""""', "``````", 'b""', "u''", '\\"\\"', "\\'\\'", "``''", "''``", "`` ", "``` "],
+)
+def test_empty_quotes_before_a_value_do_not_save_it(key, quotes):
+    assert "hunter2x" not in Scrubber().text(f"a {key}{quotes}hunter2x more")
