@@ -417,9 +417,7 @@ def _escaped_end(text: str, pos: int, escapes: int, quote: str) -> int:
     return len(text)
 
 
-def _value_span(
-    text: str, pos: int, whole_line: bool, closed_key: bool, *, is_marked: bool = False
-) -> tuple[int, int]:
+def _value_span(text: str, pos: int, whole_line: bool, closed_key: bool, *, is_marked: bool = False) -> tuple[int, int]:
     """Where the value that begins at `pos` begins and ends, without the quotes around it.
 
     `closed_key`: the key had a quote or bracket around it, so that a quote
