@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import configparser
+import http.server
 import importlib.util
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
@@ -75,6 +79,77 @@ def test_the_systemd_unit_has_the_folders():
     unit.optionxform = str
     unit.read(ROOT / "deploy" / "shop.service")
     assert unit["Service"]["RuntimeDirectory"] == unit["Service"]["CacheDirectory"] == "shop"
+
+
+def test_the_systemd_unit_is_accepted_by_systemd(tmp_path):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    text = (ROOT / "deploy" / "shop.service").read_text()
+    # The program has to exist.
+    unit = tmp_path / "shop.service"
+    unit.write_text(re.sub(r"^(ExecStart=)\S+", rf"\g<1>{sys.executable}", text, flags=re.MULTILINE))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60
+    )
+    found = [line for line in (done.stdout + done.stderr).splitlines() if "shop.service" in line]
+    assert found == [], found
+
+
+def test_the_manifest_fits_the_schema_of_kubernetes():
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is in the extra test")
+    for manifest in yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yaml").read_text()):
+        validate.validate(manifest, validate.latest_version(), strict=True)
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """An application server that answers with the headers it got."""
+
+    def do_GET(self):
+        body = json.dumps({name.lower(): value for name, value in self.headers.items()}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.debian
+def test_nginx_hides_our_pages_and_passes_on_the_rest(tmp_path):
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        services.missing("needs nginx: apt-get install nginx")
+    port = services.free_port()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as upstream:
+        thread = threading.Thread(target=upstream.serve_forever, daemon=True)
+        thread.start()
+        text = (ROOT / "deploy" / "nginx.conf").read_text()
+        text = text.replace("127.0.0.1:8000", f"127.0.0.1:{upstream.server_port}")
+        text = text.replace("listen 80;", f"listen 127.0.0.1:{port};")
+        folders = "".join(
+            f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        (tmp_path / "shop.conf").write_text(text)
+        (tmp_path / "nginx.conf").write_text(
+            f"daemon off; pid {tmp_path}/pid; error_log stderr; events {{}}"
+            f" http {{ access_log off; {folders} include {tmp_path}/shop.conf; }}"
+        )
+        command = [program, "-e", "stderr", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
+        try:
+            subprocess.run([*command, "-t"], check=True, capture_output=True, timeout=60)
+            with services.running(command, None, tmp_path / "log") as process:
+                services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 30, "nginx")
+                server = services.Server(f"http://127.0.0.1:{port}", process, tmp_path / "log")
+                for page in ("/metrics", "/livez", "/readyz", "/startupz"):
+                    assert server.get(page, {"Host": "shop.example.com"})[0] == 404, page
+                status, _, body = server.get("/orders/", {"Host": "shop.example.com"})
+        finally:
+            upstream.shutdown()
+            thread.join()
+    headers = json.loads(body)
+    assert status == 200 and headers["host"] == "shop.example.com" and headers["x-forwarded-for"] == "127.0.0.1"
+    assert re.fullmatch(r"t=\d{10}\.\d{3}", headers["x-request-start"]), headers
 
 
 def test_the_image_does_not_run_as_root():
