@@ -1,10 +1,38 @@
 """Fixtures of the whole suite; the parts they start stand in `tests.services`."""
 
 import os
+import shutil
+import sys
+import tempfile
 
 import pytest
 
-from tests import services
+from tests import services, sizes
+
+# Hundreds of processes import the same modules; without stored bytecode each would compile them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+#: What the instrumentors said of themselves after a test, where it was right.
+_checked = set()
+
+
+def pytest_configure(config):
+    """Make a folder that the workers of this run share."""
+    if not hasattr(config, "workerinput"):
+        os.environ["DJANGO_OTEL_TESTS_FOLDER"] = tempfile.mkdtemp(prefix="django_otel-tests-")
+
+
+def pytest_unconfigure(config):
+    """Delete it."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop("DJANGO_OTEL_TESTS_FOLDER"), ignore_errors=True)
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Two workers for each core, since most of the time is spent waiting for servers; quick tests wait for nothing."""
+    return (1 if config.option.markexpr == "quick" else 2) * (os.cpu_count() or 1)
 
 
 def _seed_line(config) -> str | None:
@@ -13,20 +41,22 @@ def _seed_line(config) -> str | None:
     return None if seed is None or hasattr(config, "workerinput") else f"Random order: --randomly-seed={seed}"
 
 
-#: A test file with one of these words starts a process, a server or a browser, and is not part of `make quick`.
-_SLOW_WORDS = ("services", "subprocess", "playwright", "multiprocessing", "os.fork", "postgres", "valkey")
-_sources: dict[str, bool] = {}
-
-
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items):
-    """Mark as "quick" all tests of files that need nothing but this process."""
+    """Mark as "quick" the tests that need nothing but this process, and put the files that have others first.
+
+    The last files that run are then short ones, and no worker ends long after the others.
+    """
+    slow_files = set()
     for item in items:
-        path = str(item.path)
-        if path not in _sources:
-            source = item.path.read_text(encoding="utf-8")
-            _sources[path] = not any(word in source for word in _SLOW_WORDS)
-        if _sources[path]:
+        if sizes.is_quick(item):
             item.add_marker(pytest.mark.quick)
+        else:
+            slow_files.add(item.path)
+    found = yield
+    # After pytest-randomly has shuffled them.
+    items.sort(key=lambda item: item.path not in slow_files)
+    return found
 
 
 @pytest.hookimpl(trylast=True)
@@ -99,6 +129,12 @@ def settings_as_the_environment_has_them():
     if parsed != wanted:
         conf.forget()
         runtime.restart()
-    # One that is left off would fail another test, later and maybe of another file.
-    found = instrumentors.states()
-    assert {state.name for state in found if state.is_on} == set(wanted.instrument), f"left off by the test: {found}"
+    # One that is left off would fail another test, later and maybe of another file. To ask for the states reads the
+    # metadata of every installed package, so it is done once for each.
+    known = (tuple(instrumentors._states.values()), frozenset(instrumentors._waiting), tuple(wanted.instrument))
+    if known not in _checked:
+        found = instrumentors.states()
+        assert {state.name for state in found if state.is_on} == set(wanted.instrument), (
+            f"left off by the test: {found}"
+        )
+        _checked.add(known)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import functools
 import gzip
 import http.client
 import http.server
@@ -286,7 +288,7 @@ def serve(
     *,
     workers: int = 1,
     arguments: tuple[str, ...] = (),
-    migrate: bool = False,
+    is_migrated: bool = False,
     **env: str,
 ) -> Iterator[Server]:
     """The test project behind a real server: "gunicorn", "gunicorn-gthread", "uwsgi" or "uvicorn".
@@ -299,11 +301,8 @@ def serve(
     port = free_port()
     log_path = folder / "server.log"
     try:
-        if migrate:
-            subprocess.run(
-                [sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"],
-                cwd=ROOT, env=environment, check=True, timeout=120,
-            )  # fmt: skip
+        if is_migrated:
+            migrate(environment)
         with running(server_command(kind, port, workers, *arguments), environment, log_path) as process:
             wait_until(lambda: is_listening(port) or process.poll() is not None, 20, f"{kind} on port {port}")
             if process.poll() is not None:
@@ -311,6 +310,66 @@ def serve(
             yield Server(f"http://127.0.0.1:{port}", process, log_path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# --- Databases with the tables of the test project. ---
+
+
+def migrate(env: dict[str, str]) -> None:
+    """Give the database that this environment of a server names all tables, as `migrate --run-syncdb` does.
+
+    The migrations run once; what follows is a copy of what they made.
+    """
+    url = env.get("TEST_DATABASE_URL")
+    if url is None:
+        shutil.copyfile(_migrated_file(), env["TEST_SQLITE"])
+        return
+    address, mark, options = url.partition("?")
+    server, _, name = address.rpartition("/")
+    query = mark + options
+    if name == "postgres":
+        # The one that every server has, and that no copy can replace.
+        run_migrations(env)
+        return
+    import psycopg
+
+    template = _migrated_database(server, query)
+    with psycopg.connect(f"{server}/postgres{query}", autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}"')
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+
+
+def run_migrations(env: dict[str, str]) -> None:
+    """Run `migrate --run-syncdb` in a process of its own."""
+    subprocess.run(
+        [sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"],
+        cwd=ROOT, env={**env, "DJANGO_SETTINGS_MODULE": "tests.settings"}, check=True, timeout=180,
+    )  # fmt: skip
+
+
+def _migrated_file() -> Path:
+    """An SQLite file with all tables, of the whole run: the first worker makes it, under a lock."""
+    folder = Path(os.environ["DJANGO_OTEL_TESTS_FOLDER"])
+    file = folder / "migrated.sqlite3"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            run_migrations(server_env(TEST_SQLITE=str(folder / "making.sqlite3")))
+            (folder / "making.sqlite3").rename(file)
+    return file
+
+
+@functools.cache
+def _migrated_database(server: str, query: str) -> str:
+    """The name of a database with all tables on this PostgreSQL server."""
+    import psycopg
+
+    name = f"django_otel_migrated_{os.getpid()}"
+    with psycopg.connect(f"{server}/postgres{query}", autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE IF EXISTS "{name}"')
+        connection.execute(f'CREATE DATABASE "{name}"')
+    run_migrations(server_env(TEST_DATABASE_URL=f"{server}/{name}{query}"))
+    return name
 
 
 # --- OTLP receivers. ---

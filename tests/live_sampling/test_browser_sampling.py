@@ -58,10 +58,7 @@ def site(tmp_path_factory: Any) -> Iterator[Site]:
     env = services.server_env(OTEL, TEST_SQLITE=str(folder / "db.sqlite3"), DJANGO_SETTINGS_MODULE="tests.settings")
     port = services.free_port()
     made = Site(f"http://127.0.0.1:{port}", env)
-    subprocess.run(
-        [sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"],
-        cwd=services.ROOT, env=env, check=True, timeout=120,
-    )  # fmt: skip
+    services.migrate(env)
     made.run(
         "for name in 'ada', 'bob': User.objects.create_superuser(name, password=name)\n"
         "eve = User.objects.create_user('eve', password='eve', is_staff=True)\n"

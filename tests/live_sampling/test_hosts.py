@@ -173,10 +173,7 @@ def test_the_page_shows_every_process_of_every_host_as_it_turns(postgres_databas
             cwd=services.ROOT, env=env, check=True, timeout=60, capture_output=True,
         )  # fmt: skip
 
-    subprocess.run(
-        [sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"],
-        cwd=services.ROOT, env=env, check=True, timeout=120,
-    )  # fmt: skip
+    services.migrate(env)
     run("from django.contrib.auth.models import User\nUser.objects.create_superuser('ada', password='ada')")
     with host(database, tmp_path / "a") as first, host(database, tmp_path / "b") as second:
         session = signed_in(first)

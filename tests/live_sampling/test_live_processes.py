@@ -136,8 +136,6 @@ class Operator:
 
 PREPARE = """
 from django.contrib.auth.models import User
-from django.core.management import call_command
-call_command("migrate", run_syncdb=True, verbosity=0)
 User.objects.create_superuser("op", password="op")
 """
 
@@ -150,6 +148,7 @@ def on_postgresql(postgres_database):
     leaves behind, and the processes of a host know a policy by its database.
     """
     env = services.server_env(OTEL, TEST_DATABASE_URL=postgres_database)
+    services.migrate(env)
     run_python(env, PREPARE)
     return env
 
@@ -158,6 +157,7 @@ def on_postgresql(postgres_database):
 def on_sqlite(tmp_path):
     """The same on a SQLite file."""
     env = services.server_env(OTEL, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
+    services.migrate(env)
     run_python(env, PREPARE)
     return env
 

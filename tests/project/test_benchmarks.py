@@ -339,6 +339,7 @@ def test_growth_shows_how_flat_a_row_is():
 # --- The start. ---
 
 
+@pytest.mark.process
 def test_every_contender_starts_and_answers():
     """A process each; the first request must be answered by the view."""
     found = startup.compare(1, counts=False)

@@ -535,6 +535,7 @@ def test_visitors_keep_to_the_rate_and_stop_at_once() -> None:
     assert crowd.results.unanswered == 0
 
 
+@pytest.mark.process
 def test_stopping_kills_a_child_that_does_not_listen_and_its_children(tmp_path: Path, monkeypatch) -> None:
     """SIGTERM is ignored by parent and child here."""
     monkeypatch.setattr("example_project.demo.processes._TERMINATE_S", 0.5)

@@ -24,7 +24,7 @@ def run_the_shops_tests(environ: Mapping[str, str]) -> str:
         if not name.startswith(("OTEL_", "DJANGO_", "PYTEST_")) and name not in ("DATABASE_URL", "REDIS_URL")
     }
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "example_project/tests", "-q", "--ds=example_project.settings"],
+        [sys.executable, "-m", "pytest", "example_project/tests", "-q", "-n", "0", "--ds=example_project.settings"],
         cwd=ROOT,
         env={**clean, **environ},
         capture_output=True,

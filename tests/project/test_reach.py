@@ -49,10 +49,7 @@ class Host:
         return services.server_env(self.otel(**sampling), **self.env)
 
     def migrate(self) -> None:
-        subprocess.run(
-            [sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"],
-            cwd=services.ROOT, env=self.environment(), check=True, timeout=180,
-        )  # fmt: skip
+        services.migrate(self.environment())
 
     def run(self, code: str, *, check: bool = True, **sampling) -> str:
         """Run `code` in a process of its own on this host, as a management command or a shell would; its output."""

@@ -1,0 +1,141 @@
+"""The quick tests on each Python, Django and OpenTelemetry that the package takes; `make matrix` runs it.
+
+    python tests/matrix.py                           every Python on PATH, with each Django that takes it
+    python tests/matrix.py --write                   the same, and puts the rows into docs/matrix.md
+    python tests/matrix.py --python /opt/python3.14/bin/python3.14 --django 6.1 --opentelemetry highest
+
+Each combination gets a virtual environment under `--folder`, which the next run uses again. `uv` installs where it is
+on PATH, else pip. The exit code is 1 when a combination failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "matrix.md"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+#: Each Django, with the oldest Python that it takes.
+DJANGOS = {"5.2": (3, 10), "6.0": (3, 12), "6.1": (3, 12)}
+#: What pip is held to; the contrib packages follow the semantic conventions of their release.
+OPENTELEMETRY = {
+    "lowest": ["opentelemetry-api==1.43.*", "opentelemetry-sdk==1.43.*", "opentelemetry-instrumentation==0.64b0"],
+    "highest": [],
+}
+_VERSIONS = """
+import importlib.metadata as m, platform
+print(platform.python_version(), m.version("django"), m.version("opentelemetry-sdk"))
+"""
+_HEAD = "| Python | Django | OpenTelemetry | quick tests | on |"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one combination gave: the exact versions, and the last line of pytest."""
+
+    versions: tuple[str, str, str]
+    outcome: str
+    has_passed: bool
+
+    @property
+    def row(self) -> str:
+        return f"| {' | '.join(self.versions)} | {self.outcome} | {datetime.date.today()} |"
+
+
+def find_pythons(named: list[str]) -> dict[str, str]:
+    """Return "3.12" → interpreter for the named ones, else for each that starts from PATH."""
+    found = {}
+    for command in named or [f"python{version}" for version in PYTHONS]:
+        code = "import sys; print('%d.%d' % sys.version_info[:2])"
+        try:
+            done = subprocess.run([command, "-c", code], capture_output=True, text=True)
+        except OSError:
+            continue
+        if done.returncode == 0:
+            found[done.stdout.strip()] = command
+        elif named:
+            sys.exit(f"{command} does not start: {done.stderr.strip()}")
+    return found
+
+
+def prepare(folder: Path, interpreter: str, django: str, held: list[str]) -> Path:
+    """Return the interpreter of a virtual environment with the package, its test extra and these versions."""
+    python = folder / "bin" / "python"
+    wanted = ["-q", "-e", f"{ROOT}[test]", f"django~={django}.0", *held]
+    uv = shutil.which("uv")
+    if uv:
+        if not python.exists():
+            subprocess.run([uv, "venv", "-q", "--python", interpreter, str(folder)], check=True)
+        subprocess.run([uv, "pip", "install", "--python", str(python), *wanted], check=True)
+    else:
+        if not python.exists():
+            subprocess.run([interpreter, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", *wanted], check=True)
+    return python
+
+
+def run(python: Path, arguments: list[str]) -> Result:
+    """Run the quick tests with this interpreter."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DJANGO_"))}
+    done = subprocess.run([str(python), "-c", _VERSIONS], capture_output=True, text=True, check=True)
+    versions = tuple(done.stdout.split())
+    done = subprocess.run(
+        [str(python), "-m", "pytest", "-m", "quick", "-p", "no:cacheprovider", *arguments],
+        cwd=ROOT, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    print(done.stdout if done.returncode else "", done.stderr, flush=True)
+    closing = re.findall(r"=+ (.*) in [\d.]+s.* =+", done.stdout)
+    return Result(versions, closing[-1] if closing else f"exit code {done.returncode}", done.returncode == 0)
+
+
+def merge(page: str, results: list[Result]) -> str:
+    """Return the page with the rows of these results, in place of earlier rows of the same minor versions."""
+
+    def minor(row: str) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(map(int, cell.strip().split(".")[:2])) for cell in row.split("|")[1:4])
+
+    before, _, table = page.partition(_HEAD)
+    lines = table.splitlines()
+    rows = {minor(line): line for line in lines if re.match(r"\| \d", line)}
+    rows |= {minor(result.row): result.row for result in results}
+    after = [line for line in lines[1:] if not line.startswith("|")]
+    return "\n".join([before + _HEAD, "|---|---|---|---|---|", *(rows[key] for key in sorted(rows)), *after]) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--python", action="append", default=[], metavar="INTERPRETER")
+    parser.add_argument("--django", action="append", choices=DJANGOS, default=[])
+    parser.add_argument("--opentelemetry", action="append", choices=OPENTELEMETRY, default=[])
+    parser.add_argument("--folder", type=Path, default=ROOT / ".matrix", help="of the virtual environments")
+    parser.add_argument("--write", action="store_true", help="put the rows into docs/matrix.md")
+    options, arguments = parser.parse_known_args()
+    pythons = find_pythons(options.python)
+    results = []
+    for (version, interpreter), django, otel in itertools.product(
+        pythons.items(), options.django or DJANGOS, options.opentelemetry or OPENTELEMETRY
+    ):
+        if tuple(map(int, version.split("."))) < DJANGOS[django]:
+            continue
+        folder = options.folder / f"{version}-{django}-{otel}"
+        result = run(prepare(folder, interpreter, django, OPENTELEMETRY[otel]), arguments)
+        print(result.row, flush=True)
+        results.append(result)
+        if options.write:
+            PAGE.write_text(merge(PAGE.read_text(), [result]))
+    for missing in sorted(set(PYTHONS) - pythons.keys()) if not options.python else ():
+        print(f"Python {missing} is not on PATH: left out")
+    return 0 if results and all(result.has_passed for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
