@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 
+import hypothesis
 import pytest
 
 from tests import services, sizes
@@ -13,6 +14,9 @@ from tests import services, sizes
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# An example may take as long as the machine's load makes it take.
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tests")
 
 #: What the instrumentors said of themselves after a test, where it was right.
 _checked = set()
