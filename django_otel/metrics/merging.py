@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from django_otel.metrics.attributes import identity
+from django_otel.metrics.exemplar_choice import keep_newest
 from django_otel.metrics.model import ExponentialValue, Family, HistogramValue, Kind, Point
 
 
@@ -26,7 +27,7 @@ def merge_point(known: Point, increment: Point) -> bool:
         known.value = before + more
     else:
         return False
-    known.exemplars = increment.exemplars or known.exemplars
+    known.exemplars = keep_newest(known.value, known.exemplars, increment.exemplars)
     return True
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from importlib import metadata
 from pathlib import Path
 
 import django
+from django.apps import apps
+from django.conf import settings
 from django.core.cache import caches
 from django.db import connections
+from django.utils.module_loading import import_string
 from django.utils.translation import gettext
 
 from django_otel import conf
@@ -115,6 +118,7 @@ Line = tuple[str, str, str, str]
 def examine(config: Config, timeout_s: float) -> Iterator[Line]:
     """Look at everything the settings stand on. Units: `timeout_s` is seconds, for one database or cache."""
     yield from _examine_versions()
+    yield from _examine_router()
     probes: list[tuple[str, Callable[[], str]]] = [
         *((f"database {alias}", lambda alias=alias: _ask_database(alias)) for alias in connections),
         *((f"cache {alias}", lambda alias=alias: _ask_cache(alias)) for alias in caches.settings),
@@ -175,6 +179,30 @@ def _ask_cache(alias: str) -> str:
     with suppress_instrumentation():
         caches[alias].get("django_otel.doctor")
     return gettext("answers (%(kind)s).") % {"kind": caches.settings[alias].get("BACKEND", "?").rpartition(".")[2]}
+
+
+def _examine_router() -> Iterator[Line]:
+    """Say where Channels' router, at `ASGI_APPLICATION`, refuses the ASGI lifespan."""
+    path = getattr(settings, "ASGI_APPLICATION", None)
+    if not path or not apps.is_installed("channels"):
+        return
+    try:
+        application = import_string(path)
+    except Exception:
+        # Its server says what is wrong with it.
+        return
+    mapping = getattr(application, "application_mapping", None)
+    if isinstance(mapping, Mapping) and "lifespan" not in mapping:
+        yield (
+            "ASGI",
+            "note",
+            gettext(
+                "%(path)s is a router that refuses the ASGI lifespan. A graceful stop exports what is queued all the "
+                "same, as the last thing that the server does; SIGKILL loses it."
+            )
+            % {"path": path},
+            gettext('Add "lifespan" with the Django application to the router, and the export begins with the stop.'),
+        )
 
 
 def _examine_console(config: Config) -> Iterator[Line]:

@@ -1018,6 +1018,48 @@ def test_exemplars_of_several_slots_are_merged_the_newest_of_a_bucket(folder):
         assert [exemplar.trace_id for exemplar in family.points[0].exemplars] == [3, 2]
 
 
+@pytest.mark.parametrize("kind", ["counter", "histogram", "exponential"])
+@pytest.mark.parametrize("seed", range(5))
+def test_exemplars_of_sdk_instruments_never_go_back_in_time(kind, seed):
+    """Several processes, each adding what it has measured since its last collection; pages add them up in any order."""
+    from django_otel.metrics.exemplar_choice import exemplars_by_bucket
+    from django_otel.metrics.merging import merge_point, merge_processes
+    from django_otel.metrics.model import Exemplar, ExponentialValue, Family, HistogramValue, Kind, Point, Scope
+
+    bounds = (1.0, 2.0, 4.0)
+    values = {
+        "counter": lambda: 1,
+        "histogram": lambda: HistogramValue(bounds, [1, 1, 1, 1], 10.0),
+        "exponential": lambda: ExponentialValue(0, 0, 0, [1], 0, [], 1.5, 1),
+    }
+    kinds = {"counter": Kind.COUNTER, "histogram": Kind.HISTOGRAM, "exponential": Kind.EXPONENTIAL_HISTOGRAM}
+    chance = random.Random(seed)
+    totals = [Point({}, values[kind]()) for _ in range(4)]
+    shown: dict[int, float] = {}
+    for now_s in range(1, 300):
+        found = [
+            Exemplar(chance.choice([0.5, 1.5, 3.0, 9.0]), now_s + chance.random(), now_s, now_s)
+            for _ in range(chance.randrange(3))
+        ]
+        assert merge_point(chance.choice(totals), Point({}, values[kind](), found))
+        parts = [
+            ([Family("m", kinds[kind], "1", "", Scope("s"), [point])], chance.random() < 0.5)
+            for point in chance.sample(totals, len(totals))
+        ]
+        [family] = merge_processes(parts)
+        [point] = family.points
+        buckets = (
+            {0: max(point.exemplars, key=lambda exemplar: exemplar.time_unix_s)}
+            if kind == "counter" and point.exemplars
+            else exemplars_by_bucket(bounds, point.exemplars)
+        )
+        for bucket, exemplar in buckets.items():
+            assert exemplar.time_unix_s >= shown.get(bucket, 0.0)
+            shown[bucket] = exemplar.time_unix_s
+        # None is lost either.
+        assert shown.keys() == buckets.keys()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_exemplars_of_several_slots_never_go_back_in_time(folder, seed):
     """Also when the newest one was pushed out of its process's ring and another process has an older one."""

@@ -399,6 +399,38 @@ def test_config_lists_environment_variables_and_whether_they_are_obeyed(monkeypa
     assert len(re.findall(r"^[a-z].* {2}OTEL_\w+ ", text, re.MULTILINE)) == len(VARIABLES)
 
 
+class Router:
+    """As Channels' `ProtocolTypeRouter`, which keeps its parts by protocol."""
+
+    def __init__(self, **parts):
+        self.application_mapping = parts
+
+
+refusing_router, answering_router = Router(http=None), Router(http=None, lifespan=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "installed", "is_told"),
+    [
+        ("refusing_router", True, True),
+        ("refusing_router", False, False),
+        ("answering_router", True, False),
+        ("no_such_router", True, False),
+    ],
+)
+def test_doctor_says_where_a_router_refuses_the_lifespan(name, installed, is_told, settings, monkeypatch):
+    from django_otel.operations import surroundings
+
+    monkeypatch.setattr(surroundings.apps, "is_installed", lambda app: installed and app == "channels")
+    settings.ASGI_APPLICATION = f"{__name__}.{name}"
+    found = list(surroundings._examine_router())
+    assert bool(found) is is_told
+    if is_told:
+        [(subject, outcome, text, advice)] = found
+        assert (subject, outcome) == ("ASGI", "note")
+        assert settings.ASGI_APPLICATION in text and "SIGKILL" in text and "lifespan" in advice
+
+
 # --- doctor: what does not work, in words. ---
 
 
