@@ -8,6 +8,7 @@ content of `otel_span` is recorded and goes on.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -206,7 +207,8 @@ def otel_traceparent_meta(context: Context) -> SafeString:
     """`<meta name="traceparent" content="...">`, with which scripts in the page continue the trace.
 
     Nothing without a trace. Marks the response as not to be stored: a cached
-    page would put every visitor into one trace. Never renders baggage.
+    page would put every visitor into one trace. So would a fragment inside
+    `{% cache %}`, where it renders nothing and warns once. Never renders baggage.
     """
     ids = trace.get_current_span().get_span_context()
     if not ids.is_valid:
@@ -215,9 +217,31 @@ def otel_traceparent_meta(context: Context) -> SafeString:
     if _TRACEPARENT.fullmatch(value) is None:
         # Ids wider than the format's, from a foreign id generator.
         return mark_safe("")
+    if _is_in_cached_fragment():
+        guard.warn_once(
+            "traceparent in cache",
+            "otel_traceparent_meta is inside a {% cache %} block and renders nothing there, because the stored "
+            "fragment would put all visitors into one trace. Move it out of the block.",
+        )
+        return mark_safe("")
     with guard.contained("otel_traceparent_meta"):
         _forbid_storing(context)
     return format_html('<meta name="traceparent" content="{}">', value)
+
+
+def _is_in_cached_fragment() -> bool:
+    """Whether the template that is being rendered, or one that includes it, is inside `{% cache %}`."""
+    module = sys.modules.get("django.templatetags.cache")
+    if module is None:
+        return False
+    # The context does not say so; a node that is rendered is on the stack.
+    code = module.CacheNode.render.__code__
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def _forbid_storing(context: Context) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from django.core.cache import caches
 from django.http import HttpResponse
 from django.template import Context, Engine, Template, TemplateSyntaxError, engines
 from django.template.response import TemplateResponse
@@ -249,6 +250,23 @@ def test_otel_traceparent_meta_is_the_traceparent_and_nothing_of_a_clients_bagga
     assert out == (
         f'<meta name="traceparent" content="00-{ids.trace_id:032x}-{ids.span_id:016x}-{int(ids.trace_flags):02x}">'
     )
+
+
+@pytest.mark.parametrize("is_included", [False, True])
+def test_otel_traceparent_meta_is_nothing_in_a_cached_fragment(is_included, caplog):
+    """Whose second visitor would get the first one's ids; also in a template that is included there."""
+    tag = "{% otel_traceparent_meta %}"
+    inner = engines["django"].from_string("{% load otel %}" + tag).template
+    cached = "{% include inner %}" if is_included else tag
+    source = "{% load cache %}{% cache 60 cached_meta is_included %}(" + cached + "){% endcache %}"
+    guard.reset()
+    caches["default"].clear()
+    for _ in range(2):
+        with span("visit"):
+            assert render(source, inner=inner, is_included=is_included) == "()"
+            # Outside of it, after it, there is one.
+            assert "traceparent" in render(source + tag, inner=inner, is_included=is_included)
+    assert caplog.text.count("inside a {% cache %} block") == 1
 
 
 def test_otel_traceparent_meta_is_nothing_without_a_trace():
