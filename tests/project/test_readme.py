@@ -807,6 +807,24 @@ def test_the_subcommands_named_are_those_there_are(shop):
         assert re.search(rf"^\s+{name}\b", help_text, re.MULTILINE), name
 
 
+def test_a_processor_of_structlog_adds_the_trace(shop):
+    pytest.importorskip("structlog", reason="structlog is in the extra test")
+    script = f"""
+import django, os
+os.environ["DJANGO_SETTINGS_MODULE"] = "shop.settings"
+django.setup()
+{snippet("structlog", "python")}
+structlog.get_logger().info("outside")
+with django_otel.span("work"):
+    structlog.get_logger().info("inside", order=7)
+    print(django_otel.current_trace_id())
+"""
+    outside, inside, trace_id = shop.run("-c", script, TRY="{}").stdout.splitlines()
+    assert json.loads(outside) == {"event": "outside", "level": "info", "trace_id": None}
+    assert json.loads(inside) == {"event": "inside", "level": "info", "order": 7, "trace_id": trace_id}
+    assert len(trace_id) == 32
+
+
 # --- Words that must be true. ---
 
 SECTIONS = {dotted.rsplit(".", 1)[0] for dotted, _ in walk(Config) if "." in dotted}
