@@ -82,6 +82,12 @@ _LOGIN_CALL = lazy_pattern(
     r"(\b(?:auth|login|authenticate|logIn|signIn|sign_in|BasicAuth|HTTPBasicAuth|basic_auth|setBasicAuth)\(\s*"
     r"(?:\"[^\"\n]{0,120}\"|'[^'\n]{0,120}')\s*,\s*)(?!['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
 )
+_PROSE_MARKS = tuple(
+    f"{name} {verb} "
+    for name in ("password", "passphrase", "passcode", "secret", "api key", "access token", "pin")
+    for verb in ("was", "is", "used", "given", "entered")
+)
+_CALL_MARKS = ("auth(", "login(", "authenticate(", "signin(", "sign_in(")
 _MAX_LINE_LENGTH = 2000
 
 
@@ -93,22 +99,40 @@ def redact_commands(text: str) -> str:
         text = _THIN.sub(rf"\1{REDACTED}", text)
     if "login" in text and "password" in text:
         text = _NETRC.sub(rf"\1{REDACTED}", text)
-    if "asterauth" in text or "equirepass" in text:
+    if "echo" in text and "|" in text:
+        text = _PIPED.sub(rf"\1{REDACTED}", text)
+    if ":" in text and (":54" in text or ":6432" in text or ":6543" in text or ":*:" in text):
+        text = _PGPASS.sub(rf"\1{REDACTED}", text)
+    lowered = text.lower()
+    if (
+        "pass" in lowered
+        or "auth" in lowered
+        or "secret" in lowered
+        or "login" in lowered
+        or "sign" in lowered
+        or "setuser" in lowered
+        or " key " in lowered
+        or " token " in lowered
+        or "pin " in lowered
+    ):
+        text = _redact_prose(text, lowered)
+    return text
+
+
+def _redact_prose(text: str, lowered: str) -> str:
+    """Redact what stands in sentences, calls and settings of Redis with such a word."""
+    if "masterauth" in lowered or "requirepass" in lowered:
         text = _REDIS.sub(rf"\1{REDACTED}", text)
     if text.startswith("AUTH"):
         text = _REDIS_AUTH.sub(rf"\1{REDACTED}", text)
-    if "SETUSER" in text:
+    if "setuser" in lowered:
         text = _REDIS_ACL.sub(rf"\1{REDACTED}", text)
-    if "echo" in text and "|" in text:
-        text = _PIPED.sub(rf"\1{REDACTED}", text)
-    if " for " in text or " of " in text:
+    if "pass" in lowered and ": " in text:
         text = _PROMPT.sub(_redact_answer, text)
-    if " was " in text or " is " in text or " used " in text or " given " in text or " entered " in text:
+    if any(mark in lowered for mark in _PROSE_MARKS):
         text = _QUOTED_PROSE.sub(_redact_quoted, text)
-    if "(" in text and ("uth" in text or "ogin" in text or "sign" in text or "logIn" in text):
+    if any(mark in lowered for mark in _CALL_MARKS):
         text = _LOGIN_CALL.sub(rf'\1"{REDACTED}"', text)
-    if text.count(":") > 3:
-        text = _PGPASS.sub(rf"\1{REDACTED}", text)
     return text
 
 

@@ -63,12 +63,14 @@ _SIGNED = lazy_pattern(
     rf"|[A-Za-z0-9_\-.+@]++(?P<when>:1[0-9A-Za-z]{{5}}+)?(?::[0-9A-Za-z]{{5,8}}+)?:(?P<sig>{_B}{{43}}|{_B}{{27}})(?!{_B}|:))"
 )
 #: A random text behind a word that says what it is.
-_NAMED_RUN = lazy_pattern(
-    r"(?i)((?:token|session|secret|password|cookie|csrf|jwt|signature|credential"
+_RUN = lazy_pattern(r"(?<=[ '\"])[A-Za-z0-9_\-+/=]{20,}+")
+_NAME_BEFORE = lazy_pattern(
+    r"(?i)(?:token|session|secret|password|cookie|csrf|jwt|signature|credential"
     r"|(?:api|access|auth|private|secret)[_\- ]?key)s?"
-    r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value)){0,2}:?[ ]{1,3}['\"]?)"
-    r"([A-Za-z0-9_\-+/=]{20,}+)"
+    r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value)){0,2}:?[ ]{1,3}['\"]?\Z"
 )
+#: Characters before a random text in which its name is looked for.
+_NAME_LENGTH = 64
 #: What django.contrib.auth.tokens makes: seconds in base 36, a part of an HMAC.
 _RESET_TOKEN = lazy_pattern(r"(?<![A-Za-z0-9])[0-9a-z]{6,7}-[0-9a-f]{32}(?![0-9A-Za-z]|\.[a-z])")
 _HEX = lazy_pattern(r"(?=[0-9]{0,63}[a-f])[0-9a-f]{32,128}")
@@ -146,7 +148,7 @@ def redact_tokens(text: str) -> str:
         text = _KNOWN_TOKENS.sub(REDACTED, text)
         if ":" in text or ".eJ" in text:
             text = _SIGNED.sub(_redact_signed, text)
-        text = _NAMED_RUN.sub(_redact_named, text)
+        text = _RUN.sub(_redact_named, text)
         if "-" in text:
             text = _RESET_TOKEN.sub(REDACTED, text)
     return text
@@ -163,8 +165,10 @@ def redact_cards(text: str) -> str:
 
 
 def _redact_named(match: re.Match[str]) -> str:
-    run = match.group(2)
-    return match.group(1) + REDACTED if is_mixed(run) or _HEX.fullmatch(run) else match.group()
+    run, start = match.group(), match.start()
+    if not (is_mixed(run) or _HEX.fullmatch(run)):
+        return run
+    return REDACTED if _NAME_BEFORE.search(match.string[max(0, start - _NAME_LENGTH) : start]) else run
 
 
 def _redact_signed(match: re.Match[str]) -> str:

@@ -65,6 +65,23 @@ _OTEL_TYPES = (str, bool, int, float, bytes, Sequence, Mapping)
 #: A text that no rule can find anything in: paths, words, short numbers. Every known token has a capital, a "_" or a
 #: "-" in it, or letters and digits mixed; a card has 13 digits; all else needs a separator. Tests hold it against the rules.  # noqa: E501
 _NOTHING_IN_IT = lazy_pattern(r"(?:/*+(?:[a-z]++[0-9]{0,3}+|[0-9]{1,12}+)(?![a-z0-9]))*+/*+")
+#: Words alone, of letters or a few digits, with a blank, "/", "-" or a comma between them ...
+_WORDS_ALONE = lazy_pattern(
+    r"[ /]?+(?:(?:[A-Za-z]{1,15}+(?:-[A-Za-z]{1,15}+)*+|[0-9]{1,5}+(?! [0-9]))(?![A-Za-z0-9_])"
+    r"(?:, |\. | /|/ |[ /])?+)*+[./]?+"
+)
+#: ... say nothing unless one of these is among them.
+_SAYS_SOMETHING = lazy_pattern(
+    r"(?i)pass|secret|token|bearer|basic|digest|negotiate|apikey|auth|identified|attach|pragma|\benv|\barg|setx|setuser|key|sql"
+    r"|hook|login|redis"
+)
+
+
+def _says_nothing(text: str) -> bool:
+    """Return whether no rule can find anything in a short text: most messages and paths."""
+    return _NOTHING_IN_IT.fullmatch(text) is not None or (
+        _WORDS_ALONE.fullmatch(text) is not None and _SAYS_SOMETHING.search(text) is None
+    )
 
 
 class Scrubber:
@@ -287,7 +304,7 @@ class Scrubber:
     def fresh_text(self, text: str) -> str:
         """`text()` for a caller who remembers for himself what he has asked before."""
         try:
-            if len(text) <= _CACHED_TEXT_LENGTH and _NOTHING_IN_IT.fullmatch(text):
+            if len(text) <= _CACHED_TEXT_LENGTH and _says_nothing(text):
                 return text
             return self._text_uncached(text, False)
         except Exception as error:
@@ -337,7 +354,7 @@ class Scrubber:
         return text if known == text else known
 
     def _text_uncached(self, text: str, query: bool = False, key: str = "") -> str:
-        if not query and not self._personal and len(text) <= _CACHED_TEXT_LENGTH and _NOTHING_IN_IT.fullmatch(text):
+        if not query and not self._personal and len(text) <= _CACHED_TEXT_LENGTH and _says_nothing(text):
             return text
         once = self._apply_rules(text, query, key)
         # What one rule leaves may look new to another. Only a text with a secret in it is passed again.

@@ -792,7 +792,7 @@ PIECES = st.sampled_from([
 @LONG
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_a_text_that_is_passed_by_is_one_the_rules_leave_alone(text):
-    if scrub._NOTHING_IN_IT.fullmatch(text):
+    if scrub._says_nothing(text):
         assert SCRUBBER._apply_rules(text) is text
     if forms._KNOWN_TOKENS.search(text):
         assert forms._HAS_RUN.search(text)
