@@ -175,7 +175,7 @@ class SamplingPolicyAdmin(PolicyPages):
             said = [text.list_changes(before, values)]
         for formset in formsets or ():
             said += admin_history.describe_rules(formset)
-        return "; ".join(part for part in said if part)
+        return "; ".join(part for part in said if part) or gettext("No fields changed.")
 
     # --- Small parts. ---
 

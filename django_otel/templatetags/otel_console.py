@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from django import template
 from django.utils.html import conditional_escape, format_html
@@ -62,6 +64,12 @@ def _without_punctuation(part: str) -> str:
         else:
             break
     return part
+
+
+@register.filter
+def bdi_each(values: Iterable[Any]) -> list[Any]:
+    """`bdi` of each text of a list, and of the lists within it."""
+    return [bdi_each(value) if isinstance(value, list | tuple) else bdi(value) for value in values]
 
 
 @register.filter

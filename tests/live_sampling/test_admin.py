@@ -899,3 +899,11 @@ def test_the_page_reads_where_it_writes():
         assert client.post(f"{LIST}1/delete/", {"post": "yes"}).status_code == 302
     assert not SamplingPolicy.objects.using("default").exists()
     assert not SamplingRule.objects.using("default").exists()
+
+
+def test_a_change_of_nothing_is_named_in_the_history():
+    """As Django names it, in place of an empty line."""
+    client = login(is_superuser=True)
+    save(client, ADD, ratio="0.1")
+    save(client, ROW, ratio="0.1")
+    assert LogEntry.objects.latest("pk").change_message == "No fields changed."
