@@ -44,7 +44,7 @@ def main() -> int:
 
     from django_otel import runtime
     from django_otel.config.parse import parse
-    from django_otel.export.pipelines import SpanCleaner
+    from django_otel.redaction.span_cleaner import SpanCleaner
     from django_otel.tracestore.items import StoredSample
     from django_otel.tracestore.processor import StoreProcessor
 
@@ -58,7 +58,7 @@ def main() -> int:
         resource=lambda: resource,
         collect=runtime.collect, group=lambda: None, facts=dict, on_drop=lambda *drop: lost.append(drop),
     )  # fmt: skip
-    runtime._console = console
+    runtime.current().console = console
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     kept: list[object] = []
     provider.add_span_processor(_Keeper(kept))

@@ -369,7 +369,7 @@ def count_here(kind: str, names: list[str], requests: int) -> None:
 
         # A second of theirs, while requests run fifty times slower than they do, would be a third of what is counted.
         stop_clocks()
-        runtime._ids.bits = random.Random(1).getrandbits  # type: ignore[attr-defined]
+        runtime.current().traces.ids.bits = random.Random(1).getrandbits  # type: ignore[attr-defined]
     counter = callgrind.Counter()
     for case in cases:
         if is_instrumented:

@@ -193,7 +193,8 @@ def measure_buffer(spans: int = BUFFER_SPANS) -> tuple[float, int]:
     from opentelemetry.context import Context
     from opentelemetry.sdk.resources import Resource
 
-    from django_otel.export.pipelines import SwitchProcessor, build_span_limits
+    from django_otel.export.limits import build_span_limits
+    from django_otel.export.processors import SwitchProcessor
     from django_otel.sampling.policy import Policy
     from django_otel.sampling.sampler import LiveSampler
     from django_otel.tracing.ids import OwnRandomIdGenerator

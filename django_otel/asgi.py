@@ -33,7 +33,7 @@ async def serve_lifespan(receive: Receive, send: Send) -> None:
         elif message["type"] == "lifespan.shutdown":
             with guard.contained("the flush at the server's shutdown"):
                 # In a thread: an export blocks, and the loop still closes connections.
-                await asyncio.to_thread(runtime.flush, runtime.SHUTDOWN_BUDGET_S)
+                await asyncio.to_thread(runtime.flush)
             await send({"type": "lifespan.shutdown.complete"})
             return
 

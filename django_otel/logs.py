@@ -24,7 +24,6 @@ import enum
 import functools
 import itertools
 import logging
-import os
 import pathlib
 import threading
 import time
@@ -38,7 +37,7 @@ from opentelemetry import trace
 from opentelemetry.semconv.attributes import code_attributes, exception_attributes
 from opentelemetry.trace import INVALID_SPAN, TraceFlags
 
-from django_otel.base import guard, log_fields, proxies
+from django_otel.base import forks, guard, log_fields, proxies
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.redaction import cutting
 from django_otel.redaction.paths import redact_unmatched
@@ -90,17 +89,30 @@ _STACK_INFO = getattr(code_attributes, "CODE_STACKTRACE", "code.stacktrace")
 _sequence = itertools.count(1).__next__
 _seen: dict[tuple[int | None, int], object] = {}
 _emitting: contextvars.ContextVar[bool] = contextvars.ContextVar("django_otel_log_emitting", default=False)
-_lock = threading.RLock()
 
 
-def _renew_lock() -> None:
-    # The thread that held it does not exist in the child.
-    global _lock
-    _lock = threading.RLock()
+class _State:
+    """What changes while the process runs."""
+
+    def __init__(self) -> None:
+        self.renew_lock()
+        #: The factory of log records that we have put in force, and the one of `logging.basicConfig`.
+        self.factory: _CorrelatingFactory | None = None
+        self.basic_config: Callable[..., None] | None = None
+        self.level = logging.INFO
+        self.excluded: tuple[str, ...] = _OWN_LOGGERS
+        #: OpenTelemetry's loggers by name, and the provider that they are of; whether that is another tool's.
+        self.loggers: dict[str, Logger] = {}
+        self.provider: LoggerProvider | None = None
+        self.is_foreign = False
+
+    def renew_lock(self) -> None:
+        """In a forked child: the thread that held it does not exist there."""
+        self.lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_state = _State()
+forks.register("logs", _state.renew_lock)
 
 
 # --- correlation -----------------------------------------------------------------------------------------------
@@ -153,26 +165,22 @@ class _CorrelatingFactory:
         return record
 
 
-_factory: _CorrelatingFactory | None = None
-
-
 def _factory_in_chain() -> _CorrelatingFactory:
     """Our factory, put in front unless it is already called for every record."""
-    global _factory
     current = logging.getLogRecordFactory()
-    if _factory is not None:
-        if current is _factory:
-            return _factory
+    if _state.factory is not None:
+        if current is _state.factory:
+            return _state.factory
         # Somebody's factory is in front. It may call ours, or have replaced it: one record tells.
-        calls = _factory.calls
+        calls = _state.factory.calls
         with guard.contained("logs.probe"):
             current("django_otel.logs", logging.NOTSET, __file__, 0, "probe", (), None)
-        if _factory.calls != calls:
-            return _factory
-        _factory.correlate = _factory.fill = _factory.export = False
-    _factory = _CorrelatingFactory(current.earlier if isinstance(current, log_fields.EarlyFactory) else current)
-    logging.setLogRecordFactory(_factory)
-    return _factory
+        if _state.factory.calls != calls:
+            return _state.factory
+        _state.factory.correlate = _state.factory.fill = _state.factory.export = False
+    _state.factory = _CorrelatingFactory(current.earlier if isinstance(current, log_fields.EarlyFactory) else current)
+    logging.setLogRecordFactory(_state.factory)
+    return _state.factory
 
 
 # --- export ----------------------------------------------------------------------------------------------------
@@ -204,7 +212,11 @@ class OTelHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand the record to the current logger provider, unless it is below the level, our own, or already sent."""
-        if (self.level == logging.NOTSET and record.levelno < _level) or _emitting.get() or _is_excluded(record.name):
+        if (
+            (self.level == logging.NOTSET and record.levelno < _state.level)
+            or _emitting.get()
+            or _is_excluded(record.name)
+        ):
             return
         token = _emitting.set(True)
         try:
@@ -216,7 +228,7 @@ class OTelHandler(logging.Handler):
                     console.on_log(built, record.name)
                 if logger is not None:
                     # A record of its own when it is changed: the console's is scrubbed in its thread.
-                    logger.emit(_scrubbed(built) if _is_foreign else built)
+                    logger.emit(_scrubbed(built) if _state.is_foreign else built)
         except Exception as error:
             guard.report("logs.emit", error)
         finally:
@@ -285,25 +297,19 @@ def _without_path_secrets(text: str, record: logging.LogRecord) -> str:
 
 
 _root_handler = OTelHandler()
-_level = logging.INFO
-_excluded: tuple[str, ...] = _OWN_LOGGERS
-_loggers: dict[str, Logger] = {}
-_loggers_of: LoggerProvider | None = None
-_is_foreign = False
 
 
 def _logger(name: str) -> Logger | None:
     """The OpenTelemetry logger of that name from the provider of now; None when nothing is exported."""
-    global _loggers, _loggers_of, _is_foreign
     from django_otel import runtime
 
     provider: LoggerProvider | None = runtime.current().logger_provider
     if provider is None:
         return None
-    if provider is not _loggers_of:
-        _loggers, _loggers_of = {}, provider
-        _is_foreign = provider is not runtime._own_logger_provider
-    loggers = _loggers
+    if provider is not _state.provider:
+        _state.loggers, _state.provider = {}, provider
+        _state.is_foreign = provider is not runtime.current().logs.own_provider
+    loggers = _state.loggers
     logger = loggers.get(name)
     if logger is None:
         from opentelemetry._logs import NoOpLogger
@@ -346,7 +352,7 @@ def _is_below(name: str, parent: str) -> bool:
 
 
 def _is_excluded(name: str) -> bool:
-    for parent in _excluded:
+    for parent in _state.excluded:
         if _is_below(name, parent):
             return True
     for parent in _EXPORT_LOGGERS:
@@ -513,12 +519,11 @@ def install(config: Config) -> None:
 
     Errors: none; a fault is contained and reported.
     """
-    with guard.contained("logs.install"), _lock:
+    with guard.contained("logs.install"), _state.lock:
         _install(config)
 
 
 def _install(config: Config) -> None:
-    global _level, _excluded
     correlate = config.enabled and config.logs.correlation
     export = config.enabled and _is_wanted(config)
     if not config.enabled:
@@ -527,9 +532,9 @@ def _install(config: Config) -> None:
     if not correlate and not export:
         _uninstall()
         return
-    _level = logging.getLevelNamesMapping()[config.logs.level]
+    _state.level = logging.getLevelNamesMapping()[config.logs.level]
     # gRPC logs from threads of its own, where nothing says that it is exporting.
-    _excluded = (*_OWN_LOGGERS, "grpc") if "otlp-grpc" in config.logs.exporters else _OWN_LOGGERS
+    _state.excluded = (*_OWN_LOGGERS, "grpc") if "otlp-grpc" in config.logs.exporters else _OWN_LOGGERS
     factory = _factory_in_chain()
     factory.set_service_name(_service_name(config))
     factory.correlate, factory.fill = correlate, False
@@ -567,7 +572,7 @@ def stand_by(service_name: str = "") -> None:
     Used while telemetry is off: by `ENABLED`, by `OTEL_SDK_DISABLED`, before the settings are read, or as they are
     faulty.
     """
-    with guard.contained("logs.stand_by"), _lock:
+    with guard.contained("logs.stand_by"), _state.lock:
         _stand_by(service_name)
 
 
@@ -580,34 +585,28 @@ def _stand_by(service_name: str) -> None:
 
 def uninstall() -> None:
     """Take everything back: handler, factory. A factory that others have covered stays, and does nothing."""
-    with guard.contained("logs.uninstall"), _lock:
+    with guard.contained("logs.uninstall"), _state.lock:
         _uninstall()
 
 
 def _uninstall() -> None:
-    global _factory
-    if _factory is not None:
-        _factory.correlate = _factory.fill = _factory.export = False
-        if logging.getLogRecordFactory() is _factory:
-            logging.setLogRecordFactory(_factory.earlier)
-            _factory = None
+    if _state.factory is not None:
+        _state.factory.correlate = _state.factory.fill = _state.factory.export = False
+        if logging.getLogRecordFactory() is _state.factory:
+            logging.setLogRecordFactory(_state.factory.earlier)
+            _state.factory = None
     _stop_export()
 
 
 def _stop_export() -> None:
-    global _loggers, _loggers_of
     logging.root.removeHandler(_root_handler)
     _unwrap_basic_config()
-    _loggers, _loggers_of = {}, None
-
-
-_basic_config: Callable[..., None] | None = None
+    _state.loggers, _state.provider = {}, None
 
 
 def _wrap_basic_config() -> None:
     """Keep `logging.basicConfig` working: it does nothing when the root logger has a handler, and ours is no reason."""
-    global _basic_config
-    if _basic_config is not None and logging.basicConfig is _basic_config:
+    if _state.basic_config is not None and logging.basicConfig is _state.basic_config:
         return
     original = logging.basicConfig
 
@@ -621,12 +620,11 @@ def _wrap_basic_config() -> None:
             if ours:
                 logging.root.addHandler(_root_handler)
 
-    _basic_config = basic_config
+    _state.basic_config = basic_config
     logging.basicConfig = basic_config
 
 
 def _unwrap_basic_config() -> None:
-    global _basic_config
-    if _basic_config is not None and logging.basicConfig is _basic_config:
-        logging.basicConfig = _basic_config.__wrapped__  # type: ignore[attr-defined]
-        _basic_config = None
+    if _state.basic_config is not None and logging.basicConfig is _state.basic_config:
+        logging.basicConfig = _state.basic_config.__wrapped__  # type: ignore[attr-defined]
+        _state.basic_config = None

@@ -24,7 +24,7 @@ from opentelemetry import context as otel_context
 
 from django_otel import conf, own_paths, runtime, views
 from django_otel.base import guard
-from django_otel.export.pipelines import import_path
+from django_otel.config.packages import import_path
 from django_otel.live_sampling import force
 from django_otel.requests.observation import Observation, Observer, find
 from django_otel.requests.response_headers import build_response_headers

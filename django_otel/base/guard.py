@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
@@ -21,21 +20,24 @@ P = ParamSpec("P")
 R = TypeVar("R")
 D = TypeVar("D")
 
-_logged: set[str] = set()
-_counts: dict[str, int] = {}
-_lock = threading.Lock()
+
+class _Faults:
+    """What was reported so far, by place."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.logged: set[str] = set()
+        self.counts: dict[str, int] = {}
+
+
+_faults = _Faults()
 #: A place is a fixed string in our code, so this bound is never met; it guards against a place made from data.
 _MAX_PLACES = 500
 
 
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    # A thread that the child does not have may hold it.
-    os.register_at_fork(after_in_child=_renew_lock)
+def renew_lock() -> None:
+    """In a forked child: a thread that it does not have may hold the lock."""
+    _faults.lock = threading.Lock()
 
 
 def report(place: str, error: BaseException) -> None:
@@ -44,11 +46,11 @@ def report(place: str, error: BaseException) -> None:
     The exception's text is not logged on its own line, and later faults at the
     same place are only counted, so that a client cannot fill the log.
     """
-    with _lock:
-        _counts[place] = _counts.get(place, 0) + 1
-        first = place not in _logged and len(_logged) < _MAX_PLACES
+    with _faults.lock:
+        _faults.counts[place] = _faults.counts.get(place, 0) + 1
+        first = place not in _faults.logged and len(_faults.logged) < _MAX_PLACES
         if first:
-            _logged.add(place)
+            _faults.logged.add(place)
     if first:
         logger.error(
             "django_otel: %s failed and was contained; the application is not affected. "
@@ -60,24 +62,24 @@ def report(place: str, error: BaseException) -> None:
 
 def warn_once(place: str, message: str, *arguments: object) -> None:
     """Log a warning the first time `place` has something to say."""
-    with _lock:
-        if place in _logged or len(_logged) >= _MAX_PLACES:
+    with _faults.lock:
+        if place in _faults.logged or len(_faults.logged) >= _MAX_PLACES:
             return
-        _logged.add(place)
+        _faults.logged.add(place)
     logger.warning(message, *arguments)
 
 
 def fault_counts() -> dict[str, int]:
     """How many faults were contained so far in this process, by place."""
-    with _lock:
-        return dict(_counts)
+    with _faults.lock:
+        return dict(_faults.counts)
 
 
 def reset() -> None:
     """Forget what was logged and counted (for tests)."""
-    with _lock:
-        _logged.clear()
-        _counts.clear()
+    with _faults.lock:
+        _faults.logged.clear()
+        _faults.counts.clear()
 
 
 @contextlib.contextmanager

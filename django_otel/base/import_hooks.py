@@ -13,29 +13,24 @@ half as long as all of the API.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from django_otel.base import guard
+from django_otel.base import forks, guard
 
-_lock = threading.Lock()
 _waiting: dict[str, Callable[[], None]] = {}
 
 
-def _after_fork() -> None:
-    global _lock
-    # Another of the parent's threads may have held it.
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
 class _Finder:
+    def __init__(self) -> None:
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """In a forked child: another of the parent's threads may have held it."""
+        self.lock = threading.Lock()
+
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
         # Every import of the process comes by here.
         if name not in _waiting:
@@ -76,6 +71,7 @@ class _Loader:
 
 
 _finder = _Finder()
+forks.register("base.import_hooks", _finder.renew_lock)
 
 
 def when_imported(name: str, callback: Callable[[], None]) -> bool:
@@ -84,7 +80,7 @@ def when_imported(name: str, callback: Callable[[], None]) -> bool:
     One callback per module, the last one given. Gives
     False, and waits for nothing, when the module is there already.
     """
-    with _lock:
+    with _finder.lock:
         if name in sys.modules:
             return False
         _waiting[name] = callback
@@ -95,7 +91,7 @@ def when_imported(name: str, callback: Callable[[], None]) -> bool:
 
 def forget(name: str) -> Callable[[], None] | None:
     """Wait no longer for a module; what was to be called, if anything."""
-    with _lock:
+    with _finder.lock:
         callback = _waiting.pop(name, None)
         if not _waiting and _finder in sys.meta_path:
             sys.meta_path.remove(_finder)

@@ -32,6 +32,8 @@ _MESSAGE_LENGTH = 300
 
 #: Counts lost items: number, reason, signal ("traces", "metrics", "logs").
 DropCounter = Callable[[int, str, str], None]
+#: Counts failed exports by signal.
+FailureCounter = Callable[[str], None]
 
 
 class Answers:

@@ -21,8 +21,8 @@ from django_otel.base.sdk_compat import EncodedSpans, build_encoded_exporter_cla
 from django_otel.config.schema import Config
 from django_otel.export.answers import Answers, Items, send_in_parts
 from django_otel.export.encoder import SpanEncoder
-from django_otel.export.pipelines import SpanCleaner
 from django_otel.redaction import library_spans
+from django_otel.redaction.span_cleaner import SpanCleaner
 
 logger = logging.getLogger("django_otel")
 

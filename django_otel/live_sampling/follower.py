@@ -36,7 +36,7 @@ from django.db import connections, router, transaction
 from django.utils import timezone
 
 from django_otel import runtime
-from django_otel.base import guard
+from django_otel.base import forks, guard
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
 from django_otel.live_sampling import hosts
@@ -474,9 +474,8 @@ def _abandon_inherited() -> None:
             _followers.pop(inherited).abandon()
 
 
-if hasattr(os, "register_at_fork"):
-    # At once: a child that kept the parent's locks open would keep them held when the parent is gone.
-    os.register_at_fork(after_in_child=_abandon_inherited)
+# At once: a child that kept the parent's locks open would keep them held when the parent is gone.
+forks.register("live_sampling.follower", _abandon_inherited)
 
 
 def ensure_started() -> None:

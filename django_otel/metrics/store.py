@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
-from django_otel.base import guard
+from django_otel.base import forks, guard
 from django_otel.metrics import catalogue
 from django_otel.metrics.attributes import cut
 from django_otel.metrics.cells import Definition, Memory
@@ -52,11 +51,9 @@ class CellStore:
         self.joined = False
         #: Called by a measurement while `joined` is False.
         self.on_measurement: Callable[[], None] | None = None
-        if hasattr(os, "register_at_fork"):
-            # Taken over the fork, so that the child does not inherit it held by a thread it does not have.
-            os.register_at_fork(
-                before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._after_fork_in_child
-            )
+        self._is_forking = False
+        # Taken over the fork, so that the child does not inherit it held by a thread it does not have.
+        forks.register("metrics.store", self._after_fork_in_child, before=self._before_fork, in_parent=self._after_fork)
 
     def wake(self) -> None:
         """Tell whoever waits for it that something was measured. No lock is held here."""
@@ -66,15 +63,19 @@ class CellStore:
 
     def _before_fork(self) -> None:
         self.lock.acquire()
+        self._is_forking = True
 
     def _after_fork(self) -> None:
+        self._is_forking = False
         self.lock.release()
 
     def _after_fork_in_child(self) -> None:
         try:
             self.leave()
         finally:
-            self.lock.release()
+            # Not where the fork ran none of Python's hooks.
+            if self._is_forking:
+                self._after_fork()
 
     def leave(self) -> None:
         """Go on at zero in private memory: in a forked child, what the parent counted is the parent's, as its cells."""

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-from django_otel.base import guard
+from django_otel.base import forks, guard
 from django_otel.base.private_files import Unusable
 from django_otel.config.schema import Config
 from django_otel.metrics.cells import Memory
@@ -275,5 +275,4 @@ def _abandon_all() -> None:
             sharing.abandon()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_all)
+forks.register("multiprocess.sharing", _abandon_all)

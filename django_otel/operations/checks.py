@@ -21,9 +21,9 @@ from django.utils.translation import gettext, ngettext
 
 from django_otel import business, conf, runtime
 from django_otel.base import guard
+from django_otel.config.packages import import_path, package_version
 from django_otel.config.parse import parse
 from django_otel.config.schema import Config, ConfigError, Problem
-from django_otel.export.pipelines import import_path, package_version
 from django_otel.instrumentation import instrumentors
 from django_otel.multiprocess import lease
 from django_otel.operations import groups, surroundings

@@ -30,8 +30,11 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from django_otel import runtime
 from django_otel.base import sdk_compat
 from django_otel.base.suppression import suppress_instrumentation
+from django_otel.config.packages import import_path, package_version
 from django_otel.config.schema import Config, ConfigError
-from django_otel.export import pipelines
+from django_otel.export.exporters import OTLP_KINDS, build_otlp_exporter, grpc_target
+from django_otel.export.limits import build_span_limits
+from django_otel.export.resource import build_resource
 from django_otel.instrumentation import instrumentors
 from django_otel.operations import checks, surroundings
 from django_otel.operations.reasons import http_url, name_error, probe_grpc, probe_http, show_url
@@ -108,9 +111,9 @@ def _try_exporter(name: str, signal: str, config: Config, timeout_s: float, hear
     if name == "console":
         return Finding(subject, "ok", gettext("printed on the console, nothing is sent."))
     try:
-        if name not in pipelines.OTLP_KINDS:
+        if name not in OTLP_KINDS:
             return _try_own(subject, name, config)
-        exporter = pipelines.build_otlp_exporter(name, signal, config)
+        exporter = build_otlp_exporter(name, signal, config)
     except ConfigError as error:
         return Finding(subject, "failed", error.problems[0].message, error.problems[0].hint)
     except Exception as error:
@@ -123,7 +126,7 @@ def _not_built(error: Exception) -> str:
 
 
 def _try_own(subject: str, path: str, config: Config) -> Finding:
-    made = pipelines.import_path(path)()
+    made = import_path(path)()
     try:
         if isinstance(made, SpanProcessor):
             text = gettext("gives a %(type)s; a span processor cannot be tried from here.")
@@ -179,7 +182,7 @@ def describe_endpoint(name: str, signal: str, config: Config) -> str:
     """Where an exporter sends, as it may be shown: without user, password and query."""
     settings = getattr(config, signal)
     if name == "otlp-grpc":
-        return show_url(pipelines.grpc_target(settings))
+        return show_url(grpc_target(settings))
     return show_url(http_url(settings, signal))
 
 
@@ -197,12 +200,12 @@ class _Catch(SpanProcessor):
 def build_test_spans(config: Config, name: str = "django_otel doctor") -> list[ReadableSpan]:
     """A finished trace of a parent with an event and its child, sampled whatever the settings say."""
     catch = _Catch()
-    resource = pipelines.build_resource(config, Scrubber(config.scrub.extra, personal=config.scrub.personal).attributes)
+    resource = build_resource(config, Scrubber(config.scrub.extra, personal=config.scrub.personal).attributes)
     provider = TracerProvider(
-        sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False, span_limits=pipelines.build_span_limits()
+        sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False, span_limits=build_span_limits()
     )
     provider.add_span_processor(catch)
-    tracer = provider.get_tracer(SCOPE, pipelines.package_version("django-otel-kit"))
+    tracer = provider.get_tracer(SCOPE, package_version("django-otel-kit"))
     # An empty context: the test is a trace of its own, whatever is current.
     with tracer.start_as_current_span(name, context=trace.set_span_in_context(trace.INVALID_SPAN)) as parent:
         parent.add_event("test", {"django_otel.test": True})
@@ -215,7 +218,7 @@ def build_test_batch(signal: str, config: Config) -> Any:
     """What the SDK would hand to an exporter of `signal`: one span, metric or log record that is marked as a test."""
     if signal == "traces":
         return build_test_spans(config)[-1:]
-    resource = pipelines.build_resource(config, Scrubber(config.scrub.extra, personal=config.scrub.personal).attributes)
+    resource = build_resource(config, Scrubber(config.scrub.extra, personal=config.scrub.personal).attributes)
     return _build_test_metric(resource) if signal == "metrics" else _build_test_log(resource)
 
 
@@ -428,11 +431,11 @@ def _send_spans(name: str, spans: list[ReadableSpan], config: Config, timeout_s:
     try:
         if name == "console":
             exporter: Any = ConsoleSpanExporter()
-        elif name in pipelines.OTLP_KINDS:
+        elif name in OTLP_KINDS:
             place = describe_endpoint(name, "traces", config)
-            exporter = pipelines.build_otlp_exporter(name, "traces", config)
+            exporter = build_otlp_exporter(name, "traces", config)
         else:
-            exporter = pipelines.import_path(name)()
+            exporter = import_path(name)()
             if isinstance(exporter, SpanProcessor):
                 for span in spans:
                     exporter.on_end(span)

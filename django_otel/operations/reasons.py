@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from django.utils.translation import gettext
 
-from django_otel.export import pipelines
+from django_otel.export.exporters import DEFAULT_HTTP_ENDPOINT, grpc_target
 
 _SERVICES = {
     "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
@@ -30,7 +30,7 @@ def show_url(url: str) -> str:
 
 def http_url(settings: Any, signal: str) -> str:
     """Where OTLP over HTTP sends `signal`."""
-    return settings.endpoint or f"{pipelines._DEFAULT_HTTP_ENDPOINT}/v1/{signal}"
+    return settings.endpoint or f"{DEFAULT_HTTP_ENDPOINT}/v1/{signal}"
 
 
 # --- Why not, over HTTP. ---
@@ -239,7 +239,7 @@ def probe_grpc(settings: Any, signal: str, timeout_s: float) -> Reason | None:
         )
     import grpc
 
-    target = pipelines.grpc_target(settings)
+    target = grpc_target(settings)
     is_secure = target.startswith("https://")
     address = target.partition("://")[2] or target
     reason = _probe_tcp(address, 443 if is_secure else 80, timeout_s)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from django_otel.base import guard
+from django_otel.base import forks, guard
 from django_otel.base.private_files import Unusable, temporary_folder
 
 #: "DjOt": tells our file from any other. Source: SQLite, "PRAGMA application_id".
@@ -168,7 +168,9 @@ class _ForkGate:
     PATIENCE_S = 1.0
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        #: Made with the first connection, after gevent has patched `threading`.
+        self._condition: threading.Condition | None = None
+        self._pid = os.getpid()
         self._users = 0
         self._forks = 0
         self.is_tainted = False
@@ -176,61 +178,49 @@ class _ForkGate:
     @contextlib.contextmanager
     def using(self) -> Iterator[None]:
         """Around everything that has a connection open. Errors: `Unusable` in a child forked at a bad moment."""
+        # A fork may have run no hooks (uWSGI's own).
+        self.after_in_child()
         if self.is_tainted:
             raise Unusable("this process was forked in the middle of a write; it cannot use the store.")
-        with self._condition:
-            self._condition.wait_for(lambda: not self._forks, self.PATIENCE_S)
+        condition = self._condition
+        if condition is None:
+            # Of two threads both use the same.
+            condition = self.__dict__.setdefault("_made", threading.Condition())
+            self._condition = condition
+        with condition:
+            condition.wait_for(lambda: not self._forks, self.PATIENCE_S)
             self._users += 1
         try:
             yield
         finally:
-            with self._condition:
+            with condition:
                 self._users -= 1
-                self._condition.notify_all()
+                condition.notify_all()
 
     def before_fork(self) -> None:
-        with self._condition:
-            self._forks += 1
-            self._condition.wait_for(lambda: not self._users, self.PATIENCE_S)
+        if self._condition is not None:
+            with self._condition:
+                self._forks += 1
+                self._condition.wait_for(lambda: not self._users, self.PATIENCE_S)
 
     def after_in_parent(self) -> None:
-        with self._condition:
-            self._forks -= 1
-            self._condition.notify_all()
+        if self._condition is not None:
+            with self._condition:
+                self._forks = max(0, self._forks - 1)
+                self._condition.notify_all()
 
     def after_in_child(self) -> None:
+        """Once in each forked child: nothing of the parent's threads is here."""
+        if self._pid == os.getpid():
+            return
+        self._pid = os.getpid()
         self.is_tainted = self.is_tainted or self._users > 0
-        self._condition = threading.Condition()
+        self._condition = threading.Condition() if self._condition is not None else None
         self._users = self._forks = 0
 
 
-#: Made with the first connection, after gevent has patched `threading`.
-_gate: _ForkGate | None = None
-_gate_pid = 0
-
-
-def fork_gate() -> _ForkGate:
-    """This process's gate."""
-    global _gate, _gate_pid
-    if _gate is None:
-        _gate, _gate_pid = _ForkGate(), os.getpid()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=_gate.before_fork,
-                after_in_parent=_gate.after_in_parent,
-                after_in_child=_after_in_child,
-            )
-    elif _gate_pid != os.getpid():
-        # A fork that ran no hooks (uWSGI's own).
-        _after_in_child()
-    return _gate
-
-
-def _after_in_child() -> None:
-    global _gate_pid
-    if _gate is not None and _gate_pid != os.getpid():
-        _gate_pid = os.getpid()
-        _gate.after_in_child()
+_gate = _ForkGate()
+forks.register("tracestore.file", _gate.after_in_child, before=_gate.before_fork, in_parent=_gate.after_in_parent)
 
 
 # --- The file. ---
@@ -248,7 +238,7 @@ class StoreFile:
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
         """A connection for a moment; the file is made when it is missing, and set aside when it is damaged."""
-        with fork_gate().using():
+        with _gate.using():
             connection = self._open()
             try:
                 yield connection

@@ -30,6 +30,8 @@ from opentelemetry.trace import (
 )
 
 from django_otel.base.patterns import lazy_pattern
+from django_otel.config.packages import missing_package
+from django_otel.config.schema import Config
 from django_otel.tracing import outbound
 
 _TRACEPARENT = lazy_pattern(r"[ \t]*([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?[ \t]*")
@@ -227,3 +229,22 @@ class MetaGetter(Getter[Mapping[str, object]]):
 
 
 META_GETTER = MetaGetter()
+
+
+def build_propagators(config: Config) -> tuple[TextMapPropagator, ...]:
+    """What `PROPAGATION.FORMATS` names. Errors: `ConfigError` (E004) when a format's package is missing."""
+    parts: list[TextMapPropagator] = []
+    for name in config.propagation.formats:
+        if name == "tracecontext":
+            parts.append(TraceContextPropagator())
+        elif name == "baggage":
+            parts.append(BaggagePropagator(config.propagation.baggage_keys))
+        elif name != "none":
+            from importlib.metadata import entry_points
+
+            found = list(entry_points(group="opentelemetry_propagator", name=name))
+            if not found:
+                package = f"opentelemetry-propagator-{name.removesuffix('multi')}"
+                raise missing_package(name, package, package)
+            parts.append(found[0].load()())
+    return tuple(parts)

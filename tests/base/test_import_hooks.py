@@ -152,7 +152,7 @@ def test_threads_that_import_at_once_see_one_call(module):
 def test_a_child_forked_while_another_thread_registers_can_import(module):
     """The lock that the lost thread held is not held in the child; what the parent waited for, it waits for as well."""
     import_hooks.when_imported(NAME, lambda: None)
-    with import_hooks._lock:
+    with import_hooks._finder.lock:
         pid = os.fork()
         if pid == 0:
             calls = []

@@ -219,13 +219,13 @@ def test_the_face_watches_what_the_guard_handles():
 @pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
 @pytest.mark.parametrize("value", ["10s", "-1", "garbage"])
 def test_no_value_keeps_an_exporter_from_being_built(kind, signal, value, monkeypatch):
-    from django_otel.export import pipelines
+    from django_otel.export import exporters
 
     for name in VARIABLES:
         if name.startswith("OTEL_EXPORTER_OTLP") and name.endswith(("TIMEOUT", "COMPRESSION", "INSECURE")):
             monkeypatch.setenv(name, value)
     monkeypatch.setenv("OTEL_PYTHON_EXPORTER_OTLP_GRPC_RETRYABLE_ERROR_CODES", value)
-    exporter = pipelines.build_otlp_exporter(kind, signal, parse({}, dict(os.environ)))
+    exporter = exporters.build_otlp_exporter(kind, signal, parse({}, dict(os.environ)))
     exporter.shutdown()
     assert os.environ["OTEL_EXPORTER_OTLP_TIMEOUT"] == value
 
@@ -273,12 +273,12 @@ def test_a_callers_flag_is_ignored_where_the_sampler_does_not_follow_it(
     ],
 )  # fmt: skip
 def test_grpc_is_encrypted_unless_plain_text_is_asked_for(environ, target):
-    from django_otel.export import pipelines
+    from django_otel.export import exporters
 
     config = parse({}, {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", **environ})
     assert config.traces.exporters == ("otlp-grpc",)
-    assert pipelines.grpc_target(config.traces) == target
-    assert pipelines._grpc_arguments(config.traces)["insecure"] is target.startswith("http://")
+    assert exporters.grpc_target(config.traces) == target
+    assert exporters._grpc_arguments(config.traces)["insecure"] is target.startswith("http://")
 
 
 def test_an_endpoint_without_scheme_needs_grpc():
@@ -295,7 +295,7 @@ def test_the_environments_protocol_stands_above_the_settings_exporters():
 
 
 def test_an_instance_id_is_kept_and_unique():
-    from django_otel.export.pipelines import build_resource
+    from django_otel.export.resource import build_resource
 
     config = parse({}, {"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=pod-7"})
     first, second = (build_resource(config).attributes["service.instance.id"] for _ in range(2))
@@ -444,7 +444,7 @@ def test_otlp_in_json(signal, compression):
     import threading
     import zlib
 
-    from django_otel.export import pipelines
+    from django_otel.export import exporters
     from django_otel.operations import doctor
 
     requests = []
@@ -470,9 +470,9 @@ def test_otlp_in_json(signal, compression):
         config = parse({}, environ)
         assert getattr(config, signal).exporters == ("otlp-json",)
         if signal == "traces":
-            exporter = pipelines.build_direct_exporter("otlp-json", config, lambda span: span, lambda count: None)
+            exporter = exporters.build_direct_exporter("otlp-json", config, lambda span: span, lambda count: None)
         else:
-            exporter = pipelines.build_otlp_exporter("otlp-json", signal, config)
+            exporter = exporters.build_otlp_exporter("otlp-json", signal, config)
         batch = doctor.build_test_batch(signal, config)
         assert exporter.export(batch).name == "SUCCESS"
         exporter.shutdown()

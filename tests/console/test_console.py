@@ -38,7 +38,7 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7|add:7 }
 def console(tmp_path, monkeypatch):
     """A store that this process reads and writes, as in a server."""
     part = processor(tmp_path / "store", Counted())
-    monkeypatch.setattr(runtime, "_console", part)
+    monkeypatch.setattr(runtime.current(), "console", part)
     yield part
     part.shutdown()
     part.finish_shutdown(5)
@@ -69,12 +69,12 @@ def configure(console, settings):
     """Puts other settings in force; a restart would end the store that the test uses."""
 
     def put(**otel):
-        runtime._console = None
+        runtime.current().console = None
         settings.OTEL = {"SERVICE_NAME": "tests", **otel}
-        runtime._console = console
+        runtime.current().console = console
 
     yield put
-    runtime._console = None
+    runtime.current().console = None
 
 
 def record(console, build):
@@ -196,7 +196,7 @@ def total_requests():
 
 
 def test_a_console_that_is_off_says_how_to_switch_it_on(page, monkeypatch):
-    monkeypatch.setattr(runtime, "_console", None)
+    monkeypatch.setattr(runtime.current(), "console", None)
     assert "In tests spans are kept in memory" in words(page(LIST))
     monkeypatch.setattr(runtime, "is_testing", lambda: False)
     assert 'set OTEL["CONSOLE"] = {"ENABLED": True}' in words(page(DASHBOARD))

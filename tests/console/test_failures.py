@@ -50,7 +50,7 @@ def test_the_debug_page_names_the_trace_and_links_to_it(client, settings, otel_s
 
 def test_the_debug_page_links_to_the_console(client, settings, otel_spans, console, monkeypatch):  # noqa: F811
     settings.DEBUG = True
-    monkeypatch.setattr(runtime, "_console", console)
+    monkeypatch.setattr(runtime.current(), "console", console)
     page = client.get("/boom/").content.decode()
     assert f'<a href="/admin/django_otel/trace/{the_trace(otel_spans)}/">' in page
 
@@ -126,7 +126,7 @@ def test_mails_to_the_admins_name_the_trace_and_link_to_it(client, settings, ote
 def test_a_mail_links_to_the_console_with_its_host(
     client, settings, otel_spans, admin_mails, console, monkeypatch  # noqa: F811
 ):  # fmt: skip
-    monkeypatch.setattr(runtime, "_console", console)
+    monkeypatch.setattr(runtime.current(), "console", console)
     client.get("/boom/")
     message = admin_mails[0]
     assert f"http://testserver/admin/django_otel/trace/{the_trace(otel_spans)}/" in message.body
@@ -135,7 +135,7 @@ def test_a_mail_links_to_the_console_with_its_host(
 def test_a_mail_about_a_host_that_is_not_allowed_is_sent_all_the_same(
     settings, admin_mails, console, monkeypatch  # noqa: F811
 ):  # fmt: skip
-    monkeypatch.setattr(runtime, "_console", console)
+    monkeypatch.setattr(runtime.current(), "console", console)
     client = Client(raise_request_exception=False)
     client.get("/boom/", headers={"host": "testserver"})
     request = RequestFactory().get("/boom/", headers={"host": "evil.example"})
@@ -168,7 +168,7 @@ def test_the_page_for_visitors_names_the_trace(failing, settings, otel_spans, dj
 
 
 def test_the_admins_address_is_not_shown_to_everybody(failing, otel_spans, console, monkeypatch, settings):  # noqa: F811
-    monkeypatch.setattr(runtime, "_console", console)
+    monkeypatch.setattr(runtime.current(), "console", console)
     assert "/admin/" not in failing.get("/boom/").content.decode()
     monkeypatch.setattr(failures, "may_see_console", lambda request: True)
     otel_spans.clear()

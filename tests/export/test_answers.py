@@ -24,7 +24,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from django_otel.base import guard
 from django_otel.config.parse import parse
-from django_otel.export import pipelines
+from django_otel.export import exporters
 from django_otel.export.answers import Points
 from tests import services
 from tests.export.test_export_load import Pipeline
@@ -104,7 +104,7 @@ def log_records(count):
 
 def build_exporter(url, signal, drops):
     config = parse({signal.upper(): {"EXPORTERS": ["otlp"], "ENDPOINT": f"{url}/v1/{signal}"}}, {})
-    return pipelines.build_otlp_exporter("otlp", signal, config, lambda *drop: drops.append(drop))
+    return exporters.build_otlp_exporter("otlp", signal, config, lambda *drop: drops.append(drop))
 
 
 def test_spans_that_the_receiver_refuses_are_counted_and_logged_once(caplog):
@@ -344,7 +344,7 @@ def test_points_and_records_refused_over_grpc_are_counted(signal, service, answe
     drops = []
     with grpc_answering(f"opentelemetry.proto.collector.{service}", "Export", made) as url:
         config = parse({signal.upper(): {"EXPORTERS": ["otlp-grpc"], "ENDPOINT": url}}, {})
-        exporter = pipelines.build_otlp_exporter("otlp-grpc", signal, config, lambda *drop: drops.append(drop))
+        exporter = exporters.build_otlp_exporter("otlp-grpc", signal, config, lambda *drop: drops.append(drop))
         assert exporter.export(batch).name == "SUCCESS"
         exporter.shutdown()
     assert drops == [(2, "rejected", signal)]
@@ -622,7 +622,7 @@ def send_over_grpc(url, signal, count, **more):
         assert made.processors[0].force_flush(60_000)
         made.close()
         return not made.counts.failures, made.counts.drops
-    exporter = pipelines.build_otlp_exporter(
+    exporter = exporters.build_otlp_exporter(
         "otlp-grpc", signal, parse({signal.upper(): settings}, {}), lambda *drop: drops.append(drop)
     )
     arrived = exporter.export(metrics_of(count // 2) if signal == "metrics" else log_records(count)).name == "SUCCESS"
@@ -699,7 +699,7 @@ def test_a_receiver_that_goes_away_after_a_413_fails_the_rest(signal):
         config = parse(
             {signal.upper(): {"EXPORTERS": ["otlp"], "TIMEOUT_S": 0.5, "ENDPOINT": f"{url}/v1/{signal}"}}, {}
         )
-        exporter = pipelines.build_otlp_exporter("otlp", signal, config, lambda *drop: drops.append(drop))
+        exporter = exporters.build_otlp_exporter("otlp", signal, config, lambda *drop: drops.append(drop))
         assert exporter.export(metrics_of(2) if signal == "metrics" else log_records(4)).name == "FAILURE"
         exporter.shutdown()
     assert drops == []

@@ -15,13 +15,14 @@ import pytest
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
 from django_otel.base import guard, sdk_compat
 from django_otel.config.parse import parse
-from django_otel.export import otlp, pipelines
+from django_otel.export import building, exporters, otlp, shutdown
 from django_otel.export.batch import BatchWorker
+from django_otel.redaction import span_cleaner
 from django_otel.redaction.scrub import Scrubber
 from tests import services
 
@@ -53,8 +54,8 @@ class Pipeline:
     def __init__(self, traces: dict, *, clean=None):
         self.counts = Counts()
         config = parse({"TRACES": traces}, {})
-        clean = pipelines.SpanCleaner(Scrubber()) if clean is None else clean
-        self.processors = pipelines.build_span_processors(config, clean, self.counts.drop, self.counts.fail)
+        clean = span_cleaner.SpanCleaner(Scrubber()) if clean is None else clean
+        self.processors = building.build_span_processors(config, clean, self.counts.drop, self.counts.fail)
         self.provider = TracerProvider(resource=RESOURCE, shutdown_on_exit=False)
         for processor in self.processors:
             self.provider.add_span_processor(processor)
@@ -68,7 +69,7 @@ class Pipeline:
         return all(processor.force_flush(5000) for processor in self.processors)
 
     def close(self) -> bool:
-        return pipelines.shut_down(self.processors, 5.0)
+        return shutdown.shut_down(self.processors, 5.0)
 
     def exporter(self):
         return self.processors[0].exporter._inner
@@ -119,7 +120,7 @@ def test_spans_arrive_over_http_in_each_compression(receiver, build, compression
 
 def test_what_is_sent_is_what_the_stock_exporter_sends(receiver, build):
     pipeline = build(http(receiver))
-    stock = pipelines.build_otlp_exporter("otlp", "traces", parse({"TRACES": http(receiver)}, {}))
+    stock = exporters.build_otlp_exporter("otlp", "traces", parse({"TRACES": http(receiver)}, {}))
     pipeline.provider.add_span_processor(SimpleSpanProcessor(stock))
     pipeline.finish(*"abc", n=1, list=[1, 2])
     assert pipeline.flush()
@@ -159,7 +160,7 @@ def test_shutdown_ends_the_waiting_between_two_tries(receiver, build):
     pipeline = build(http(receiver, TIMEOUT_S=600, BATCH={"DELAY_S": 0.05}))
     pipeline.finish("a")
     services.wait_until(lambda: receiver.requests, what="the first try")
-    pipelines.shut_down(pipeline.processors, 0.2)
+    shutdown.shut_down(pipeline.processors, 0.2)
     services.wait_until(lambda: pipeline.counts.drops, what="the count")
     # Six tries, with ever longer waits between them, are all that there would be.
     assert len(receiver.requests) < 6
@@ -208,12 +209,12 @@ def test_an_exporter_that_is_built_differently_encodes_for_itself(monkeypatch, r
 
         def export(self, spans):
             got.extend(spans)
-            return pipelines.SpanExportResult.SUCCESS
+            return SpanExportResult.SUCCESS
 
         def shutdown(self):
             pass
 
-    monkeypatch.setattr(pipelines, "_import_exporter", lambda *_: Unknown)
+    monkeypatch.setattr(exporters, "_import_exporter", lambda *_: Unknown)
     pipeline = build({**http(receiver), "EXPORTERS": [kind]})
     pipeline.finish("a", password="hunter2")
     assert pipeline.flush()
@@ -224,7 +225,7 @@ def test_an_exporter_that_is_built_differently_encodes_for_itself(monkeypatch, r
 
 def test_both_stock_exporters_are_as_we_know_them():
     for kind in ("otlp", "otlp-grpc"):
-        assert sdk_compat.build_encoded_exporter_class(kind, pipelines._import_exporter(kind, "traces")) is not None
+        assert sdk_compat.build_encoded_exporter_class(kind, exporters._import_exporter(kind, "traces")) is not None
     assert sdk_compat.build_encoded_exporter_class("otlp", object) is None
     assert sdk_compat.build_encoded_exporter_class("otlp-grpc", object) is None
 
@@ -385,7 +386,7 @@ def test_what_does_not_get_out_before_the_deadline_is_counted(build):
         pipeline = build({"EXPORTERS": ["otlp"], "ENDPOINT": f"{url}/v1/traces", "TIMEOUT_S": 2,
                           "BATCH": {"QUEUE_SIZE": 50, "BATCH_SIZE": 10, "DELAY_S": 0.05}})  # fmt: skip
         pipeline.finish(*(f"s{number}" for number in range(30)))
-        assert not pipelines.shut_down(pipeline.processors, 0.5)
+        assert not shutdown.shut_down(pipeline.processors, 0.5)
         services.wait_until(lambda: sum(pipeline.counts.drops.values()) == 30, 10, "the count")
     assert set(pipeline.counts.drops) == {"export_failed", "shutdown"}
 
@@ -402,7 +403,7 @@ def test_each_reason_is_a_series_of_the_metric(receiver, settings):
     from opentelemetry.trace import SpanContext, TraceFlags
     context = SpanContext(1, 2, False, TraceFlags(1))
     bad = ReadableSpan("bad", context, resource=runtime.current().resource, start_time=-1)
-    runtime._switch.on_end(bad)
+    runtime.current().traces.switch.on_end(bad)
     runtime.flush(5)
     runtime.stop()
     runtime.tracer().start_span("late").end()
@@ -524,13 +525,14 @@ def test_a_process_with_many_spans_loses_none(receiver):
     import sys, time
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
-    from django_otel.export import pipelines
+    from django_otel.export import building, exporters, shutdown
+    from django_otel.redaction import span_cleaner
     from django_otel.config.parse import parse
     from django_otel.redaction.scrub import Scrubber
     drops = []
     config = parse({"TRACES": {"EXPORTERS": ["otlp"], "ENDPOINT": sys.argv[1]}}, {})
-    processors = pipelines.build_span_processors(
-        config, pipelines.SpanCleaner(Scrubber()), lambda *drop: drops.append(drop), lambda *_: None)
+    processors = building.build_span_processors(
+        config, span_cleaner.SpanCleaner(Scrubber()), lambda *drop: drops.append(drop), lambda *_: None)
     provider = TracerProvider(resource=Resource({}), shutdown_on_exit=False)
     provider.add_span_processor(processors[0])
     tracer = provider.get_tracer("shop")
@@ -538,7 +540,7 @@ def test_a_process_with_many_spans_loses_none(receiver):
         tracer.start_span("GET /orders/", attributes={"n": number, "http.route": "/orders/"}).end()
         if number % 100 == 0:
             time.sleep(0.004)
-    assert pipelines.shut_down(processors, 20)
+    assert shutdown.shut_down(processors, 20)
     assert not drops, drops
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), f"{receiver.url}/v1/traces"], cwd=services.ROOT,

@@ -246,7 +246,7 @@ def test_a_collector_that_is_not_there_makes_no_circle():
     endpoint = f"http://127.0.0.1:{services.free_port()}"
     done = run(
         """
-        from django_otel.export.log_pipeline import SwitchLogProcessor
+        from django_otel.export.log_processors import SwitchLogProcessor
         emitted = []
         original = SwitchLogProcessor.on_emit
         def counting(self, record):

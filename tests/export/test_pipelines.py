@@ -23,12 +23,14 @@ import django_otel
 from django_otel import runtime
 from django_otel.config.parse import parse
 from django_otel.config.schema import ConfigError
-from django_otel.export import batch, pipelines
+from django_otel.export import batch, building, exporters, limits, processors, resource, shutdown
 from django_otel.export.batch import BatchWorker
 from django_otel.metrics.model import ExponentialValue
 from django_otel.metrics.sdk_metrics import MetricsDataBuilder, SdkMetrics, build_reader, merge_exponential
 from django_otel.metrics.store import CellStore
+from django_otel.redaction import span_cleaner
 from django_otel.redaction.scrub import Scrubber
+from django_otel.tracing import propagation
 from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.provider import OwnTracerProvider
 from tests import services
@@ -181,7 +183,7 @@ class BrokenProcessor(SpanProcessor):
 
 def build(*names):
     config = parse({"TRACES": {"EXPORTERS": list(names), "BATCH": {"DELAY_S": 0.01}}}, {})
-    return pipelines.build_span_processors(config, runtime.clean_span, lambda *_: None, lambda *_: None)
+    return building.build_span_processors(config, runtime.clean_span, lambda *_: None, lambda *_: None)
 
 
 def finish_a_span(processors):
@@ -231,7 +233,7 @@ class FailingAfterwards(RedactingProcessor):
 @pytest.mark.parametrize("attributes", [{"customer": "Jane"}, {"customer": "Jane", "password": "hunter2"}])
 @pytest.mark.parametrize("is_own", [True, False], ids=["our span", "the SDK's span"])
 def test_what_a_processor_changes_is_seen_by_the_entries_after_it(receiver, name, attributes, is_own):
-    switch = pipelines.SwitchProcessor()
+    switch = processors.SwitchProcessor()
     config = parse(
         {
             "TRACES": {
@@ -241,17 +243,17 @@ def test_what_a_processor_changes_is_seen_by_the_entries_after_it(receiver, name
         },
         {},
     )
-    clean = pipelines.SpanCleaner(Scrubber())
-    parts = pipelines.build_span_processors(config, clean, lambda *_: None, lambda *_: None)
+    clean = span_cleaner.SpanCleaner(Scrubber())
+    parts = building.build_span_processors(config, clean, lambda *_: None, lambda *_: None)
     if is_own:
-        provider = OwnTracerProvider(ALWAYS_ON, Resource({}), OwnRandomIdGenerator(), pipelines.build_span_limits())
+        provider = OwnTracerProvider(ALWAYS_ON, Resource({}), OwnRandomIdGenerator(), limits.build_span_limits())
     else:
         provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(switch)
     switch.parts = parts
     provider.get_tracer("shop").start_span("s", attributes=attributes).end()
     assert parts[1].force_flush(10_000)
-    assert pipelines.shut_down(parts, 5.0)
+    assert shutdown.shut_down(parts, 5.0)
     assert [span.attributes["customer"] for span in parts[2].spans] == ["[hidden]"]
     assert [services.attributes_of(span)["customer"] for _, span in receiver.spans()] == ["[hidden]"]
 
@@ -276,7 +278,7 @@ def test_a_dotted_path_that_does_not_fit_is_a_problem(path, text):
 
 
 def test_a_missing_exporter_package_is_a_problem(monkeypatch):
-    monkeypatch.setattr(pipelines, "package_version", lambda name: "")
+    monkeypatch.setattr(exporters, "package_version", lambda name: "")
     with pytest.raises(ConfigError, match=r"pip install|not installed") as caught:
         build("otlp-grpc")
     assert caught.value.problems[0].id == "django_otel.E004"
@@ -285,7 +287,7 @@ def test_a_missing_exporter_package_is_a_problem(monkeypatch):
 def test_a_missing_propagator_package_is_a_problem():
     config = parse({"PROPAGATION": {"FORMATS": ["jaeger"]}}, {})
     with pytest.raises(ConfigError, match="opentelemetry-propagator-jaeger") as caught:
-        pipelines.build_propagators(config)
+        propagation.build_propagators(config)
     assert caught.value.problems[0].id == "django_otel.E004"
 
 
@@ -308,7 +310,7 @@ def test_the_console_exporter_prints_a_span():
 
 def test_the_resource_names_service_version_environment_and_instance():
     config = parse({"SERVICE_NAME": "s", "SERVICE_VERSION": "2", "ENVIRONMENT": "prod", "RESOURCE": {"team": "a"}}, {})
-    one, other = pipelines.build_resource(config).attributes, pipelines.build_resource(config).attributes
+    one, other = resource.build_resource(config).attributes, resource.build_resource(config).attributes
     assert one["service.name"] == "s"
     assert one["service.version"] == "2"
     assert one["deployment.environment.name"] == "prod"

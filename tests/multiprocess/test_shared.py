@@ -1241,19 +1241,21 @@ def test_a_scrape_waits_for_the_thread_that_joins(monkeypatch):
     begun, may_end = threading.Event(), threading.Event()
     joined = types.SimpleNamespace(collect=lambda: ["of all processes"])
 
+    current = runtime.current()
+    membership = current.membership
+
     def start_sharing():
         begun.set()
         assert may_end.wait(10)
-        runtime._sharing = joined
+        membership.sharing = joined
 
-    monkeypatch.setattr(runtime, "_sharing", None)
+    monkeypatch.setattr(membership, "sharing", None)
     monkeypatch.setattr(runtime.store, "joined", False)
-    monkeypatch.setattr(runtime, "_is_quiet", lambda: False)
-    monkeypatch.setattr(runtime, "_start_sharing", start_sharing)
-    for name in ("_pump", "_console"):
-        monkeypatch.setattr(runtime, name, None)
-    for name in ("_prepare_callbacks", "_join_callbacks"):
-        monkeypatch.setattr(runtime, name, [])
+    monkeypatch.setattr(current, "is_testing", False)
+    monkeypatch.setattr(membership, "_start_sharing", start_sharing)
+    monkeypatch.setattr(current.metrics, "thread", None)
+    monkeypatch.setattr(current, "console", None)
+    monkeypatch.setattr(membership, "prepare_callbacks", [])
     pages = []
     joiner = threading.Thread(target=runtime.join)
     scraper = threading.Thread(target=lambda: pages.append((runtime.join(), runtime.collect())[1]))

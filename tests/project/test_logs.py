@@ -561,7 +561,7 @@ def test_a_pipeline_that_fails_does_not_reach_the_application(log, monkeypatch):
         def get_logger(self, name):
             raise RuntimeError("no logger")
 
-    monkeypatch.setattr(runtime, "_logger_provider", lambda: Failing())
+    monkeypatch.setattr(runtime.current().logs, "find_provider", lambda: Failing())
     log.warning("hello")
     assert guard.fault_counts() == {"logs.emit": 1}
     guard.reset()
@@ -574,7 +574,7 @@ def test_a_provider_of_another_tool_gets_scrubbed_records(log, monkeypatch):
     exporter = InMemoryLogRecordExporter()
     provider = LoggerProvider(shutdown_on_exit=False)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
-    monkeypatch.setattr(runtime, "_logger_provider", lambda: provider)
+    monkeypatch.setattr(runtime.current().logs, "find_provider", lambda: provider)
     log.warning("password=hunter2", extra={"token": "hunter2"})
     (found,) = exporter.get_finished_logs()
     assert "hunter2" not in found.to_json()
@@ -627,6 +627,6 @@ def test_a_disabled_configuration_exports_nothing_and_keeps_the_fields(log):
 
 
 def test_a_handler_named_in_logging_before_the_app_is_ready_is_harmless(log, monkeypatch):
-    monkeypatch.setattr(runtime, "_logger_provider", lambda: None)
+    monkeypatch.setattr(runtime.current().logs, "find_provider", lambda: None)
     log.addHandler(logs.OTelHandler())
     log.error("early")

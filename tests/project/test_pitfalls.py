@@ -747,7 +747,7 @@ def test_a_span_that_cannot_be_cleaned_costs_only_itself():
     from opentelemetry.sdk.trace.export import SpanExportResult
 
     from django_otel.config.parse import parse
-    from django_otel.export.pipelines import SpanBatchProcessor
+    from django_otel.export.processors import SpanBatchProcessor
 
     got = []
 

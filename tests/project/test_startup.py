@@ -186,7 +186,7 @@ def test_a_meter_of_the_project_works_whenever_it_was_asked_for(tmp_path):
 def test_a_missing_exporter_package_is_told_at_the_start():
     """Not by the first export: E004, without importing anything."""
     code = (
-        "import os, django_otel.export.pipelines as p\n"
+        "import os\n"
         "from django_otel.config.schema import ConfigError; from django_otel.config.parse import parse\n"
         "real = os.listdir\n"
         "os.listdir = lambda folder: [n for n in real(folder) if 'otlp' not in n]\n"
@@ -213,7 +213,7 @@ def test_versions_are_those_of_the_metadata(name):
     """Read from the names of folders where that can be, else as always."""
     import importlib.metadata
 
-    from django_otel.export.pipelines import package_version
+    from django_otel.config.packages import package_version
 
     try:
         wanted = importlib.metadata.version(name)

@@ -590,7 +590,7 @@ def test_a_processor_that_comes_later_sees_the_spans_after_it():
 
 def test_a_projects_processor_with_the_private_hook_is_told_through_ours(monkeypatch):
     """Behind the one that scrubs, and the one that switches."""
-    from django_otel.export.pipelines import CleanProcessor
+    from django_otel.export.processors import CleanProcessor
 
     ending = Ending()
     with parts(monkeypatch, CleanProcessor(ending, lambda span: span)):
@@ -608,11 +608,11 @@ class parts:  # noqa: N801
         self.more = more
 
     def __enter__(self):
-        self.before = runtime._switch.parts
-        runtime._switch.parts = (*self.before, *self.more)
+        self.before = runtime.current().traces.switch.parts
+        runtime.current().traces.switch.parts = (*self.before, *self.more)
 
     def __exit__(self, *error):
-        runtime._switch.parts = self.before
+        runtime.current().traces.switch.parts = self.before
 
 
 def test_what_the_sdk_measures_or_switches_itself_it_does_itself(monkeypatch):
@@ -854,7 +854,7 @@ def test_a_foreign_provider_makes_every_span_itself(monkeypatch):
     recorder = Recorder()
     provider = TracerProvider(resource=Resource({"service.name": "theirs"}), shutdown_on_exit=False)
     provider.add_span_processor(recorder)
-    monkeypatch.setattr(runtime, "_tracer", provider.get_tracer("theirs"))
+    monkeypatch.setattr(runtime.current().traces, "tracer", provider.get_tracer("theirs"))
     # As whenever the tracer changes; and once more when this is undone.
     monkeypatch.setattr(runtime.current(), "generation", runtime.current().generation + 1)
     Client().get("/orders/1/")

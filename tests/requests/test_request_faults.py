@@ -416,7 +416,7 @@ def test_a_discarded_request_leaves_the_other_spans_alone(own_urls, otel_spans):
 
 
 def test_discarded_spans_are_not_exported():
-    from django_otel.export.pipelines import SpanBatchProcessor
+    from django_otel.export.processors import SpanBatchProcessor
     from django_otel.tracing.spans import is_discarded
 
     sent = []

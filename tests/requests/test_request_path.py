@@ -57,7 +57,7 @@ class Lock:
         return self.inner.__exit__(*error)
 
 follower._lock = Lock("follower", follower._lock)
-runtime._lock = Lock("runtime", runtime._lock)
+runtime.current().lock = Lock("runtime", runtime.current().lock)
 
 def watch(event, arguments):
     if not watching:

@@ -93,7 +93,7 @@ def client():
 @pytest.fixture(autouse=True)
 def nothing_is_held_afterwards():
     yield
-    assert runtime._tail is None or len(runtime._tail) == 0
+    assert runtime.current().traces.tail is None or len(runtime.current().traces.tail) == 0
 
 
 def sampling(**values):
@@ -241,7 +241,7 @@ def test_a_full_buffer_drops_the_oldest_trace_and_counts_it(otel_spans, otel_met
         new = tracer.start_span("new", kind=SpanKind.SERVER)
         for number in range(6):
             tracer.start_span(f"new {number}", trace.set_span_in_context(new)).end()
-        assert len(runtime._tail) <= 10
+        assert len(runtime.current().traces.tail) <= 10
         for root in (new, old):
             root.set_status(Status(StatusCode.ERROR))
             root.end()
@@ -261,7 +261,7 @@ def test_the_buffer_stays_in_its_bound_when_threads_fill_it(otel_spans):
                 inside = trace.set_span_in_context(root, otel_context.Context())
                 held.extend(tracer.start_span("open", inside) for _ in range(3))
                 tracer.start_span("ended", inside).end()
-                seen.append(len(runtime._tail))
+                seen.append(len(runtime.current().traces.tail))
                 if len(held) % 2:
                     root.end()
 
@@ -273,7 +273,7 @@ def test_the_buffer_stays_in_its_bound_when_threads_fill_it(otel_spans):
         assert max(seen) <= 200 + len(threads)
         for span in held:
             span.end()
-        runtime._tail.clear()
+        runtime.current().traces.tail.clear()
 
 
 def test_spans_per_trace_bounds_what_is_held(client, otel_spans):
@@ -296,7 +296,7 @@ def test_without_tail_keeping_nothing_is_recorded(client, otel_spans):
         finally:
             urlpatterns.pop()
     assert not seen[0].is_recording()
-    assert runtime._switch.tail is None
+    assert runtime.current().traces.switch.tail is None
 
 
 def test_switching_it_on_and_off_live_takes_effect_at_once(client, otel_spans):
@@ -327,12 +327,15 @@ class Watcher(SpanProcessor):
 
 def test_a_projects_own_processor_sees_each_span_end_once(otel_spans):
     """Kept ones with the flag, the others without; as it has seen them begin."""
-    from django_otel.export.pipelines import CleanProcessor
+    from django_otel.export.processors import CleanProcessor
 
     Watcher.begun.clear()
     Watcher.ended.clear()
     with sampling(KEEP_ERRORS=True):
-        runtime._switch.parts = (*runtime._switch.parts, CleanProcessor(Watcher(), lambda span: span))
+        runtime.current().traces.switch.parts = (
+            *runtime.current().traces.switch.parts,
+            CleanProcessor(Watcher(), lambda span: span),
+        )
         client = Client(raise_request_exception=False)
         client.get("/work/fine/")
         fine = len(Watcher.begun)

@@ -24,7 +24,7 @@ from django.utils.translation import gettext, ngettext, pgettext
 from django_otel import conf, runtime, views
 from django_otel.base.text import printable, printable_json
 from django_otel.config.schema import SECRET_KEYS, Config, ConfigError
-from django_otel.export import pipelines
+from django_otel.export.exporters import OTLP_KINDS
 from django_otel.live_sampling import command, follower
 from django_otel.metrics import catalogue
 from django_otel.multiprocess import discovery
@@ -402,7 +402,7 @@ def find_effective(config: Config) -> dict[str, tuple[object, str]]:
         found["METRICS.SHARED_DIR"] = (str(folder), gettext("the folder in use"))
     for signal in ("TRACES", "METRICS", "LOGS"):
         part = getattr(config, signal.lower())
-        kinds = [name for name in part.exporters if name in pipelines.OTLP_KINDS]
+        kinds = [name for name in part.exporters if name in OTLP_KINDS]
         if part.endpoint is None and kinds:
             found[f"{signal}.ENDPOINT"] = (doctor.describe_endpoint(kinds[0], signal.lower(), config), kinds[0])
     for name in ("EVENT_ATTRIBUTES", "LINK_ATTRIBUTES"):

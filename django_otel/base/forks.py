@@ -1,0 +1,97 @@
+"""What happens before and after a fork: one list, in one order.
+
+Each part registers what it does under its name in `ORDER`; nothing else in the
+package calls `os.register_at_fork`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+
+from django_otel.base import guard
+
+Hook = Callable[[], object]
+
+#: What a forked child does at once, in this order, and why it stands there.
+EARLY = (
+    ("base.guard", "its lock first: faults in what follows are reported through it"),
+    ("base.import_hooks", "its lock, before anything is imported"),
+    ("logs", "its lock, before anything is logged"),
+    ("metrics.store", "numbers begin at zero, in private memory: the cells in the shared file are the parent's"),
+    ("multiprocess.sharing", "the parent's slot is closed: a child that kept its lock open would keep it held"),
+    ("live_sampling.follower", "the same for the lock of the host's folder"),
+    ("tracestore.file", "connections of the parent are not used any more"),
+)
+#: What it does after the fork hooks of the SDK's providers, which replace their resource, in this order.
+LATE = (
+    ("runtime.membership", "locks and process id: the child joins with its first measurement, as a process of its own"),
+    ("tracing.ids", "another state of the random source, or parent and child would draw the same ids"),
+    ("sampling.limiter", "the limit of traces per second begins again; a thread of the parent may hold its lock"),
+    ("export.resource", "another `service.instance.id`"),
+    ("export.traces", "the resource in our tracer provider; empty queues, no tail of the parent"),
+    ("export.metrics", "the resource in our meter provider; no thread, SDK instruments at zero"),
+    ("export.logs", "the resource in our logger provider; empty queues"),
+    ("tracestore.processor", "an empty queue of the console; its thread starts with the first measurement"),
+)
+#: The whole list.
+ORDER = (*EARLY, *LATE)
+
+_NAMES = {name for name, _ in ORDER}
+_children: dict[str, list[Hook]] = {"base.guard": [guard.renew_lock]}
+_before: list[Hook] = []
+_parents: list[Hook] = []
+#: One entry for each time the late part was registered; the last one does it.
+_listeners: list[object] = []
+
+
+def register(name: str, in_child: Hook, *, before: Hook | None = None, in_parent: Hook | None = None) -> None:
+    """Call `in_child()` in every forked child at the place of `name` in `ORDER`; `before` and `in_parent` around forks.
+
+    Faults in them are contained. Errors: ValueError when `ORDER` has no such name.
+    """
+    if name not in _NAMES:
+        raise ValueError(f"{name!r} has no place in the order after a fork (base/forks.py).")
+    _children.setdefault(name, []).append(in_child)
+    if before is not None:
+        _before.insert(0, before)
+    if in_parent is not None:
+        _parents.append(in_parent)
+
+
+def run_child_hooks() -> None:
+    """Do all that a forked child does, in a child whose fork ran none of Python's hooks (uWSGI's own)."""
+    _run_children(ORDER)
+
+
+def listen() -> None:
+    """Do the late part after the fork hooks that exist now; call it when a provider of the SDK was made."""
+    mark = object()
+    _listeners.append(mark)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=functools.partial(_run_late, mark))
+
+
+def _run_late(mark: object) -> None:
+    if mark is _listeners[-1]:
+        _run_children(LATE)
+
+
+def _run_children(part: tuple[tuple[str, str], ...]) -> None:
+    for name, _ in part:
+        _run(_children.get(name, ()), f"what {name} does after a fork")
+
+
+def _run(hooks: list[Hook] | tuple[Hook, ...], place: str) -> None:
+    for hook in hooks:
+        with guard.contained(place):
+            hook()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: _run(_before, "what precedes a fork"),
+        after_in_parent=lambda: _run(_parents, "what the parent does after a fork"),
+        after_in_child=lambda: _run_children(EARLY),
+    )

@@ -1,0 +1,29 @@
+"""What is done to a finished span before it leaves the process."""
+
+from __future__ import annotations
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from django_otel.redaction.scrub import Scrubber
+
+
+class SpanCleaner:
+    """What is done to a finished span before it leaves: library spans set right, then secrets redacted.
+
+    Calling it does both. The encoder takes the parts: `prepare` for spans of
+    official instrumentors, and the scrubber for each text that it has not seen.
+    """
+
+    def __init__(self, scrubber: Scrubber, statement: str = "parameterised", keep_query: bool = False) -> None:
+        self.scrubber = scrubber
+        self._statement = statement
+        self._keep_query = keep_query
+
+    def __call__(self, span: ReadableSpan) -> ReadableSpan:
+        return self.scrubber.span(self.prepare(span))
+
+    def prepare(self, span: ReadableSpan) -> ReadableSpan:
+        """The span with what an official instrumentor has written into it set right."""
+        from django_otel.redaction import library_spans
+
+        return library_spans.clean_span(span, self._statement, self._keep_query)
