@@ -556,11 +556,11 @@ class _Untraced(_Scope):
 
     def _begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Run:
         with guard.contained("untraced on a view"):
-            from django_otel.requests import observation
+            from django_otel.requests import record
 
             # A view's request comes first, or after self.
             for argument in (*args[:2], kwargs.get("request")):
-                observed = observation.find(argument)
+                observed = record.find(argument)
                 if observed is not None:
                     observed.discard_span()
                     break
@@ -651,9 +651,9 @@ def user_attributes(key: object, policy: str) -> dict[str, str]:
 
 
 def _request_span() -> trace.Span | None:
-    from django_otel.requests import observation
+    from django_otel.requests import record
 
-    current = observation.current()
+    current = record.current()
     return None if current is None else current.span
 
 

@@ -41,7 +41,7 @@ from django_otel.base import forks, guard, log_fields, proxies
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.redaction import cutting
 from django_otel.redaction.paths import redact_unmatched
-from django_otel.requests import observation
+from django_otel.requests.record import current as current_request
 
 if TYPE_CHECKING:
     from opentelemetry._logs import Logger, LoggerProvider, LogRecord, SeverityNumber
@@ -277,7 +277,7 @@ class OTelHandler(logging.Handler):
 
 def _without_path_secrets(text: str, record: logging.LogRecord) -> str:
     """Django logs the paths of failed requests, and "reset/<token>/" has its token in the path."""
-    current = observation.current()
+    current = current_request()
     request: Any = current.request if current is not None else None
     if request is None:
         # Django's own records of failed requests name theirs.

@@ -1,7 +1,7 @@
-"""The middleware: where a request's observation begins and ends, sync and async.
+"""The middleware: where a request's record begins and ends, sync and async.
 
 The two twins `__call__` and `__acall__` do the same around `get_response`. What
-an observation measures stands in `requests.observation`.
+is measured of a request stands in `requests.observer`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from django_otel import conf, own_paths, runtime, views
 from django_otel.base import guard
 from django_otel.config.packages import import_path
 from django_otel.live_sampling import force
-from django_otel.requests.observation import Observation, Observer, find
+from django_otel.requests.observer import Observer
+from django_otel.requests.options import ObserverOptions
+from django_otel.requests.record import RequestRecord, find
 from django_otel.requests.response_headers import build_response_headers
 from django_otel.routes import route_template
 from django_otel.sampling.sampler import untraced
 
-_observer: Observer | None = None
-_observer_generation = -1
-#: Both are made once and stay.
+#: Made once and stays.
 _runtime = runtime.current()
-_store = runtime.store
 _MAX_CLASSES = 1000
 #: Settings of Django that the observer is built of.
 _REBUILDING_SETTINGS = frozenset(
@@ -43,18 +42,29 @@ _REBUILDING_SETTINGS = frozenset(
 )
 
 
+class _Held:
+    """The observer for the settings in force, and the generation of settings it was built for."""
+
+    __slots__ = ("generation", "observer")
+
+    def __init__(self) -> None:
+        self.observer: Observer | None = None
+        self.generation = -1
+
+
+_held = _Held()
+
+
 def get_observer() -> Observer | None:
     """The observer for the settings in force; None when telemetry is off."""
-    global _observer, _observer_generation
-    current = runtime.current()
-    if current.generation == _observer_generation:
-        return _observer
-    generation = current.generation
+    generation = _runtime.generation
+    if generation == _held.generation:
+        return _held.observer
     # Local until it is there: another thread may be at the same.
     built = None
     with guard.contained("building the request observer"):
-        built = _build_observer() if current.enabled else None
-    _observer, _observer_generation = built, generation
+        built = _build_observer() if _runtime.enabled else None
+    _held.observer, _held.generation = built, generation
     return built
 
 
@@ -68,21 +78,23 @@ def _build_observer() -> Observer:
         runtime.store,
         runtime.tracer,
         runtime.propagator(),
-        makes_spans=config.request.spans == "native" and config.providers != "none",
-        template=route_template,
-        user_attributes=_build_user_attributes(config.request.user),
-        sampler=None if current.is_foreign else current.sampler,
-        find_force_token=force.find_token if config.sampling.force else None,
-        enrich=import_path(enrich) if isinstance(enrich, str) else enrich,
-        secure_header=settings.SECURE_PROXY_SSL_HEADER,
-        forwarded_host=settings.USE_X_FORWARDED_HOST,
-        scrub_url=current.scrubber.url,
-        scrub_path=current.scrubber.path,
-        scrub_text=current.scrubber.text,
-        takes_notes=config.request.server_timing or runtime.console() is not None,
-        static_prefixes=() if config.request.static else _find_static_prefixes(),
-        set_headers=build_response_headers(config),
-        own_paths=_find_own_paths(),
+        ObserverOptions(
+            makes_spans=config.request.spans == "native" and config.providers != "none",
+            template=route_template,
+            user_attributes=_build_user_attributes(config.request.user),
+            sampler=None if current.is_foreign else current.sampler,
+            find_force_token=force.find_token if config.sampling.force else None,
+            enrich=import_path(enrich) if isinstance(enrich, str) else enrich,
+            secure_header=settings.SECURE_PROXY_SSL_HEADER,
+            forwarded_host=settings.USE_X_FORWARDED_HOST,
+            scrub_url=current.scrubber.url,
+            scrub_path=current.scrubber.path,
+            scrub_text=current.scrubber.text,
+            takes_notes=config.request.server_timing or runtime.console() is not None,
+            static_prefixes=() if config.request.static else _find_static_prefixes(),
+            set_headers=build_response_headers(config),
+            own_paths=_find_own_paths(),
+        ),
     )
 
 
@@ -151,35 +163,35 @@ def _is_answered_here(page: Callable[[HttpRequest], HttpResponse], request: Http
     return False
 
 
-def _abort(observation: Observation, error: BaseException) -> None:
+def _abort(record: RequestRecord, error: BaseException) -> None:
     """`get_response` raised: put everything back and end the measurement."""
-    observation.detach()
-    observation.observer.finish(observation, None, None, error)
+    record.detach()
+    record.observer.finish(record, None, None, error)
 
 
-def _respond(observation: Observation, response: HttpResponseBase) -> HttpResponseBase:
+def _respond(record: RequestRecord, response: HttpResponseBase) -> HttpResponseBase:
     """`get_response` returned: end the measurement now, or with the last byte of a streaming response."""
-    observer = observation.observer
+    observer = record.observer
     size_bytes: int | None = None
     try:
-        if observation.unusual is not None or observer.set_headers is not None:
-            _add_headers(observation, response)
+        if record.rare is not None or observer.set_headers is not None:
+            _add_headers(record, response)
         if _is_whole(type(response)):
             # The content's parts, which `content` would join.
             chunks: list[bytes] = response._container  # type: ignore[attr-defined]
             size_bytes = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
-            if observation.kind.method == "HEAD":
+            if record.method == "HEAD":
                 size_bytes = 0
         elif response.streaming:
-            _follow_stream(observation, response)
+            _follow_stream(record, response)
             return response
         else:
             size_bytes = sum(map(len, response))
     except Exception as fault:
         guard.report("measuring a response", fault)
     finally:
-        observation.detach()
-    observer.finish(observation, response, size_bytes)
+        record.detach()
+    observer.finish(record, response, size_bytes)
     return response
 
 
@@ -197,32 +209,32 @@ def _is_whole(kind: type[HttpResponseBase]) -> bool:
     return found
 
 
-def _add_headers(observation: Observation, response: HttpResponseBase) -> None:
-    if observation.force_token:
-        force.remember(observation.request, response, observation.force_token)
-    if observation.no_store:
+def _add_headers(record: RequestRecord, response: HttpResponseBase) -> None:
+    if record.force_token:
+        force.remember(record.request, response, record.force_token)
+    if record.no_store:
         patch_cache_control(response, private=True, no_store=True)
-    if observation.observer.set_headers is not None:
-        observation.observer.set_headers(observation, response)
+    if record.observer.set_headers is not None:
+        record.observer.set_headers(record, response)
 
 
-def _follow_stream(observation: Observation, response: Any) -> None:
-    if isinstance(response, FileResponse) and (size_bytes := _announced_size(observation, response)) is not None:
+def _follow_stream(record: RequestRecord, response: Any) -> None:
+    if isinstance(response, FileResponse) and (size_bytes := _announced_size(record, response)) is not None:
         # Wrapping it would lose the server's sendfile; its end is its close().
         closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]
-        closers.append(lambda: observation.observer.finish(observation, response, size_bytes))
+        closers.append(lambda: record.observer.finish(record, response, size_bytes))
     elif response.is_async:
-        response.streaming_content = _AsyncStream(response.streaming_content, observation, response)
+        response.streaming_content = _AsyncStream(response.streaming_content, record, response)
     else:
-        response.streaming_content = _SyncStream(response.streaming_content, observation, response)
+        response.streaming_content = _SyncStream(response.streaming_content, record, response)
 
 
-def _announced_size(observation: Observation, response: FileResponse) -> int | None:
+def _announced_size(record: RequestRecord, response: FileResponse) -> int | None:
     """The size that the response says it has, in bytes; None where it does not know."""
     length = response.headers.get("Content-Length", "")
     if not (length.isascii() and length.isdecimal()):
         return None
-    return 0 if observation.kind.method == "HEAD" else int(length)
+    return 0 if record.method == "HEAD" else int(length)
 
 
 class _SyncStream:
@@ -233,8 +245,8 @@ class _SyncStream:
     together with the response's.
     """
 
-    def __init__(self, chunks: Iterator[bytes], observation: Observation, response: HttpResponseBase) -> None:
-        self._observation = observation
+    def __init__(self, chunks: Iterator[bytes], record: RequestRecord, response: HttpResponseBase) -> None:
+        self._record = record
         self._chunks = iter(chunks)
         self._response: HttpResponseBase | None = response
         self._context = contextvars.copy_context()
@@ -263,16 +275,16 @@ class _SyncStream:
 
     def __del__(self) -> None:
         # Somebody threw the response away without closing it.
-        if not self._observation.is_finished:
+        if not self._record.is_finished:
             self._finish()
 
     def _finish(self, error: BaseException | None = None) -> None:
-        observation = self._observation
+        record = self._record
         if error is not None:
-            observation.exception = observation.exception or error
+            record.exception = record.exception or error
         # The response holds this stream: let go of it.
         response, self._response = self._response, None
-        observation.observer.finish(observation, response, self._size_bytes, error)
+        record.observer.finish(record, response, self._size_bytes, error)
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -284,8 +296,8 @@ async def _nothing() -> AsyncIterator[bytes]:
 class _AsyncStream:
     """The same for an async iterator: attached and detached around each chunk, never across a yield."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], observation: Observation, response: HttpResponseBase) -> None:
-        self._observation = observation
+    def __init__(self, chunks: AsyncIterator[bytes], record: RequestRecord, response: HttpResponseBase) -> None:
+        self._record = record
         self._chunks = aiter(chunks)
         self._response: HttpResponseBase | None = response
         self._otel_context = otel_context.get_current()
@@ -295,8 +307,8 @@ class _AsyncStream:
         return self
 
     async def __anext__(self) -> bytes:
-        observation = self._observation
-        observation.attach(self._otel_context)
+        record = self._record
+        record.attach(self._otel_context)
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
@@ -307,7 +319,7 @@ class _AsyncStream:
             self._finish(error)
             raise
         finally:
-            observation.detach()
+            record.detach()
         self._size_bytes += len(chunk)
         return chunk
 
@@ -326,13 +338,13 @@ class _AsyncStream:
 
     def __del__(self) -> None:
         # Somebody threw the response away without closing it.
-        if not self._observation.is_finished:
+        if not self._record.is_finished:
             self._finish()
 
     def _finish(self, error: BaseException | None = None) -> None:
-        observation = self._observation
+        record = self._record
         response, self._response = self._response, None
-        observation.observer.finish(observation, response, self._size_bytes, error)
+        record.observer.finish(record, response, self._size_bytes, error)
 
 
 class OTelMiddleware:
@@ -353,30 +365,30 @@ class OTelMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self._is_async:
             return self.__acall__(request)
-        observer = _observer if _runtime.generation == _observer_generation else get_observer()
-        observation = observer.begin(request) if observer is not None else None
-        if observation is None:
+        observer = get_observer()
+        record = observer.begin(request) if observer is not None else None
+        if record is None:
             return self._serve_unmeasured(request)
         try:
             response: HttpResponseBase = self.get_response(request)
         except BaseException as error:
-            _abort(observation, error)
+            _abort(record, error)
             raise
-        return _respond(observation, response)
+        return _respond(record, response)
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
-        observer = _observer if _runtime.generation == _observer_generation else get_observer()
+        observer = get_observer()
         if observer is not None and observer.find_force_token is not None:
             await force.look_up(request.META)
-        observation = observer.begin(request) if observer is not None else None
-        if observation is None:
+        record = observer.begin(request) if observer is not None else None
+        if record is None:
             return await self._aserve_unmeasured(request)
         try:
             response: HttpResponseBase = await self.get_response(request)
         except BaseException as error:
-            _abort(observation, error)
+            _abort(record, error)
             raise
-        return _respond(observation, response)
+        return _respond(record, response)
 
     def _serve_unmeasured(self, request: HttpRequest) -> HttpResponseBase:
         """Serve an excluded request, which may be one for a page of ours."""
@@ -411,15 +423,14 @@ def _on_request_exception(*, request: Any = None, **_: Any) -> None:
     """Django turned an unhandled exception into a 500 response; note it for the span."""
     import sys
 
-    observation = find(request)
-    if observation is not None:
-        observation.exception = sys.exc_info()[1]
+    record = find(request)
+    if record is not None:
+        record.exception = sys.exc_info()[1]
 
 
 def _on_setting_changed(*, setting: str, **_: Any) -> None:
-    global _observer_generation
     if setting in _REBUILDING_SETTINGS:
-        _observer_generation = -1
+        _held.generation = -1
 
 
 got_request_exception.connect(_on_request_exception, dispatch_uid="django_otel.middleware")

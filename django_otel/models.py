@@ -16,11 +16,10 @@ from django.db.models.signals import post_save, pre_delete
 from django.utils import timezone
 from django.utils.translation import gettext, gettext_lazy
 
-from django_otel import conf
+from django_otel import conf, signals
 from django_otel.base.frozen import record
 from django_otel.base.text import visible
 from django_otel.config.schema import ConfigError
-from django_otel.live_sampling import follower
 from django_otel.sampling.policy import MAX_PATTERN
 
 #: In the order of a list to choose from: what is asked for most comes first.
@@ -493,7 +492,7 @@ def _notice(using: str) -> None:
         if change.is_noticed:
             return
         change.is_noticed = True
-    follower.after_commit(using)
+    signals.sampling_changed.send_robust(sender=SamplingPolicy, using=using)
 
 
 # Signals rather than the methods: they also tell of fixtures and of QuerySet.delete().

@@ -16,6 +16,10 @@ and harms nobody. After a commit the connection is out of the transaction, as it
 is in `transaction.on_commit`; after a rollback to a savepoint the transaction
 around it is still open. In a transaction with more than
 `transactions.PENDING_LIMIT` events the signal is not sent for those beyond it.
+
+`sampling_changed` is sent when rows of the sampling policy were changed, within
+their transaction; `using` is the alias of the database. The package's own
+processes listen to it and apply the policy once it is committed.
 """
 
 from __future__ import annotations
@@ -23,3 +27,4 @@ from __future__ import annotations
 from django.dispatch import Signal
 
 business_event = Signal()
+sampling_changed = Signal()

@@ -89,12 +89,12 @@ class _EveryAlias:
 
 
 def _discard(request: HttpRequest) -> None:
-    from django_otel.requests.observation import find
+    from django_otel.requests.record import find
 
-    observation = find(request)
-    if observation is not None:
+    record = find(request)
+    if record is not None:
         with guard.contained("leaving a probe out of the telemetry"):
-            observation.discard()
+            record.discard()
 
 
 # --- The probes --------------------------------------------------------------------------------------------------
@@ -217,17 +217,19 @@ def _include_registry(page: exposition.Page) -> None:
         render_registry(page)
 
 
-_slots: tuple[int, threading.BoundedSemaphore] | None = None
+#: By process id; one entry.
+_slots: dict[int, threading.BoundedSemaphore] = {}
 
 
 def _scrape_slots() -> threading.BoundedSemaphore:
-    global _slots
     # Made at the first scrape, after gevent has patched threading, and anew in a forked child: there a slot that
     # another thread of the parent held would never come back.
     process_id = os.getpid()
-    if _slots is None or _slots[0] != process_id:
-        _slots = (process_id, threading.BoundedSemaphore(_MAX_SCRAPES))
-    return _slots[1]
+    found = _slots.get(process_id)
+    if found is None:
+        _slots.clear()
+        found = _slots.setdefault(process_id, threading.BoundedSemaphore(_MAX_SCRAPES))
+    return found
 
 
 # --- Before every other middleware ----------------------------------------------------------------------------------

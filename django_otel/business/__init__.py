@@ -106,7 +106,17 @@ class _Registration:
 
 _registrations: list[_Registration] = []
 _discovery_problems: list[Problem] = []
-_installed: Config | None = None
+
+
+class _State:
+    """What changes with the settings."""
+
+    def __init__(self) -> None:
+        #: The settings under which model events are observed; None while they are not.
+        self.installed: Config | None = None
+
+
+_state = _State()
 _connected: list[tuple[ModelSignal, Callable[..., None], type[models.Model]]] = []
 _patched: list[tuple[type[models.Model], str, object, object]] = []
 _install_lock = threading.RLock()
@@ -151,8 +161,8 @@ def register(*targets: type[models.Model] | str) -> Callable[[E], E]:
                     _registrations[_registrations.index(same[0])] = made
                 else:
                     _registrations.append(made)
-            if _installed is not None:
-                install(_installed)
+            if _state.installed is not None:
+                install(_state.installed)
         return events
 
     return decorate
@@ -162,8 +172,8 @@ def unregister(*targets: type[models.Model] | str) -> None:
     """Take back `register` for these models (not what settings say)."""
     with _install_lock:
         _registrations[:] = [known for known in _registrations if known.model not in targets]
-        if _installed is not None:
-            install(_installed)
+        if _state.installed is not None:
+            install(_state.installed)
 
 
 def autodiscover() -> None:
@@ -390,7 +400,6 @@ def install(config: Config) -> None:
 
     Nothing is connected for models that are not registered, and nothing at all with `ENABLED` False.
     """
-    global _installed
     with _install_lock:
         uninstall()
         if not config.enabled:
@@ -400,12 +409,12 @@ def install(config: Config) -> None:
             # In check's words, for a server that never runs the checks.
             lines = "".join(f"\n  {problem.message} {problem.hint} ({problem.id})" for problem in found)
             guard.warn_once("business" + lines, "django_otel: business events:%s", lines)
-        _installed = config
+        _state.installed = config
         if not specs:
             return
         from django_otel.business import model_events
 
-        model_events.specs = specs
+        model_events.registered.specs = specs
         for cls, spec in specs.items():
             _connect(pre_save, model_events.on_pre_save, cls)
             _connect(post_save, model_events.on_post_save, cls, is_first=True)
@@ -423,13 +432,12 @@ def install(config: Config) -> None:
 
 def uninstall() -> None:
     """Disconnect everything `install` connected. Events that wait for their transaction keep waiting for it."""
-    global _installed
     with _install_lock:
-        _installed = None
+        _state.installed = None
         if "django_otel.business.model_events" in sys.modules:
             from django_otel.business import model_events
 
-            model_events.specs = {}
+            model_events.registered.specs = {}
         while _connected:
             signal, receiver, sender = _connected.pop()
             signal.disconnect(receiver, sender=sender)

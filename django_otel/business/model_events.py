@@ -73,12 +73,20 @@ class Spec:
         return bool(self.transitions)
 
 
-#: By class, also of proxies and children. Replaced as a whole by `business`, never changed.
-specs: Mapping[type[models.Model], Spec] = {}
+class Registered:
+    """What is said of models."""
+
+    def __init__(self) -> None:
+        #: By class, also of proxies and children. Replaced as a whole by `business`, never changed.
+        self.specs: Mapping[type[models.Model], Spec] = {}
+
+
+registered = Registered()
 
 
 def spec_of(cls: type[models.Model]) -> Spec | None:
     """The spec of a class, or of its nearest ancestor if the class was made after the registration."""
+    specs = registered.specs
     spec = specs.get(cls)
     if spec is None:
         spec = next((specs[base] for base in cls.__mro__ if base in specs), None)

@@ -28,10 +28,10 @@ _plain_text = ExceptionReporter.get_traceback_text
 
 def trace_of(request: HttpRequest | None) -> tuple[str, bool] | None:
     """The id of a request's trace (else of the active one), and whether it is recorded; None without a trace."""
-    from django_otel.requests.observation import find
+    from django_otel.requests.record import find
 
-    observation = find(request)
-    span = observation.span if observation is not None else trace.get_current_span()
+    record = find(request)
+    span = record.span if record is not None else trace.get_current_span()
     ids = span.get_span_context()
     if not ids.is_valid:
         return None

@@ -73,6 +73,7 @@ class MetricsThread:
     def export_now(self) -> bool:
         """Collect and export once; whether every exporter took it."""
         from opentelemetry import context as otel_context
+
         from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 
         token = otel_context.attach(otel_context.set_value(SUPPRESS_INSTRUMENTATION_KEY, True))

@@ -22,7 +22,7 @@ from django_otel.base import guard
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.config.schema import Config
 from django_otel.metrics.series import HistogramSeries, Series
-from django_otel.requests import observation
+from django_otel.requests import record
 
 _METHODS = ("add", "set", "touch", "delete", "incr", "decr", "set_many", "delete_many", "clear")
 _MARK = "_django_otel_measured"
@@ -38,10 +38,20 @@ _refill: ContextVar[_Refill | None] = ContextVar("django_otel_get_or_set", defau
 _swallowed: ContextVar[list[bool] | None] = ContextVar("django_otel_cache_swallowed", default=None)
 
 _plain_create_connection = CacheHandler.create_connection
-_counts = False
 #: By alias, operation and outcome; and by alias and operation.
 _operations: dict[tuple[str, str, str], Series] = {}
 _durations: dict[tuple[str, str], HistogramSeries] = {}
+
+
+class _State:
+    """What changes with the settings."""
+
+    def __init__(self) -> None:
+        #: Whether operations are counted.
+        self.counts = False
+
+
+_state = _State()
 
 
 class _Refill:
@@ -69,11 +79,11 @@ class _NoticedTruth:
 
 @guard.guarded("measuring a cache operation", None)
 def _note(alias: str, operation: str, took_s: float, outcomes: tuple[tuple[str, int], ...]) -> None:
-    request = observation.current()
+    request = record.current()
     notes = request.notes if request is not None else None
     if notes is not None:
         notes.cache_s += took_s
-    if not _counts or get_value(SUPPRESS_INSTRUMENTATION_KEY):
+    if not _state.counts or get_value(SUPPRESS_INSTRUMENTATION_KEY):
         return
     duration = _durations.get((alias, operation))
     if duration is None:
@@ -257,11 +267,10 @@ def _leave_cache(cache: BaseCache) -> None:
 
 def install(config: Config) -> None:
     """Follow the settings: measure, or leave everything as Django made it. May be called again and again."""
-    global _counts
-    _counts = config.enabled and config.cache.metrics
+    _state.counts = config.enabled and config.cache.metrics
     _operations.clear()
     _durations.clear()
-    if not (_counts or (config.enabled and config.request.server_timing)):
+    if not (_state.counts or (config.enabled and config.request.server_timing)):
         uninstall()
         return
     if CacheHandler.create_connection is _plain_create_connection:
@@ -277,8 +286,7 @@ def install(config: Config) -> None:
 
 def uninstall() -> None:
     """Take everything back."""
-    global _counts
-    _counts = False
+    _state.counts = False
     if CacheHandler.create_connection is _create_connection:
         CacheHandler.create_connection = _plain_create_connection  # type: ignore[method-assign]
         for cache in caches.all(initialized_only=True):

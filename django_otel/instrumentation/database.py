@@ -50,9 +50,8 @@ from django_otel.instrumentation.callers import find_caller
 from django_otel.metrics.instruments import Counter, Histogram
 from django_otel.metrics.series import HistogramSeries
 from django_otel.redaction.statements import MAX_LENGTH, Statement, parameterise
-from django_otel.requests import observation
-from django_otel.requests.observation import REQUEST_KEY, Observation
-from django_otel.requests.response_headers import Notes
+from django_otel.requests.record import REQUEST_KEY, RequestContext, current
+from django_otel.requests.response_headers import RequestNotes
 from django_otel.tracing.attributes import SharedAttributes, are_ready
 from django_otel.tracing.exceptions import type_name
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
@@ -104,7 +103,15 @@ class _Settings(NamedTuple):
     connections: Counter
 
 
-_settings: _Settings | None = None
+class _State:
+    """What changes with the settings."""
+
+    def __init__(self) -> None:
+        #: None while queries are not looked at.
+        self.settings: _Settings | None = None
+
+
+_state = _State()
 
 
 class _Query:
@@ -143,13 +150,14 @@ class QueryWrapper:
     # --- The path of a query. ---
 
     def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
-        settings = _settings
+        settings = _state.settings
         outer = get_current()
         request: Any
         parent: Any
-        if type(outer) is Observation:
+        if type(outer) is RequestContext:
             # As within most requests. Nothing else is in it; a span that nobody has asked for is not recorded.
-            request, parent = outer, outer.span_or_none
+            request = outer.record
+            parent = request.span_or_none
             is_suppressed = False
         else:
             request, parent = outer.get(REQUEST_KEY), outer.get(SPAN_KEY)
@@ -221,7 +229,7 @@ class QueryWrapper:
             detach(token)
         try:
             if settings.times_requests:
-                request = observation.current()
+                request = current()
                 if request is not None and request.notes is not None:
                     request.notes.database_s += duration_s
             if settings.measures:
@@ -361,7 +369,7 @@ def _as_batch(statement: Statement, batch: Any) -> Statement:
     )
 
 
-def _note_repetition(notes: Notes, text: str, span: Span) -> None:
+def _note_repetition(notes: RequestNotes, text: str, span: Span) -> None:
     """The console names the line behind equal queries: it is looked up once, when the third of them comes."""
     statements = notes.statements
     if statements is None:
@@ -447,7 +455,6 @@ def install(config: Config) -> None:
     Connections that other threads have open already are measured from their
     next opening on.
     """
-    global _settings
     if not config.enabled or not (config.database.spans or config.database.metrics):
         uninstall()
         return
@@ -455,7 +462,7 @@ def install(config: Config) -> None:
     opened = runtime.store.catalogued("django.db.connections")
     assert isinstance(duration, Histogram)
     assert isinstance(opened, Counter)
-    _settings = _Settings(
+    _state.settings = _Settings(
         makes_spans=config.database.spans,
         makes_roots=config.database.root_spans,
         measures=config.database.metrics,
@@ -475,7 +482,7 @@ def install(config: Config) -> None:
     for connection in connections.all(initialized_only=True):
         if connection.connection is not None:
             with guard.contained(_PLACE):
-                _attach(connection, _settings)
+                _attach(connection, _state.settings)
 
 
 def uninstall() -> None:
@@ -485,8 +492,7 @@ def uninstall() -> None:
     since a list must not shrink under the thread that walks through it, and
     pass queries on untouched.
     """
-    global _settings
-    _settings = None
+    _state.settings = None
     connection_created.disconnect(dispatch_uid=__name__)
     if CursorWrapper.callproc is _callproc:
         CursorWrapper.callproc = _plain_callproc  # type: ignore[method-assign]
@@ -520,7 +526,7 @@ def _attach(connection: BaseDatabaseWrapper, settings: _Settings) -> None:
 
 
 def _on_connection_created(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
-    settings = _settings
+    settings = _state.settings
     if settings is None:
         return
     with guard.contained(_PLACE):
@@ -536,7 +542,7 @@ _plain_init_connection_state = BaseDatabaseWrapper.init_connection_state
 
 def _init_connection_state(self: BaseDatabaseWrapper) -> None:
     """`BaseDatabaseWrapper.init_connection_state`, once the connection is ours: the driver is silent from its start."""
-    settings = _settings
+    settings = _state.settings
     if settings is not None:
         with guard.contained(_PLACE):
             _attach(self, settings)

@@ -102,7 +102,17 @@ _waiting: dict[str, tuple[_Wish, bool]] = {}
 _installed: dict[str, _Installed] = {}
 _states: dict[str, State] = {}
 _tracer_providers: dict[str, _SwitchedTracerProvider] = {}
-_is_django_ours = False
+
+
+class _State:
+    """What changes while the process runs."""
+
+    def __init__(self) -> None:
+        #: Whether the official DjangoInstrumentor is on by our doing.
+        self.is_django_ours = False
+
+
+_state = _State()
 
 
 # --- On and off. ---
@@ -351,9 +361,8 @@ def install_django_instrumentor(config: Config) -> bool:
     `settings.MIDDLEWARE`, so it must run before the handler loads the
     middleware: from `AppConfig.ready()`.
     """
-    global _is_django_ours
     with _lock:
-        if _is_django_ours:
+        if _state.is_django_ours:
             # Its arguments are class attributes of its middleware: to take over new ones it goes off first.
             uninstall_django_instrumentor()
         _opt_in_to_stable_names()
@@ -372,7 +381,7 @@ def install_django_instrumentor(config: Config) -> bool:
                 excluded_urls=build_excluded_urls(conf.excluded_paths(config)),
             )
             provider.is_on = True
-            _is_django_ours = True
+            _state.is_django_ours = True
         except Exception as error:
             guard.report("instrumentors.django", error)
             return False
@@ -381,11 +390,10 @@ def install_django_instrumentor(config: Config) -> bool:
 
 def uninstall_django_instrumentor() -> None:
     """Take the official instrumentor's middleware out again, if we put it there."""
-    global _is_django_ours
     with _lock:
-        if not _is_django_ours:
+        if not _state.is_django_ours:
             return
-        _is_django_ours = False
+        _state.is_django_ours = False
         _tracer_providers["django"].is_on = False
         with guard.contained("instrumentors.django off"):
             from opentelemetry.instrumentation.django import DjangoInstrumentor
@@ -396,7 +404,7 @@ def uninstall_django_instrumentor() -> None:
 
 def is_django_instrumented_elsewhere() -> bool:
     """Whether another tool has switched on the official DjangoInstrumentor, whose metrics then double ours."""
-    return not _is_django_ours and DJANGO_MIDDLEWARE in getattr(settings, "MIDDLEWARE", ())
+    return not _state.is_django_ours and DJANGO_MIDDLEWARE in getattr(settings, "MIDDLEWARE", ())
 
 
 def build_excluded_urls(patterns: Iterable[str]) -> str:

@@ -11,14 +11,13 @@ from typing import Any
 from django.template.base import Template
 
 from django_otel.config.schema import Config
-from django_otel.requests import observation
+from django_otel.requests import record
 
 _plain_render = Template.render
-_is_on = False
 
 
 def _render(self: Template, context: Any) -> Any:
-    request = observation.current()
+    request = record.current()
     notes = request.notes if request is not None else None
     if notes is None or notes.is_in_template:
         return _plain_render(self, context)
@@ -33,21 +32,15 @@ def _render(self: Template, context: Any) -> Any:
 
 def install(config: Config) -> None:
     """Follow the settings: add times up, or leave everything as Django made it. May be called again and again."""
-    global _is_on
     wanted = config.enabled and config.request.server_timing
     if not wanted:
         uninstall()
         return
-    _is_on = True
     if Template.render is _plain_render:
         Template.render = _render  # type: ignore[method-assign]
 
 
 def uninstall() -> None:
     """Take everything back."""
-    global _is_on
-    if not _is_on:
-        return
-    _is_on = False
     if Template.render is _render:
         Template.render = _plain_render  # type: ignore[method-assign]

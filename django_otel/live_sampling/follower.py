@@ -43,6 +43,7 @@ from django_otel.live_sampling import hosts
 from django_otel.live_sampling.wording import FAULTS
 from django_otel.sampling.policy import Policy, Rule
 from django_otel.sampling.sampler import LiveSampler
+from django_otel.signals import sampling_changed
 
 if TYPE_CHECKING:
     from django_otel.models import SamplingState
@@ -501,7 +502,7 @@ def stop(timeout_s: float = 0.0) -> None:
         found.stop(timeout_s)
 
 
-def after_commit(using: str) -> None:
+def _on_sampling_changed(*, using: str, **_: object) -> None:
     """The row changed through the database alias `using`: apply it in this process once that is committed."""
     with guard.contained("noticing a change of the sampling policy"):
         if using != policy_alias() or not _is_live():
@@ -510,6 +511,9 @@ def after_commit(using: str) -> None:
         if connection.in_atomic_block or connection.get_autocommit():
             transaction.on_commit(partial(_apply_committed, using), using=using, robust=True)
         # Else the project manages transactions by hand and Django has no hook; the next poll sees the row.
+
+
+sampling_changed.connect(_on_sampling_changed, dispatch_uid="django_otel.live_sampling.follower")
 
 
 def _apply_committed(using: str) -> None:

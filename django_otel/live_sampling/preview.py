@@ -130,25 +130,22 @@ class ProjectRoute:
     paths: Automaton
 
 
-_known: tuple[URLResolver, str, tuple[ProjectRoute, ...]] | None = None
-
-
 def project_routes() -> tuple[ProjectRoute, ...]:
     """Every route of ROOT_URLCONF, in its order; with `i18n_patterns` once for each language.
 
     Errors: what importing the URLconf raises.
     """
-    global _known
-    resolver, language = get_resolver(), translation.get_language() or ""
-    if _known is not None and _known[0] is resolver and _known[1] == language:
-        return _known[2]
+    return _routes_of(get_resolver(), translation.get_language() or "")
+
+
+@functools.lru_cache(maxsize=1)
+def _routes_of(resolver: URLResolver, language: str) -> tuple[ProjectRoute, ...]:
     found: dict[str, ProjectRoute] = {}
     for code in _languages(resolver):
         with translation.override(code):
             for route in _walk(resolver, (), ""):
                 found.setdefault(route.label, route)
-    _known = (resolver, language, tuple(found.values()))
-    return _known[2]
+    return tuple(found.values())
 
 
 def _languages(resolver: URLResolver) -> list[str | None]:

@@ -27,7 +27,7 @@ from django_otel.config.schema import Config, ConfigError, Problem
 from django_otel.instrumentation import instrumentors
 from django_otel.multiprocess import lease
 from django_otel.operations import groups, surroundings
-from django_otel.requests.observation import DENIED_HEADER
+from django_otel.requests.options import DENIED_HEADER
 
 MIDDLEWARE = "django_otel.middleware.OTelMiddleware"
 _GRPC_PACKAGE = "opentelemetry-exporter-otlp-proto-grpc"

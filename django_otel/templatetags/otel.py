@@ -180,9 +180,9 @@ def otel_failure() -> dict[str, str]:
         found["stylesheet"] = static("django_otel/failure.css")
     with guard.contained("the trace on the failure page"):
         from django_otel.console import failures
-        from django_otel.requests import observation
+        from django_otel.requests import record
 
-        current = observation.current()
+        current = record.current()
         request = current.request if current is not None else None
         traced = failures.trace_of(request)
         if traced is not None:
@@ -245,10 +245,10 @@ def _is_in_cached_fragment() -> bool:
 
 
 def _forbid_storing(context: Context) -> None:
-    from django_otel.requests import observation
+    from django_otel.requests import record
 
     request = context.get("request")
-    observed = observation.find(request) or observation.current()
+    observed = record.find(request) or record.current()
     if observed is not None:
         observed.no_store = True
         if request is None:

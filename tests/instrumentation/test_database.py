@@ -356,17 +356,17 @@ def test_a_query_that_fails_is_counted_and_a_batch_counts_once(rf):
     from django.http import HttpResponse
 
     from django_otel.middleware import OTelMiddleware
-    from django_otel.requests import observation
+    from django_otel.requests import record
 
     counts = []
 
     def view(request):
         with connection.cursor() as cursor:
             cursor.executemany("DELETE FROM app_item WHERE id = %s", [(1,), (2,)])
-            counts.append(observation.current().queries)
+            counts.append(record.current().queries)
             with pytest.raises(DatabaseError), transaction.atomic():
                 cursor.execute("SELEKT 1")
-        counts.append(observation.current().queries)
+        counts.append(record.current().queries)
         return HttpResponse()
 
     OTelMiddleware(view)(rf.get("/hello/"))

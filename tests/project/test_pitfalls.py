@@ -35,7 +35,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 import django_otel
 from django_otel import runtime
 from django_otel.middleware import OTelMiddleware
-from django_otel.requests import observation
+from django_otel.requests import record
 from tests import services
 
 OURS = "django_otel.middleware.OTelMiddleware"
@@ -454,7 +454,7 @@ def server_span(otel_spans):
 @pytest.fixture
 def nothing_left():
     yield
-    assert observation.current() is None
+    assert record.current() is None
     assert trace.get_current_span() is trace.INVALID_SPAN
     active = [family for family in runtime.store.collect() if family.name == "http.server.active_requests"]
     assert all(point.value == 0 for family in active for point in family.points)

@@ -778,7 +778,8 @@ def both_ways(monkeypatch, settings, otel_spans, db):
         found = {}
         for kind in (FAST, PLAIN):
             clock = Clock()
-            monkeypatch.setattr("django_otel.requests.observation.perf_counter", clock)
+            monkeypatch.setattr("django_otel.requests.observer.perf_counter", clock)
+            monkeypatch.setattr("django_otel.requests.finish.perf_counter", clock)
             monkeypatch.setattr(database, "perf_counter", clock)
             otel_spans.clear()
             runtime.store.clear()

@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 import django_otel
 from django_otel import runtime
 from django_otel.middleware import OTelMiddleware
-from django_otel.requests import observation
+from django_otel.requests import record
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
@@ -36,7 +36,7 @@ def active_requests() -> float:
 
 
 def nothing_is_current() -> bool:
-    return trace.get_current_span() is trace.INVALID_SPAN and observation.current() is None
+    return trace.get_current_span() is trace.INVALID_SPAN and record.current() is None
 
 
 @pytest.fixture(autouse=True)
@@ -666,12 +666,11 @@ def test_the_request_path_makes_no_query(client, django_assert_num_queries, db):
 
 def test_a_fault_of_ours_does_not_break_the_request(client, monkeypatch):
     from django_otel.metrics.series import RequestSeries
-    from django_otel.requests import observation
 
     def broken(*args, **kwargs):
         raise RuntimeError("ours")
 
-    monkeypatch.setattr(observation, "attach", broken)
+    monkeypatch.setattr("django_otel.requests.observer.attach", broken)
     assert client.get("/hello/").status_code == 200
     monkeypatch.undo()
     monkeypatch.setattr(RequestSeries, "finish", broken)

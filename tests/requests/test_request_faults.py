@@ -24,8 +24,8 @@ from opentelemetry.trace import SpanKind
 import django_otel
 from django_otel import api, logs, runtime
 from django_otel.base import guard
-from django_otel.requests import observation
-from django_otel.requests.observation import name_view
+from django_otel.requests import record
+from django_otel.requests.view_names import name_view
 from django_otel.routes import route_template
 
 
@@ -67,7 +67,7 @@ def untraced_view(request):
 def discarded(request, **_):
     with django_otel.span("inside"):
         Session.objects.count()
-    if (found := observation.find(request)) is not None:
+    if (found := record.find(request)) is not None:
         found.discard()
     Session.objects.count()
     return HttpResponse("ok")
@@ -370,7 +370,7 @@ def test_a_stack_of_middlewares_inside_a_request_is_part_of_it(own_urls, otel_sp
     assert otel_metrics.value("django.request.queries", {"http.route": "/inner/<int:pk>/"}).sum == 3
     assert [span.name for span in otel_spans if span.kind is SpanKind.SERVER] == ["GET /inner/<int:pk>/"]
     assert len({span.context.trace_id for span in otel_spans}) == 1
-    assert observation.current() is None
+    assert record.current() is None
 
 
 def test_a_client_inside_a_request_is_part_of_it(own_urls, otel_spans, otel_metrics):

@@ -6,7 +6,7 @@ import pytest
 from django.test import override_settings
 from opentelemetry import trace
 
-from django_otel.requests.observation import SpanBudget
+from django_otel.requests.budget import SpanBudget
 from django_otel.tracing.exceptions import MAX_STACK
 from django_otel.tracing.spans import SPANS_DROPPED
 

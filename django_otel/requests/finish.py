@@ -1,0 +1,227 @@
+"""Ending the measurement of a request: its metrics, then its span."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import perf_counter
+
+from opentelemetry import trace
+from opentelemetry.trace import Status, StatusCode
+
+from django_otel.base import guard
+from django_otel.config.schema import Config
+from django_otel.redaction.cutting import cut
+from django_otel.redaction.paths import redact_unmatched
+from django_otel.requests.attributes import MAX_TEXT, StartAttributes
+from django_otel.requests.options import ObserverOptions, select_headers
+from django_otel.requests.protocols import MatchLike, RequestLike, ResponseLike
+from django_otel.requests.record import RequestRecord
+from django_otel.requests.series import Attributes, RequestMetrics, RouteSeries
+from django_otel.requests.view_names import name_view
+from django_otel.tracing.exceptions import record_exception, type_name
+from django_otel.tracing.spans import SPANS_DROPPED, DroppedSpan, RecordedSpan
+
+
+class RequestFinisher:
+    """Ends the measurement of requests; `finish` is called once for each."""
+
+    __slots__ = (
+        "_enrich", "_exemplars", "_longest_path", "_metrics", "_most_spans", "_response_headers", "_scrub_path",
+        "_scrub_text", "_user_attributes",
+    )  # fmt: skip
+
+    def __init__(
+        self, config: Config, options: ObserverOptions, metrics: RequestMetrics, attributes: StartAttributes
+    ) -> None:
+        self._metrics = metrics
+        self._enrich = options.enrich
+        self._user_attributes = options.user_attributes
+        self._scrub_path = options.scrub_path
+        self._scrub_text = options.scrub_text
+        self._response_headers = tuple(name.lower() for name in config.request.response_headers)
+        self._exemplars = config.metrics.exemplars
+        self._most_spans = config.traces.limits.spans_per_trace
+        self._longest_path = attributes.longest_path
+
+    def finish(
+        self,
+        record: RequestRecord,
+        response: ResponseLike | None,
+        response_size_bytes: int | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """End the measurement, once; `response` is None when none was produced. Never raises an `Exception`."""
+        if record.is_finished:
+            return
+        record.is_finished = True
+        duration_s = perf_counter() - record.started_s
+        request, request_class, span, rare = record.request, record.request_class, record.span_or_none, record.rare
+        is_counted = False
+        try:
+            assert request is not None
+            if rare is not None:
+                if rare.is_discarded:
+                    # Next time from its beginning, so that what middlewares do for it leaves no spans either.
+                    record.observer.learn(request.path_info)
+                    return
+                span = record.span
+            status = response.status_code if response is not None else 0
+            match = request.resolver_match
+            raw_route = match.route if match is not None else None
+            error_type, exception = "", None
+            if rare is not None or error is not None or status >= 500:
+                error_type = _find_error_type(status, error)
+                exception = rare.exception if rare is not None else None
+                if exception is None and error_type:
+                    exception = error
+            # Mostly as the route answered before.
+            series = request_class.routes.get(raw_route)
+            if series is None or error_type or series.status != status:
+                series = self._metrics.find_route(request_class, raw_route, status, error_type)
+            series.finish(record.decisions, duration_s, response_size_bytes, record.queries)
+            is_counted = True
+            if record.content_length:
+                _measure_body(series, record.content_length)
+            if exception is not None:
+                self._metrics.count_exception(exception, series.label)
+            if span is not None and type(span) is not DroppedSpan:
+                self._finish_span(
+                    record, span, duration_s, _End(request, response, series, match, error_type, exception)
+                )
+        except BaseException as fault:
+            # Also when REQUEST.ENRICH is interrupted; ending the span is the last thing that is done.
+            if span is not None and not record.is_joined:
+                span.end()
+            if not isinstance(fault, Exception):
+                raise
+            guard.report("finishing a request", fault)
+        finally:
+            if not is_counted:
+                _count_as_ended(record)
+            # Nothing holds the request longer than the server does.
+            record.request = None
+            if rare is not None:
+                rare.exception = None
+                if rare.is_discarded:
+                    # One whose decision was put off holds the request as well.
+                    record.span_or_none = trace.INVALID_SPAN
+
+    def _finish_span(self, record: RequestRecord, span: trace.Span, duration_s: float, end: _End) -> None:
+        if self._exemplars:
+            ids = span.get_span_context()
+            if ids.trace_flags & 1:
+                end.series.duration.show_exemplar(duration_s, ids.trace_id, ids.span_id)
+        if span.is_recording():
+            self._describe(record, span, end)
+        if not record.is_joined:
+            span.end()
+
+    def _describe(self, record: RequestRecord, span: trace.Span, end: _End) -> None:
+        """Say in the span what the request came to."""
+        series, match = end.series, end.match
+        is_joined = record.is_joined
+        if match is not None and match.func is series.view and not is_joined:
+            attributes = series.attributes
+        else:
+            attributes = _find_attributes(record, end)
+        # Shared by all requests alike: copied where there is more to say.
+        further = self._find_further(record, end)
+        if further:
+            attributes = {**attributes, **further}
+        if not is_joined:
+            if end.exception is not None:
+                record_exception(span, end.exception, self._scrub_text, escaped=end.response is None)
+            if end.error_type:
+                # For a server span the description is left empty when the status code says it all
+                # (semantic conventions, "HTTP server span status").
+                span.set_status(Status(StatusCode.ERROR))
+        name = series.span_name if not is_joined else ""
+        if name and type(span) is RecordedSpan:
+            # Texts of the URLconf, and numbers.
+            span.complete(name, attributes, are_clean=self._longest_path > 0 and len(name) < MAX_TEXT)
+        else:
+            if name:
+                span.update_name(name)
+            span.set_attributes(attributes)
+        if self._enrich is not None:
+            with guard.contained("REQUEST.ENRICH"):
+                self._enrich(span, end.request, end.response)
+
+    def _find_further(self, record: RequestRecord, end: _End) -> Attributes | None:
+        """Attributes that other requests of the route do not have; mostly None."""
+        further: Attributes | None = None
+        match = end.match
+        if self._scrub_path is not None and (match is None or match.kwargs or match.args):
+            path = end.request.path
+            scrubbed = redact_unmatched(path) if match is None else self._scrub_path(path, match.kwargs, match.args)
+            if scrubbed != path:
+                further = {"url.path": scrubbed}
+        if record.spans > self._most_spans:
+            further = {**(further or {}), SPANS_DROPPED: record.spans - self._most_spans}
+        if self._user_attributes is not None:
+            further = {**(further or {}), **self._user_attributes(end.request)}
+        if self._response_headers and end.response is not None and not record.is_joined:
+            lowered = ((name.lower(), value) for name, value in end.response.items())
+            headers = select_headers("http.response.header.", self._response_headers, lowered, self._cut)
+            further = {**(further or {}), **headers}
+        return further
+
+    def _cut(self, text: str) -> str:
+        return cut(text, MAX_TEXT, self._scrub_text)
+
+
+@dataclass(slots=True)
+class _End:
+    """How a request with a span has ended."""
+
+    request: RequestLike
+    response: ResponseLike | None
+    series: RouteSeries
+    match: MatchLike | None
+    error_type: str
+    exception: BaseException | None
+
+
+def _measure_body(series: RouteSeries, length: str) -> None:
+    length = str(length)
+    if length.isascii() and length.isdigit() and len(length) < 16:
+        series.request_size.observe(float(length))
+
+
+def _count_as_ended(record: RequestRecord) -> None:
+    """Count a request of which nothing else is known."""
+    record.request_class.active.add(-1.0)
+    if record.decisions is not None:
+        record.decisions.add(1.0)
+
+
+def _find_error_type(status: int, error: BaseException | None) -> str:
+    """`error.type` of a request; "" where a client that went away, or the server's end, is all that has happened."""
+    if status >= 500:
+        return str(status)
+    if error is None or isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return ""
+    return type_name(error)
+
+
+def _find_attributes(record: RequestRecord, end: _End) -> Attributes:
+    """What the spans of all requests that ended alike end with; kept for the next."""
+    attributes: Attributes = {}
+    series, match = end.series, end.match
+    if match is not None:
+        view = name_view(match, record.method)
+        if view:
+            attributes["django.view"] = view
+    if not record.is_joined:
+        if series.route:
+            attributes["http.route"] = series.route
+        if series.status:
+            attributes["http.response.status_code"] = series.status
+        if end.error_type:
+            attributes["error.type"] = end.error_type
+        if match is not None:
+            # The attributes first: another thread may look at once.
+            series.attributes = attributes
+            series.view = match.func
+    return attributes

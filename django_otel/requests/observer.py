@@ -1,0 +1,199 @@
+"""One request from start to finish, without Django's help.
+
+`begin` and `finish` are the request path. What they need from the settings was
+put into attributes of `Observer` when the middleware was built, and what is the
+same for all requests of one (method, route, status, ...) was looked up once.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping
+from time import perf_counter
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import TextMapPropagator
+
+from django_otel.base import guard
+from django_otel.base.sdk_compat import attach, get_current
+from django_otel.config.schema import Config
+from django_otel.metrics.store import CellStore
+from django_otel.requests.attributes import StartAttributes
+from django_otel.requests.finish import RequestFinisher
+from django_otel.requests.options import ObserverOptions
+from django_otel.requests.protocols import RequestLike
+from django_otel.requests.record import REQUEST_KEY, RequestRecord
+from django_otel.requests.response_headers import RequestNotes
+from django_otel.requests.series import RequestClass, RequestMetrics
+from django_otel.requests.start import SpanStarter, enter, inbound_keys
+from django_otel.tracing.spans import Shared
+
+_MAX_LEARNED_PATHS = 64
+#: Method, scheme and protocol of a request, and its class.
+_LastClass = tuple[str | None, str | None, str | None, RequestClass | None]
+
+
+class Observer:
+    """Begins and finishes the measurement of requests under one configuration; built again when that changes."""
+
+    # Slots: with more than thirty attributes in a dict the interpreter looks each up again and again.
+    __slots__ = (
+        "_excluded", "_excluded_paths", "_inbound_key", "_inbound_key_too", "_inbound_keys_left", "_last_class",
+        "_metrics", "_sampler", "_secure_header", "_starter", "_static_prefixes", "_store", "_takes_notes",
+        "find_force_token", "finish", "set_headers", "shared",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        config: Config,
+        store: CellStore,
+        tracer: Callable[[], trace.Tracer],
+        propagator: TextMapPropagator,
+        options: ObserverOptions,
+    ) -> None:
+        self._store = store
+        self._sampler = options.sampler
+        self._secure_header = options.secure_header
+        self._takes_notes = options.takes_notes
+        self._static_prefixes = options.static_prefixes
+        self.find_force_token = options.find_force_token
+        self.set_headers = options.set_headers
+        attributes = StartAttributes(config, options)
+        self._metrics = RequestMetrics(
+            store,
+            frozenset(config.request.known_methods),
+            options.template,
+            counts_queries=config.database.spans or config.database.metrics,
+        )
+        self._starter = SpanStarter(config, tracer, propagator, options, attributes)
+        self.finish = RequestFinisher(config, options, self._metrics, attributes).finish
+        own = self._starter.own_tracer
+        #: What the spans of our own tracer share; None where the request path may not start spans by itself.
+        self.shared: Shared | None = own.shared if own is not None else None
+        # One look for each of the usual two: a loop over them costs twice as much.
+        first, second, *others = [*sorted(inbound_keys(propagator)), "", ""]
+        self._inbound_key, self._inbound_key_too = first, second
+        self._inbound_keys_left = tuple(filter(None, others)) or None
+        #: Our own pages, and further ones that `learn` adds.
+        self._excluded_paths = set(options.own_paths)
+        patterns = "|".join(fnmatch.translate(pattern) for pattern in config.request.exclude)
+        self._excluded = re.compile(patterns).match if patterns else None
+        self._last_class: _LastClass = (None, None, None, None)
+
+    def begin(self, request: RequestLike) -> RequestRecord | None:
+        """Start measuring `request`; None when it is excluded.
+
+        Never raises an `Exception`: it is reported, and the request goes unmeasured.
+        """
+        try:
+            if not self._store.joined:
+                # Also for a scrape, which is to see the other processes.
+                self._store.wake()
+            path = request.path_info
+            if path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None):
+                # What happens inside has no spans either, see `is_excluded`.
+                return None
+            context = get_current()
+            if context and _is_inside(context):
+                # The middleware stands in the list twice, or the project runs a stack of middlewares inside a request
+                # (Wagtail's previews): the outer one measures.
+                return None
+            meta = request.META
+            record = RequestRecord()
+            record.observer = self
+            record.request = request
+            record.request_class = request_class = self._find_class(request, meta)
+            # Not at the end, when the request has grown and is slow to ask.
+            record.content_length = meta.get("CONTENT_LENGTH")
+            record.queries = 0
+            record.spans = 1
+            record.rare = record.decisions = None
+            record.is_finished = False
+            record.notes = RequestNotes() if self._takes_notes else None
+            if self._static_prefixes and path.startswith(self._static_prefixes):
+                current = self._starter.start_nothing(context, record)
+            else:
+                current = self._start(context, record, request, meta)
+            # From here on it is measured, and `finish` comes.
+            record.context_token = attach(current)
+            request_class.active.add(1.0)
+            record.started_s = perf_counter()
+            return record
+        except Exception as fault:
+            guard.report("beginning a request", fault)
+            return None
+
+    def _start(self, context: Context, record: RequestRecord, request: RequestLike, meta: Mapping[str, str]) -> Context:
+        """Start the request's span, and return what is to be current with it."""
+        shared, sampler = self.shared, self._sampler
+        if (
+            shared is None
+            or sampler is None
+            or shared.is_sdk_path
+            or context
+            or sampler.on_first is not None
+            or self._inbound_key in meta
+            or self._inbound_key_too in meta
+            or (self._inbound_keys_left is not None and not meta.keys().isdisjoint(self._inbound_keys_left))
+        ):
+            return self._starter.start(context, record, request, meta)
+        # The usual case: nothing is current yet, no service has called us, and a ratio or a path decides.
+        policy = sampler.in_force
+        if not policy.is_steady:
+            policy = sampler.policy
+        branch = policy.branch(record.request_class.method, request.path_info) if policy.has_rules else (
+            policy.branch_by_default
+        )  # fmt: skip
+        if branch is None:
+            # It depends on the route, which Django has yet to find.
+            return self._starter.start(context, record, request, meta)
+        if branch.is_never:
+            record.decisions = branch.dropped.opened or branch.dropped.series()
+            record.span_or_none = record.low_bits = None
+        else:
+            self._starter.start_root(record, request, meta, policy, branch)
+        return enter(record)
+
+    def _find_class(self, request: RequestLike, meta: Mapping[str, str]) -> RequestClass:
+        method, scheme, protocol = request.method, meta.get("wsgi.url_scheme"), meta.get("SERVER_PROTOCOL")
+        if scheme is None or self._secure_header is not None:
+            scheme, protocol = self._read_scheme(request, meta)
+        # Mostly the same as before, which is seen in half the time of a look-up. Read and replaced whole, so that
+        # threads need no lock for it.
+        known = self._last_class
+        if known[3] is not None and known[0] == method and known[1] == scheme and known[2] == protocol:
+            return known[3]
+        found = self._metrics.find_class(method, scheme, protocol)
+        self._last_class = (method, scheme, protocol, found)
+        return found
+
+    def _read_scheme(self, request: RequestLike, meta: Mapping[str, str]) -> tuple[str | None, str | None]:
+        """Scheme and protocol under ASGI, and where a proxy names the scheme."""
+        scope = getattr(request, "scope", None)
+        if scope is None:
+            scheme, protocol = meta.get("wsgi.url_scheme"), meta.get("SERVER_PROTOCOL")
+        else:
+            scheme, protocol = scope.get("scheme"), scope.get("http_version")
+        if self._secure_header is not None:
+            value = meta.get(self._secure_header[0])
+            if value is not None:
+                # As django.http.HttpRequest.scheme reads it.
+                scheme = "https" if value.split(",", 1)[0].strip() == self._secure_header[1] else "http"
+        return scheme, protocol
+
+    def is_excluded(self, path: str) -> bool:
+        """Whether requests for this path have neither span nor metrics, nor spans of what happens inside."""
+        return path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None)
+
+    def learn(self, path: str) -> None:
+        """From now on exclude the exact path `path`: one of our own pages, mounted elsewhere."""
+        if len(self._excluded_paths) < _MAX_LEARNED_PATHS:
+            self._excluded_paths.add(path)
+
+
+def _is_inside(context: Context) -> bool:
+    """Whether a request is being measured here already."""
+    outer: RequestRecord | None = context.get(REQUEST_KEY)  # type: ignore[assignment]
+    return outer is not None and not outer.is_finished

@@ -1,0 +1,67 @@
+"""What an `Observer` is made of, beside the settings: decided once, when the middleware is built."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from opentelemetry import trace
+from opentelemetry.util.types import AttributeValue
+
+from django_otel.base.patterns import lazy_pattern
+from django_otel.requests.protocols import RequestLike, ResponseLike
+from django_otel.sampling.sampler import LiveSampler
+
+if TYPE_CHECKING:
+    from django_otel.requests.record import RequestRecord
+
+#: Headers that are never recorded, whatever was asked for (and whose capture check W010 warns about).
+DENIED_HEADER = lazy_pattern(
+    r"(?i)authori[sz]ation|cookie|csrf|xsrf|api[-_]?key|token|secret|password|session|credential"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverOptions:
+    """What the framework, the sampler and the project's functions contribute to observing requests."""
+
+    #: Whether requests have spans of ours; else they join another tool's.
+    makes_spans: bool
+    #: Turns the framework's raw route into the label.
+    template: Callable[[str], str]
+    #: Gives the signed-in user's attributes; None when they are not asked for.
+    user_attributes: Callable[[RequestLike], Mapping[str, AttributeValue]] | None = None
+    #: REQUEST.ENRICH.
+    enrich: Callable[[trace.Span, RequestLike, ResponseLike | None], None] | None = None
+    #: None where another tool's provider decides.
+    sampler: LiveSampler | None = None
+    #: Gives the valid token of a request that is to be traced whatever the ratio; None where that is off.
+    find_force_token: Callable[[Mapping[str, str]], str | None] | None = None
+    #: META key and value by which a proxy says that a request came by https.
+    secure_header: tuple[str, str] | None = None
+    #: Whether the proxy's `X-Forwarded-Host` counts.
+    forwarded_host: bool = False
+    scrub_url: Callable[[str], str] | None = None
+    scrub_path: Callable[[str, Mapping[str, object], Sequence[object]], str] | None = None
+    scrub_text: Callable[[str], str] = str
+    #: Whether times and repeated statements are noted.
+    takes_notes: bool = False
+    #: How `path_info` begins for files that have no spans.
+    static_prefixes: tuple[str, ...] = ()
+    #: Called with each response before it is sent; None when no header of ours is asked for.
+    set_headers: Callable[[RequestRecord, ResponseLike], None] | None = None
+    #: Paths of our own pages, which are not observed.
+    own_paths: Iterable[str] = ()
+
+
+def select_headers(
+    prefix: str, wanted: Sequence[str], found: Iterable[tuple[str, str]], clean: Callable[[str], str]
+) -> dict[str, AttributeValue]:
+    """Attributes of the headers in `found` (in lower case) that a pattern of `wanted` names and may be recorded."""
+    values: dict[str, list[str]] = {}
+    for name, value in found:
+        if not DENIED_HEADER.search(name) and any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted):
+            values.setdefault(prefix + name, []).append(clean(str(value)))
+    return dict(values)

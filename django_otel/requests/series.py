@@ -1,0 +1,168 @@
+"""What is counted of requests: the series of one class of requests, and those of one route and status.
+
+Both are looked up once and kept, so that a request finds them in one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from opentelemetry.util.types import AttributeValue
+
+from django_otel.metrics.instruments import Counter, Histogram, Instrument, UpDownCounter
+from django_otel.metrics.series import HistogramSeries, RequestSeries, Series
+from django_otel.metrics.store import CellStore
+from django_otel.tracing.exceptions import type_name
+
+#: The label of requests that no route matches.
+UNMATCHED = "<unmatched>"
+_PROTOCOL_VERSIONS = {"0.9": "0.9", "1.0": "1.0", "1.1": "1.1", "2": "2", "2.0": "2", "3": "3", "3.0": "3"}
+_MAX_CLASSES = 256
+_MAX_ROUTES = 10_000
+
+SomeInstrument = TypeVar("SomeInstrument", bound=Instrument)
+
+#: Attributes of a span.
+Attributes = dict[str, AttributeValue]
+#: Method, label of the route, status, scheme, protocol and error.
+_Key = tuple[str, str, int, str, str, str]
+
+
+class RequestClass:
+    """What all requests of one method, scheme and protocol version share; looked up once per request."""
+
+    __slots__ = ("active", "attributes", "hosts", "method", "name", "protocol", "routes", "scheme")
+
+    def __init__(self, method: str, scheme: str, protocol: str, active: Series) -> None:
+        self.method = method
+        self.scheme = scheme
+        self.protocol = protocol
+        self.active = active
+        #: What the spans of all these requests begin with.
+        self.attributes: Attributes = {"http.request.method": method, "url.scheme": scheme}
+        if protocol:
+            self.attributes["network.protocol.version"] = protocol
+        #: The same with the server's name and port, by Host header.
+        self.hosts: dict[str | None, Attributes] = {}
+        #: The name of a span whose route is not known.
+        self.name = "HTTP" if method == "_OTHER" else method
+        #: By raw route, of requests without an error: the series of the status it last answered with. All are in
+        #: `RequestMetrics`.
+        self.routes: dict[str | None, RouteSeries] = {}
+
+
+class RouteSeries(RequestSeries):
+    """The series of one (method, route, status, ...), looked up once, and what its spans end with."""
+
+    __slots__ = ("attributes", "label", "route", "span_name", "status", "view")
+    status: int
+    #: The view that answered last, and what its spans end with.
+    view: object
+    attributes: Attributes
+    #: The route as a metric's label, as a span's attribute ("" for none), and in the span's name.
+    label: str
+    route: str
+    span_name: str
+
+
+class RequestMetrics:
+    """The instruments of requests, and the series of them that are known."""
+
+    def __init__(
+        self,
+        store: CellStore,
+        known_methods: frozenset[str],
+        template: Callable[[str], str],
+        *,
+        counts_queries: bool,
+    ) -> None:
+        self._known_methods = known_methods
+        self._template = template
+        self._counts_queries = counts_queries
+        self._duration = _find(store, "http.server.request.duration", Histogram)
+        self._active = _find(store, "http.server.active_requests", UpDownCounter)
+        self._request_size = _find(store, "http.server.request.body.size", Histogram)
+        self._response_size = _find(store, "http.server.response.body.size", Histogram)
+        self._queries = _find(store, "django.request.queries", Histogram)
+        self._exceptions = _find(store, "django.request.exceptions", Counter)
+        self._classes: dict[tuple[str, str | None, str | None], RequestClass] = {}
+        self._routes: dict[_Key, RouteSeries] = {}
+
+    def find_class(self, method: str | None, scheme: str | None, protocol: str | None) -> RequestClass:
+        """What all requests like this share."""
+        known = method if method is not None and method in self._known_methods else "_OTHER"
+        key = (known, scheme, protocol)
+        return self._classes.get(key) or self._make_class(key)
+
+    def _make_class(self, key: tuple[str, str | None, str | None]) -> RequestClass:
+        method, scheme, protocol = key
+        scheme = "https" if scheme == "https" else "http"
+        active = self._active.series({"http.request.method": method, "url.scheme": scheme})
+        version = _PROTOCOL_VERSIONS.get(str(protocol or "").removeprefix("HTTP/"), "")
+        made = RequestClass(method, scheme, version, active)
+        # Not every server refuses a protocol that does not exist.
+        if len(self._classes) < _MAX_CLASSES:
+            self._classes[key] = made
+        return made
+
+    def find_route(
+        self, request_class: RequestClass, raw_route: str | None, status: int, error_type: str
+    ) -> RouteSeries:
+        """The series of requests that were answered like this; `raw_route` is the framework's, None without one."""
+        route = self._template(raw_route) if raw_route is not None else ""
+        label = route or (UNMATCHED if status == 404 else "")
+        key = (request_class.method, label, status, request_class.scheme, request_class.protocol, error_type)
+        found = self._routes.get(key)
+        if found is None:
+            found = self._make_route(key, request_class.active)
+            found.route, found.span_name = route, f"{request_class.name} {route}" if route else ""
+        # Beyond the limit every key would lead to the same overflow series and only use memory.
+        if not error_type and not found.is_overflow and len(request_class.routes) < _MAX_ROUTES:
+            request_class.routes[raw_route] = found
+        return found
+
+    def _make_route(self, key: _Key, active: Series) -> RouteSeries:
+        method, label, status, scheme, protocol, error_type = key
+        sizes: dict[str, str | int] = {"http.request.method": method}
+        if label:
+            sizes["http.route"] = label
+        if status:
+            sizes["http.response.status_code"] = status
+        duration = {**sizes, "url.scheme": scheme}
+        if protocol:
+            duration["network.protocol.version"] = protocol
+        if error_type:
+            duration["error.type"] = error_type
+        made = RouteSeries(
+            active,
+            _open(self._duration, duration),
+            _open(self._request_size, sizes),
+            _open(self._response_size, sizes),
+            _open(self._queries, {"http.route": label}) if label and self._counts_queries else None,
+        )
+        made.view, made.attributes = None, {}
+        made.status, made.label = status, label
+        # Beyond the limit every key would lead to the same overflow series and only use memory.
+        if not made.is_overflow:
+            self._routes[key] = made
+        return made
+
+    def count_exception(self, exception: BaseException, label: str) -> None:
+        """Count an exception that ended a request of the route `label`."""
+        attributes = {"exception.type": type_name(exception)}
+        if label:
+            attributes["http.route"] = label
+        self._exceptions.add(1, attributes)
+
+
+def _find(store: CellStore, name: str, kind: type[SomeInstrument]) -> SomeInstrument:
+    found = store.catalogued(name)
+    assert isinstance(found, kind)
+    return found
+
+
+def _open(histogram: Histogram, attributes: Mapping[str, object]) -> HistogramSeries:
+    found = histogram.series(attributes)
+    assert isinstance(found, HistogramSeries)
+    return found

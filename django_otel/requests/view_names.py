@@ -1,0 +1,49 @@
+"""The name of the view that answers a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from django_otel.requests.protocols import MatchLike
+
+
+def name_view(match: MatchLike, method: str) -> str:
+    """Return the dotted name of the view that a URL leads to; "" where it has none.
+
+    With the action of a viewset of Django REST framework, and the operation of django-ninja, whose own view stands for
+    all methods of a path.
+    """
+    view = match.func
+    named = str(getattr(match, "_func_path", None) or getattr(match, "view_name", None) or "")
+    actions = getattr(view, "actions", None)
+    if isinstance(actions, Mapping):
+        # HEAD is answered by what answers GET, as the framework has it.
+        action = actions.get(method.lower()) or (actions.get("get") if method == "HEAD" else None)
+        return f"{named}.{action}" if isinstance(action, str) and named else named
+    for operation in _operations(view):
+        methods = getattr(operation, "methods", ())
+        if method in methods or (method == "HEAD" and "GET" in methods and "HEAD" not in methods):
+            function = getattr(operation, "view_func", None)
+            name = getattr(function, "__qualname__", "")
+            if name:
+                return f"{getattr(function, '__module__', '')}.{name}"
+    return named
+
+
+def _operations(view: object) -> Sequence[object]:
+    """The operations of the object whose method a view is, or which it closes over (`ninja.operation.PathView`)."""
+    for _ in range(20):
+        owner = getattr(view, "__self__", None)
+        names = getattr(getattr(view, "__code__", None), "co_freevars", ())
+        if owner is None and "self" in names:
+            try:
+                owner = view.__closure__[names.index("self")].cell_contents
+            except ValueError:  # An empty cell.
+                owner = None
+        found = getattr(owner, "operations", None)
+        if isinstance(found, list | tuple):
+            return found
+        view = getattr(view, "__wrapped__", None) or getattr(view, "func", None)
+        if view is None:
+            break
+    return ()
