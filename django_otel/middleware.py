@@ -21,6 +21,7 @@ from django.http.response import HttpResponseBase
 from django.urls import get_script_prefix
 from django.utils.cache import patch_cache_control
 from opentelemetry import context as otel_context
+from opentelemetry.util.types import AttributeValue
 
 from django_otel import conf, own_paths, runtime, views
 from django_otel.base import guard
@@ -28,6 +29,7 @@ from django_otel.config.packages import import_path
 from django_otel.live_sampling import force
 from django_otel.requests.observer import Observer
 from django_otel.requests.options import ObserverOptions
+from django_otel.requests.protocols import RequestLike
 from django_otel.requests.record import RequestRecord, find
 from django_otel.requests.response_headers import build_response_headers
 from django_otel.routes import route_template
@@ -115,12 +117,12 @@ def _find_static_prefixes() -> tuple[str, ...]:
     return tuple(prefixes)
 
 
-def _build_user_attributes(mode: str) -> Callable[[HttpRequest], Mapping[str, Any]] | None:
+def _build_user_attributes(mode: str) -> Callable[[RequestLike], Mapping[str, AttributeValue]] | None:
     if mode == "none":
         return None
     from django_otel.api import user_attributes
 
-    def attributes(request: HttpRequest) -> Mapping[str, Any]:
+    def attributes(request: RequestLike) -> Mapping[str, AttributeValue]:
         # Only what is loaded already: touching request.user would read the session and add "Vary: Cookie".
         user = request.__dict__.get("_cached_user") or request.__dict__.get("_acached_user")
         key = getattr(user, "pk", None)
@@ -180,7 +182,7 @@ def _respond(record: RequestRecord, response: HttpResponseBase) -> HttpResponseB
             # The content's parts, which `content` would join.
             chunks: list[bytes] = response._container  # type: ignore[attr-defined]
             size_bytes = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
-            if record.method == "HEAD":
+            if record.request_class.method == "HEAD":
                 size_bytes = 0
         elif response.streaming:
             _follow_stream(record, response)
@@ -210,7 +212,7 @@ def _is_whole(kind: type[HttpResponseBase]) -> bool:
 
 
 def _add_headers(record: RequestRecord, response: HttpResponseBase) -> None:
-    if record.force_token:
+    if record.force_token and isinstance(record.request, HttpRequest):
         force.remember(record.request, response, record.force_token)
     if record.no_store:
         patch_cache_control(response, private=True, no_store=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from time import perf_counter
 
 from opentelemetry import trace
@@ -27,8 +26,8 @@ class RequestFinisher:
     """Ends the measurement of requests; `finish` is called once for each."""
 
     __slots__ = (
-        "_enrich", "_exemplars", "_longest_path", "_metrics", "_most_spans", "_response_headers", "_scrub_path",
-        "_scrub_text", "_user_attributes",
+        "_enrich", "_exemplars", "_has_more", "_longest_path", "_metrics", "_most_spans", "_response_headers",
+        "_scrub_path", "_scrub_text", "_user_attributes",
     )  # fmt: skip
 
     def __init__(
@@ -40,6 +39,7 @@ class RequestFinisher:
         self._scrub_path = options.scrub_path
         self._scrub_text = options.scrub_text
         self._response_headers = tuple(name.lower() for name in config.request.response_headers)
+        self._has_more = self._user_attributes is not None or bool(self._response_headers)
         self._exemplars = config.metrics.exemplars
         self._most_spans = config.traces.limits.spans_per_trace
         self._longest_path = attributes.longest_path
@@ -86,9 +86,7 @@ class RequestFinisher:
             if exception is not None:
                 self._metrics.count_exception(exception, series.label)
             if span is not None and type(span) is not DroppedSpan:
-                self._finish_span(
-                    record, span, duration_s, _End(request, response, series, match, error_type, exception)
-                )
+                self._finish_span(record, span, duration_s, (request, response, series, match, error_type, exception))
         except BaseException as fault:
             # Also when REQUEST.ENRICH is interrupted; ending the span is the last thing that is done.
             if span is not None and not record.is_joined:
@@ -111,28 +109,32 @@ class RequestFinisher:
         if self._exemplars:
             ids = span.get_span_context()
             if ids.trace_flags & 1:
-                end.series.duration.show_exemplar(duration_s, ids.trace_id, ids.span_id)
+                end[2].duration.show_exemplar(duration_s, ids.trace_id, ids.span_id)
         if span.is_recording():
             self._describe(record, span, end)
-        if not record.is_joined:
+        if record.rare is None or not record.rare.is_joined:
             span.end()
 
     def _describe(self, record: RequestRecord, span: trace.Span, end: _End) -> None:
         """Say in the span what the request came to."""
-        series, match = end.series, end.match
-        is_joined = record.is_joined
+        request, response, series, match, error_type, exception = end
+        is_joined = record.rare is not None and record.rare.is_joined
         if match is not None and match.func is series.view and not is_joined:
             attributes = series.attributes
         else:
             attributes = _find_attributes(record, end)
         # Shared by all requests alike: copied where there is more to say.
-        further = self._find_further(record, end)
-        if further:
-            attributes = {**attributes, **further}
+        if self._scrub_path is not None and (match is None or match.kwargs or match.args):
+            path = request.path
+            scrubbed = redact_unmatched(path) if match is None else self._scrub_path(path, match.kwargs, match.args)
+            if scrubbed != path:
+                attributes = {**attributes, "url.path": scrubbed}
+        if self._has_more or record.spans > self._most_spans:
+            attributes = {**attributes, **self._find_more(record, request, response)}
         if not is_joined:
-            if end.exception is not None:
-                record_exception(span, end.exception, self._scrub_text, escaped=end.response is None)
-            if end.error_type:
+            if exception is not None:
+                record_exception(span, exception, self._scrub_text, escaped=response is None)
+            if error_type:
                 # For a server span the description is left empty when the status code says it all
                 # (semantic conventions, "HTTP server span status").
                 span.set_status(Status(StatusCode.ERROR))
@@ -146,41 +148,26 @@ class RequestFinisher:
             span.set_attributes(attributes)
         if self._enrich is not None:
             with guard.contained("REQUEST.ENRICH"):
-                self._enrich(span, end.request, end.response)
+                self._enrich(span, request, response)
 
-    def _find_further(self, record: RequestRecord, end: _End) -> Attributes | None:
-        """Attributes that other requests of the route do not have; mostly None."""
-        further: Attributes | None = None
-        match = end.match
-        if self._scrub_path is not None and (match is None or match.kwargs or match.args):
-            path = end.request.path
-            scrubbed = redact_unmatched(path) if match is None else self._scrub_path(path, match.kwargs, match.args)
-            if scrubbed != path:
-                further = {"url.path": scrubbed}
+    def _find_more(self, record: RequestRecord, request: RequestLike, response: ResponseLike | None) -> Attributes:
+        """Attributes of this request alone."""
+        more: Attributes = {}
         if record.spans > self._most_spans:
-            further = {**(further or {}), SPANS_DROPPED: record.spans - self._most_spans}
+            more[SPANS_DROPPED] = record.spans - self._most_spans
         if self._user_attributes is not None:
-            further = {**(further or {}), **self._user_attributes(end.request)}
-        if self._response_headers and end.response is not None and not record.is_joined:
-            lowered = ((name.lower(), value) for name, value in end.response.items())
-            headers = select_headers("http.response.header.", self._response_headers, lowered, self._cut)
-            further = {**(further or {}), **headers}
-        return further
+            more.update(self._user_attributes(request))
+        if self._response_headers and response is not None and not record.is_joined:
+            lowered = ((name.lower(), value) for name, value in response.items())
+            more.update(select_headers("http.response.header.", self._response_headers, lowered, self._cut))
+        return more
 
     def _cut(self, text: str) -> str:
         return cut(text, MAX_TEXT, self._scrub_text)
 
 
-@dataclass(slots=True)
-class _End:
-    """How a request with a span has ended."""
-
-    request: RequestLike
-    response: ResponseLike | None
-    series: RouteSeries
-    match: MatchLike | None
-    error_type: str
-    exception: BaseException | None
+#: How a request with a span has ended: request, response, series, match, `error.type` ("" without) and exception.
+_End = tuple[RequestLike, ResponseLike | None, RouteSeries, MatchLike | None, str, BaseException | None]
 
 
 def _measure_body(series: RouteSeries, length: str) -> None:
@@ -208,7 +195,7 @@ def _find_error_type(status: int, error: BaseException | None) -> str:
 def _find_attributes(record: RequestRecord, end: _End) -> Attributes:
     """What the spans of all requests that ended alike end with; kept for the next."""
     attributes: Attributes = {}
-    series, match = end.series, end.match
+    _, _, series, match, error_type, _ = end
     if match is not None:
         view = name_view(match, record.method)
         if view:
@@ -218,8 +205,8 @@ def _find_attributes(record: RequestRecord, end: _End) -> Attributes:
             attributes["http.route"] = series.route
         if series.status:
             attributes["http.response.status_code"] = series.status
-        if end.error_type:
-            attributes["error.type"] = end.error_type
+        if error_type:
+            attributes["error.type"] = error_type
         if match is not None:
             # The attributes first: another thread may look at once.
             series.attributes = attributes

@@ -24,25 +24,26 @@ from django_otel.requests.attributes import StartAttributes
 from django_otel.requests.finish import RequestFinisher
 from django_otel.requests.options import ObserverOptions
 from django_otel.requests.protocols import RequestLike
-from django_otel.requests.record import REQUEST_KEY, RequestRecord
+from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord
 from django_otel.requests.response_headers import RequestNotes
 from django_otel.requests.series import RequestClass, RequestMetrics
-from django_otel.requests.start import SpanStarter, enter, inbound_keys
+from django_otel.requests.start import SpanStarter, inbound_keys
+from django_otel.sampling.sampler import Branch
 from django_otel.tracing.spans import Shared
 
 _MAX_LEARNED_PATHS = 64
 #: Method, scheme and protocol of a request, and its class.
-_LastClass = tuple[str | None, str | None, str | None, RequestClass | None]
+_LastClass = tuple[str | None, str | None, str | None, RequestClass]
 
 
-class Observer:
+class Observer(RequestFinisher):
     """Begins and finishes the measurement of requests under one configuration; built again when that changes."""
 
     # Slots: with more than thirty attributes in a dict the interpreter looks each up again and again.
     __slots__ = (
         "_excluded", "_excluded_paths", "_inbound_key", "_inbound_key_too", "_inbound_keys_left", "_last_class",
-        "_metrics", "_sampler", "_secure_header", "_starter", "_static_prefixes", "_store", "_takes_notes",
-        "find_force_token", "finish", "set_headers", "shared",
+        "_sampler", "_secure_header", "_starter", "_static_prefixes", "_store", "_takes_notes",
+        "find_force_token", "set_headers", "shared",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +54,14 @@ class Observer:
         propagator: TextMapPropagator,
         options: ObserverOptions,
     ) -> None:
+        attributes = StartAttributes(config, options)
+        metrics = RequestMetrics(
+            store,
+            frozenset(config.request.known_methods),
+            options.template,
+            counts_queries=config.database.spans or config.database.metrics,
+        )
+        super().__init__(config, options, metrics, attributes)
         self._store = store
         self._sampler = options.sampler
         self._secure_header = options.secure_header
@@ -60,15 +69,7 @@ class Observer:
         self._static_prefixes = options.static_prefixes
         self.find_force_token = options.find_force_token
         self.set_headers = options.set_headers
-        attributes = StartAttributes(config, options)
-        self._metrics = RequestMetrics(
-            store,
-            frozenset(config.request.known_methods),
-            options.template,
-            counts_queries=config.database.spans or config.database.metrics,
-        )
         self._starter = SpanStarter(config, tracer, propagator, options, attributes)
-        self.finish = RequestFinisher(config, options, self._metrics, attributes).finish
         own = self._starter.own_tracer
         #: What the spans of our own tracer share; None where the request path may not start spans by itself.
         self.shared: Shared | None = own.shared if own is not None else None
@@ -80,7 +81,7 @@ class Observer:
         self._excluded_paths = set(options.own_paths)
         patterns = "|".join(fnmatch.translate(pattern) for pattern in config.request.exclude)
         self._excluded = re.compile(patterns).match if patterns else None
-        self._last_class: _LastClass = (None, None, None, None)
+        self._last_class: _LastClass | None = None
 
     def begin(self, request: RequestLike) -> RequestRecord | None:
         """Start measuring `request`; None when it is excluded.
@@ -104,7 +105,18 @@ class Observer:
             record = RequestRecord()
             record.observer = self
             record.request = request
-            record.request_class = request_class = self._find_class(request, meta)
+            scheme, protocol = meta.get("wsgi.url_scheme"), meta.get("SERVER_PROTOCOL")
+            if scheme is None or self._secure_header is not None:
+                scheme, protocol = self._read_scheme(request, meta)
+            # Mostly the same as before, which is seen in half the time of a look-up. Read and replaced whole, so that
+            # threads need no lock for it.
+            method, known = request.method, self._last_class
+            if known is not None and known[0] == method and known[1] == scheme and known[2] == protocol:
+                request_class = known[3]
+            else:
+                request_class = self._metrics.find_class(method, scheme, protocol)
+                self._last_class = (method, scheme, protocol, request_class)
+            record.request_class = request_class
             # Not at the end, when the request has grown and is slow to ask.
             record.content_length = meta.get("CONTENT_LENGTH")
             record.queries = 0
@@ -143,9 +155,9 @@ class Observer:
         policy = sampler.in_force
         if not policy.is_steady:
             policy = sampler.policy
-        branch = policy.branch(record.request_class.method, request.path_info) if policy.has_rules else (
-            policy.branch_by_default
-        )  # fmt: skip
+        branch: Branch | None = policy.branch_by_default
+        if policy.has_rules:
+            branch = policy.branch(record.request_class.method, request.path_info)
         if branch is None:
             # It depends on the route, which Django has yet to find.
             return self._starter.start(context, record, request, meta)
@@ -154,20 +166,9 @@ class Observer:
             record.span_or_none = record.low_bits = None
         else:
             self._starter.start_root(record, request, meta, policy, branch)
-        return enter(record)
-
-    def _find_class(self, request: RequestLike, meta: Mapping[str, str]) -> RequestClass:
-        method, scheme, protocol = request.method, meta.get("wsgi.url_scheme"), meta.get("SERVER_PROTOCOL")
-        if scheme is None or self._secure_header is not None:
-            scheme, protocol = self._read_scheme(request, meta)
-        # Mostly the same as before, which is seen in half the time of a look-up. Read and replaced whole, so that
-        # threads need no lock for it.
-        known = self._last_class
-        if known[3] is not None and known[0] == method and known[1] == scheme and known[2] == protocol:
-            return known[3]
-        found = self._metrics.find_class(method, scheme, protocol)
-        self._last_class = (method, scheme, protocol, found)
-        return found
+        current = RequestContext()
+        current.record = record
+        return current
 
     def _read_scheme(self, request: RequestLike, meta: Mapping[str, str]) -> tuple[str | None, str | None]:
         """Scheme and protocol under ASGI, and where a proxy names the scheme."""

@@ -184,7 +184,7 @@ class RequestContext(Context):
         raise ValueError("A context cannot be changed. Make another of it with opentelemetry.context.set_value().")
 
     # Not left to the API, whose older versions refuse the first alone.
-    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
 
     def get(self, key: str, default: object = None) -> object:
         if key == SPAN_KEY:

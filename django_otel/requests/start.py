@@ -30,7 +30,7 @@ class SpanStarter:
     """Starts the spans of requests: `start_root`, `start_below_caller`, `start_child`, `join`; `start` chooses."""
 
     __slots__ = (
-        "_attributes", "_build_attributes", "_find_force_token", "_inbound_keys", "_inbound_keys_but_traceparent",
+        "_attributes", "_find_force_token", "_inbound_keys", "_inbound_keys_but_traceparent",
         "_makes_spans", "_propagator", "_sampler", "_template", "_traceparent", "_tracer", "_trust", "own_tracer",
     )  # fmt: skip
 
@@ -49,7 +49,6 @@ class SpanStarter:
         self._template = options.template
         self._find_force_token = options.find_force_token
         self._attributes = attributes
-        self._build_attributes = attributes.build
         found = tracer()
         #: Where the request path may start spans by itself: our own tracer under our own sampler, and no links that
         #: force a trace; else None. An observer is built again when one of them changes.
@@ -102,7 +101,7 @@ class SpanStarter:
             verdict = policy.decide(low_bits, None, branch)
         record.decisions = verdict.opened or verdict.series()
         if verdict.is_recording:
-            attributes = self._build_attributes(record.request_class, request, meta)
+            attributes = self._attributes.build(record.request_class, request, meta)
             if verdict.attributes:
                 attributes.update(verdict.attributes)
             record.span_or_none = tracer.record_root(
@@ -138,7 +137,7 @@ class SpanStarter:
         verdict = sampler.policy.decide(parent.trace_id, parent)
         record.decisions = verdict.opened or verdict.series()
         if verdict.is_recording:
-            attributes = self._build_attributes(record.request_class, request, meta)
+            attributes = self._attributes.build(record.request_class, request, meta)
             if verdict.attributes:
                 attributes.update(verdict.attributes)
             record.span_or_none = tracer.record_entry(
@@ -210,7 +209,7 @@ class SpanStarter:
             record.request_class.name,
             context,
             SpanKind.SERVER,
-            self._build_attributes(record.request_class, request, request.META),
+            self._attributes.build(record.request_class, request, request.META),
             links,
             start_time_unix_nano,
         )

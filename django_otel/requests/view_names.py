@@ -37,7 +37,7 @@ def _operations(view: object) -> Sequence[object]:
         names = getattr(getattr(view, "__code__", None), "co_freevars", ())
         if owner is None and "self" in names:
             try:
-                owner = view.__closure__[names.index("self")].cell_contents
+                owner = getattr(view, "__closure__", ())[names.index("self")].cell_contents
             except ValueError:  # An empty cell.
                 owner = None
         found = getattr(owner, "operations", None)

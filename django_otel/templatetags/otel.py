@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from django import template
+from django.http import HttpRequest
 from django.template.base import FilterExpression, NodeList, Parser, Token
 from django.template.context import Context
 from django.utils.html import conditional_escape, format_html
@@ -183,7 +184,7 @@ def otel_failure() -> dict[str, str]:
         from django_otel.requests import record
 
         current = record.current()
-        request = current.request if current is not None else None
+        request = current.request if current is not None and isinstance(current.request, HttpRequest) else None
         traced = failures.trace_of(request)
         if traced is not None:
             found["trace_id"], is_recorded = traced
