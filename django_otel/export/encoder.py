@@ -246,7 +246,7 @@ class SpanEncoder:
             times = _TIMES.pack(b"\x39", _whole(start_ns), b"\x41", _whole(end_ns))
         fields += (self._names.get(name) or self._name_field(name), _KINDS[kind._value_], times)
         if type(attributes) is SharedAttributes:
-            # Written out once for all spans that have them: nearly a third of what the export of a query took (12 kI).
+            # Written out once for all spans that have them: nearly a third of what the export of a query took.
             known = attributes.encoded
             is_known = known is not None and known[0] is self._span_attributes
             fields.append(known[1] if is_known else self._span_attributes.block(attributes))  # type: ignore[index]
@@ -270,7 +270,7 @@ class SpanEncoder:
         fields.append(flags)
         return b"".join(fields)
 
-    # Not where a span is written: what a comprehension refers to is slower there, events or not (0.2 kI).
+    # Not where a span is written: what a comprehension refers to is slower there, events or not.
 
     def _event_fields(self, events: Sequence[Event]) -> list[bytes]:
         return [_field(_SPAN_EVENT, self._event(event)) for event in events]

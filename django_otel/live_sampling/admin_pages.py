@@ -250,9 +250,9 @@ def _may_change(request: HttpRequest) -> bool:
 
 def _leave_out(request: HttpRequest) -> None:
     """Neither trace nor metrics: a page that is left open asks all day. From the second time on nothing is begun."""
-    from django_otel.requests.observation import find
+    from django_otel.requests.record import find
 
-    observation = find(request)
-    if observation is not None:
+    record = find(request)
+    if record is not None:
         with guard.contained("leaving a question of the page out of the telemetry"):
-            observation.discard()
+            record.discard()

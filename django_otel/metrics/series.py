@@ -4,7 +4,7 @@ Updates take no lock where Python has its global one. CPython lets another
 thread run, and signal handlers, only where a function begins, at a jump
 backwards and after a call. Between "Not interrupted from here" and the end of
 an update there is none of these, so to other threads it happens at once: half
-the cost of an update (1 kI of 2). A build without the global lock takes ours
+the cost of an update. A build without the global lock takes ours
 (`_under_lock`). `tests/metrics/test_cells.py` looks at the bytecode.
 """
 
@@ -23,7 +23,7 @@ from django_otel.metrics.model import Attributes, Exemplar, HistogramValue
 
 _EXEMPLAR_RECORDS = 64
 #: A bucket's exemplar is replaced so many times in so long, in seconds: scrapes come seconds apart, and a busy series
-#: would push the exemplars of all others out (and pay 10 kI for each).
+#: would push the exemplars of all others out.
 _EXEMPLAR_AGE_S = 0.5
 #: Of a bucket, in that time.
 _EXEMPLARS_AT_ONCE = 5
@@ -171,7 +171,7 @@ class HistogramSeries(Series):
 
     def _put(self, memory: Memory) -> None:
         super()._put(memory)
-        # Found once: to look for it costs more than all else about an exemplar (4 kI).
+        # Found once: to look for it costs more than all else about an exemplar.
         self._mark = memory.mark(self._definition, self.attributes)
         #: By bucket, since when the replacements of its exemplar are counted, and how many there were; empty before the
         #: first, for most series have none.
@@ -208,7 +208,7 @@ class HistogramSeries(Series):
             return
         self._shown[bucket] += 1
         exemplar = Exemplar(value, now_s, trace_id, span_id)
-        # Not `with`, which looks up two special methods each time (1 kI).
+        # Not `with`, which looks up two special methods each time.
         lock = self._lock
         lock.acquire()
         try:
@@ -232,7 +232,7 @@ class HistogramSeries(Series):
 class RequestSeries:
     """The series of all requests of one kind, and what is counted at the end of each, in one update.
 
-    One update after the other costs 12 kI, this 6: the calls are left out, the
+    One update after the other costs twice as much: the calls are left out, the
     look for where each series is and, as a view mostly makes the same number of
     queries and answers with the same size, the search for those two buckets.
     """

@@ -40,7 +40,7 @@ def clean(
     Nearly all are plain already, which their exact types tell at a fifth of the
     SDK's cost; anything else is the SDK's own class's business.
     """
-    # The types are compared without a step of the interpreter for each (1 kI less per attribute).
+    # The types are compared without a step of the interpreter for each.
     if (
         _PLAIN.issuperset(map(type, attributes.values()))
         and _TEXT.issuperset(map(type, attributes))

@@ -21,7 +21,7 @@ _MAX_TRACERS = 1000
 
 
 class Taker(SpanProcessor):
-    """A span processor of ours, which takes our spans as they are when they end: no `ReadableSpan` is made (5 kI)."""
+    """A span processor of ours, which takes our spans as they are when they end: no `ReadableSpan` is made."""
 
     def take(self, span: RecordedSpan) -> None:
         """A span ended. `to_readable` and `parts` tell what it holds."""

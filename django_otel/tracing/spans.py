@@ -179,7 +179,7 @@ class RecordedSpan(SpanFields):
         if not are_clean:
             cleaned, dropped = clean(attributes, self._limits.max_span_attribute_length, most, self._shared.scrub)
         full = 0
-        # Not `with`, which looks up two special methods each time (1 kI).
+        # Not `with`, which looks up two special methods each time.
         lock = self._lock
         lock.acquire()
         try:
@@ -353,7 +353,7 @@ class DroppedSpan(NonRecordingSpan):
     """A span that is not recorded. Its ids are drawn when somebody asks for them, which is seldom.
 
     `low_bits` are the trace id's low 64 bits, which the decision was made by, or None where it needed none. Who
-    makes one sets the three attributes: to call an `__init__` costs more than all that (1 kI).
+    makes one sets the three attributes: to call an `__init__` costs more than all that.
     """
 
     __slots__ = ("below", "low_bits", "shared")

@@ -30,7 +30,7 @@ _NANOSECONDS_PER_S = 1_000_000_000
 class _LocalTrace:
     """The spans of one trace in this process, below one root."""
 
-    # Filled in by who makes one: an __init__ costs 1 kI.
+    # Filled in by who makes one: an `__init__` would cost more than the rest.
     __slots__ = ("ended", "ids", "reason", "root_id")
     root_id: int
     #: Every span that is held, under way or ended.

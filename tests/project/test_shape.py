@@ -13,7 +13,7 @@ MODULE_LINES = 600
 CLASS_LINES = 300
 FUNCTION_LINES = 60
 #: Uses of `Any` in 1 000 lines of the whole package. Lower it whenever fewer are left.
-ANY_PER_1000_LINES = 26.8
+ANY_PER_1000_LINES = 26.7
 
 #: What is larger, with the lines it may have at most. Lower a number, or take an entry out, whenever it shrinks.
 LARGE_MODULES = {
@@ -22,18 +22,13 @@ LARGE_MODULES = {
     "console/waterfall.py": 637,
     "export/encoder.py": 750,
     "instrumentation/instrumentors.py": 655,
-    "live_sampling/follower.py": 777,
+    "live_sampling/follower.py": 761,
     "logs.py": 619,
-    "metrics/cells.py": 950,
-    "metrics/exposition.py": 861,
     "sampling/sampler.py": 624,
 }
 LARGE_CLASSES = {
     "console/dashboard.py _Builder": 311,
-    "live_sampling/admin.py SamplingPolicyAdmin": 329,
-    "live_sampling/command.py SamplingCommand": 320,
     "live_sampling/follower.py Follower": 318,
-    "management/commands/otel.py Command": 373,
     "redaction/scrub.py Scrubber": 431,
 }
 LARGE_FUNCTIONS: dict[str, int] = {}
@@ -41,7 +36,6 @@ LARGE_FUNCTIONS: dict[str, int] = {}
 REBOUND_NAMES = {
     "__init__.py globals()": "the names of `api`, each imported when it is first asked for",
     "conf.py _cached": "the settings as they were parsed; parsed again when `settings.OTEL` changes",
-    "metrics/exposition.py _label_cache": "the rendered labels of the last page; each page replaces them whole",
     "metrics/registry.py _collector": "what is registered with prometheus_client, whose registry is global too",
 }
 MOST_REBOUND_NAMES = 5
