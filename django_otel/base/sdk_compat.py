@@ -146,6 +146,28 @@ def unpatch(instrumentor: Any) -> None:
     instrumentor._uninstrument()
 
 
+class _ExcludedUrls:
+    """The instrumentor's list of excluded URLs, and those that a function knows."""
+
+    def __init__(self, inner: Any, is_excluded: Callable[[str], bool]) -> None:
+        self._inner = inner
+        self._is_excluded = is_excluded
+
+    def url_disabled(self, url: str) -> bool:
+        return self._is_excluded(url) or self._inner.url_disabled(url)
+
+
+def exclude_urls(is_excluded: Callable[[str], bool]) -> bool:
+    """Exclude further URLs from the official DjangoInstrumentor; False where it is built differently."""
+    from opentelemetry.instrumentation.django.middleware import otel_middleware
+
+    middleware = getattr(otel_middleware, "_DjangoMiddleware", None)
+    if not callable(getattr(getattr(middleware, "_excluded_urls", None), "url_disabled", None)):
+        return False
+    cast(Any, middleware)._excluded_urls = _ExcludedUrls(cast(Any, middleware)._excluded_urls, is_excluded)
+    return True
+
+
 # --- The stock span exporters with another encoding. ---
 
 _GRPC_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"

@@ -21,15 +21,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin, urlsplit
 
 from django.conf import settings
+from django.urls import get_script_prefix
 from django.utils.module_loading import import_string
 from opentelemetry import metrics, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import Setter
 
-from django_otel import conf, runtime
+from django_otel import conf, own_paths, runtime
 from django_otel.base import guard, import_hooks, sdk_compat
 from django_otel.base.frozen import record
 from django_otel.base.sdk_compat import DJANGO_MIDDLEWARE as DJANGO_MIDDLEWARE
@@ -378,8 +379,10 @@ def install_django_instrumentor(config: Config) -> bool:
             instrumentor.instrument(
                 tracer_provider=provider,
                 meter_provider=metrics.NoOpMeterProvider(),
-                excluded_urls=build_excluded_urls(conf.excluded_paths(config)),
+                excluded_urls=build_excluded_urls(conf.excluded_paths(config), ()),
             )
+            if not sdk_compat.exclude_urls(_is_own_url):
+                guard.warn_once("instrumentors.django own", "The official DjangoInstrumentor traces our own pages.")
             provider.is_on = True
             _state.is_django_ours = True
         except Exception as error:
@@ -407,9 +410,17 @@ def is_django_instrumented_elsewhere() -> bool:
     return not _state.is_django_ours and DJANGO_MIDDLEWARE in getattr(settings, "MIDDLEWARE", ())
 
 
-def build_excluded_urls(patterns: Iterable[str]) -> str:
+@guard.guarded("finding our pages for the instrumentor", False)
+def _is_own_url(url: str) -> bool:
+    """Whether the whole URL of a request is that of a page of ours, where the URLconf mounts it."""
+    prefix = get_script_prefix().rstrip("/")
+    path = unquote(urlsplit(url).path)
+    return path.startswith(prefix) and path[len(prefix) :] in own_paths.find_own_paths()
+
+
+def build_excluded_urls(patterns: Iterable[str], own: Iterable[str] = _OWN_PATHS) -> str:
     """Path globs as the comma-separated regular expressions that official instrumentors search for in whole URLs."""
-    return ",".join(_build_url_regex(pattern) for pattern in (*_OWN_PATHS, *patterns))
+    return ",".join(_build_url_regex(pattern) for pattern in (*own, *patterns))
 
 
 def _build_url_regex(pattern: str) -> str:

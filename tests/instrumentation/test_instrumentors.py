@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import psycopg2
 import psycopg2.sql
@@ -721,6 +722,31 @@ def test_official_instrumentor_of_another_tool_is_left_alone(settings):
     finally:
         DjangoInstrumentor().uninstrument()
     assert not instrumentors.is_django_instrumented_elsewhere()
+
+
+@pytest.mark.parametrize(
+    ("root", "url", "is_excluded"),
+    [
+        ("", "http://h/metrics?", True),
+        ("ops/", "http://h/ops/livez?", True),
+        ("ops/", "http://h/livez?", False),
+        ("ops/", "http://h/metrics?", False),
+        ("ops/", "http://h/hello/?", False),
+        ("ops/", "http://h/x/y?", True),
+    ],
+)
+def test_official_instrumentor_leaves_our_pages_out_where_they_are_mounted(root, url, is_excluded, settings):
+    """A page of the project at /metrics is traced like any other."""
+    from django.urls import include, path
+    from opentelemetry.instrumentation.django.middleware.otel_middleware import _DjangoMiddleware
+
+    urlconf = types.ModuleType("instrumentor_urls")
+    urlconf.urlpatterns = [path(root, include("django_otel.urls"))]
+    if root:
+        urlconf.urlpatterns.append(path("metrics", lambda request: None))
+    settings.ROOT_URLCONF = urlconf
+    settings.OTEL = {"REQUEST": {"SPANS": "instrumentor", "EXCLUDE": ["/x/*"]}}
+    assert _DjangoMiddleware._excluded_urls.url_disabled(url) is is_excluded
 
 
 @pytest.mark.parametrize(
