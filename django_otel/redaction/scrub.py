@@ -93,8 +93,9 @@ class Scrubber:
     session, csrf, xsrf, card, cvv, credential, jwt and such, "api key",
     "private key", "access key" and such. So `postcard`, `discard`,
     `cardinality`, `tokenizer`, `author`, `primary_key` stay, while `card`,
-    `refreshToken`, `csrfmiddlewaretoken`, `session.id`, `token_type` are
-    redacted. A number under a key that ends in a measure (`session_count`,
+    `refreshToken`, `csrfmiddlewaretoken`, `session.id` are redacted.
+    Properties of a secret (`card_brand`, `token_status`) stay unless they look
+    random. A number under a key that ends in a measure (`session_count`,
     `token_limit`) or a plural (`gen_ai.usage.input_tokens`) stays, as do
     booleans and None anywhere. An `auth`, `pass`, `pin`, `signature` counts as
     last word only. Ids of traces and spans always stay.
