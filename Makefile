@@ -1,7 +1,7 @@
 # The commands of a contributor; CONTRIBUTING.md explains them. They use the virtual environment in .venv.
 PYTHON = .venv/bin/python
 
-.PHONY: setup quick test lint docs site messages bench matrix
+.PHONY: setup quick test coverage lint docs site messages bench matrix release-check
 
 setup:
 	python3 -m venv .venv
@@ -15,7 +15,12 @@ quick:
 test:
 	$(PYTHON) -m pytest
 
+# Everything, with the branches of the package counted in every process; fails below the share in pyproject.toml.
+coverage:
+	.ci/coverage
+
 lint:
+	.venv/bin/codespell
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
@@ -43,14 +48,19 @@ messages:
 bench:
 	$(PYTHON) benchmarks/instructions.py --check --requests 30 --layouts 6
 
-# The quick tests on every Python that is installed, with each Django that it takes.
+# The quick tests on every Python that is installed, with each Django and OpenTelemetry that it takes; the rows go into
+# docs/matrix.md.
 matrix:
-	for version in 3.11 3.12 3.13 3.14; do \
-	  command -v python$$version >/dev/null || continue; \
-	  for django in 5.2 6.0 6.1; do \
-	    python$$version -c "import sys; sys.exit('$$django' >= '6' and sys.version_info < (3, 12))" || continue; \
-	    python$$version -m venv .venv-$$version-$$django && \
-	    .venv-$$version-$$django/bin/pip install -q -e '.[test]' "django~=$$django.0" && \
-	    .venv-$$version-$$django/bin/python -m pytest -q -m quick || exit 1; \
-	  done; \
-	done
+	$(PYTHON) tests/matrix.py --write
+
+# The files of a release: built in an empty environment, complete, with a description that the index can show, and
+# installed into another empty environment, where the command starts.
+release-check:
+	rm -rf dist build/release
+	python3 -m venv build/release
+	build/release/bin/pip install -q build twine
+	build/release/bin/python -m build -q
+	build/release/bin/twine check --strict dist/*
+	build/release/bin/pip install -q dist/*.whl
+	cd build && release/bin/python -m pip check && DJANGO_SETTINGS_MODULE=django_otel_release_settings \
+	  PYTHONPATH=release release/bin/python -m django check --fail-level WARNING

@@ -288,7 +288,7 @@ def serve(
     *,
     workers: int = 1,
     arguments: tuple[str, ...] = (),
-    is_migrated: bool = False,
+    migrate: bool = False,
     **env: str,
 ) -> Iterator[Server]:
     """The test project behind a real server: "gunicorn", "gunicorn-gthread", "uwsgi" or "uvicorn".
@@ -301,8 +301,8 @@ def serve(
     port = free_port()
     log_path = folder / "server.log"
     try:
-        if is_migrated:
-            migrate(environment)
+        if migrate:
+            migrate_database(environment)
         with running(server_command(kind, port, workers, *arguments), environment, log_path) as process:
             wait_until(lambda: is_listening(port) or process.poll() is not None, 20, f"{kind} on port {port}")
             if process.poll() is not None:
@@ -315,7 +315,7 @@ def serve(
 # --- Databases with the tables of the test project. ---
 
 
-def migrate(env: dict[str, str]) -> None:
+def migrate_database(env: dict[str, str]) -> None:
     """Give the database that this environment of a server names all tables, as `migrate --run-syncdb` does.
 
     The migrations run once; what follows is a copy of what they made.

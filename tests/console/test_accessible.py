@@ -70,7 +70,7 @@ def serve(folder: Path, otel: dict[str, Any], code: str, *manage: tuple[str, ...
     env = services.server_env(
         otel, TEST_SQLITE=str(folder / "db.sqlite3"), DJANGO_SETTINGS_MODULE="tests.accessible_settings"
     )
-    services.migrate(env)
+    services.migrate_database(env)
     run(env, "-c", PREPARE + code)
     for arguments in manage:
         run(env, "-m", "django", *arguments, "-v", "0")

@@ -74,7 +74,7 @@ def test_the_console_holds_under_load(name, tmp_path):
         "METRICS_VIEW": {"ALLOW": "all"}, "SAMPLING": {"LIVE": False},
     }  # fmt: skip
     database = {"TEST_SQLITE": str(tmp_path / "app.sqlite3")}
-    with services.serve(kind, otel, workers=2, arguments=arguments, is_migrated=True, **database) as server:
+    with services.serve(kind, otel, workers=2, arguments=arguments, migrate=True, **database) as server:
         cookies = sign_in(services.server_env(otel, **database))
 
         def get_page(path):

@@ -58,7 +58,7 @@ def site(tmp_path_factory: Any) -> Iterator[Site]:
     env = services.server_env(OTEL, TEST_SQLITE=str(folder / "db.sqlite3"), DJANGO_SETTINGS_MODULE="tests.settings")
     port = services.free_port()
     made = Site(f"http://127.0.0.1:{port}", env)
-    services.migrate(env)
+    services.migrate_database(env)
     made.run(
         "for name in 'ada', 'bob': User.objects.create_superuser(name, password=name)\n"
         "eve = User.objects.create_user('eve', password='eve', is_staff=True)\n"

@@ -173,7 +173,7 @@ def test_the_page_shows_every_process_of_every_host_as_it_turns(postgres_databas
             cwd=services.ROOT, env=env, check=True, timeout=60, capture_output=True,
         )  # fmt: skip
 
-    services.migrate(env)
+    services.migrate_database(env)
     run("from django.contrib.auth.models import User\nUser.objects.create_superuser('ada', password='ada')")
     with host(database, tmp_path / "a") as first, host(database, tmp_path / "b") as second:
         session = signed_in(first)

@@ -148,7 +148,7 @@ def on_postgresql(postgres_database):
     leaves behind, and the processes of a host know a policy by its database.
     """
     env = services.server_env(OTEL, TEST_DATABASE_URL=postgres_database)
-    services.migrate(env)
+    services.migrate_database(env)
     run_python(env, PREPARE)
     return env
 
@@ -157,7 +157,7 @@ def on_postgresql(postgres_database):
 def on_sqlite(tmp_path):
     """The same on a SQLite file."""
     env = services.server_env(OTEL, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
-    services.migrate(env)
+    services.migrate_database(env)
     run_python(env, PREPARE)
     return env
 

@@ -282,7 +282,7 @@ def test_prometheus_rejects_a_bad_page(tmp_path, page):
 def test_promtool_accepts_what_a_server_shows():
     """The older format, after real requests."""
     otel = {"SERVICE_NAME": "shop", "SAMPLING": {"LIVE": False}, "METRICS_VIEW": {"ALLOW": "all"}}
-    with services.serve("gunicorn", otel, is_migrated=True) as server:
+    with services.serve("gunicorn", otel, migrate=True) as server:
         for path in ("/hello/", "/orders/7/", "/nowhere", "/boom/", "/queries/"):
             server.get(path)
         status, _, page = server.get("/metrics")

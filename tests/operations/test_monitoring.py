@@ -14,8 +14,8 @@ import yaml as pyyaml
 from django.core.management import call_command
 
 from django_otel.metrics.catalogue import CATALOGUE
-from django_otel.metrics.exposition import family_name
 from django_otel.metrics.model import Kind
+from django_otel.metrics.prometheus_names import family_name
 from django_otel.operations.monitoring import boards, collector, dashboards, rules, slo, yaml
 from tests import services
 

@@ -49,7 +49,7 @@ class Host:
         return services.server_env(self.otel(**sampling), **self.env)
 
     def migrate(self) -> None:
-        services.migrate(self.environment())
+        services.migrate_database(self.environment())
 
     def run(self, code: str, *, check: bool = True, **sampling) -> str:
         """Run `code` in a process of its own on this host, as a management command or a shell would; its output."""

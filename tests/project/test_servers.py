@@ -211,7 +211,7 @@ def test_rotel_takes_grpc(rotel):
 
 
 def test_nothing_is_on_the_console_of_a_default_project():
-    with services.serve("gunicorn", {"SERVICE_NAME": "quiet"}, is_migrated=True) as server:
+    with services.serve("gunicorn", {"SERVICE_NAME": "quiet"}, migrate=True) as server:
         assert server.get("/hello/")[0] == 200
         time.sleep(0.5)
         log = server.log

@@ -60,7 +60,7 @@ def test_one_fixture_for_all_tests_of_a_file_makes_none_quick(tmp_path):
 def test_a_migrated_database_has_every_table(tmp_path):
     """Also the one of the app without migrations."""
     for name in ("a", "b"):
-        services.migrate({"TEST_SQLITE": str(tmp_path / name)})
+        services.migrate_database({"TEST_SQLITE": str(tmp_path / name)})
     connection = sqlite3.connect(tmp_path / "b")
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     connection.close()

@@ -119,7 +119,7 @@ def test_requests_do_nothing_for_live_sampling_but_compare_and_count(tmp_path):
         "SAMPLING": {"REFRESH_S": 0.3},
     }
     env = services.server_env(otel, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
-    services.migrate(env)
+    services.migrate_database(env)
     done = subprocess.run(
         [sys.executable, "-c", PROBE], cwd=services.ROOT, env=env, capture_output=True, text=True, timeout=180
     )

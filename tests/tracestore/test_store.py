@@ -906,7 +906,7 @@ def test_numbers_are_those_of_the_scrape():
 def test_workers_of_a_server_fill_one_store(tmp_path):
     """Spans, queries and log records of both workers; the application's database holds nothing of it."""
     otel = {"SERVICE_NAME": "shop", "CONSOLE": {"ENABLED": True, "PATH": str(tmp_path / "store")}}
-    with serve("gunicorn", otel, workers=2, is_migrated=True, TEST_SQLITE=str(tmp_path / "app.sqlite3")) as server:
+    with serve("gunicorn", otel, workers=2, migrate=True, TEST_SQLITE=str(tmp_path / "app.sqlite3")) as server:
         store = TraceStore(find_file(str(tmp_path / "store"), {}, ""), max_traces=500, max_bytes=64 << 20)
         sent = 0
         pids: set[int] = set()
