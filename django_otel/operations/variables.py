@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from django.utils.translation import gettext, gettext_noop
+
 from django_otel.config.environment import find_protocol
 from django_otel.config.schema import Config
 from django_otel.config.variables import SIGNALS, VARIABLES, Variable
 
-NOT_SET = "not set"
-OBEYED = "obeyed"
-OBEYED_IN_PART = "obeyed in part"
-IGNORED = "ignored"
-OVERRIDDEN = "no effect: nothing uses it, or another variable stands above it"
-IDLE = "asks for what happens anyway"
+# English in JSON; `say_state` translates them for the terminal.
+NOT_SET = gettext_noop("not set")
+OBEYED = gettext_noop("obeyed")
+OBEYED_IN_PART = gettext_noop("obeyed in part")
+IGNORED = gettext_noop("ignored")
+OVERRIDDEN = gettext_noop("no effect: nothing uses it, or another variable stands above it")
+IDLE = gettext_noop("asks for what happens anyway")
+_READ = gettext_noop("read by %(reader)s")
 
 
 def list_states(config: Config, environ: Mapping[str, str], *, all_variables: bool) -> dict[str, dict[str, str]]:
@@ -41,11 +45,17 @@ def find_state(variable: Variable, config: Config, environ: Mapping[str, str]) -
     if any(word.search(warning) for warning in config.warnings):
         return OBEYED_IN_PART if is_obeyed else IGNORED
     if variable.reader:
-        return f"read by {variable.reader}"
+        return _READ % {"reader": variable.reader}
     if is_obeyed:
         return OBEYED
     # One that asks for the default (OTEL_SDK_DISABLED=false) sets nothing.
     return IDLE if not variable.is_obeyed or _asks_for_default(variable, environ) else OVERRIDDEN
+
+
+def say_state(name: str, state: str) -> str:
+    """Return the state of the variable `name` in the language of the terminal."""
+    values = {"reader": VARIABLES[name].reader}
+    return gettext(_READ) % values if state == _READ % values else gettext(state)
 
 
 def _asks_for_default(variable: Variable, environ: Mapping[str, str]) -> bool:

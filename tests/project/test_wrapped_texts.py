@@ -17,6 +17,7 @@ MODULES = sorted(
     path
     for pattern in (
         "admin.py", "apps.py", "models.py", "views.py", "console/*.py", "live_sampling/*.py", "operations/*.py",
+        "operations/monitoring/command.py",
         "management/commands/*.py",
     )
     for path in PACKAGE.glob(pattern)

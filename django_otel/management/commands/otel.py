@@ -121,7 +121,7 @@ class Command(BaseCommand):
             self.stdout.write("" if all_variables else "\n", ending="")
             self._write_table(
                 (gettext("state"), gettext("variable"), gettext("effect")),
-                [(found["state"], name, found["effect"]) for name, found in states.items()],
+                [(variables.say_state(name, found["state"]), name, found["effect"]) for name, found in states.items()],
             )
         for warning in config.warnings:
             self.stdout.write(f"\n{printable(warning)}")
@@ -178,18 +178,8 @@ class Command(BaseCommand):
             if finding.advice:
                 self._write_wrapped(finding.advice, indent, first=indent)
         self.stdout.write("")
-        if failures:
-            message = ngettext("%(count)d thing does not work.", "%(count)d things do not work.", len(failures))
-            self.stdout.write(message % {"count": len(failures)})
-            return NOT_WORKING
-        if warnings:
-            message = ngettext(
-                "All is well, with %(count)d warning.", "All is well, with %(count)d warnings.", len(warnings)
-            )
-            self.stdout.write(message % {"count": len(warnings)})
-        else:
-            self.stdout.write(gettext("All is well."))
-        return OK
+        self.stdout.write(_sum_up(len(failures), len(warnings)))
+        return NOT_WORKING if failures else OK
 
     # --- send-test ---
 
@@ -354,6 +344,17 @@ class Command(BaseCommand):
         )
         for index, line in enumerate(lines):
             self.stdout.write((first if index == 0 and first is not None else indent) + line)
+
+
+def _sum_up(failures: int, warnings: int) -> str:
+    """Return the last line of the doctor's report."""
+    if failures:
+        message = ngettext("%(count)d thing does not work.", "%(count)d things do not work.", failures)
+        return message % {"count": failures}
+    if warnings:
+        message = ngettext("All is well, with %(count)d warning.", "All is well, with %(count)d warnings.", warnings)
+        return message % {"count": warnings}
+    return gettext("All is well.")
 
 
 def _is_allowed(token: str | None, header: str) -> bool:
