@@ -72,11 +72,20 @@ class DjangoOTelConfig(AppConfig):
         from django_otel import asgi, business, logs, runtime
         from django_otel.base import guard
         from django_otel.console import failures
-        from django_otel.instrumentation import cache, callbacks, database, instrumentors, request_times
+        from django_otel.instrumentation import (
+            auth,
+            cache,
+            callbacks,
+            database,
+            email,
+            instrumentors,
+            request_times,
+            security,
+        )
         from django_otel.live_sampling import follower
 
         # Instrumentors first: the stable conventions are opted in before any of them loads.
-        for part in (instrumentors, logs, database, cache, business, failures, request_times):
+        for part in (instrumentors, logs, database, cache, auth, security, email, business, failures, request_times):
             runtime.on_config_change(part.install)
             # A format of LOGGING may name the trace's id, whatever the settings say.
             runtime.on_refusal(logs.stand_by if part is logs else part.uninstall)

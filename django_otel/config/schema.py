@@ -402,6 +402,8 @@ class Config:
     request: Request = section(Request)
     database: Database = section(Database)
     cache: Cache = section(Cache)
+    auth: bool = key(True, boolean, "django.auth.events and django.security.events: sign-ins, and refused requests.")
+    email: bool = key(False, boolean, "django.email.sent, and a span per call of the mail backend; never an address.")
     business: Mapping[str, Mapping[str, object]] = key({}, business, "Business events by model label.")
     scrub: Scrub = section(Scrub)
     metrics_view: MetricsView = section(MetricsView)

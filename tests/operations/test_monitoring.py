@@ -280,7 +280,7 @@ SILENT = {
     ("telemetry", "Unreadable files of the shared folder"),
     ("database", "Errors"), ("cache", "Errors"), ("telemetry", "Failed exports"),
     ("overview", "Business events"), ("business", "Events per minute"), ("business", "Events in the selected range"),
-    ("business", "Saves and deletes"),
+    ("business", "Saves and deletes"), ("security", "Sign-ins"), ("security", "Mail"), ("security", "Refused requests"),
 }  # fmt: skip
 
 

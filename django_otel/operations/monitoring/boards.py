@@ -443,4 +443,33 @@ _TELEMETRY = Dashboard(
     ),
 )
 
-DASHBOARDS: tuple[Dashboard, ...] = (_OVERVIEW, _REQUESTS_BOARD, _DATABASE, _CACHE, _BUSINESS, _TELEMETRY)
+_SECURITY = Dashboard(
+    "security",
+    "Django: sign-ins, security and mail",
+    "Sign-ins, refused requests and mail.",
+    (
+        Panel(
+            "Sign-ins",
+            "Sign-ins, sign-outs and failed sign-ins per minute.",
+            (Query(f"60 * {_rate('django_auth_events_total', 'django_auth_event')}", "{{django_auth_event}}"),),
+        ),
+        Panel(
+            "Refused requests",
+            "By kind, per minute.",
+            (
+                Query(
+                    f"60 * {_rate('django_security_events_total', 'django_security_event')}",
+                    "{{django_security_event}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Mail",
+            "Messages per minute, by outcome (EMAIL).",
+            (Query(f"60 * {_rate('django_email_sent_total', 'django_email_outcome')}", "{{django_email_outcome}}"),),
+            width=24,
+        ),
+    ),
+)
+
+DASHBOARDS: tuple[Dashboard, ...] = (_OVERVIEW, _REQUESTS_BOARD, _DATABASE, _CACHE, _BUSINESS, _SECURITY, _TELEMETRY)

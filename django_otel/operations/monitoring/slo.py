@@ -18,7 +18,7 @@ from django.utils.translation import gettext
 
 from django_otel.base.frozen import record
 from django_otel.metrics.catalogue import SECONDS_HTTP
-from django_otel.metrics.exposition import format_bound
+from django_otel.metrics.prometheus_names import format_bound
 
 DURATION = "http.server.request.duration"
 _DURATION = "http_server_request_duration_seconds"
