@@ -8,6 +8,7 @@ With words, only pages whose name holds one of them. Needs Chromium and playwrig
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import sys
@@ -106,8 +107,9 @@ def signed_in(browser: Browser, url: str, language: str, scheme: Any, width: int
         context.close()
 
 
-def take(browser: Browser, url: str, folder: Path, pages: dict[str, str | Callable[[Page], None]]) -> None:
-    """Pictures of the pages of one site in every look."""
+def take(browser: Browser, url: str, folder: Path, pages: dict[str, str | Callable[[Page], None]]) -> list[str]:
+    """Take pictures of the pages of one site in every look; return their names."""
+    names = []
     for language, scheme, width in LOOKS:
         with signed_in(browser, url, language, scheme, width) as page:
             for name, what in pages.items():
@@ -117,33 +119,42 @@ def take(browser: Browser, url: str, folder: Path, pages: dict[str, str | Callab
                     page.goto(what)
                 if name.startswith("dashboard") and "off" not in name:
                     services.wait_until(lambda: page.reload() and page.locator(".otel-tile").count(), 30, "figures")
-                page.screenshot(path=folder / f"{name}-{language}-{scheme}-{width}.png", full_page=True)
+                names.append(f"{name}-{language}-{scheme}-{width}.png")
+                page.screenshot(path=folder / names[-1], full_page=True)
+    return names
+
+
+def take_all(browser: Browser, folder: Path, words: list[str]) -> list[str]:
+    """Take pictures of all pages, or of those whose name holds one of the words; return their names."""
+    names = []
+    otel = {
+        **accessible.OTEL, "SAMPLING": {**accessible.OTEL["SAMPLING"], "FORCE": True},
+        "METRICS_VIEW": {"ALLOW": "token", "TOKEN": "of-the-scraper-only"},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        # Where the tests keep a database with all tables.
+        os.environ.setdefault("DJANGO_OTEL_TESTS_FOLDER", place)
+        for kind, pages, console, code, manage in (
+            ("whole", {**PAGES, **ACTS}, {"ENABLED": True, "PATH": f"{place}/store"}, RULES, ()),
+            ("part", accessible.PAGES_WITHOUT, {"ENABLED": False}, "", (("migrate", "django_otel", "zero"),)),
+        ):
+            chosen = {name: page for name, page in pages.items() if not words or any(word in name for word in words)}
+            if not chosen:
+                continue
+            site = Path(place) / kind
+            site.mkdir()
+            for url in accessible.serve(site, {**otel, "CONSOLE": console}, code, *manage):
+                for path in VISITS:
+                    requests.get(url + path, headers={"User-Agent": "screenshots"}, timeout=20)
+                names += take(browser, url, folder, chosen)
+    return names
 
 
 def main(folder: Path, words: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-
-    def chosen(pages: dict[str, Any]) -> dict[str, Any]:
-        return {name: page for name, page in pages.items() if not words or any(word in name for word in words)}
-
-    complete, partly = chosen({**PAGES, **ACTS}), chosen(accessible.PAGES_WITHOUT)
-    with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        sampling = {"SAMPLING": {**accessible.OTEL["SAMPLING"], "FORCE": True}}
-        refuse = {"METRICS_VIEW": {"ALLOW": "token", "TOKEN": "of-the-scraper-only"}}
-        for kind, pages, console, code, manage in (
-            ("whole", complete, {"ENABLED": True, "PATH": f"{place}/store"}, RULES, ()),
-            ("part", partly, {"ENABLED": False}, "", (("migrate", "django_otel", "zero"),)),
-        ):
-            if not pages:
-                continue
-            (Path(place) / kind).mkdir()
-            for url in accessible.serve(
-                Path(place) / kind, {**accessible.OTEL, "CONSOLE": console, **sampling, **refuse}, code, *manage
-            ):
-                for path in VISITS:
-                    requests.get(url + path, headers={"User-Agent": "screenshots"}, timeout=20)
-                take(browser, url, folder, pages)
+        print(*take_all(browser, folder, words), sep="\n")
         browser.close()
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import services
+from tests import screenshots, services
 from tests.console.test_accessible import (
     DASHBOARD,
     PAGES,
@@ -99,3 +100,10 @@ def test_times_are_in_the_language_of_the_page(open_page: Opener, site: str) -> 
     assert page.locator("html").get_attribute("lang") == "de"
     assert any(day in page.locator("time[title]").first.get_attribute("title") for day in
                ("Montag", "Dienstag", "Mittwoch", "Donnerstag", "Freitag", "Samstag", "Sonntag"))  # fmt: skip
+
+
+def test_pictures_are_taken_of_a_page_in_every_look(chromium: Any, tmp_path: Path) -> None:
+    """The script that takes them still runs; `python -m tests.screenshots FOLDER` takes all."""
+    names = screenshots.take_all(chromium, tmp_path, ["traces-none"])
+    assert len(names) == len(screenshots.LOOKS)
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
