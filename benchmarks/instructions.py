@@ -303,7 +303,7 @@ async def loop_async(case: Case, counter: callgrind.Counter, times: int) -> None
 def set_policy(case: Case) -> None:
     """The sampling of what follows: ours, live, or that of the other tool's provider."""
     from django_otel import runtime
-    from django_otel.sampling.sampler import Policy, Rule
+    from django_otel.sampling.policy import Policy, Rule
 
     rules = [Rule(1.0, path=f"/section-{number}/*") for number in range(case.path_rules)]
     if case.has_route_rule:

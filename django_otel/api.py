@@ -8,393 +8,32 @@ for two kinds of instrument, `@span` without a name) is an error.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import enum
 import functools
 import inspect
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
-from opentelemetry.context import Context
 
-from django_otel.base import guard, proxies
+from django_otel.base import guard
+from django_otel.base.attribute_values import clean_attributes, clean_text, is_ready
 from django_otel.live_sampling.force import force_trace_token as force_trace_token
 from django_otel.metrics import catalogue
 from django_otel.tracing import exceptions
+from django_otel.tracing.scopes import F, Run, Scope, decorate
 
 if TYPE_CHECKING:
     from django_otel.config.schema import Config
     from django_otel.metrics.instruments import Counter, Gauge, Histogram, ObservableGauge, Observed, UpDownCounter
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-AttributeValue = str | bool | int | float | list[str] | list[bool] | list[int] | list[float]
-
-_NO_SPANS_KEY = otel_context.create_key("django_otel-no-spans")
-#: OTLP carries integers in 64 bits; a larger one would make its whole batch impossible to encode.
-_SMALLEST_INT = -(2**63)
-_LARGEST_INT = 2**63 - 1
+NO_SPANS_KEY = otel_context.create_key("django_otel-no-spans")
 _NANOSECONDS_PER_S = 1_000_000_000
-_READY_TYPES = frozenset({bool, float})
 
 
-# --- attributes ---------------------------------------------------------------
-
-
-def clean_value(value: object) -> AttributeValue | None:
-    """Turn any value into one that every exporter can send; None when there is nothing to send.
-
-    Text, booleans, integers and floats stay what they are, enumeration members
-    become their value, sequences and sets become lists of one type, all else
-    (Decimal, datetime, UUID, lazy text, model instances) becomes text by `str()`.
-    """
-    if value.__class__ is not type(value):
-        value = proxies.resolve(value)
-    if value is None:
-        return None
-    if isinstance(value, list | tuple | set | frozenset):
-        return _clean_items([_clean_scalar(item) for item in value if item is not None])
-    return _clean_scalar(value)
-
-
-def clean_attributes(attributes: Mapping[str, object]) -> dict[str, AttributeValue]:
-    """Clean every attribute; those whose value is None are left out."""
-    cleaned = {}
-    for key, value in attributes.items():
-        # One by one: a value that cannot be read does not cost the others.
-        with guard.contained("the cleaning of an attribute"):
-            kept = clean_value(value)
-            if kept is not None:
-                cleaned[_clean_text(key)] = kept
-    return cleaned
-
-
-def _clean_scalar(value: object) -> str | bool | int | float:
-    if value.__class__ is not type(value):
-        value = proxies.resolve(value)
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return int(value) if _SMALLEST_INT <= value <= _LARGEST_INT else _clean_text(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value).decode("utf-8", "replace")
-    return _clean_text(value)
-
-
-def _clean_items(items: list[str | bool | int | float]) -> AttributeValue:
-    kinds = {item.__class__ for item in items}
-    if kinds == {int, float}:
-        return [float(item) for item in items]
-    if len(kinds) > 1:
-        # OpenTelemetry's arrays hold one type.
-        return [_clean_text(item) for item in items]
-    return items  # type: ignore[return-value]
-
-
-def _clean_text(value: object) -> str:
-    try:
-        # str.__str__ makes a plain str of a subclass such as SafeString.
-        # A lazy object claims to be a text, and is none.
-        text = str.__str__(value if issubclass(type(value), str) else str(value))
-        if not text.isascii():
-            text.encode("utf-8")
-    except UnicodeEncodeError:
-        # A lone surrogate: an exporter could not encode the batch.
-        return text.encode("utf-8", "replace").decode("utf-8")
-    except Exception as error:
-        # A __str__ that raises, for example on a query where none is allowed.
-        guard.report(f"str() of an attribute of type {type(value).__name__}", error)
-        return f"<{type(value).__name__}>"
-    return text
-
-
-def _is_ready(value: object) -> bool:
-    """Whether a value needs no cleaning, so that also samplers may look at it."""
-    kind = value.__class__
-    if kind is str:
-        return value.isascii()  # type: ignore[attr-defined, no-any-return]
-    if kind is int:
-        return _SMALLEST_INT <= value <= _LARGEST_INT  # type: ignore[operator]
-    return kind in _READY_TYPES
-
-
-# --- scopes: something that begins, is current for a while, and ends ------------
-
-
-class _Run:
-    """One run of a scope: the context that is current inside, and what to do at the end."""
-
-    __slots__ = ("context", "on_end", "previous", "span", "token")
-
-    def __init__(
-        self,
-        context: Context | None,
-        span: trace.Span = trace.INVALID_SPAN,
-        on_end: Callable[[BaseException | None], None] | None = None,
-    ) -> None:
-        self.context = context
-        self.span = span
-        self.on_end = on_end
-        self.previous: Context | None = None
-        self.token: object | None = None
-
-    def attach(self) -> None:
-        if self.context is not None:
-            self.previous = otel_context.get_current()
-            self.token = otel_context.attach(self.context)
-
-    def detach(self) -> None:
-        """Make the context before `attach` current again, and keep the one inside for a next `attach`."""
-        token, self.token = self.token, None
-        if token is None:
-            return
-        inside = otel_context.get_current()
-        if isinstance(token, contextvars.Token):
-            # Not otel_context.detach(): that logs an error where the run ends in another
-            # task than it began in (an abandoned generator, a fixture), which is no fault.
-            try:
-                token.var.reset(token)
-            except (ValueError, RuntimeError):
-                if inside is self.context and self.previous is not None:
-                    otel_context.attach(self.previous)
-                return
-        else:
-            otel_context.detach(token)  # type: ignore[arg-type]
-        self.context = inside
-
-    def end(self, error: BaseException | None) -> None:
-        on_end, self.on_end = self.on_end, None
-        if on_end is not None:
-            with guard.contained("the end of a span"):
-                on_end(error if isinstance(error, Exception) else None)
-
-
-class _Scope:
-    """A context manager (`with` and `async with`) and a decorator.
-
-    One object may be entered many times, also at once by several threads and
-    tasks and inside itself: each time is a run of its own.
-    """
-
-    _place = "a scope"
-
-    def __init__(self) -> None:
-        self._runs: list[_Run] = []
-
-    def _begin(self) -> _Run:
-        raise NotImplementedError
-
-    def _begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Run:
-        """Begin the run of a decorated function that is called with these arguments."""
-        return self._begin_safely()
-
-    def _begin_safely(self) -> _Run:
-        try:
-            return self._begin()
-        except Exception as error:
-            guard.report(self._place, error)
-            return _Run(None)
-
-    def _entered(self, run: _Run) -> Any:
-        return self
-
-    def __enter__(self) -> Any:
-        run = self._begin_safely()
-        run.attach()
-        self._runs.append(run)
-        return self._entered(run)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        run = self._take_run()
-        if run is not None:
-            run.detach()
-            run.end(error)
-
-    async def __aenter__(self) -> Any:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, traceback)
-
-    def _take_run(self) -> _Run | None:
-        """The innermost run of this thread or task: the one whose context is current here."""
-        runs = self._runs
-        if len(runs) > 1:
-            current = otel_context.get_current()
-            for index in range(len(runs) - 1, -1, -1):
-                if runs[index].context is current:
-                    return runs.pop(index)
-        return runs.pop() if runs else None
-
-    def __call__(self, function: F) -> F:
-        return _decorate(function, self)
-
-
-class _SimpleScope(_Scope):
-    """A scope whose begin is a function."""
-
-    def __init__(self, begin: Callable[[], _Run]) -> None:
-        super().__init__()
-        self._begin = begin  # type: ignore[method-assign]
-
-
-def _decorate(function: F, scope: _Scope) -> F:
-    """Wrap a function so that each call is a run of `scope`.
-
-    Errors: `TypeError` for what cannot be called or is a class.
-    """
-    if isinstance(function, staticmethod | classmethod):
-        return type(function)(_decorate(function.__func__, scope))
-    name = type(scope).__name__.strip("_").lower()
-    if inspect.isclass(function):
-        raise TypeError(
-            f"{name} decorates functions and methods; {function.__qualname__} is a class: decorate its methods."
-        )
-    if not callable(function):
-        raise TypeError(f"{name} decorates functions and methods, not {type(function).__name__!r} objects.")
-    if inspect.isasyncgenfunction(function):
-        return _decorate_async_generator(function, scope)  # type: ignore[return-value]
-    if inspect.isgeneratorfunction(function):
-        return _decorate_generator(function, scope)  # type: ignore[return-value]
-    if _is_coroutine_function(function):
-        return _decorate_coroutine(function, scope)  # type: ignore[return-value]
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        run = scope._begin_call(args, kwargs)
-        run.attach()
-        try:
-            result = function(*args, **kwargs)
-        except BaseException as error:
-            run.detach()
-            run.end(error)
-            raise
-        run.detach()
-        run.end(None)
-        return result
-
-    return call  # type: ignore[return-value]
-
-
-def _is_coroutine_function(function: Callable[..., Any]) -> bool:
-    # asgiref's test also knows what Django marks as a coroutine function, on every Python.
-    from asgiref.sync import iscoroutinefunction
-
-    if iscoroutinefunction(function):
-        return True
-    call = getattr(function, "__call__", None)  # noqa: B004 (the method itself is looked at)
-    return not inspect.isroutine(function) and call is not None and iscoroutinefunction(call)
-
-
-def _decorate_coroutine(function: Callable[..., Any], scope: _Scope) -> Callable[..., Any]:
-    @functools.wraps(function)
-    async def call(*args: Any, **kwargs: Any) -> Any:
-        run = scope._begin_call(args, kwargs)
-        run.attach()
-        try:
-            result = await function(*args, **kwargs)
-        except BaseException as error:
-            run.detach()
-            run.end(error)
-            raise
-        run.detach()
-        run.end(None)
-        return result
-
-    return call
-
-
-@contextlib.contextmanager
-def _attached(run: _Run) -> Generator[None]:
-    run.attach()
-    try:
-        yield
-    finally:
-        run.detach()
-
-
-def _decorate_generator(function: Callable[..., Any], scope: _Scope) -> Callable[..., Any]:
-    # What `yield from` does (PEP 380), with the run's context current only while the body runs.
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        generator = function(*args, **kwargs)
-        run = scope._begin_call(args, kwargs)
-        step: Callable[[Any], Any] = generator.send
-        argument: Any = None
-        try:
-            while True:
-                with _attached(run):
-                    try:
-                        item = step(argument)
-                    except StopIteration as stop:
-                        result = stop.value
-                        break
-                try:
-                    argument = yield item
-                    step = generator.send
-                except GeneratorExit:
-                    with _attached(run):
-                        result = generator.close()
-                    break
-                except BaseException as error:
-                    step, argument = generator.throw, error
-        except BaseException as error:
-            run.end(error)
-            raise
-        run.end(None)
-        return result
-
-    return call
-
-
-def _decorate_async_generator(function: Callable[..., Any], scope: _Scope) -> Callable[..., Any]:
-    @functools.wraps(function)
-    async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        generator = function(*args, **kwargs)
-        run = scope._begin_call(args, kwargs)
-        step: Callable[[Any], Any] = generator.asend
-        argument: Any = None
-        try:
-            while True:
-                with _attached(run):
-                    try:
-                        item = await step(argument)
-                    except StopAsyncIteration:
-                        break
-                try:
-                    argument = yield item
-                    step = generator.asend
-                except GeneratorExit:
-                    with _attached(run):
-                        await generator.aclose()
-                    raise
-                except BaseException as error:
-                    step, argument = generator.athrow, error
-        except BaseException as error:
-            run.end(error)
-            raise
-        run.end(None)
-
-    return call
-
-
-# --- spans ----------------------------------------------------------------------
-
-
-class span(_Scope):  # noqa: N801 (used like a function)
+class span(Scope):  # noqa: N801 (used like a function)
     """A span around a block or a function, a child of what is active.
 
     `with span("checkout", items=3) as current:`, `async with ...`, or
@@ -419,11 +58,11 @@ class span(_Scope):  # noqa: N801 (used like a function)
         self._name = name
         self._attributes = attributes
 
-    def _begin(self) -> _Run:
+    def _begin(self) -> Run:
         started = _start_span(self._name, self._attributes)
-        return _Run(trace.set_span_in_context(started), started, functools.partial(_end_span, started))
+        return Run(trace.set_span_in_context(started), started, functools.partial(_end_span, started))
 
-    def _entered(self, run: _Run) -> trace.Span:
+    def _entered(self, run: Run) -> trace.Span:
         return run.span
 
     if TYPE_CHECKING:
@@ -435,13 +74,13 @@ class span(_Scope):  # noqa: N801 (used like a function)
 
 def _start_span(name: object, attributes: Mapping[str, object], start_time_unix_ns: int | None = None) -> trace.Span:
     current = otel_context.get_current()
-    if current.get(_NO_SPANS_KEY):
+    if current.get(NO_SPANS_KEY):
         return trace.NonRecordingSpan(trace.get_current_span(current).get_span_context())
-    ready: dict[str, Any] = {key: value for key, value in attributes.items() if _is_ready(value)}
+    ready: dict[str, Any] = {key: value for key, value in attributes.items() if is_ready(value)}
     from django_otel import runtime
 
     tracer = runtime.tracer()
-    started = tracer.start_span(_clean_text(name) or "span", attributes=ready or None, start_time=start_time_unix_ns)
+    started = tracer.start_span(clean_text(name) or "span", attributes=ready or None, start_time=start_time_unix_ns)
     if len(ready) < len(attributes) and started.is_recording():
         # Only now: text is not made, and no __str__ called, for spans that are not recorded.
         with guard.contained("the attributes of a span"):
@@ -483,7 +122,7 @@ class timed(span):  # noqa: N801 (used like a function)
 
     _place = "the start of a timed span"
 
-    def _begin(self) -> _Run:
+    def _begin(self) -> Run:
         started_unix_ns = time.time_ns()
         started_ns = time.perf_counter_ns()
         try:
@@ -500,7 +139,7 @@ class timed(span):  # noqa: N801 (used like a function)
             finally:
                 self._record(elapsed_ns / _NANOSECONDS_PER_S, started.get_span_context(), error)
 
-        return _Run(context, started, end)
+        return Run(context, started, end)
 
     @guard.guarded("the duration of a timed span", None)
     def _record(self, elapsed_s: float, ids: trace.SpanContext, error: BaseException | None) -> None:
@@ -510,7 +149,7 @@ class timed(span):  # noqa: N801 (used like a function)
         from django_otel import runtime
 
         durations = runtime.store.histogram(
-            _clean_text(self._name), "s", "Durations measured by django_otel.timed.", catalogue.SECONDS_HTTP
+            clean_text(self._name), "s", "Durations measured by django_otel.timed.", catalogue.SECONDS_HTTP
         )
         if ids.trace_flags.sampled:
             durations.record(elapsed_s, tags, ids.trace_id, ids.span_id)
@@ -523,7 +162,7 @@ def event(name: str, /, **attributes: Any) -> None:
     """Add an event to the current span, if one is recorded."""
     current = trace.get_current_span()
     if current.is_recording():
-        current.add_event(_clean_text(name), clean_attributes(attributes))
+        current.add_event(clean_text(name), clean_attributes(attributes))
 
 
 @guard.guarded("set_attributes()", None)
@@ -534,7 +173,7 @@ def set_attributes(**attributes: Any) -> None:
         current.set_attributes(clean_attributes(attributes))
 
 
-class _Untraced(_Scope):
+class _Untraced(Scope):
     """No spans inside: of ours, of instrumentors, of the OpenTelemetry API. Metrics still count.
 
     `@untraced` on a view drops the request's own span as well: a function whose
@@ -545,16 +184,16 @@ class _Untraced(_Scope):
 
     _place = "untraced"
 
-    def _begin(self) -> _Run:
+    def _begin(self) -> Run:
         # Not at the top: both load a part of the SDK or of the instrumentors.
         from django_otel.base.suppression import suppress_instrumentation
         from django_otel.sampling import sampler
 
         with suppress_instrumentation():
             context = otel_context.get_current()
-        return _Run(otel_context.set_value(_NO_SPANS_KEY, True, sampler.untraced(context)))
+        return Run(otel_context.set_value(NO_SPANS_KEY, True, sampler.untraced(context)))
 
-    def _begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Run:
+    def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
         with guard.contained("untraced on a view"):
             from django_otel.requests import record
 
@@ -574,7 +213,7 @@ class _Untraced(_Scope):
 
     def __call__(self, function: Any = None) -> Any:
         """Decorate a function; without an argument, so that `untraced()` reads as well as `untraced`, itself."""
-        return self if function is None else _decorate(function, self)
+        return self if function is None else decorate(function, self)
 
     def __repr__(self) -> str:
         return "django_otel.untraced"
@@ -614,9 +253,6 @@ def sample(ratio: float) -> Callable[[F], F]:
     return mark
 
 
-# --- users ----------------------------------------------------------------------
-
-
 @guard.guarded("set_user()", None)
 def set_user(user: object) -> None:
     """Record who the request is for, as far as `OTEL["REQUEST"]["USER"]` allows.
@@ -642,11 +278,11 @@ def user_attributes(key: object, policy: str) -> dict[str, str]:
     Source: OpenTelemetry semantic conventions, "User" registry.
     """
     if policy == "id":
-        return {"user.id": _clean_text(key)}
+        return {"user.id": clean_text(key)}
     if policy == "hash":
         from django.utils.crypto import salted_hmac
 
-        return {"user.hash": salted_hmac("django_otel.user", _clean_text(key), algorithm="sha256").hexdigest()}
+        return {"user.hash": salted_hmac("django_otel.user", clean_text(key), algorithm="sha256").hexdigest()}
     return {}
 
 
@@ -655,9 +291,6 @@ def _request_span() -> trace.Span | None:
 
     current = record.current()
     return None if current is None else current.span
-
-
-# --- instruments ------------------------------------------------------------------
 
 
 def counter(name: str, unit: str = "", description: str = "") -> Counter:
@@ -669,21 +302,21 @@ def counter(name: str, unit: str = "", description: str = "") -> Counter:
     """
     from django_otel import runtime
 
-    return runtime.store.counter(_clean_text(name), unit, description)
+    return runtime.store.counter(clean_text(name), unit, description)
 
 
 def up_down_counter(name: str, unit: str = "", description: str = "") -> UpDownCounter:
     """The up-down counter of that name: `.add(1)` and `.add(-1)`. Errors: as `counter`."""
     from django_otel import runtime
 
-    return runtime.store.up_down_counter(_clean_text(name), unit, description)
+    return runtime.store.up_down_counter(clean_text(name), unit, description)
 
 
 def gauge(name: str, unit: str = "", description: str = "") -> Gauge:
     """The gauge of that name: `.set(21.5, {"room": "attic"})`. Errors: as `counter`."""
     from django_otel import runtime
 
-    return runtime.store.gauge(_clean_text(name), unit, description)
+    return runtime.store.gauge(clean_text(name), unit, description)
 
 
 def histogram(name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()) -> Histogram:
@@ -695,7 +328,7 @@ def histogram(name: str, unit: str = "", description: str = "", bounds: tuple[fl
     """
     from django_otel import runtime
 
-    return runtime.store.histogram(_clean_text(name), unit, description, tuple(bounds))
+    return runtime.store.histogram(clean_text(name), unit, description, tuple(bounds))
 
 
 def observable_gauge(
@@ -708,10 +341,7 @@ def observable_gauge(
     """
     from django_otel import runtime
 
-    return runtime.store.observable_gauge(_clean_text(name), callback, unit, description)
-
-
-# --- where we are -------------------------------------------------------------------
+    return runtime.store.observable_gauge(clean_text(name), callback, unit, description)
 
 
 @guard.guarded("current_trace_id()", None)
@@ -750,7 +380,7 @@ def carrier() -> dict[str, str]:
     return carried
 
 
-class from_carrier(_Scope):  # noqa: N801 (used like a function)
+class from_carrier(Scope):  # noqa: N801 (used like a function)
     """Continue the context of a `carrier()`: `with from_carrier(message["otel"]): ...`.
 
     Also a decorator and `async with`. Whatever cannot be read is left out; with
@@ -763,9 +393,9 @@ class from_carrier(_Scope):  # noqa: N801 (used like a function)
         super().__init__()
         self._carrier = carrier
 
-    def _begin(self) -> _Run:
+    def _begin(self) -> Run:
         # The context is given: without it, an unreadable carrier would empty the context.
-        return _Run(propagate.extract(_readable(self._carrier), otel_context.get_current()))
+        return Run(propagate.extract(_readable(self._carrier), otel_context.get_current()))
 
 
 #: The W3C limit of one header's length; whatever is longer is not a carrier's.

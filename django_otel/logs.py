@@ -18,72 +18,42 @@ from __future__ import annotations
 
 import contextvars
 import copy
-import datetime
-import decimal
-import enum
 import functools
 import itertools
 import logging
-import pathlib
 import threading
 import time
-import traceback
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.semconv.attributes import code_attributes, exception_attributes
-from opentelemetry.trace import INVALID_SPAN, TraceFlags
+from opentelemetry.semconv.attributes import code_attributes
+from opentelemetry.trace import INVALID_SPAN
 
-from django_otel.base import forks, guard, log_fields, proxies
+from django_otel.base import forks, guard, log_fields
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
-from django_otel.redaction import cutting
+from django_otel.export import log_records
+from django_otel.export.log_records import MAX_BODY_LENGTH as MAX_BODY_LENGTH
+from django_otel.export.log_records import severity_number as severity_number
 from django_otel.redaction.paths import redact_unmatched
 from django_otel.requests.record import current as current_request
 
 if TYPE_CHECKING:
-    from opentelemetry._logs import Logger, LoggerProvider, LogRecord, SeverityNumber
+    from opentelemetry._logs import Logger, LoggerProvider, LogRecord
 
     from django_otel.config.schema import Config
     from django_otel.tracestore.processor import StoreProcessor
 
 __all__ = ["OTelHandler", "install", "uninstall"]
 
-#: Longer bodies and stack traces are cut (characters).
-MAX_BODY_LENGTH = 65_536
-MAX_STACKTRACE_LENGTH = 65_536
-_MAX_DEPTH = 5
 _REMEMBERED_RECORDS = 4096
 _CACHED_LOGGERS = 1000
-_CUT_MARK = "... [cut]"
-#: What `logging` formats for `exc_info=True` without an exception.
-_NO_EXCEPTION = "NoneType: None"
-
-#: The number a record gets when it is made. It stays with copies and pickles, so that they are known as the same.
-_SEQUENCE = "_django_otel_sequence"
-_FIELDS = ("otelTraceID", "otelSpanID", "otelTraceSampled", "otelServiceName")
-#: https://docs.python.org/3/library/logging.html#logrecord-attributes, and ours.
-_NOT_EXTRA = frozenset(
-    (
-        "args", "asctime", "created", "exc_info", "exc_text", "filename", "funcName", "levelname", "levelno", "lineno",
-        "message", "module", "msecs", "msg", "name", "pathname", "process", "processName", "relativeCreated",
-        "stack_info", "taskName", "thread", "threadName", _SEQUENCE, *_FIELDS,
-    )
-)  # fmt: skip
-_EVENT_NAMES = ("otel.event.name", "event.name", "event_name")
-#: Of Django's SQL log: the statement with its literals. The database layer has spans for it, without them.
-_SQL_LOGGER = "django.db.backends"
-_SQL_EXTRA = frozenset(("sql", "params"))
-
 #: Never exported: what we and the SDK say about exporting.
 _OWN_LOGGERS = ("django_otel", "opentelemetry")
 #: Not exported when they speak while an export is under way.
 _EXPORT_LOGGERS = ("urllib3", "requests", "charset_normalizer", "grpc")
 
-# OpenTelemetry logs data model, "Displaying severity" and its mapping: ten Python levels are four numbers.
-_SEVERITY_TEXT = {"WARNING": "WARN", "CRITICAL": "FATAL"}
 _STACK_INFO = getattr(code_attributes, "CODE_STACKTRACE", "code.stacktrace")
 
 _sequence = itertools.count(1).__next__
@@ -157,7 +127,7 @@ class _CorrelatingFactory:
             elif self.fill:
                 record.__dict__.update(self.outside_span)
             if self.export:
-                record.__dict__[_SEQUENCE] = _sequence()
+                record.__dict__[log_records.SEQUENCE] = _sequence()
                 if _root_handler not in logging.root.handlers:
                     logging.root.addHandler(_root_handler)
         except Exception as error:
@@ -241,35 +211,37 @@ class OTelHandler(logging.Handler):
         # Here, as below: only who exports logs needs the API of logs.
         from opentelemetry._logs import LogRecord
 
-        attributes, event_name = _extra(record)
+        attributes, event_name = log_records.extra_attributes(record, _scrub)
         attributes[code_attributes.CODE_FILE_PATH] = record.pathname
         if record.funcName:
             attributes[code_attributes.CODE_FUNCTION_NAME] = record.funcName
         attributes[code_attributes.CODE_LINE_NUMBER] = record.lineno
-        attributes.update(_exception(record))
+        attributes.update(log_records.exception_attributes_of(record, _scrub))
         if record.stack_info:
-            attributes[_STACK_INFO] = _cut_stack(str(record.stack_info))
+            attributes[_STACK_INFO] = log_records.cut_stack(str(record.stack_info), _scrub)
         level_name = str(record.levelname)
         built = LogRecord(
             timestamp=int(record.created * 1e9),
             observed_timestamp=time.time_ns(),
             context=otel_context.get_current(),
-            severity_text=_SEVERITY_TEXT.get(level_name, level_name),
-            severity_number=severity_number(record.levelno),
-            body=_cut(_without_path_secrets(self._body(record), record), MAX_BODY_LENGTH),
+            severity_text=log_records.severity_text(level_name),
+            severity_number=log_records.severity_number(record.levelno),
+            body=log_records.cut(
+                _without_path_secrets(self._body(record), record), log_records.MAX_BODY_LENGTH, _scrub
+            ),
             attributes=attributes,
             event_name=event_name,
         )
-        _take_trace_of(record, built)
+        log_records.take_trace_of(record, built)
         return built
 
     def _body(self, record: logging.LogRecord) -> str:
-        if _is_below(record.name, _SQL_LOGGER):
+        if log_records.is_below(record.name, log_records.SQL_LOGGER):
             return str(record.msg)
         try:
             text = self.format(record) if self.formatter is not None else record.getMessage()
             # Also in the message, where a QueueHandler has formatted it.
-            return text.replace(f"\n{_NO_EXCEPTION}\n", "\n").removesuffix(f"\n{_NO_EXCEPTION}")
+            return text.replace(f"\n{log_records.NO_EXCEPTION}\n", "\n").removesuffix(f"\n{log_records.NO_EXCEPTION}")
         except Exception:
             # Arguments that do not fit the message: the application's fault, which its own handlers report.
             return str(record.msg)
@@ -347,25 +319,21 @@ def _scrubbed(built: LogRecord) -> LogRecord:
     return scrubbed
 
 
-def _is_below(name: str, parent: str) -> bool:
-    return name.startswith(parent) and (len(name) == len(parent) or name[len(parent)] == ".")
-
-
 def _is_excluded(name: str) -> bool:
     for parent in _state.excluded:
-        if _is_below(name, parent):
+        if log_records.is_below(name, parent):
             return True
     for parent in _EXPORT_LOGGERS:
-        if _is_below(name, parent):
+        if log_records.is_below(name, parent):
             return bool(otel_context.get_value(SUPPRESS_INSTRUMENTATION_KEY))
     return False
 
 
 def _is_first(record: logging.LogRecord) -> bool:
     """Whether none of our handlers has seen this record, or the one it is a copy of."""
-    number = record.__dict__.get(_SEQUENCE)
+    number = record.__dict__.get(log_records.SEQUENCE)
     if number is None:
-        number = record.__dict__[_SEQUENCE] = _sequence()
+        number = record.__dict__[log_records.SEQUENCE] = _sequence()
     key = (record.process, number)
     mine = object()
     if _seen.setdefault(key, mine) is not mine:
@@ -400,115 +368,10 @@ def _stand_in_for_last_resort(record: logging.LogRecord) -> None:
     last_resort.handle(record)
 
 
-def severity_number(level: int) -> SeverityNumber:
-    """The severity of a Python level: 10 to 13 are DEBUG to DEBUG4, 20 INFO, 30 WARN, 40 ERROR, 50 and up FATAL.
-
-    Source: OpenTelemetry logs data model, "Severity fields".
-    """
-    from opentelemetry._logs import SeverityNumber
-
-    if level <= 0:
-        return SeverityNumber.UNSPECIFIED
-    if level < 10:
-        return SeverityNumber.TRACE
-    tens = min(level // 10, 5)
-    return SeverityNumber(1 + 4 * tens + min(level - 10 * tens, 3))
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else cutting.cut(text, length, _scrub, _CUT_MARK)
-
-
-def _cut_stack(text: str) -> str:
-    return cutting.cut_stack(text, MAX_STACKTRACE_LENGTH, _scrub)
-
-
 def _scrub(text: str) -> str:
     from django_otel import runtime
 
     return runtime.current().scrubber.text(text)
-
-
-def _extra(record: logging.LogRecord) -> tuple[dict[str, Any], str | None]:
-    """The attributes the application gave, and the name of the event if it gave one."""
-    left_out = _SQL_EXTRA if _is_below(record.name, _SQL_LOGGER) else ()
-    attributes: dict[str, Any] = {}
-    event_name: str | None = None
-    for key, value in tuple(record.__dict__.items()):
-        if key in _NOT_EXTRA or key in left_out or not isinstance(key, str) or not key:
-            continue
-        if key in _EVENT_NAMES and isinstance(value, str):
-            event_name = event_name or value
-            continue
-        fitting = _fitting(value, 0)
-        if fitting is not None:
-            attributes[key] = fitting
-    return attributes, event_name
-
-
-_AS_TEXT = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID, pathlib.PurePath)
-
-
-def _fitting(value: Any, depth: int) -> Any:
-    """The value as OpenTelemetry knows it; None when it has no such type."""
-    if value.__class__ is not type(value):
-        with guard.contained("a lazy value of a log record"):
-            value = proxies.resolve(value)
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if isinstance(value, str):
-        return _cut(str(value), MAX_BODY_LENGTH)
-    if isinstance(value, (bool, int, float, bytes)):
-        return value
-    if isinstance(value, _AS_TEXT):
-        return str(value)
-    if depth >= _MAX_DEPTH:
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): item for key, item in _each_fitting(value.items(), depth) if item is not None}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return tuple(item for _, item in _each_fitting(enumerate(value), depth) if item is not None)
-    return None
-
-
-def _each_fitting(items: Any, depth: int) -> Iterator[tuple[Any, Any]]:
-    for key, item in items:
-        yield key, _fitting(item, depth + 1)
-
-
-def _exception(record: logging.LogRecord) -> dict[str, str]:
-    info = record.exc_info
-    if isinstance(info, tuple) and len(info) == 3 and info[0] is not None:
-        kind, error, trace_back = info
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        attributes = {exception_attributes.EXCEPTION_TYPE: name}
-        try:
-            attributes[exception_attributes.EXCEPTION_MESSAGE] = _cut(str(error), MAX_BODY_LENGTH)
-            lines = "".join(traceback.format_exception(kind, error, trace_back))
-            attributes[exception_attributes.EXCEPTION_STACKTRACE] = _cut_stack(lines)
-        except Exception:
-            # The exception's own __str__ fails: its type is what is known.
-            return attributes
-        return attributes
-    if record.exc_text and str(record.exc_text).strip() != _NO_EXCEPTION:
-        # A record that came through a pickle has the text alone.
-        return {exception_attributes.EXCEPTION_STACKTRACE: _cut_stack(str(record.exc_text))}
-    return {}
-
-
-def _take_trace_of(record: logging.LogRecord, built: LogRecord) -> None:
-    """Set the ids from the record's own fields: the thread that handles it may be in another trace, or in none."""
-    trace_id = record.__dict__.get("otelTraceID")
-    span_id = record.__dict__.get("otelSpanID")
-    if not isinstance(trace_id, str) or not isinstance(span_id, str):
-        return
-    try:
-        built.trace_id = int(trace_id, 16)
-        built.span_id = int(span_id, 16)
-    except ValueError:
-        return
-    sampled = bool(record.__dict__.get("otelTraceSampled"))
-    built.trace_flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
 
 
 # --- on and off ------------------------------------------------------------------------------------------------

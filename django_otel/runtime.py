@@ -24,7 +24,7 @@ from django_otel.export.resource import build_resource
 from django_otel.process import Callback, Process
 from django_otel.redaction.scrub import Scrubber
 from django_otel.requests.budget import SpanBudget
-from django_otel.sampling.sampler import Policy
+from django_otel.sampling.policy import Policy
 from django_otel.tracing import exceptions
 from django_otel.tracing.propagation import SwitchPropagator, build_propagators
 

@@ -63,7 +63,7 @@ from django_otel.base.frozen import record
 from django_otel.config.schema import Config, Problem
 
 if TYPE_CHECKING:
-    from django_otel.business.model_events import Spec, Transition
+    from django_otel.business.specs import Spec, Transition
 
 __all__ = ["ModelEvents", "autodiscover", "bulk", "install", "problems", "register", "uninstall", "unregister"]
 
@@ -281,12 +281,12 @@ def _build_spec(
     model: type[models.Model], cls: type[models.Model], registrations: list[_Registration], found: list[Problem]
 ) -> Spec:
     # Here, as in all functions below: a project that registers nothing needs none of it.
-    from django_otel.business import model_events
+    from django_otel.business.specs import Spec
 
     values: dict[str, Any] = {}
     for registration in registrations:
         values.update(_checked(registration, cls, found))
-    return model_events.Spec(
+    return Spec(
         model=cls if model._meta.abstract else model,
         label=(cls if model._meta.abstract else model)._meta.label,
         created=values.get("created"),
@@ -371,7 +371,8 @@ def _find_column(
 def _build_transitions(
     registration: _Registration, cls: type[models.Model], value: Mapping[Any, Any], found: list[Problem]
 ) -> Iterator[Transition]:
-    from django_otel.business import model_events
+    from django_otel.business.loaded import UNKNOWN, comparable
+    from django_otel.business.specs import Transition
 
     for name, events in value.items():
         column = _find_column(registration, "transitions", cls, name, found)
@@ -383,13 +384,13 @@ def _build_transitions(
             continue
         usable = {}
         for target, event in events.items():
-            plain = model_events.plain(column, target)
-            if plain is model_events.UNKNOWN:
+            value = comparable(column, target)
+            if value is UNKNOWN:
                 message = f"{place} has the value {target!r}, which {cls._meta.label}.{name} cannot hold."
                 found.append(Problem("django_otel.E002", message))
             else:
-                usable[plain] = event
-        yield model_events.Transition(column.attname, frozenset({column.name, column.attname}), column, usable)
+                usable[value] = event
+        yield Transition(column.attname, frozenset({column.name, column.attname}), column, usable)
 
 
 # --- switching on and off ------------------------------------------------------------
@@ -413,8 +414,9 @@ def install(config: Config) -> None:
         if not specs:
             return
         from django_otel.business import model_events
+        from django_otel.business.specs import registry
 
-        model_events.registered.specs = specs
+        registry.specs = specs
         for cls, spec in specs.items():
             _connect(pre_save, model_events.on_pre_save, cls)
             _connect(post_save, model_events.on_post_save, cls, is_first=True)
@@ -434,10 +436,10 @@ def uninstall() -> None:
     """Disconnect everything `install` connected. Events that wait for their transaction keep waiting for it."""
     with _install_lock:
         _state.installed = None
-        if "django_otel.business.model_events" in sys.modules:
-            from django_otel.business import model_events
+        if "django_otel.business.specs" in sys.modules:
+            from django_otel.business.specs import registry
 
-            model_events.registered.specs = {}
+            registry.specs = {}
         while _connected:
             signal, receiver, sender = _connected.pop()
             signal.disconnect(receiver, sender=sender)
@@ -495,7 +497,7 @@ def _patch_saving(cls: type[models.Model]) -> None:
 
 
 def _patch_loading(cls: type[models.Model]) -> None:
-    from django_otel.business import model_events
+    from django_otel.business import loaded
 
     own_from_db = cls.__dict__.get("from_db")
 
@@ -504,7 +506,7 @@ def _patch_loading(cls: type[models.Model]) -> None:
         inherited: Any = super(cls, actual)
         original = own_from_db.__get__(None, actual) if own_from_db is not None else inherited.from_db
         instance = original(*args, **kwargs)
-        model_events.remember_loaded(instance)
+        loaded.remember_loaded(instance)
         return instance  # type: ignore[no-any-return]
 
     own_refresh = cls.__dict__.get("refresh_from_db")
@@ -513,7 +515,7 @@ def _patch_loading(cls: type[models.Model]) -> None:
     def refresh_from_db(self: models.Model, *args: Any, **kwargs: Any) -> None:
         inherited: Any = super(cls, self)
         original = own_refresh.__get__(self) if own_refresh is not None else inherited.refresh_from_db
-        with model_events.refreshing(self):
+        with loaded.refreshing(self):
             original(*args, **kwargs)
 
     _patch(cls, "from_db", classmethod(from_db))
@@ -548,13 +550,14 @@ def bulk(
         return
     if isinstance(model, str):
         model = apps.get_model(model)
-    from django_otel.business import model_events
+    from django_otel.business.happened import Event, Happened, hand_over, start_span
+    from django_otel.business.specs import Spec, spec_of
 
-    spec = model_events.spec_of(model) or model_events.Spec(model, model._meta.label)
+    spec = spec_of(model) or Spec(model, model._meta.label)
     alias = using or router.db_for_write(model)
     now_unix_ns = time.time_ns()
     extra = {f"business.{name}": value for name, value in attributes.items()}
     extra["business.count"] = count
-    span = model_events.start_span(spec, event, now_unix_ns, None)
-    happened = model_events.Happened(model_events.Event(event), spec, None, alias, span, now_unix_ns, count, extra)
-    model_events.hand_over([happened], connections[alias])
+    span = start_span(spec, event, now_unix_ns, None)
+    happened = Happened(Event(event), spec, None, alias, span, now_unix_ns, count, extra)
+    hand_over([happened], connections[alias])

@@ -1,262 +1,38 @@
 """Saves and deletes of the models that `business` registers: which events they are, and their spans.
 
 `business.install` connects the receivers of this module and wraps `save_base`,
-`from_db` and `refresh_from_db` of the registered classes; the rules are told there.
+`from_db` and `refresh_from_db` of the registered classes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import decimal
-import enum
-import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from django.db import connections, models
-from django.utils.duration import duration_iso_string
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 
-from django_otel import api, runtime
 from django_otel.base import guard
-from django_otel.base.frozen import record
 from django_otel.business import transactions
-from django_otel.business.transactions import ROLLED_BACK, Unit
-from django_otel.signals import business_event
+from django_otel.business.happened import Event, Happened, count_committed, count_operation, hand_over, start_span
+from django_otel.business.loaded import NO_ROW, UNKNOWN, Values, comparable, loaded_values, primary_key, set_loaded
+from django_otel.business.specs import Spec, spec_of
+from django_otel.business.transactions import Unit
+from django_otel.tracing.exceptions import class_name
 
-Attributes = dict[str, Any]
-Values = dict[str, Any]
-
-#: On `instance._state`: the values of the watched columns as they are in the database. A plain dict, or a
-#: `_Provisional` while a transaction may still undo them; never changed in place, since copies share it.
-_LOADED = "_django_otel_loaded"
 _DELETING = "_django_otel_deleting"
-#: The row does not exist (any more): its creation was rolled back. Known by identity.
-_NO_ROW: Values = {}
-#: What `plain` gives for a value that cannot be compared.
-UNKNOWN = object()
-
-
-@record
-class Transition:
-    """The events of changes to one column, by the new value."""
-
-    attname: str
-    names: frozenset[str]
-    column: Any
-    events: Mapping[Any, str]
-
-
-@record
-class Spec:
-    """A registration made ready for one concrete class."""
-
-    model: type[models.Model]
-    label: str
-    created: str | None = None
-    updated: str | None = None
-    deleted: str | None = None
-    transitions: tuple[Transition, ...] = ()
-    #: (attribute name, attname)
-    attributes: tuple[tuple[str, str], ...] = ()
-    metric: bool = True
-
-    @property
-    def is_watching(self) -> bool:
-        """Whether values must be remembered when instances are loaded."""
-        return bool(self.transitions)
-
-
-class Registered:
-    """What is said of models."""
-
-    def __init__(self) -> None:
-        #: By class, also of proxies and children. Replaced as a whole by `business`, never changed.
-        self.specs: Mapping[type[models.Model], Spec] = {}
-
-
-registered = Registered()
-
-
-def spec_of(cls: type[models.Model]) -> Spec | None:
-    """The spec of a class, or of its nearest ancestor if the class was made after the registration."""
-    specs = registered.specs
-    spec = specs.get(cls)
-    if spec is None:
-        spec = next((specs[base] for base in cls.__mro__ if base in specs), None)
-    return spec
-
-
-# --- what is in the database, without asking it -------------------------------------
-
-
-class _Provisional:
-    """Values saved in a transaction that is still open, and what holds if it is undone.
-
-    Pickled as the plain dict that is in force, so that a cached instance can be
-    loaded where this package is not installed.
-    """
-
-    __slots__ = ("previous", "unit", "values")
-
-    def __init__(self, values: Values, previous: Values | _Provisional | None, unit: Unit) -> None:
-        self.values = values
-        self.previous = previous
-        self.unit = unit
-
-    def __deepcopy__(self, memo: object) -> _Provisional:
-        # Never changed in place, and a copied unit would never learn its outcome.
-        return self
-
-    def __reduce__(self) -> tuple[type[Values], tuple[Values]]:
-        held = _settled(self)
-        return dict, (held.values if isinstance(held, _Provisional) else held or {},)
-
-
-def _settled(held: Values | _Provisional | None) -> Values | _Provisional | None:
-    while isinstance(held, _Provisional):
-        outcome = held.unit.outcome
-        if outcome is None:
-            return held
-        held = held.previous if outcome == ROLLED_BACK else held.values
-    return held
-
-
-def _below(held: Values | _Provisional | None, unit: Unit) -> Values | _Provisional | None:
-    """What holds if `unit` is undone."""
-    while isinstance(held, _Provisional) and held.unit.find() is unit:
-        held = held.previous
-    return held
-
-
-def _loaded_values(instance: models.Model) -> Values | None:
-    """The watched values as they are in the database, as far as this instance knows."""
-    state = instance._state.__dict__
-    held = state.get(_LOADED)
-    if held is None or held.__class__ is dict:
-        return held
-    held = state[_LOADED] = _settled(held)
-    return held.values if isinstance(held, _Provisional) else held
-
-
-def _set_loaded(instance: models.Model, values: Values, unit: Unit | None, is_new: bool = False) -> None:
-    state = instance._state.__dict__
-    if unit is None:
-        state[_LOADED] = values
-        return
-    previous = _settled(state.get(_LOADED))
-    if isinstance(previous, _Provisional):
-        # What is undone together needs no entry of its own: else a chain of all saves of one instance.
-        root = previous.unit.find()
-        below = _below(previous, root)
-        previous = below if root is unit else _Provisional(previous.values, below, root)
-    if previous is None and is_new:
-        previous = _NO_ROW
-    state[_LOADED] = _Provisional(values, previous, unit)
-
-
-def remember_loaded(instance: models.Model) -> None:
-    try:
-        spec = spec_of(instance.__class__)
-        if spec is None:
-            return
-        values = instance.__dict__
-        loaded = {
-            transition.attname: values[transition.attname]
-            for transition in spec.transitions
-            if transition.attname in values
-        }
-        instance._state.__dict__[_LOADED] = loaded
-        refreshing = per_thread.refreshing
-        if refreshing:
-            refreshing[-1].append(instance)
-    except Exception as error:
-        guard.report("remembering loaded values", error)
-
-
-@contextlib.contextmanager
-def refreshing(instance: models.Model) -> Iterator[None]:
-    """Around `refresh_from_db`: what it loads is what `instance` has loaded afterwards.
-
-    Django loads a second instance and copies from it; that one knows which
-    fields were asked for, whichever way.
-    """
-    loaded: list[models.Model] = []
-    under_way = per_thread.refreshing
-    under_way.append(loaded)
-    try:
-        yield
-    finally:
-        # By identity: two refreshes under way that loaded nothing yet are equal lists.
-        del under_way[[other is loaded for other in under_way].index(True) :]
-    try:
-        _remember_refreshed(instance, loaded)
-    except Exception as error:
-        guard.report("remembering refreshed values", error)
-
-
-def _remember_refreshed(instance: models.Model, loaded: list[models.Model]) -> None:
-    if spec_of(instance.__class__) is None:
-        return
-    key = _primary_key(instance)
-    for other in reversed(loaded):
-        if other._meta.concrete_model is instance._meta.concrete_model and _primary_key(other) == key:
-            fresh = other._state.__dict__.get(_LOADED) or {}
-            former = _loaded_values(instance)
-            held = instance._state.__dict__.get(_LOADED)
-            unit = held.unit.find() if isinstance(held, _Provisional) else None
-            _set_loaded(instance, {**(former or {}), **fresh}, unit)
-            return
-
-
-def _primary_key(instance: models.Model) -> tuple[Any, ...]:
-    values = instance.__dict__
-    return tuple(values.get(column.attname) for column in instance._meta.pk_fields)
-
-
-def plain(column: Any, value: object) -> Any:
-    """A value as the column holds it, hashable, or `UNKNOWN`."""
-    try:
-        if isinstance(value, enum.Enum):
-            value = value.value
-        if value is None or hasattr(value, "resolve_expression"):
-            return None if value is None else UNKNOWN
-        value = column.to_python(value)
-        hash(value)
-    except Exception:
-        # Not a value of this column, or a mutable one: nothing it could be compared with.
-        return UNKNOWN
-    return value
-
-
-# --- a save ---------------------------------------------------------------------------
 
 
 class _PerThread(threading.local):
     def __init__(self) -> None:
         #: Saves under way, innermost last.
         self.saves: list[_Save] = []
-        #: For each `refresh_from_db` under way, the instances loaded by it.
-        self.refreshing: list[list[models.Model]] = []
 
 
 per_thread = _PerThread()
-
-
-@dataclass(slots=True, eq=False)
-class Event:
-    """One event of a save: its name and, for a transition, the values on both sides."""
-
-    name: str
-    former: Any = None
-    value: Any = None
-    is_transition: bool = False
 
 
 class _Save:
@@ -344,13 +120,9 @@ def _end_without_event(save: _Save) -> None:
         # An attribute cannot be removed, so business.event is set at the end only.
         if save.error_type is not None:
             # The message would quote values ("Key (email)=(...) already exists").
-            span.set_attribute("error.type", _type_name(save.error_type))
+            span.set_attribute("error.type", class_name(save.error_type))
             span.set_status(trace.Status(trace.StatusCode.ERROR))
     span.end(end_time=save.end_unix_ns())
-
-
-def _type_name(kind: type[BaseException]) -> str:
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _open_save_of(instance: models.Model) -> _Save | None:
@@ -368,8 +140,8 @@ def on_pre_save(
         save.start()
         if raw:
             return
-        loaded = _loaded_values(instance)
-        is_new = instance._state.adding or loaded is _NO_ROW or None in _primary_key(instance)
+        loaded = loaded_values(instance)
+        is_new = instance._state.adding or loaded is NO_ROW or None in primary_key(instance)
         expected = _events_of_save(save.spec, instance, is_new, update_fields, loaded)
         if not expected:
             return
@@ -409,15 +181,15 @@ def _finish_save(save: _Save, created: bool, raw: bool, using: str, update_field
     spec, instance = save.spec, save.instance
     connection = connections[using]
     outcome = transactions.outcome_now(connection)
-    unit = transactions.tracker(connection, _count_committed).unit if outcome is None else None
-    loaded = _loaded_values(instance)
+    unit = transactions.tracker(connection, count_committed).unit if outcome is None else None
+    loaded = loaded_values(instance)
     events = [] if raw else _events_of_save(spec, instance, created, update_fields, loaded)
     save.is_done = True
     _remember_saved(spec, instance, created, update_fields, loaded, unit)
     if raw:
         return
     if spec.metric:
-        _count_operation(spec, "create" if created else "update")
+        count_operation(spec, "create" if created else "update")
     if not events:
         _end_without_event(save)
         return
@@ -448,13 +220,13 @@ def _events_of_save(
             continue
         if update_fields is not None and transition.names.isdisjoint(update_fields):
             continue
-        value = plain(transition.column, values[attname])
+        value = comparable(transition.column, values[attname])
         if value is UNKNOWN:
             continue
         name = transition.events.get(value)
         if name is None:
             continue
-        former = plain(transition.column, loaded[attname])
+        former = comparable(transition.column, loaded[attname])
         if former is not UNKNOWN and former != value:
             events.append(Event(name, former, value, is_transition=True))
     return events
@@ -474,10 +246,7 @@ def _remember_saved(
         elif attname in values:
             # An expression: its result only the database knows.
             saved.pop(attname, None)
-    _set_loaded(instance, saved, unit, is_new=created)
-
-
-# --- a deletion ------------------------------------------------------------------------
+    set_loaded(instance, saved, unit, is_new=created)
 
 
 def on_pre_delete(sender: type[models.Model], instance: models.Model, **kwargs: Any) -> None:
@@ -499,190 +268,9 @@ def on_post_delete(sender: type[models.Model], instance: models.Model, using: st
         if spec is None or spec.deleted is None:
             return
         if spec.metric:
-            _count_operation(spec, "delete")
+            count_operation(spec, "delete")
         span = start_span(spec, spec.deleted, started_unix_ns, None)
         happened = Happened(Event(spec.deleted), spec, instance, using, span, end_unix_ns)
         hand_over([happened], connections[using])
     except Exception as error:
         guard.report("post_delete of a business event", error)
-
-
-# --- an event that happened -----------------------------------------------------------------
-
-
-class Happened:
-    """An event on its way to its outcome. A `transactions.Pending`."""
-
-    __slots__ = (
-        "attributes",
-        "count",
-        "end_unix_ns",
-        "instance",
-        "is_delivered",
-        "name",
-        "span",
-        "spec",
-        "using",
-    )
-
-    def __init__(
-        self,
-        event: Event,
-        spec: Spec,
-        instance: models.Model | None,
-        using: str,
-        span: trace.Span,
-        end_unix_ns: int,
-        count: int = 1,
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.name = event.name
-        self.spec = spec
-        self.using = using
-        self.span = span
-        self.end_unix_ns = end_unix_ns
-        self.count = count
-        self.attributes: Attributes = {}
-        # The instance is only held, and the attributes only built, for somebody.
-        self.is_delivered = business_event.has_listeners(spec.model)
-        self.instance = instance if self.is_delivered else None
-        if self.is_delivered or span.is_recording():
-            try:
-                self.attributes = _attributes(spec, instance, event, extra)
-                span.set_attributes(self.attributes)
-            except Exception as error:
-                guard.report("the attributes of a business event", error)
-
-    def settle(self, outcome: str) -> None:
-        if self.span.is_recording():
-            self.span.set_attribute("django.transaction.outcome", outcome)
-        self.span.end(end_time=self.end_unix_ns)
-
-    def deliver(self, outcome: str) -> None:
-        business_event.send_robust(
-            self.spec.model,
-            event=self.name,
-            model=self.spec.label,
-            instance=self.instance,
-            count=self.count,
-            outcome=outcome,
-            attributes={**self.attributes, "django.transaction.outcome": outcome},
-            using=self.using,
-        )
-
-
-def hand_over(happened: list[Happened], connection: Any) -> None:
-    """Give events to the transaction they are part of, or settle them at once if there is none."""
-    outcome = transactions.outcome_now(connection)
-    if outcome is None:
-        tracker = transactions.tracker(connection, _count_committed)
-        for item in happened:
-            _wait(item, tracker)
-        return
-    missed = transactions.existing_tracker(connection)
-    if missed is not None:
-        missed.abandon()
-    for item in happened:
-        try:
-            item.settle(outcome)
-        except Exception as error:
-            guard.report("settling a business event", error)
-        if item.spec.metric:
-            _count_event(item.name, item.count)
-    for item in happened:
-        # Last: a receiver may do anything, such as saving the instance again.
-        if item.is_delivered:
-            item.deliver(outcome)
-
-
-def _wait(happened: Happened, tracker: transactions.Tracker) -> None:
-    if happened.spec.metric:
-        tracker.add(happened.name, happened.count)
-    is_recorded = happened.span.is_recording()
-    if not (is_recorded or happened.is_delivered):
-        return
-    if tracker.has_room:
-        tracker.hold(happened)
-        return
-    # A span that is not ended is not exported; the counter stays exact.
-    if is_recorded:
-        _add("django_otel.spans.dropped", 1, {"django_otel.reason": "transaction_limit"})
-    guard.warn_once(
-        "business.limit",
-        "More than %d business events wait for one transaction; further ones of it are counted, but have no span "
-        "and no signal.",
-        transactions.PENDING_LIMIT,
-    )
-
-
-def start_span(spec: Spec, name: str, started_unix_ns: int, parent: Context | None) -> trace.Span:
-    parent = otel_context.get_current() if parent is None else parent
-    if parent.get(api._NO_SPANS_KEY):
-        return trace.NonRecordingSpan(trace.get_current_span(parent).get_span_context())
-    return runtime.tracer().start_span(
-        name, parent, trace.SpanKind.INTERNAL, {"django.model": spec.label}, start_time=started_unix_ns
-    )
-
-
-def _attributes(spec: Spec, instance: models.Model | None, event: Event, extra: Mapping[str, Any] | None) -> Attributes:
-    attributes: Attributes = {"django.model": spec.label, "business.event": event.name}
-    if instance is not None:
-        values = instance.__dict__
-        # A composite key's parts in the order of its definition.
-        attributes["django.model.pk"] = ",".join(str(_bare(value)) for value in _primary_key(instance))
-        for name, attname in spec.attributes:
-            # From __dict__: a deferred field would be loaded by a query.
-            if attname in values and (cleaned := clean(values[attname])) is not None:
-                attributes[name] = cleaned
-    if event.is_transition:
-        for name, value in (("business.from", event.former), ("business.to", event.value)):
-            if (cleaned := clean(value)) is not None:
-                attributes[name] = cleaned
-    for name, value in (extra or {}).items():
-        if (cleaned := clean(value)) is not None:
-            attributes[name] = cleaned
-    return attributes
-
-
-def _bare(value: object) -> object:
-    return value.value if isinstance(value, enum.Enum) else value
-
-
-def clean(value: Any) -> Any:
-    """A value as OpenTelemetry can hold it, or None to leave it out."""
-    value = _bare(value)
-    if value is None or isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "resolve_expression"):
-        return None
-    if isinstance(value, decimal.Decimal):
-        # repr() is the shortest text that gives the float: equal means that no digit is lost.
-        is_exact = value.is_finite() and decimal.Decimal(repr(float(value))) == value
-        return float(value) if is_exact else str(value)
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    if isinstance(value, datetime.timedelta):
-        return duration_iso_string(value)
-    if isinstance(value, dict) or (isinstance(value, list | tuple) and any(isinstance(v, dict | list) for v in value)):
-        return json.dumps(value, default=str, ensure_ascii=False)
-    return api.clean_value(value)
-
-
-# --- counters -------------------------------------------------------------------------------
-
-
-def _add(metric: str, amount: int, attributes: Mapping[str, object]) -> None:
-    instrument: Any = runtime.store.catalogued(metric)
-    instrument.add(amount, attributes)
-
-
-def _count_event(name: str, amount: int) -> None:
-    _add("django.business.events", amount, {"business.event": name})
-
-
-def _count_committed(name: str, amount: int) -> None:
-    """Count what a tracker saw committed; the tracker lives as long as its connection and must not keep the parts."""
-    _count_event(name, amount)
-
-
-def _count_operation(spec: Spec, operation: str) -> None:
-    """Count a save or delete at once: it was work for the database, also if it is undone."""
-    _add("django.model.operations", 1, {"django.model": spec.label, "django.model.operation": operation})

@@ -29,7 +29,7 @@ from django_otel.base import guard
 from django_otel.base.private_files import Unusable
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.console import dashboard as dashboard_parts
-from django_otel.console import text, waterfall
+from django_otel.console import span_details, text, waterfall
 from django_otel.console.access import PERMISSION, may_view
 from django_otel.tracestore.processor import StoreProcessor
 from django_otel.tracestore.reader import NO_CHOICES, StoreReader, TraceFilter, TraceRow, read
@@ -319,7 +319,7 @@ def trace(
     found = _read(console, lambda reader: reader.trace(trace_id)) if _TRACE_ID.fullmatch(trace_id) else None
     if found is None or not (found.spans or found.logs):
         context |= {"title": gettext("Trace not found"), "trace_id": trace_id[:64]}
-        elsewhere = waterfall.trace_address(runtime.current().config.trace_url, trace_id)
+        elsewhere = span_details.trace_address(runtime.current().config.trace_url, trace_id)
         context["elsewhere"] = elsewhere if _TRACE_ID.fullmatch(trace_id) else None
         return TemplateResponse(request, "django_otel/console/missing.html", context, status=404)
     if request.method == "POST":
@@ -332,7 +332,7 @@ def trace(
             + gettext("Unpin another one first.")
         )
     span_id = request.GET.get("span", "").lower()
-    opened = waterfall.details(found, span_id) if _SPAN_ID.fullmatch(span_id) else None
+    opened = span_details.details(found, span_id) if _SPAN_ID.fullmatch(span_id) else None
     if opened is not None:
         context["linked"] = _stored_links(console, opened, admin.admin_site.name)
     context |= {"opened": opened, "trace_id": trace_id, "page": request.path}
@@ -355,7 +355,7 @@ def trace(
         "waterfall": shown,
         "repeated": [group for group in shown.query_groups if group.is_n_plus_one],
         "opened_group": _group_of(shown, span_id),
-        "elsewhere": waterfall.trace_address(runtime.current().config.trace_url, trace_id),
+        "elsewhere": span_details.trace_address(runtime.current().config.trace_url, trace_id),
         "facts": [
             (gettext("Services"), ", ".join(row.services)),
             (gettext("Spans"), text.count(row.spans)),
@@ -382,7 +382,7 @@ def _group_of(shown: waterfall.Waterfall, span_id: str) -> str:
     return ""
 
 
-def _stored_links(console: StoreProcessor, opened: waterfall.Details, site: str) -> list[dict[str, Any]]:
+def _stored_links(console: StoreProcessor, opened: span_details.Details, site: str) -> list[dict[str, Any]]:
     """The links of a span, each with an address where its trace is stored here."""
 
     def use(reader: StoreReader) -> list[dict[str, Any]]:

@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext, gettext_lazy, ngettext_lazy
+from django.utils.translation import gettext
 
 from django_otel.console import text
+from django_otel.console.stored_spans import (
+    attributes_of,
+    database_system,
+    failure_of,
+    has_exception,
+    is_bad_log,
+    is_error,
+    is_reading,
+    kind_of,
+    kind_text,
+    note_of,
+    statement_of,
+    whole_number,
+)
 from django_otel.tracestore.reader import Trace
 
 #: Fewer equal queries beneath one span than this each keep a row of their own.
@@ -24,7 +37,6 @@ MAX_FAILED = 200
 #: Deeper nesting is indented no further.
 _DEEPEST_INDENT = 14
 _SERVICE_COLOURS = 6
-_LOST = ngettext_lazy("%(count)s item above TRACES.LIMITS", "%(count)s items above TRACES.LIMITS", "n")
 #: A bar narrower than this could not be seen, in percent of the whole.
 _NARROWEST = 0.35
 
@@ -164,8 +176,8 @@ class _Node:
 
     def __init__(self, span: Mapping[str, Any]) -> None:
         self.span = span
-        self.start = _whole(span.get("start"))
-        self.end = max(self.start, _whole(span.get("end")))
+        self.start = whole_number(span.get("start"))
+        self.end = max(self.start, whole_number(span.get("end")))
         self.children: list[_Node] = []
 
     @property
@@ -190,7 +202,7 @@ class _Entry:
 
     @property
     def is_error(self) -> bool:
-        return _is_error(self.node.span)
+        return is_error(self.node.span)
 
 
 def build(trace: Trace, *, page: int = 0, log_page: int = 1, span_id: str = "") -> Waterfall:
@@ -225,7 +237,7 @@ class _Builder:
         rows, gap = self._rows(pages.positions(failed, *(() if wanted is None else (wanted,))))
         logs = self._trace.logs
         log_pages = Pages.of(len(logs), MAX_LOGS, log_page)
-        bad_logs = [index for index, log in enumerate(logs) if _is_bad(log)]
+        bad_logs = [index for index, log in enumerate(logs) if is_bad_log(log)]
         groups, query_ns = self._query_groups()
         telling = _most_telling([entries[index] for index in failed])
         return Waterfall(
@@ -239,7 +251,7 @@ class _Builder:
             logs=[self._log(logs[index]) for index in log_pages.positions(bad_logs)],
             log_pages=log_pages,
             first_error=self._row(telling.node, telling.depth) if telling is not None else None,
-            failure=_failure_of(telling.node.span) if telling is not None else "",
+            failure=failure_of(telling.node.span) if telling is not None else "",
         )
 
     def _roots(self) -> list[_Node]:
@@ -319,9 +331,9 @@ class _Builder:
         row.duration = row.self_time = text.duration(total_ns)
         row.duration_ns = total_ns
         row.bars = [self._bar(node) for node in nodes[:MAX_ROWS]]
-        row.is_error = any(_is_error(node.span) for node in nodes)
+        row.is_error = any(is_error(node.span) for node in nodes)
         row.id = f"group-{row.id}"
-        row.note = next(filter(None, (text.source_line(_attributes(node.span)) for node in nodes)), "")
+        row.note = next(filter(None, (text.source_line(attributes_of(node.span)) for node in nodes)), "")
         return row
 
     def _bar(self, node: _Node) -> Bar:
@@ -337,7 +349,7 @@ class _Builder:
             id=str(span.get("id", "")),
             name=str(span.get("name", "")) or gettext("(no name)"),
             kind=kind,
-            kind_text=_kind_text(span, kind),
+            kind_text=kind_text(span, kind),
             service=str(span.get("service", "")),
             service_number=self._services.get(str(span.get("service", "")), 0),
             depth=depth,
@@ -348,10 +360,10 @@ class _Builder:
             self_share=self_ns / self._total,
             offset=text.duration(node.start - self._start),
             bars=[self._bar(node)],
-            is_error=_is_error(span),
+            is_error=is_error(span),
             is_entry=bool(span.get("entry")),
             span=span,
-            note=_note(span, kind),
+            note=note_of(span, kind),
         )
 
     # Queries.
@@ -360,19 +372,19 @@ class _Builder:
         found: dict[tuple[str, str], list[_Node]] = {}
         for node in self._nodes.values():
             if kind_of(node.span) == "database":
-                found.setdefault((str(node.span.get("service", "")), _statement(node.span)), []).append(node)
+                found.setdefault((str(node.span.get("service", "")), statement_of(node.span)), []).append(node)
         groups = []
         for (service, statement), nodes in found.items():
             times = [node.end - node.start for node in nodes]
             nodes.sort(key=lambda node: node.start)
-            source = next(filter(None, (text.source_line(_attributes(node.span)) for node in nodes)), "")
+            source = next(filter(None, (text.source_line(attributes_of(node.span)) for node in nodes)), "")
             groups.append(
                 (
                     sum(times),
                     QueryGroup(
                         statement=statement,
                         title=text.shorten(text.one_line(statement), 160),
-                        system=_system(_attributes(nodes[0].span)),
+                        system=database_system(attributes_of(nodes[0].span)),
                         service=service,
                         count=len(nodes),
                         total=text.duration(sum(times)),
@@ -380,7 +392,7 @@ class _Builder:
                         longest=text.duration(max(times)),
                         span_id=str(nodes[0].span.get("id", "")),
                         source=source,
-                        is_n_plus_one=len(nodes) >= N_PLUS_ONE_FROM and _is_reading(statement),
+                        is_n_plus_one=len(nodes) >= N_PLUS_ONE_FROM and is_reading(statement),
                     ),
                 )
             )
@@ -390,15 +402,15 @@ class _Builder:
     # Logs.
 
     def _log(self, log: Mapping[str, Any]) -> LogRow:
-        attributes = _attributes(log)
-        at_ns = _whole(log.get("time"))
+        attributes = attributes_of(log)
+        at_ns = whole_number(log.get("time"))
         span_id = str(log.get("span", ""))
         node = self._nodes.get(span_id)
         return LogRow(
             at=text.time_tag(at_ns, "time"),
             offset=text.duration(max(0, at_ns - self._start)),
             level=str(log.get("level", "")),
-            is_bad=_is_bad(log),
+            is_bad=is_bad_log(log),
             logger=str(log.get("logger", "")),
             body=str(log.get("body", "")),
             stack=str(attributes.get("exception.stacktrace", "")),
@@ -415,7 +427,7 @@ def _in_groups(children: list[_Node]) -> list[list[_Node]]:
     groups: dict[Any, list[_Node]] = {}
     for number, node in enumerate(children):
         is_query = not node.children and kind_of(node.span) == "database"
-        key: Any = (node.span.get("service"), _statement(node.span)) if is_query else number
+        key: Any = (node.span.get("service"), statement_of(node.span)) if is_query else number
         groups.setdefault(key, []).append(node)
     found: list[list[_Node]] = []
     for nodes in groups.values():
@@ -425,213 +437,5 @@ def _in_groups(children: list[_Node]) -> list[list[_Node]]:
 
 def _most_telling(failed: list[_Entry]) -> _Entry | None:
     """The failed span to look at first: one with an exception, the innermost of them."""
-    with_exception = [entry for entry in failed if _has_exception(entry.node.span)]
+    with_exception = [entry for entry in failed if has_exception(entry.node.span)]
     return max(with_exception or failed, key=lambda entry: entry.depth, default=None)
-
-
-def _is_error(span: Mapping[str, Any]) -> bool:
-    return span.get("status") == "ERROR" or _has_exception(span)
-
-
-def _is_bad(log: Mapping[str, Any]) -> bool:
-    return _whole(log.get("severity")) >= 17
-
-
-def _failure_of(span: Mapping[str, Any]) -> str:
-    for event in _list(span.get("events")):
-        if event.get("name") == "exception":
-            known = _attributes(event)
-            message = text.one_line(str(known.get("exception.message", "")))[:200]
-            return f"{known.get('exception.type', '')}: {message}".strip(": ")
-    attributes = _attributes(span)
-    return str(span.get("description") or attributes.get("error.type", ""))[:200]
-
-
-def _has_exception(span: Mapping[str, Any]) -> bool:
-    return any(event.get("name") == "exception" for event in _list(span.get("events")))
-
-
-def _note(span: Mapping[str, Any], kind: str) -> str:
-    """A line beneath the name that tells more than the name does."""
-    attributes = _attributes(span)
-    if kind == "database":
-        statement = text.one_line(str(attributes.get("db.query.text", "")))
-        # "BEGIN" needs no "BEGIN IMMEDIATE" beneath it.
-        return statement[:300] if len(statement) > len(str(span.get("name", ""))) + 12 else ""
-    if kind == "client":
-        return text.one_line(str(attributes.get("url.full") or attributes.get("server.address", "")))[:300]
-    return text.source_line(attributes)
-
-
-def kind_of(span: Mapping[str, Any]) -> str:
-    """The class of a span's colour."""
-    attributes = _attributes(span)
-    if "business.event" in attributes:
-        return "business"
-    if system := _system(attributes):
-        return "cache" if system in ("redis", "valkey", "memcached") else "database"
-    name = str(span.get("name", ""))
-    if name.startswith("cache "):
-        return "cache"
-    if name.startswith("render "):
-        return "template"
-    return {"CLIENT": "client", "SERVER": "server", "PRODUCER": "queue", "CONSUMER": "queue"}.get(
-        str(span.get("kind", "INTERNAL")), "internal"
-    )
-
-
-def _kind_text(span: Mapping[str, Any], kind: str) -> str:
-    """The kind of a span in words, for a screen reader."""
-    if kind == "database":
-        return gettext("%(system)s query") % {"system": _system(_attributes(span))}
-    if kind == "queue" and span.get("kind") == "CONSUMER":
-        return gettext("message processed")
-    return str(_KIND_TEXTS[kind])
-
-
-_KIND_TEXTS = {
-    "business": gettext_lazy("business event"),
-    "cache": gettext_lazy("cache"),
-    "template": gettext_lazy("template"),
-    "client": gettext_lazy("outgoing request"),
-    "server": gettext_lazy("request"),
-    "queue": gettext_lazy("message sent"),
-    "internal": gettext_lazy("span"),
-}
-
-
-def _system(attributes: Mapping[str, Any]) -> str:
-    return str(attributes.get("db.system.name", attributes.get("db.system", "")))
-
-
-def _statement(span: Mapping[str, Any]) -> str:
-    attributes = _attributes(span)
-    return str(attributes.get("db.query.text") or attributes.get("db.statement") or span.get("name", ""))
-
-
-def _is_reading(statement: str) -> bool:
-    return statement.lstrip(" (").upper().startswith(("SELECT", "WITH"))
-
-
-# --- One span. ---
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """An exception of a span."""
-
-    type: str
-    message: str
-    stack: str
-
-
-@dataclass(frozen=True, slots=True)
-class SpanEvent:
-    name: str
-    offset: str
-    attributes: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class SpanLink:
-    trace_id: str
-    span_id: str
-    attributes: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Details:
-    """Everything that is known of one span."""
-
-    id: str
-    facts: Sequence[tuple[str, str]]
-    sql: SafeString
-    faults: Sequence[Fault]
-    attributes: Sequence[tuple[str, str]]
-    events: Sequence[SpanEvent]
-    links: Sequence[SpanLink]
-
-
-def details(trace: Trace, span_id: str) -> Details | None:
-    """One span of a trace; None when it is not in it."""
-    span = next((span for span in trace.spans if span.get("id") == span_id), None)
-    if span is None:
-        return None
-    start, end = _whole(span.get("start")), _whole(span.get("end"))
-    begin = min(_whole(other.get("start")) for other in trace.spans)
-    attributes = _attributes(span)
-    facts = [
-        (gettext("Service"), str(span.get("service", ""))),
-        (gettext("Kind"), str(span.get("kind", "")).capitalize()),
-        (gettext("Began after"), text.duration(start - begin)),
-        (gettext("Took"), text.duration(end - start)),
-        (gettext("Made by"), str(span.get("scope", "")) or "django_otel"),
-        (gettext("Span"), span_id),
-    ]
-    if source := text.source_line(attributes):
-        facts.insert(0, (gettext("Called from"), source))
-    if span.get("status"):
-        description = f": {span['description']}" if span.get("description") else ""
-        facts.insert(0, (gettext("Status"), f"{str(span['status']).capitalize()}{description}"))
-    if span.get("lost"):
-        facts.append((gettext("Left out"), text.plural(_whole(span["lost"]), _LOST)))
-    faults, events = [], []
-    for event in _list(span.get("events")):
-        known = _attributes(event)
-        if event.get("name") == "exception":
-            faults.append(
-                Fault(
-                    text.value(known.get("exception.type", "")),
-                    text.value(known.get("exception.message", "")),
-                    str(known.get("exception.stacktrace", "")),
-                )
-            )
-            known = {key: item for key, item in known.items() if not key.startswith("exception.")}
-            if not known:
-                continue
-        offset = text.duration(max(0, _whole(event.get("time")) - start))
-        events.append(SpanEvent(str(event.get("name", "")), offset, _pairs(known)))
-    statement = str(attributes.get("db.query.text") or attributes.get("db.statement") or "")
-    return Details(
-        id=span_id,
-        facts=facts,
-        sql=text.sql(statement) if statement else SafeString(""),
-        faults=faults,
-        attributes=_pairs({key: item for key, item in attributes.items() if key != "db.query.text"}),
-        events=events,
-        links=[
-            SpanLink(str(link.get("trace", "")), str(link.get("span", "")), _pairs(_attributes(link)))
-            for link in _list(span.get("links"))
-        ],
-    )
-
-
-def _pairs(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(str(key), text.value(attributes[key])) for key in sorted(attributes)]
-
-
-def _attributes(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = item.get("attributes")
-    return found if isinstance(found, Mapping) else {}
-
-
-def _list(value: object) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
-
-
-def _whole(value: object) -> int:
-    # JSON of another hand may have NaN and numbers beyond any time.
-    return int(value) if isinstance(value, int | float) and abs(value) < 1e19 else 0
-
-
-def trace_address(template: str | None, trace_id: str) -> tuple[str, str] | None:
-    """Where a trace can be looked at elsewhere, and the name of that place; None when TRACE_URL is not set."""
-    if not template:
-        return None
-    url = template.replace("{trace_id}", trace_id)
-    lowered = template.lower()
-    for mark, name in (("jaeger", "Jaeger"), ("16686", "Jaeger"), ("tempo", "Tempo"), ("grafana", "Grafana"),
-                       ("zipkin", "Zipkin"), ("datadog", "Datadog"), ("honeycomb", "Honeycomb")):  # fmt: skip
-        if mark in lowered:
-            return url, name
-    return url, urlsplit(url).hostname or gettext("the trace backend")

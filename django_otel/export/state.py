@@ -10,7 +10,8 @@ from django_otel.config.schema import Config, Problem
 from django_otel.metrics.instruments import Counter
 from django_otel.metrics.store import CellStore
 from django_otel.redaction.scrub import Scrubber
-from django_otel.sampling.sampler import LiveSampler, Policy
+from django_otel.sampling.policy import Policy
+from django_otel.sampling.sampler import LiveSampler
 
 SCOPE_NAME = "django_otel"
 #: The metric that counts lost items, by signal.

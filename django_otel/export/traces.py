@@ -15,7 +15,7 @@ from django_otel.export.state import SCOPE_NAME, ProcessState
 from django_otel.metrics.instruments import Counter
 from django_otel.metrics.series import Series
 from django_otel.redaction.span_cleaner import SpanCleaner
-from django_otel.sampling.sampler import InForce
+from django_otel.sampling.effective import EffectivePolicy
 from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.provider import OwnTracerProvider
 from django_otel.tracing.tail import TailBuffer
@@ -120,7 +120,7 @@ class TracePipeline:
             self.own_provider.add_span_processor(self.switch)
         return self.own_provider
 
-    def switch_tail(self, policy: InForce) -> None:
+    def switch_tail(self, policy: EffectivePolicy) -> None:
         """Hold back the spans of dropped traces while a policy asks for it, and do nothing about it otherwise."""
         tail = self.tail if policy.keeps else None
         if self.switch.tail is not tail:

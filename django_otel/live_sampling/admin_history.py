@@ -12,7 +12,7 @@ from django.utils.translation import gettext
 
 from django_otel.base.frozen import record
 from django_otel.base.text import visible
-from django_otel.live_sampling import follower
+from django_otel.live_sampling import policy_rows
 from django_otel.live_sampling import wording as text
 from django_otel.models import SamplingPolicy, SamplingVersion
 
@@ -91,7 +91,7 @@ def last_change(version: int) -> str:
     if changed_at is None:
         return ""
     author = last_author()
-    ago_s = timezone.now().timestamp() - (follower.epoch_s(changed_at) or 0.0)
+    ago_s = timezone.now().timestamp() - (policy_rows.epoch_s(changed_at) or 0.0)
     values = {"version": version, "duration": text.span(ago_s), "user": author.name if author is not None else ""}
     if author is None:
         return gettext("%(version)s, saved %(duration)s ago") % values

@@ -23,7 +23,7 @@ from django.utils.translation import gettext
 
 from django_otel import models, runtime
 from django_otel.base import guard
-from django_otel.live_sampling import admin_history, follower, force, overview, rule_matches
+from django_otel.live_sampling import admin_history, follower, force, overview, policy_rows, rule_matches
 from django_otel.live_sampling import wording as text
 from django_otel.live_sampling.admin_forms import SamplingRuleInline, may_see
 from django_otel.live_sampling.admin_history import alias
@@ -53,7 +53,7 @@ def needs_tables(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
             with transaction.atomic(using=alias()) if is_atomic else contextlib.nullcontext():
                 return view(self, request, *args, **kwargs)
         except (DatabaseFault, ImproperlyConfigured, OSError):
-            are_there = follower.tables_exist(alias())
+            are_there = policy_rows.tables_exist(alias())
             if are_there:
                 # Something else, which is not to be hidden.
                 raise
@@ -84,17 +84,17 @@ class PolicyPages(_ModelAdmin):
         if request.resolver_match is not None and request.resolver_match.url_name == STATUS_NAME:
             _leave_out(request)
             return JsonResponse({"problem": problem}, status=503)
-        status, in_force = follower.status(), runtime.current().sampler.policy
+        status, effective = follower.status(), runtime.current().sampler.policy
         reason = text.source(status["base_source"]) if status["source"] != "admin" else ""
         # Beside the problem its fault would be said twice.
-        otel = overview.describe({**status, "error": ""}, None, in_force, reason=reason)
+        otel = overview.describe({**status, "error": ""}, None, effective, reason=reason)
         request.current_app = self.admin_site.name
         context = {
             **self.admin_site.each_context(request),
             "title": title,
             "opts": self.opts,
             "problem": problem,
-            "command": follower.migrate_command(database) if is_answering else "",
+            "command": policy_rows.migrate_command(database) if is_answering else "",
             "is_lost": request.method == "POST",
             "otel": otel,
         }
@@ -213,10 +213,10 @@ class PolicyPages(_ModelAdmin):
         """Return what is in force and which process applies it, for the templates."""
         row = SamplingPolicy.objects.using(alias()).filter(pk=SamplingPolicy.ONLY_ID).first()
         state = models.read_state(alias())
-        status, in_force = follower.status(), runtime.current().sampler.policy
+        status, effective = follower.status(), runtime.current().sampler.policy
         wanted = overview.fingerprint(state)
         processes = overview.list_processes(status, wanted)
-        otel = overview.describe(status, row, in_force)
+        otel = overview.describe(status, row, effective)
         if wanted != overview.own_fingerprint() and overview.is_followed(status):
             otel["warnings"].append(
                 gettext("This process has not applied version %(version)s yet; it does so within %(seconds)s s.")

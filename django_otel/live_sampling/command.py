@@ -26,11 +26,11 @@ from django_otel import models
 from django_otel.base import guard
 from django_otel.base.text import printable, printable_json
 from django_otel.config.schema import Config
-from django_otel.live_sampling import follower, preview
+from django_otel.live_sampling import policy_rows, preview
 from django_otel.live_sampling import wording as text
 from django_otel.models import SamplingPolicy, SamplingRule
+from django_otel.sampling.effective import EffectivePolicy
 from django_otel.sampling.policy import MAX_RULES, Policy
-from django_otel.sampling.sampler import InForce
 
 OK = 0
 NOT_WORKING = 1
@@ -212,12 +212,12 @@ class SamplingCommand:
             self._write(gettext("Not saved: %(problems)s") % {"problems": " ".join(error.messages)})
             return NOT_WORKING
         except (DatabaseFault, ImproperlyConfigured, OSError) as error:
-            if follower.tables_exist(self._alias) is False:
+            if policy_rows.tables_exist(self._alias) is False:
                 message = gettext(
                     'The tables of the sampling policy in database "%(database)s" are not those of this version. '
                     "Run: %(command)s"
                 )
-                command = follower.migrate_command(self._alias)
+                command = policy_rows.migrate_command(self._alias)
                 self._write(message % {"database": self._alias, "command": command})
                 return NOT_WORKING
             # The driver's own text may name hosts and users.
@@ -227,19 +227,19 @@ class SamplingCommand:
         return OK
 
     def _get(self, options: dict[str, Any]) -> None:
-        in_force, state = self._in_force()
+        effective, state = self._effective()
         if options["format"] == "json":
-            self._write_json(_as_json(self._config, in_force, state))
+            self._write_json(_as_json(self._config, effective, state))
             return
-        self._write(gettext("%(percent)s of new traces are recorded.") % {"percent": text.percent(in_force.ratio)})
-        for line in self._reasons(in_force, state):
+        self._write(gettext("%(percent)s of new traces are recorded.") % {"percent": text.percent(effective.ratio)})
+        for line in self._reasons(effective, state):
             self._write(line)
-        if in_force.rules:
+        if effective.rules:
             self._write("")
             self._write_rules(
                 [
                     ("", rule.label, rule.ratio, rule.priority, rule.expires_at_s, rule.note, source)
-                    for rule, source in zip(in_force.rules, in_force.rule_sources, strict=True)
+                    for rule, source in zip(effective.rules, effective.rule_sources, strict=True)
                 ]
             )
 
@@ -315,7 +315,7 @@ class SamplingCommand:
                 text.rule_name(rule),
                 rule.ratio,
                 rule.priority,
-                follower.epoch_s(rule.expires_at),
+                policy_rows.epoch_s(rule.expires_at),
                 rule.note,
                 "",
             )
@@ -355,7 +355,7 @@ class SamplingCommand:
 
     # --- What is in force. ---
 
-    def _in_force(self) -> tuple[InForce, models.SamplingState]:
+    def _effective(self) -> tuple[EffectivePolicy, models.SamplingState]:
         """As a worker process decides that has read the rows just now."""
         state = models.read_state(self._alias)
         sampling = self._config.sampling
@@ -365,41 +365,41 @@ class SamplingCommand:
             keep_errors=sampling.keep_errors, keep_slow_s=sampling.keep_slow_s,
         )  # fmt: skip
         above = self._policy(state) if self._config.enabled and sampling.live else None
-        return InForce(base, above, time.time(), None, None), state
+        return EffectivePolicy(base, above, time.time(), None, None), state
 
     def _policy(self, state: models.SamplingState) -> Policy | None:
         try:
-            return follower.policy_from_state(state)
+            return policy_rows.policy_from_state(state)
         except (ValueError, TypeError, OverflowError) as error:
             said = gettext("The policy in the database is invalid, so the settings apply.")
             raise RefusedError(f"{said} {error}") from None
 
-    def _reasons(self, in_force: InForce, state: models.SamplingState) -> list[str]:
+    def _reasons(self, effective: EffectivePolicy, state: models.SamplingState) -> list[str]:
         said = []
         if not self._config.enabled:
             said.append(gettext("Telemetry is off (ENABLED), so nothing is recorded at all."))
         if not self._config.sampling.live:
             said.append(self._source())
             said.append(gettext("SAMPLING.LIVE is False, so the policy of the admin has no effect."))
-        elif in_force.source == "admin":
-            said += self._reasons_of_policy(in_force, state.version)
+        elif effective.source == "admin":
+            said += self._reasons_of_policy(effective, state.version)
         else:
             said += [self._source(), _why_no_policy(state.policy)]
-        if in_force.note:
-            said.append(gettext("Note: %(note)s") % {"note": in_force.note})
-        if in_force.max_per_second is not None:
-            said.append(gettext("At most %(limit)s.") % {"limit": text.limit(in_force.max_per_second)})
-        kept = text.kept(in_force.keep_errors, in_force.keep_slow_s)
+        if effective.note:
+            said.append(gettext("Note: %(note)s") % {"note": effective.note})
+        if effective.max_per_second is not None:
+            said.append(gettext("At most %(limit)s.") % {"limit": text.limit(effective.max_per_second)})
+        kept = text.kept(effective.keep_errors, effective.keep_slow_s)
         if kept:
             said.append(gettext("Kept whatever the ratio: %(kept)s.") % {"kept": kept})
         return said
 
-    def _reasons_of_policy(self, in_force: InForce, version: int) -> list[str]:
+    def _reasons_of_policy(self, effective: EffectivePolicy, version: int) -> list[str]:
         said = [gettext("Set by the policy of the admin, version %(version)s.") % {"version": version}]
         name = self._config.sources.get("SAMPLING.RATIO", "default")
         values = {"otherwise": text.sourced(self._config.sampling.ratio, name)}
-        if in_force.expires_at_s is not None:
-            values["end"] = text.until(in_force.expires_at_s)
+        if effective.expires_at_s is not None:
+            values["end"] = text.until(effective.expires_at_s)
             said.append(gettext("Until %(end)s; then %(otherwise)s.") % values)
         else:
             said.append(gettext("Until it is changed. Without it: %(otherwise)s.") % values)
@@ -472,16 +472,16 @@ class SamplingCommand:
             self._write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _as_json(config: Config, in_force: InForce, state: models.SamplingState) -> dict[str, Any]:
+def _as_json(config: Config, effective: EffectivePolicy, state: models.SamplingState) -> dict[str, Any]:
     return {
-        "ratio": in_force.ratio,
-        "source": in_force.source,
+        "ratio": effective.ratio,
+        "source": effective.source,
         "version": state.version,
-        "expires_at_s": in_force.expires_at_s,
-        "note": in_force.note,
-        "max_per_second": in_force.max_per_second,
-        "keep_errors": in_force.keep_errors,
-        "keep_slow_s": in_force.keep_slow_s,
+        "expires_at_s": effective.expires_at_s,
+        "note": effective.note,
+        "max_per_second": effective.max_per_second,
+        "keep_errors": effective.keep_errors,
+        "keep_slow_s": effective.keep_slow_s,
         "enabled": config.enabled,
         "live": config.sampling.live,
         "base_ratio": config.sampling.ratio,
@@ -491,7 +491,7 @@ def _as_json(config: Config, in_force: InForce, state: models.SamplingState) -> 
                 "path": rule.path, "route": rule.route, "method": rule.method, "ratio": rule.ratio,
                 "priority": rule.priority, "expires_at_s": rule.expires_at_s, "note": rule.note, "source": source,
             }
-            for rule, source in zip(in_force.rules, in_force.rule_sources, strict=True)
+            for rule, source in zip(effective.rules, effective.rule_sources, strict=True)
         ],
     }  # fmt: skip
 
@@ -542,7 +542,7 @@ def _label(field: str) -> str:
 def _rule_as_json(rule: models.RuleRow) -> dict[str, Any]:
     return {
         "id": rule.id, "path": rule.path, "route": rule.route, "method": rule.method, "ratio": rule.ratio,
-        "priority": rule.priority, "expires_at_s": follower.epoch_s(rule.expires_at), "note": rule.note,
+        "priority": rule.priority, "expires_at_s": policy_rows.epoch_s(rule.expires_at), "note": rule.note,
     }  # fmt: skip
 
 

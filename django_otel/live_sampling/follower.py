@@ -9,45 +9,47 @@ is news. A new process applies the file before its first decision. Where no
 folder can be used every process asks the database for itself. Nothing here runs
 on the path of a request, except the one that saves.
 
-What the rows mean is decided in one place, `policy_from_state`; of two readings
-the one that began later is applied, whoever made it.
+`policy_rows` alone decides what the rows mean; of two readings the one that
+began later is applied, whichever process made it.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
-import secrets
 import socket
-import sys
 import threading
 import time
-from collections.abc import Iterable
-from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from django.core.exceptions import ImproperlyConfigured
-from django.db import Error as DatabaseFault
-from django.db import connections, router, transaction
-from django.utils import timezone
+from django.db import connections, transaction
 
 from django_otel import runtime
 from django_otel.base import forks, guard
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
-from django_otel.live_sampling import hosts
-from django_otel.live_sampling.wording import FAULTS
-from django_otel.sampling.policy import Policy, Rule
+from django_otel.live_sampling import hosts, policy_rows
+from django_otel.live_sampling.conditions import is_live, is_under_test_runner, reason_not_to_run
+from django_otel.live_sampling.policy_cache import CacheNews, tell_cache
+from django_otel.live_sampling.policy_folder import build_roster, group_name
+from django_otel.live_sampling.policy_rows import (
+    NO_DATABASE,
+    RowFaultyError,
+    TableMissingError,
+    UnreadableError,
+    missing_table_text,
+    policy_alias,
+    tables_exist,
+)
+from django_otel.sampling.policy import Policy
 from django_otel.sampling.sampler import LiveSampler
 from django_otel.signals import sampling_changed
 
 if TYPE_CHECKING:
-    from django_otel.models import SamplingState
     from django_otel.multiprocess.roster import Reading, Roster
+
 
 #: While the database does not answer, the pause between two attempts doubles up to this.
 _LONGEST_PAUSE_S = 30.0
@@ -55,34 +57,12 @@ _LONGEST_PAUSE_S = 30.0
 _TICK_S = 0.5
 #: After so many seconds without a sign of the elected process the others ask for themselves.
 _SILENT_S = 10.0
-#: How often the elected process asks a shared cache whether there is news, in seconds.
-_CACHE_S = 1.0
 #: How often a process that found no folder tries again, in seconds.
 _REOPEN_S = 30.0
 #: How long the first decision of a process waits for the first reading, in seconds, where nobody of its host knows.
 _FIRST_S = 1.0
 #: How often the thread looks until then, in seconds.
 _FIRST_TICK_S = 0.02
-_NO_DATABASE = "django.db.backends.dummy"
-#: Caches of one process, or that are a database themselves: asking them would tell nothing, or be a query.
-_UNSHARED_CACHES = (
-    "django.core.cache.backends.locmem.LocMemCache",
-    "django.core.cache.backends.dummy.DummyCache",
-    "django.core.cache.backends.db.DatabaseCache",
-    "django.core.cache.backends.filebased.FileBasedCache",
-)
-
-
-class _UnreadableError(Exception):
-    """The rows could not be read; the text says why, without anything from the database's own message."""
-
-
-class _TableMissingError(_UnreadableError):
-    """The table is not there, so no policy can be."""
-
-
-class _RowFaultyError(_UnreadableError):
-    """The rows are there and make no sense."""
 
 
 class Follower:
@@ -103,11 +83,10 @@ class Follower:
         self._pause_s = 0.0
         # On that clock as well.
         self._next_poll_s = -math.inf
-        self._next_cache_s = -math.inf
         self._next_open_s = -math.inf
         self._next_share_s = -math.inf
         self._hurries_until_s = -math.inf
-        self._cache_token: object = None
+        self._cache = CacheNews()
         self._teller = hosts.Teller()
         self.roster: Roster | None = None
         self.wanted = False
@@ -124,7 +103,7 @@ class Follower:
         """Apply what is known on this host, and start the thread, unless it runs or this process must not have one."""
         with self._lock:
             self.wanted = True
-            if self.is_following or _reason_not_to_run():
+            if self.is_following or reason_not_to_run():
                 return
             self._stopping = False
             self._wake.clear()
@@ -132,7 +111,7 @@ class Follower:
         with guard.contained("looking for the sampling policy of this host"):
             self._open()
             self._share()
-            if self.roster is not None and _is_live() and self.roster.lead():
+            if self.roster is not None and is_live() and self.roster.lead():
                 # Nobody has asked lately: what the folder says may be of long ago.
                 self._knows.clear()
         with self._lock:
@@ -141,7 +120,7 @@ class Follower:
             self._hurries_until_s = time.monotonic() + _FIRST_S
             self._thread = threading.Thread(target=self._run, name="django_otel-sampling-policy", daemon=True)
             self._thread.start()
-        if _is_live():
+        if is_live():
             self._knows.wait(_FIRST_S)
 
     def stop(self, timeout_s: float = 0.0) -> None:
@@ -171,7 +150,7 @@ class Follower:
         try:
             while not self._stopping:
                 with guard.contained("following the sampling policy"):
-                    if _reason_not_to_run():
+                    if reason_not_to_run():
                         break
                     self.tick()
                 is_hurried = not self._knows.is_set() and time.monotonic() < self._hurries_until_s
@@ -185,17 +164,17 @@ class Follower:
         """One turn: look at the file, ask the database if that is this process's office and due, report."""
         with guard.contained("looking at the sampling policy of this host"):
             self._look_after_folder()
-        if _is_live():
+        if is_live():
             is_leader = self.roster is None
             with guard.contained("electing who asks for the sampling policy"):
                 # Whoever holds the office and gives no sign is stopped, or waits for the database: then all ask.
                 is_leader = self.roster is None or self.roster.lead() or self.roster.silent_s() > _SILENT_S
-            if is_leader and (time.monotonic() >= self._next_poll_s or self._is_news()):
+            if is_leader and (time.monotonic() >= self._next_poll_s or self._cache.is_there()):
                 self._next_poll_s = time.monotonic() + self.poll()
         with guard.contained("reporting the sampling policy in force"):
             self._share()
             self._report()
-        if _is_live():
+        if is_live():
             with guard.contained("telling other hosts what this one applies"):
                 self._tell_hosts()
 
@@ -213,7 +192,7 @@ class Follower:
             return
         self._next_open_s = time.monotonic() + _REOPEN_S
         try:
-            found = _build_roster()
+            found = build_roster()
             found.join()
         except OSError as error:
             guard.warn_once(
@@ -228,7 +207,7 @@ class Follower:
         self._report()
 
     def _apply_file(self) -> None:
-        if self.roster is None or not _is_live():
+        if self.roster is None or not is_live():
             return
         try:
             reading = self.roster.read()
@@ -278,10 +257,10 @@ class Follower:
         policy: Policy | None = None
         try:
             with suppress_instrumentation():
-                policy = _read_policy(alias)
-        except (_TableMissingError, _RowFaultyError) as problem:
+                policy = policy_rows.read_policy(alias)
+        except (TableMissingError, RowFaultyError) as problem:
             fault = str(problem)
-        except _UnreadableError as problem:
+        except UnreadableError as problem:
             # The last policy stays: an operator who has turned tracing down must not see it rise with an outage.
             self._note(str(problem))
             with guard.contained("sharing the sampling policy"):
@@ -305,7 +284,7 @@ class Follower:
         if self.roster is not None or is_under_test_runner():
             return self.roster
         try:
-            return _build_roster()
+            return build_roster()
         except OSError:
             return None
 
@@ -317,7 +296,7 @@ class Follower:
             self._applied_began_s = reading.began_s
             self.read_at_s = reading.read_at_s
             # Switched off while the rows were being read?
-            policy = reading.policy if _is_live() else None
+            policy = reading.policy if is_live() else None
             if sampler.live == policy:
                 if self.applied_at_s is None:
                     self.applied_at_s = time.time()
@@ -337,20 +316,6 @@ class Follower:
             guard.logger.warning("django_otel: %s", fault)
         elif before and not fault:
             guard.logger.info("django_otel: the sampling policy can be read again.")
-
-    # --- A shared cache. ---
-
-    def _is_news(self) -> bool:
-        """Whether a shared cache says that another host has changed the policy."""
-        if time.monotonic() < self._next_cache_s:
-            return False
-        self._next_cache_s = time.monotonic() + _CACHE_S
-        with guard.contained("asking the cache for news of the sampling policy"), suppress_instrumentation():
-            cache = _shared_cache()
-            if cache is not None:
-                before, self._cache_token = self._cache_token, cache.get(_cache_key())
-                return self._cache_token != before
-        return False
 
     # --- What the others see. ---
 
@@ -372,7 +337,7 @@ class Follower:
         if self.roster is None or sampler.policy.max_per_second is None or time.monotonic() < self._next_share_s:
             return
         self._next_share_s = time.monotonic() + 2 * _TICK_S
-        group = _group_name()
+        group = group_name()
         groups = [str(member.get("group")) for member in self.roster.members()]
         clock = None
         with guard.contained("sharing the limit of traces per second"):
@@ -382,73 +347,29 @@ class Follower:
         sampler.share(groups.count(group), clock)
 
     def _report(self) -> None:
-        if self.roster is None:
-            return
-        sampler = _sampler()
-        live, policy = sampler.live, sampler.policy
-        self.roster.report(
-            {
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "group": _group_name(),
-                "command": runtime.command_name() or "",
-                "started_at_s": runtime.current().started_at_s,
-                "ratio": policy.ratio,
-                "source": policy.source,
-                "version": live.version if live is not None else 0,
-                "fingerprint": live.fingerprint if live is not None else "",
-                "applied_at_s": self.applied_at_s,
-                # Among how many this one divides the limit per second, where there is one.
-                "sharers": sampler.processes,
-                "error": self.fault,
-            }
-        )
+        if self.roster is not None:
+            self.roster.report(_describe_process(self.applied_at_s, self.fault))
 
 
-def _build_roster() -> Roster:
-    # Here: what shares files between processes is of no use before there is something to share.
-    from django_otel.multiprocess import roster, server_group
-
-    config = runtime.current().config
-    bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
-    return roster.Roster(roster.roster_folder(_identity(), bases))
-
-
-def _identity() -> str:
-    """What tells one policy from another on this host: the database that its rows are in."""
-    wanted = connections[policy_alias()].settings_dict
-    name = wanted.get("NAME") or ""
-    # A relative path of SQLite means another file in another folder.
-    place = str(Path(name).resolve()) if "sqlite" in wanted["ENGINE"] else str(name)
-    return json.dumps([wanted["ENGINE"], place, str(wanted.get("HOST") or ""), str(wanted.get("PORT") or "")])
-
-
-def _group_name() -> str:
-    """The server instance whose processes divide the limit per second among them."""
-    return runtime.server_group() or f"{socket.gethostname()}-{os.getpid()}"
-
-
-def _shared_cache() -> Any:
-    """The default cache, if other hosts may have the same; None otherwise."""
-    from django.conf import settings
-    from django.core.cache import caches
-
-    backend = settings.CACHES.get("default", {}).get("BACKEND", "")
-    return None if backend in _UNSHARED_CACHES else caches["default"]
-
-
-def _cache_key() -> str:
-    from django_otel.models import SamplingPolicy
-
-    # Not the identity: hosts may name one database differently.
-    return f"django_otel.sampling.{SamplingPolicy._meta.db_table}"
-
-
-def _tell_cache() -> None:
-    with guard.contained("telling the cache of the sampling policy"), suppress_instrumentation():
-        cache = _shared_cache()
-        if cache is not None:
-            cache.set(_cache_key(), secrets.token_hex(8), None)
+def _describe_process(applied_at_s: float | None, fault: str) -> dict[str, object]:
+    """Return what this process shows of itself; `applied_at_s` is seconds since the Unix epoch."""
+    sampler = _sampler()
+    live, policy = sampler.live, sampler.policy
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "group": group_name(),
+        "command": runtime.command_name() or "",
+        "started_at_s": runtime.current().started_at_s,
+        "ratio": policy.ratio,
+        "source": policy.source,
+        "version": live.version if live is not None else 0,
+        "fingerprint": live.fingerprint if live is not None else "",
+        "applied_at_s": applied_at_s,
+        # Among how many this one divides the limit per second, where there is one.
+        "sharers": sampler.processes,
+        "error": fault,
+    }
 
 
 #: By process id: after a fork, however it was made, the child finds none and makes its own.
@@ -505,7 +426,7 @@ def stop(timeout_s: float = 0.0) -> None:
 def _on_sampling_changed(*, using: str, **_: object) -> None:
     """The row changed through the database alias `using`: apply it in this process once that is committed."""
     with guard.contained("noticing a change of the sampling policy"):
-        if using != policy_alias() or not _is_live():
+        if using != policy_alias() or not is_live():
             return
         connection = connections[using]
         if connection.in_atomic_block or connection.get_autocommit():
@@ -521,115 +442,7 @@ def _apply_committed(using: str) -> None:
     # save may have been committed since, or a manual savepoint rolled back.
     with guard.contained("applying the sampling policy"):
         if follower().read_and_apply(using) and not is_under_test_runner():
-            _tell_cache()
-
-
-def policy_alias() -> str:
-    """The database alias of the row. The one for writing: a replica that lags would bring back the old policy."""
-    from django_otel.models import SamplingPolicy
-
-    return router.db_for_write(SamplingPolicy)
-
-
-def _read_policy(alias: str) -> Policy | None:
-    """The admin's policy as the database has it; None when nothing is set there or it is not enabled.
-
-    Errors: `_TableMissingError`, `_RowFaultyError`, or `_UnreadableError` for anything else.
-    """
-    from django_otel.models import read_state
-
-    try:
-        state = read_state(alias)
-    except (DatabaseFault, ImproperlyConfigured, OSError) as error:
-        if tables_exist(alias) is False:
-            raise _TableMissingError(_missing_table_text(alias)) from error
-        raise _UnreadableError(FAULTS["unreadable"] % {"database": alias, "error": type(error).__name__}) from error
-    except (ValueError, TypeError, OverflowError) as error:
-        raise _RowFaultyError(_faulty_row_text(f"it has a value that is none ({type(error).__name__}).")) from error
-    try:
-        return policy_from_state(state)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise _RowFaultyError(_faulty_row_text(str(error))) from error
-
-
-def policy_from_state(state: SamplingState) -> Policy | None:
-    """The admin's policy as the database has it at one moment; None where nothing is set.
-
-    Errors: `ValueError`, `TypeError`, `OverflowError` for values that make no sense.
-    """
-    return policy_from_rows(state.policy, state.rules, state.version)
-
-
-def policy_from_rows(row: Any, rules: Iterable[Any] = (), version: int | None = None) -> Policy | None:
-    """The admin's policy, from its row (or None) and its rules; None where nothing is set.
-
-    A row that is not enabled ignores its rules as well. Rules without a row, or
-    beside one that has run out, apply above the settings: each has its own end.
-    `version` is that of both; by default the row's.
-
-    Errors: `ValueError`, `TypeError`, `OverflowError` for values that make no sense.
-    """
-    if row is not None and not row.enabled:
-        return None
-    built = tuple(
-        Rule(
-            rule.ratio, path=rule.path, route=rule.route, method=rule.method, priority=rule.priority,
-            expires_at_s=epoch_s(rule.expires_at), note=rule.note,
-        )
-        for rule in rules
-    )  # fmt: skip
-    if row is None:
-        return Policy(None, source="admin", version=version or 0, rules=built) if built else None
-    return Policy(
-        float(row.ratio), source="admin", version=row.version if version is None else version,
-        expires_at_s=epoch_s(row.expires_at), note=row.note, rules=built, max_per_second=row.max_per_second,
-        keep_errors=bool(row.keep_errors), keep_slow_s=row.keep_slow_s,
-    )  # fmt: skip
-
-
-def epoch_s(moment: datetime | None) -> float | None:
-    """A moment of the database in seconds since the Unix epoch; None stays None."""
-    if moment is None:
-        return None
-    # With USE_TZ = False Django hands out local times without a zone.
-    return (timezone.make_aware(moment) if timezone.is_naive(moment) else moment).timestamp()
-
-
-def _faulty_row_text(found: str) -> str:
-    return FAULTS["faulty"] % {"reason": found}
-
-
-def migrate_command(alias: str) -> str:
-    """What makes the tables in the database `alias`."""
-    return f"manage.py migrate django_otel{'' if alias == 'default' else f' --database {alias}'}"
-
-
-def _missing_table_text(alias: str) -> str:
-    return FAULTS["missing"] % {"database": alias, "command": migrate_command(alias)}
-
-
-def tables_exist(alias: str) -> bool | None:
-    """Whether the tables are there as this version has them; None when nobody can tell.
-
-    Those of an earlier version, which lack a table or a column, are not.
-    """
-    from django_otel.models import SamplingHost, SamplingPolicy, SamplingRule, SamplingVersion
-
-    try:
-        connection = connections[alias]
-        with suppress_instrumentation(), connection.cursor() as cursor:
-            there = connection.introspection.table_names(cursor)
-            for model in (SamplingPolicy, SamplingRule, SamplingVersion, SamplingHost):
-                table = model._meta.db_table
-                if table not in there:
-                    return False
-                found = {column.name for column in connection.introspection.get_table_description(cursor, table)}
-                if not {field.column for field in model._meta.concrete_fields} <= found:
-                    return False
-    except Exception:
-        # Whatever the driver says here, it cannot tell.
-        return None
-    return True
+            tell_cache()
 
 
 def table_problem() -> str | None:
@@ -637,12 +450,12 @@ def table_problem() -> str | None:
 
     Asks the database: for checks that may (`databases` is not None).
     """
-    if not _is_live():
+    if not is_live():
         return None
     alias = policy_alias()
-    if connections[alias].settings_dict["ENGINE"] == _NO_DATABASE:
+    if connections[alias].settings_dict["ENGINE"] == NO_DATABASE:
         return None
-    return _missing_table_text(alias) if tables_exist(alias) is False else None
+    return missing_table_text(alias) if tables_exist(alias) is False else None
 
 
 def processes() -> list[dict[str, Any]]:
@@ -659,7 +472,7 @@ def processes() -> list[dict[str, Any]]:
     with guard.contained("reading what the processes of this host apply"):
         followed = _followers.get(os.getpid())
         shown = followed.roster if followed is not None else None
-        members = (shown if shown is not None else _build_roster()).members()
+        members = (shown if shown is not None else build_roster()).members()
     return [{**member, "is_here": member.get("pid") == os.getpid()} for member in members]
 
 
@@ -673,7 +486,7 @@ def processes_elsewhere() -> list[dict[str, Any]]:
         alias = policy_alias()
         hosts.watch(alias)
         try:
-            own_name = hosts.name_of(_build_roster().folder)
+            own_name = hosts.name_of(build_roster().folder)
         except OSError:
             # Without a folder this process tells nothing that would have to be left out.
             own_name = ""
@@ -699,7 +512,7 @@ def status() -> dict[str, Any]:
         "pid": os.getpid(),
         "enabled": current.enabled,
         "foreign": current.is_foreign,
-        "live": _is_live(),
+        "live": is_live(),
         "following": found is not None and found.is_following,
         "ratio": policy.ratio,
         "source": policy.source,
@@ -718,33 +531,6 @@ def status() -> dict[str, Any]:
 
 def _sampler() -> LiveSampler:
     return runtime.current().sampler
-
-
-def _is_live() -> bool:
-    current = runtime.current()
-    return current.enabled and current.config.sampling.live
-
-
-def _reason_not_to_run() -> str:
-    """Why this process must have no thread of ours; empty when it may."""
-    current = runtime.current()
-    if not _is_live() and not (current.enabled and current.config.sampling.max_per_second is not None):
-        return "SAMPLING.LIVE is False, and no limit is to be divided, or telemetry is off"
-    if runtime.current().is_foreign:
-        return "another tool's tracer provider decides"
-    if is_under_test_runner():
-        # A connection of a thread of ours would keep PostgreSQL from dropping the test database.
-        return "a test runner is active"
-    if connections[policy_alias()].settings_dict["ENGINE"] == _NO_DATABASE:
-        return "there is no database"
-    return ""
-
-
-def is_under_test_runner() -> bool:
-    """Whether tests run in this process."""
-    # Django's test environment, also as pytest-django sets it up, is known by the outbox it puts there.
-    mail = sys.modules.get("django.core.mail")
-    return mail is not None and hasattr(mail, "outbox")
 
 
 def _on_config_change(config: Config) -> None:

@@ -21,6 +21,8 @@ from typing import Any
 from django.db.models import DateTimeField, ExpressionWrapper
 from django.db.models.functions import Now
 
+from django_otel.live_sampling.policy_rows import epoch_s
+
 #: A page that is open says so this often, in seconds.
 _RENEW_S = 4.0
 #: For so long after it has said so it is answered, in seconds.
@@ -112,7 +114,5 @@ class Teller:
 
 def _is_recent(moment: Any) -> bool:
     """Whether a page may still be open that said so then; clocks of hosts may differ by a minute."""
-    from django_otel.live_sampling import follower
-
-    epoch_s = follower.epoch_s(moment)
-    return epoch_s is not None and abs(time.time() - epoch_s) < 60.0 + _WATCHED_S
+    asked_at_s = epoch_s(moment)
+    return asked_at_s is not None and abs(time.time() - asked_at_s) < 60.0 + _WATCHED_S

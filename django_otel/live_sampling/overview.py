@@ -11,14 +11,14 @@ from django.utils.translation import gettext, ngettext
 
 from django_otel import models, runtime
 from django_otel.base.frozen import record
-from django_otel.live_sampling import follower
+from django_otel.live_sampling import follower, policy_rows
 from django_otel.live_sampling import wording as text
 from django_otel.models import SamplingPolicy
-from django_otel.sampling.sampler import InForce
+from django_otel.sampling.effective import EffectivePolicy
 
 
 def describe(
-    status: dict[str, Any], row: SamplingPolicy | None, in_force: InForce, *, reason: str = ""
+    status: dict[str, Any], row: SamplingPolicy | None, effective: EffectivePolicy, *, reason: str = ""
 ) -> dict[str, Any]:
     """What this process applies in words: `headline`, `reason`, `facts` (label, value), `rules` and `warnings`.
 
@@ -35,9 +35,9 @@ def describe(
         if status["expires_at_s"] is not None:
             facts.append((gettext("Until"), text.until(status["expires_at_s"])))
         facts.append((gettext("Then"), text.sourced(status["base_ratio"], status["base_source"])))
-    if in_force.max_per_second is not None:
-        facts.append((gettext("Limit"), text.limit(in_force.max_per_second)))
-    kept = text.kept(in_force.keep_errors, in_force.keep_slow_s)
+    if effective.max_per_second is not None:
+        facts.append((gettext("Limit"), text.limit(effective.max_per_second)))
+    kept = text.kept(effective.keep_errors, effective.keep_slow_s)
     if kept:
         facts.append((gettext("Kept"), kept))
     if status["source"] == "admin" and status["note"]:
@@ -50,7 +50,7 @@ def describe(
             "until": "" if rule.expires_at_s is None else text.until(rule.expires_at_s),
             "is_from_settings": source != "admin",
         }
-        for rule, source in zip(in_force.rules, in_force.rule_sources, strict=True)
+        for rule, source in zip(effective.rules, effective.rule_sources, strict=True)
     ]
     return {
         "headline": headline,
@@ -134,7 +134,7 @@ class Process:
 def fingerprint(state: models.SamplingState) -> str:
     """What a process says that has applied these rows; empty where the settings apply."""
     try:
-        policy = follower.policy_from_state(state)
+        policy = policy_rows.policy_from_state(state)
     except (ValueError, TypeError, OverflowError):
         # Whoever reads them keeps to the settings.
         return ""

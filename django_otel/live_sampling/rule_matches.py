@@ -11,7 +11,7 @@ from django.utils.translation import gettext, ngettext
 from django_otel.base import guard
 from django_otel.base.frozen import record
 from django_otel.base.text import visible
-from django_otel.live_sampling import follower, preview
+from django_otel.live_sampling import policy_rows, preview
 from django_otel.live_sampling import wording as text
 from django_otel.models import SamplingRule
 from django_otel.sampling.policy import MAX_PATTERN
@@ -66,7 +66,7 @@ def build(formset: Any) -> dict[str, Any]:
             form.preview = Preview("", [])
         if form.instance.pk and form.instance.ratio is not None:
             form.name, form.share = text.rule_name(form.instance), text.percent(form.instance.ratio)
-            end_s = follower.epoch_s(form.instance.expires_at)
+            end_s = policy_rows.epoch_s(form.instance.expires_at)
             form.is_over = end_s is not None and end_s <= timezone.now().timestamp()
     return {"routes_total": len(routes), "routes": [route.label for route in routes][:500]}
 

@@ -419,15 +419,15 @@ def _is_given(mapping: Mapping[str, Any], dotted: str) -> bool:
 def _check_table(config: Config) -> Iterator[CheckMessage]:
     if not config.sampling.live:
         return
-    from django_otel.live_sampling import follower
+    from django_otel.live_sampling import follower, policy_rows
 
     if follower.table_problem():
-        alias = follower.policy_alias()
+        alias = policy_rows.policy_alias()
         yield Warning(
             gettext('The table of the sampling policy is missing in database "%(database)s"; the settings apply.')
             % {"database": alias},
             hint=gettext('Run: %(command)s (or set OTEL["SAMPLING"]["LIVE"] = False).')
-            % {"command": follower.migrate_command(alias)},
+            % {"command": policy_rows.migrate_command(alias)},
             id="django_otel.W008",
         )
 

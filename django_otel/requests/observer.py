@@ -28,7 +28,7 @@ from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestReco
 from django_otel.requests.response_headers import RequestNotes
 from django_otel.requests.series import RequestClass, RequestMetrics
 from django_otel.requests.start import SpanStarter, inbound_keys
-from django_otel.sampling.sampler import Branch
+from django_otel.sampling.effective import RuleOutcome
 from django_otel.tracing.spans import Shared
 
 _MAX_LEARNED_PATHS = 64
@@ -152,20 +152,20 @@ class Observer(RequestFinisher):
         ):
             return self._starter.start(context, record, request, meta)
         # The usual case: nothing is current yet, no service has called us, and a ratio or a path decides.
-        policy = sampler.in_force
+        policy = sampler.effective
         if not policy.is_steady:
             policy = sampler.policy
-        branch: Branch | None = policy.branch_by_default
+        outcome: RuleOutcome | None = policy.default_outcome
         if policy.has_rules:
-            branch = policy.branch(record.request_class.method, request.path_info)
-        if branch is None:
+            outcome = policy.outcome(record.request_class.method, request.path_info)
+        if outcome is None:
             # It depends on the route, which Django has yet to find.
             return self._starter.start(context, record, request, meta)
-        if branch.is_never:
-            record.decisions = branch.dropped.opened or branch.dropped.series()
+        if outcome.is_never:
+            record.decisions = outcome.dropped.opened or outcome.dropped.series()
             record.span_or_none = record.low_bits = None
         else:
-            self._starter.start_root(record, request, meta, policy, branch)
+            self._starter.start_root(record, request, meta, policy, outcome)
         current = RequestContext()
         current.record = record
         return current

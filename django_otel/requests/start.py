@@ -18,7 +18,8 @@ from django_otel.requests.deferred import DeferredSpan
 from django_otel.requests.options import ObserverOptions
 from django_otel.requests.protocols import RequestLike
 from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord
-from django_otel.sampling.sampler import Branch, InForce, untraced, with_branch
+from django_otel.sampling.effective import EffectivePolicy, RuleOutcome
+from django_otel.sampling.sampler import untraced, with_outcome
 from django_otel.tracing.propagation import META_GETTER, parse_traceparent
 from django_otel.tracing.spans import DroppedSpan
 from django_otel.tracing.tracer import Tracer
@@ -87,7 +88,12 @@ class SpanStarter:
         record.make_rare().is_joined = True
 
     def start_root(
-        self, record: RequestRecord, request: RequestLike, meta: Mapping[str, str], policy: InForce, branch: Branch
+        self,
+        record: RequestRecord,
+        request: RequestLike,
+        meta: Mapping[str, str],
+        policy: EffectivePolicy,
+        outcome: RuleOutcome,
     ) -> None:
         """Start the span of a trace that begins here, where nothing is current and a part of them is recorded."""
         tracer = self.own_tracer
@@ -96,16 +102,16 @@ class SpanStarter:
         low_bits = tracer.shared.ids.bits(64)
         if policy.is_steady:
             # As decide() does, where there is nothing else to see to: half of what deciding costs.
-            verdict = branch.recorded if low_bits < branch.bound else branch.dropped
+            decision = outcome.recorded if low_bits < outcome.bound else outcome.dropped
         else:
-            verdict = policy.decide(low_bits, None, branch)
-        record.decisions = verdict.opened or verdict.series()
-        if verdict.is_recording:
+            decision = policy.decide(low_bits, None, outcome)
+        record.decisions = decision.opened or decision.series()
+        if decision.is_recording:
             attributes = self._attributes.build(record.request_class, request, meta)
-            if verdict.attributes:
-                attributes.update(verdict.attributes)
+            if decision.attributes:
+                attributes.update(decision.attributes)
             record.span_or_none = tracer.record_root(
-                record.request_class.name, _NOTHING, SpanKind.SERVER, low_bits, verdict.is_sampled, attributes,
+                record.request_class.name, _NOTHING, SpanKind.SERVER, low_bits, decision.is_sampled, attributes,
                 are_ready=len(request.path) <= self._attributes.longest_path,
             )  # fmt: skip
         else:
@@ -134,14 +140,14 @@ class SpanStarter:
             self.start_child(_NOTHING, record, request, meta)
             return
         parent = build_remote_context(*found)
-        verdict = sampler.policy.decide(parent.trace_id, parent)
-        record.decisions = verdict.opened or verdict.series()
-        if verdict.is_recording:
+        decision = sampler.policy.decide(parent.trace_id, parent)
+        record.decisions = decision.opened or decision.series()
+        if decision.is_recording:
             attributes = self._attributes.build(record.request_class, request, meta)
-            if verdict.attributes:
-                attributes.update(verdict.attributes)
+            if decision.attributes:
+                attributes.update(decision.attributes)
             record.span_or_none = tracer.record_entry(
-                record.request_class.name, _NOTHING, SpanKind.SERVER, parent, verdict.is_sampled, attributes,
+                record.request_class.name, _NOTHING, SpanKind.SERVER, parent, decision.is_sampled, attributes,
                 are_ready=len(request.path) <= self._attributes.longest_path,
             )  # fmt: skip
         else:
@@ -172,16 +178,16 @@ class SpanStarter:
         if token is not None and policy is not None:
             rare = record.make_rare()
             rare.force_token, rare.no_store = token, True
-            span = self._open(record, request, with_branch(policy.forced, context), links)
+            span = self._open(record, request, with_outcome(policy.forced, context), links)
         elif policy is None or (has_parent and policy.follows_parent) or not policy.has_rules:
             span = self._open(record, request, context, links)
         else:
-            branch = policy.branch(record.method, request.path_info)
-            if branch is None:
+            outcome = policy.outcome(record.method, request.path_info)
+            if outcome is None:
                 # It depends on the route, which Django has yet to find.
                 span = self._defer(record, request, context, links, policy)
             else:
-                span = self._open(record, request, with_branch(branch, context), links)
+                span = self._open(record, request, with_outcome(outcome, context), links)
         record.span_or_none = span
         return context
 
@@ -215,7 +221,12 @@ class SpanStarter:
         )
 
     def _defer(
-        self, record: RequestRecord, request: RequestLike, context: Context, links: Sequence[Link], policy: InForce
+        self,
+        record: RequestRecord,
+        request: RequestLike,
+        context: Context,
+        links: Sequence[Link],
+        policy: EffectivePolicy,
     ) -> DeferredSpan:
         begun_unix_nano = time_ns()
 
@@ -224,12 +235,12 @@ class SpanStarter:
                 return trace.INVALID_SPAN
             match = getattr(request, "resolver_match", None)
             route = self._template(match.route) if match is not None else None
-            branch = policy.branch_of_route(record.method, request.path_info, route)
-            if branch is policy.branch_by_default and match is not None:
+            outcome = policy.outcome_of_route(record.method, request.path_info, route)
+            if outcome is policy.default_outcome and match is not None:
                 ratio = getattr(match.func, "_django_otel_sample_ratio", None)
                 if ratio is not None:
-                    branch = policy.branch_of_view(ratio)
-            return self._open(record, request, with_branch(branch, context), links, begun_unix_nano)
+                    outcome = policy.outcome_of_view(ratio)
+            return self._open(record, request, with_outcome(outcome, context), links, begun_unix_nano)
 
         return DeferredSpan(decide)
 

@@ -21,7 +21,7 @@ from django.utils.safestring import SafeString, mark_safe
 from opentelemetry import trace
 
 from django_otel import api
-from django_otel.base import guard
+from django_otel.base import attribute_values, guard
 
 register = template.Library()
 
@@ -87,7 +87,7 @@ class SpanNode(template.Node):
             # Attributes of a span that is not recorded are not evaluated: they may cost queries.
             if self.attributes and span.is_recording():
                 with guard.contained("the attributes of otel_span"):
-                    span.set_attributes(api.clean_attributes(_resolve(self.attributes, context)))
+                    span.set_attributes(attribute_values.clean_attributes(_resolve(self.attributes, context)))
             return self.nodelist.render(context)
 
 
@@ -159,7 +159,7 @@ def _attribute(name: str, values: dict[str, Any]) -> None:
 
 
 def _count(name: str, attributes: dict[str, Any]) -> None:
-    api.counter(name).add(1, api.clean_attributes(attributes))
+    api.counter(name).add(1, attribute_values.clean_attributes(attributes))
 
 
 @register.simple_tag

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from django_otel.testing.recorded import RecordedLogs, RecordedMetrics, RecordedSpans
 
 if TYPE_CHECKING:
-    from django_otel.api import _Scope
     from django_otel.metrics.model import Family
+    from django_otel.tracing.scopes import Scope
 
 ABSENT = (
     "The fixtures of django_otel need configured Django settings with 'django_otel' in INSTALLED_APPS "
@@ -48,24 +48,24 @@ def collect(*, observed: bool = True) -> list[Family]:
     return runtime.collect_process(observed=observed)
 
 
-def override_sampling(ratio: float) -> _Scope:
+def override_sampling(ratio: float) -> Scope:
     """Record this share (0.0 to 1.0) of new traces inside: context manager and decorator, sync and async.
 
     Errors: `ValueError` when the ratio is outside 0.0 to 1.0.
     """
     from django_otel import runtime
-    from django_otel.api import _Run, _SimpleScope
-    from django_otel.sampling.sampler import Policy
+    from django_otel.sampling.policy import Policy
+    from django_otel.tracing.scopes import Run, SimpleScope
 
     policy = Policy(ratio, source="test", is_whole=True)
 
-    def begin() -> _Run:
+    def begin() -> Run:
         sampler = runtime.current().sampler
         before = sampler.live
         sampler.swap(policy)
-        return _Run(None, on_end=lambda error: sampler.swap(before))
+        return Run(None, on_end=lambda error: sampler.swap(before))
 
-    return _SimpleScope(begin)
+    return SimpleScope(begin)
 
 
 # --- Capture. ---

@@ -20,10 +20,14 @@ _MAX_SDK_STACK = 4000
 _MAX_MESSAGE = 1000
 
 
+def class_name(cls: type) -> str:
+    """Return the qualified name of an exception's class, as OpenTelemetry writes `exception.type`."""
+    return cls.__qualname__ if cls.__module__ in ("builtins", "", None) else f"{cls.__module__}.{cls.__qualname__}"
+
+
 def type_name(error: BaseException) -> str:
-    """The qualified name of an exception's class, as OpenTelemetry writes `exception.type`."""
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ in ("builtins", None) else f"{kind.__module__}.{kind.__qualname__}"
+    """Return the qualified name of the class of `error`."""
+    return class_name(type(error))
 
 
 def format_stack(error: BaseException, scrub: Callable[[str], str], limit: int = MAX_STACK) -> str:

@@ -41,7 +41,7 @@ from django_otel.tracing.attributes import (
     store,
     warn_full,
 )
-from django_otel.tracing.exceptions import STACK, recording
+from django_otel.tracing.exceptions import STACK, recording, type_name
 from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.span_fields import SpanFields
 
@@ -276,10 +276,8 @@ class RecordedSpan(SpanFields):
         timestamp: int | None = None,
         escaped: bool = False,
     ) -> None:
-        kind = type(exception)
-        is_builtin = not kind.__module__ or kind.__module__ == "builtins"
         given: dict[str, Any] = {
-            "exception.type": kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}",
+            "exception.type": type_name(exception),
             "exception.message": str(exception),
             STACK: "".join(traceback.format_exception(exception)),
             "exception.escaped": str(escaped),

@@ -21,7 +21,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, StatusCode, TraceFlags
 
 from django_otel.base.sdk_compat import context_of, outcome_of, parent_of, rebuild_span, span_id_of
-from django_otel.sampling.sampler import REASON, WEIGHT, InForce
+from django_otel.sampling.decision import REASON, WEIGHT
+from django_otel.sampling.effective import EffectivePolicy
 from django_otel.tracing.spans import to_readable
 
 _NANOSECONDS_PER_S = 1_000_000_000
@@ -57,7 +58,7 @@ class TailBuffer:
         self,
         most_spans: int,
         *,
-        policy: Callable[[], InForce],
+        policy: Callable[[], EffectivePolicy],
         emit: Callable[[ReadableSpan], None],
         discard: Callable[[ReadableSpan], None] | None,
         on_keep: Callable[[str], None],

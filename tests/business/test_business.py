@@ -27,7 +27,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 from django_otel import api, business, runtime
-from django_otel.business import model_events
+from django_otel.business import happened, loaded, model_events, specs
 from django_otel.config.parse import parse
 from django_otel.signals import business_event
 from django_otel.testing import override_sampling
@@ -364,8 +364,8 @@ def test_a_refresh_that_fails_changes_nothing(orders, otel_spans):
     Order.objects.all().delete()
     with pytest.raises(Order.DoesNotExist):
         clone.refresh_from_db()
-    assert model_events._loaded_values(clone) == {"status": "draft"}
-    assert model_events.per_thread.refreshing == []
+    assert loaded.loaded_values(clone) == {"status": "draft"}
+    assert loaded.per_thread.refreshing == []
     assert order is not clone
 
 
@@ -689,9 +689,9 @@ class _CountingOrder:
         "django_otel.business.model_events.spec_of",
         "django_otel.business.model_events._events_of_save",
         "django_otel.business.model_events._remember_saved",
-        "django_otel.business.model_events._attributes",
-        "django_otel.business.model_events._count_event",
-        "django_otel.business.model_events._loaded_values",
+        "django_otel.business.happened._attributes",
+        "django_otel.business.happened._count_event",
+        "django_otel.business.model_events.loaded_values",
         "django_otel.business.model_events.start_span",
         "django_otel.business.model_events._end_without_event",
         "django_otel.business.transactions.outcome_now",
@@ -750,8 +750,9 @@ def test_a_thousand_saves_of_an_unlisted_model_never_call_us(orders):
     called = []
     codes = {
         function.__code__
-        for function in vars(model_events).values()
-        if isinstance(function, types.FunctionType) and function.__code__.co_filename == model_events.__file__
+        for module in (model_events, loaded, happened, specs)
+        for function in vars(module).values()
+        if isinstance(function, types.FunctionType) and function.__code__.co_filename == module.__file__
     }
     assert model_events.open_save.__code__ in codes
 
@@ -1031,7 +1032,7 @@ def test_an_object_can_be_saved_again_after_its_deletion(orders, otel_spans):
 )
 def test_attribute_values_keep_their_type_where_opentelemetry_has_it(value, expected):
     """A Decimal is a number where a float holds every digit of it, and text where not."""
-    cleaned = model_events.clean(value)
+    cleaned = happened.clean(value)
     assert cleaned == expected
     assert type(cleaned) is type(expected)
 
@@ -1180,7 +1181,7 @@ def test_copies_of_an_instance_know_what_was_loaded(orders, otel_spans, duplicat
         assert hash(twin) == hash(order)
         twin.status = "paid"
         twin.save()
-        assert model_events._loaded_values(order) == {"status": "draft"}
+        assert loaded.loaded_values(order) == {"status": "draft"}
     assert names(otel_spans).count("order.paid") == 1
     assert otel_spans.one("order.paid").attributes["business.from"] == "draft"
 
@@ -1191,7 +1192,7 @@ def test_a_pickled_instance_needs_nothing_of_ours(orders):
         order = Order.objects.create(number=1)
         data = pickle.dumps(order)
     assert b"django_otel." not in data
-    assert pickle.loads(data)._state.__dict__[model_events._LOADED] == {"status": "draft"}
+    assert pickle.loads(data)._state.__dict__[loaded._LOADED] == {"status": "draft"}
 
 
 def test_instances_are_not_kept_alive(orders):

@@ -18,7 +18,7 @@ from django.test import TestCase, TransactionTestCase
 from opentelemetry import trace
 
 from django_otel import api, business
-from django_otel.business import model_events, transactions
+from django_otel.business import loaded, model_events, transactions
 from django_otel.signals import business_event
 from tests.business_app.models import Customer, Order, RushOrder
 from tests.business_app.support import ORDER_EVENTS, business_spans, is_hooked
@@ -721,8 +721,8 @@ class Scenarios:
                 order.priority = number
                 with self.atomic():
                     order.save(update_fields=["priority"])
-            depth, held = 0, order._state.__dict__[model_events._LOADED]
-            while isinstance(held, model_events._Provisional):
+            depth, held = 0, order._state.__dict__[loaded._LOADED]
+            while isinstance(held, loaded._Provisional):
                 depth, held = depth + 1, held.previous
             assert depth <= 3
 

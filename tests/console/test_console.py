@@ -21,7 +21,7 @@ from django.test import Client
 from django.urls import reverse
 
 from django_otel import runtime
-from django_otel.console import dashboard, svg, text, waterfall
+from django_otel.console import dashboard, span_details, svg, text, waterfall
 from django_otel.metrics.model import HistogramValue
 from django_otel.tracestore.items import StoredLog, StoredProcess, StoredSample, StoredSpans
 from django_otel.tracestore.numbers import merge
@@ -414,7 +414,7 @@ def test_the_address_elsewhere_is_offered(console, page, configure):
      ("https://traces.example/{trace_id}/{x}", "traces.example"), (None, None)],
 )  # fmt: skip
 def test_the_place_elsewhere_is_named(url, name):
-    found = waterfall.trace_address(url, "abc")
+    found = span_details.trace_address(url, "abc")
     assert (found and found[1]) == name
 
 

@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind
 from django_otel import models, runtime
 from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy
-from django_otel.sampling.sampler import Policy
+from django_otel.sampling.policy import Policy
 from tests.live_sampling.test_admin import ADD, FORCE, LIST, ROUTES, ROW, STATUS, text
 from tests.services import free_port
 

@@ -14,9 +14,9 @@ from django.test import override_settings
 from django.utils import timezone
 
 from django_otel import runtime
-from django_otel.live_sampling import follower
+from django_otel.live_sampling import conditions, follower, policy_rows
 from django_otel.models import SamplingPolicy
-from django_otel.sampling.sampler import Policy
+from django_otel.sampling.policy import Policy
 from tests.services import close_for_good, free_port
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -298,7 +298,7 @@ def test_of_two_readings_that_overlap_the_one_that_began_later_wins(sampler, mon
     """A poll that has read the old row and is slow to apply it must not undo a save."""
     SamplingPolicy(ratio=0.25).save()
     has_read, may_apply = threading.Event(), threading.Event()
-    read = follower._read_policy
+    read = policy_rows.read_policy
 
     def slow(alias):
         policy = read(alias)
@@ -309,7 +309,7 @@ def test_of_two_readings_that_overlap_the_one_that_began_later_wins(sampler, mon
             may_apply.wait(10)
         return policy
 
-    monkeypatch.setattr(follower, "_read_policy", slow)
+    monkeypatch.setattr(policy_rows, "read_policy", slow)
     thread = threading.Thread(target=follower.follower().poll, name="slow poll")
     thread.start()
     assert has_read.wait(10)
@@ -412,7 +412,7 @@ def test_with_live_false_a_save_has_no_effect(sampler):
         follower.follower().read_and_apply("default")
         assert sampler.ratio_now() == 0.5
         assert follower.status()["live"] is False
-        assert follower._reason_not_to_run()
+        assert conditions.reason_not_to_run()
         assert follower.table_problem() is None
     poll()
     assert sampler.ratio_now() == 0.75

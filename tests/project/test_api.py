@@ -30,8 +30,8 @@ from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
 import django_otel
-from django_otel import api, runtime, span, timed, untraced
-from django_otel.base import guard
+from django_otel import runtime, span, timed, untraced
+from django_otel.base import attribute_values, guard
 from django_otel.testing import override_sampling
 from tests.app.models import Item
 
@@ -607,7 +607,7 @@ def test_no_attribute_whatever_breaks_a_span_or_its_export(otel_spans, attribute
         django_otel.event("e", **attributes)
     (recorded,) = otel_spans
     encode_spans([recorded]).SerializeToString()
-    cleaned = api.clean_attributes(attributes)
+    cleaned = attribute_values.clean_attributes(attributes)
     assert len(cleaned) <= len(attributes)
     for value in cleaned.values():
         kinds = {type(item) for item in value} if isinstance(value, list) else {type(value)}

@@ -50,7 +50,8 @@ import django_otel
 from django_otel import runtime
 from django_otel.base import sdk_compat
 from django_otel.instrumentation import database
-from django_otel.sampling.sampler import LiveSampler, Policy, untraced
+from django_otel.sampling.policy import Policy
+from django_otel.sampling.sampler import LiveSampler, untraced
 from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.provider import OwnTracerProvider
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan

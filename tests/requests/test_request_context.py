@@ -18,7 +18,7 @@ from django_otel.base.sdk_compat import SPAN_KEY
 from django_otel.middleware import OTelMiddleware
 from django_otel.requests import record
 from django_otel.requests.record import REQUEST_KEY, RequestContext
-from django_otel.sampling.sampler import Policy
+from django_otel.sampling.policy import Policy
 
 PARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}
 

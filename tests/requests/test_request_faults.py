@@ -22,8 +22,8 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 import django_otel
-from django_otel import api, logs, runtime
-from django_otel.base import guard
+from django_otel import logs, runtime
+from django_otel.base import attribute_values, guard
 from django_otel.requests import record
 from django_otel.requests.view_names import name_view
 from django_otel.routes import route_template
@@ -266,7 +266,7 @@ def test_a_lazy_text_is_its_text(otel_spans, value):
 
 @pytest.mark.parametrize("value", [3, 2.5, True, None, ["a", "b"]])
 def test_a_lazy_value_is_what_it_stands_for(value):
-    assert api.clean_value(SimpleLazyObject(lambda: value)) == value
+    assert attribute_values.clean_value(SimpleLazyObject(lambda: value)) == value
 
 
 # --- Logs. ---

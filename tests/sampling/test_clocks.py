@@ -14,7 +14,7 @@ import pytest
 
 from django_otel.multiprocess.roster import Roster
 from django_otel.sampling import sampler
-from django_otel.sampling.sampler import Limiter
+from django_otel.sampling.limiter import Limiter
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -41,7 +41,7 @@ def test_a_limit_lets_one_trace_through_at_once_however_long_the_machine_is_up(
         limiters = [Limiter(max_per_second, 2, memory) for _ in range(2)]
     else:
         limiters = [Limiter(max_per_second, 2, Roster(tmp_path).clock("group")) for _ in range(2)]
-    taken = [limiter.take() for _ in range(2) for limiter in limiters for _ in range(2)]
+    taken = [limiter.acquire() for _ in range(2) for limiter in limiters for _ in range(2)]
     assert taken[0] == 1
     assert not any(taken[1:])
 
@@ -51,12 +51,12 @@ def test_a_limit_lets_one_trace_through_at_once_however_long_the_machine_is_up(
 def test_after_the_interval_one_more_trace_passes(clock, uptime_s, max_per_second):
     clock(uptime_s)
     limiter = Limiter(max_per_second, 1)
-    assert [limiter.take() for _ in range(3)] == [1, 0, 0]
+    assert [limiter.acquire() for _ in range(3)] == [1, 0, 0]
     clock(uptime_s + 0.9 / max_per_second)
-    assert limiter.take() == 0
+    assert limiter.acquire() == 0
     clock(uptime_s + 1.001 / max_per_second)
     # The three that were refused are represented by this one.
-    assert [limiter.take() for _ in range(2)] == [4, 0]
+    assert [limiter.acquire() for _ in range(2)] == [4, 0]
 
 
 def _unshare(uptime_s: float) -> list[str]:

@@ -19,7 +19,8 @@ from opentelemetry.sdk.trace.sampling import Decision, ParentBased, TraceIdRatio
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
 from django_otel.sampling import sampler
-from django_otel.sampling.sampler import LiveSampler, Policy
+from django_otel.sampling.policy import Policy
+from django_otel.sampling.sampler import LiveSampler
 
 ratios = st.floats(min_value=0.0, max_value=1.0, allow_nan=False)
 trace_ids = st.integers(min_value=1, max_value=(1 << 128) - 1)
@@ -215,7 +216,7 @@ def test_swapping_under_load_shows_only_whole_policies():
         draw = random.Random(index).getrandbits
         while not stop.is_set():
             policy = sampler.policy
-            if (policy.ratio, policy.source, policy.version) not in policies or policy.branch_by_default.bound != round(
+            if (policy.ratio, policy.source, policy.version) not in policies or policy.default_outcome.bound != round(
                 policy.ratio * (1 << 64)
             ):
                 faults.append(policy)

@@ -17,6 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
+from django_otel.sampling import limiter
 from django_otel.sampling import sampler as sampler_module
 from django_otel.sampling.policy import Policy, Rule
 from django_otel.sampling.sampler import LiveSampler
@@ -54,7 +55,7 @@ def sampler_of(policy: Policy, live: Policy | None = None) -> tuple[LiveSampler,
 
 def judge(sampler: LiveSampler, method: str, path: str, trace_id: int = HIGH):
     policy = sampler.policy
-    return policy.judge(trace_id, None, policy.branch(method, path))
+    return policy.judge(trace_id, None, policy.outcome(method, path))
 
 
 def test_the_first_rule_that_matches_decides_instead_of_the_ratio():
@@ -106,9 +107,9 @@ def test_what_was_worked_out_beforehand_is_what_trying_the_rules_in_order_gives(
     without = next((rule for rule in policy.rules if rule.matches(method, path)), None)
 
     for _ in range(2):  # the second time from memory
-        assert policy.branch_of_route(method, path, route).rule is expected
-        assert policy.branch_of_route(method, path, None).rule is without
-        early = policy.branch(method, path)
+        assert policy.outcome_of_route(method, path, route).rule is expected
+        assert policy.outcome_of_route(method, path, None).rule is without
+        early = policy.outcome(method, path)
         if early is not None:
             assert early.rule is without is expected
         else:
@@ -128,8 +129,8 @@ def test_a_remote_parent_comes_before_the_rules():
     sampler, _ = sampler_of(Policy(0.0, rules=(Rule(0.0, path="*"),)))
     policy = sampler.policy
 
-    assert policy.judge(HIGH, parent(1), policy.branch("GET", "/a")).is_sampled
-    assert not policy.judge(LOW, parent(0), policy.branch("GET", "/a")).is_sampled
+    assert policy.judge(HIGH, parent(1), policy.outcome("GET", "/a")).is_sampled
+    assert not policy.judge(LOW, parent(0), policy.outcome("GET", "/a")).is_sampled
 
 
 def test_the_admins_rules_come_before_those_of_the_settings():
@@ -140,8 +141,8 @@ def test_the_admins_rules_come_before_those_of_the_settings():
     policy = sampler.policy
 
     assert (policy.ratio, policy.source, policy.max_per_second) == (0.5, "settings", 7.0)
-    assert policy.branch("GET", "/checkout/x").bound == 0
-    assert policy.branch("GET", "/health").rule is base.rules[1]
+    assert policy.outcome("GET", "/checkout/x").bound == 0
+    assert policy.outcome("GET", "/health").rule is base.rules[1]
     assert list(policy.rule_sources) == ["admin", "settings", "settings"]
 
 
@@ -185,8 +186,8 @@ def test_paths_that_clients_invent_do_not_fill_the_memory():
     policy = sampler.policy
 
     for number in range(3 * 4096):
-        policy.branch("GET", f"/{number}")
-    policy.branch("GET", "/" + "x" * 100_000)
+        policy.outcome("GET", f"/{number}")
+    policy.outcome("GET", "/" + "x" * 100_000)
 
     assert len(policy._remembered) <= 4096
     assert max(len(path) for _, path in policy._remembered) <= 256
@@ -232,14 +233,14 @@ def test_every_process_gives_the_same_answer_for_the_same_trace_id():
     """Ratio and rule, in fresh interpreters: nothing depends on hash seeds or on what came before."""
     code = (
         "import random, sys, hashlib\n"
-        "from django_otel.sampling.sampler import LiveSampler, Policy, Rule\n"
+        "from django_otel.sampling.policy import Policy, Rule\nfrom django_otel.sampling.sampler import LiveSampler\n"
         "policy = LiveSampler(Policy(0.3, rules=(Rule(0.6, path='/a'),))).policy\n"
         "draw = random.Random(1).getrandbits\n"
         "answers = bytearray()\n"
         "for _ in range(20000):\n"
         "    id = draw(128)\n"
         "    answers.append(policy.judge(id).is_sampled)\n"
-        "    answers.append(policy.judge(id, None, policy.branch('GET', '/a')).is_sampled)\n"
+        "    answers.append(policy.judge(id, None, policy.outcome('GET', '/a')).is_sampled)\n"
         "print(sum(answers), hashlib.sha256(answers).hexdigest())\n"
     )
     outputs = {
@@ -328,7 +329,8 @@ class Clock:
 
     def __init__(self, monkeypatch) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr(sampler_module, "time", self)
+        for module in (limiter, sampler_module):
+            monkeypatch.setattr(module, "time", self)
 
     def monotonic(self) -> float:
         return self.now_s
@@ -436,9 +438,9 @@ def test_the_weights_of_a_limited_trace_add_up_to_what_was_offered():
     weight = offered = 0
     end_s = time.monotonic() + 0.5
     while time.monotonic() < end_s:
-        verdict = policy.judge(draw(128))
+        decision = policy.judge(draw(128))
         offered += 1
-        if verdict.is_sampled:
-            weight += verdict.attributes["sampling.weight"]
+        if decision.is_sampled:
+            weight += decision.attributes["sampling.weight"]
 
     assert weight == pytest.approx(offered, rel=0.1)

@@ -14,7 +14,8 @@ from opentelemetry.trace import SpanKind
 from django_otel.base.sdk_compat import with_span
 from django_otel.export.encoder import SpanEncoder
 from django_otel.redaction.scrub import Scrubber
-from django_otel.sampling.sampler import LiveSampler, Policy
+from django_otel.sampling.policy import Policy
+from django_otel.sampling.sampler import LiveSampler
 from django_otel.tracing.attributes import SharedAttributes
 from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.provider import OwnTracerProvider, Taker

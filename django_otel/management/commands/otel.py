@@ -25,7 +25,7 @@ from django_otel import conf, runtime, views
 from django_otel.base.text import printable, printable_json
 from django_otel.config.schema import SECRET_KEYS, Config, ConfigError
 from django_otel.export.exporters import OTLP_KINDS
-from django_otel.live_sampling import command, follower
+from django_otel.live_sampling import command, follower, policy_rows
 from django_otel.metrics import catalogue
 from django_otel.multiprocess import discovery
 from django_otel.operations import doctor, groups, surroundings, variables
@@ -493,7 +493,7 @@ def find_admin_ratio(config: Config) -> float | None:
     if not (config.enabled and config.sampling.live):
         return None
     with contextlib.suppress(Exception):
-        policy = follower._read_policy(follower.policy_alias())
+        policy = policy_rows.read_policy(policy_rows.policy_alias())
         if policy is not None and (policy.expires_at_s is None or policy.expires_at_s > time.time()):
             return policy.ratio
     return None

@@ -1,0 +1,65 @@
+"""Cache source of the sampling policy: a shared cache says that another host has changed it."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from typing import Any
+
+from django_otel.base import guard
+from django_otel.base.suppression import suppress_instrumentation
+
+#: How often the elected process asks a shared cache whether there is news, in seconds.
+_CACHE_S = 1.0
+#: Caches of one process, or that are a database themselves: asking them would tell nothing, or be a query.
+_UNSHARED_CACHES = (
+    "django.core.cache.backends.locmem.LocMemCache",
+    "django.core.cache.backends.dummy.DummyCache",
+    "django.core.cache.backends.db.DatabaseCache",
+    "django.core.cache.backends.filebased.FileBasedCache",
+)
+
+
+def _shared_cache() -> Any:
+    """The default cache, if other hosts may have the same; None otherwise."""
+    from django.conf import settings
+    from django.core.cache import caches
+
+    backend = settings.CACHES.get("default", {}).get("BACKEND", "")
+    return None if backend in _UNSHARED_CACHES else caches["default"]
+
+
+def _cache_key() -> str:
+    from django_otel.models import SamplingPolicy
+
+    # Not the identity: hosts may name one database differently.
+    return f"django_otel.sampling.{SamplingPolicy._meta.db_table}"
+
+
+def tell_cache() -> None:
+    with guard.contained("telling the cache of the sampling policy"), suppress_instrumentation():
+        cache = _shared_cache()
+        if cache is not None:
+            cache.set(_cache_key(), secrets.token_hex(8), None)
+
+
+class CacheNews:
+    """Whether another host has changed the policy, as a shared cache knows."""
+
+    def __init__(self) -> None:
+        #: On the clock of `time.monotonic()`.
+        self._next_look_s = -math.inf
+        self._token: object = None
+
+    def is_there(self) -> bool:
+        """Ask the cache, at most once in `_CACHE_S` seconds, whether the policy has changed since the last time."""
+        if time.monotonic() < self._next_look_s:
+            return False
+        self._next_look_s = time.monotonic() + _CACHE_S
+        with guard.contained("asking the cache for news of the sampling policy"), suppress_instrumentation():
+            cache = _shared_cache()
+            if cache is not None:
+                before, self._token = self._token, cache.get(_cache_key())
+                return self._token != before
+        return False
