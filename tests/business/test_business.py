@@ -68,7 +68,7 @@ def names(spans):
 
 
 def test_a_created_order_is_one_internal_span_with_its_attributes(orders, otel_spans):
-    """Name, kind, model, primary key, event, chosen attributes and outcome are those of surface.md."""
+    """Name, kind, model, primary key, event, chosen attributes and outcome are the documented ones."""
     order = Order.objects.create(number=7, total=Decimal("12.50"))
     span = otel_spans.one("order.placed")
     assert span.kind is SpanKind.INTERNAL

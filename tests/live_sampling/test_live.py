@@ -419,7 +419,7 @@ def test_with_live_false_a_save_has_no_effect(sampler):
 
 
 def test_the_admin_stands_above_the_environment(sampler, monkeypatch):
-    """Precedence of surface.md: the admin, the environment, settings, the default."""
+    """Precedence: the admin, the environment, settings, the default."""
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.125")
     with override_settings(OTEL={"SERVICE_NAME": "tests", "SAMPLING": {"RATIO": 0.5}}):

@@ -343,7 +343,7 @@ def test_no_resource_no_target_info():
     assert render([], openmetrics=False, resource_attributes={}) == b""
 
 
-# --- Meters that share a name (pitfalls 2a, 2b, 2f) --------------------------------------
+# --- Meters that share a name --------------------------------------
 
 
 def test_two_meters_with_one_name_keep_each_points_own_labels():
@@ -416,7 +416,7 @@ def test_families_whose_samples_would_meet_are_not_both_shown(first, second):
 
 
 def test_colliding_keys_never_make_two_equal_series():
-    """`a.b` and `a_b` are one label: counters add, gauges keep the last (pitfall 2f)."""
+    """`a.b` and `a_b` are one label: counters add, gauges keep the last."""
     counters = family("c", Kind.COUNTER, [({"a.b": "x"}, 1), ({"a_b": "x"}, 2)])
     up_downs = family("u", Kind.UP_DOWN_COUNTER, [({"a.b": "x"}, 1), ({"a_b": "x"}, 2)])
     gauges = family("g", Kind.GAUGE, [({"a.b": "x"}, 1), ({"a_b": "x"}, 2)])
@@ -463,7 +463,7 @@ def test_merging_does_not_change_what_the_sources_own():
     )
 
 
-# --- Exponential histograms (pitfall 2d) --------------------------------------------------
+# --- Exponential histograms --------------------------------------------------
 
 
 def exponential_families(values_by_label, max_size=160):
@@ -627,7 +627,7 @@ def test_a_keyboard_interrupt_is_not_contained():
         )
 
 
-# --- Exemplars (pitfall 2e) ----------------------------------------------------------------
+# --- Exemplars ----------------------------------------------------------------
 
 
 def exemplar(value, time_unix_s=1700000000.5, trace_id=0xABC, span_id=0xDEF):
@@ -872,7 +872,7 @@ class Faulty:
         return generate_latest(self.registry).decode()
 
 
-def test_pitfall_2a_labels_of_the_second_meter_are_its_own():
+def test_labels_of_the_second_meter_are_its_own():
     """The official exporter takes the label names of the first."""
     faulty = Faulty()
     faulty.meter("one").create_counter("jobs", description="Jobs.").add(1, {"alpha": "A"})
@@ -882,7 +882,7 @@ def test_pitfall_2a_labels_of_the_second_meter_are_its_own():
         assert page.value("jobs_total", alpha="A") == 1 and page.value("jobs_total", beta="B") == 2
 
 
-def test_pitfall_2b_one_name_has_one_type_line():
+def test_one_name_has_one_type_line():
     """The official exporter writes one for each description."""
     faulty = Faulty()
     faulty.meter("one").create_counter("jobs", description="Jobs.").add(1, {"k": "1"})
@@ -893,7 +893,7 @@ def test_pitfall_2b_one_name_has_one_type_line():
         assert page.value("jobs_total", k="1") == 1 and page.value("jobs_total", k="2") == 2
 
 
-def test_pitfall_2c_a_flush_between_scrapes_repeats_nothing():
+def test_a_flush_between_scrapes_repeats_nothing():
     """The official exporter shows what every collection since the last scrape has left behind."""
     faulty = Faulty()
     faulty.meter().create_counter("jobs").add(1)
@@ -904,7 +904,7 @@ def test_pitfall_2c_a_flush_between_scrapes_repeats_nothing():
         assert page.value("jobs_total") == 1
 
 
-def test_pitfall_2d_an_exponential_histogram_is_no_fault():
+def test_an_exponential_histogram_is_no_fault():
     """With the official exporter the whole scrape fails."""
     faulty = Faulty([View(instrument_name="e", aggregation=ExponentialBucketHistogramAggregation())])
     faulty.meter().create_histogram("e").record(3.0)
@@ -915,7 +915,7 @@ def test_pitfall_2d_an_exponential_histogram_is_no_fault():
         assert page.value("e_count") == page.value("jobs_total") == 1
 
 
-def test_pitfall_2e_a_histogram_keeps_its_exemplars():
+def test_a_histogram_keeps_its_exemplars():
     """The official exporter drops them."""
     faulty = Faulty()
     span_context = trace.SpanContext(0xABC, 0xDEF, False, trace.TraceFlags(trace.TraceFlags.SAMPLED))
@@ -928,7 +928,7 @@ def test_pitfall_2e_a_histogram_keeps_its_exemplars():
     assert shown.value == 3.0
 
 
-def test_pitfall_2f_keys_that_collide_make_one_series():
+def test_keys_that_collide_make_one_series():
     """The official exporter writes the same series twice."""
     faulty = Faulty()
     counter = faulty.meter().create_counter("clash")

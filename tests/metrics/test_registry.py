@@ -100,7 +100,7 @@ def test_starting_twice_shows_everything_once_and_from_the_newer_source(store, t
 
 
 def test_stopping_twice_is_no_fault(store, theirs):
-    """The official reader raises KeyError at its second shutdown (pitfall 2g)."""
+    """The official reader raises KeyError at its second shutdown."""
     registry.start_registry(store.collect, None, theirs)
     registry.stop_registry()
     registry.stop_registry()

@@ -35,7 +35,7 @@ def active_requests(page: bytes) -> float:
 
 @pytest.mark.parametrize("arguments", [(), ("--preload",)], ids=["app loaded in the worker", "preloaded"])
 def test_concurrent_requests_keep_their_contexts_apart_and_nothing_blocks(arguments, receiver):
-    """pitfalls A17: locks made before the monkey-patch must not stop the whole hub; one thread serves 40 greenlets."""
+    """Locks made before the monkey-patch must not stop the whole hub; one thread serves 40 greenlets."""
     with services.serve("gunicorn-gevent", exporting(receiver), arguments=arguments, **HARD) as server:
         assert server.get("/fine/")[0] == 200
         with ThreadPoolExecutor(40) as pool:
@@ -66,7 +66,7 @@ def test_concurrent_requests_keep_their_contexts_apart_and_nothing_blocks(argume
 
 
 def test_exports_do_not_stop_requests_while_the_collector_is_slow(receiver):
-    """pitfalls A17: an export under way is a greenlet like any other."""
+    """An export under way is a greenlet like any other."""
     receiver.delay_s = 600.0
     with services.serve("gunicorn-gevent", exporting(receiver), arguments=("--preload",), **HARD) as server:
         assert server.get("/ids/1/")[0] == 200
@@ -97,7 +97,7 @@ def test_a_graceful_stop_flushes_what_waits(arguments, receiver):
 
 
 def test_a_flush_during_an_export_does_not_stop_the_hub(receiver):
-    """pitfalls A17: preloaded, our locks are the system's; one held over a switch of greenlets would block for ever."""
+    """Preloaded, our locks are the system's; one held over a switch of greenlets would block for ever."""
     receiver.delay_s = 2.0
     with services.serve("gunicorn-gevent", exporting(receiver), arguments=("--preload",), **HARD) as server:
         assert server.get("/fine/")[0] == 200
@@ -111,7 +111,7 @@ def test_a_flush_during_an_export_does_not_stop_the_hub(receiver):
 
 
 def test_scrapes_during_a_slow_callback_do_not_stop_the_hub():
-    """pitfalls A17, A18: the callback of an observable instrument waits, and other greenlets scrape meanwhile."""
+    """The callback of an observable instrument waits, and other greenlets scrape meanwhile."""
     otel = {"METRICS_VIEW": {"ALLOW": "all"}, "SAMPLING": {"LIVE": False}}
     with services.serve("gunicorn-gevent", otel, arguments=("--preload",), **HARD) as server:
         assert server.get("/watch-slowly/")[0] == 200

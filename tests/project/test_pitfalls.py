@@ -1,7 +1,7 @@
 """Faults of other libraries, each of which a test here would find in ours; hard cases under real servers.
 
-"pitfalls A6" and the like name the fault in the project's list of pitfalls. Most
-of that list is tested beside the part it belongs to; this file has the rest.
+Most such faults are tested in the folder of the part they belong to; this file has
+those that concern several parts.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def all_bytes(receiver) -> bytes:
     return b"".join(message.SerializeToString() for _, _, message in list(receiver.requests))
 
 
-# --- Secrets: pitfalls, section 3. ---
+# --- Secrets. ---
 
 
 @pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
 def test_no_planted_secret_is_among_the_bytes_a_receiver_gets(kind, receiver):
-    """pitfalls 3.1-3.3, 3.5, 3.8: by URL, header, body of a log, SQL, exception, status, event, label, baggage."""
+    """By URL, header, body of a log, SQL, exception, status, event, label, baggage."""
     secret, credential, in_path = "Zx81secretQ", "Qv77headerW", "Pk55pathR"
     otel = exporting(
         receiver,
@@ -136,7 +136,7 @@ def test_text_that_no_encoder_takes_costs_no_batch(receiver):
 
 
 def test_a_query_string_stays_out_of_everything_by_default(receiver):
-    """pitfalls 2 (Django), 3.2: a 404 under gunicorn, which sets RAW_URI, leaks neither its query nor the host."""
+    """A 404 under gunicorn, which sets RAW_URI, leaks neither its query nor the host."""
     with services.serve("gunicorn", exporting(receiver), **HARD) as server:
         assert server.get("/nope/123?token=SECRETtok&x=PLAINquery", {"Host": "localhost:1"})[0] == 404
         assert server.get("/fine/?token=SECRETtok&x=PLAINquery", {"Host": "127.0.0.1:9"})[0] == 200
@@ -176,7 +176,7 @@ def active(server) -> float:
     ],
 )
 def test_clients_that_go_away_leave_no_request_active_and_are_no_errors(kind, path, route, receiver):
-    """pitfalls A6: active_requests comes back to 0, every span ends, and a disconnect is no error of the server."""
+    """Active_requests comes back to 0, every span ends, and a disconnect is no error of the server."""
     with services.serve(kind, exporting(receiver), **HARD) as server:
         if path == "/async-slow/":
             for _ in range(5):
@@ -275,7 +275,7 @@ def test_a_websocket_is_refused_by_django_as_without_us():
 
 
 def test_uwsgi_workers_have_identities_ids_and_exports_of_their_own(receiver):
-    """pitfalls A8, A9: uWSGI's fork runs no hooks of Python's; workers must share neither instance id nor trace ids."""
+    """UWSGI's fork runs no hooks of Python's; workers must share neither instance id nor trace ids."""
     binary = shutil.which("uwsgi", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if binary is None:
         pytest.skip("uWSGI is not installed (pip install uwsgi; it compiles)")
@@ -320,7 +320,7 @@ def test_uwsgi_workers_have_identities_ids_and_exports_of_their_own(receiver):
 
 
 def test_stopping_twice_is_as_good_as_once():
-    """pitfalls 2g: the second shutdown of the official exporter raises KeyError."""
+    """The second shutdown of the official exporter raises KeyError."""
     code = (
         "import django; django.setup()\n"
         "import django_otel\n"
@@ -340,7 +340,7 @@ def test_stopping_twice_is_as_good_as_once():
 
 
 def test_a_check_command_asks_its_collector_for_nothing(tmp_path, receiver):
-    """pitfalls A13: a process that waits for its collector at exit takes 5 s and more when that is a black hole."""
+    """A process that waits for its collector at exit takes 5 s and more when that is a black hole."""
     script = tmp_path / "manage.py"
     script.write_text("import sys\nfrom django.core.management import execute_from_command_line\n"
                       "execute_from_command_line(sys.argv)\n")  # fmt: skip
@@ -529,14 +529,14 @@ def test_in_front_of_ours_nothing_is_measured_and_nothing_breaks(otel_spans):
 
 
 def test_the_route_is_that_of_the_urlconf_the_request_was_given(otel_spans):
-    """pitfalls A11: the official instrumentation resolves by itself, with the project's own URLconf."""
+    """The official instrumentation resolves by itself, with the project's own URLconf."""
     with project(OURS, f"{__name__}.choose_urlconf"):
         assert ask("/only/7/").body == b"only"
     assert server_span(otel_spans).attributes["http.route"] == "/only/<int:pk>/"
 
 
 def test_a_url_is_resolved_no_more_often_than_without_us(monkeypatch):
-    """pitfalls A11: never resolve twice."""
+    """Never resolve twice."""
     calls = []
     original = URLResolver.resolve
     monkeypatch.setattr(URLResolver, "resolve", lambda self, url: calls.append(url) or original(self, url))
@@ -661,7 +661,7 @@ def test_a_request_is_freed_without_the_garbage_collector(where):
 
 @pytest.mark.parametrize("read", [0, 2])
 def test_a_stream_that_is_thrown_away_unclosed_is_finished_all_the_same(otel_spans, read):
-    """pitfalls A6: a middleware in front may put another response in its place and forget this one."""
+    """A middleware in front may put another response in its place and forget this one."""
     response = OTelMiddleware(streamed)(RequestFactory().get("/streamed/"))
     chunks = iter(response)
     for _ in range(read):
@@ -680,14 +680,14 @@ def interrupted_enrich(span, request, response):
 
 
 def test_an_interrupt_in_enrich_passes_and_the_span_ends(otel_spans):
-    """pitfalls A6: BaseException passes with everything restored."""
+    """BaseException passes with everything restored."""
     with project(OURS, OTEL={"REQUEST": {"ENRICH": f"{__name__}.interrupted_enrich"}}), pytest.raises(Interrupt):
         Client().get("/short/")
     assert server_span(otel_spans).name == "GET /short/"
 
 
 def test_a_client_cannot_fill_the_log(caplog):
-    """pitfalls 3.11: malformed context, baggage and Content-Length a hundred times; at most one line for each."""
+    """Malformed context, baggage and Content-Length a hundred times; at most one line for each."""
     bad = [
         {"baggage": "no equals,;;=,%zz=%,k=\x80"},
         {"traceparent": "00-zz", "tracestate": ",,=,"},
@@ -705,7 +705,7 @@ def test_a_client_cannot_fill_the_log(caplog):
 
 @pytest.mark.django_db
 def test_statements_reach_the_database_as_they_were(otel_spans):
-    """pitfalls A33: no comment, no rewriting; a unique text for each would defeat every statement cache."""
+    """No comment, no rewriting; a unique text for each would defeat every statement cache."""
     sent = []
     with CaptureQueriesContext(connection) as captured, django_otel.span("work"):
 
@@ -720,7 +720,7 @@ def test_statements_reach_the_database_as_they_were(otel_spans):
 
 
 def test_a_captured_token_leaves_the_path_and_the_log(otel_spans, otel_logs):
-    """pitfalls 3.2: Django's own password reset has its token in the path."""
+    """Django's own password reset has its token in the path."""
     with project(OURS):
         ask("/reset/MQ/c4x-0123abcdef/")
     span = server_span(otel_spans)
@@ -729,7 +729,7 @@ def test_a_captured_token_leaves_the_path_and_the_log(otel_spans, otel_logs):
 
 
 def test_secrets_in_the_attributes_of_metrics_make_one_series(otel_metrics):
-    """pitfalls 3.7: our own instruments and the SDK's; a label that shows "[redacted]" a thousand times is one."""
+    """Our own instruments and the SDK's; a label that shows "[redacted]" a thousand times is one."""
     ours = django_otel.counter("pitfalls.tokens")
     theirs = metrics.get_meter("pitfalls").create_counter("pitfalls.sdk_tokens")
     for number in range(50):

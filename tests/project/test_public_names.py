@@ -16,7 +16,7 @@ import pytest
 import django_otel
 
 ROOT = Path(__file__).resolve().parents[2]
-#: surface.md, "Python", as far as it is built.
+#: The public Python API (docs/api.md).
 SURFACE = {
     "span", "event", "set_attributes", "set_user", "counter", "histogram", "up_down_counter", "gauge",
     "observable_gauge", "timed", "current_trace_id", "trace_url", "untraced", "carrier", "from_carrier", "flush",
