@@ -66,11 +66,11 @@ def main() -> int:
 
     for number in range(200):
         record_trace(tracer, number)
-    put_us = per_item_us(lambda: [console.worker._queue.append(span) for span in kept], len(kept))
-    console.worker._queue.clear()
+    put_us = per_item_us(lambda: [console.worker._queue.append(span) for span in kept], len(kept))  # noqa: SLF001 (measures the inside)
+    console.worker._queue.clear()  # noqa: SLF001 (measures the inside)
     store = console.store()
-    convert_us = per_item_us(lambda: console._preparer.prepare(kept), len(kept))
-    converted = console._preparer.prepare(kept)
+    convert_us = per_item_us(lambda: console._preparer.prepare(kept), len(kept))  # noqa: SLF001 (measures the inside)
+    converted = console._preparer.prepare(kept)  # noqa: SLF001 (measures the inside)
     write_us = per_item_us(lambda: store.write(converted, lost_nothing), len(kept))
     store.clear()
 
@@ -79,7 +79,7 @@ def main() -> int:
         kept.clear()
         for number in range(begin, begin + 40):
             record_trace(tracer, number)
-        store.write(console._preparer.prepare(kept), lost_nothing)
+        store.write(console._preparer.prepare(kept), lost_nothing)  # noqa: SLF001 (measures the inside)
     now_s = time.time()
     for ago_s in range(181 * 60, 0, -10):
         counts = (181 * 60 - ago_s) // 10

@@ -55,5 +55,5 @@ def answer_lifespan() -> None:
         else:
             await original(self, scope, receive, send)
 
-    call._answers_lifespan = True  # type: ignore[attr-defined]
+    call._answers_lifespan = True  # type: ignore[attr-defined]  # noqa: SLF001 (a mark of our own on the application)
     handler_class.__call__ = call

@@ -22,7 +22,7 @@ def get_config() -> Config:
 
     Errors: `ConfigError` with every problem when `settings.OTEL` is faulty.
     """
-    global _cached
+    global _cached  # noqa: PLW0603 (the one value that the module keeps)
     if _cached is None:
         try:
             _cached = parse(getattr(settings, "OTEL", None), os.environ, _default_service_name(), _is_propagator)
@@ -73,7 +73,7 @@ def deployment_identity(config: Config) -> str:
 
 def forget() -> None:
     """Parse again at the next look."""
-    global _cached
+    global _cached  # noqa: PLW0603 (the one value that the module keeps)
     _cached = None
 
 

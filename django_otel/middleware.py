@@ -180,7 +180,7 @@ def _respond(record: RequestRecord, response: HttpResponseBase) -> HttpResponseB
             _add_headers(record, response)
         if _is_whole(type(response)):
             # The content's parts, which `content` would join.
-            chunks: list[bytes] = response._container  # type: ignore[attr-defined]
+            chunks: list[bytes] = response._container  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
             size_bytes = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
             if record.request_class.method == "HEAD":
                 size_bytes = 0
@@ -223,7 +223,7 @@ def _add_headers(record: RequestRecord, response: HttpResponseBase) -> None:
 def _follow_stream(record: RequestRecord, response: Any) -> None:
     if isinstance(response, FileResponse) and (size_bytes := _announced_size(record, response)) is not None:
         # Wrapping it would lose the server's sendfile; its end is its close().
-        closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]
+        closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
         closers.append(lambda: record.observer.finish(record, response, size_bytes))
     elif response.is_async:
         response.streaming_content = _AsyncStream(response.streaming_content, record, response)

@@ -70,11 +70,11 @@ def _probe(view: View) -> View:
         add_never_cache_headers(response)
         if response.status_code == 503:
             # Django would log each of them as an error, and mail it: `health` logs a change once.
-            response._has_been_logged = True  # type: ignore[attr-defined]
+            response._has_been_logged = True  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
         return response
 
     # ATOMIC_REQUESTS would open a transaction first, which fails while the database is down.
-    wrapper._non_atomic_requests = _EveryAlias()  # type: ignore[attr-defined]
+    wrapper._non_atomic_requests = _EveryAlias()  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
     # Django's LoginRequiredMiddleware and CsrfViewMiddleware: access is decided here, and nothing is ever changed.
     wrapper.login_required = False  # type: ignore[attr-defined]
     wrapper.csrf_exempt = True  # type: ignore[attr-defined]

@@ -4,6 +4,9 @@ Each is used through a function or constant here, with a fallback where a
 version lacks it, so that a new SDK breaks one file and one test.
 """
 
+# The one module for private names of the SDK and of its instrumentors.
+# ruff: noqa: SLF001
+
 from __future__ import annotations
 
 import logging

@@ -75,7 +75,7 @@ class Unit:
     @property
     def outcome(self) -> str | None:
         """None while it is not known."""
-        return self.find()._outcome
+        return self.find()._outcome  # noqa: SLF001 (of the same package)
 
     def merge(self, above: Unit) -> None:
         """Take over the work of a unit whose savepoint was released."""

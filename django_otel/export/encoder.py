@@ -215,7 +215,7 @@ class SpanEncoder:
         known = getattr(span, "encoded", None)
         return known[1] if known is not None and known[0] is self._sharing else None
 
-    def _span(self, span: SpanParts) -> bytes:
+    def _span(self, span: SpanParts) -> bytes:  # noqa: C901 (one decision after the other, each with its reason)
         _, _, name, context, parent, kind, start_ns, end_ns, attributes, dropped, events, dropped_events, links, \
             dropped_links, status = span  # fmt: skip
         if type(context) is CONTEXT_TUPLE:

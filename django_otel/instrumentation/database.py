@@ -149,7 +149,7 @@ class QueryWrapper:
 
     # --- The path of a query. ---
 
-    def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
+    def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:  # noqa: C901 (one decision after the other, each with its reason)
         settings = _state.settings
         outer = get_current()
         request: Any

@@ -59,7 +59,7 @@ def _read_form(request: Any) -> None:
     except (UnreadablePostError, RequestDataTooBig, ValueError, LookupError):
         # Django's own reading says what is wrong.
         return
-    request._post, request._files = fields, MultiValueDict()
+    request._post, request._files = fields, MultiValueDict()  # noqa: SLF001 (Django has no public name for it)
 
 
 def _parse_urlencoded(request: Any) -> QueryDict:
@@ -92,5 +92,5 @@ def _build(pairs: list[tuple[str, str]], encoding: str) -> QueryDict:
     found = QueryDict(mutable=True, encoding=encoding)
     for name, value in pairs:
         found.appendlist(name, value)
-    found._mutable = False
+    found._mutable = False  # noqa: SLF001 (Django has no public name for it)
     return found

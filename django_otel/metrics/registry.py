@@ -155,7 +155,7 @@ def start_registry(
 
     Errors: `ImportError` when prometheus_client is not installed.
     """
-    global _collector
+    global _collector  # noqa: PLW0603 (the one value that the module keeps)
     from prometheus_client import REGISTRY
 
     wanted = registry if registry is not None else REGISTRY
@@ -173,7 +173,7 @@ def start_registry(
 
 def stop_registry() -> None:
     """Take our families out of the registry again; doing it twice is no fault."""
-    global _collector
+    global _collector  # noqa: PLW0603 (the one value that the module keeps)
     with _lock:
         _unregister(_collector)
         _collector = None

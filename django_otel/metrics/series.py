@@ -256,10 +256,10 @@ class RequestSeries:
         self.response_size = response_size
         self.queries = queries
         self.is_overflow = duration.is_overflow
-        self._store = duration._store
-        self._lock = duration._lock
+        self._store = duration._store  # noqa: SLF001 (classes of one module, on the hot path)
+        self._lock = duration._lock  # noqa: SLF001 (classes of one module, on the hot path)
         #: Most requests end within the first bound.
-        self._first_bound = duration._bounds[0] if duration._bounds else -math.inf
+        self._first_bound = duration._bounds[0] if duration._bounds else -math.inf  # noqa: SLF001 (classes of one module, on the hot path)
         #: Size and queries of the last request, each with its bucket, and as a float, which is quicker to add. Read and
         #: replaced whole, so that threads need no lock.
         self._last_size: tuple[int, int, float] = (-1, 0, 0.0)
@@ -275,9 +275,9 @@ class RequestSeries:
         self._moves = self._store.moves
         self._places = (
             self._active.view, self._active.base,
-            duration.view, duration.base, duration.base + duration._to_sum,
-            size.view, size.base, size.base + size._to_sum,
-            *((queries.view, queries.base, queries.base + queries._to_sum) if queries is not None else (None, 0, 0)),
+            duration.view, duration.base, duration.base + duration._to_sum,  # noqa: SLF001 (classes of one module, on the hot path)
+            size.view, size.base, size.base + size._to_sum,  # noqa: SLF001 (classes of one module, on the hot path)
+            *((queries.view, queries.base, queries.base + queries._to_sum) if queries is not None else (None, 0, 0)),  # noqa: SLF001 (classes of one module, on the hot path)
         )  # fmt: skip
         self._active.is_set = duration.is_set = True
         if queries is not None:
@@ -292,12 +292,12 @@ class RequestSeries:
         """
         last_size, last_queries = self._last_size, self._last_queries
         if last_size[0] != response_size_bytes and response_size_bytes is not None:
-            bucket = bisect_left(self.response_size._bounds, response_size_bytes)
+            bucket = bisect_left(self.response_size._bounds, response_size_bytes)  # noqa: SLF001 (classes of one module, on the hot path)
             self._last_size = last_size = (response_size_bytes, bucket, float(response_size_bytes))
         if last_queries[0] != query_count and self.queries is not None:
-            bucket = bisect_left(self.queries._bounds, query_count)
+            bucket = bisect_left(self.queries._bounds, query_count)  # noqa: SLF001 (classes of one module, on the hot path)
             self._last_queries = last_queries = (query_count, bucket, float(query_count))
-        bucket = 0 if duration_s <= self._first_bound else bisect_left(self.duration._bounds, duration_s)
+        bucket = 0 if duration_s <= self._first_bound else bisect_left(self.duration._bounds, duration_s)  # noqa: SLF001 (classes of one module, on the hot path)
         store = self._store
         while self._moves != store.moves:
             self._find_places()

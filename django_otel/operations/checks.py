@@ -54,7 +54,7 @@ def _build_error(problem: Problem) -> Error:
     return Error(problem.message, hint=hint, id=problem.id)
 
 
-def _find_missing(config: Config) -> Iterator[Problem]:
+def _find_missing(config: Config) -> Iterator[Problem]:  # noqa: C901 (one decision after the other, each with its reason)
     """Import paths that lead nowhere (E003) and packages that are not installed (E004)."""
     for place, path in _iterate_paths(config):
         try:

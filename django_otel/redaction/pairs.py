@@ -456,7 +456,7 @@ def _value_span(text: str, pos: int, whole_line: bool, closed_key: bool, *, is_m
         # "password: !vault x", "password: &anchor x", a block of lines.
         return pos, _value_span(text, mark.end(), False, closed_key, is_marked=True)[1]
     if text[end - 1 : end] == ":" and text[end : end + 1] in (" ", "\t"):
-        # "credentials: password: x"
+        # "credentials: password: x"  # noqa: ERA001 (prose)
         end = max(end, _run_end(text, _skip_blanks(text, end)))
     if _SCHEME_WORD.match(text[pos:end][:20]) and text[end : end + 1] in (" ", "\t"):
         after = _skip_blanks(text, end)

@@ -213,7 +213,7 @@ class Scrubber:
             guard.report("SCRUB.CALLBACK", error)
             return REDACTED
 
-    def _value(self, key: str, value: Any, depth: int) -> Any:
+    def _value(self, key: str, value: Any, depth: int) -> Any:  # noqa: C901 (one decision after the other, each with its reason)
         if value is None or value is True or value is False:
             return value
         verdict = self._judge(key)

@@ -44,7 +44,7 @@ class RequestFinisher:
         self._most_spans = config.traces.limits.spans_per_trace
         self._longest_path = attributes.longest_path
 
-    def finish(
+    def finish(  # noqa: C901 (one decision after the other, each with its reason)
         self,
         record: RequestRecord,
         response: ResponseLike | None,

@@ -237,7 +237,7 @@ def _is_in_cached_fragment() -> bool:
         return False
     # The context does not say so; a node that is rendered is on the stack.
     code = module.CacheNode.render.__code__
-    frame = sys._getframe(1)
+    frame = sys._getframe(1)  # noqa: SLF001 (Django has no public name for it)
     while frame is not None:
         if frame.f_code is code:
             return True
@@ -257,4 +257,4 @@ def _forbid_storing(context: Context) -> None:
     if request is not None:
         # The header comes with the middleware, after Django's cache (`cache_page`, or its middlewares) has stored the
         # page. UpdateCacheMiddleware stores nothing with this.
-        request._cache_update_cache = False
+        request._cache_update_cache = False  # noqa: SLF001 (Django has no public name for it)

@@ -30,7 +30,7 @@ class SpanTree(list["tuple[str, SpanTree]"]):
     def _lines(self, indent: str) -> Iterator[str]:
         for name, children in self:
             yield f"{indent}{name}"
-            yield from children._lines(indent + "    ")
+            yield from children._lines(indent + "    ")  # noqa: SLF001 (the same class)
 
 
 class RecordedSpans(Sequence["ReadableSpan"]):

@@ -69,7 +69,7 @@ def _decode_scope(data: memoryview, service: str, instance: str, own_scope: str,
         spans.append(span)
 
 
-def _decode_span(data: memoryview) -> dict[str, Any]:
+def _decode_span(data: memoryview) -> dict[str, Any]:  # noqa: C901 (one decision after the other, each with its reason)
     attributes: dict[str, Any] = {}
     events: list[dict[str, Any]] = []
     links: list[dict[str, Any]] = []

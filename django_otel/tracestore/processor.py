@@ -52,7 +52,7 @@ class StoreProcessor(WorkerOwner, Taker):
     over which they are summed (None: of this process alone, "": not known now); `on_drop(count, reason)` counts losses.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (one parameter for each limit)
         self,
         config: Config,
         identity: str,

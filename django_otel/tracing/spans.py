@@ -106,8 +106,8 @@ class OverBudget:
     def _end(self, span: RecordedSpan) -> None:
         shared = self._shared
         end = shared.sampler.end_over_budget
-        if end is not None and end(span._context.trace_id, span._status.status_code is StatusCode.ERROR):
-            span._shared = shared
+        if end is not None and end(span._context.trace_id, span._status.status_code is StatusCode.ERROR):  # noqa: SLF001 (classes of one module, on the hot path)
+            span._shared = shared  # noqa: SLF001 (classes of one module, on the hot path)
             span.hand_on()
 
 
@@ -303,7 +303,7 @@ class RecordedSpan(SpanFields):
         if not is_recording:
             _logger.warning("Calling end() on an ended span.")
             return
-        if (self._root or self)._is_discarded:
+        if (self._root or self)._is_discarded:  # noqa: SLF001 (classes of one module, on the hot path)
             return
         self.hand_on()
 
@@ -331,7 +331,7 @@ class RecordedSpan(SpanFields):
     @property
     def is_discarded(self) -> bool:
         """Whether this span, or the local root around it, has been dropped."""
-        return (self._root or self)._is_discarded
+        return (self._root or self)._is_discarded  # noqa: SLF001 (classes of one module, on the hot path)
 
     def __exit__(
         self,
@@ -415,7 +415,7 @@ def set_links(span: RecordedSpan, links: Sequence[Link], limits: SpanLimits) -> 
             link.context,
             BoundedAttributes(
                 limits.max_link_attributes,
-                cut_attributes(link.attributes, limits.max_attribute_length, span._shared.scrub),
+                cut_attributes(link.attributes, limits.max_attribute_length, span._shared.scrub),  # noqa: SLF001 (classes of one module, on the hot path)
                 max_value_len=limits.max_attribute_length,
             ),
         )
@@ -423,4 +423,4 @@ def set_links(span: RecordedSpan, links: Sequence[Link], limits: SpanLimits) -> 
         if link and is_valid_link(link.context, link.attributes)
     ]
     if valid:
-        span._links = BoundedList.from_seq(limits.max_links, valid)
+        span._links = BoundedList.from_seq(limits.max_links, valid)  # noqa: SLF001 (classes of one module, on the hot path)

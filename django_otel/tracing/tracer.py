@@ -7,6 +7,9 @@ than it does (`OwnTracerProvider.refresh`), the SDK's own tracer makes the spans
 the plain API path. `tests/requests/test_equivalence.py` compares the two.
 """
 
+# A span is filled here and not by its `__init__`, which costs a call for each span.
+# ruff: noqa: SLF001
+
 from __future__ import annotations
 
 import threading
@@ -203,7 +206,7 @@ class Tracer(trace.Tracer):
         span_context = build_root_context(parent.trace_id, ids.bits(64) or ids.generate_span_id(), flags)
         return self.record(name, context, kind, span_context, parent, attributes, are_ready=are_ready)
 
-    def record(
+    def record(  # noqa: PLR0913 (one parameter for each part that a span has)
         self,
         name: str,
         context: Context,
