@@ -20,7 +20,7 @@ from django_otel.base import guard
 from django_otel.config.schema import Config
 
 _plain_response_for_exception = handler.response_for_exception
-_plain_reject = CsrfViewMiddleware._reject  # type: ignore[attr-defined]
+_plain_reject = CsrfViewMiddleware._reject  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
 
 #: The first class that fits; DisallowedHost is a SuspiciousOperation.
 _KINDS: tuple[tuple[type[Exception], str], ...] = (
@@ -58,13 +58,13 @@ def install(config: Config) -> None:
     # Django's handler looks the function up at each exception, and has no signal for these responses.
     if handler.response_for_exception is _plain_response_for_exception:
         handler.response_for_exception = _response_for_exception
-    if CsrfViewMiddleware._reject is _plain_reject:  # type: ignore[attr-defined]
-        CsrfViewMiddleware._reject = _reject  # type: ignore[attr-defined]
+    if CsrfViewMiddleware._reject is _plain_reject:  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
+        CsrfViewMiddleware._reject = _reject  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
 
 
 def uninstall() -> None:
     """Take everything back."""
     if handler.response_for_exception is _response_for_exception:
         handler.response_for_exception = _plain_response_for_exception
-    if CsrfViewMiddleware._reject is _reject:  # type: ignore[attr-defined]
-        CsrfViewMiddleware._reject = _plain_reject  # type: ignore[attr-defined]
+    if CsrfViewMiddleware._reject is _reject:  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
+        CsrfViewMiddleware._reject = _plain_reject  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)

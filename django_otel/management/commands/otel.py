@@ -362,7 +362,7 @@ def _is_allowed(token: str | None, header: str) -> bool:
         return True
     request = HttpRequest()
     request.META["HTTP_AUTHORIZATION"] = header
-    return views._has_token(request, token)
+    return views._has_token(request, token)  # noqa: SLF001 (shared with the checks and the parser)
 
 
 def _is_loopback(host: str) -> bool:
@@ -475,8 +475,8 @@ def _add_subcommands(commands: Any) -> None:
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
     """Django's common options for every subcommand, too: what is given there stands above what came before."""
-    for action in parser._actions:
-        if not isinstance(action, argparse._SubParsersAction):
+    for action in parser._actions:  # noqa: SLF001 (shared with the checks and the parser)
+        if not isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 (shared with the checks and the parser)
             continue
         for subparser in set(action.choices.values()):
             group = subparser.add_argument_group(gettext("options of every command"))
