@@ -396,7 +396,7 @@ class OTelMiddleware:
         """Serve an excluded request, which may be one for a page of ours."""
         page = _find_own_page(request)
         if page is not None and _is_answered_here(page, request):
-            return page(request)
+            return views.call(page, request)
         token = _shield(request)
         try:
             response: HttpResponseBase = self.get_response(request)

@@ -25,6 +25,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.utils import translation
 from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext, gettext_lazy, ngettext
@@ -251,13 +252,19 @@ def needs_user(view: View, request: HttpRequest) -> bool:
     return rule is None or (rule.staff and not _is_allowed_without_user(request, config, rule))
 
 
+def call(view: View, request: HttpRequest) -> HttpResponse:
+    """Call `view` where no middleware has chosen a language: else it would be that of the thread's last request."""
+    with translation.override(translation.get_language_from_request(request)):
+        return view(request)
+
+
 async def call_async(view: View, request: HttpRequest) -> HttpResponse:
     """Call `view` from the event loop."""
     if view is livez:
         # It waits for nothing, and answers while every thread for sync views is taken.
         return livez(request)
     # The scrape calls callbacks of the project: on the thread on which Django runs sync views.
-    return await sync_to_async(view, thread_sensitive=view is metrics)(request)
+    return await sync_to_async(call, thread_sensitive=view is metrics)(view, request)
 
 
 def settle(view: View, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
@@ -267,7 +274,7 @@ def settle(view: View, request: HttpRequest, response: HttpResponseBase) -> Http
     """
     if _REACHED in request.__dict__ or (300 <= response.status_code < 400 and request.COOKIES):
         return response
-    return view(request)
+    return call(view, request)
 
 
 # --- The page for visitors when a view fails ---------------------------------------------------------------------

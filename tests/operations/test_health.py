@@ -14,6 +14,7 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import AsyncClient, Client, override_settings
 from django.urls import include, path, re_path
+from django.utils import translation
 
 from django_otel import own_paths
 from django_otel import views as own_views
@@ -321,6 +322,21 @@ def test_an_unknown_host_and_plain_http_refuse_a_stranger_as_before(allow, setti
     with otel(METRICS_VIEW={"ALLOW": allow, "TOKEN": TOKEN}):
         response = Client().get("/metrics", HTTP_HOST="10.0.0.7:8000", REMOTE_ADDR="203.0.113.9")
     assert response.status_code == (403 if allow == "staff" else 401)
+
+
+@pytest.mark.parametrize("left", ["ar", "en"])
+@pytest.mark.parametrize(("method", "page"), [("get", "/metrics"), ("post", "/livez"), ("post", "/metrics")])
+def test_a_page_before_all_middleware_is_in_the_language_of_its_request(client, settings, left, method, page):
+    """Not in the one that the last request of the thread has left behind."""
+    settings.LANGUAGES = [("en", "English"), ("de", "German"), ("ar", "Arabic")]
+    with translation.override(left), otel(METRICS_VIEW={"ALLOW": "token", "TOKEN": TOKEN}):
+        answers = [
+            getattr(client, method)(page, headers={"accept-language": language}).content.decode()
+            for language in ("de", "en", "ar")
+        ]
+        assert translation.get_language() == left
+    assert len(set(answers)) == 3, answers
+    assert answers[1].isascii(), answers
 
 
 def test_staff_still_read_the_scrape_through_their_session(transactional_db, settings):
