@@ -29,7 +29,7 @@ from opentelemetry.trace import (
 )
 
 from django_otel.base import guard, sdk_compat
-from django_otel.export import encoder
+from django_otel.export import attribute_writer, encoder
 from django_otel.export.encoder import SpanEncoder
 from django_otel.redaction.library_spans import clean_span
 from django_otel.redaction.scrub import Scrubber
@@ -350,22 +350,22 @@ def test_what_is_remembered_stays_bounded():
         names = [f"{number}-{i}" for i in range(500)]
         ours.encode([span(name=name * 20, attributes={f"k{name}": name * 30, "same": name}) for name in names])
     writer = ours._span_attributes
-    assert writer._bytes <= encoder._MAX_CACHE_BYTES // 4
+    assert writer._bytes <= attribute_writer.MAX_CACHE_BYTES // 4
     tables = list(writer._tables.values())
     held = sum(len(value) + len(field) for table in tables for value, field in table.items())
-    assert held < encoder._MAX_CACHE_BYTES // 4
-    assert sum(len(name) + len(field) for name, field in ours._names.items()) < encoder._MAX_CACHE_BYTES // 8
+    assert held < attribute_writer.MAX_CACHE_BYTES // 4
+    assert sum(len(name) + len(field) for name, field in ours._names.items()) < attribute_writer.MAX_CACHE_BYTES // 8
     assert len(writer._shapes) < 10_000
 
 
 def test_a_key_with_ever_new_values_does_not_drive_out_the_others():
     ours = SpanEncoder()
-    for number in range(3 * encoder._MAX_CACHED_VALUES):
+    for number in range(3 * attribute_writer.MAX_CACHED_VALUES):
         ours.encode([span(attributes={"same": "x", "new": f"{number}", "number": number})])
     tables = ours._span_attributes._tables
     assert list(tables["same"]) == ["x"]
-    assert 0 < len(tables["new"]) <= encoder._MAX_CACHED_VALUES
-    assert 0 < len(tables["number"].integers) <= encoder._MAX_CACHED_VALUES
+    assert 0 < len(tables["new"]) <= attribute_writer.MAX_CACHED_VALUES
+    assert 0 < len(tables["number"].integers) <= attribute_writer.MAX_CACHED_VALUES
 
 
 def test_many_resources_and_scopes_are_not_kept_for_ever():
