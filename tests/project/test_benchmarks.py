@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
+import importlib
 import json
 import os
 import re
@@ -503,3 +505,34 @@ def test_no_figure_is_published_of_a_case_that_a_peer_cannot_do():
     for name, cases in published.items():
         peer = PEERS[name.partition("/")[0]]
         assert not [case for case in cases if why_not(peer, by_name[case])]
+
+
+# --- Names of the package that the benchmarks use, also those that only a measured process gets to. ---
+
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
+
+
+def _is_module(name):
+    return (ROOT / f"{name.replace('.', '/')}.py").exists() or (ROOT / name.replace(".", "/")).is_dir()
+
+
+def _used_names(path):
+    """Yield (module, name) for each name of the package that a file imports, reads or sets, wherever that stands."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "django_otel":
+            for alias in node.names:
+                if _is_module(f"{node.module}.{alias.name}"):
+                    modules[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                else:
+                    yield node.module, alias.name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            yield modules[node.value.id], node.attr
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_benchmark_uses_names_that_exist(path):
+    used = set(_used_names(path))
+    assert not {f"{module}.{name}" for module, name in used if not hasattr(importlib.import_module(module), name)}
