@@ -7,6 +7,8 @@ import sys
 import tomllib
 from importlib import metadata
 
+from packaging.requirements import Requirement
+
 from django_otel.operations import surroundings, versions
 from tests import services
 
@@ -75,6 +77,37 @@ def test_each_instrumentor_extra_is_the_entry_points_name():
         assert wanted == f"opentelemetry-instrumentation-{name}>=0.64b0,!=0.66b2"
     known = {entry.name for entry in metadata.entry_points(group="opentelemetry_instrumentor")}
     assert {"httpx", "sqlalchemy", "fastapi", "psycopg", "aiohttp-client"} <= known
+
+
+def requirements() -> dict[str, list[Requirement]]:
+    """Return the requirements of OpenTelemetry: of the package itself under "", and of each extra."""
+    project = tomllib.loads((services.ROOT / "pyproject.toml").read_text())["project"]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {
+        extra: [wanted for wanted in map(Requirement, texts) if wanted.name.startswith("opentelemetry-")]
+        for extra, texts in groups.items()
+    }
+
+
+def test_no_requirement_lets_in_the_release_that_is_not_whole():
+    """Older pip does not find its way back from it, and ends in ResolutionImpossible with many extras at once."""
+    packages = [wanted for group in requirements().values() for wanted in group]
+    assert len(packages) > 30
+    for wanted in packages:
+        release = "0.66b2" if wanted.specifier.contains("0.65b0", prereleases=True) else "1.45.2"
+        assert not wanted.specifier.contains(release, prereleases=True), wanted
+
+
+def test_the_extra_of_the_instrumentor_without_newer_releases_names_the_others_of_its_last():
+    """All other instrumentors follow opentelemetry-instrumentation, which each requires of its own release."""
+    found = requirements()
+    held = {wanted.name: wanted.specifier for wanted in found["elasticsearch"]}
+    direct = {wanted.name for wanted in found[""] if "-instrumentation-" not in wanted.name}
+    assert set(held) == direct | {"opentelemetry-instrumentation-elasticsearch"}
+    for specifier in held.values():
+        fits = [release for release in ("0.64b0", "1.43.0") if specifier.contains(release, prereleases=True)]
+        assert len(fits) == 1
+        assert not specifier.contains("0.65b0", prereleases=True) and not specifier.contains("1.44.0")
 
 
 def test_the_command_is_run_as_it_stands():
