@@ -68,8 +68,19 @@ def restore_providers() -> None:
             setattr(importlib.import_module(module_name), constant, variable)
 
 
-def survive(make: Callable[[], Made], names: tuple[str, ...] = _EXPORTERS) -> Made:
-    """What `make` gives; when it raises, once more without the variables `names`."""
+def survive(
+    make: Callable[[], Made],
+    names: tuple[str, ...] = _EXPORTERS,
+    is_harmful: Callable[[str, str], bool] = lambda name, value: False,
+) -> Made:
+    """What `make` gives without the variables of `names` that are harmful; when it raises, once more without any.
+
+    `is_harmful(name, value)` says which must not be read, although nothing is raised for them.
+    """
+    harmful = tuple(name for name in names if name in os.environ and is_harmful(name, os.environ[name]))
+    if harmful:
+        with _hidden(harmful):
+            return survive(make, names)
     try:
         return make()
     except Exception:

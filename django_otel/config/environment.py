@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from django_otel.config.schema import LOG_EXPORTERS, METRIC_EXPORTERS, PROPAGATORS, SPAN_EXPORTERS
 from django_otel.config.validators import show
-from django_otel.config.variables import SIGNALS, VARIABLES, Variable, env_endpoint, key_values
+from django_otel.config.variables import SIGNALS, VARIABLES, Variable, env_endpoint, header_pairs, key_values
 
 #: Value and variable by dotted key.
 Found = dict[str, tuple[object, str]]
@@ -77,6 +78,10 @@ class _Reader:
                 self._refuse(variable, raw)
         elif variable.convert is not None:
             self._convert(variable, raw)
+        elif variable.name.endswith(("_CERTIFICATE", "_CLIENT_KEY")) and variable.reader:
+            if not _is_file(raw):
+                self._warnings.append(f"The environment variable {variable.name} names no file that exists; exports "
+                                      f"over TLS fail. Expected is {variable.fits}.")  # fmt: skip
         elif not variable.is_obeyed and raw.lower() not in variable.idle and not self._is_instrumentors(variable):
             self._warnings.append(f"The environment variable {variable.name} has no effect. {variable.advice}")
 
@@ -176,10 +181,11 @@ class _Reader:
             self._refuse(variable, raw, "only OTEL_TRACES_SAMPLER=traceidratio and parentbased_traceidratio have an "
                          "argument.")  # fmt: skip
         elif self._sampler_ratio() is None:
-            self._refuse(variable, raw)
+            self._refuse(variable, raw, f"{show(raw)} does not fit; expected {variable.fits}. OTEL_TRACES_SAMPLER is "
+                         "ignored with it.")  # fmt: skip
 
     def _read_headers(self, variable: Variable, raw: str) -> None:
-        pairs, bad = key_values(raw)
+        pairs, bad = header_pairs(raw)
         if bad:
             entries = "entry is" if bad == 1 else "entries are"
             rest = f"the other {len(pairs)} are sent" if len(pairs) > 1 else "the other one is sent"
@@ -258,6 +264,14 @@ class _Reader:
                     f"The environment variable OTEL_BSP_MAX_EXPORT_BATCH_SIZE is {batch_size}, more than the queue "
                     f"holds; {queue_size} is used."
                 )
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        # Too long, or with a NUL in it.
+        return False
 
 
 def find_protocol(environ: Mapping[str, str], signal: str) -> str:

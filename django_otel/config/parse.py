@@ -22,8 +22,8 @@ def parse(
 ) -> Config:
     """Build the configuration from `settings.OTEL` and the environment.
 
-    Pure: reads nothing else, imports nothing of the project's. `is_propagator(name)` says whether a propagation format
-    that the environment names is installed.
+    Reads nothing else but whether the files exist that variables name; imports nothing of the project's.
+    `is_propagator(name)` says whether a propagation format that the environment names is installed.
     Errors: `ConfigError` with every problem at once. A faulty environment
     variable is no error but ignored with an entry in `warnings`
     (OpenTelemetry specification, "Parsing environment variables").

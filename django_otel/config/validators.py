@@ -7,6 +7,7 @@ import ipaddress
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +16,12 @@ from django_otel.sampling.policy import MAX_RULES
 from django_otel.sampling.policy import Rule as SamplingRule
 
 Rule = Callable[[object], object]
+
+#: The most a number without a bound of its own becomes. As seconds they are 23 days, more than anything is waited for;
+#: the operating system takes no time-out above 24.
+MOST = 2_000_000.0
+#: The same for whole numbers: no container of Python is larger.
+MOST_WHOLE = sys.maxsize
 
 ALLOW = ("auto", "private", "token", "staff", "all")
 
@@ -53,6 +60,9 @@ def _show_text(value: str) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
 class Misfit(Exception):  # noqa: N818 (a value that does not fit is no fault of the program)
     """A value does not fit its rule. `expected` completes the sentence "expected ..."."""
 
@@ -76,6 +86,7 @@ def text(value: object) -> str:
 
 
 def number(low: float, high: float = math.inf, *, hint: str = "", exclusive: bool = False) -> Rule:
+    """Rule of a number from `low` to `high`; without a `high`, more than `MOST` is taken for that."""
     if high == math.inf:
         expected = f"a number {'above' if exclusive else 'of at least'} {low}"
     else:
@@ -84,19 +95,21 @@ def number(low: float, high: float = math.inf, *, hint: str = "", exclusive: boo
     def rule(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Misfit(expected)
-        if not low <= value <= high or not math.isfinite(value) or (exclusive and value == low):
+        if not low <= value <= high or value in (math.inf, -math.inf) or (exclusive and value == low):
             fix = hint.format(fraction=f"{value / 100:g}", value=f"{value:g}") if hint and 1 < value <= 100 else ""
             raise Misfit(expected, fix)
-        return float(value)
+        return float(min(value, MOST) if high == math.inf else value)
 
     return rule
 
 
 def whole(low: int) -> Rule:
+    """Rule of a whole number from `low` on; more than `MOST_WHOLE` is taken for that."""
+
     def rule(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise Misfit(f"a whole number of at least {low}")
-        return value
+        return min(value, MOST_WHOLE)
 
     return rule
 
@@ -155,7 +168,17 @@ def headers(value: object) -> Mapping[str, str]:
             raise Misfit(
                 "a dict that maps header names to strings", f'The value of "{name}" is a {type(content).__name__}.'
             )
+        if not is_header(name, content):
+            raise Misfit(
+                "a dict that maps header names to texts of printable ASCII characters",
+                f"Look at {show(name)}: its name or value has other characters, such as a line end.",
+            )
     return dict(value)
+
+
+def is_header(name: str, content: str) -> bool:
+    """Whether a header can be sent: a name by RFC 9110, 5.1, and a value of printable ASCII."""
+    return bool(_HEADER_NAME.fullmatch(name)) and content.isascii() and content.isprintable()
 
 
 def resource(value: object) -> Mapping[str, object]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import unquote
 
 from django_otel.base.frozen import record
-from django_otel.config.validators import Misfit, endpoint, log_level
+from django_otel.config.validators import MOST, MOST_WHOLE, Misfit, endpoint, is_header, log_level
 
 #: Turns the text of a variable into the value of its setting; raises ValueError or KeyError where it does not fit.
 Convert = Callable[[str], object]
@@ -59,21 +59,21 @@ class Variable:
 
 def milliseconds(value: str) -> float:
     """Seconds, from a whole number of milliseconds above 0."""
-    return positive(value) / 1000
+    return min(positive(value) / 1000, MOST)
 
 
 def positive(value: str) -> int:
     parsed = int(value)
     if parsed <= 0:
         raise ValueError
-    return parsed
+    return min(parsed, MOST_WHOLE)
 
 
 def count(value: str) -> int:
     parsed = int(value)
     if parsed < 0:
         raise ValueError
-    return parsed
+    return min(parsed, MOST_WHOLE)
 
 
 def choice(**choices: object) -> Convert:
@@ -123,6 +123,13 @@ def key_values(value: str) -> tuple[dict[str, str], int]:
         else:
             pairs[name] = content
     return pairs, bad
+
+
+def header_pairs(value: str) -> tuple[dict[str, str], int]:
+    """The pairs of `a=1,b=2` that can be sent as headers, and how many entries cannot."""
+    pairs, bad = key_values(value)
+    fitting = {name: content for name, content in pairs.items() if is_header(name, content)}
+    return fitting, bad + len(pairs) - len(fitting)
 
 
 def env_endpoint(value: str) -> str:

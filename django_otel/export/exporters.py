@@ -17,6 +17,7 @@ from django_otel.base import sdk_environment
 from django_otel.base.sdk_compat import LOG_EXPORTER_MODULE, watch_grpc_answers
 from django_otel.config.packages import missing_package, package_version
 from django_otel.config.schema import Config
+from django_otel.config.variables import header_pairs
 from django_otel.export.answers import Answers, DropCounter, Items, Points, send_in_parts
 
 #: Names of exporters that send OTLP: protobuf or JSON over HTTP, protobuf over gRPC.
@@ -104,6 +105,11 @@ def _otlp_arguments(kind: str, signal: str, config: Config) -> dict[str, Any]:
     return arguments
 
 
+def _is_harmful(name: str, value: str) -> bool:
+    """Whether the stock exporters would log or send an entry of a list of headers that is left out here."""
+    return name.endswith("_HEADERS") and header_pairs(value)[1] > 0
+
+
 def _watch_answers(
     kind: str, signal: str, arguments: dict[str, Any], compression: str, on_drop: DropCounter
 ) -> tuple[Any, Answers]:
@@ -138,7 +144,7 @@ def build_otlp_exporter(kind: str, signal: str, config: Config, on_drop: DropCou
         exporter_class, answers = _watch_answers(kind, signal, arguments, getattr(config, signal).compression, on_drop)
         return _PartsExporter(exporter_class(**arguments), answers, on_drop)
 
-    return sdk_environment.survive(build)
+    return sdk_environment.survive(build, is_harmful=_is_harmful)
 
 
 class _PartsExporter:
@@ -195,7 +201,7 @@ def build_direct_exporter(
         watched_class, answers = _watch_answers(kind, "traces", arguments, config.traces.compression, on_drop)
         return otlp.build(kind, watched_class, arguments, config, clean, on_lost, answers)
 
-    return sdk_environment.survive(build)
+    return sdk_environment.survive(build, is_harmful=_is_harmful)
 
 
 class LazyExporter:

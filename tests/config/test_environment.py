@@ -1,7 +1,9 @@
 """Every `OTEL_*` variable is obeyed or named, and none keeps the site from starting."""
 
+import collections
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -9,9 +11,10 @@ import pytest
 
 from django_otel.base.sdk_environment import WATCHED
 from django_otel.config.parse import parse
-from django_otel.config.schema import Config, walk
+from django_otel.config.schema import Config, ConfigError, walk
 from django_otel.config.variables import VARIABLES
 from django_otel.operations import variables
+from django_otel.sampling.sampler import Limiter
 
 #: Values that fit where no function of the table can say so.
 FITTING = {
@@ -26,6 +29,7 @@ FITTING = {
 #: Of these: lists without an entry, which set nothing.
 HARMLESS = (",",)
 GARBAGE = (
+    "9" * 20, "9" * 400,
     "-1", "garbage", "1e9", "\udce4", "=;,", "x" * 5000, "", " ", "\t\n", "0", "nan", "inf", "-inf", "1e400",
     "9" * 5000, "\x00", "\u0663", "%", "%ff=%00", "1e-9",
     "://", "http://[::1", "http://h:99999", ",", "a=b=c", "none,none", "true,", "--",
@@ -85,7 +89,7 @@ def judge(variable, value):
     json.dumps(config.warnings)
 
 
-@pytest.mark.parametrize("value", GARBAGE, ids=lambda value: repr(value[:9]))
+@pytest.mark.parametrize("value", GARBAGE, ids=lambda value: f"{value[:9]!r}{len(value)}")
 def test_a_value_that_does_not_fit_is_named_and_changes_nothing(value):
     """Whatever the variable; in one loop, since there are thousands of pairs."""
     wrong = []
@@ -111,7 +115,7 @@ def test_otel_config_says_what_became_of_each_variable():
         "OTEL_TRACES_EXPORTER": "otlp",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
         "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/json",
-        "OTEL_EXPORTER_OTLP_CERTIFICATE": "ca.pem",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": __file__,
     }
     found = variables.list_states(parse({}, environ), environ, all_variables=False)
     assert {name: entry["state"] for name, entry in found.items()} == {
@@ -198,7 +202,9 @@ def test_nothing_stops_the_start_and_nothing_is_lost(environ):
             assert any(name in text for text in found["warnings"]), name
 
 
-@pytest.mark.parametrize("value", ["-1", "garbage", " ", "=;,", "0", "nan", "9" * 5000, "x" * 5000, "\udce4"])
+@pytest.mark.parametrize(
+    "value", ["-1", "garbage", " ", "=;,", "0", "nan", "9" * 20, "9" * 400, "9" * 5000, "x" * 5000, "\udce4"]
+)
 def test_every_variable_at_once(value):
     keep = ("OTEL_SDK_DISABLED",)
     environ = {name: value for name in VARIABLES if name not in keep}
@@ -497,3 +503,75 @@ def test_otlp_in_json(signal, compression):
     else:
         [record] = content["resourceLogs"][0]["scopeLogs"][0]["logRecords"]
         assert record["severityNumber"] == 9
+
+
+HUGE = 10**20
+
+
+def test_a_number_no_container_or_timer_takes_is_the_largest_that_one_does():
+    """None of them may raise where it is used, which is in a request or in a thread of ours."""
+    config = parse({"TRACES": {"TIMEOUT_S": 1e300, "BATCH": {"DELAY_S": HUGE, "QUEUE_SIZE": HUGE, "BATCH_SIZE": HUGE},
+                               "LIMITS": {"EVENTS": HUGE, "LINKS": HUGE, "ATTRIBUTES": HUGE}},
+                    "SAMPLING": {"MAX_PER_SECOND": 10**400, "TAIL_BUFFER_SPANS": HUGE}}, {})  # fmt: skip
+    for size in (config.traces.batch.queue_size, config.traces.limits.events, config.sampling.tail_buffer_spans):
+        collections.deque(maxlen=size)
+    for seconds in (config.traces.timeout_s, config.traces.batch.delay_s):
+        with socket.socket() as one:
+            one.settimeout(seconds)
+    assert Limiter(config.sampling.max_per_second, 1).take() == 1
+
+
+def test_a_huge_limit_is_no_limit():
+    limits = parse({}, {name: str(HUGE) for name in VARIABLES if name.endswith("_LIMIT")}).traces.limits
+    for name in ("events", "links", "attributes"):
+        collections.deque(maxlen=getattr(limits, name))
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        ("x=a%0d%0ab,y=1", {"y": "1"}),
+        ("api-key=hunter2\udce9,y=1", {"y": "1"}),
+        ("x=\u65e5\u672c,y=1", {"y": "1"}),
+        ("a b=hunter2,y=1", {"y": "1"}),
+        ("hunter2,y=1", {"y": "1"}),
+        ("hunter2", {}),
+        ("x=caf%C3%A9", {}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["otlp", "otlp-grpc"])
+def test_an_entry_that_is_no_header_is_neither_sent_nor_logged(value, sent, kind, monkeypatch, caplog):
+    from django_otel.export import exporters
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", value)
+    config = parse({}, dict(os.environ))
+    exporter = exporters.build_otlp_exporter(kind, "traces", config)
+    stock = exporter._inner
+    headers = dict(stock._headers if kind == "otlp-grpc" else stock._client._headers)
+    exporter.shutdown()
+    assert {name: headers[name] for name in headers if name in ("x", "y", "api-key", "a b")} == sent
+    assert dict(config.traces.headers) == sent
+    assert [text for text in config.warnings if "OTEL_EXPORTER_OTLP_HEADERS" in text]
+    assert "hunter2" not in caplog.text + " ".join(config.warnings)
+    assert os.environ["OTEL_EXPORTER_OTLP_HEADERS"] == value
+
+
+@pytest.mark.parametrize(
+    "headers", [{"api-key": "hunter2\n"}, {"api key": "hunter2"}, {"x": "hunter2 \u65e5"}, {"": "1"}]
+)
+def test_a_header_that_cannot_be_sent_is_a_fault_of_the_settings(headers):
+    with pytest.raises(ConfigError) as caught:
+        parse({"TRACES": {"HEADERS": headers}}, {})
+    (problem,) = caught.value.problems
+    assert problem.id == "django_otel.E002"
+    assert "hunter2" not in problem.message + problem.hint
+
+
+@pytest.mark.parametrize("part", ["CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE"])
+@pytest.mark.parametrize("signal", ["", "LOGS_"])
+def test_a_certificate_that_does_not_exist_is_named(part, signal, tmp_path):
+    name = f"OTEL_EXPORTER_OTLP_{signal}{part}"
+    (warning,) = parse({}, {name: str(tmp_path / "gone.pem")}).warnings
+    assert name in warning
+    (tmp_path / "here.pem").write_text("")
+    assert parse({}, {name: str(tmp_path / "here.pem")}).warnings == ()
