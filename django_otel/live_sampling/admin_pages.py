@@ -123,7 +123,7 @@ class PolicyPages(_ModelAdmin):
                         "command": process.command,
                         "applied_s_ago": process.applied_s_ago,
                         "running_s": process.running_s,
-                        "told_s_ago": process.told_s_ago,
+                        "told_s_ago": process.reported_s_ago,
                         "fault": process.fault,
                     }
                     for process in otel["processes"]

@@ -1,7 +1,7 @@
 """The admin's sampling policy: from its rows in the database to the sampler of every process.
 
 The process that saves swaps when its transaction commits and writes the policy
-into a folder that all processes of the host share (`multiprocess.roster`); the others
+into a folder that all processes of the host share (`multiprocess.host_registry`); the others
 look at that file every half second, without a connection of their own. One of
 them is elected to ask the database each `SAMPLING.REFRESH_S`, for what other
 hosts or plain SQL have changed, and sooner when a shared cache says that there
@@ -33,7 +33,7 @@ from django_otel.config.schema import Config
 from django_otel.live_sampling import hosts, policy_rows
 from django_otel.live_sampling.conditions import is_live, is_under_test_runner, reason_not_to_run
 from django_otel.live_sampling.policy_cache import CacheNews, tell_cache
-from django_otel.live_sampling.policy_folder import build_roster, group_name
+from django_otel.live_sampling.policy_folder import group_name, open_registry
 from django_otel.live_sampling.policy_rows import (
     NO_DATABASE,
     RowFaultyError,
@@ -48,7 +48,7 @@ from django_otel.sampling.sampler import LiveSampler
 from django_otel.signals import sampling_changed
 
 if TYPE_CHECKING:
-    from django_otel.multiprocess.roster import Reading, Roster
+    from django_otel.multiprocess.host_registry import HostRegistry, Reading
 
 
 #: While the database does not answer, the pause between two attempts doubles up to this.
@@ -87,8 +87,8 @@ class Follower:
         self._next_share_s = -math.inf
         self._hurries_until_s = -math.inf
         self._cache = CacheNews()
-        self._teller = hosts.Teller()
-        self.roster: Roster | None = None
+        self._reporter = hosts.HostReporter()
+        self.registry: HostRegistry | None = None
         self.wanted = False
         self.applied_at_s: float | None = None
         self.read_at_s: float | None = None
@@ -111,7 +111,7 @@ class Follower:
         with guard.contained("looking for the sampling policy of this host"):
             self._open()
             self._share()
-            if self.roster is not None and is_live() and self.roster.lead():
+            if self.registry is not None and is_live() and self.registry.lead():
                 # Nobody has asked lately: what the folder says may be of long ago.
                 self._knows.clear()
         with self._lock:
@@ -140,7 +140,7 @@ class Follower:
 
     def abandon(self) -> None:
         """Close what a forked child has inherited; the parent's locks stay as they are."""
-        found, self.roster = self.roster, None
+        found, self.registry = self.registry, None
         if found is not None:
             found.close()
 
@@ -157,18 +157,18 @@ class Follower:
                 self._wake.wait(_FIRST_TICK_S if is_hurried else _TICK_S)
                 self._wake.clear()
         finally:
-            if self.roster is not None:
-                self.roster.resign()
+            if self.registry is not None:
+                self.registry.resign()
 
     def tick(self) -> None:
-        """One turn: look at the file, ask the database if that is this process's office and due, report."""
+        """One turn: look at the file, ask the database if this process leads and that is due, report."""
         with guard.contained("looking at the sampling policy of this host"):
             self._look_after_folder()
         if is_live():
-            is_leader = self.roster is None
+            is_leader = self.registry is None
             with guard.contained("electing who asks for the sampling policy"):
-                # Whoever holds the office and gives no sign is stopped, or waits for the database: then all ask.
-                is_leader = self.roster is None or self.roster.lead() or self.roster.silent_s() > _SILENT_S
+                # A leader without a heartbeat is stopped, or waits for the database: then all ask.
+                is_leader = self.registry is None or self.registry.lead() or self.registry.silent_s() > _SILENT_S
             if is_leader and (time.monotonic() >= self._next_poll_s or self._cache.is_there()):
                 self._next_poll_s = time.monotonic() + self.poll()
         with guard.contained("reporting the sampling policy in force"):
@@ -176,23 +176,23 @@ class Follower:
             self._report()
         if is_live():
             with guard.contained("telling other hosts what this one applies"):
-                self._tell_hosts()
+                self._report_to_hosts()
 
     def _look_after_folder(self) -> None:
-        if self.roster is not None and not self.roster.is_intact():
+        if self.registry is not None and not self.registry.is_intact():
             # Deleted beneath us.
             self.abandon()
-        if self.roster is None:
+        if self.registry is None:
             self._open()
-        elif self.roster.has_changed():
+        elif self.registry.has_changed():
             self._apply_file()
 
     def _open(self) -> None:
-        if self.roster is not None or time.monotonic() < self._next_open_s:
+        if self.registry is not None or time.monotonic() < self._next_open_s:
             return
         self._next_open_s = time.monotonic() + _REOPEN_S
         try:
-            found = build_roster()
+            found = open_registry()
             found.join()
         except OSError as error:
             guard.warn_once(
@@ -202,15 +202,15 @@ class Follower:
                 error,
             )
             return
-        self.roster = found
+        self.registry = found
         self._apply_file()
         self._report()
 
     def _apply_file(self) -> None:
-        if self.roster is None or not is_live():
+        if self.registry is None or not is_live():
             return
         try:
-            reading = self.roster.read()
+            reading = self.registry.read()
         except (OSError, ValueError, RecursionError) as error:
             # The elected process puts a good one in its place, because it cannot read this one either.
             guard.warn_once("sampling file", "django_otel: the file with the sampling policy is ignored: %s", error)
@@ -218,8 +218,8 @@ class Follower:
             return
         if reading is not None:
             self._apply(reading)
-            self._note(reading.fault, is_told=True)
-            if not self.roster.is_leading:
+            self._note(reading.fault, is_reported=True)
+            if not self.registry.is_leading:
                 self._knows.set()
 
     def poll(self) -> float:
@@ -237,7 +237,7 @@ class Follower:
                 self._knows.set()
             if is_readable and not self.fault:
                 with guard.contained("asking whether somebody looks at the processes"), suppress_instrumentation():
-                    self._teller.look(alias)
+                    self._reporter.look(alias)
         finally:
             with guard.contained("closing the connection of the sampling policy"):
                 connections[alias].close()
@@ -268,7 +268,7 @@ class Follower:
                 if found is not None:
                     found.publish_fault(str(problem), began_s)
             return False
-        from django_otel.multiprocess.roster import Reading
+        from django_otel.multiprocess.host_registry import Reading
 
         reading = Reading(policy, began_s, time.time(), fault)
         self._apply(reading)
@@ -279,12 +279,12 @@ class Follower:
                 found.publish(reading)
         return True
 
-    def _publisher(self) -> Roster | None:
+    def _publisher(self) -> HostRegistry | None:
         """The folder to write to, also for a process that only saves and does not follow."""
-        if self.roster is not None or is_under_test_runner():
-            return self.roster
+        if self.registry is not None or is_under_test_runner():
+            return self.registry
         try:
-            return build_roster()
+            return open_registry()
         except OSError:
             return None
 
@@ -306,11 +306,11 @@ class Follower:
         now = sampler.policy
         guard.logger.info("The sampling ratio is now %g (%s, version %d).", now.ratio, now.source, now.version)
 
-    def _note(self, fault: str, *, is_told: bool = False) -> None:
+    def _note(self, fault: str, *, is_reported: bool = False) -> None:
         """Say once that something is wrong, and once that it is over; not what another process has said already."""
         with self._lock:
             before, self.fault = self.fault, fault
-        if is_told:
+        if is_reported:
             return
         if fault and fault != before:
             guard.logger.warning("django_otel: %s", fault)
@@ -319,14 +319,14 @@ class Follower:
 
     # --- What the others see. ---
 
-    def _tell_hosts(self) -> None:
+    def _report_to_hosts(self) -> None:
         """The processes of this host, for a page that another host answers; only the elected process does."""
-        if self.roster is None or not self.roster.is_leading or not self._teller.is_due():
+        if self.registry is None or not self.registry.is_leading or not self._reporter.is_due():
             return
         alias = policy_alias()
         try:
             with suppress_instrumentation():
-                self._teller.tell(alias, hosts.name_of(self.roster.folder), self.roster.members())
+                self._reporter.report(alias, hosts.name_of(self.registry.folder), self.registry.members())
         finally:
             connections[alias].close()
             connections[alias].queries_log.clear()
@@ -334,21 +334,21 @@ class Follower:
     def _share(self) -> None:
         """Divide the limit per second among the processes of this server that live now."""
         sampler = _sampler()
-        if self.roster is None or sampler.policy.max_per_second is None or time.monotonic() < self._next_share_s:
+        if self.registry is None or sampler.policy.max_per_second is None or time.monotonic() < self._next_share_s:
             return
         self._next_share_s = time.monotonic() + 2 * _TICK_S
         group = group_name()
-        groups = [str(member.get("group")) for member in self.roster.members()]
+        groups = [str(member.get("group")) for member in self.registry.members()]
         clock = None
         with guard.contained("sharing the limit of traces per second"):
-            clock = self.roster.clock(group)
-            if self.roster.is_leading:
-                self.roster.sweep_clocks({group, *groups})
+            clock = self.registry.clock(group)
+            if self.registry.is_leading:
+                self.registry.sweep_clocks({group, *groups})
         sampler.share(groups.count(group), clock)
 
     def _report(self) -> None:
-        if self.roster is not None:
-            self.roster.report(_describe_process(self.applied_at_s, self.fault))
+        if self.registry is not None:
+            self.registry.report(_describe_process(self.applied_at_s, self.fault))
 
 
 def _describe_process(applied_at_s: float | None, fault: str) -> dict[str, object]:
@@ -471,13 +471,13 @@ def processes() -> list[dict[str, Any]]:
     members: list[dict[str, Any]] = []
     with guard.contained("reading what the processes of this host apply"):
         followed = _followers.get(os.getpid())
-        shown = followed.roster if followed is not None else None
-        members = (shown if shown is not None else build_roster()).members()
+        shown = followed.registry if followed is not None else None
+        members = (shown if shown is not None else open_registry()).members()
     return [{**member, "is_here": member.get("pid") == os.getpid()} for member in members]
 
 
 def processes_elsewhere() -> list[dict[str, Any]]:
-    """What the processes of other hosts have last said, as in `processes`, with `told_s_ago` in seconds.
+    """What the processes of other hosts have last said, as in `processes`, with `reported_s_ago` in seconds.
 
     Asks the database, and asks the other hosts to go on telling: for a page
     that is being looked at. They do so within `REFRESH_S`, for as long as it is.
@@ -486,7 +486,7 @@ def processes_elsewhere() -> list[dict[str, Any]]:
         alias = policy_alias()
         hosts.watch(alias)
         try:
-            own_name = hosts.name_of(build_roster().folder)
+            own_name = hosts.name_of(open_registry().folder)
         except OSError:
             # Without a folder this process tells nothing that would have to be left out.
             own_name = ""

@@ -1,6 +1,6 @@
 """What processes of other hosts apply, told through the database, and only while somebody looks.
 
-On one host the processes see each other in a folder (`multiprocess.roster`). Over hosts
+On one host the processes see each other in a folder (`multiprocess.host_registry`). Over hosts
 the database is all they have in common. So a page that is open says so in the
 row of the version, and the elected process of each host, which asks the
 database anyway, answers with a row of its own. Nobody looks: nothing is written.
@@ -53,7 +53,7 @@ def watch(using: str) -> None:
 
 
 def members_elsewhere(using: str, own_name: str) -> list[dict[str, Any]]:
-    """What the processes of other hosts have said, each with `told_s_ago`. Errors: the database's."""
+    """What the processes of other hosts have said, each with `reported_s_ago`. Errors: the database's."""
     from django_otel.models import SamplingHost
 
     found = []
@@ -63,11 +63,11 @@ def members_elsewhere(using: str, own_name: str) -> list[dict[str, Any]]:
         ago_s = max(0.0, (now - told_at).total_seconds())
         if ago_s <= _SHOWN_S:
             members = json.loads(text)
-            found += [{**member, "told_s_ago": ago_s, "is_here": False} for member in members]
+            found += [{**member, "reported_s_ago": ago_s, "is_here": False} for member in members]
     return found
 
 
-class Teller:
+class HostReporter:
     """The elected process's part: notices that somebody looks, and tells what this host's processes apply."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Teller:
         now_s = time.monotonic()
         return self._next_s <= now_s < self._watched_until_s
 
-    def tell(self, using: str, name: str, members: Sequence[dict[str, Any]]) -> bool:
+    def report(self, using: str, name: str, members: Sequence[dict[str, Any]]) -> bool:
         """Write this host's row if there is news, or for long was none; whether it did. Errors: the database's."""
         from django_otel.models import SamplingHost
 

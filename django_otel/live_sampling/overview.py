@@ -107,7 +107,7 @@ class Process:
     applied_s_ago: float | None
     running_s: float | None
     #: Seconds since another host has told this; 0 for this host's.
-    told_s_ago: float
+    reported_s_ago: float
     fault: str = ""
 
     @property
@@ -122,9 +122,9 @@ class Process:
 
     @property
     def told(self) -> str:
-        if not self.told_s_ago:
+        if not self.reported_s_ago:
             return ""
-        return gettext("(reported %(duration)s ago)") % {"duration": text.span(self.told_s_ago)}
+        return gettext("(reported %(duration)s ago)") % {"duration": text.span(self.reported_s_ago)}
 
     @property
     def running(self) -> str:
@@ -176,7 +176,7 @@ def list_processes(status: dict[str, Any], wanted: str) -> list[Process]:
             is_self=bool(member.get("is_here")),
             applied_s_ago=since(member.get("applied_at_s")),
             running_s=since(member.get("started_at_s")),
-            told_s_ago=float(member.get("told_s_ago") or 0.0),
+            reported_s_ago=float(member.get("reported_s_ago") or 0.0),
             fault=text.translate_fault(str(member.get("error") or "")),
         )
         for member in members

@@ -14,16 +14,16 @@ from django_otel import runtime
 from django_otel.live_sampling.policy_rows import policy_alias
 
 if TYPE_CHECKING:
-    from django_otel.multiprocess.roster import Roster
+    from django_otel.multiprocess.host_registry import HostRegistry
 
 
-def build_roster() -> Roster:
+def open_registry() -> HostRegistry:
     # Here: what shares files between processes is of no use before there is something to share.
-    from django_otel.multiprocess import roster, server_group
+    from django_otel.multiprocess import host_registry, server_group
 
     config = runtime.current().config
     bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
-    return roster.Roster(roster.roster_folder(_identity(), bases))
+    return host_registry.HostRegistry(host_registry.registry_folder(_identity(), bases))
 
 
 def _identity() -> str:

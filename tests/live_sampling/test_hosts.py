@@ -24,8 +24,8 @@ WORKERS = 2
 
 def as_from(host: str, **member: object) -> None:
     """A row as another host's elected process writes it."""
-    teller = hosts.Teller()
-    assert teller.tell("default", host, [{"host": host, "pid": 7, "fingerprint": "", "version": 0, **member}])
+    reporter = hosts.HostReporter()
+    assert reporter.report("default", host, [{"host": host, "pid": 7, "fingerprint": "", "version": 0, **member}])
 
 
 @pytest.mark.django_db
@@ -36,7 +36,7 @@ def test_what_another_host_told_is_read_and_what_this_one_told_is_not():
     as_from("there/2", pid=2)
     found = hosts.members_elsewhere("default", "here/1")
     assert [(member["host"], member["pid"], member["is_here"]) for member in found] == [("there/2", 2, False)]
-    assert 0 <= found[0]["told_s_ago"] <= time.time() - begun_s + 1
+    assert 0 <= found[0]["reported_s_ago"] <= time.time() - begun_s + 1
 
 
 @pytest.mark.django_db
@@ -53,45 +53,45 @@ def test_a_host_that_tells_nothing_any_more_is_not_shown_and_in_the_end_forgotte
 
 
 @pytest.mark.django_db
-def test_nothing_is_told_while_nobody_looks(monkeypatch):
+def test_nothing_is_reported_while_nobody_looks(monkeypatch):
     """Only the question whether somebody does, once per poll; a look is answered for a while."""
     now_s = [time.monotonic()]
     monkeypatch.setattr(hosts.time, "monotonic", lambda: now_s[0])
-    teller = hosts.Teller()
-    teller.look("default")
-    assert not teller.is_due()
+    reporter = hosts.HostReporter()
+    reporter.look("default")
+    assert not reporter.is_due()
 
     hosts.watch("default")
     assert SamplingVersion.objects.get().version == 0
-    teller.look("default")
-    assert teller.is_due()
-    assert teller.tell("default", "there/1", [{"pid": 1}])
-    assert not teller.is_due()
+    reporter.look("default")
+    assert reporter.is_due()
+    assert reporter.report("default", "there/1", [{"pid": 1}])
+    assert not reporter.is_due()
     now_s[0] += 2
-    assert teller.is_due()
+    assert reporter.is_due()
     # No news: nothing is written until it is to be said that there are none.
-    assert not teller.tell("default", "there/1", [{"pid": 1}])
+    assert not reporter.report("default", "there/1", [{"pid": 1}])
     now_s[0] += 2
-    assert teller.tell("default", "there/1", [{"pid": 1}, {"pid": 2}])
+    assert reporter.report("default", "there/1", [{"pid": 1}, {"pid": 2}])
     now_s[0] += 6
-    assert teller.tell("default", "there/1", [{"pid": 1}, {"pid": 2}])
+    assert reporter.report("default", "there/1", [{"pid": 1}, {"pid": 2}])
 
     # The page was closed.
-    teller.look("default")
+    reporter.look("default")
     now_s[0] += 20
-    assert not teller.is_due()
+    assert not reporter.is_due()
     SamplingVersion.objects.update(watched_at=timezone.now() - datetime.timedelta(seconds=1))
-    teller.look("default")
-    assert teller.is_due()
+    reporter.look("default")
+    assert reporter.is_due()
 
 
 @pytest.mark.django_db
 def test_a_look_of_long_ago_is_not_answered_by_a_new_process():
     """It finds the moment in the row and knows that it has passed."""
     SamplingVersion.objects.create(watched_at=timezone.now() - datetime.timedelta(hours=1))
-    teller = hosts.Teller()
-    teller.look("default")
-    assert not teller.is_due()
+    reporter = hosts.HostReporter()
+    reporter.look("default")
+    assert not reporter.is_due()
 
 
 @pytest.mark.django_db

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from django_otel.multiprocess.roster import Roster
+from django_otel.multiprocess.host_registry import HostRegistry
 from tests import services
 
 #: So long that what arrives earlier came by the shared folder.
@@ -65,13 +65,13 @@ class Host:
         """Run `code`, which saves; gives the time at which it was done."""
         return float(self.run(f"{code}\nprint(time.time())").split()[-1])
 
-    def roster(self) -> Roster:
+    def registry(self) -> HostRegistry:
         (found,) = (self.base / f"django-otel-{os.geteuid()}-policy").iterdir()
-        return Roster(found)
+        return HostRegistry(found)
 
     def members(self) -> list[dict]:
         with contextlib.suppress(FileNotFoundError, ValueError):
-            return self.roster().members()
+            return self.registry().members()
         return []
 
     @contextlib.contextmanager
@@ -270,7 +270,7 @@ def test_two_who_save_at_once_leave_every_process_with_what_the_database_has(hos
         host.wait_for(2, ratio=ratio, version=version)
 
 
-def test_the_next_takes_the_office_over_when_the_one_that_asks_is_killed(host):
+def test_another_process_leads_when_the_leader_is_killed(host):
     """Changes that only the database shows (plain SQL, another host) are still seen."""
     with host.serve(REFRESH_S=0.5) as server:
         for _ in range(2):
@@ -285,7 +285,7 @@ def test_the_next_takes_the_office_over_when_the_one_that_asks_is_killed(host):
 
 
 def test_the_others_ask_for_themselves_while_the_one_that_asks_is_stopped(host):
-    """It keeps its lock, so nobody can take the office over; when it goes on, nothing it does brings the past back."""
+    """It keeps its lock, so no other process can lead; when it goes on, nothing it does brings the past back."""
     with host.serve(REFRESH_S=0.5, arguments=("--timeout", "120")):
         host.run("SamplingPolicy(ratio=0.25).save()")
         host.wait_for(2, ratio=0.25)

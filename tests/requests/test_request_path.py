@@ -30,7 +30,7 @@ SamplingRule(route="/nested/*", ratio=1.0).save()
 client = Client()
 client.get("/hello/")
 follower = follower.follower()
-assert follower.is_following and follower.roster is not None
+assert follower.is_following and follower.registry is not None
 deadline = time.monotonic() + 20
 while runtime.current().sampler.policy.source != "admin" and time.monotonic() < deadline:
     time.sleep(0.05)

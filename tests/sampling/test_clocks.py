@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from django_otel.multiprocess.roster import Roster
+from django_otel.multiprocess.host_registry import HostRegistry
 from django_otel.sampling import sampler
 from django_otel.sampling.limiter import Limiter
 
@@ -40,7 +40,7 @@ def test_a_limit_lets_one_trace_through_at_once_however_long_the_machine_is_up(
         memory = array.array("d", (0.0, 0.0))
         limiters = [Limiter(max_per_second, 2, memory) for _ in range(2)]
     else:
-        limiters = [Limiter(max_per_second, 2, Roster(tmp_path).clock("group")) for _ in range(2)]
+        limiters = [Limiter(max_per_second, 2, HostRegistry(tmp_path).clock("group")) for _ in range(2)]
     taken = [limiter.acquire() for _ in range(2) for limiter in limiters for _ in range(2)]
     assert taken[0] == 1
     assert not any(taken[1:])
@@ -88,7 +88,7 @@ def test_limiter_and_follower_on_a_machine_booted_a_minute_ago(tmp_path):
         "tests/tracing/test_tail.py::test_the_limit_does_not_starve_errors",
         "tests/tracing/test_tail.py::test_the_limit_holds_for_what_is_slow",
         "tests/requests/test_sampling_requests.py",
-        "tests/multiprocess/test_roster.py",
+        "tests/multiprocess/test_host_registry.py",
         "tests/live_sampling/test_live.py",
         "tests/live_sampling/test_live_processes.py::test_a_recycled_worker_picks_the_policy_up",
     ]

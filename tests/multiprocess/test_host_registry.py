@@ -12,7 +12,7 @@ import time
 import pytest
 
 from django_otel.base.private_files import Unusable
-from django_otel.multiprocess.roster import Reading, Roster, roster_folder
+from django_otel.multiprocess.host_registry import HostRegistry, Reading, registry_folder
 from django_otel.sampling.policy import Policy, Rule
 from tests import services
 
@@ -25,14 +25,14 @@ def reading(policy=POLICY, began_s=None, fault=""):
 
 @pytest.fixture
 def folder(tmp_path):
-    return roster_folder("db", [tmp_path])
+    return registry_folder("db", [tmp_path])
 
 
 def child(folder, code: str) -> subprocess.Popen:
-    """Another process with a roster of its own; prints a line when it is ready and waits for its input to close."""
+    """Another process with a registry of its own; prints a line when it is ready and waits for its input to close."""
     begin = (
-        "import os, sys, time, pathlib\nfrom django_otel.multiprocess.roster import Roster\n"
-        f"roster = Roster(pathlib.Path({str(folder)!r}))\n{code}\nprint('ready', flush=True)\nsys.stdin.read()"
+        "import os, sys, time, pathlib\nfrom django_otel.multiprocess.host_registry import HostRegistry\n"
+        f"registry = HostRegistry(pathlib.Path({str(folder)!r}))\n{code}\nprint('ready', flush=True)\nsys.stdin.read()"
     )
     return subprocess.Popen(
         [sys.executable, "-c", begin], cwd=services.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -40,7 +40,7 @@ def child(folder, code: str) -> subprocess.Popen:
 
 
 def test_what_one_process_publishes_another_reads_once(folder):
-    writer, reader = Roster(folder), Roster(folder)
+    writer, reader = HostRegistry(folder), HostRegistry(folder)
     assert reader.read() is None
     assert not reader.has_changed()
 
@@ -52,46 +52,46 @@ def test_what_one_process_publishes_another_reads_once(folder):
 
 
 def test_no_policy_is_news_too(folder):
-    roster = Roster(folder)
-    roster.publish(reading())
-    roster.publish(reading(None))
-    assert roster.read().policy is None
+    registry = HostRegistry(folder)
+    registry.publish(reading())
+    registry.publish(reading(None))
+    assert registry.read().policy is None
 
 
 def test_of_two_readings_the_one_that_began_later_stays(folder):
-    roster = Roster(folder)
+    registry = HostRegistry(folder)
     early = reading(Policy(0.1, "admin", 1))
     late = reading(Policy(0.2, "admin", 2))
-    assert roster.publish(late)
-    assert not roster.publish(early)
-    assert roster.read().policy.version == 2
+    assert registry.publish(late)
+    assert not registry.publish(early)
+    assert registry.read().policy.version == 2
 
 
 def test_the_same_again_does_not_make_the_others_read(folder):
-    roster = Roster(folder)
-    roster.publish(reading())
-    roster.read()
-    roster.publish(reading())
-    assert not roster.has_changed()
+    registry = HostRegistry(folder)
+    registry.publish(reading())
+    registry.read()
+    registry.publish(reading())
+    assert not registry.has_changed()
 
 
 def test_a_fault_leaves_the_policy_as_it_is(folder):
-    roster = Roster(folder)
-    roster.publish(reading())
-    roster.publish_fault("the database is down", time.monotonic())
-    assert (roster.read().policy, roster.read().fault) == (POLICY, "the database is down")
-    roster.publish(reading())
-    assert roster.read().fault == ""
-    roster.publish_fault("an older fault", 0.0)
-    assert roster.read().fault == ""
+    registry = HostRegistry(folder)
+    registry.publish(reading())
+    registry.publish_fault("the database is down", time.monotonic())
+    assert (registry.read().policy, registry.read().fault) == (POLICY, "the database is down")
+    registry.publish(reading())
+    assert registry.read().fault == ""
+    registry.publish_fault("an older fault", 0.0)
+    assert registry.read().fault == ""
 
 
 def test_a_file_of_before_a_restart_of_the_machine_is_older_than_anything_of_now(folder):
-    roster = Roster(folder)
+    registry = HostRegistry(folder)
     (folder / "policy.json").write_bytes(reading(began_s=time.monotonic() + 1e6).to_bytes())
-    assert roster.read().policy == POLICY
-    assert roster.publish(reading(None))
-    assert roster.read().policy is None
+    assert registry.read().policy == POLICY
+    assert registry.publish(reading(None))
+    assert registry.read().policy is None
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,12 @@ def test_a_file_of_before_a_restart_of_the_machine_is_older_than_anything_of_now
     ids=["empty", "cut", "list", "no text", "no format", "no times", "deep", "long", "out of range", "truncated"],
 )  # fmt: skip
 def test_a_damaged_file_is_refused_and_put_right_by_the_next_reading(folder, data):
-    roster = Roster(folder)
+    registry = HostRegistry(folder)
     (folder / "policy.json").write_bytes(data)
     with pytest.raises((ValueError, RecursionError)):
-        roster.read()
-    assert roster.publish(reading())
-    assert roster.read().policy == POLICY
+        registry.read()
+    assert registry.publish(reading())
+    assert registry.read().policy == POLICY
 
 
 def test_a_link_in_place_of_the_file_is_not_followed(folder, tmp_path):
@@ -114,7 +114,7 @@ def test_a_link_in_place_of_the_file_is_not_followed(folder, tmp_path):
     target.write_bytes(reading().to_bytes())
     (folder / "policy.json").symlink_to(target)
     with pytest.raises(OSError, match="link"):
-        Roster(folder).read()
+        HostRegistry(folder).read()
 
 
 def test_a_folder_that_others_can_write_is_refused(tmp_path):
@@ -122,37 +122,37 @@ def test_a_folder_that_others_can_write_is_refused(tmp_path):
     parent.mkdir(mode=0o777)
     parent.chmod(0o777)
     with pytest.raises(Unusable, match="mode 777"):
-        roster_folder("db", [tmp_path])
+        registry_folder("db", [tmp_path])
 
 
 def test_a_missing_folder_of_the_settings_is_made(tmp_path):
     """Whoever comes first, numbers or policy."""
-    assert roster_folder("a", [tmp_path / "missing"]).is_dir()
+    assert registry_folder("a", [tmp_path / "missing"]).is_dir()
 
 
 def test_policies_that_no_process_follows_are_swept_after_an_hour(tmp_path):
-    idle, lately, followed = (roster_folder(name, [tmp_path]) for name in ("idle", "lately", "followed"))
-    rosters = [Roster(folder) for folder in (idle, lately, followed)]
-    for roster in rosters:
-        roster.join()
-    for roster in rosters[:2]:
-        roster.close()
+    idle, lately, followed = (registry_folder(name, [tmp_path]) for name in ("idle", "lately", "followed"))
+    registries = [HostRegistry(folder) for folder in (idle, lately, followed)]
+    for registry in registries:
+        registry.join()
+    for registry in registries[:2]:
+        registry.close()
     for folder in (idle, followed):
         for path in (*folder.iterdir(), folder):
             os.utime(path, (1, 1))
-    roster_folder("new", [tmp_path])
+    registry_folder("new", [tmp_path])
     assert [folder.exists() for folder in (idle, lately, followed)] == [False, True, True]
 
 
 def test_another_database_is_another_folder(tmp_path):
-    assert roster_folder("one", [tmp_path]) != roster_folder("two", [tmp_path])
+    assert registry_folder("one", [tmp_path]) != registry_folder("two", [tmp_path])
 
 
 def test_many_writers_leave_the_latest_and_no_rubbish(folder):
     def write(number):
-        roster = Roster(folder)
+        registry = HostRegistry(folder)
         for _ in range(30):
-            roster.publish(reading(Policy(0.5, "admin", number)))
+            registry.publish(reading(Policy(0.5, "admin", number)))
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -160,85 +160,85 @@ def test_many_writers_leave_the_latest_and_no_rubbish(folder):
     for thread in threads:
         thread.join()
     last = reading(Policy(0.75, "admin", 99))
-    Roster(folder).publish(last)
-    assert Roster(folder).read() == last
+    HostRegistry(folder).publish(last)
+    assert HostRegistry(folder).read() == last
     assert {path.name for path in folder.iterdir()} == {"policy.json", "policy.lock"}
 
 
 def test_one_of_all_leads_and_the_next_takes_over_when_it_dies(folder):
-    """By SIGKILL: the kernel gives the office back."""
-    with child(folder, "assert roster.lead()") as process:
+    """By SIGKILL: the kernel frees the lock."""
+    with child(folder, "assert registry.lead()") as process:
         assert process.stdout.readline() == "ready\n"
-        roster = Roster(folder)
-        assert not roster.lead()
+        registry = HostRegistry(folder)
+        assert not registry.lead()
         process.kill()
         process.wait()
-        services.wait_until(roster.lead, 5, "the office")
-        assert roster.lead()
-        assert not Roster(folder).lead()
-        roster.resign()
-        assert Roster(folder).lead()
+        services.wait_until(registry.lead, 5, "the lead")
+        assert registry.lead()
+        assert not HostRegistry(folder).lead()
+        registry.resign()
+        assert HostRegistry(folder).lead()
 
 
 def test_the_living_say_what_they_apply_and_the_dead_nothing(folder):
-    with child(folder, "roster.join(); roster.report({'pid': os.getpid(), 'version': 1})") as process:
+    with child(folder, "registry.join(); registry.report({'pid': os.getpid(), 'version': 1})") as process:
         assert process.stdout.readline() == "ready\n"
-        roster = Roster(folder)
-        roster.join()
-        roster.report({"pid": os.getpid(), "version": 2})
-        assert {(member["pid"], member["version"]) for member in roster.members()} == {
+        registry = HostRegistry(folder)
+        registry.join()
+        registry.report({"pid": os.getpid(), "version": 2})
+        assert {(member["pid"], member["version"]) for member in registry.members()} == {
             (process.pid, 1), (os.getpid(), 2),
         }  # fmt: skip
         # Seen also by a process that holds no slot.
-        assert len(Roster(folder).members()) == 2
+        assert len(HostRegistry(folder).members()) == 2
         process.kill()
         process.wait()
-        assert [member["pid"] for member in roster.members()] == [os.getpid()]
+        assert [member["pid"] for member in registry.members()] == [os.getpid()]
 
-        heir = Roster(folder)
+        heir = HostRegistry(folder)
         heir.join()
         # The dead one's words are not taken for its heir's.
-        assert [member["pid"] for member in roster.members()] == [os.getpid()]
-        roster.close()
+        assert [member["pid"] for member in registry.members()] == [os.getpid()]
+        registry.close()
         heir.close()
-        assert Roster(folder).members() == []
+        assert HostRegistry(folder).members() == []
 
 
 def test_a_slot_whose_words_are_damaged_is_passed_over(folder):
-    roster = Roster(folder)
-    roster.join()
+    registry = HostRegistry(folder)
+    registry.join()
     (folder / "0.json").write_text("{")
-    assert roster.members() == []
+    assert registry.members() == []
     (folder / "0.json").write_text("[]")
-    assert roster.members() == []
-    roster.report({"pid": 1})
+    assert registry.members() == []
+    registry.report({"pid": 1})
     assert json.loads((folder / "0.json").read_text()) == {"pid": 1}
 
 
 def test_a_folder_deleted_beneath_is_noticed(folder):
     import shutil
 
-    roster = Roster(folder)
-    roster.join()
-    assert roster.is_intact()
+    registry = HostRegistry(folder)
+    registry.join()
+    assert registry.is_intact()
     shutil.rmtree(folder)
-    assert not roster.is_intact()
-    assert not roster.has_changed()
+    assert not registry.is_intact()
+    assert not registry.has_changed()
 
 
-# --- An office whose holder is silent. ---
+# --- A leader that is silent. ---
 
 
-def test_who_holds_the_office_gives_a_sign_with_every_turn(folder):
+def test_the_leader_gives_a_heartbeat_with_every_turn(folder):
     """Others read for how long it has given none; with nobody in it, or a damaged file, that is not known."""
-    roster, other = Roster(folder), Roster(folder)
+    registry, other = HostRegistry(folder), HostRegistry(folder)
     assert other.silent_s() == 0.0
-    assert roster.lead()
+    assert registry.lead()
     time.sleep(0.3)
     assert not other.lead()
     assert other.silent_s() >= 0.3
     begun_s = time.monotonic()
-    assert roster.lead()
+    assert registry.lead()
     assert other.silent_s() <= time.monotonic() - begun_s
     (folder / "leader.lock").write_bytes(b"x")
     assert other.silent_s() == 0.0
@@ -249,10 +249,10 @@ def test_who_holds_the_office_gives_a_sign_with_every_turn(folder):
 
 def test_the_processes_of_a_server_share_one_clock(folder):
     """Another server of the same host has its own; a clock is there at once, and stays the same."""
-    ours, other = Roster(folder), Roster(folder)
+    ours, other = HostRegistry(folder), HostRegistry(folder)
     clock = ours.clock("group")
     assert clock[0] == 0.0
-    with child(folder, "roster.clock('group')[0] = 12.5") as process:
+    with child(folder, "registry.clock('group')[0] = 12.5") as process:
         assert process.stdout.readline() == "ready\n"
         assert clock[0] == 12.5
         process.stdin.close()
@@ -261,13 +261,13 @@ def test_the_processes_of_a_server_share_one_clock(folder):
 
 
 def test_clocks_of_servers_that_are_gone_are_removed_and_a_lost_one_is_made_anew(folder):
-    roster = Roster(folder)
-    clock = roster.clock("gone")
+    registry = HostRegistry(folder)
+    clock = registry.clock("gone")
     clock[0] = 1.0
-    roster.sweep_clocks({"living"})
+    registry.sweep_clocks({"living"})
     assert not list(folder.glob("limit-*"))
     # Its memory is still there for whoever looks at it now.
     assert clock[0] == 1.0
-    assert roster.clock("gone")[0] == 0.0
-    roster.sweep_clocks({"gone"})
+    assert registry.clock("gone")[0] == 0.0
+    registry.sweep_clocks({"gone"})
     assert len(list(folder.glob("limit-*"))) == 1

@@ -81,7 +81,7 @@ class Reading:
         return cls(Policy.from_json(policy) if policy is not None else None, began_s, read_at_s, fault)
 
 
-def roster_folder(identity: str, bases: Sequence[Path]) -> Path:
+def registry_folder(identity: str, bases: Sequence[Path]) -> Path:
     """The folder for a policy that is known by `identity`. Errors: `Unusable` with every reason."""
     if fcntl is None:
         raise Unusable("This system has no file locks (fcntl).")
@@ -117,7 +117,7 @@ def sweep(parent: Path, keep: str) -> list[str]:
     return removed
 
 
-class Roster:
+class HostRegistry:
     """One folder of processes that follow one policy. Take a slot of it with `join()`."""
 
     def __init__(self, folder: Path) -> None:
@@ -186,13 +186,13 @@ class Roster:
     # --- The election. ---
 
     def lead(self) -> bool:
-        """Whether this process is the one that asks the database; takes the office if it is free."""
+        """Whether this process is the one that asks the database; becomes the leader if there is none."""
         path = self.folder / "leader.lock"
         if self._leader >= 0:
             try:
                 there, here = path.lstat(), os.fstat(self._leader)
                 if (there.st_ino, there.st_dev) == (here.st_ino, here.st_dev):
-                    self._sign()
+                    self._beat()
                     return True
             except OSError:
                 pass
@@ -205,32 +205,32 @@ class Roster:
             os.close(descriptor)
             return False
         self._leader = descriptor
-        self._sign()
+        self._beat()
         return True
 
-    def _sign(self) -> None:
+    def _beat(self) -> None:
         os.pwrite(self._leader, _MOMENT.pack(time.monotonic()), 0)
 
     def silent_s(self) -> float:
-        """For how many seconds whoever holds the office has given no sign; 0.0 when that cannot be said.
+        """For how many seconds the leader has given no heartbeat; 0.0 when that cannot be said.
 
         It is given with each `lead()`. A process that is stopped, or waits for a
         database that does not answer, keeps the lock and gives none.
         """
         try:
             with os.fdopen(open_file(self.folder / "leader.lock", os.O_RDONLY), "rb") as file:
-                signed_s: float = _MOMENT.unpack(file.read(_MOMENT.size))[0]
+                beat_s: float = _MOMENT.unpack(file.read(_MOMENT.size))[0]
         except (OSError, struct.error):
             return 0.0
-        return max(0.0, time.monotonic() - signed_s)
+        return max(0.0, time.monotonic() - beat_s)
 
     @property
     def is_leading(self) -> bool:
-        """Whether this process holds the office."""
+        """Whether this process is the leader."""
         return self._leader >= 0
 
     def resign(self) -> None:
-        """Leave the office to another process."""
+        """Give up leading."""
         descriptor, self._leader = self._leader, -1
         if descriptor >= 0:
             os.close(descriptor)
