@@ -636,3 +636,39 @@ def test_a_forked_child_is_told_from_its_parent(make):
         os._exit(0 if not mark[0] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert mark[0]
+
+
+# --- The three pipelines of the runtime. ---
+
+
+def test_a_stopped_pipeline_hands_nothing_on_and_starts_again(otel_spans):
+    current = runtime.current()
+    before = runtime.tracer()
+    current.traces.stop()
+    try:
+        runtime.tracer().start_span("stopped").end()
+        # A tracer that was handed out earlier goes on to work, and its spans go nowhere.
+        before.start_span("handed out").end()
+        assert current.tracer_provider is None and not list(otel_spans)
+    finally:
+        runtime.restart()
+    runtime.tracer().start_span("started").end()
+    before.start_span("handed out").end()
+    assert [span.name for span in otel_spans] == ["started", "handed out"]
+
+
+def test_each_pipeline_starts_stops_and_follows_a_fork():
+    current = runtime.current()
+    for pipeline in (current.traces, current.metrics, current.logs):
+        for name in ("start", "stop", "after_fork"):
+            assert callable(getattr(pipeline, name))
+
+
+def test_settings_that_are_refused_stop_all_three():
+    current = runtime.current()
+    with override_settings(
+        OTEL={"TRACES": {"EXPORTERS": ["tests.nowhere.Exporter"]}, "LOGS": {"EXPORTERS": ["nothing"]}}
+    ):
+        assert not current.enabled and current.problems
+        assert current.traces.switch.parts == () and current.logs.parts == () and current.metrics.thread is None
+    assert current.enabled and not current.problems
