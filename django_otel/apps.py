@@ -105,7 +105,7 @@ def _register_checks() -> None:
 
 
 def _build_check(name: str) -> Callable[..., list[CheckMessage]]:
-    def check(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    def check(app_configs: object = None, **kwargs: object) -> list[CheckMessage]:
         from django_otel.operations import checks
 
         found: list[CheckMessage] = getattr(checks, name)(app_configs, **kwargs)

@@ -11,14 +11,13 @@ import asyncio
 import functools
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from django_otel import runtime
 from django_otel.base import guard
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Scope = MutableMapping[str, object]
+Receive = Callable[[], Awaitable[MutableMapping[str, object]]]
+Send = Callable[[MutableMapping[str, object]], Awaitable[None]]
 
 
 async def serve_lifespan(receive: Receive, send: Send) -> None:
@@ -49,7 +48,7 @@ def answer_lifespan() -> None:
         return
 
     @functools.wraps(original)
-    async def call(self: Any, scope: Scope, receive: Receive, send: Send) -> None:
+    async def call(self: object, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await serve_lifespan(receive, send)
         else:

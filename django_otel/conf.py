@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from django.conf import settings
 from django.core.signals import setting_changed
@@ -95,7 +94,7 @@ def on_change(callback: Callable[[], None]) -> None:
         _change_callbacks.append(callback)
 
 
-def _on_setting_changed(*, setting: str, **_: Any) -> None:
+def _on_setting_changed(*, setting: str, **_: object) -> None:
     if setting == "OTEL":
         forget()
         for callback in _change_callbacks:

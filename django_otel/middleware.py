@@ -367,7 +367,7 @@ class OTelMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self._is_async:
             return self.__acall__(request)
-        observer = get_observer()
+        observer = _held.observer if _runtime.generation == _held.generation else get_observer()
         record = observer.begin(request) if observer is not None else None
         if record is None:
             return self._serve_unmeasured(request)
@@ -421,7 +421,7 @@ class OTelMiddleware:
         return await sync_to_async(views.settle)(page, request, response)
 
 
-def _on_request_exception(*, request: Any = None, **_: Any) -> None:
+def _on_request_exception(*, request: Any = None, **_: object) -> None:
     """Django turned an unhandled exception into a 500 response; note it for the span."""
     import sys
 
@@ -430,7 +430,7 @@ def _on_request_exception(*, request: Any = None, **_: Any) -> None:
         record.exception = sys.exc_info()[1]
 
 
-def _on_setting_changed(*, setting: str, **_: Any) -> None:
+def _on_setting_changed(*, setting: str, **_: object) -> None:
     if setting in _REBUILDING_SETTINGS:
         _held.generation = -1
 

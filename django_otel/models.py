@@ -352,7 +352,7 @@ class SamplingRule(models.Model):
 
 
 # Names that the models have beside the words of the migrations, so that they need no migration of their own.
-_FIELD_NAMES: dict[type[models.Model], dict[str, Any]] = {
+_FIELD_NAMES: dict[type[models.Model], dict[str, object]] = {
     SamplingPolicy: {
         "enabled": gettext_lazy("enabled"),
         "ratio": gettext_lazy("ratio"),

@@ -22,7 +22,7 @@ from django.utils import translation
 from django.utils.module_loading import import_string
 from django.utils.regex_helper import normalize
 
-View = TypeVar("View", bound=Callable[..., Any])
+View = TypeVar("View", bound=Callable[..., object])
 
 _MARK = "django_otel_page"
 #: Settings that change where our pages are.
@@ -38,7 +38,7 @@ def own_page(view: View) -> View:
     return view
 
 
-def is_own_page(view: Any) -> bool:
+def is_own_page(view: object) -> bool:
     """Whether `view` is a page of ours, without a wrapper."""
     return getattr(view, _MARK, None) is view
 
@@ -121,7 +121,7 @@ def _literal_paths(pattern: Any) -> list[str]:
     return [form for form, parameters in normalize(pattern.regex.pattern) if not parameters]
 
 
-def _on_setting_changed(*, setting: str, **_: Any) -> None:
+def _on_setting_changed(*, setting: str, **_: object) -> None:
     if setting in SETTINGS:
         _find_own_paths.cache_clear()
         _may_choose_urlconf.cache_clear()

@@ -54,7 +54,7 @@ class _Loader:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
-    def create_module(self, spec: Any) -> Any:
+    def create_module(self, spec: object) -> Any:
         create = getattr(self._loader, "create_module", None)
         return None if create is None else create(spec)
 

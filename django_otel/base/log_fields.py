@@ -21,7 +21,7 @@ class EarlyFactory:
         self.earlier = earlier
         self._fields = build_outside_fields("")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+    def __call__(self, *args: object, **kwargs: object) -> logging.LogRecord:
         record = self.earlier(*args, **kwargs)
         record.__dict__.update(self._fields)
         return record

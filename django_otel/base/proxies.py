@@ -8,7 +8,7 @@ from typing import Any
 _MAX_DEPTH = 10
 
 
-def is_proxy(value: Any) -> bool:
+def is_proxy(value: object) -> bool:
     """Whether a value claims another class than its own, as `SimpleLazyObject` does. Evaluates a lazy one."""
     return value.__class__ is not type(value)
 
@@ -28,7 +28,7 @@ def resolve(value: Any) -> Any:
     return value
 
 
-def _inner(proxy: Any) -> Any:
+def _inner(proxy: object) -> Any:
     # Not getattr(), which a proxy hands on to what it stands for.
     try:
         held = object.__getattribute__(proxy, "__dict__")

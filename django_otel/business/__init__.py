@@ -100,7 +100,7 @@ class _Registration:
 
     model: type[models.Model] | str
     place: str
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     is_setting: bool = False
 
 
@@ -300,7 +300,7 @@ def _build_spec(
 
 def _checked(registration: _Registration, cls: type[models.Model], found: list[Problem]) -> dict[str, Any]:
     """The usable part of a registration; what is wrong with the rest goes to `found`."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
 
     def misfit(key: str, value: object, expected: str, hint: str = "") -> None:
         message = f"{_name(registration, key)} is {value!r}; expected {expected}."
@@ -369,7 +369,7 @@ def _find_column(
 
 
 def _build_transitions(
-    registration: _Registration, cls: type[models.Model], value: Mapping[Any, Any], found: list[Problem]
+    registration: _Registration, cls: type[models.Model], value: Mapping[object, object], found: list[Problem]
 ) -> Iterator[Transition]:
     from django_otel.business.loaded import UNKNOWN, comparable
     from django_otel.business.specs import Transition
@@ -478,7 +478,7 @@ def _patch_saving(cls: type[models.Model]) -> None:
     own = cls.__dict__.get("save_base")
 
     @functools.wraps(own or models.Model.save_base)
-    def save_base(self: models.Model, *args: Any, **kwargs: Any) -> None:
+    def save_base(self: models.Model, *args: object, **kwargs: object) -> None:
         inherited: Any = super(cls, self)
         original = own.__get__(self) if own is not None else inherited.save_base
         save = model_events.open_save(self)

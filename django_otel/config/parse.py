@@ -57,7 +57,7 @@ def _place(dotted: str) -> str:
 
 
 def _read_section(
-    kind: type, mapping: Mapping[Any, object], prefix: str, given: dict[str, object], problems: list[Problem]
+    kind: type, mapping: Mapping[object, object], prefix: str, given: dict[str, object], problems: list[Problem]
 ) -> None:
     known = {entry.name.upper(): entry for entry in dataclasses.fields(kind) if "internal" not in entry.metadata}
     for name, value in mapping.items():

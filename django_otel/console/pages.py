@@ -146,7 +146,7 @@ class _Asked:
     problems: dict[str, str]
 
 
-def _parse_filter(query: Mapping[str, Any]) -> _Asked:
+def _parse_filter(query: Mapping[str, object]) -> _Asked:
     """The filter of a query string. What cannot be read is kept in the form, and named in `problems`."""
     given = {name: str(query.get(name, "")).strip()[:500] for name in _FILTER_NAMES}
     problems: dict[str, str] = {}

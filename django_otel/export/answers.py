@@ -95,7 +95,7 @@ class Answers:
                 return
             self.take(message)
 
-    def take(self, message: Any) -> None:
+    def take(self, message: object) -> None:
         """Count what an answer of success says was refused."""
         partial = getattr(message, "partial_success", None)
         if partial is None:
@@ -171,7 +171,7 @@ class Points:
         )
 
     @classmethod
-    def halve(cls, part: Any, count: int) -> tuple[Any, Any]:
+    def halve(cls, part: object, count: int) -> tuple[Any, Any]:
         return cls._cut(part, 0, count // 2), cls._cut(part, count // 2, count)
 
     @staticmethod

@@ -62,7 +62,7 @@ class _Watchdog:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def build_session(answers: Answers, base: Any = None, *arguments: Any) -> Any:
+def build_session(answers: Answers, base: Any = None, *arguments: object) -> Any:
     """A session for one exporting thread at a time; what receivers answer goes to `answers`.
 
     `base` is the class of sessions to build on, `arguments` are those of its constructor.
@@ -74,7 +74,7 @@ def build_session(answers: Answers, base: Any = None, *arguments: Any) -> Any:
     base = requests.Session if base is None else base
 
     class Session(base):  # type: ignore[misc]
-        def request(self, method: Any, url: Any, *args: Any, **options: Any) -> Any:
+        def request(self, method: Any, url: object, *args: object, **options: object) -> Any:
             timeout_s = options.get("timeout")
             timeout_s = float(timeout_s) if isinstance(timeout_s, (int, float)) else _DEFAULT_TIMEOUT_S
             if options.get("verify") is None and self.verify is not True:

@@ -33,7 +33,7 @@ def to_json(data: bytes, signal: str) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def _write_hex(content: Any) -> None:
+def _write_hex(content: object) -> None:
     if isinstance(content, list):
         for item in content:
             _write_hex(item)
@@ -53,7 +53,7 @@ class JsonSession(requests.Session):
         self._signal = signal
         self._compression = compression
 
-    def send(self, request: requests.PreparedRequest, **arguments: Any) -> requests.Response:
+    def send(self, request: requests.PreparedRequest, **arguments: object) -> requests.Response:
         if isinstance(request.body, bytes):
             body = to_json(request.body, self._signal)
             if self._compression in _CONTAINERS:

@@ -44,13 +44,13 @@ def export_first(export: Callable[[], object], budget_s: float) -> None:
     _wrap(os, "kill", lambda pid, number, *_: pid == os.getpid() and is_end(number), finish)
 
 
-def _wrap(module: Any, name: str, is_end: Callable[..., bool], finish: Callable[[], None]) -> None:
+def _wrap(module: object, name: str, is_end: Callable[..., bool], finish: Callable[[], None]) -> None:
     original = getattr(module, name, None)
     if original is None or hasattr(original, _MARK):
         return
 
     @functools.wraps(original)
-    def wrapper(*args: Any, **options: Any) -> Any:
+    def wrapper(*args: object, **options: object) -> Any:
         with guard.contained("looking whether the process ends"):
             if is_end(*args, **options):
                 finish()

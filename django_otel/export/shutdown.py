@@ -10,7 +10,7 @@ from django_otel.base import guard
 from django_otel.export.batch import BatchWorker
 
 
-def is_waiting(part: Any) -> bool:
+def is_waiting(part: object) -> bool:
     """Whether a processor holds something that is not exported yet."""
     worker = getattr(part, "worker", None)
     return isinstance(worker, BatchWorker) and worker.is_used

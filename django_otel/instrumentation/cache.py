@@ -104,7 +104,7 @@ def _note(alias: str, operation: str, took_s: float, outcomes: tuple[tuple[str, 
         series.add(float(number))
 
 
-def _measure(alias: str, operation: str, call: Callable[[], Any], outcomes: Callable[[Any], Any]) -> Any:
+def _measure(alias: str, operation: str, call: Callable[[], object], outcomes: Callable[[Any], Any]) -> Any:
     """Run one operation that is not part of another one; `outcomes(result)` gives pairs of outcome and number."""
     token = _is_inside.set(True)
     swallowed: list[bool] = []
@@ -128,22 +128,22 @@ def _measure(alias: str, operation: str, call: Callable[[], Any], outcomes: Call
     return result
 
 
-def _ok(result: Any) -> tuple[tuple[str, int], ...]:
+def _ok(result: object) -> tuple[tuple[str, int], ...]:
     return (("ok", 1),)
 
 
-def _has(result: Any) -> tuple[tuple[str, int], ...]:
+def _has(result: object) -> tuple[tuple[str, int], ...]:
     return (("hit" if result else "miss", 1),)
 
 
-def _got(result: Any) -> tuple[tuple[str, int], ...]:
+def _got(result: object) -> tuple[tuple[str, int], ...]:
     return (("miss" if result is _MISSING else "hit", 1),)
 
 
 def _measured(method: Callable[..., Any], alias: str, operation: str) -> Callable[..., Any]:
     outcomes = _has if operation == "has_key" else _ok
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Any:
         if _is_inside.get():
             return method(*args, **kwargs)
         return _measure(alias, operation, lambda: method(*args, **kwargs), outcomes)
@@ -154,7 +154,7 @@ def _measured(method: Callable[..., Any], alias: str, operation: str) -> Callabl
 def _measured_get(method: Callable[..., Any], alias: str) -> Callable[..., Any]:
     cache = getattr(method, "__self__", None)
 
-    def get(key: Any, default: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def get(key: object, default: object = None, *args: object, **kwargs: object) -> Any:
         if _is_inside.get():
             return method(key, default, *args, **kwargs)
         refill = _refill.get()
@@ -172,7 +172,7 @@ def _measured_get(method: Callable[..., Any], alias: str) -> Callable[..., Any]:
 def _measured_get_or_set(method: Callable[..., Any]) -> Callable[..., Any]:
     cache = getattr(method, "__self__", None)
 
-    def get_or_set(key: Any, *args: Any, **kwargs: Any) -> Any:
+    def get_or_set(key: object, *args: object, **kwargs: object) -> Any:
         token = _refill.set(_Refill(cache, key))
         try:
             return method(key, *args, **kwargs)
@@ -196,7 +196,7 @@ def _measured_aget_or_set(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _measured_get_many(method: Callable[..., Any], alias: str) -> Callable[..., Any]:
-    def get_many(keys: Any, *args: Any, **kwargs: Any) -> Any:
+    def get_many(keys: Any, *args: object, **kwargs: object) -> Any:
         if _is_inside.get():
             return method(keys, *args, **kwargs)
         asked = keys if isinstance(keys, list | tuple | set | frozenset) else list(keys)
@@ -253,7 +253,7 @@ class _Bound:
         self.__name__ = getattr(method, "__name__", "")
         self._call = call
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         return self._call(*args, **kwargs)
 
 

@@ -70,7 +70,7 @@ def _describe(frame: FrameType) -> dict[str, Any]:
     }
 
 
-def _describe_node(node: Any) -> dict[str, Any]:
+def _describe_node(node: object) -> dict[str, Any]:
     """Where a template node stands."""
     origin, token = getattr(node, "origin", None), getattr(node, "token", None)
     name, line = getattr(origin, "name", None), getattr(token, "lineno", None)

@@ -55,7 +55,7 @@ class SamplingPolicyAdmin(PolicyPages):
         """From the alias that is written to: a replica may not have what was saved a moment ago."""
         return super().get_queryset(request).using(alias())
 
-    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+    def get_readonly_fields(self, request: HttpRequest, obj: object = None) -> tuple[str, ...]:
         return ("shown_note",)
 
     @admin.display(description=gettext_lazy("note"))
@@ -77,7 +77,7 @@ class SamplingPolicyAdmin(PolicyPages):
     # --- The pages. ---
 
     @needs_tables
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> HttpResponse:
         if self._row_exists():
             return HttpResponseRedirect(self._row_url())
         if self.has_add_permission(request):
@@ -86,7 +86,7 @@ class SamplingPolicyAdmin(PolicyPages):
 
     @needs_tables
     def add_view(
-        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, object] | None = None
     ) -> HttpResponse:
         if self._row_exists():
             if request.method == "POST":
@@ -100,7 +100,7 @@ class SamplingPolicyAdmin(PolicyPages):
         request: HttpRequest,
         object_id: str | None = None,
         form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
+        extra_context: dict[str, object] | None = None,
     ) -> HttpResponse:
         context = {
             **(extra_context or {}),
@@ -125,13 +125,13 @@ class SamplingPolicyAdmin(PolicyPages):
 
     @needs_tables
     def delete_view(
-        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, object] | None = None
     ) -> HttpResponse:
         return super().delete_view(request, object_id, extra_context)
 
     @needs_tables
     def history_view(
-        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, object] | None = None
     ) -> HttpResponse:
         return super().history_view(request, object_id, extra_context)
 
@@ -150,7 +150,7 @@ class SamplingPolicyAdmin(PolicyPages):
 
     # --- Saving. ---
 
-    def save_model(self, request: HttpRequest, obj: SamplingPolicy, form: Any, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: SamplingPolicy, form: object, change: bool) -> None:
         """Nothing yet: policy and rules are saved together, as one change."""
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:

@@ -52,7 +52,7 @@ class _Number(forms.NumberInput):
     def __init__(self, **attrs: str) -> None:
         super().__init__({"min": "0", "step": "any", **attrs})
 
-    def format_value(self, value: Any) -> Any:
+    def format_value(self, value: object) -> Any:
         return f"{value:.10g}" if isinstance(value, float) else super().format_value(value)
 
 
@@ -133,7 +133,7 @@ class SamplingPolicyForm(_EndingForm):
             self.initial.setdefault("ratio", follower.status()["base_ratio"])
 
     def clean(self) -> dict[str, Any]:
-        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        cleaned: dict[str, object] = super().clean() or self.cleaned_data
         self.choose_end()
         seen = cleaned.get("seen_version")
         if seen is not None:
@@ -192,7 +192,7 @@ class SamplingRuleForm(_EndingForm):
         field.choices = [("", pgettext("any method", "any")), *((method, method) for method in models.METHODS)]
 
     def clean(self) -> dict[str, Any]:
-        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        cleaned: dict[str, object] = super().clean() or self.cleaned_data
         self.choose_end()
         return cleaned
 

@@ -46,7 +46,7 @@ def needs_tables(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
     """Say what to do, rather than fail, where the tables are missing or their database does not answer."""
 
     @functools.wraps(view)
-    def guarded(self: PolicyPages, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+    def guarded(self: PolicyPages, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
         try:
             # Under ATOMIC_REQUESTS PostgreSQL would answer nothing more, not even which tables there are.
             is_atomic = connections[alias()].in_atomic_block

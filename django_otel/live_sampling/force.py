@@ -43,7 +43,7 @@ def _salt() -> str:
     return f"django_otel.force:{runtime.current().config.service_name or ''}"
 
 
-def force_trace_token(user: Any, ttl_s: float = 3600.0) -> str:
+def force_trace_token(user: object, ttl_s: float = 3600.0) -> str:
     """A token that traces one visit, for the parameter `otel_force_token` of any address of this site.
 
     Takes effect while `OTEL["SAMPLING"]["FORCE"]` is True. Whoever has the link
@@ -132,7 +132,7 @@ def is_valid(token: str, meta: Mapping[str, Any] | None = None) -> bool:
     return _is_user_entitled(content[0], content[2])
 
 
-async def look_up(meta: dict[str, Any]) -> None:
+async def look_up(meta: dict[str, object]) -> None:
     """Ask for the users of the tokens of a request, for `find_token` in async code."""
     candidates = list(_candidates(meta))
     if candidates:
@@ -156,7 +156,7 @@ def _candidates(meta: Mapping[str, Any]) -> Iterator[str]:
             yield found.group(1).strip().strip('"')
 
 
-def find_token(meta: Mapping[str, Any]) -> str | None:
+def find_token(meta: Mapping[str, object]) -> str | None:
     """The valid token that a request brings in its query string or its cookie; None for nearly all requests."""
     return next((token for token in _candidates(meta) if is_valid(token, meta)), None)
 

@@ -35,7 +35,7 @@ def allow_many_fields(
     """
 
     @functools.wraps(view)
-    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+    def wrapper(request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
         limit = settings.DATA_UPLOAD_MAX_NUMBER_FIELDS
         if request.method == "POST" and limit is not None and limit < MAX_FIELDS and may_send(request):
             _read_form(request)

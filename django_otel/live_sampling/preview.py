@@ -233,7 +233,7 @@ class Automaton:
         self.moves[at].append((_ANY, at))
         self.end = at
 
-    def add_branches(self, branches: Iterable[Any], flags: int) -> None:
+    def add_branches(self, branches: Iterable[object], flags: int) -> None:
         begin, ends = self.end, []
         for branch in branches:
             self.end = self.add_state()
@@ -244,7 +244,7 @@ class Automaton:
         for end in ends:
             self.empty_moves[end].append(self.end)
 
-    def add_repeated(self, least: int, most: int, parsed: Any, flags: int) -> None:
+    def add_repeated(self, least: int, most: int, parsed: object, flags: int) -> None:
         for _ in range(min(least, _MOST_COPIES)):
             self.add_parsed(parsed, flags)
         if most is sre.MAXREPEAT or most > _MOST_COPIES:

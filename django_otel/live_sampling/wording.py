@@ -6,7 +6,7 @@ import datetime
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from django.utils import formats, timezone
 from django.utils.translation import gettext, gettext_lazy, gettext_noop, ngettext, pgettext
@@ -210,7 +210,7 @@ def rule_name(rule: RuleLike) -> str:
     return visible(f"{rule.method} {rule.path or rule.route}".strip())
 
 
-def list_values(values: Mapping[str, Any], *, always: Iterable[str] = ()) -> str:
+def list_values(values: Mapping[str, object], *, always: Iterable[str] = ()) -> str:
     """For the history of something new: what is not empty, and what is named in `always`."""
     return "; ".join(
         f"{label}: {show(value)}"
@@ -219,7 +219,7 @@ def list_values(values: Mapping[str, Any], *, always: Iterable[str] = ()) -> str
     )
 
 
-def list_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def list_changes(before: Mapping[str, object], after: Mapping[str, object]) -> str:
     """For the history of a change: what each value was and is."""
     return "; ".join(
         f"{label}: {show(before.get(label))} → {show(value)}"

@@ -154,7 +154,7 @@ class SdkMetrics:
                 self._points[point_key] = point
                 family.points.append(point)
 
-    def _parse_point(self, data_point: Any) -> Point:
+    def _parse_point(self, data_point: object) -> Point:
         point = _parse_point(data_point)
         point.attributes = self.scrub(point.attributes)
         return point

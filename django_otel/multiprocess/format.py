@@ -133,7 +133,7 @@ def pack_series(definition_index: int, attributes: Attributes, base: int, start_
     return _pack_entry({"s": [definition_index, attributes, base, start_time_unix_nano]})
 
 
-def _pack_entry(content: Any) -> bytes:
+def _pack_entry(content: object) -> bytes:
     payload = json.dumps(content, separators=(",", ":")).encode()
     return ENTRY.pack(len(payload), zlib.crc32(payload)) + payload
 

@@ -148,7 +148,7 @@ class HostRegistry:
             lease.close()
         self.resign()
 
-    def report(self, content: Mapping[str, Any]) -> None:
+    def report(self, content: Mapping[str, object]) -> None:
         """Say who this process is and what it has applied, if that is news. Errors: `OSError`."""
         found = dict(content)
         if self.lease is not None and found != self._reported:

@@ -37,7 +37,7 @@ _HTTP_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
 # --- Errors. ---
 
 
-def check_configuration(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+def check_configuration(app_configs: object = None, **kwargs: object) -> list[CheckMessage]:
     """E001, E002, E003, E004, E005: what `settings.OTEL`, or a registration of business events, says cannot be done."""
     problems = list(conf.get_problems())
     if not problems:
@@ -154,20 +154,20 @@ def _iterate_paths(config: Config) -> Iterator[tuple[str, str]]:
 # --- Warnings. ---
 
 
-def check_project(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+def check_project(app_configs: object = None, **kwargs: object) -> list[CheckMessage]:
     """W001, W002, W003, W005, W007, W009 to W017: what is probably not meant."""
     return list(_run((_check_middleware, _check_double, _check_environment, _check_driver, _check_headers,
                       _check_provider, _check_instrumentors, _check_shared_folder, _check_endpoints, _check_store,
                       _check_nothing, _check_static_files)))  # fmt: skip
 
 
-def check_deployment(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+def check_deployment(app_configs: object = None, **kwargs: object) -> list[CheckMessage]:
     """W004, W006: fine while developing, rarely meant in production (`check --deploy`)."""
     return list(_run((_check_metrics_access, _check_ratio)))
 
 
 def check_live_table(
-    app_configs: object = None, databases: Sequence[str] | None = None, **kwargs: Any
+    app_configs: object = None, databases: Sequence[str] | None = None, **kwargs: object
 ) -> list[CheckMessage]:
     """W008: sampling is to follow the admin, but its table is missing. Asks the database, hence its tag."""
     # migrate itself runs this check before it makes the table.
@@ -407,7 +407,7 @@ def _check_environment(config: Config) -> Iterator[CheckMessage]:
         yield Warning(ignored, id="django_otel.W013")
 
 
-def _is_given(mapping: Mapping[str, Any], dotted: str) -> bool:
+def _is_given(mapping: Mapping[str, object], dotted: str) -> bool:
     found: Any = mapping
     for part in dotted.split("."):
         if not isinstance(found, Mapping) or part not in found:

@@ -212,7 +212,7 @@ def _is_nonsense(text: str) -> bool:
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """An exception, what it was raised from, and what libraries carry in `reason` and `args`."""
     seen: set[int] = set()
-    waiting: list[Any] = [error]
+    waiting: list[object] = [error]
     while waiting:
         current = waiting.pop(0)
         if not isinstance(current, BaseException) or id(current) in seen:

@@ -132,7 +132,7 @@ class LibrarySpanCleaner:
             instrumentation_scope=scope,
         )
 
-    def _sql(self, name: str, vendor: str, given: Mapping[str, Any], changes: dict[str, Any]) -> str:
+    def _sql(self, name: str, vendor: str, given: Mapping[str, object], changes: dict[str, object]) -> str:
         """Statement, operation and name as our own database spans have them."""
         found: statements.Statement | None = None
         for key in _STATEMENTS:
@@ -151,7 +151,7 @@ class LibrarySpanCleaner:
         # Theirs is the statement's first word, whatever that is: a comment mark, a bracket, even a literal.
         return found.summary
 
-    def _redis(self, name: str, given: Mapping[str, Any], changes: dict[str, Any]) -> str:
+    def _redis(self, name: str, given: Mapping[str, object], changes: dict[str, object]) -> str:
         for key in given:
             # Documents that were found, and what was looked for.
             if key.startswith("redis.search.xdoc_") or key == "redis.search.query":
@@ -175,7 +175,7 @@ class LibrarySpanCleaner:
         return name
 
     def _event(self, event: Event, system: str) -> Event:
-        changes: dict[str, Any] = {}
+        changes: dict[str, object] = {}
         given = event.attributes or {}
         for key, value in given.items():
             if isinstance(value, str) and key in ("exception.message", "exception.stacktrace"):
@@ -211,7 +211,7 @@ def _cleaner(statement: str, keep_query: bool) -> LibrarySpanCleaner:
     return LibrarySpanCleaner(statement, keep_query)
 
 
-def _change(given: Mapping[str, Any], changes: dict[str, Any], key: str, value: Any) -> None:
+def _change(given: Mapping[str, object], changes: dict[str, object], key: str, value: object) -> None:
     if value != given.get(key):
         changes[key] = value
 
@@ -220,7 +220,7 @@ def _hide_arguments(match: re.Match[str]) -> str:
     return f"{match.group(1) or match.group(2)}?{match.group(3) or ''}"
 
 
-def _drop_queries(given: Mapping[str, Any], changes: dict[str, Any]) -> None:
+def _drop_queries(given: Mapping[str, object], changes: dict[str, object]) -> None:
     if "url.query" in given:
         changes["url.query"] = None
     for key in _URLS:

@@ -119,6 +119,7 @@ class Observer(RequestFinisher):
             record.request_class = request_class
             # Not at the end, when the request has grown and is slow to ask.
             record.content_length = meta.get("CONTENT_LENGTH")
+            record.dropped = {}
             record.queries = 0
             record.spans = 1
             record.rare = record.decisions = None

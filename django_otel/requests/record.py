@@ -42,10 +42,9 @@ _USUAL = RareState()
 class RequestRecord:
     """One request under way, filled in by `Observer.begin`. `queries` is counted up by the database layer."""
 
-    # Without `__init__` and defaults in the class, and with a dict only for the one attribute that few requests have:
-    # docs/decisions/hot-path.md.
+    # Without `__init__` and defaults in the class: docs/decisions/hot-path.md.
     __slots__ = (
-        "__dict__", "content_length", "context_token", "decisions", "is_finished", "low_bits", "notes", "observer",
+        "content_length", "context_token", "decisions", "dropped", "is_finished", "low_bits", "notes", "observer",
         "queries", "rare", "request", "request_class", "span_or_none", "spans", "started_s",
     )  # fmt: skip
     observer: Observer
@@ -56,6 +55,8 @@ class RequestRecord:
     span_or_none: trace.Span | None
     #: Of that one's trace id, if it was decided by them.
     low_bits: int | None
+    #: The span that is not recorded, once it was asked for.
+    dropped: dict[str, DroppedSpan]
     started_s: float
     queries: int
     #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
@@ -87,7 +88,7 @@ class RequestRecord:
             dropped = DroppedSpan()
             dropped.shared, dropped.low_bits, dropped.below = self.observer.shared, self.low_bits, None
             # Of two threads that ask at once both see the same.
-            found = self.span_or_none = self.__dict__.setdefault("_dropped", dropped)
+            found = self.span_or_none = self.dropped.setdefault("span", dropped)
         return found
 
     def make_rare(self) -> RareState:

@@ -154,7 +154,7 @@ def _event(name: str, attributes: dict[str, Any]) -> None:
     api.event(name, **attributes)
 
 
-def _attribute(name: str, values: dict[str, Any]) -> None:
+def _attribute(name: str, values: dict[str, object]) -> None:
     api.set_attributes(**{name: values.get("value")})
 
 

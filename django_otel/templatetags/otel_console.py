@@ -67,7 +67,7 @@ def _without_punctuation(part: str) -> str:
 
 
 @register.filter
-def bdi_each(values: Iterable[Any]) -> list[Any]:
+def bdi_each(values: Iterable[object]) -> list[Any]:
     """`bdi` of each text of a list, and of the lists within it."""
     return [bdi_each(value) if isinstance(value, list | tuple) else bdi(value) for value in values]
 

@@ -15,8 +15,6 @@ from django_otel.testing.recorded import RecordedLogs, RecordedMetrics, Recorded
 from django_otel.testing.tools import ABSENT, collect, is_used, put_in_memory
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from opentelemetry.sdk._logs import ReadableLogRecord
     from opentelemetry.sdk.trace import ReadableSpan
 
@@ -30,7 +28,7 @@ def pytest_collection() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
     # pytest-django makes the test database in the first test that wants it; its queries are not that test's.
     if fixturedef.argname != "django_db_setup" or not is_used():
         return (yield)

@@ -67,7 +67,7 @@ class StoredProcess:
     pid: int
     started_s: float
     seen_s: float
-    facts: Mapping[str, Any]
+    facts: Mapping[str, object]
 
 
 Stored = StoredSpans | StoredLog | StoredSample | StoredProcess

@@ -107,7 +107,7 @@ class SpanPreparer:
         stored.service = self._services[id(resource)][1]
         stored.root_start_ns = start_ns or 0
         stored.root_end_ns = end_ns or stored.root_start_ns
-        values: Mapping[str, Any] = attributes or {}
+        values: Mapping[str, object] = attributes or {}
         if library_spans.is_library_scope(scope):
             cleaned = self._clean(to_readable(span))
             name, values = cleaned.name, cleaned.attributes or {}

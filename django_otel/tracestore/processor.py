@@ -289,7 +289,7 @@ def numbers_of(families: Sequence[Family]) -> dict[str, Any]:
     A histogram is the list of its count, its sum and its buckets (not cumulative); their bounds are a text under
     "bounds". Durations are seconds.
     """
-    numbers: dict[str, Any] = {"routes": {}, "bounds": {}, "cache": {}, "events": {}, "failures": {}, "dropped": {}}
+    numbers: dict[str, object] = {"routes": {}, "bounds": {}, "cache": {}, "events": {}, "failures": {}, "dropped": {}}
     for family in families:
         if family.scope.name != OWN_SCOPE.name:
             continue
@@ -348,7 +348,7 @@ def _take_by(place: str, attribute: str) -> Callable[[dict[str, Any], Family, Po
     return take
 
 
-_TAKERS: dict[str, Callable[[dict[str, Any], Family, Point], None]] = {
+_TAKERS: dict[str, Callable[[dict[str, object], Family, Point], None]] = {
     "http.server.request.duration": _take_duration,
     "django.request.queries": _take_queries,
     "django.cache.operations": _take_by("cache", "django.cache.outcome"),

@@ -93,7 +93,7 @@ def are_ready(attributes: Mapping[str, Any], limits: SpanLimits) -> bool:
     return (most is None or len(attributes) <= most) and clean(attributes, longest, most, str)[0] is attributes
 
 
-def store(kept: dict[str, Any], cleaned: Mapping[str, Any], most: int | None) -> int:
+def store(kept: dict[str, Any], cleaned: Mapping[str, object], most: int | None) -> int:
     """Add attributes to the kept ones; beyond `most` the oldest go. How many went."""
     dropped = 0
     for key, value in cleaned.items():

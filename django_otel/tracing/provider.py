@@ -47,7 +47,7 @@ class Distributor(SpanProcessor):
             self.on_change()
 
 
-def does_nothing(method: Any, function: Any) -> bool:
+def does_nothing(method: Any, function: object) -> bool:
     """Whether a processor's method is `SpanProcessor`'s own."""
     return getattr(method, "__func__", None) is function
 

@@ -194,7 +194,7 @@ class RecordedSpan(SpanFields):
         if full:
             warn_full(full, most)
 
-    def _add(self, cleaned: Mapping[str, Any], dropped: int, refusal: str) -> None:
+    def _add(self, cleaned: Mapping[str, object], dropped: int, refusal: str) -> None:
         most = self._limits.max_span_attributes
         lock = self._lock
         lock.acquire()

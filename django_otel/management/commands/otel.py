@@ -53,7 +53,7 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
     requires_migrations_checks = False
 
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: object) -> CommandParser:
         self.help = gettext("Shows the configuration of django_otel and tries it out.")
         kwargs.setdefault("epilog", _exit_codes())
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -236,7 +236,7 @@ class Command(BaseCommand):
 
     # --- dashboards, rules and collector ---
 
-    def _monitoring(self, name: str, options: Mapping[str, Any]) -> int:
+    def _monitoring(self, name: str, options: Mapping[str, object]) -> int:
         config = self._read_config()
         if config is None:
             return BAD_CONFIGURATION
