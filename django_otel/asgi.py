@@ -1,8 +1,8 @@
-"""What ASGI servers need beyond the middleware: a flush when they stop.
+"""Export at the stop of an ASGI server, beyond the middleware.
 
 uvicorn ends a worker by raising the signal again with its default action, so
 nothing registered with `atexit` runs. Django's handler refuses the lifespan
-protocol, which would tell us in time; so we answer it.
+protocol, which would notify us in time; so we answer it.
 """
 
 from __future__ import annotations

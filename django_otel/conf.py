@@ -33,7 +33,7 @@ def get_config() -> Config:
 
 
 def get_problems() -> list[Problem]:
-    """What is wrong with `settings.OTEL`; empty when nothing is."""
+    """Return the problems of `settings.OTEL`; empty if it is valid."""
     try:
         get_config()
     except ConfigError as error:

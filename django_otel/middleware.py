@@ -111,7 +111,7 @@ def _find_static_prefixes() -> tuple[str, ...]:
     prefixes = []
     for url in (settings.STATIC_URL, settings.MEDIA_URL):
         path = urlsplit(url or "").path.removeprefix(script_prefix)
-        # Served from the root of the site, it cannot be told from the pages.
+        # Served from the root of the site, it cannot be distinguished from pages.
         if path.strip("/"):
             prefixes.append(f"/{path.strip('/')}/")
     return tuple(prefixes)

@@ -74,7 +74,7 @@ class Process(ProcessState):
         return self.logs.find_provider()
 
     def processors(self) -> list[_Processor]:
-        """What spans and log records are handed to, in force now."""
+        """Return the current processors of spans and log records."""
         parts: list[_Processor] = [*self.traces.switch.parts, *self.logs.parts]
         if self.console is not None and self.console not in parts:
             # Another tool's provider is in use: numbers and logs are stored all the same.

@@ -12,7 +12,7 @@
 - `using`: the alias of the database.
 
 It is sent with `send_robust`: an exception in a receiver is logged by Django
-and harms nobody. After a commit the connection is out of the transaction, as it
+and has no effect on the caller. After a commit the connection is out of the transaction, as it
 is in `transaction.on_commit`; after a rollback to a savepoint the transaction
 around it is still open. In a transaction with more than
 `transactions.PENDING_LIMIT` events the signal is not sent for those beyond it.

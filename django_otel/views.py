@@ -51,7 +51,7 @@ def _answer(text: object, status: int = 200) -> HttpResponse:
 
 
 def _probe(view: View) -> View:
-    """What the three views have in common."""
+    """Base of the views."""
 
     @functools.wraps(view)
     def wrapper(request: HttpRequest) -> HttpResponse:
@@ -223,7 +223,7 @@ _slots: dict[int, threading.BoundedSemaphore] = {}
 
 
 def _scrape_slots() -> threading.BoundedSemaphore:
-    # Made at the first scrape, after gevent has patched threading, and anew in a forked child: there a slot that
+    # Created at the first scrape, after gevent has patched threading, and again in a forked child: there a slot that
     # another thread of the parent held would never come back.
     process_id = os.getpid()
     found = _slots.get(process_id)
@@ -319,7 +319,7 @@ _FORWARDING_HEADERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What one value of `METRICS_VIEW.ALLOW` admits."""
+    """Return whether one value of `METRICS_VIEW.ALLOW` admits the request."""
 
     debug: bool = False
     token: bool = False
@@ -377,7 +377,7 @@ def _is_allowed_without_user(request: HttpRequest, config: Config, rule: _Rule) 
 
 
 def _is_allowed_by(allow: Any, request: HttpRequest) -> bool:
-    """What the project's own function says; when it cannot be asked the answer is no."""
+    """Return the answer of the project's own function; False if it fails."""
     with guard.contained("METRICS_VIEW.ALLOW"):
         decide = import_string(allow) if isinstance(allow, str) else allow
         verdict = decide(request)

@@ -17,7 +17,7 @@ _put = object.__setattr__
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(kind: type[T]) -> type[T]:
-    """What `dataclass(frozen=True)` makes of a class; without keyword-only fields.
+    """Return a class as `dataclass(frozen=True)` would; without keyword-only fields.
 
     `__post_init__`, `field(init=False)`, `repr=` and `compare=` are kept, as is
     every method that the class has itself. `dataclasses.fields` and `replace` work.

@@ -43,7 +43,7 @@ DJANGO_MIDDLEWARE = "opentelemetry.instrumentation.django.middleware.otel_middle
 
 
 def is_placeholder(provider: object) -> bool:
-    """Whether a global provider is the API's proxy or no-op, that is, nobody has installed one."""
+    """Whether a global provider is the API's proxy or no-op, that is, none has been installed."""
     kind = type(provider)
     # By its module as well: what Logfire installs is a ProxyTracerProvider, too, and no placeholder.
     return kind.__module__.startswith("opentelemetry.") and kind.__name__.lstrip("_").startswith(
@@ -52,14 +52,14 @@ def is_placeholder(provider: object) -> bool:
 
 
 def global_tracer_provider() -> trace.TracerProvider | None:
-    """The tracer provider somebody has installed, or None. Installs nothing itself."""
+    """Return the tracer provider that is installed, or None. Installs none itself."""
     # get_tracer_provider() would load the one of OTEL_PYTHON_TRACER_PROVIDER.
     provider = getattr(trace, "_TRACER_PROVIDER", None)
     return None if provider is None or is_placeholder(provider) else provider
 
 
 def global_meter_provider() -> metrics.MeterProvider | None:
-    """The meter provider somebody has installed, or None. Installs nothing itself."""
+    """Return the meter provider that is installed, or None. Installs none itself."""
     from opentelemetry.metrics import _internal
 
     provider = getattr(_internal, "_METER_PROVIDER", None)
@@ -67,7 +67,7 @@ def global_meter_provider() -> metrics.MeterProvider | None:
 
 
 def global_logger_provider() -> object | None:
-    """The logger provider somebody has installed, or None. Installs nothing itself."""
+    """Return the logger provider that is installed, or None. Installs none itself."""
     from opentelemetry._logs import _internal
 
     provider = getattr(_internal, "_LOGGER_PROVIDER", None)
@@ -123,7 +123,7 @@ def build_logger_provider(resource: Resource, limits: Any) -> Any:
 
 
 def is_observed(provider: Any, scope_name: str, name: str) -> bool:
-    """Whether callbacks give an instrument's values; those of all others are set. True where the SDK does not tell."""
+    """Whether callbacks give an instrument's values; other instruments are set. True if the SDK does not say."""
     instruments = getattr(getattr(provider, "_measurement_consumer", None), "_async_instruments", None)
     return instruments is None or any(
         instrument.name == name and instrument.instrumentation_scope.name == scope_name
@@ -132,14 +132,14 @@ def is_observed(provider: Any, scope_name: str, name: str) -> bool:
 
 
 def renew_collection_lock(provider: MeterProvider) -> None:
-    """Make the lock that the SDK holds over callbacks anew, of what `threading` gives now."""
+    """Replace the lock that the SDK holds during callbacks, using the current `threading`."""
     consumer = getattr(provider, "_measurement_consumer", None)
     if consumer is not None and hasattr(consumer, "_lock"):
         consumer._lock = threading.Lock()
 
 
 def find_dependency_conflict(instrumentor: Any) -> object | None:
-    """What an official instrumentor has against the installed version of its library, or None."""
+    """Return why an official instrumentor rejects the installed version of its library, or None."""
     conflict: object | None = instrumentor._check_dependency_conflicts()
     return conflict
 
@@ -237,7 +237,7 @@ def _build_grpc_class(exporter_class: type) -> type | None:
 
     class Exporter(exporter_class):  # type: ignore[misc]
         def _initialize_channel_and_stub(self) -> None:
-            # Made anew with each connection, by what is in `_stub`.
+            # Created for each connection by the code in `_stub`.
             self._stub = Stub
             super()._initialize_channel_and_stub()
 
@@ -351,7 +351,7 @@ def read_list(found: BoundedList[Any]) -> tuple[Any, int]:
 
 
 def read_span(span: ReadableSpan) -> SpanParts:
-    """What a finished span holds, not to be changed; without copies where the SDK lets us (5 us per span)."""
+    """Return the contents of a finished span, read-only; without copies where the SDK allows it (5 us per span)."""
     if type(span) not in _RAW_SPAN_TYPES:
         return (
             span.resource, span.instrumentation_scope, span.name, span.get_span_context(), span.parent, span.kind,
@@ -555,7 +555,7 @@ def counts_spans(tracer: Any) -> bool:
 
 
 class WatchedTracerProvider(TracerProvider):
-    """Tells by `is_configured` whether somebody has switched single tracers on or off, by a private method."""
+    """Return, by the private method `is_configured`, whether single tracers were enabled or disabled."""
 
     is_configured = False
 

@@ -12,7 +12,7 @@ from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 
 @contextlib.contextmanager
 def suppress_instrumentation() -> Iterator[None]:
-    """What `opentelemetry.instrumentation.utils` has under this name, which imports all of `wrapt` first."""
+    """As in `opentelemetry.instrumentation.utils`, whose import loads all of `wrapt`."""
     # The second key is for older instrumentors.
     token = attach(set_value("suppress_instrumentation", True, set_value(SUPPRESS_INSTRUMENTATION_KEY, True)))
     try:

@@ -75,7 +75,7 @@ _KEYS = (*_EVENT_KEYS, "transitions", "attributes", "metric")
 
 
 class ModelEvents:
-    """What a model's saves and deletes mean. Subclass it and decorate the class with `register`."""
+    """Events of a model's saves and deletes. Subclass it and decorate the class with `register`."""
 
     #: Event of an insert.
     created: ClassVar[str | None] = None
@@ -126,7 +126,7 @@ def register(*targets: type[models.Model] | str) -> Callable[[E], E]:
     """Decorate a `ModelEvents` class with the models it is for: classes, or labels such as "shop.Order".
 
     May run before the models are ready; whether fields exist is checked later
-    and told by the system checks.
+    and reported by the system checks.
 
     Errors: `ImproperlyConfigured` if a target is no model, or what is decorated no `ModelEvents` class.
     """
@@ -179,7 +179,7 @@ def unregister(*targets: type[models.Model] | str) -> None:
 def autodiscover() -> None:
     """Import the module `otel` of every installed app that has one.
 
-    An exception in such a module is a problem told by the system checks; the project starts all the same.
+    An exception in such a module is reported by the system checks; the project still starts.
     """
     _discovery_problems.clear()
     for app_config in apps.get_app_configs():
@@ -201,7 +201,7 @@ def autodiscover() -> None:
 
 
 def problems(config: Config | None = None) -> list[Problem]:
-    """What is wrong with the registrations of code and of `config` (default: the settings' own).
+    """Return the problems of the registrations in code and in `config` (default: the current settings).
 
     Empty when all is well. Needs the models to be ready.
     """
@@ -461,7 +461,7 @@ def _connect(
     _connected.append((signal, receiver, sender))
     if is_first:
         # Before the receivers of the project: one of them may change and save the instance again, and what this
-        # save wrote could not be told any more. Django has no public way to say so; the order holds without, too.
+        # save wrote would be unknown. Django has no public way to state this order; it holds in any case.
         with guard.contained("the order of signal receivers"), signal.lock:
             signal.receivers.insert(0, signal.receivers.pop())
             signal.sender_receivers_cache.clear()

@@ -69,7 +69,7 @@ class Happened:
         self.end_unix_ns = end_unix_ns
         self.count = count
         self.attributes: Attributes = {}
-        # The instance is only held, and the attributes only built, for somebody.
+        # The instance is kept, and the attributes are built, only if there is a receiver.
         self.is_delivered = business_event.has_listeners(spec.model)
         self.instance = instance if self.is_delivered else None
         if self.is_delivered or span.is_recording():

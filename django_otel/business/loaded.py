@@ -58,7 +58,7 @@ def _settled(held: Values | _Provisional | None) -> Values | _Provisional | None
 
 
 def _below(held: Values | _Provisional | None, unit: Unit) -> Values | _Provisional | None:
-    """What holds if `unit` is undone."""
+    """Return the state if `unit` is undone."""
     while isinstance(held, _Provisional) and held.unit.find() is unit:
         held = held.previous
     return held

@@ -1,6 +1,6 @@
-"""What becomes of work done in a database transaction: committed or rolled back.
+"""Outcome of work in a database transaction: committed or rolled back.
 
-`transaction.on_commit` cannot tell: a hook registered earlier that raises drops
+`transaction.on_commit` is not enough: a hook registered earlier that raises drops
 the later ones though the rows are committed, a rollback to a manual savepoint
 keeps them, under manual transaction management it raises, and inside a
 `TestCase` nothing is ever committed. So the methods that end a transaction or a
@@ -91,7 +91,7 @@ class Unit:
 
 
 class Tracker:
-    """Follows the transactions of one connection. `count(key, amount)` is told what was committed."""
+    """Tracker of the transactions of one connection. `count(key, amount)` is called for committed events."""
 
     def __init__(self, connection: BaseDatabaseWrapper, count: Callable[[str, int], None]) -> None:
         self._connection = connection
@@ -170,7 +170,7 @@ class Tracker:
 
     def _deliver_unless_owned(self) -> None:
         # atomic() calls commit() and rollback() while autocommit is still off: a receiver's query would begin
-        # a transaction that nobody ends. It calls set_autocommit(True) next, where on_commit hooks run as well.
+        # a transaction that is never ended. It calls set_autocommit(True) next, where on_commit hooks run as well.
         if not self._is_owned_by_atomic:
             self._deliver()
 
@@ -243,7 +243,7 @@ class Tracker:
 
 
 def outcome_now(connection: BaseDatabaseWrapper) -> str | None:
-    """What became of work just done on `connection`, or None if the end of a transaction decides.
+    """Return the outcome of work just done on `connection`, or None if the end of a transaction decides.
 
     A test case's own atomic blocks do not count as a transaction, since they
     do not exist in production.

@@ -1,4 +1,4 @@
-"""What the environment sets, by the table of `variables`, and which of its variables have no effect."""
+"""Settings from the environment, by the table of `variables`, and warnings for variables without effect."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT(_\d+_(TCP|UDP).*)?$
 def read_environment(
     environ: Mapping[str, str], given: Mapping[str, object], warnings: list[str], is_propagator: Callable[[str], bool]
 ) -> Found:
-    """What the environment sets: {dotted key: (value, variable)}; what has no effect is named in `warnings`.
+    """Return {dotted key: (value, variable)} of the environment; variables without effect are added to `warnings`.
 
     `is_propagator(name)` says whether a format that is not built in is installed.
     """

@@ -30,7 +30,7 @@ def package_version(distribution: str) -> str:
 
 
 def import_path(path: str) -> Any:
-    """What a dotted path names. Errors: `ConfigError` (E003) when it cannot be imported."""
+    """Return the object of a dotted path. Errors: `ConfigError` (E003) when it cannot be imported."""
     module_name, _, attribute = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module_name), attribute)

@@ -125,7 +125,7 @@ def _likeness(found: str, key: str) -> float:
 
 
 def _check_together(given: Mapping[str, object], problems: list[Problem]) -> None:
-    """What only holds for several keys at once."""
+    """Rules that involve several keys."""
     batch_size = given.get("TRACES.BATCH.BATCH_SIZE", Batch.__dataclass_fields__["batch_size"].default)
     queue_size = given.get("TRACES.BATCH.QUEUE_SIZE", Batch.__dataclass_fields__["queue_size"].default)
     if isinstance(batch_size, int) and isinstance(queue_size, int) and batch_size > queue_size:

@@ -26,7 +26,7 @@ MOST_WHOLE = sys.maxsize
 ALLOW = ("auto", "private", "token", "staff", "all")
 
 
-#: So long and so mixed a word is rather a key or a token than a choice somebody has mistyped.
+#: A word this long with letters and digits is more likely a key or a token than a mistyped choice.
 _LIKE_A_TOKEN = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w.+=~-]{20,}")
 
 

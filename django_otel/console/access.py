@@ -1,4 +1,4 @@
-"""Who may see the console."""
+"""Access to the console."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ _COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the page was asked for. `now_s` is seconds since the Unix epoch."""
+    """Parameters of a request for the page. `now_s` is seconds since the Unix epoch."""
 
     minutes: int
     route: str
@@ -66,7 +66,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What stands behind the figures: of each step, and of each route over all steps ("routes", "bounds")."""
+    """Data behind the figures: of each step, and of each route over all steps ("routes", "bounds")."""
 
     numbers: Sequence[Numbers]
     routes: Sequence[Mapping[str, Any]]
@@ -98,7 +98,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class RouteFigures:
-    """What is known of one route."""
+    """Figures of one route."""
 
     route: str
     address: str
@@ -225,7 +225,7 @@ class _Sum:
 
 
 def _parts(figures: Mapping[str, Any]) -> tuple[list[float], list[float], float, float]:
-    """What `_Sum.add` takes of a set of figures."""
+    """The part of a set of figures that `_Sum.add` uses."""
     return figures.get("duration", []), figures.get("queries", []), figures.get("errors", 0), figures.get("refused", 0)
 
 
@@ -299,7 +299,7 @@ class _Builder:
                 target[name] = target.get(name, 0) + value
 
     def _seconds_of(self, index: int) -> float:
-        """How much of a step has passed: the last one is not over. Not less than samples can tell apart."""
+        """Return how much of a step has passed: the last one is not over. At least the distance of two samples."""
         begin = max(self._first_s, self._wanted.begin_s + index * self._wanted.step_s)
         return max(SAMPLE_INTERVAL_S, min(float(self._wanted.step_s), self._wanted.now_s - begin))
 
@@ -495,7 +495,7 @@ class _Builder:
     # Tables.
 
     def _route(self, route: str, longest_s: float) -> RouteFigures:
-        """What is shown of a route; `longest_s` is the p95 of the slowest one."""
+        """Return the row of a route; `longest_s` is the p95 of the slowest one."""
         figures, wanted = self._by_route[route], self._wanted
         keep = {"minutes": wanted.minutes, **({"service": wanted.service} if wanted.service else {})}
         p50, p95, p99 = (self._quantile(figures, share) or 0.0 for share in (0.5, 0.95, 0.99))
@@ -517,7 +517,7 @@ class _Builder:
         )
 
     def _exporters(self) -> list[dict[str, str]]:
-        """What exports do: by name, whether they arrive, what was lost."""
+        """Return the state of exports: name, whether they arrive, number of lost items."""
         config = runtime.current().config
         names = {name for process in self._loaded.processes for name in process.facts.get("exporters", ())}
         failed = self._failures.get("traces", 0)

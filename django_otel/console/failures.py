@@ -60,7 +60,7 @@ def trace_address(trace_id: str, request: HttpRequest | None = None, *, is_absol
         try:
             return request.build_absolute_uri(address)
         except Exception:
-            # A host that is not allowed is one of the failures that are told of.
+            # A disallowed host is one of the reported failures.
             return address
     return address
 
@@ -109,7 +109,7 @@ def _text_note(request: Any, *, is_email: bool) -> str:
 
 
 def may_see_console(request: Any) -> bool:
-    """Whether the visitor is known to be allowed to look at traces. Asks nobody: a failing page makes no query."""
+    """Return whether the visitor is known to have access to traces. Makes no query: the page is failing."""
     if conf.is_debug():
         return True
     loaded = getattr(request, "__dict__", {})

@@ -58,7 +58,7 @@ class _StoreFailed(Exception):  # noqa: N818 (an answer, not a fault)
 
 
 def _page(view: View) -> View:
-    """What the pages have in common; they are called through the admin site, which asks for a sign-in."""
+    """Base of the pages; they are called through the admin site, which requires a sign-in."""
 
     @functools.wraps(view)
     def wrapper(request: HttpRequest, admin: Any, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -116,7 +116,7 @@ def _why_off() -> list[str]:
 
 
 def _read(console: StoreProcessor, use: Callable[[StoreReader], Any]) -> Any:
-    """What `use` makes of the store. Errors: `_StoreFailed` with a sentence for the page."""
+    """Return the result of `use(store)`. Errors: `_StoreFailed` with a sentence for the page."""
     with _store_errors(), read(console.store()) as reader:
         return use(reader)
 
@@ -139,7 +139,7 @@ def _store_errors() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a query string asks for: the filter, the values that the form shows again, and what is wrong with which."""
+    """Parsed query string: the filter, the values that the form shows again, and errors by field."""
 
     wanted: TraceFilter
     values: dict[str, str]
@@ -255,7 +255,7 @@ def _with_chosen(chosen: str, choices: Sequence[str]) -> list[str]:
 
 
 def _why_empty(console: StoreProcessor) -> list[str]:
-    """What may keep traces from the store."""
+    """Return reasons why the store may get no traces."""
     current = runtime.current()
     hints = []
     if current.is_foreign:
@@ -269,7 +269,7 @@ def _why_empty(console: StoreProcessor) -> list[str]:
 
 
 def trace_rows(rows: Any, site: str) -> list[dict[str, Any]]:
-    """What the list shows of each trace."""
+    """Return the row of each trace."""
     longest = max((row.duration_ns for row in rows), default=1) or 1
     # Resolved once: an address for each of fifty rows takes as long as reading them.
     before, after = reverse(f"{site}:django_otel_trace_detail", args=[_SOME_ID]).split(_SOME_ID)

@@ -33,11 +33,11 @@ def has_exception(span: Mapping[str, Any]) -> bool:
 
 
 def note_of(span: Mapping[str, Any], kind: str) -> str:
-    """A line beneath the name that tells more than the name does."""
+    """Return a line with details, shown below the name."""
     attributes = attributes_of(span)
     if kind == "database":
         statement = text.one_line(str(attributes.get("db.query.text", "")))
-        # "BEGIN" needs no "BEGIN IMMEDIATE" beneath it.
+        # "BEGIN" needs no "BEGIN IMMEDIATE" below it.
         return statement[:300] if len(statement) > len(str(span.get("name", ""))) + 12 else ""
     if kind == "client":
         return text.one_line(str(attributes.get("url.full") or attributes.get("server.address", "")))[:300]

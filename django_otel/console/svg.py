@@ -19,7 +19,7 @@ HEIGHT = 150
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row of values over time; None where there is nothing to tell. `colour` is a class, "c0" to "c5" or "bad"."""
+    """One row of values over time; None where there is no value. `colour` is a class, "c0" to "c5" or "bad"."""
 
     name: str
     colour: str

@@ -185,7 +185,7 @@ def source_line(attributes: Mapping[str, object]) -> str:
 
 
 def short_path(path: str) -> str:
-    """The end of a path that tells which file it is: below the project's folder where it is there."""
+    """Return the distinctive end of a path: relative to the project's folder if the file is there."""
     from django.conf import settings
 
     base = str(getattr(settings, "BASE_DIR", "") or "")

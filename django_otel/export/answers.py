@@ -1,4 +1,4 @@
-"""What receivers answer: items that they did not take, and batches that are too large for them.
+"""Answers of receivers: rejected items, and batches that are too large.
 
 Source: OpenTelemetry protocol specification, "Partial Success" and "Failures".
 """
@@ -40,7 +40,7 @@ class Answers:
     """The last answer to an exporter of one signal, and the count of what receivers refused.
 
     Refused items are given to `on_drop` for the reason "rejected"; the first
-    answer that tells of any, or warns of something else, is logged.
+    answer that reports any, or a warning, is logged.
     """
 
     def __init__(self, signal: str, on_drop: DropCounter) -> None:
@@ -116,7 +116,7 @@ class Answers:
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of the items of a batch: numbers of items."""
+    """Outcome of a batch, in numbers of items."""
 
     delivered: int = 0
     too_large: int = 0

@@ -178,7 +178,7 @@ class AttributeWriter:
             return b"", False
 
     def head(self, key: Any) -> tuple[bytes, bool]:
-        """What comes before the value's length in a pair, or nothing; and whether a text's key says nothing of it."""
+        """Return the bytes before the value's length in a pair, or b"", and whether the key leaves texts unredacted."""
         if type(key) is not str:
             return b"", False
         if len(key) > 100:

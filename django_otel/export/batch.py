@@ -115,7 +115,7 @@ class BatchWorker(Generic[T]):
         return bool(self._queue) or self._thread is not None
 
     def renew_locks(self) -> None:
-        """Make the locks anew, of what `threading` gives now; only before the thread has started."""
+        """Replace the locks, using the current `threading`; only before the thread has started."""
         if self._thread is None:
             self._start_lock = threading.Lock()
             self._wake = threading.Event()
@@ -275,7 +275,7 @@ class WorkerOwner:
             self.exporter.after_fork()
 
     def renew_locks(self) -> None:
-        """Make the locks anew, of what `threading` gives now."""
+        """Replace the locks, using the current `threading`."""
         self.worker.renew_locks()
         if hasattr(self.exporter, "renew_locks"):
             self.exporter.renew_locks()

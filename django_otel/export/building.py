@@ -34,7 +34,7 @@ def build_span_processors(
     on_drop: DropCounter,
     on_failure: FailureCounter,
 ) -> tuple[SpanProcessor, ...]:
-    """What `TRACES.EXPORTERS` names. Errors: `ConfigError` (E003, E004)."""
+    """Return the processors of `TRACES.EXPORTERS`. Errors: `ConfigError` (E003, E004)."""
     processors: list[SpanProcessor] = []
     for name in config.traces.exporters:
         if name in OTLP_KINDS:
@@ -118,7 +118,7 @@ def build_log_processors(
     on_failure: FailureCounter,
     resource: Callable[[], Resource],
 ) -> tuple[Any, ...]:
-    """What `LOGS.EXPORTERS` names. Errors: `ConfigError` (E004)."""
+    """Return the processors of `LOGS.EXPORTERS`. Errors: `ConfigError` (E004)."""
     from django_otel.export.log_processors import LogBatchProcessor, MemoryLogProcessor
 
     processors: list[Any] = []

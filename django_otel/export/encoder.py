@@ -229,7 +229,7 @@ class SpanEncoder:
         if dropped_links:
             fields.append(_SPAN_DROPPED_LINKS + write_count(dropped_links))
         if status is not self._status or status is None:
-            # Nearly all spans have the same one, that nobody has set.
+            # Nearly all spans have the same, unset one.
             self._status_field = b"" if status is None else self._encode_status(status)
             self._status = None if status is None or status.description else status
         fields.append(self._status_field)

@@ -166,7 +166,7 @@ def _read_bounded(response: Any) -> tuple[bytes, bool]:
     encoding = (response.headers.get("Content-Encoding") or "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
         return b"", False
-    # 32 more than the largest window: zlib tells gzip from its own container.
+    # 32 more than the largest window: zlib recognises gzip and its own container.
     unpack: Any = None if encoding == "identity" else zlib.decompressobj(47)
     body = bytearray()
     packed = 0

@@ -52,7 +52,7 @@ class MetricsThread:
                 exporter.after_fork()
 
     def renew_locks(self) -> None:
-        """Make the locks anew, of what `threading` gives now; only before the thread has started."""
+        """Replace the locks, using the current `threading`; only before the thread has started."""
         if self._thread is None:
             self._reset()
             for exporter in self._exporters:

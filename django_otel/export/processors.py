@@ -35,7 +35,7 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
 
     @property
     def parts(self) -> tuple[SpanProcessor, ...]:
-        """What spans are handed on to; assign it."""
+        """The processor that receives spans; assign it."""
         return self._parts
 
     @parts.setter

@@ -129,7 +129,7 @@ class TracePipeline:
                 before.clear()
 
     def _build_tail(self, config: Config) -> TailBuffer:
-        """What holds back the spans of dropped traces, empty as long as no policy asks for it."""
+        """Return the buffer of spans of unsampled traces; empty unless a policy needs it."""
         state = self._state
         return TailBuffer(
             config.sampling.tail_buffer_spans,

@@ -162,7 +162,7 @@ def _measured_get(method: Callable[..., Any], alias: str) -> Callable[..., Any]:
             if refill.has_looked:
                 return method(key, default, *args, **kwargs)
             refill.has_looked = True
-        # None may be what is stored, and the default as well: a value of our own tells a miss.
+        # None may be what is stored, and the default as well: a value of our own marks a miss.
         found = _measure(alias, "get", lambda: method(key, _MISSING, *args, **kwargs), _got)
         return default if found is _MISSING else found
 
@@ -238,7 +238,7 @@ def _measure_cache(cache: BaseCache, alias: str) -> None:
 
 
 class _Bound:
-    """A bound method in whose place another function is called; it tells of itself what the method tells.
+    """A bound method that calls another function instead; its attributes are those of the method.
 
     Django 6.1 goes by `__func__` to see whether a backend has an operation of its own. A function with such an
     attribute will not do: what wraps it (asgiref) takes the attribute over, and then marks the backend's method.

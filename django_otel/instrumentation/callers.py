@@ -1,4 +1,4 @@
-"""Which line of the project is behind what is happening now. It walks the stack, so it is asked rarely."""
+"""The project's line that is executing now. It walks the stack, so it is called rarely."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ place. It stays there over reconnects.
   trace, unless `DATABASE.ROOT_SPANS` is on: each would be a trace of a single
   span, and there would be many.
 - No literal leaves: the text is `redaction.statements`'; of an error only its type
-  and the database's code are told, since messages repeat values ("DETAIL: Key
+  and the database's code are recorded, since messages repeat values ("DETAIL: Key
   (email)=(...) already exists").
 - One span per query: where an OpenTelemetry instrumentor has put itself into
   the driver's connection, it is taken out of Django's connections again, which
-  costs nothing. What cannot be taken out is told to keep silent, which costs
+  costs nothing. An instrumentor that cannot be removed is suppressed, which costs
   some microseconds per query. Either way the comments that its `enable_commenter`
   adds to SQL are lost. With `DATABASE.SPANS` off the driver's spans stay.
 - Fetching rows, connecting (with what Django then asks the driver directly, such
@@ -89,7 +89,7 @@ _REPEATED = 3
 
 
 class _Settings(NamedTuple):
-    """What is in force. A new object with every (re)start, so that its identity tells what was derived from it."""
+    """Effective options. A new object with every (re)start, so that its identity shows what was derived from it."""
 
     makes_spans: bool
     #: Whether a query outside any span gets one.
@@ -155,7 +155,7 @@ class QueryWrapper:
         request: Any
         parent: Any
         if type(outer) is RequestContext:
-            # As within most requests. Nothing else is in it; a span that nobody has asked for is not recorded.
+            # As within most requests. Nothing else is in it; a span that was never accessed is not recorded.
             request = outer.record
             parent = request.span_or_none
             is_suppressed = False
@@ -176,7 +176,7 @@ class QueryWrapper:
                 query = self._prepare(settings, sql, params, many)
             if settings.makes_spans:
                 inner = outer
-                # The two kinds of span that our requests have are told by their type.
+                # The two kinds of span of our requests are recognised by their type.
                 if type(parent) is RecordedSpan:
                     if parent.is_recording():
                         span = self._start(query, outer, parent)
@@ -361,7 +361,7 @@ def _size(batch: Any) -> int | None:
 
 
 def _as_batch(statement: Statement, batch: Any) -> Statement:
-    """Semantic conventions, "db.operation.name": a batch is told from a single operation, which it is with one row."""
+    """Name a batch as the semantic conventions of "db.operation.name" ask; one row is a single operation."""
     if _size(batch) == 1:
         return statement
     return dataclasses.replace(
@@ -389,7 +389,7 @@ def _tell_error(span: Span, error: BaseException) -> None:
     if code:
         span.set_attribute("db.response.status_code", code)
     if isinstance(error, Exception):
-        # Being cancelled or told to exit is not the query's failure.
+        # Cancellation or exit is not the query's failure.
         span.set_status(Status(StatusCode.ERROR, name))
 
 

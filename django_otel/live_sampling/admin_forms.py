@@ -267,5 +267,5 @@ class SamplingRuleInline(_StackedInline):
         return super().get_queryset(request).using(alias())
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Who sees the policy sees its rules: without them it could not be understood."""
+        """Users who may view the policy may view its rules."""
         return may_see(request) or super().has_view_permission(request, obj)

@@ -64,7 +64,7 @@ class Author:
 
 
 def last_author() -> Author | None:
-    """Who made the change that the version is of; None when that is not in the history."""
+    """Return the user of the change behind a version; None if it is not in the history."""
     versions = SamplingVersion._base_manager.using(alias()).filter(pk=SamplingVersion.ONLY_ID)
     changed_at = next(iter(versions.values_list("changed_at", flat=True)[:1]), None)
     if changed_at is None:

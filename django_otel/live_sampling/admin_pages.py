@@ -104,7 +104,7 @@ class PolicyPages(_ModelAdmin):
 
     @needs_tables
     def status_view(self, request: HttpRequest) -> HttpResponse:
-        """What is in force, and which process applies which version; JSON."""
+        """Return the effective policy and the version of each process, as JSON."""
         if not may_see(request):
             raise PermissionDenied
         _leave_out(request)
@@ -139,7 +139,7 @@ class PolicyPages(_ModelAdmin):
         )
 
     def routes_view(self, request: HttpRequest) -> HttpResponse:
-        """Which routes the rules of a form would match, as it is now, saved or not; JSON."""
+        """Return the routes that the rules of the form would match, saved or not, as JSON."""
         if not (_may_change(request) if request.method == "POST" else may_see(request)):
             raise PermissionDenied
         _leave_out(request)

@@ -1,4 +1,4 @@
-"""What processes of other hosts apply, told through the database, and only while somebody looks.
+"""Versions applied by processes of other hosts, reported through the database while the page is open.
 
 On one host the processes see each other in a folder (`multiprocess.host_registry`). Over hosts
 the database is all they have in common. So a page that is open says so in the

@@ -20,7 +20,7 @@ from django_otel.sampling.effective import EffectivePolicy
 def describe(
     status: dict[str, Any], row: SamplingPolicy | None, effective: EffectivePolicy, *, reason: str = ""
 ) -> dict[str, Any]:
-    """What this process applies in words: `headline`, `reason`, `facts` (label, value), `rules` and `warnings`.
+    """Return the policy of this process in words: `headline`, `reason`, `facts` (label, value), `rules`, `warnings`.
 
     `reason` stands in place of the one that `row` gives, where nobody knows the row.
     """
@@ -132,7 +132,7 @@ class Process:
 
 
 def fingerprint(state: models.SamplingState) -> str:
-    """What a process says that has applied these rows; empty where the settings apply."""
+    """Return the report of a process that has applied these rows; empty if the settings apply."""
     try:
         policy = policy_rows.policy_from_state(state)
     except (ValueError, TypeError, OverflowError):

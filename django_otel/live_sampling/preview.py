@@ -1,4 +1,4 @@
-"""Which routes of the project a sampling rule is for, as far as the URLconf alone can tell.
+"""Routes that a sampling rule matches, as far as the URLconf shows.
 
 A rule's glob is over paths, a route stands for many paths. So both become
 automata, and their product tells whether the glob matches all of the route's

@@ -15,7 +15,7 @@ from django_otel.metrics.model import Attributes, Exemplar, Kind
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What an instrument is. Two definitions of one name must agree in kind."""
+    """Definition of an instrument. Two definitions of one name must agree in kind."""
 
     name: str
     kind: Kind
@@ -69,7 +69,7 @@ class Memory:
         return True
 
     def mark(self, definition: Definition, attributes: Attributes) -> int | None:
-        """What `put_exemplar` knows a series by that has been placed; None where there is nobody to show it to."""
+        """Return the key of a placed series for `put_exemplar`; None if exemplars are not shown."""
         return None
 
     def put_exemplar(self, mark: int, bucket: int, exemplar: Exemplar) -> None:

@@ -1,4 +1,4 @@
-"""A meter provider that builds the SDK's when somebody asks for a meter.
+"""A meter provider that builds the SDK's on the first request for a meter.
 
 Our own numbers do not go through the SDK (`metrics.cells`), and importing its
 metrics takes as long as the rest of our start-up.
@@ -22,7 +22,7 @@ class LazyMeterProvider(metrics.MeterProvider):
     def __init__(self, build: Callable[[], MeterProvider]) -> None:
         self._build = build
         self._lock = threading.Lock()
-        #: The SDK's provider; None as long as nobody needed it.
+        #: The SDK's provider; None until it is needed.
         self.built: MeterProvider | None = None
 
     def _get(self) -> MeterProvider:
@@ -43,5 +43,5 @@ class LazyMeterProvider(metrics.MeterProvider):
         return getattr(self._get(), name)
 
     def renew_locks(self) -> None:
-        """Make the lock anew, of what `threading` gives now."""
+        """Replace the lock, using the current `threading`."""
         self._lock = threading.Lock()

@@ -18,7 +18,7 @@ Attributes = tuple[tuple[str, AttributeValue], ...]
 
 
 class Kind(enum.StrEnum):
-    """What a number means, as the OpenTelemetry data model distinguishes it."""
+    """Kinds of metrics of the OpenTelemetry data model."""
 
     COUNTER = "counter"
     UP_DOWN_COUNTER = "up_down_counter"
@@ -57,7 +57,7 @@ class Exemplar(NamedTuple):
 
 
 class _Value:
-    """What a dataclass with slots has, without the code that would be compiled for each at every start."""
+    """Base like a dataclass with slots, without code that is compiled at every start."""
 
     __slots__: tuple[str, ...] = ()
 

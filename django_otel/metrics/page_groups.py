@@ -46,7 +46,7 @@ class Group:
 
 
 class Claims:
-    """Which group may use which sample name, so that no two families of a page meet."""
+    """Owners of sample names, so that no two families of a page share one."""
 
     def __init__(self) -> None:
         self._owners: dict[str, str] = {}

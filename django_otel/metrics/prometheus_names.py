@@ -129,7 +129,7 @@ def _first(item: tuple[str, object]) -> str:
 
 
 def target_attributes(resource_attributes: Mapping[str, object]) -> list[tuple[str, object]]:
-    """What `target_info` shows of a resource."""
+    """Return the labels of `target_info` for a resource."""
     return [(key, resource_attributes[key]) for key in sorted(resource_attributes) if key not in _NOT_IN_TARGET_INFO]
 
 

@@ -280,7 +280,7 @@ def _without_doubles(metric: Metric) -> Metric:
 
 
 class _Single:
-    """What the exposition of prometheus_client takes for a registry: here, of one metric, so that faults stay apart."""
+    """A registry of one metric for prometheus_client's exposition, so that one fault leaves the others intact."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric

@@ -90,13 +90,13 @@ class SdkMetrics:
         # Another of the parent's threads may have held it.
         renew_collection_lock(self._provider)
         fresh = build_reader()
-        with guard.contained("starting SDK metrics anew after a fork"):
+        with guard.contained("restarting SDK metrics after a fork"):
             self._provider.remove_metric_reader(self._reader)
             self._provider.add_metric_reader(fresh)
             self._reader = fresh
 
     def renew_locks(self) -> None:
-        """Make the locks anew, of what `threading` gives now: one is held while callbacks run, which may wait."""
+        """Replace the locks, using the current `threading`: one is held while callbacks run, which may wait."""
         self._lock = threading.Lock()
         renew_collection_lock(self._provider)
 
@@ -326,7 +326,7 @@ def _copy_value(value: Any) -> Any:
 
 
 def _subtract(now: Any, before: Any) -> Any:
-    """What came since `before`; None when nothing did."""
+    """Return the increment since `before`; None if there is none."""
     if isinstance(now, HistogramValue):
         if not isinstance(before, HistogramValue) or now.bounds != before.bounds:
             return now

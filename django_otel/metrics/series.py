@@ -74,7 +74,7 @@ class Series:
         self.view, self.base = view, base
 
     def _own(self) -> list[float]:
-        """What this process has counted."""
+        """Return the values of this process."""
         return self._read_own(self.view, self.base, self._baseline)
 
     def _read_own(self, view: memoryview[float], base: int, baseline: list[float] | None) -> list[float]:
@@ -98,7 +98,7 @@ class Series:
     def rebase(self) -> None:
         """Take the cells as they are for what this process has counted, where they are below the baseline.
 
-        Somebody has cut the file beneath this process. The store's lock is held.
+        The file was truncated while this process uses it. The store's lock is held.
         """
         if self._baseline is not None and any(value < 0 for value in self._own()):
             self._baseline = None

@@ -56,7 +56,7 @@ class CellStore:
         forks.register("metrics.store", self._after_fork_in_child, before=self._before_fork, in_parent=self._after_fork)
 
     def wake(self) -> None:
-        """Tell whoever waits for it that something was measured. No lock is held here."""
+        """Notify the waiting thread of the first measurement. No lock is held here."""
         if self.on_measurement is not None:
             with guard.contained("the first measurement"):
                 self.on_measurement()
@@ -176,7 +176,7 @@ class CellStore:
         return found
 
     def kind_of(self, name: str) -> Kind | None:
-        """What kind of instrument has that name; None when none has."""
+        """Return the kind of the instrument of that name; None if there is none."""
         found = self._instruments.get(name)
         return None if found is None else found.definition.kind
 

@@ -35,7 +35,7 @@ class Group:
 
 @dataclass
 class Slot:
-    """What one process has put into a group's folder."""
+    """Files of one process in a group's folder."""
 
     number: int
     is_living: bool
@@ -78,7 +78,7 @@ def _read_group(folder: Path, config: Config) -> Group | None:
             owner = int(pid)
         except (OSError, ValueError):
             return None
-        # Names are hashes over the master as it began; a master that is gone cannot be told from another project's.
+        # Names are hashes over the master as it began; a master that is gone looks like another project's.
         if server_group.start_time(owner) == began:
             if folder.name != server_group.build_group_name(project, None, owner):
                 return None
@@ -92,7 +92,7 @@ def _read_group(folder: Path, config: Config) -> Group | None:
 
 
 def open_folder(folder: Path) -> Group:
-    """The group in a folder that somebody named. Errors: `Unusable`, `OSError`."""
+    """Return the group in a named folder. Errors: `Unusable`, `OSError`."""
     check_folder(folder)
     living = find_living(folder)
     return Group(folder, None, bool(living), frozenset(living))
@@ -129,7 +129,7 @@ class Outsider:
         ]
 
     def slots(self) -> list[Slot]:
-        """What each slot holds, for operators. Errors: `OSError` when the folder is gone."""
+        """Return the contents of each slot, for operators. Errors: `OSError` when the folder is gone."""
         numbers = self._reader.numbers()
         living = find_living(self.folder)
         found = []

@@ -2,7 +2,7 @@
 
 Each process holds a numbered slot by `flock` (`core.shared.Lease`) and says
 beside it, in `N.json`, who it is and what it has applied; the kernel frees the
-slot at its death. `policy.json` holds the policy that was read last, whoever
+slot at its death. `policy.json` holds the policy that was read last, by whichever process
 read it: a process that saved it, or the one of all that is elected to ask the
 database (it holds `leader.lock`). The others look at the file's status, which
 takes microseconds and no connection.
@@ -49,7 +49,7 @@ _MOMENT = struct.Struct("<d")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a reading of the database gave.
+    """Result of reading the database.
 
     Units: `began_s` is `time.monotonic()` when it began, `read_at_s` seconds
         since the Unix epoch.
@@ -156,7 +156,7 @@ class HostRegistry:
             self._reported = found
 
     def members(self) -> list[dict[str, Any]]:
-        """What every living process of the folder says, by slot; without those that have said nothing yet."""
+        """Return the reports of living processes of the folder, by slot; without those that have not reported yet."""
         numbers = sorted(int(path.stem) for path in self.folder.glob("*.lock") if path.stem.isdecimal())
         own = self.lease.number if self.lease is not None else None
         living = living_slots(self.folder, [number for number in numbers if number != own])
@@ -196,7 +196,7 @@ class HostRegistry:
                     return True
             except OSError:
                 pass
-            # Removed beneath us: somebody else may hold another one.
+            # Removed while we hold it: another process may hold a new one.
             self.resign()
         descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
         try:
@@ -279,7 +279,7 @@ class HostRegistry:
             return False
 
     def read(self) -> Reading | None:
-        """What was read last on this host; None when nobody has yet. Errors: `OSError`, `ValueError` when damaged."""
+        """Return the policy read last on this host, or None. Errors: `OSError`, `ValueError` when damaged."""
         path = self.folder / _POLICY_FILE
         try:
             # Before the content: a change in between is then read again, not missed.

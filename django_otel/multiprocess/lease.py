@@ -59,7 +59,7 @@ class Lease:
         raise Unusable(f"{folder} has {MAX_SLOTS} slots in use.")
 
     def renew(self) -> None:
-        """Make the lock file anew after somebody has removed it; the caller still holds the slot's cells."""
+        """Recreate the lock file after it was removed; the caller still holds the slot's cells."""
         with _joining(self.folder, fcntl.LOCK_EX):
             descriptor = open_file(self.folder / f"{self.number}.lock", os.O_RDWR | os.O_CREAT)
             try:
@@ -142,7 +142,7 @@ def _lock_in_time(descriptor: int, how: int) -> bool:
 
 
 def living_slots(folder: Path, numbers: Iterable[int]) -> set[int]:
-    """Which of these slots are held by a process, this one included."""
+    """Return which of these slots are held by a process, this one included."""
     living = set()
     with _joining(folder, fcntl.LOCK_SH):
         for number in numbers:

@@ -97,7 +97,7 @@ class SharedMemory(Memory):
             end = max((entry.base + entry.cells for entry in self.keys.entries), default=HEADER_CELLS)
             whole = HEADER_BYTES - (HEADER_CELLS - end) // SEGMENT_CELLS * SEGMENT_BYTES
             if size > whole:
-                # Grown by a process that died before it used it, or stretched by somebody: then it has holes.
+                # Grown by a process that died before it used it, or extended by another process: then it has holes.
                 os.ftruncate(files.cells, whole)
         os.ftruncate(files.keys, self.keys.length)
         files.reserve(HEADER_BYTES)
@@ -268,7 +268,7 @@ class SharedMemory(Memory):
         return self._files.is_intact()
 
     def restore_size(self) -> bool:
-        """Make a file that somebody has cut as long as what is mapped: touching what lies beyond kills.
+        """Extend a truncated file to the mapped length: access beyond its end kills the process.
 
         Return whether it was cut. Errors: `OSError`.
         """
@@ -292,7 +292,7 @@ class SharedMemory(Memory):
         return True
 
     def _restore_keys(self) -> None:
-        """Write the dictionary anew, from memory."""
+        """Rewrite the dictionary from memory."""
         data = b"".join(
             [
                 *(pack_definition(*defined) for defined in self.keys.definitions),

@@ -30,7 +30,7 @@ class _Block:
 
 
 class MergePlan:
-    """Where the cells of every series are in every slot. Made anew when a slot, or who lives, has changed.
+    """Positions of the cells of every series in every slot. Rebuilt when a slot or the living processes have changed.
 
     A scrape then looks nothing up: it copies runs of bytes, adds columns of numbers and cuts the result into points.
     """

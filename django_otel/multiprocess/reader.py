@@ -38,7 +38,7 @@ _Loaded = tuple[int, SlotLayout, bytes]
 
 
 def _is_slot(name: str) -> bool:
-    # As we write them: "05" and "²" are somebody else's.
+    # Only names as we write them: "05" and "²" are foreign.
     return name.isascii() and name.isdecimal() and str(int(name)) == name and int(name) < MAX_SLOTS
 
 
@@ -97,7 +97,7 @@ class Reader:
             return self._plan.read([data for _, _, data in loaded])
 
     def newest_definitions(self) -> dict[str, tuple[Definition, float]]:
-        """What the last merge showed for each name, and when it was made, in seconds since the epoch."""
+        """Return the last merged value of each name and its time, in seconds since the epoch."""
         plan = self._plan
         return {} if plan is None else plan.newest
 
@@ -165,7 +165,7 @@ class Reader:
         return layout
 
     def snapshots(self, *, except_slot: int | None = None) -> Iterator[tuple[int, list[Family]]]:
-        """What the slots measured through the SDK, with the slot's number; damaged ones as they last were."""
+        """Return the SDK's metrics of each slot; of damaged ones the last good copy."""
         for number in self.numbers():
             if number == except_slot:
                 continue

@@ -1,4 +1,4 @@
-"""Which processes share their numbers, and where.
+"""Groups of processes that share their metrics, and their folders.
 
 The folder is `<base>/django-otel-<euid>/<group>/`. A group is one server
 instance: its name hashes the project and the owning master process (pid, start
@@ -52,7 +52,7 @@ def candidate_bases(shared_dir: str | None, environ: Mapping[str, str]) -> list[
 
 
 def start_time(pid: int) -> str:
-    """When a process began, in clock ticks since boot; "" when it does not exist or the system does not tell."""
+    """Return when a process began, in clock ticks since boot; "" if it does not exist or the system does not say."""
     try:
         # The command name stands in parentheses and may itself contain some.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

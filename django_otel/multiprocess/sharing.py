@@ -28,7 +28,7 @@ from django_otel.multiprocess.reader import Reader
 from django_otel.multiprocess.snapshot import write_snapshot
 
 _TICK_S = 1.0
-#: So that a forked child can close what it has inherited, whoever forks and when.
+#: So that a forked child can close what it inherited, at any fork.
 _all: weakref.WeakSet[Sharing] = weakref.WeakSet()
 
 
@@ -152,7 +152,7 @@ class Sharing:
         if memory is None:
             self.join()
         elif not memory.is_intact():
-            # Deleted beneath us: what this process counted goes on in a new slot.
+            # Deleted while in use: the counts of this process continue in a new slot.
             self._store.move(Memory())
             memory.close()
             self.memory = None
@@ -254,7 +254,7 @@ class Sharing:
         skipped.add(1, {"django_otel.reason": reason})
 
     def slots(self) -> list[dict[str, object]]:
-        """What is in the folder, for operators: slot, whether it lives, size in bytes, series."""
+        """Return the contents of the folder, for operators: slot, whether it lives, size in bytes, series."""
         reader = self.reader
         if reader is None:
             return []

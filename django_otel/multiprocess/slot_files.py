@@ -66,7 +66,7 @@ class SlotFiles:
                 raise
 
     def replace(self) -> None:
-        """Make new files in the place of foreign ones. Those are not cut: somebody may have them mapped."""
+        """Replace foreign files by new ones. Foreign files are not truncated: another process may have them mapped."""
         self._close_files()
         for suffix in ("keys", "cells"):
             self.path(suffix).unlink(missing_ok=True)

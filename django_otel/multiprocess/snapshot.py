@@ -32,7 +32,7 @@ def write_snapshot(path: Path, families: Sequence[Family]) -> None:
             os.close(descriptor)
         temporary.rename(path)
     except BaseException:
-        # Space that nobody else would give back.
+        # Space that would otherwise never be freed.
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise

@@ -434,7 +434,7 @@ def _check_table(config: Config) -> Iterator[CheckMessage]:
 
 def _check_driver(config: Config) -> Iterator[CheckMessage]:
     if config.sources.get("INSTRUMENT", "default") == "default":
-        # psycopg2 is among the defaults for whoever uses it; Django's queries are traced with any driver.
+        # psycopg2 is among the defaults for projects that use it directly; Django's queries are traced with any driver.
         return
     aliases = [alias for alias in connections if connections[alias].vendor == "postgresql"]
     if not aliases:

@@ -215,7 +215,7 @@ def build_test_spans(config: Config, name: str = "django_otel doctor") -> list[R
 
 
 def build_test_batch(signal: str, config: Config) -> Any:
-    """What the SDK would hand to an exporter of `signal`: one span, metric or log record that is marked as a test."""
+    """Return a test item as the SDK would pass it to an exporter of `signal`: one span, metric or log record."""
     if signal == "traces":
         return build_test_spans(config)[-1:]
     resource = build_resource(config, Scrubber(config.scrub.extra, personal=config.scrub.personal).attributes)

@@ -44,7 +44,7 @@ def describe_unshared(reason: str) -> str:
 
 
 class GroupFinder:
-    """Which group `serve` shows: the one that was named, else the only living one. A new master's is found again."""
+    """Return the group that `serve` shows: the named one, else the only living one. A new master is found again."""
 
     def __init__(self, config: Config, folder: Path | None) -> None:
         self._config = config

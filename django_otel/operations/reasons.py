@@ -63,7 +63,7 @@ def probe_http(settings: Any, signal: str, timeout_s: float, arrived: bool, *, i
 
 
 def explain_answer(status: int, headers: Any, url: str, signal: str) -> Reason | None:
-    """What is wrong with an answer to OTLP over HTTP; None when it is as it should be."""
+    """Return the fault in an answer to OTLP over HTTP; None if there is none."""
     place = f'OTEL["{signal.upper()}"]'
     kind = str(headers.get("content-type", "")).partition(";")[0].strip().lower()
     if 200 <= status < 300:

@@ -46,7 +46,7 @@ class Unavailable(Exception):  # noqa: N818
 
 @dataclass
 class Source:
-    """What is served, and to whom."""
+    """Options of the server: data and access."""
 
     #: Every family, at this moment. Errors: `Unavailable`.
     collect: Callable[[], list[Family]]

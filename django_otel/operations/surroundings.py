@@ -1,4 +1,4 @@
-"""What a deployment stands on, as the doctor finds it: databases, caches, folders, versions of packages."""
+"""The environment of a deployment, as the doctor checks it: databases, caches, folders, package versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the official instrumentors write into spans, put right before it leaves.
+"""Corrections of spans of the official instrumentors before export.
 
 They record SQL verbatim, copy found documents and whole query strings into
 attributes and make span names out of 500 commands (pitfalls: psycopg2, redis,

@@ -8,7 +8,7 @@ from django_otel.redaction.scrub import Scrubber
 
 
 class SpanCleaner:
-    """What is done to a finished span before it leaves: library spans set right, then secrets redacted.
+    """Processing of a finished span before export: library spans are corrected, then secrets redacted.
 
     Calling it does both. The encoder takes the parts: `prepare` for spans of
     official instrumentors, and the scrubber for each text that it has not seen.

@@ -35,7 +35,7 @@ _MAX_TABLE_LENGTH = 128
 
 @record
 class Statement:
-    """What may be told about a statement.
+    """The exportable facts of a statement.
 
     `text` has no literal. `operation` is one of `OPERATIONS` or `OTHER`, so it
     may become a label. `table` is the first table named (of a CALL the procedure), or None. `summary` is
@@ -322,7 +322,7 @@ def _printable(text: str) -> str:
 
 
 class _Level:
-    """What is known at one depth of parentheses."""
+    """State at one depth of parentheses."""
 
     __slots__ = ("clause", "holds_columns", "is_query")
 

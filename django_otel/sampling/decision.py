@@ -64,7 +64,7 @@ class Decision:
         else:
             self.result = SamplingResult(SdkDecision.RECORD_AND_SAMPLE, attributes) if attributes else RECORD
         self._open_series = open_series
-        #: `series()`, once somebody has asked for it.
+        #: `series()`, cached at the first call.
         self.opened: Any = None
 
     def count(self) -> None:

@@ -161,7 +161,7 @@ class EffectivePolicy:
             if rule.route:
                 first_route = min(first_route, place)
             else:
-                # One alternation: the first alternative that matches is the first rule, and tells by its group.
+                # One alternation: the first alternative that matches is the first rule, identified by its group.
                 patterns.append(f"({rule.pattern})" if rule.path else "()")
                 places.append(place)
         return re.compile("|".join(patterns)).match if patterns else None, places, first_route

@@ -62,7 +62,7 @@ class Limiter:
         # What lies further ahead than any of us puts it is of before the machine was started last, or garbage.
         if now_s < due_s <= now_s + 2 * interval_s:
             return False
-        # As long as more is offered than may pass, nothing is lost because nobody asked at the very moment.
+        # As long as more is offered than may pass, nothing is lost between two requests.
         saved_s = max(interval_s, self._saved_s) if 0.0 <= now_s - asked_s < 2 * interval_s else self._saved_s
         clock[0] = (due_s if now_s - saved_s < due_s <= now_s else now_s - saved_s) + interval_s
         return True

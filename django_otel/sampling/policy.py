@@ -1,4 +1,4 @@
-"""What an operator or the settings want sampled: the policy and its rules, as plain frozen data.
+"""The sampling policy of an operator or the settings, with its rules, as frozen data.
 
 A policy is a layer. What it leaves open (None, or no rule that matches) is left
 to the layer below: the admin's policy stands above that of settings and
@@ -182,7 +182,7 @@ def _keywords(content: object, what: str, known: tuple[str, ...]) -> dict[str, A
 
 @record
 class Policy:
-    """What is sampled, and who said so; None leaves a value to the layer below.
+    """A sampling policy and its source; None leaves a value to the layer below.
 
     `source` is "settings", "environment", "default" or "admin"; `version` the
     version of the admin's row, 0 for any other source. `expires_at_s` ends

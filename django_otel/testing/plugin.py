@@ -87,7 +87,7 @@ def otel_spans() -> RecordedSpans:
 
 @pytest.fixture
 def otel_metrics(request: pytest.FixtureRequest) -> RecordedMetrics:
-    """What this test counted: `.value(name, **attributes)`, `.series(name)`, `.clear()`."""
+    """Metrics counted by this test: `.value(name, **attributes)`, `.series(name)`, `.clear()`."""
     _check_used()
     recorded = request.node.stash.get(_METRICS, None)
     # None when the fixture is asked for by name in the middle of a test.

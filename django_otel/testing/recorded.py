@@ -81,7 +81,7 @@ class RecordedSpans(Sequence["ReadableSpan"]):
         children: dict[int | None, list[int]] = defaultdict(list)
         for index, span in enumerate(spans):
             parent = span.parent
-            # A seed set anew in the middle of a test (pytest-randomly) makes ids repeat:
+            # A seed that is set again during a test (pytest-randomly) makes ids repeat:
             # the parent is then the last one that had started.
             same_id = by_id.get((parent.trace_id, parent.span_id), []) if parent is not None else []
             started = [other for other in same_id if other < index]
@@ -109,7 +109,7 @@ class RecordedSpans(Sequence["ReadableSpan"]):
 
 @dataclass(frozen=True)
 class HistogramDelta:
-    """What a histogram counted since the test began. `sum` is in the metric's unit."""
+    """Counts of a histogram since the test began. `sum` is in the metric's unit."""
 
     count: int = 0
     sum: float = 0.0
@@ -147,7 +147,7 @@ class RecordedMetrics:
         }
 
     def value(self, name: str, attributes: Mapping[str, object] | None = None, /, **more: Any) -> Any:
-        """What the metric `name` counted since the test began, over all series that have these attributes.
+        """Return the value of the metric `name` since the test began, over all series with these attributes.
 
         Attributes with dots go into a mapping, or with two underscores for the
         dot: `value("http.server.request.duration", {"http.route": "/a/"})` or
@@ -246,7 +246,7 @@ def _fits(attributes: Mapping[str, object], wanted: Mapping[str, object]) -> boo
 
 
 def _nothing(name: str) -> object:
-    """What a metric of that name gives when nothing was counted."""
+    """Return the value of a metric of that name if nothing was counted."""
     from django_otel import runtime
     from django_otel.metrics import catalogue
 

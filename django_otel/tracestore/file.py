@@ -21,7 +21,7 @@ from pathlib import Path
 from django_otel.base import forks, guard
 from django_otel.base.private_files import Unusable, temporary_folder
 
-#: "DjOt": tells our file from any other. Source: SQLite, "PRAGMA application_id".
+#: "DjOt": identifies our file. Source: SQLite, "PRAGMA application_id".
 APPLICATION_ID = 0x446A4F74
 #: Grows with every change of the tables; each version has a file of its own, so that two may run side by side.
 SCHEMA_VERSION = 3
@@ -89,7 +89,7 @@ _CORRUPT_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 def candidate_folders(path: str | None, surroundings: Mapping[str, str], identity: str) -> list[Path]:
     """Folders the store may be in, best first; only the one of the settings when there is one.
 
-    On disk: `/dev/shm` has 64 MB in a default container, and is memory. `identity` tells one deployment on
+    On disk: `/dev/shm` has 64 MB in a default container, and is memory. `identity` distinguishes one deployment on
     this machine from another.
     """
     if path is not None:
@@ -286,7 +286,7 @@ class StoreFile:
         try:
             descriptor = os.open(self.path, flags, 0o600)
         except FileNotFoundError:
-            # The folder was removed beneath us.
+            # The folder was removed while in use.
             _make_folder(self.path.parent)
             descriptor = os.open(self.path, flags, 0o600)
         except OSError as error:
@@ -299,7 +299,7 @@ class StoreFile:
             if not stat.S_ISREG(status.st_mode) or not own:
                 raise Unusable(f"{self.path} is not a file of this user's own.")
             is_ours = status.st_size == 0 or _application_id(descriptor) == APPLICATION_ID
-            # A file that is somebody else's database is left as it is: see _prepare.
+            # Another application's database is left as it is: see _prepare.
             if is_ours and stat.S_IMODE(status.st_mode) != 0o600 and hasattr(os, "fchmod"):
                 os.fchmod(descriptor, 0o600)
         finally:
@@ -321,7 +321,7 @@ class StoreFile:
         self._create(connection)
 
     def _create(self, connection: sqlite3.Connection) -> None:
-        # Before the first table; afterwards each of these would need the whole file to be written anew.
+        # Before the first table; afterwards each of these would rewrite the whole file.
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         # Readers do not wait for the writer. A network file system has no WAL; then it stays as it is.

@@ -1,4 +1,4 @@
-"""What is written into the store, as the writer's thread prepares it: scrubbed, and off the request path."""
+"""Items of the store, prepared in the writer's thread: scrubbed, and off the request path."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class StoredLog:
 
 @dataclass(frozen=True, slots=True)
 class StoredSample:
-    """What `/metrics` would show now, as cumulative numbers of one `source` (a group of processes)."""
+    """Current numbers of `/metrics`, cumulative, of one `source` (a group of processes)."""
 
     source: str
     service: str

@@ -78,9 +78,9 @@ def _unpack_or_nothing(data: bytes, unpack: Callable[[bytes], Any] = unpack) -> 
 
 
 def subtract(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """What `now` has more than `before`, leaf by leaf; a number that fell has begun anew and counts whole.
+    """Return `now` minus `before`, leaf by leaf; a number that fell was reset and counts in full.
 
-    Leaves are numbers and lists of numbers (a histogram: its count, sum and buckets, which begins anew as a whole).
+    Leaves are numbers and lists of numbers (a histogram: its count, sum and buckets, which is reset as a whole).
     What did not change is left out.
     """
     added: dict[str, Any] = {}
@@ -127,12 +127,12 @@ def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return total
 
 
-#: What begins anew with the buckets of a histogram: it and what is counted out of the same points.
+#: Reset together with the buckets of a histogram: it and the counts from the same points.
 _OF_HISTOGRAM = {"duration": ("duration", "errors", "refused"), "queries": ("queries",)}
 
 
 def without_other_bounds(numbers: Mapping[str, Any], bounds: Mapping[str, str]) -> dict[str, Any]:
-    """Cumulative numbers without the figures of routes whose histogram has other bounds now: it has begun anew."""
+    """Cumulative numbers without the figures of routes whose histogram has other bounds now: it was reset."""
     known = numbers.get("bounds", {})
     stale = {
         part
@@ -150,7 +150,7 @@ def without_other_bounds(numbers: Mapping[str, Any], bounds: Mapping[str, str]) 
 
 
 def rise(now: Mapping[str, Any], before: Mapping[str, Any], running: Mapping[str, Any]) -> dict[str, Any]:
-    """What `now` has more than `before`, without bounds: by route as `running` knows them, and over all as "total"."""
+    """Return `now` minus `before`, without bounds: by the routes of `running`, and over all as "total"."""
     before = without_other_bounds(before, now.get("bounds", {}))
     added = subtract({name: part for name, part in now.items() if name != "bounds"}, before)
     routes = added.get("routes")
@@ -161,7 +161,7 @@ def rise(now: Mapping[str, Any], before: Mapping[str, Any], running: Mapping[str
 
 
 def rise_of_routes(running: Mapping[str, Any], opening: Mapping[str, Any]) -> dict[str, Any]:
-    """What was counted of each route between two moments of one source."""
+    """Return the counts of each route between two moments of one source."""
     opening = without_other_bounds(opening, running.get("bounds", {}))
     return subtract(running.get("routes", {}), opening.get("routes", {}))
 

@@ -245,7 +245,7 @@ class StoreProcessor(WorkerOwner, Taker):
         self._reset()
 
     def renew_locks(self) -> None:
-        """Make the locks anew, of what `threading` gives now."""
+        """Replace the locks, using the current `threading`."""
         self.worker.renew_locks()
         if self._thread is None:
             self._reset()
@@ -284,7 +284,7 @@ def convert_log(record: Any, logger_name: str, scrubber: Scrubber, service: str)
 
 
 def numbers_of(families: Sequence[Family]) -> dict[str, Any]:
-    """What the dashboard draws, out of the families of a scrape: cumulative sums by route, event, reason.
+    """Return the dashboard's numbers from the families of a scrape: cumulative sums by route, event, reason.
 
     A histogram is the list of its count, its sum and its buckets (not cumulative); their bounds are a text under
     "bounds". Durations are seconds.

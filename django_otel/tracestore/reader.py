@@ -59,7 +59,7 @@ class TraceRow:
 
 @dataclass(frozen=True, slots=True)
 class TraceFilter:
-    """Which traces are asked for. `status` is a code or a class ("404", "5xx"); empty texts and None mean any."""
+    """A filter of traces. `status` is a code or a class ("404", "5xx"); empty texts and None mean any."""
 
     route: str = ""
     status: str = ""
@@ -117,7 +117,7 @@ class TracePage:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What the filters offer."""
+    """Choices of the filters."""
 
     routes: Sequence[str]
     statuses: Sequence[int]
@@ -154,7 +154,7 @@ class ProcessRow:
 
 @dataclass(slots=True)
 class Numbers:
-    """What one source counted in one step of time."""
+    """Counts of one source in one step of time."""
 
     at_s: int
     step_s: int
@@ -206,7 +206,7 @@ class StoreReader:
         return found
 
     def choices(self) -> Choices:
-        """What stands in the store to filter by."""
+        """Return the stored values to filter by."""
         return Choices(
             routes=self._distinct("trace", "route", ""),
             statuses=self._distinct("trace", "status", 0),
@@ -226,7 +226,7 @@ class StoreReader:
         return [value for (value,) in self._connection.execute(statement, (above,)) if isinstance(value, kind)]
 
     def trace(self, trace_id: str) -> Trace | None:
-        """One trace with everything beneath; None when it is not (or no longer) here."""
+        """Return one trace with its spans and logs; None if it is not (or no longer) stored."""
         row = self._connection.execute(f"SELECT {_COLUMNS} FROM trace WHERE trace_id = ?", (trace_id,)).fetchone()  # noqa: S608
         if row is None:
             return None
@@ -262,7 +262,7 @@ class StoreReader:
         return _number(row[0]) if row is not None else None
 
     def numbers(self, *, now_s: float, minutes: int, service: str = "", route: str | None = None) -> list[Numbers]:
-        """What was counted in the last `minutes`, in the finest step that is kept so long, by time.
+        """Return the counts of the last `minutes`, in the finest step that is kept that long, by time.
 
         Steps without traffic are left out; a step that several sources filled is there several times. "total" has
         the figures of all routes, or of `route` alone; with "" there are those of each as well ("routes").
@@ -285,7 +285,7 @@ class StoreReader:
         return found
 
     def route_numbers(self, *, now_s: float, minutes: int, service: str = "") -> list[dict[str, Any]]:
-        """What `numbers` gives of each route, added up over the time: {"routes": ..., "bounds": ...} per source."""
+        """Return `numbers` of each route, added up over the time: {"routes": ..., "bounds": ...} per source."""
         step_s, since_s = _step_of(now_s, minutes)
         found: list[dict[str, Any]] = []
         for running, opening in self._connection.execute(

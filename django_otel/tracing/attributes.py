@@ -22,7 +22,7 @@ _TEXT = frozenset({str})
 
 
 class SharedAttributes(dict[str, Any]):
-    """Attributes of many spans, such as those of one query, which nobody changes: one that gets more takes a copy."""
+    """Attributes of many spans, such as those of one query, which are never changed: a span with more takes a copy."""
 
     #: For who writes them out, so that it is done once: who, and what was written.
     __slots__ = ("encoded",)
@@ -37,7 +37,7 @@ def clean(
 ) -> tuple[Mapping[str, Any], int]:
     """The attributes with every value as OpenTelemetry has it, and how many were dropped.
 
-    Nearly all are plain already, which their exact types tell at a fifth of the
+    Nearly all are plain already, which their exact types show at a fifth of the
     SDK's cost; anything else is the SDK's own class's business.
     """
     # The types are compared without a step of the interpreter for each.

@@ -76,7 +76,7 @@ class Recording:
         self._emit: Callable[[Any, dict[str, Any]], bool] | None = None
 
     def choose(self, signal: str, emit: Callable[[Any, dict[str, Any]], bool]) -> None:
-        """Record by `signal` ("events", "logs", "logs/dup"); `emit(span, attributes)` tells whether it could."""
+        """Record by `signal` ("events", "logs", "logs/dup"); `emit(span, attributes)` returns whether it could."""
         self._signal, self._emit = signal, emit
 
     def wants_event(self, span: trace.Span, attributes: dict[str, Any]) -> bool:

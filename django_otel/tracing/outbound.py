@@ -1,4 +1,4 @@
-"""Which hosts may receive trace headers (`PROPAGATION.OUTBOUND_HOSTS`).
+"""Hosts that may receive trace headers (`PROPAGATION.OUTBOUND_HOSTS`).
 
 An instrumentor of an HTTP client calls its request hook, which knows the URL,
 just before it injects headers, which no longer knows it. So the hook leaves its

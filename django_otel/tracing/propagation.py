@@ -232,7 +232,7 @@ META_GETTER = MetaGetter()
 
 
 def build_propagators(config: Config) -> tuple[TextMapPropagator, ...]:
-    """What `PROPAGATION.FORMATS` names. Errors: `ConfigError` (E004) when a format's package is missing."""
+    """Return the propagators of `PROPAGATION.FORMATS`. Errors: `ConfigError` (E004) when a package is missing."""
     parts: list[TextMapPropagator] = []
     for name in config.propagation.formats:
         if name == "tracecontext":

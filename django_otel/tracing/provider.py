@@ -24,7 +24,7 @@ class Taker(SpanProcessor):
     """A span processor of ours, which takes our spans as they are when they end: no `ReadableSpan` is made."""
 
     def take(self, span: RecordedSpan) -> None:
-        """A span ended. `to_readable` and `parts` tell what it holds."""
+        """A span ended. `to_readable` and `parts` give its contents."""
         raise NotImplementedError
 
     def withdraw(self, root: RecordedSpan) -> None:
@@ -118,7 +118,7 @@ class OwnTracerProvider(sdk_compat.WatchedTracerProvider):
     ) -> trace.Tracer:
         plain = super().get_tracer(instrumenting_module_name, instrumenting_library_version, schema_url, attributes)
         if type(plain) is not SdkTracer or plain.sampler is not self._shared.sampler or sdk_compat.counts_spans(plain):
-            # Switched off by OTEL_SDK_DISABLED, with a sampler that somebody has put in, or measured by the SDK itself.
+            # Switched off by OTEL_SDK_DISABLED, with a foreign sampler, or measured by the SDK itself.
             return plain
         scope = InstrumentationScope(
             instrumenting_module_name or "", instrumenting_library_version or "", schema_url, attributes

@@ -61,7 +61,7 @@ class SpanFields(SdkSpan):
     encoded: tuple[object, bytes]
 
     def parts(self) -> SpanParts:
-        """What the ended span holds, not to be changed; as `sdk_compat.read_span` has it."""
+        """Return the contents of the ended span, read-only; as `sdk_compat.read_span` does."""
         events, links = self._events, self._links
         dropped_events = dropped_links = 0
         if type(events) is BoundedList:
@@ -80,7 +80,7 @@ class SpanFields(SdkSpan):
             # Who is given it may reach into it.
             attributes = attributes.copy()
         if self._dropped:
-            # The SDK's class is what tells how many were dropped.
+            # The SDK's class carries the number of dropped ones.
             attributes = BoundedAttributes(None, attributes, True)
             attributes.dropped = self._dropped
         # By position: keywords cost half as much again.

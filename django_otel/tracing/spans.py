@@ -62,7 +62,7 @@ SPANS_DROPPED = "django_otel.spans.dropped"
 
 
 class Shared:
-    """What all tracers and spans of a provider share; its attributes change with the settings."""
+    """State shared by all tracers and spans of a provider; its attributes change with the settings."""
 
     __slots__ = (
         "enders", "ids", "is_sdk_path", "limits", "resource", "sampler", "scrub", "starters", "takers", "withdrawers",
@@ -116,7 +116,7 @@ class RecordedSpan(SpanFields):
 
     It is recorded, but not necessarily sampled: `context.trace_flags` says
     whether it is exported, and one that is not may still be (`tracing.tail`).
-    It is an SDK `Span` for whoever tests for that, and uses nothing of it: every
+    It is an SDK `Span` for `isinstance()` and uses none of its code: every
     public name is defined here, and `sdk_compat.find_unknown_names` makes sure.
     """
 
@@ -348,7 +348,7 @@ class RecordedSpan(SpanFields):
 
 
 class DroppedSpan(NonRecordingSpan):
-    """A span that is not recorded. Its ids are drawn when somebody asks for them, which is seldom.
+    """A span that is not recorded. Its ids are generated on the first access, which is rare.
 
     `low_bits` are the trace id's low 64 bits, which the decision was made by, or None where it needed none. Who
     makes one sets the three attributes: to call an `__init__` costs more than all that.

@@ -3,7 +3,7 @@
 With `KEEP_ERRORS` or `KEEP_SLOW_S` the spans of a dropped trace are recorded
 without the sampled flag and held here, per local trace, until the local root
 ends. Then they are exported, re-created with the flag, a reason and a weight of
-one, or forgotten. Other services were told that the trace is not recorded, so
+one, or forgotten. Other services received an unsampled trace, so
 only what happened in this process is kept.
 
 The buffer is bounded in spans over all traces of the process; when it is full
@@ -45,7 +45,7 @@ class TailBuffer:
     """Holds back the spans of dropped traces until it is known how they end.
 
     `policy()` is what is in force; `emit(span)` exports a kept one, `discard(span)`
-    tells of one that is not; `on_keep(reason)` is called per kept trace
+    of an unsampled one; `on_keep(reason)` is called per kept trace
     ("error", "slow"), `on_drop(count)` for spans that are pushed out.
 
     Written without a lock around what every span does: the dictionaries' own

@@ -61,7 +61,7 @@ class Tracer(trace.Tracer):
 
     @property
     def resource(self) -> Resource:
-        """What the spans tell about their process."""
+        """The resource of the spans: attributes of their process."""
         return self.shared.resource
 
     @property
@@ -221,7 +221,7 @@ class Tracer(trace.Tracer):
         are_ready: bool = False,
         root: RecordedSpan | None = None,
     ) -> RecordedSpan:
-        """Start a span that is recorded, whoever decided it; attributes that are ready become its own."""
+        """Start a recorded span, after the decision; prepared attributes become its own."""
         shared = self.shared
         limits = shared.limits
         # Filled in here and not by an __init__: the call alone costs as much as ten attributes.

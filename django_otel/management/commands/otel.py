@@ -390,7 +390,7 @@ def _seconds(text: str) -> float:
 
 
 def find_effective(config: Config) -> dict[str, tuple[object, str]]:
-    """What stands in the place of settings that are None: value and why, by dotted key."""
+    """Return effective values of settings that are None: value and reason, by dotted key."""
     found: dict[str, tuple[object, str]] = {}
     if config.console.enabled is None:
         debug = conf.is_debug()
@@ -489,7 +489,7 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def find_admin_ratio(config: Config) -> float | None:
-    """The ratio of the admin's policy in the database, if there is one in force; None also when nobody can tell."""
+    """Return the ratio of the effective policy in the database; None if there is none or it cannot be read."""
     if not (config.enabled and config.sampling.live):
         return None
     with contextlib.suppress(Exception):
