@@ -94,9 +94,12 @@ def build_log_limits() -> Any:
     # Each value is given: one that is left out is read from the environment, and may raise.
     kind: Any = getattr(_logs, "LogRecordLimits", None) or _logs.LogLimits
     try:
-        return kind(128, kind.UNSET, 128, kind.UNSET)
+        limits = kind(128, 128, 128, 128)
     except TypeError:
-        return kind(128, kind.UNSET)
+        limits = kind(128, 128)
+    # Afterwards: what means "no limit" to the class differs from release to release.
+    apply_log_limits(limits, 128, None)
+    return limits
 
 
 def apply_log_limits(limits: Any, attributes: int, attribute_length: int | None) -> None:

@@ -504,3 +504,16 @@ def test_the_search_finds_private_names(source):
 def test_the_search_lets_pass_what_is_allowed(source):
     """The search itself, on what it must not complain about."""
     assert not list(find_private_names(source))
+
+
+def test_limits_of_logs_are_built_with_the_class_of_an_older_release(monkeypatch):
+    """It takes two numbers and has no name for "not given"."""
+    from opentelemetry.sdk import _logs
+
+    class Limits:
+        def __init__(self, max_attributes, max_attribute_length):
+            self.max_attributes, self.max_attribute_length = int(max_attributes), int(max_attribute_length)
+
+    monkeypatch.setattr(_logs, "LogRecordLimits", Limits, raising=False)
+    limits = sdk_compat.build_log_limits()
+    assert (limits.max_attributes, limits.max_attribute_length) == (128, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.cookies
 import time
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -95,8 +96,9 @@ def test_forged_tokens_do_nothing(otel_spans, where):
             if where == "link":
                 answer = visitor.get(link(token))
             else:
-                visitor.cookies[force.COOKIE] = token
-                answer = visitor.get("/hello/")
+                # By hand: newer Pythons refuse control characters in a cookie of their own.
+                morsel = http.cookies._quote(token)
+                answer = visitor.get("/hello/", HTTP_COOKIE=f"{force.COOKIE}={morsel}")
             assert answer.status_code == 200, name
             assert force.COOKIE not in answer.cookies, name
     assert list(otel_spans) == []

@@ -477,6 +477,7 @@ def test_below_a_script_name(settings):
         ({"READY": ["tests.health_checks.NOT_CALLABLE"]}, "E003", "callable"),
     ],
 )
+@pytest.mark.django_db(databases=["default", "other"])
 def test_faulty_settings_are_errors_of_the_check(given, error, text):
     with override_settings(OTEL={"HEALTH": given}):
         found = [message for message in run_checks() if message.id == f"django_otel.{error}"]

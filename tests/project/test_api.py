@@ -600,7 +600,10 @@ VALUES = st.recursive(
 
 
 @hypothesis.given(attributes=st.dictionaries(st.text(st.characters(exclude_categories=()), min_size=1), VALUES))
-@hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
 def test_no_attribute_whatever_breaks_a_span_or_its_export(otel_spans, attributes):
     otel_spans.clear()
     with span("s", **attributes):
