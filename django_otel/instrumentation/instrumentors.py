@@ -13,32 +13,29 @@ instrumentor is switched off.
 from __future__ import annotations
 
 import fnmatch
-import functools
-import inspect
 import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from django.conf import settings
 from django.urls import get_script_prefix
-from django.utils.module_loading import import_string
-from opentelemetry import metrics, propagate, trace
+from opentelemetry import metrics, trace
 from opentelemetry.context import Context
-from opentelemetry.propagators.textmap import Setter
 
 from django_otel import conf, own_paths, runtime
 from django_otel.base import guard, import_hooks, sdk_compat
 from django_otel.base.frozen import record
 from django_otel.base.sdk_compat import DJANGO_MIDDLEWARE as DJANGO_MIDDLEWARE
 from django_otel.config.schema import Config
-from django_otel.tracing import outbound
+from django_otel.instrumentation.client_hooks import Wish, build_arguments
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
 
 GROUP = "opentelemetry_instrumentor"
 #: Our pages where `django_otel.urls` is mounted at the root. The official instrumentor takes its list at start, when
@@ -48,8 +45,6 @@ OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 #: Read once per process by the first instrumentor. Without it they use names that are deprecated, and an
 #: `http.target` with the query string in a metric label.
 STABLE = "http,database"
-#: Of our pages, for the official DjangoInstrumentor: it is set up before there is a URLconf to ask.
-_OWN_PATHS = ("/metrics", "/livez", "/readyz", "/startupz")
 
 
 @record
@@ -67,18 +62,9 @@ class State:
 
 
 @record
-class _Wish:
-    """All that decides how an instrumentor is switched on; when it is unchanged nothing is touched."""
-
-    arguments: Mapping[str, object]
-    outbound_hosts: tuple[str, ...] | None
-    meter_provider: metrics.MeterProvider | None
-
-
-@record
 class _Installed:
     instrumentor: Any
-    wish: _Wish
+    wish: Wish
 
 
 #: Instrumentors that wait until their library is imported: nothing can be done with it before, and importing it here
@@ -99,7 +85,7 @@ _STORES = frozenset({"pymemcache", "redis"})
 _LOCK_WAIT_S = 2.0
 
 _lock = threading.RLock()
-_waiting: dict[str, tuple[_Wish, bool]] = {}
+_waiting: dict[str, tuple[Wish, bool]] = {}
 _installed: dict[str, _Installed] = {}
 _states: dict[str, State] = {}
 _tracer_providers: dict[str, _SwitchedTracerProvider] = {}
@@ -114,9 +100,6 @@ class _State:
 
 
 _state = _State()
-
-
-# --- On and off. ---
 
 
 def install(config: Config) -> None:
@@ -185,8 +168,8 @@ def find_obstacle(name: str) -> str:
     return _find_conflict(entry)
 
 
-def _build_wish(config: Config, arguments: Mapping[str, object]) -> _Wish:
-    return _Wish(dict(arguments), config.propagation.outbound_hosts, _meter_provider())
+def _build_wish(config: Config, arguments: Mapping[str, object]) -> Wish:
+    return Wish(dict(arguments), config.propagation.outbound_hosts, _meter_provider())
 
 
 def _meter_provider() -> metrics.MeterProvider | None:
@@ -227,10 +210,7 @@ def _say(name: str, conflict: Any) -> str:
     return f"the instrumentor {name} is for {wanted or 'another library'}, and {state}."
 
 
-# --- Waiting for the library. ---
-
-
-def _wait(name: str, wish: _Wish, is_user_list: bool) -> bool:
+def _wait(name: str, wish: Wish, is_user_list: bool) -> bool:
     """Whether `name` is to be switched on as soon as its library is imported."""
     library = _LIBRARIES.get(name)
     if library is None or library in sys.modules or name in _installed or (is_user_list and find_obstacle(name)):
@@ -295,10 +275,7 @@ def _set_state(state: State) -> None:
         guard.warn_once(f"instrumentors.{state.name}", 'OTEL["INSTRUMENT"] names "%s": %s', state.name, state.reason)
 
 
-# --- Switching. ---
-
-
-def _switch_on(name: str, wish: _Wish, is_user_list: bool) -> State:
+def _switch_on(name: str, wish: Wish, is_user_list: bool) -> State:
     if name in _installed:
         return State(name, True, "on")
     if name == "django":
@@ -323,12 +300,12 @@ def _switch_on(name: str, wish: _Wish, is_user_list: bool) -> State:
         return State(name, False, f"switching it on failed with {type(error).__name__}; see the log", is_user_list)
 
 
-def _instrument(name: str, instrumentor: Any, wish: _Wish, is_user_list: bool) -> State:
+def _instrument(name: str, instrumentor: Any, wish: Wish, is_user_list: bool) -> State:
     provider = _tracer_providers.setdefault(name, _SwitchedTracerProvider(name))
     arguments: dict[str, object] = {"tracer_provider": provider}
     if wish.meter_provider is not None:
         arguments["meter_provider"] = wish.meter_provider
-    arguments.update(_build_arguments(name, wish))
+    arguments.update(build_arguments(name, wish))
     try:
         instrumentor.instrument(**arguments)
     except Exception:
@@ -350,9 +327,6 @@ def _switch_off(name: str) -> None:
     with guard.contained(f"instrumentors.{name} off"):
         if installed.instrumentor.is_instrumented_by_opentelemetry:
             installed.instrumentor.uninstrument()
-
-
-# --- The official instrumentor of Django itself (REQUEST.SPANS = "instrumentor"). ---
 
 
 def install_django_instrumentor(config: Config) -> bool:
@@ -418,7 +392,7 @@ def _is_own_url(url: str) -> bool:
     return path.startswith(prefix) and path[len(prefix) :] in own_paths.find_own_paths()
 
 
-def build_excluded_urls(patterns: Iterable[str], own: Iterable[str] = _OWN_PATHS) -> str:
+def build_excluded_urls(patterns: Iterable[str], own: Iterable[str] = OWN_PATHS) -> str:
     """Path globs as the comma-separated regular expressions that official instrumentors search for in whole URLs."""
     return ",".join(_build_url_regex(pattern) for pattern in (*own, *patterns))
 
@@ -428,9 +402,6 @@ def _build_url_regex(pattern: str) -> str:
     # translate() anchors with (?s:...)\Z; a URL goes on with its query string. A comma would split the expression.
     body = path.removeprefix("(?s:").removesuffix(r")\Z").removesuffix(r")\z").replace(".*", "[^?]*")
     return rf"^[a-z]+://[^/?]*{body}(\?|$)".replace(",", r"\x2c")
-
-
-# --- A tracer provider that is always the right one, and silent when switched off. ---
 
 
 class _SwitchedTracerProvider(trace.TracerProvider):
@@ -485,182 +456,3 @@ class _SwitchedTracer(trace.Tracer):
             and not trace.get_current_span(context).is_recording()
             and not runtime.current().config.database.root_spans
         )
-
-
-# --- Arguments: the project's hooks contained, ours for OUTBOUND_HOSTS added. ---
-
-
-def _build_arguments(name: str, wish: _Wish) -> dict[str, object]:
-    arguments: dict[str, object] = {}
-    for keyword, value in wish.arguments.items():
-        if keyword.endswith("_hook") and isinstance(value, str):
-            value = import_string(value)
-        if callable(value) and keyword.endswith("_hook"):
-            value = _contain_hook(name, keyword, value)
-        elif callable(value) and keyword == "url_filter":
-            value = _contain_url_filter(name, value)
-        arguments[keyword] = value
-    patterns = wish.outbound_hosts
-    if patterns is not None:
-        for keyword, adapter in _CLIENTS.get(name, {}).items():
-            arguments[keyword] = _add_verdict(name, adapter, patterns, arguments.get(keyword), "async" in keyword)
-        if name == "aiohttp-client":
-            given: Any = arguments.get("trace_configs") or ()
-            arguments["trace_configs"] = [*given, _build_aiohttp_redirect_guard(patterns)]
-    return arguments
-
-
-def _contain_hook(name: str, keyword: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A raising hook would break the application's own call (the instrumentors call hooks unprotected)."""
-    place = f"instrumentors.{name} {keyword}"
-    if inspect.iscoroutinefunction(hook):
-
-        @functools.wraps(hook)
-        async def contained_async(*args: Any, **kwargs: Any) -> Any:
-            with guard.contained(place):
-                return await hook(*args, **kwargs)
-
-        return contained_async
-
-    @functools.wraps(hook)
-    def contained(*args: Any, **kwargs: Any) -> Any:
-        with guard.contained(place):
-            return hook(*args, **kwargs)
-
-    return contained
-
-
-def _contain_url_filter(name: str, url_filter: Callable[[Any], str]) -> Callable[[Any], str]:
-    @functools.wraps(url_filter)
-    def contained(url: Any) -> str:
-        with guard.contained(f"instrumentors.{name} url_filter"):
-            return url_filter(url)
-        # The filter exists because URLs hold something to hide.
-        return str(url).partition("?")[0]
-
-    return contained
-
-
-#: What a client's request hook says about the request: its URL and the headers that will be sent.
-Adapter = Callable[..., tuple[str, Any]]
-
-
-def _requests_request(span: trace.Span, request: Any) -> tuple[str, Any]:
-    return str(request.url), request.headers
-
-
-def _httpx_request(span: trace.Span, request: Any) -> tuple[str, Any]:
-    return str(request.url), request.headers
-
-
-def _urllib3_request(span: trace.Span, pool: Any, request: Any) -> tuple[str, Any]:
-    # Not `request.url`: a url_filter has been over it.
-    host = f"[{pool.host}]" if ":" in pool.host and not pool.host.startswith("[") else pool.host
-    port = f":{pool.port}" if pool.port else ""
-    return f"{pool.scheme}://{host}{port}/", request.headers
-
-
-def _urllib_request(span: trace.Span, request: Any) -> tuple[str, Any]:
-    return request.full_url, request.headers
-
-
-def _aiohttp_request(span: trace.Span, params: Any) -> tuple[str, Any]:
-    return str(params.url), params.headers
-
-
-_CLIENTS: dict[str, dict[str, Adapter]] = {
-    "requests": {"request_hook": _requests_request},
-    "httpx": {"request_hook": _httpx_request, "async_request_hook": _httpx_request},
-    "httpx2": {"request_hook": _httpx_request, "async_request_hook": _httpx_request},
-    "urllib3": {"request_hook": _urllib3_request},
-    "urllib": {"request_hook": _urllib_request},
-    "aiohttp-client": {"request_hook": _aiohttp_request},
-}
-#: Instrumentors for which `PROPAGATION.OUTBOUND_HOSTS` is kept; others inject as they like.
-OUTBOUND_NAMES = tuple(_CLIENTS)
-
-
-def _add_verdict(
-    name: str, adapter: Adapter, patterns: tuple[str, ...], hook: Any, is_async: bool
-) -> Callable[..., Any]:
-    """The project's hook, then our verdict, as the last thing before the instrumentor injects."""
-
-    def judge(span: trace.Span, *args: Any) -> None:
-        try:
-            url, headers = adapter(span, *args)
-            if outbound.is_host_allowed(url, patterns):
-                outbound.decide(span, True)
-                if name == "requests":
-                    _guard_requests_redirects(args[0], patterns)
-                elif name == "urllib":
-                    _inject_unredirected(span, args[0])
-            else:
-                outbound.decide(span, False)
-                if headers is not None:
-                    outbound.strip(headers, tuple(propagate.get_global_textmap().fields))
-        except Exception as error:
-            guard.report(f"instrumentors.{name} outbound", error)
-            # Unknown where it goes: then without headers.
-            outbound.decide(span, False)
-
-    if is_async:
-
-        async def judge_async(span: trace.Span, *args: Any) -> None:
-            if hook is not None:
-                await hook(span, *args)
-            judge(span, *args)
-
-        return judge_async
-
-    def judge_after_hook(span: trace.Span, *args: Any) -> None:
-        if hook is not None:
-            hook(span, *args)
-        judge(span, *args)
-
-    return judge_after_hook
-
-
-class _RequestsRedirectGuard:
-    """A response hook of requests: a redirect is a copy of the request, trace headers and all."""
-
-    def __init__(self, patterns: tuple[str, ...]) -> None:
-        self.patterns = patterns
-
-    def __call__(self, response: Any, *args: Any, **kwargs: Any) -> None:
-        with guard.contained("instrumentors.requests redirect"):
-            if not response.is_redirect:
-                return
-            target = urljoin(response.url, response.headers["location"])
-            if not outbound.is_host_allowed(target, self.patterns):
-                outbound.strip(response.request.headers, tuple(propagate.get_global_textmap().fields))
-
-
-def _guard_requests_redirects(request: Any, patterns: tuple[str, ...]) -> None:
-    hooks = request.hooks.setdefault("response", [])
-    if not any(isinstance(hook, _RequestsRedirectGuard) for hook in hooks):
-        hooks.append(_RequestsRedirectGuard(patterns))
-
-
-class _UnredirectedSetter(Setter[Any]):
-    def set(self, carrier: Any, key: str, value: str) -> None:
-        carrier.add_unredirected_header(key, value)
-
-
-def _inject_unredirected(span: trace.Span, request: Any) -> None:
-    """urllib copies a request's headers to wherever it is redirected, except those added as unredirected."""
-    propagate.inject(request, setter=_UnredirectedSetter())
-    outbound.decide(span, False)
-
-
-def _build_aiohttp_redirect_guard(patterns: tuple[str, ...]) -> Any:
-    import aiohttp
-
-    async def on_request_redirect(session: Any, context: Any, params: Any) -> None:
-        with guard.contained("instrumentors.aiohttp-client redirect"):
-            location = params.response.headers.get("Location") or params.response.headers.get("URI") or ""
-            if not outbound.is_host_allowed(urljoin(str(params.url), location), patterns):
-                outbound.strip(params.headers, tuple(propagate.get_global_textmap().fields))
-
-    config = aiohttp.TraceConfig()
-    config.on_request_redirect.append(on_request_redirect)
-    return config

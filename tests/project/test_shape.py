@@ -16,9 +16,7 @@ FUNCTION_LINES = 60
 ANY_PER_1000_LINES = 22.8
 
 #: What is larger, with the lines it may have at most. Lower a number, or take an entry out, whenever it shrinks.
-LARGE_MODULES = {
-    "instrumentation/instrumentors.py": 666,
-}
+LARGE_MODULES: dict[str, int] = {}
 LARGE_CLASSES = {
     "console/dashboard.py _Builder": 311,
     "redaction/scrub.py Scrubber": 432,

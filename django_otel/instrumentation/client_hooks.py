@@ -1,0 +1,200 @@
+"""Arguments of instrumentors: the project's hooks contained, ours for OUTBOUND_HOSTS added."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urljoin
+
+from django.utils.module_loading import import_string
+from opentelemetry import metrics, propagate, trace
+from opentelemetry.propagators.textmap import Setter
+
+from django_otel.base import guard
+from django_otel.base.frozen import record
+from django_otel.tracing import outbound
+
+
+@record
+class Wish:
+    """All that decides how an instrumentor is switched on; when it is unchanged nothing is touched."""
+
+    arguments: Mapping[str, object]
+    outbound_hosts: tuple[str, ...] | None
+    meter_provider: metrics.MeterProvider | None
+
+
+def build_arguments(name: str, wish: Wish) -> dict[str, object]:
+    arguments: dict[str, object] = {}
+    for keyword, value in wish.arguments.items():
+        if keyword.endswith("_hook") and isinstance(value, str):
+            value = import_string(value)
+        if callable(value) and keyword.endswith("_hook"):
+            value = _contain_hook(name, keyword, value)
+        elif callable(value) and keyword == "url_filter":
+            value = _contain_url_filter(name, value)
+        arguments[keyword] = value
+    patterns = wish.outbound_hosts
+    if patterns is not None:
+        for keyword, adapter in _CLIENTS.get(name, {}).items():
+            arguments[keyword] = _add_verdict(name, adapter, patterns, arguments.get(keyword), "async" in keyword)
+        if name == "aiohttp-client":
+            given: Any = arguments.get("trace_configs") or ()
+            arguments["trace_configs"] = [*given, _build_aiohttp_redirect_guard(patterns)]
+    return arguments
+
+
+def _contain_hook(name: str, keyword: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A raising hook would break the application's own call (the instrumentors call hooks unprotected)."""
+    place = f"instrumentors.{name} {keyword}"
+    if inspect.iscoroutinefunction(hook):
+
+        @functools.wraps(hook)
+        async def contained_async(*args: Any, **kwargs: Any) -> Any:
+            with guard.contained(place):
+                return await hook(*args, **kwargs)
+
+        return contained_async
+
+    @functools.wraps(hook)
+    def contained(*args: Any, **kwargs: Any) -> Any:
+        with guard.contained(place):
+            return hook(*args, **kwargs)
+
+    return contained
+
+
+def _contain_url_filter(name: str, url_filter: Callable[[Any], str]) -> Callable[[Any], str]:
+    @functools.wraps(url_filter)
+    def contained(url: Any) -> str:
+        with guard.contained(f"instrumentors.{name} url_filter"):
+            return url_filter(url)
+        # The filter exists because URLs hold something to hide.
+        return str(url).partition("?")[0]
+
+    return contained
+
+
+#: What a client's request hook says about the request: its URL and the headers that will be sent.
+Adapter = Callable[..., tuple[str, Any]]
+
+
+def _requests_request(span: trace.Span, request: Any) -> tuple[str, Any]:
+    return str(request.url), request.headers
+
+
+def _httpx_request(span: trace.Span, request: Any) -> tuple[str, Any]:
+    return str(request.url), request.headers
+
+
+def _urllib3_request(span: trace.Span, pool: Any, request: Any) -> tuple[str, Any]:
+    # Not `request.url`: a url_filter has been over it.
+    host = f"[{pool.host}]" if ":" in pool.host and not pool.host.startswith("[") else pool.host
+    port = f":{pool.port}" if pool.port else ""
+    return f"{pool.scheme}://{host}{port}/", request.headers
+
+
+def _urllib_request(span: trace.Span, request: Any) -> tuple[str, Any]:
+    return request.full_url, request.headers
+
+
+def _aiohttp_request(span: trace.Span, params: Any) -> tuple[str, Any]:
+    return str(params.url), params.headers
+
+
+_CLIENTS: dict[str, dict[str, Adapter]] = {
+    "requests": {"request_hook": _requests_request},
+    "httpx": {"request_hook": _httpx_request, "async_request_hook": _httpx_request},
+    "httpx2": {"request_hook": _httpx_request, "async_request_hook": _httpx_request},
+    "urllib3": {"request_hook": _urllib3_request},
+    "urllib": {"request_hook": _urllib_request},
+    "aiohttp-client": {"request_hook": _aiohttp_request},
+}
+
+
+def _add_verdict(
+    name: str, adapter: Adapter, patterns: tuple[str, ...], hook: Any, is_async: bool
+) -> Callable[..., Any]:
+    """The project's hook, then our verdict, as the last thing before the instrumentor injects."""
+
+    def judge(span: trace.Span, *args: Any) -> None:
+        try:
+            url, headers = adapter(span, *args)
+            if outbound.is_host_allowed(url, patterns):
+                outbound.decide(span, True)
+                if name == "requests":
+                    _guard_requests_redirects(args[0], patterns)
+                elif name == "urllib":
+                    _inject_unredirected(span, args[0])
+            else:
+                outbound.decide(span, False)
+                if headers is not None:
+                    outbound.strip(headers, tuple(propagate.get_global_textmap().fields))
+        except Exception as error:
+            guard.report(f"instrumentors.{name} outbound", error)
+            # Unknown where it goes: then without headers.
+            outbound.decide(span, False)
+
+    if is_async:
+
+        async def judge_async(span: trace.Span, *args: Any) -> None:
+            if hook is not None:
+                await hook(span, *args)
+            judge(span, *args)
+
+        return judge_async
+
+    def judge_after_hook(span: trace.Span, *args: Any) -> None:
+        if hook is not None:
+            hook(span, *args)
+        judge(span, *args)
+
+    return judge_after_hook
+
+
+class _RequestsRedirectGuard:
+    """A response hook of requests: a redirect is a copy of the request, trace headers and all."""
+
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        self.patterns = patterns
+
+    def __call__(self, response: Any, *args: Any, **kwargs: Any) -> None:
+        with guard.contained("instrumentors.requests redirect"):
+            if not response.is_redirect:
+                return
+            target = urljoin(response.url, response.headers["location"])
+            if not outbound.is_host_allowed(target, self.patterns):
+                outbound.strip(response.request.headers, tuple(propagate.get_global_textmap().fields))
+
+
+def _guard_requests_redirects(request: Any, patterns: tuple[str, ...]) -> None:
+    hooks = request.hooks.setdefault("response", [])
+    if not any(isinstance(hook, _RequestsRedirectGuard) for hook in hooks):
+        hooks.append(_RequestsRedirectGuard(patterns))
+
+
+class _UnredirectedSetter(Setter[Any]):
+    def set(self, carrier: Any, key: str, value: str) -> None:
+        carrier.add_unredirected_header(key, value)
+
+
+def _inject_unredirected(span: trace.Span, request: Any) -> None:
+    """urllib copies a request's headers to wherever it is redirected, except those added as unredirected."""
+    propagate.inject(request, setter=_UnredirectedSetter())
+    outbound.decide(span, False)
+
+
+def _build_aiohttp_redirect_guard(patterns: tuple[str, ...]) -> Any:
+    import aiohttp
+
+    async def on_request_redirect(session: Any, context: Any, params: Any) -> None:
+        with guard.contained("instrumentors.aiohttp-client redirect"):
+            location = params.response.headers.get("Location") or params.response.headers.get("URI") or ""
+            if not outbound.is_host_allowed(urljoin(str(params.url), location), patterns):
+                outbound.strip(params.headers, tuple(propagate.get_global_textmap().fields))
+
+    config = aiohttp.TraceConfig()
+    config.on_request_redirect.append(on_request_redirect)
+    return config
