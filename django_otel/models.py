@@ -97,7 +97,7 @@ def default_keep_errors() -> bool:
 class SamplingVersion(models.Model):
     """How often the policy or a rule was saved or deleted. It outlives the deletion of the policy.
 
-    Its one row is also what writers wait for: whoever changes the policy or a
+    Its one row is also the lock of writers: a change of the policy or a
     rule updates it first, so two changes at once come one after the other.
     """
 
@@ -375,7 +375,7 @@ SamplingRule._meta.verbose_name_plural = gettext_lazy("sampling rules")
 
 
 class SamplingHost(models.Model):
-    """What the processes of one host apply, as one of them has told it while somebody looked (`hosts`)."""
+    """Versions that the processes of one host apply, reported while the page was open (`hosts`)."""
 
     name = models.CharField(max_length=250, primary_key=True)
     members = models.TextField()
@@ -434,11 +434,11 @@ def lock_version(using: str) -> int:
     """Make every other change of the policy and its rules wait until this transaction ends; gives the version.
 
     Must be called inside `transaction.atomic`, and there before anything else
-    is read: SQLite gives a lock for writing to nobody who has an old reading.
+    is read: SQLite gives no write lock to a transaction with an outdated read.
     """
     rows = SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID)
     if not rows.update(version=models.F("version")):
-        # The first change of all. If somebody else makes the row just now, this waits and leaves theirs.
+        # The first change. If another transaction creates the row now, this one waits and keeps it.
         SamplingVersion._base_manager.using(using).bulk_create([SamplingVersion()], ignore_conflicts=True)
         rows.update(version=models.F("version"))
     return current_version(using)
@@ -480,7 +480,7 @@ def _on_saved(*, using: str, raw: bool = False, **_: object) -> None:
 
 
 def _on_delete(*, using: str, **_: object) -> None:
-    # Before the deletion, not after it: whoever changes something locks the version first, or two could wait
+    # Before the deletion, not after it: every change locks the version first, or two could wait
     # for each other.
     with single_change(using):
         _notice(using)
@@ -550,7 +550,7 @@ def read_state(using: str) -> SamplingState:
     """The policy, its rules and their version, as of one moment.
 
     Errors: what the database raises. Four queries, and no transaction: the
-    version is read again at the end, and everything anew when it has grown.
+    version is read again at the end, and everything is read again if it has grown.
     """
     after = _counted_version(using)
     for _ in range(_MOST_READINGS):

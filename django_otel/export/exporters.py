@@ -151,7 +151,7 @@ class _PartsExporter:
     """A stock exporter of metrics or logs whose batches are halved when the receiver calls them too large.
 
     Items that are too large alone are counted by it, and so are those of a
-    part that failed when others have arrived; `lost` tells how many of the
+    part that failed when others have arrived; `lost` gives the number of the
     last batch are no longer the caller's to count.
     """
 
@@ -237,7 +237,7 @@ class LazyExporter:
         self._inner = None
 
     def renew_locks(self) -> None:
-        """Make the lock anew, of what `threading` gives now; only before the first batch."""
+        """Replace the lock, using the current `threading`; only before the first batch."""
         if self._inner is None:
             self._lock = threading.Lock()
 

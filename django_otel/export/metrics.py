@@ -31,7 +31,7 @@ class MetricPipeline:
         #: The provider in use, ours or another tool's.
         self.provider: MeterProvider | None = None
         self.own_provider: LazyMeterProvider | None = None
-        #: What is measured through the SDK; None as long as nobody has asked for a meter.
+        #: What is measured through the SDK; None until a meter is requested.
         self.sdk_metrics: SdkMetrics | None = None
         self.thread: MetricsThread | None = None
 

@@ -178,7 +178,7 @@ def _meter_provider() -> metrics.MeterProvider | None:
 
 
 def _opt_in_to_stable_names() -> None:
-    # The only variable this package writes (design.md): instrumentors have no other way to be told.
+    # The only variable this package writes: instrumentors have no other option.
     if not os.environ.get(OPT_IN, "").strip():
         os.environ[OPT_IN] = STABLE
 

@@ -117,7 +117,7 @@ class SamplingPolicyAdmin(PolicyPages):
             try:
                 return super().changeform_view(request, object_id, form_url, context)
             except IntegrityError:
-                # The form's own checks have passed, so the row was made meanwhile by somebody else.
+                # The form's own checks have passed, so another user created the row in the meantime.
                 if not self._row_exists():
                     raise
                 self._say_somebody_was_first(request)

@@ -84,7 +84,7 @@ def add_arguments(commands: Any) -> None:
     set_ = actions.add_parser("set", help=gettext("set the ratio of the policy, and what else is given"))
     set_.add_argument("ratio", type=_argument(text.parse_ratio), help=_ratio_help())
     _add_end(set_)
-    set_.add_argument("--note", default=None, help=gettext("why, for whoever looks next"))
+    set_.add_argument("--note", default=None, help=gettext("the reason, shown in the history"))
     set_.add_argument(
         "--max-per-second", type=_argument(_number_or_none), default=argparse.SUPPRESS, metavar="NUMBER",
         help=gettext('most new traces per second of a server; "none": as in the settings'),
@@ -117,7 +117,7 @@ def add_arguments(commands: Any) -> None:
         "--priority", type=int, default=0, help=gettext("the highest is asked first, of equal ones the newest")
     )
     _add_end(add)
-    add.add_argument("--note", default="", help=gettext("why, for whoever looks next"))
+    add.add_argument("--note", default="", help=gettext("the reason, shown in the history"))
     _add_user(add)
     list_ = rules.add_parser("list", help=gettext("every rule, in the order in which they are asked"))
     list_.add_argument("--format", choices=("text", "json"), default="text")

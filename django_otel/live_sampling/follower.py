@@ -59,7 +59,7 @@ _TICK_S = 0.5
 _SILENT_S = 10.0
 #: How often a process that found no folder tries again, in seconds.
 _REOPEN_S = 30.0
-#: How long the first decision of a process waits for the first reading, in seconds, where nobody of its host knows.
+#: How long the first decision of a process waits for the first reading, in seconds, if no process of its host has one.
 _FIRST_S = 1.0
 #: How often the thread looks until then, in seconds.
 _FIRST_TICK_S = 0.02
@@ -180,7 +180,7 @@ class Follower:
 
     def _look_after_folder(self) -> None:
         if self.registry is not None and not self.registry.is_intact():
-            # Deleted beneath us.
+            # Deleted while in use.
             self.abandon()
         if self.registry is None:
             self._open()
@@ -236,7 +236,7 @@ class Follower:
             finally:
                 self._knows.set()
             if is_readable and not self.fault:
-                with guard.contained("asking whether somebody looks at the processes"), suppress_instrumentation():
+                with guard.contained("looking for an open page of the processes"), suppress_instrumentation():
                     self._reporter.look(alias)
         finally:
             with guard.contained("closing the connection of the sampling policy"):
@@ -403,7 +403,7 @@ forks.register("live_sampling.follower", _abandon_inherited)
 def ensure_started() -> None:
     """Begin to follow the admin's policy in this process; called before its first decision.
 
-    Applies what the processes of this host know already. Where nobody of them
+    Applies the policy that processes of this host know already. If none of them
     asks the database at the moment, a thread does, and is waited for up to
     `_FIRST_S` seconds; when the database takes longer, what was known last (or
     the settings) holds until it answers. Does nothing when the process follows
@@ -488,7 +488,7 @@ def processes_elsewhere() -> list[dict[str, Any]]:
         try:
             own_name = hosts.name_of(open_registry().folder)
         except OSError:
-            # Without a folder this process tells nothing that would have to be left out.
+            # Without a folder this process reports nothing that would have to be left out.
             own_name = ""
         return hosts.members_elsewhere(alias, own_name)
     return []

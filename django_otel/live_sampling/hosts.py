@@ -27,7 +27,7 @@ from django_otel.live_sampling.policy_rows import epoch_s
 _RENEW_S = 4.0
 #: For so long after it has said so it is answered, in seconds.
 _WATCHED_S = 20.0
-#: News are told this soon, and that there are none this often, in seconds.
+#: Intervals of reports in seconds: with news, and without.
 _TELL_S, _REPEAT_S = 1.0, 5.0
 #: A host that has not answered for so long is not shown, and later forgotten, in seconds.
 _SHOWN_S, _FORGOTTEN_S = 20.0, 3600.0
@@ -68,7 +68,7 @@ def members_elsewhere(using: str, own_name: str) -> list[dict[str, Any]]:
 
 
 class HostReporter:
-    """The elected process's part: notices that somebody looks, and tells what this host's processes apply."""
+    """The leader's part: notices an open page, and reports the versions of this host's processes."""
 
     def __init__(self) -> None:
         self._watched_at: Any = None
@@ -79,7 +79,7 @@ class HostReporter:
         self._told = ""
 
     def look(self, using: str) -> None:
-        """Ask whether somebody looks; one query. Errors: the database's."""
+        """Return whether a page is open; one query. Errors: the database's."""
         from django_otel.models import SamplingVersion
 
         versions = SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID)
@@ -91,7 +91,7 @@ class HostReporter:
             self._watched_at = watched_at
 
     def is_due(self) -> bool:
-        """Whether it is time to look what is to be told."""
+        """Whether a report is due."""
         now_s = time.monotonic()
         return self._next_s <= now_s < self._watched_until_s
 

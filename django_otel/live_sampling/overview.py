@@ -22,7 +22,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return the policy of this process in words: `headline`, `reason`, `facts` (label, value), `rules`, `warnings`.
 
-    `reason` stands in place of the one that `row` gives, where nobody knows the row.
+    `reason` replaces that of `row` if the row is unknown.
     """
     headline = gettext("%(percent)s of new traces are recorded") % {"percent": text.percent(status["ratio"])}
     reason = reason or _reason(status, row)
@@ -106,7 +106,7 @@ class Process:
     is_self: bool
     applied_s_ago: float | None
     running_s: float | None
-    #: Seconds since another host has told this; 0 for this host's.
+    #: Seconds since the report of another host; 0 for this host's.
     reported_s_ago: float
     fault: str = ""
 
@@ -121,7 +121,7 @@ class Process:
         return gettext("%(duration)s ago") % {"duration": text.span(self.applied_s_ago)}
 
     @property
-    def told(self) -> str:
+    def reported(self) -> str:
         if not self.reported_s_ago:
             return ""
         return gettext("(reported %(duration)s ago)") % {"duration": text.span(self.reported_s_ago)}

@@ -27,7 +27,7 @@ def open_registry() -> HostRegistry:
 
 
 def _identity() -> str:
-    """What tells one policy from another on this host: the database that its rows are in."""
+    """Return the identity of a policy on this host: the database of its rows."""
     wanted = connections[policy_alias()].settings_dict
     name = wanted.get("NAME") or ""
     # A relative path of SQLite means another file in another folder.

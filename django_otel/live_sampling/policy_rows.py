@@ -118,7 +118,7 @@ def missing_table_text(alias: str) -> str:
 
 
 def tables_exist(alias: str) -> bool | None:
-    """Whether the tables are there as this version has them; None when nobody can tell.
+    """Whether the tables are there as this version has them; None when that is unknown.
 
     Those of an earlier version, which lack a table or a column, are not.
     """

@@ -1,7 +1,7 @@
 """Routes that a sampling rule matches, as far as the URLconf shows.
 
 A rule's glob is over paths, a route stands for many paths. So both become
-automata, and their product tells whether the glob matches all of the route's
+automata, and their product shows whether the glob matches all of the route's
 paths, some, or none. Nothing here runs on the path of a request.
 """
 
@@ -418,7 +418,7 @@ def compare(glob: Glob, paths: Automaton, budget: Budget | None = None) -> int:
                 return SOME
         for characters, to in paths.moves[state]:
             sample = glob.sample(characters)
-            # The hash of a set of states is worked out anew for each look-up.
+            # The hash of a set of states is computed for each look-up.
             budget.spend(1 + len(sample))
             for reached in {glob.step(globbed, character, budget) for character in sample}:
                 if not reached:

@@ -399,11 +399,11 @@ def _describe_access(config: Config) -> str:
     texts = {
         "all": gettext("everybody"),
         "staff": gettext("signed-in staff"),
-        "token": gettext("whoever sends the token"),
-        "private": gettext("direct clients with a private address, whoever sends the token")
+        "token": gettext("clients that send the token"),
+        "private": gettext("direct clients with a private address, clients that send the token")
         if has_token
         else gettext("direct clients with a private address"),
-        "auto": gettext("whoever sends the token, signed-in staff") if has_token else gettext("signed-in staff"),
+        "auto": gettext("clients that send the token, signed-in staff") if has_token else gettext("signed-in staff"),
     }
     if not isinstance(allow, str):
         return gettext("decided by the project's function")

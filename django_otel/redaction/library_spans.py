@@ -1,7 +1,7 @@
 """Corrections of spans of the official instrumentors before export.
 
 They record SQL verbatim, copy found documents and whole query strings into
-attributes and make span names out of 500 commands (pitfalls: psycopg2, redis,
+attributes and make span names out of 500 commands (psycopg2, redis,
 requests). Their spans are read-only once they have ended, so the export
 pipeline passes each through `clean_span()`, before the scrubber.
 """

@@ -292,7 +292,7 @@ class Scrubber:
     # --- texts
 
     def is_text_only(self, key: str) -> bool:
-        """Whether `value(key, text)` of a text is `fresh_text(text)`: the key says nothing and nobody is asked."""
+        """Whether `value(key, text)` equals `fresh_text(text)`: the key decides nothing and there is no callback."""
         return (
             self._callback is None
             and not self._personal

@@ -30,7 +30,7 @@ class DeferredSpan(Span):
         self._lock = threading.RLock()
 
     def decided(self) -> Span:
-        """The span itself; decides now if nobody has asked before."""
+        """Return the span itself; decides at the first call."""
         span = self._span
         if span is not None:
             return span

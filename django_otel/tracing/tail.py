@@ -45,7 +45,7 @@ class TailBuffer:
     """Holds back the spans of dropped traces until it is known how they end.
 
     `policy()` is what is in force; `emit(span)` exports a kept one, `discard(span)`
-    of an unsampled one; `on_keep(reason)` is called per kept trace
+    drops an unsampled one; `on_keep(reason)` is called per kept trace
     ("error", "slow"), `on_drop(count)` for spans that are pushed out.
 
     Written without a lock around what every span does: the dictionaries' own

@@ -139,7 +139,7 @@ def test_without_a_subcommand_it_prints_help():
     assert code == 0
     assert "Exit codes: 0 all is well" in text
     assert re.findall(r"^    (\w[\w-]*) ", text, re.MULTILINE) == [
-        "config", "doctor", "send-test", "sampling", "catalogue", "serve", "folder",
+        "config", "doctor", "send-test", "sampling", "catalogue", "serve", "folder", "dashboards", "rules", "collector",
     ]  # fmt: skip
 
 
@@ -282,7 +282,7 @@ def test_doctor_tells_the_rest_of_the_set_up(settings):
         "ok      middleware: OTelMiddleware is in MIDDLEWARE.",
         '-       traces: no exporter is configured: "auto" exports when an endpoint is set',
         "ok      metrics prometheus: numbers are served on /metrics, nothing is sent.",
-        "ok      /metrics: is at /metrics; who may read it: whoever sends the token, signed-in staff.",
+        "ok      /metrics: is at /metrics; who may read it: clients that send the token, signed-in staff.",
         "ok      instrumentor requests: on.",
     ):
         assert line in text, line
