@@ -1,4 +1,4 @@
-"""What a project calls: spans, events, instruments, the way to other threads and queues.
+"""Public API of a project: spans, events, instruments, context for other threads and queues.
 
 Everything here works before settings are configured (it then records nothing,
 except for instruments, whose numbers are kept) and never raises by a fault of

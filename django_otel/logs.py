@@ -141,7 +141,7 @@ def _factory_in_chain() -> _CorrelatingFactory:
     if _state.factory is not None:
         if current is _state.factory:
             return _state.factory
-        # Somebody's factory is in front. It may call ours, or have replaced it: one record tells.
+        # Another factory is in front. It may call ours, or have replaced it: one record shows.
         calls = _state.factory.calls
         with guard.contained("logs.probe"):
             current("django_otel.logs", logging.NOTSET, __file__, 0, "probe", (), None)
@@ -295,7 +295,7 @@ def _logger(name: str) -> Logger | None:
 
 
 def _console_for(record: logging.LogRecord) -> StoreProcessor | None:
-    """What keeps the log records of stored traces, when this one belongs to such a trace."""
+    """Return the processor for log records of stored traces, if this record belongs to one."""
     from django_otel import runtime
 
     console = runtime.console()
@@ -350,7 +350,7 @@ def _stand_in_for_last_resort(record: logging.LogRecord) -> None:
     """Show a warning on stderr if, but for our handler, no handler had seen it.
 
     Python shows such records through `logging.lastResort`; a root handler
-    switches that off, and our being there must not silence anybody.
+    disables that, and our handler must not silence other loggers.
     """
     last_resort = logging.lastResort
     if last_resort is None or record.levelno < last_resort.level:

@@ -179,7 +179,7 @@ class Runtime(Process):
     # --- What others ask for. ---
 
     def _build_console(self, config: Config) -> StoreProcessor | None:
-        """What fills the trace store, when the settings ask for it; its file is not touched yet."""
+        """Return the processor that fills the trace store, if enabled; its file is not opened yet."""
         from django_otel import conf
 
         if self.is_quiet or not conf.is_console_on(config):
@@ -275,7 +275,7 @@ def tracer() -> trace.Tracer:
 
 
 def console() -> StoreProcessor | None:
-    """What fills the trace store of this process; None when `CONSOLE` is off."""
+    """Return the processor that fills the trace store; None if `CONSOLE` is off."""
     return _current.console
 
 

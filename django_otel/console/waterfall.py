@@ -26,7 +26,7 @@ from django_otel.console.stored_spans import (
 )
 from django_otel.tracestore.reader import Trace
 
-#: Fewer equal queries beneath one span than this each keep a row of their own.
+#: Up to this number, equal queries below one span each keep a row of their own.
 GROUP_FROM = 3
 #: So many equal queries in a trace look like a query per row of another one.
 N_PLUS_ONE_FROM = 5
@@ -59,7 +59,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Which part of a long list is shown. Numbers count from 1."""
+    """The visible part of a long list. Numbers count from 1."""
 
     number: int
     count: int
@@ -154,7 +154,7 @@ class LogRow:
 
 @dataclass(frozen=True, slots=True)
 class Waterfall:
-    """Everything the page of a trace shows beneath its head."""
+    """Everything the page of a trace shows below its head."""
 
     rows: Sequence[Row]
     pages: Pages

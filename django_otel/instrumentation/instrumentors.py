@@ -49,7 +49,7 @@ STABLE = "http,database"
 
 @record
 class State:
-    """What became of one name of `OTEL["INSTRUMENT"]`.
+    """Outcome of one name in `OTEL["INSTRUMENT"]`.
 
     `is_complaint` is true when the project listed the name itself and cannot
     have it; a default whose library is absent is no complaint.
@@ -136,7 +136,7 @@ def uninstall() -> None:
 
 
 def states() -> tuple[State, ...]:
-    """What became of each wanted name since the last `install()`, in the order of the setting."""
+    """Return the outcome of each name since the last `install()`, in the order of the setting."""
     with _lock:
         found = {name: _find_waiting_state(name) if name in _waiting else state for name, state in _states.items()}
         return tuple(found.values())
@@ -192,7 +192,7 @@ def _find(name: str) -> EntryPoint | None:
 
 
 def _find_conflict(entry: EntryPoint) -> str:
-    """What is wrong with the library that `entry` instruments, in words; empty when nothing is."""
+    """Return why the library that `entry` instruments does not fit; empty if it fits."""
     from opentelemetry.instrumentation.dependencies import get_dist_dependency_conflicts
 
     # A distribution with several instrumentors (httpx, httpx2) names the libraries of all of them as alternatives;

@@ -37,7 +37,7 @@ class ObserverOptions:
     enrich: Callable[[trace.Span, RequestLike, ResponseLike | None], None] | None = None
     #: None where another tool's provider decides.
     sampler: LiveSampler | None = None
-    #: Gives the valid token of a request that is to be traced whatever the ratio; None where that is off.
+    #: Returns the valid force token of a request; None if force tokens are off.
     find_force_token: Callable[[Mapping[str, str]], str | None] | None = None
     #: META key and value by which a proxy says that a request came by https.
     secure_header: tuple[str, str] | None = None

@@ -26,7 +26,7 @@ REQUEST_KEY = create_key("django_otel-request")
 
 
 class RareState:
-    """What most requests do not have."""
+    """State that most requests do not need."""
 
     __slots__ = ("exception", "force_token", "is_discarded", "is_joined", "is_span_discarded", "no_store")
 
@@ -92,7 +92,7 @@ class RequestRecord:
         return found
 
     def make_rare(self) -> RareState:
-        """What is to be changed of it."""
+        """Return the changes to make."""
         if self.rare is None:
             self.rare = RareState()
         return self.rare
@@ -116,7 +116,7 @@ class RequestRecord:
 
     @property
     def force_token(self) -> str:
-        """What makes the browser's further requests be traced as well."""
+        """Return the cookie that also records the browser's further requests."""
         return (self.rare or _USUAL).force_token
 
     @property
@@ -251,7 +251,7 @@ def current() -> RequestRecord | None:
 
 
 def find(request: object) -> RequestRecord | None:
-    """What is measured of `request`, as it is or wrapped by Django REST framework, while it is being served here.
+    """Return the observation of `request`, plain or wrapped by Django REST framework, while it is being served here.
 
     Nothing is kept on the request: Django's are freed by the garbage collector
     alone, which would have to look at all that hangs on them.

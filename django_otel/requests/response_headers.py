@@ -1,4 +1,4 @@
-"""What a response tells of its request when asked to: `Server-Timing` and `traceresponse`.
+"""Response headers about the request: `Server-Timing` and `traceresponse`.
 
 Both are off by default and cost nothing then: the function below is None, and
 nothing is added up. `RequestNotes` holds what is added up during a request.
@@ -20,7 +20,7 @@ SetHeaders = Callable[["RequestRecord", ResponseLike], None]
 
 
 class RequestNotes:
-    """What is noted during one request for its response or its stored trace: times in seconds, statements seen."""
+    """Notes of one request for its response or its stored trace: times in seconds, statements seen."""
 
     # Defaults of the class: most requests change none of them.
     database_s = 0.0

@@ -30,7 +30,7 @@ _Key = tuple[str, str, int, str, str, str]
 
 
 class RequestClass:
-    """What all requests of one method, scheme and protocol version share; looked up once per request."""
+    """State shared by all requests of one method, scheme and protocol version; looked up once per request."""
 
     __slots__ = ("active", "attributes", "hosts", "method", "name", "protocol", "routes", "scheme")
 

@@ -59,7 +59,7 @@ class LiveSampler(Sampler):
         self.open_series: OpenSeries | None = None
         #: Called with what is put in force, before it is.
         self.on_compose: Callable[[EffectivePolicy], None] | None = None
-        #: Called before the first decision of the process, and taken away by whoever has done what it asks for.
+        #: Called before the first decision of the process, and removed by the code that has done it.
         self.on_first: Callable[[], None] | None = None
         self._limiter: Limiter | None = None
         self._processes = 1
@@ -113,7 +113,7 @@ class LiveSampler(Sampler):
         return self._processes
 
     def after_fork(self) -> None:
-        """In the child: the limit begins anew, for its lock may have been held by a thread of the parent."""
+        """In the child: restart the limit, because a thread of the parent may have held its lock."""
         self._limiter = self._clock = None
         self._compose(time.time())
 
@@ -133,7 +133,7 @@ class LiveSampler(Sampler):
 
     @property
     def policy(self) -> EffectivePolicy:
-        """What is in force now."""
+        """Return the effective policy."""
         policy = self.effective
         # The clock is only asked while something with an end is in force. It may be set back as well.
         if policy.is_timed and not policy.since_s <= (now_s := time.time()) < policy.until_s:
