@@ -23,11 +23,10 @@ from django.utils import timezone
 from opentelemetry.trace import SpanKind
 
 from django_otel import runtime
-from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy, SamplingRule
 from django_otel.sampling.policy import MAX_RULES
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("fresh_policy")]
 
 LIST = "/admin/django_otel/samplingpolicy/"
 ADD = f"{LIST}add/"
@@ -35,16 +34,6 @@ ROW = f"{LIST}1/change/"
 STATUS = f"{LIST}status/"
 ROUTES = f"{LIST}routes/"
 FORCE = f"{LIST}force/"
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    """Each test begins and ends with the settings' policy."""
-    follower._followers.clear()
-    runtime.current().sampler.swap(None)
-    yield
-    follower._followers.clear()
-    runtime.current().sampler.swap(None)
 
 
 def login(*permissions: str, is_superuser: bool = False) -> Client:

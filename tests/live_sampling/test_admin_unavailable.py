@@ -13,27 +13,16 @@ from django.test import Client, override_settings
 from opentelemetry.trace import SpanKind
 
 from django_otel import models, runtime
-from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy
 from django_otel.sampling.policy import Policy
 from tests.live_sampling.test_admin import ADD, FORCE, LIST, ROUTES, ROW, STATUS, text
 from tests.services import free_port
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("fresh_policy")]
 
 DELETE, HISTORY = f"{LIST}1/delete/", f"{LIST}1/history/"
 PAGES = (LIST, ADD, ROW, DELETE, HISTORY)
 FORM = {"enabled": "on", "ratio": "0.25", "expires_at_0": "", "expires_at_1": "", "note": ""}
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    """Each test begins and ends with the settings' policy."""
-    follower._followers.clear()
-    runtime.current().sampler.swap(None)
-    yield
-    follower._followers.clear()
-    runtime.current().sampler.swap(None)
 
 
 @pytest.fixture

@@ -19,17 +19,10 @@ from django_otel.models import SamplingPolicy
 from django_otel.sampling.policy import Policy
 from tests.services import close_for_good, free_port
 
-pytestmark = pytest.mark.django_db(transaction=True, databases=["default", "other"])
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    """Each test begins and ends with the settings' policy and a process that has applied nothing."""
-    follower._followers.clear()
-    runtime.current().sampler.swap(None)
-    yield
-    follower._followers.clear()
-    runtime.current().sampler.swap(None)
+pytestmark = [
+    pytest.mark.django_db(transaction=True, databases=["default", "other"]),
+    pytest.mark.usefixtures("fresh_policy"),
+]
 
 
 @pytest.fixture

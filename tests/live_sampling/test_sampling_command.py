@@ -18,21 +18,10 @@ from django.test import override_settings
 from django.utils import timezone
 
 from django_otel import runtime
-from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
 from tests.services import free_port
 
-pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    """Each test begins and ends with the settings' policy."""
-    follower._followers.clear()
-    runtime.current().sampler.swap(None)
-    yield
-    follower._followers.clear()
-    runtime.current().sampler.swap(None)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("fresh_policy")]
 
 
 def run(*arguments: str) -> tuple[int, str]:
