@@ -201,7 +201,8 @@ def test_probes_are_neither_traced_nor_measured(client, open_page, otel_spans, p
     measured = {key: value for key, value in after.items() if key[0].startswith("http_server_")}
     assert measured == {key: value for key, value in before.items() if key[0].startswith("http_server_")}
     assert {value for (name, _), value in measured.items() if name == "http_server_active_requests"} == {0}
-    assert not [key for key in measured if dict(key[1]).get("http_route", "").endswith(path)]
+    # Another test of this process may have measured a page of the project at such a path.
+    assert not [key for key in measured.keys() - before.keys() if dict(key[1]).get("http_route", "").endswith(path)]
 
 
 @pytest.mark.django_db
