@@ -119,8 +119,11 @@ def _served(environment: dict[str, str], workers: int) -> Iterator[tuple[int, in
         yield port, process.pid
 
 
-def _flood(port: int, seconds: float, first: int) -> tuple[list[int], int]:
-    """Ask as fast as the server answers; gives the numbers of the errors and how many were answered."""
+def _flood(port: int, seconds: float, first: int, least_errors: int = 0) -> tuple[list[int], int]:
+    """Ask as fast as the server answers; gives the numbers of the errors and how many were answered.
+
+    On a slow machine it takes longer than `seconds`, until there are `least_errors`.
+    """
     numbers = iter(range(first, 1 << 40))
     lock = threading.Lock()
     errors: list[int] = []
@@ -130,7 +133,7 @@ def _flood(port: int, seconds: float, first: int) -> tuple[list[int], int]:
     def run() -> None:
         nonlocal answered
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        while time.monotonic() < stop_s:
+        while time.monotonic() < stop_s or len(errors) < least_errors:
             with lock:
                 number = next(numbers)
             connection.request("GET", f"/work/{number}/")
@@ -150,7 +153,7 @@ def _flood(port: int, seconds: float, first: int) -> tuple[list[int], int]:
     return errors, answered
 
 
-def measure(seconds: float, workers: int, *, keeps: bool) -> dict[str, Any]:
+def measure(seconds: float, workers: int, *, keeps: bool, least_errors: int = 0) -> dict[str, Any]:
     """One run: errors sent and received, requests per second, memory per worker before and after."""
     import subprocess
 
@@ -163,7 +166,7 @@ def measure(seconds: float, workers: int, *, keeps: bool) -> dict[str, Any]:
         with _served(environment, workers) as (port, master):
             _flood(port, 2.0, 1_000_001)
             before_kib = [_resident_kib(pid) for pid in _children(master)]
-            errors, answered = _flood(port, seconds, 1)
+            errors, answered = _flood(port, seconds, 1, least_errors)
             after_kib = [_resident_kib(pid) for pid in _children(master)]
         # Stopped gracefully: what waits has been exported.
         received: dict[str, int] = {}

@@ -53,8 +53,8 @@ def clean(
                 break
         else:
             return attributes, 0
-    elif any(value.__class__ is not type(value) for value in attributes.values()):
-        attributes = {key: resolve(value) for key, value in attributes.items()}
+    else:
+        attributes = resolve_all(attributes)
     attributes = cut_attributes(attributes, longest, scrub) or {}
     # With a limit of none the SDK does not even look at them.
     bounded = BoundedAttributes(None if most else most, attributes, False, longest)
@@ -62,10 +62,30 @@ def clean(
 
 
 def resolve(value: Any) -> Any:
-    """The value behind a proxy; the SDK would keep a lazy text as it is, and no exporter can send it."""
+    """The value behind a proxy, also in a sequence; the SDK would keep a lazy text, and no exporter can send it."""
+    if type(value) is list or type(value) is tuple:
+        return [_resolve_item(item) for item in value] if any(map(_is_lazy, value)) else value
+    if value.__class__ is type(value):
+        return value
     with guard.contained("a lazy attribute of a span"):
         return proxies.resolve(value)
     return f"<{type(value).__name__}>"
+
+
+def resolve_all(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The attributes without proxies, as keys, as values and in sequences; the same object when there is none."""
+    found = {plain_name(key) if _is_lazy(key) else key: resolve(value) for key, value in attributes.items()}
+    changed = any(map(_is_lazy, attributes)) or any(found[key] is not value for key, value in attributes.items())
+    return found if changed else attributes
+
+
+def _is_lazy(value: Any) -> bool:
+    # Django's lazy texts claim no other class.
+    return value.__class__ is not type(value) or type(value).__name__ == "__proxy__"
+
+
+def _resolve_item(item: Any) -> Any:
+    return plain_name(item) if type(item).__name__ == "__proxy__" else resolve(item)
 
 
 def plain_name(name: Any) -> str:
@@ -78,6 +98,8 @@ def plain_name(name: Any) -> str:
 def bound_event(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str], str]) -> BoundedAttributes:
     """Return the attributes of an event within their limits, long ones redacted before; a stack has its own limit."""
     most, longest = limits.max_event_attributes, limits.max_attribute_length
+    if attributes:
+        attributes = resolve_all(attributes)
     bounded = BoundedAttributes(most, cut_attributes(attributes, longest, scrub), max_value_len=longest)
     stack = attributes.get(STACK) if attributes else None
     if type(stack) is not str or longest is None or len(stack) <= longest or STACK not in bounded:
@@ -85,6 +107,14 @@ def bound_event(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str
     whole = BoundedAttributes(most, {**bounded, STACK: cut_stack(stack, MAX_STACK, scrub)})
     whole.dropped = bounded.dropped
     return whole
+
+
+def bound_link(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str], str]) -> BoundedAttributes:
+    """Return the attributes of a link within their limits, long ones redacted before."""
+    longest = limits.max_attribute_length
+    if attributes:
+        attributes = cut_attributes(resolve_all(attributes), longest, scrub)
+    return BoundedAttributes(limits.max_link_attributes, attributes, max_value_len=longest)
 
 
 def are_ready(attributes: Mapping[str, Any], limits: SpanLimits) -> bool:

@@ -28,16 +28,18 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 
-from django_otel.redaction.cutting import cut_attributes, cut_value
+from django_otel.redaction.cutting import cut_value
 from django_otel.redaction.scrub import Scrubber
 from django_otel.sampling.sampler import LiveSampler
 from django_otel.tracing.attributes import (
     SharedAttributes,
     bound_event,
+    bound_link,
     clean,
     is_valid_link,
     plain_name,
     resolve,
+    resolve_all,
     store,
     warn_full,
 )
@@ -161,7 +163,8 @@ class RecordedSpan(SpanFields):
             # Not by the constructor, which treats a key that is no text in another way.
             most = limits.max_span_attributes
             bounded = BoundedAttributes(None if most else most, None, False, longest)
-            bounded[key] = cut_value(value, longest, self._shared.scrub) if value.__class__ is kind else resolve(value)
+            name = key if type(key) is str else next(iter(resolve_all({key: None})))
+            bounded[name] = cut_value(resolve(value), longest, self._shared.scrub)
             cleaned, dropped = dict(bounded), bounded.dropped
         self._add(cleaned, dropped, "Setting attribute on ended span.")
 
@@ -216,6 +219,8 @@ class RecordedSpan(SpanFields):
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         limits = self._limits
+        if type(name) is not str:
+            name = plain_name(name)
         event = Event(name, bound_event(attributes, limits, self._shared.scrub), timestamp)
         with self._lock:
             is_recording = self._end_time is None
@@ -229,15 +234,12 @@ class RecordedSpan(SpanFields):
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
         if not is_valid_link(context, attributes):
             return
-        limits = self._limits
-        attributes = cut_attributes(attributes, limits.max_attribute_length, self._shared.scrub)
-        bounded = BoundedAttributes(limits.max_link_attributes, attributes, max_value_len=limits.max_attribute_length)
-        link = Link(context, bounded)
+        link = Link(context, bound_link(attributes, self._limits, self._shared.scrub))
         with self._lock:
             is_recording = self._end_time is None
             if is_recording:
                 if isinstance(self._links, tuple):
-                    self._links = BoundedList(limits.max_links)
+                    self._links = BoundedList(self._limits.max_links)
                 self._links.append(link)
         if not is_recording:
             _logger.warning("Tried calling %s on an ended span.", "_add_link")
@@ -254,6 +256,11 @@ class RecordedSpan(SpanFields):
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         is_ignored = False
+        if isinstance(status, StatusCode):
+            if description is not None and type(description) is not str:
+                description = plain_name(description)
+        elif isinstance(status, Status) and type(status.description) not in (str, type(None)):
+            status = Status(status.status_code, plain_name(status.description))
         with self._lock:
             is_recording = self._end_time is None
             # A status that was set OK stays, and UNSET never takes one back.
@@ -413,11 +420,7 @@ def set_links(span: RecordedSpan, links: Sequence[Link], limits: SpanLimits) -> 
     valid = [
         Link(
             link.context,
-            BoundedAttributes(
-                limits.max_link_attributes,
-                cut_attributes(link.attributes, limits.max_attribute_length, span._shared.scrub),  # noqa: SLF001 (classes of one module, on the hot path)
-                max_value_len=limits.max_attribute_length,
-            ),
+            bound_link(link.attributes, limits, span._shared.scrub),  # noqa: SLF001 (classes of one module, on the hot path)
         )
         for link in links
         if link and is_valid_link(link.context, link.attributes)

@@ -21,7 +21,7 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.http import HttpResponse
 from django.test import override_settings
 from django.utils.decorators import method_decorator
-from django.utils.functional import lazystr
+from django.utils.functional import SimpleLazyObject, lazystr
 from django.utils.safestring import mark_safe
 from django.views import View
 from hypothesis import strategies as st
@@ -1105,3 +1105,26 @@ def test_the_metrics_fixture_asks_no_callback_before_the_test_has_its_database(o
     assert otel_metrics.value("t.items") == 1
     assert not guard.fault_counts()
     django_otel.observable_gauge("t.items", lambda: 0)
+
+
+def test_lazy_texts_are_texts_wherever_they_stand(otel_spans):
+    name, saved = SimpleLazyObject(lambda: "hello"), lazystr("Save")
+    tracer = trace.get_tracer("shop")
+    other = trace.SpanContext(1, 1, False)
+    with tracer.start_as_current_span(name, links=[trace.Link(other, {"l": name})], attributes={name: [name]}) as one:
+        one.add_event(name, {"e": name, "f": [name, saved], name: 1})
+        one.add_event(saved, {"e": saved})
+        one.add_link(other, {"l": name, "m": (saved,)})
+        one.set_attribute(SimpleLazyObject(lambda: "key"), [name, saved])
+        one.set_attributes({"several": (name, saved)})
+        one.record_exception(ValueError("no"), {"z": name})
+        one.set_status(trace.Status(trace.StatusCode.ERROR, name))
+    found = otel_spans[0]
+    assert dict(found.attributes) == {"hello": ("hello",), "key": ("hello", "Save"), "several": ("hello", "Save")}
+    first, second, exception = found.events
+    assert (first.name, dict(first.attributes)) == ("hello", {"e": "hello", "f": ("hello", "Save"), "hello": 1})
+    assert (second.name, dict(second.attributes)) == ("Save", {"e": "Save"})
+    assert exception.attributes["z"] == "hello"
+    assert [dict(link.attributes) for link in found.links] == [{"l": "hello"}, {"l": "hello", "m": ("Save",)}]
+    assert (found.name, found.status.description) == ("hello", "hello")
+    assert type(found.status.description) is type(found.events[0].name) is str
