@@ -13,11 +13,9 @@ from django.utils import translation
 
 from django_otel.live_sampling import wording
 from django_otel.models import SamplingPolicy, SamplingRule
-from tests.live_sampling.test_admin import ADD, LIST, ROW, STATUS, _fresh, login, save
+from tests.live_sampling.test_admin import ADD, LIST, ROW, STATUS, login, save
 
-__all__ = ["_fresh"]
-
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("fresh_policy")]
 
 #: Marks that turn the direction of a text.
 CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"

@@ -159,7 +159,10 @@ def test_the_checkout_stays_clean(tmp_path):
     assert run("git", "status", "--porcelain") == ""
 
 
-long = pytest.mark.skipif(os.environ.get("DJANGO_OTEL_LONG") != "1", reason="long: set DJANGO_OTEL_LONG=1")
+LONG = os.environ.get("DJANGO_OTEL_LONG", "")
+long = pytest.mark.skipif(LONG not in ("1", "all"), reason="long: set DJANGO_OTEL_LONG=1")
+#: An environment for each extra takes half an hour; the sets above it have them all.
+longest = pytest.mark.skipif(LONG != "all", reason="an environment for each extra: set DJANGO_OTEL_LONG=all")
 
 
 class Environment:
@@ -196,7 +199,9 @@ class Environment:
 
 @pytest.mark.long
 @long
-@pytest.mark.parametrize("extras", EXTRAS)
+@pytest.mark.parametrize(
+    "extras", [pytest.param(extras, marks=[longest] if extras in SINGLE else []) for extras in EXTRAS]
+)
 def test_a_fresh_environment_is_consistent(built, tmp_path, extras):
     """`pip check` has nothing to say after an installation, and after an extra that is added later."""
     environment = Environment(tmp_path / "venv", built[1])
