@@ -432,7 +432,7 @@ def _is_private(request: HttpRequest) -> bool:
 def _is_staff(request: HttpRequest) -> bool:
     with guard.contained("the staff check of /metrics"):
         # Absent without AuthenticationMiddleware; a user model need not have `is_staff`.
-        user: object = getattr(request, "user", None)
+        user = getattr(request, "user", None)
         return bool(
             user is not None
             and getattr(user, "is_authenticated", False)

@@ -7,6 +7,7 @@ times in a process's life, methods that all of them share do as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field, fields
 from typing import Any, TypeVar, dataclass_transform
 
@@ -27,7 +28,7 @@ def record(kind: type[T]) -> type[T]:
         kind.__doc__ = kind.__name__
     made: Any = dataclass(init=False, repr=False, eq=False)(kind)
     entries = fields(made)
-    methods: dict[str, Any] = {
+    methods: dict[str, object] = {
         "__init__": _build_init(kind.__name__, entries, hasattr(kind, "__post_init__")),
         "__repr__": _build_repr(tuple(entry.name for entry in entries if entry.repr)),
         "__setattr__": _refuse,
@@ -41,11 +42,11 @@ def record(kind: type[T]) -> type[T]:
     return found
 
 
-def _build_init(kind: str, entries: tuple[Field[Any], ...], has_more: bool) -> Any:
+def _build_init(kind: str, entries: tuple[Field[object], ...], has_more: bool) -> Callable[..., None]:
     names = tuple(entry.name for entry in entries if entry.init)
     known = frozenset(names)
 
-    def __init__(self: Any, *values: Any, **named: Any) -> None:  # noqa: N807
+    def __init__(self: Any, *values: object, **named: object) -> None:  # noqa: N807
         if len(values) > len(names):
             raise TypeError(f"{kind}() takes {len(names)} values; {len(values)} were given")
         given = dict(zip(names, values, strict=False))
@@ -69,25 +70,25 @@ def _build_init(kind: str, entries: tuple[Field[Any], ...], has_more: bool) -> A
     return __init__
 
 
-def _build_repr(names: tuple[str, ...]) -> Any:
-    def __repr__(self: Any) -> str:  # noqa: N807
+def _build_repr(names: tuple[str, ...]) -> Callable[[object], str]:
+    def __repr__(self: object) -> str:  # noqa: N807
         return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     return __repr__
 
 
-def _build_comparison(names: tuple[str, ...]) -> tuple[Any, Any]:
-    def content(self: Any) -> tuple[Any, ...]:
+def _build_comparison(names: tuple[str, ...]) -> tuple[Callable[[object, object], object], Callable[[object], int]]:
+    def content(self: object) -> tuple[object, ...]:
         return tuple([getattr(self, name) for name in names])
 
-    def __eq__(self: Any, other: object) -> Any:  # noqa: N807
+    def __eq__(self: object, other: object) -> object:  # noqa: N807
         return content(self) == content(other) if type(other) is type(self) else NotImplemented
 
-    def __hash__(self: Any) -> int:  # noqa: N807
+    def __hash__(self: object) -> int:  # noqa: N807
         return hash(content(self))
 
     return __eq__, __hash__
 
 
-def _refuse(self: Any, name: str, *value: Any) -> None:
+def _refuse(self: object, name: str, *value: object) -> None:
     raise FrozenInstanceError(f"cannot change the field {name!r} of a {type(self).__name__}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 RecordFactory = Callable[..., logging.LogRecord]
 
 
-def build_outside_fields(service_name: str) -> dict[str, Any]:
+def build_outside_fields(service_name: str) -> dict[str, object]:
     """Return the fields of a record that is made outside of any span."""
     return {"otelSpanID": "0", "otelTraceID": "0", "otelTraceSampled": False, "otelServiceName": service_name}
 

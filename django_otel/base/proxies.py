@@ -13,7 +13,7 @@ def is_proxy(value: object) -> bool:
     return value.__class__ is not type(value)
 
 
-def resolve(value: Any) -> Any:
+def resolve(value: object) -> Any:
     """Return what a proxy stands for (Django's lazy objects, `wrapt`, werkzeug), any other value as it is.
 
     Errors: those of evaluating a lazy value.
@@ -28,7 +28,7 @@ def resolve(value: Any) -> Any:
     return value
 
 
-def _inner(proxy: object) -> Any:
+def _inner(proxy: object) -> object:
     # Not getattr(), which a proxy hands on to what it stands for.
     try:
         held = object.__getattribute__(proxy, "__dict__")

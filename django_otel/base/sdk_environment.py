@@ -56,7 +56,7 @@ def _forget_providers() -> None:
     """Have the API not make a provider by itself: it would stand in the place of ours, without any exporter."""
     for variable, module_name, constant in _PROVIDERS:
         if variable in os.environ:
-            module: object = importlib.import_module(module_name)
+            module = importlib.import_module(module_name)
             if getattr(module, constant, None) == variable:
                 setattr(module, constant, f"{variable} (PROVIDERS says whose are used)")
 

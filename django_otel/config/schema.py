@@ -81,7 +81,7 @@ class ConfigError(ValueError):
 # --- The table. ---
 
 
-def key(default: Any, rule: Rule, doc: str) -> Any:
+def key(default: object, rule: Rule, doc: str) -> Any:
     """A setting: its default, its rule and, for the documentation, what it means."""
     metadata = {"rule": rule, "doc": doc}
     if isinstance(default, dict):
@@ -422,7 +422,7 @@ class Config:
         return {dotted: _get(self, dotted) for dotted, _ in walk(Config)}
 
 
-def walk(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+def walk(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[object]]]:
     """Every setting of the table with its dotted key."""
     for entry in dataclasses.fields(kind):
         if "internal" in entry.metadata:

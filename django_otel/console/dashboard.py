@@ -126,7 +126,7 @@ class Page:
     hidden_routes: int
     busiest_queries: Sequence[RouteFigures]
     exporters: Sequence[dict[str, str]]
-    processes: Sequence[dict[str, Any]]
+    processes: Sequence[dict[str, object]]
     services: Sequence[str]
     total: float
 
@@ -542,7 +542,7 @@ class _Builder:
                          "level": "warn"})  # fmt: skip
         return rows
 
-    def _processes(self) -> list[dict[str, Any]]:
+    def _processes(self) -> list[dict[str, object]]:
         now_s = self._wanted.now_s
         return [
             {

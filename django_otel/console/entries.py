@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
 from django.utils.translation import gettext_lazy
 
@@ -33,18 +33,19 @@ class ConsoleAdmin(_ModelAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
         return False
 
     def _page(self, route: str, view: str, name: str) -> URLPattern:
-        def page(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        def page(request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
             # Late: most processes never show one of these pages, and the admin is loaded by all of them.
             from django_otel.console import pages
 
-            return getattr(pages, view)(request, self, *args, **kwargs)
+            response: HttpResponse = getattr(pages, view)(request, self, *args, **kwargs)
+            return response
 
         model = self.model._meta.model_name
         return path(route, self.admin_site.admin_view(page), name=f"django_otel_{model}_{name}")

@@ -7,7 +7,6 @@ visitors is a template, `django_otel/500.html`, see `views.server_error`.
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import urlsplit
 
 from django.http import HttpRequest
@@ -82,7 +81,7 @@ def _get_traceback_text(self: ExceptionReporter) -> SafeString:
     return page
 
 
-def _html_note(request: Any, *, is_email: bool) -> str:
+def _html_note(request: HttpRequest | None, *, is_email: bool) -> str:
     found = trace_of(request)
     if found is None:
         return ""
@@ -97,7 +96,7 @@ def _html_note(request: Any, *, is_email: bool) -> str:
     return format_html('<p>{} <code dir="ltr">{}</code></p>', words, trace_id)
 
 
-def _text_note(request: Any, *, is_email: bool) -> str:
+def _text_note(request: HttpRequest | None, *, is_email: bool) -> str:
     found = trace_of(request)
     if found is None:
         return ""
@@ -108,7 +107,7 @@ def _text_note(request: Any, *, is_email: bool) -> str:
     return f"{note}{address}\n\n" if address else f"{note}\n"
 
 
-def may_see_console(request: Any) -> bool:
+def may_see_console(request: object) -> bool:
     """Return whether the visitor is known to have access to traces. Makes no query: the page is failing."""
     if conf.is_debug():
         return True

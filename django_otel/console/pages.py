@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 from django.core.exceptions import PermissionDenied
@@ -32,7 +32,12 @@ from django_otel.console import dashboard as dashboard_parts
 from django_otel.console import span_details, text, waterfall
 from django_otel.console.access import PERMISSION, may_view
 from django_otel.tracestore.processor import StoreProcessor
-from django_otel.tracestore.reader import NO_CHOICES, StoreReader, TraceFilter, TraceRow, read
+from django_otel.tracestore.reader import NO_CHOICES, Choices, StoreReader, TraceFilter, TracePage, TraceRow, read
+
+if TYPE_CHECKING:
+    from django_otel.console.entries import ConsoleAdmin
+
+_Found = TypeVar("_Found")
 
 PAGE_SIZE = 50
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
@@ -61,7 +66,7 @@ def _page(view: View) -> View:
     """Base of the pages; they are called through the admin site, which requires a sign-in."""
 
     @functools.wraps(view)
-    def wrapper(request: HttpRequest, admin: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+    def wrapper(request: HttpRequest, admin: ConsoleAdmin, *args: object, **kwargs: object) -> HttpResponse:
         if not may_view(request):
             raise PermissionDenied(f"The permission {PERMISSION} is needed.")
         # The path is excluded from telemetry; this keeps what the page itself does out of it as well.
@@ -115,7 +120,7 @@ def _why_off() -> list[str]:
     return [gettext('The console is off: OTEL["CONSOLE"]["ENABLED"] is False.')]
 
 
-def _read(console: StoreProcessor, use: Callable[[StoreReader], Any]) -> Any:
+def _read(console: StoreProcessor, use: Callable[[StoreReader], _Found]) -> _Found:
     """Return the result of `use(store)`. Errors: `_StoreFailed` with a sentence for the page."""
     with _store_errors(), read(console.store()) as reader:
         return use(reader)
@@ -195,7 +200,9 @@ def _whole(given: Any, lowest: int, highest: int) -> int:
 
 
 @_page
-def traces(request: HttpRequest, admin: Any, context: dict[str, Any], console: StoreProcessor) -> HttpResponse:
+def traces(
+    request: HttpRequest, admin: ConsoleAdmin, context: dict[str, object], console: StoreProcessor
+) -> HttpResponse:
     """The list: newest first, filtered, in pages."""
     asked = _parse_filter(request.GET)
     wanted, values = asked.wanted, asked.values
@@ -203,7 +210,7 @@ def traces(request: HttpRequest, admin: Any, context: dict[str, Any], console: S
 
     is_part = request.GET.get("part") == "results"
 
-    def use(reader: StoreReader) -> Any:
+    def use(reader: StoreReader) -> tuple[TracePage, Choices]:
         # With a filter that cannot be read nothing is listed: all traces would look like its result.
         limit = 0 if asked.problems else PAGE_SIZE
         page = reader.list_traces(wanted, offset=(number - 1) * PAGE_SIZE, limit=limit)
@@ -268,7 +275,7 @@ def _why_empty(console: StoreProcessor) -> list[str]:
     return hints
 
 
-def trace_rows(rows: Any, site: str) -> list[dict[str, Any]]:
+def trace_rows(rows: Sequence[TraceRow], site: str) -> list[dict[str, object]]:
     """Return the row of each trace."""
     longest = max((row.duration_ns for row in rows), default=1) or 1
     # Resolved once: an address for each of fifty rows takes as long as reading them.
@@ -312,7 +319,7 @@ def level_of(row: TraceRow) -> str:
 
 @_page
 def trace(
-    request: HttpRequest, admin: Any, context: dict[str, Any], console: StoreProcessor, trace_id: str
+    request: HttpRequest, admin: ConsoleAdmin, context: dict[str, object], console: StoreProcessor, trace_id: str
 ) -> HttpResponse:
     """The waterfall of a trace, one of its spans opened when `?span=` names it."""
     trace_id = trace_id.lower()
@@ -382,10 +389,10 @@ def _group_of(shown: waterfall.Waterfall, span_id: str) -> str:
     return ""
 
 
-def _stored_links(console: StoreProcessor, opened: span_details.Details, site: str) -> list[dict[str, Any]]:
+def _stored_links(console: StoreProcessor, opened: span_details.Details, site: str) -> list[dict[str, object]]:
     """The links of a span, each with an address where its trace is stored here."""
 
-    def use(reader: StoreReader) -> list[dict[str, Any]]:
+    def use(reader: StoreReader) -> list[dict[str, object]]:
         return [
             {
                 "link": link,
@@ -396,15 +403,16 @@ def _stored_links(console: StoreProcessor, opened: span_details.Details, site: s
             for link in opened.links
         ]
 
-    found: list[dict[str, Any]] = _read(console, use) if opened.links else []
-    return found
+    return _read(console, use) if opened.links else []
 
 
 # --- The dashboard. ---
 
 
 @_page
-def dashboard(request: HttpRequest, admin: Any, context: dict[str, Any], console: StoreProcessor) -> HttpResponse:
+def dashboard(
+    request: HttpRequest, admin: ConsoleAdmin, context: dict[str, object], console: StoreProcessor
+) -> HttpResponse:
     """Figures of the last minutes, of all routes or of one."""
     minutes = _whole(request.GET.get("minutes"), 0, 10_000)
     if minutes not in dashboard_parts.PERIODS:
@@ -414,7 +422,7 @@ def dashboard(request: HttpRequest, admin: Any, context: dict[str, Any], console
     now_s = time.time()
     wanted = dashboard_parts.Wanted(minutes=minutes, route=route, service=service, now_s=now_s)
 
-    def use(reader: StoreReader) -> Any:
+    def use(reader: StoreReader) -> tuple[dashboard_parts.Loaded, list[TraceRow]]:
         recent: list[TraceRow] = []
         if route:
             failed = reader.list_traces(TraceFilter(route=route, service=service, has_error=True), limit=5).rows

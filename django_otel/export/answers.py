@@ -8,10 +8,24 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sized
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from django_otel.base import guard
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import MetricsData
+
+    Batch = TypeVar("Batch")
+    Item = TypeVar("Item")
+
+    class Halving(Protocol[Batch]):
+        """How the items of a batch are counted and halved."""
+
+        def count(self, part: Batch, /) -> int: ...
+
+        def halve(self, part: Batch, count: int, /) -> tuple[Batch, Batch]: ...
+
 
 #: By signal: module and class of the answer, and the field that counts refused items.
 _MESSAGES = {
@@ -123,7 +137,7 @@ class Outcome:
     failed: int = 0
 
 
-def send_in_parts(items: Any, send: Callable[[Any], bool], answers: Answers, kind: Any) -> Outcome:
+def send_in_parts(items: Batch, send: Callable[[Batch], bool], answers: Answers, kind: Halving[Batch]) -> Outcome:
     """Send `items`, and in halves again what the receiver calls too large.
 
     `send` returns whether the receiver took its items; `kind` is how they are counted and halved (`Items`, `Points`).
@@ -150,11 +164,11 @@ class Items:
     """Spans and log records: lists."""
 
     @staticmethod
-    def count(part: Any) -> int:
+    def count(part: Sized) -> int:
         return len(part)
 
     @staticmethod
-    def halve(part: Any, count: int) -> tuple[Any, Any]:
+    def halve(part: list[Item], count: int) -> tuple[list[Item], list[Item]]:
         return part[: count // 2], part[count // 2 :]
 
 
@@ -162,7 +176,7 @@ class Points:
     """Metrics: the SDK's `MetricsData`, counted and halved by data points."""
 
     @staticmethod
-    def count(part: Any) -> int:
+    def count(part: MetricsData) -> int:
         return sum(
             len(metric.data.data_points)
             for group in part.resource_metrics
@@ -171,11 +185,11 @@ class Points:
         )
 
     @classmethod
-    def halve(cls, part: object, count: int) -> tuple[Any, Any]:
+    def halve(cls, part: MetricsData, count: int) -> tuple[MetricsData, MetricsData]:
         return cls._cut(part, 0, count // 2), cls._cut(part, count // 2, count)
 
     @staticmethod
-    def _cut(part: Any, begin: int, end: int) -> Any:
+    def _cut(part: MetricsData, begin: int, end: int) -> MetricsData:
         """The data points from number `begin` to `end`, with all that stands around them."""
         position = 0
         groups = []
@@ -188,7 +202,8 @@ class Points:
                     kept = points[max(0, begin - position) : max(0, end - position)]
                     position += len(points)
                     if kept:
-                        data = dataclasses.replace(metric.data, data_points=kept)
+                        whole: Any = metric.data
+                        data = dataclasses.replace(whole, data_points=kept)
                         metrics.append(dataclasses.replace(metric, data=data))
                 if metrics:
                     scopes.append(dataclasses.replace(scope, metrics=metrics))

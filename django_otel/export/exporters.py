@@ -9,16 +9,21 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
 from django_otel.base import sdk_environment
 from django_otel.base.sdk_compat import LOG_EXPORTER_MODULE, watch_grpc_answers
 from django_otel.config.packages import missing_package, package_version
-from django_otel.config.schema import Config
+from django_otel.config.schema import Config, Logs, Metrics, Traces
 from django_otel.config.variables import header_pairs
 from django_otel.export.answers import Answers, DropCounter, Items, Points, send_in_parts
+
+if TYPE_CHECKING:
+    from django_otel.export.answers import Halving
+
+Receiver = Traces | Metrics | Logs
 
 #: Names of exporters that send OTLP: protobuf or JSON over HTTP, protobuf over gRPC.
 OTLP_KINDS = ("otlp", "otlp-json", "otlp-grpc")
@@ -37,7 +42,7 @@ def check_installed(kind: str, signal: str) -> None:
         raise missing_package(kind, package, "django-otel-kit[grpc]" if kind == "otlp-grpc" else package)
 
 
-def grpc_target(settings: Any) -> str:
+def grpc_target(settings: Receiver) -> str:
     """Where gRPC sends to: scheme (https is TLS), host and port, no path.
 
     Without a scheme it is TLS, unless INSECURE asks for none.
@@ -51,7 +56,7 @@ def grpc_target(settings: Any) -> str:
     return f"{scheme}://{rest.split('/', 1)[0]}"
 
 
-def _http_arguments(settings: Any, signal: str) -> dict[str, Any]:
+def _http_arguments(settings: Receiver, signal: str) -> dict[str, Any]:
     from opentelemetry.exporter.otlp.proto.http import Compression
 
     compression = {"gzip": Compression.Gzip, "deflate": Compression.Deflate, "none": Compression.NoCompression}
@@ -63,7 +68,7 @@ def _http_arguments(settings: Any, signal: str) -> dict[str, Any]:
     }
 
 
-def _grpc_arguments(settings: Any) -> dict[str, Any]:
+def _grpc_arguments(settings: Receiver) -> dict[str, Any]:
     import grpc
 
     target = grpc_target(settings)
@@ -133,7 +138,9 @@ def _watch_answers(
     return watch_session(exporter_class, answers), answers
 
 
-def build_otlp_exporter(kind: str, signal: str, config: Config, on_drop: DropCounter = lambda *_: None) -> Any:
+def build_otlp_exporter(
+    kind: str, signal: str, config: Config, on_drop: DropCounter = lambda *_: None
+) -> _PartsExporter:
     """The stock OTLP exporter `kind` (one of `OTLP_KINDS`) of a signal ("traces", "metrics", "logs"), as configured.
 
     What its receiver refuses is given to `on_drop`; a batch that is too large is sent in parts.
@@ -161,14 +168,14 @@ class _PartsExporter:
         self._on_drop = on_drop
         self.lost = 0
 
-    def export(self, batch: Any, **options: Any) -> Any:
+    def export(self, batch: object, **options: object) -> Any:
         results: list[Any] = []
 
-        def send(part: Any) -> bool:
+        def send(part: object) -> bool:
             results.append(self._inner.export(part, **options))
             return bool(results[-1].name == "SUCCESS")
 
-        kind: Any = Points if self._answers.signal == "metrics" else Items
+        kind: Halving[Any] = Points if self._answers.signal == "metrics" else Items
         outcome = send_in_parts(batch, send, self._answers, kind)
         if outcome.too_large:
             self._on_drop(outcome.too_large, "too_large", self._answers.signal)
@@ -176,7 +183,7 @@ class _PartsExporter:
         result = type(results[-1])
         return result.FAILURE if outcome.failed else result.SUCCESS
 
-    def shutdown(self, *args: Any, **options: Any) -> None:
+    def shutdown(self, *args: object, **options: object) -> None:
         self._inner.shutdown(*args, **options)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
@@ -217,7 +224,7 @@ class LazyExporter:
         self._inner: Any = None
         self._is_shut_down = False
 
-    def export(self, batch: Any, **kwargs: Any) -> Any:
+    def export(self, batch: object, **kwargs: object) -> Any:
         return self._get().export(batch, **kwargs)
 
     @property
@@ -241,7 +248,7 @@ class LazyExporter:
         if self._inner is None:
             self._lock = threading.Lock()
 
-    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+    def shutdown(self, *args: object, **kwargs: object) -> None:
         inner = self._inner
         if inner is not None and not self._is_shut_down:
             self._is_shut_down = True

@@ -16,11 +16,16 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from django_otel.base import sdk_compat
 from django_otel.export.answers import Answers
+
+if TYPE_CHECKING:
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3 import PoolManager
 
 #: Of an answer of success, packed and unpacked; bodies of other answers are not read (bytes).
 MAX_ANSWER_BYTES = 4 * 2**20
@@ -33,7 +38,7 @@ class _Watchdog:
     """Ends the connection in use when the time for a request is over."""
 
     def __init__(self) -> None:
-        self.connection: Any = None
+        self.connection: object = None
         self.has_bitten = False
 
     @contextlib.contextmanager
@@ -62,7 +67,7 @@ class _Watchdog:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def build_session(answers: Answers, base: Any = None, *arguments: object) -> Any:
+def build_session(answers: Answers, base: Any = None, *arguments: object) -> requests.Session:
     """A session for one exporting thread at a time; what receivers answer goes to `answers`.
 
     `base` is the class of sessions to build on, `arguments` are those of its constructor.
@@ -74,9 +79,9 @@ def build_session(answers: Answers, base: Any = None, *arguments: object) -> Any
     base = requests.Session if base is None else base
 
     class Session(base):  # type: ignore[misc]
-        def request(self, method: Any, url: object, *args: object, **options: object) -> Any:
-            timeout_s = options.get("timeout")
-            timeout_s = float(timeout_s) if isinstance(timeout_s, (int, float)) else _DEFAULT_TIMEOUT_S
+        def request(self, method: object, url: object, *args: object, **options: object) -> requests.Response:
+            given_s = options.get("timeout")
+            timeout_s = float(given_s) if isinstance(given_s, (int, float)) else _DEFAULT_TIMEOUT_S
             if options.get("verify") is None and self.verify is not True:
                 # What is set for OTLP counts more than REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE.
                 options["verify"] = self.verify
@@ -87,7 +92,7 @@ def build_session(answers: Answers, base: Any = None, *arguments: object) -> Any
             deadline_s = time.monotonic() + timeout_s
             with watchdog.watch(timeout_s):
                 try:
-                    response = super().request(method, url, *args, **options)
+                    response: requests.Response = super().request(method, url, *args, **options)
                     body = _read_answer(response)
                 except Exception as error:
                     if watchdog.has_bitten or time.monotonic() >= deadline_s:
@@ -107,15 +112,15 @@ def build_session(answers: Answers, base: Any = None, *arguments: object) -> Any
     return session
 
 
-def watch_session(exporter_class: Any, answers: Any) -> Any:
+def watch_session(exporter_class: Any, answers: Answers) -> Any:
     """A subclass of a stock exporter with a session of its own, of which what receivers answer goes to `answers`."""
 
-    def watch(response: Any, **_: Any) -> None:
+    def watch(response: requests.Response, **_: object) -> None:
         # Called before a redirect is followed and before the body is read.
         _judge(response, _read_answer(response), answers)
 
     class Watched(exporter_class):  # type: ignore[misc]
-        def __init__(self, **arguments: Any) -> None:
+        def __init__(self, **arguments: object) -> None:
             super().__init__(**arguments)
             session = sdk_compat.find_http_session(self)
             if session is not None:
@@ -125,7 +130,7 @@ def watch_session(exporter_class: Any, answers: Any) -> Any:
     return Watched
 
 
-def _judge(response: Any, body: bytes, answers: Answers) -> None:
+def _judge(response: requests.Response, body: bytes, answers: Answers) -> None:
     """Note the answer. Errors: `RequestException` for a redirect, which the stock exporters take for a success."""
     import requests
 
@@ -146,7 +151,7 @@ def _find_place(url: str) -> str:
     return ""
 
 
-def _read_answer(response: Any) -> bytes:
+def _read_answer(response: requests.Response) -> bytes:
     """Read the body of an answer of success to its bound, no other, and give the response that body."""
     body = b""
     is_whole = False
@@ -161,13 +166,13 @@ def _read_answer(response: Any) -> bytes:
     return body
 
 
-def _read_bounded(response: Any) -> tuple[bytes, bool]:
+def _read_bounded(response: requests.Response) -> tuple[bytes, bool]:
     """The unpacked body, and whether the connection can be used again; b"" for one that is too large."""
     encoding = (response.headers.get("Content-Encoding") or "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
         return b"", False
     # 32 more than the largest window: zlib recognises gzip and its own container.
-    unpack: Any = None if encoding == "identity" else zlib.decompressobj(47)
+    unpack = None if encoding == "identity" else zlib.decompressobj(47)
     body = bytearray()
     packed = 0
     while True:
@@ -199,7 +204,7 @@ class _HTTPResponse(http.client.HTTPResponse):
             http.client.parse_headers(self.fp)
 
 
-def _build_adapter(watchdog: _Watchdog) -> Any:
+def _build_adapter(watchdog: _Watchdog) -> HTTPAdapter:
     """A transport adapter whose connections the watchdog knows while they are used."""
     from requests.adapters import HTTPAdapter
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
@@ -212,7 +217,7 @@ def _build_adapter(watchdog: _Watchdog) -> Any:
                 watchdog.connection = self
                 super().connect()
 
-            def putrequest(self, *args: Any, **options: Any) -> Any:
+            def putrequest(self, *args: object, **options: object) -> object:
                 watchdog.connection = self
                 return super().putrequest(*args, **options)
 
@@ -231,8 +236,8 @@ def _build_adapter(watchdog: _Watchdog) -> Any:
             super().init_poolmanager(*args, **options)
             self.poolmanager.pool_classes_by_scheme = pools
 
-        def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
-            manager = super().proxy_manager_for(*args, **options)
+        def proxy_manager_for(self, *args: Any, **options: Any) -> PoolManager:
+            manager: PoolManager = super().proxy_manager_for(*args, **options)
             manager.pool_classes_by_scheme = pools
             return manager
 

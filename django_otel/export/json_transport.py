@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from typing import Any
 
 import requests
 from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
@@ -26,7 +25,7 @@ def to_json(data: bytes, signal: str) -> bytes:
     import importlib
 
     module, name = _MESSAGES[signal]
-    message: Any = getattr(importlib.import_module(f"opentelemetry.proto.collector.{module}"), name)()
+    message = getattr(importlib.import_module(f"opentelemetry.proto.collector.{module}"), name)()
     message.ParseFromString(data)
     content = MessageToDict(message, use_integers_for_enums=True)
     _write_hex(content)

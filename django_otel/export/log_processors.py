@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
-from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry._logs import Logger, LogRecord, SeverityNumber
 from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import Span
 
 from django_otel.config.schema import Config
 from django_otel.export.batch import BatchWorker, WorkerOwner
@@ -23,7 +24,7 @@ class SwitchLogProcessor(LogRecordProcessor):
     """The one processor our logger provider knows; what it hands on to changes with the settings."""
 
     def __init__(self) -> None:
-        self.parts: tuple[Any, ...] = ()
+        self.parts: tuple[LogRecordProcessor, ...] = ()
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
         for part in self.parts:
@@ -42,7 +43,7 @@ def _readable(record: ReadWriteLogRecord, resource: Resource) -> ReadableLogReco
     return ReadableLogRecord(record.log_record, resource, record.instrumentation_scope, record.limits)
 
 
-def emit_exception(logger: Any, span: Any, attributes: Mapping[str, Any]) -> None:
+def emit_exception(logger: Logger, span: Span, attributes: Mapping[str, Any]) -> None:
     """Emit an exception of `span` as a log record. Source: semantic conventions, "Exceptions in logs"."""
     now_ns = time.time_ns()
     logger.emit(

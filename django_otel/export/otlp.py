@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
@@ -23,6 +23,9 @@ from django_otel.export.answers import Answers, Items, send_in_parts
 from django_otel.export.encoder import SpanEncoder
 from django_otel.redaction import library_spans
 from django_otel.redaction.span_cleaner import SpanCleaner
+
+if TYPE_CHECKING:
+    from django_otel.export.answers import Halving
 
 logger = logging.getLogger("django_otel")
 
@@ -40,7 +43,8 @@ LossCounter = Callable[[int, str], None]
 def _export_in_parts(
     spans: list[ReadableSpan], send: Callable[[list[ReadableSpan]], bool], answers: Answers, on_lost: LossCounter
 ) -> SpanExportResult:
-    outcome = send_in_parts(spans, send, answers, Items)
+    kind: Halving[list[ReadableSpan]] = Items
+    outcome = send_in_parts(spans, send, answers, kind)
     if outcome.too_large:
         on_lost(outcome.too_large, "too_large")
     if not outcome.failed:

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from django_otel.base import guard, import_hooks
@@ -44,13 +45,13 @@ def export_first(export: Callable[[], object], budget_s: float) -> None:
     _wrap(os, "kill", lambda pid, number, *_: pid == os.getpid() and is_end(number), finish)
 
 
-def _wrap(module: object, name: str, is_end: Callable[..., bool], finish: Callable[[], None]) -> None:
+def _wrap(module: ModuleType, name: str, is_end: Callable[..., bool], finish: Callable[[], None]) -> None:
     original = getattr(module, name, None)
     if original is None or hasattr(original, _MARK):
         return
 
     @functools.wraps(original)
-    def wrapper(*args: object, **options: object) -> Any:
+    def wrapper(*args: object, **options: object) -> object:
         with guard.contained("looking whether the process ends"):
             if is_end(*args, **options):
                 finish()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.db import IntegrityError, transaction
@@ -22,6 +22,9 @@ from django_otel.live_sampling.admin_pages import STATUS_NAME, PolicyPages, need
 from django_otel.live_sampling.assets import Script, Stylesheet
 from django_otel.live_sampling.large_forms import allow_many_fields
 from django_otel.models import SamplingPolicy
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
 
 #: Addresses whose forms have all the rules.
 _LARGE_FORMS = frozenset(f"django_otel_samplingpolicy_{page}" for page in ("add", "change", "routes"))
@@ -51,7 +54,7 @@ class SamplingPolicyAdmin(PolicyPages):
                 pattern.callback = allow_many_fields(pattern.callback, self.admin_site.has_permission)
         return found
 
-    def get_queryset(self, request: HttpRequest) -> Any:
+    def get_queryset(self, request: HttpRequest) -> QuerySet[SamplingPolicy]:
         """From the alias that is written to: a replica may not have what was saved a moment ago."""
         return super().get_queryset(request).using(alias())
 
@@ -63,7 +66,7 @@ class SamplingPolicyAdmin(PolicyPages):
         """Return the note, isolated and with marks for characters that reorder text."""
         return format_html("<bdi>{}</bdi>", visible(obj.note))
 
-    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+    def get_fieldsets(self, request: HttpRequest, obj: SamplingPolicy | None = None) -> Any:
         first: tuple[str, ...] = ("enabled", "ratio", "lasts", "expires_at", "note")
         may_write = self.has_change_permission(request, obj) if obj is not None else self.has_add_permission(request)
         if not may_write:
@@ -135,7 +138,7 @@ class SamplingPolicyAdmin(PolicyPages):
     ) -> HttpResponse:
         return super().history_view(request, object_id, extra_context)
 
-    def get_formset_kwargs(self, request: HttpRequest, obj: Any, inline: Any, prefix: str) -> dict[str, Any]:
+    def get_formset_kwargs(self, request: HttpRequest, obj: SamplingPolicy, inline: Any, prefix: str) -> dict[str, Any]:
         if obj.pk is None:
             # Rules may be there before the policy.
             obj.pk = SamplingPolicy.ONLY_ID

@@ -21,6 +21,8 @@ from django_otel.models import SamplingPolicy, SamplingRule
 from django_otel.sampling.policy import MAX_RULES
 
 if TYPE_CHECKING:
+    from django.db.models import QuerySet
+
     _ModelForm = forms.ModelForm[Any]
     _StackedInline = admin.StackedInline[SamplingRule, SamplingPolicy]
     _InlineFormSet = BaseInlineFormSet[SamplingRule, SamplingPolicy, Any]
@@ -42,7 +44,7 @@ _SECONDS = {code: seconds for code, seconds, _ in text.DURATIONS}
 
 def may_see(request: HttpRequest) -> bool:
     """Whether the user may see the policy and its rules."""
-    user: Any = request.user
+    user = request.user
     return bool(user.has_perm("django_otel.view_samplingpolicy") or user.has_perm("django_otel.change_samplingpolicy"))
 
 
@@ -52,7 +54,7 @@ class _Number(forms.NumberInput):
     def __init__(self, **attrs: str) -> None:
         super().__init__({"min": "0", "step": "any", **attrs})
 
-    def format_value(self, value: object) -> Any:
+    def format_value(self, value: object) -> str | None:
         return f"{value:.10g}" if isinstance(value, float) else super().format_value(value)
 
 
@@ -133,7 +135,7 @@ class SamplingPolicyForm(_EndingForm):
             self.initial.setdefault("ratio", follower.status()["base_ratio"])
 
     def clean(self) -> dict[str, Any]:
-        cleaned: dict[str, object] = super().clean() or self.cleaned_data
+        cleaned = super().clean() or self.cleaned_data
         self.choose_end()
         seen = cleaned.get("seen_version")
         if seen is not None:
@@ -192,7 +194,7 @@ class SamplingRuleForm(_EndingForm):
         field.choices = [("", pgettext("any method", "any")), *((method, method) for method in models.METHODS)]
 
     def clean(self) -> dict[str, Any]:
-        cleaned: dict[str, object] = super().clean() or self.cleaned_data
+        cleaned = super().clean() or self.cleaned_data
         self.choose_end()
         return cleaned
 
@@ -263,7 +265,7 @@ class SamplingRuleInline(_StackedInline):
         # The widgets of the form rather than the admin's.
         return db_field.formfield(**kwargs)
 
-    def get_queryset(self, request: HttpRequest) -> Any:
+    def get_queryset(self, request: HttpRequest) -> QuerySet[SamplingRule]:
         return super().get_queryset(request).using(alias())
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:

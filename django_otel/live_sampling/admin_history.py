@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from django.contrib.admin.models import LogEntry
 from django.contrib.contenttypes.models import ContentType
@@ -16,6 +16,11 @@ from django_otel.live_sampling import policy_rows
 from django_otel.live_sampling import wording as text
 from django_otel.models import SamplingPolicy, SamplingVersion
 
+if TYPE_CHECKING:
+    from django import forms
+
+    from django_otel.live_sampling.admin_forms import SamplingRuleFormSet
+
 RULE_FIELDS = ("path", "route", "method", "ratio", "priority", "expires_at", "note")
 
 
@@ -24,12 +29,12 @@ def alias() -> str:
     return router.db_for_write(SamplingPolicy)
 
 
-def label(form: Any, name: str) -> str:
+def label(form: forms.BaseForm, name: str) -> str:
     label = form.fields[name].label or name
     return str(label)[:1].upper() + str(label)[1:]
 
 
-def describe_rules(formset: Any) -> list[str]:
+def describe_rules(formset: SamplingRuleFormSet) -> list[str]:
     said = []
     for form in formset.forms:
         if form in formset.deleted_forms:
@@ -52,7 +57,7 @@ def describe_rules(formset: Any) -> list[str]:
     return said
 
 
-def _initial_name(form: Any) -> str:
+def _initial_name(form: forms.BaseForm) -> str:
     pattern = form.initial.get("path") or form.initial.get("route") or ""
     return visible(f"{form.initial.get('method') or ''} {pattern}".strip())
 

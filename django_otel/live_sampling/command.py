@@ -9,7 +9,7 @@ import socket
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from django.apps import apps
 from django.contrib.auth import get_user_model
@@ -31,6 +31,8 @@ from django_otel.live_sampling import wording as text
 from django_otel.models import SamplingPolicy, SamplingRule
 from django_otel.sampling.effective import EffectivePolicy
 from django_otel.sampling.policy import MAX_RULES, Policy
+
+_Parsed = TypeVar("_Parsed")
 
 OK = 0
 NOT_WORKING = 1
@@ -67,9 +69,9 @@ class RefusedError(Exception):
 # --- The command line. ---
 
 
-def add_arguments(commands: Any) -> None:
+def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     """Add `sampling` to the subcommands of `manage.py otel`."""
-    sampling: CommandParser = commands.add_parser(
+    sampling = commands.add_parser(
         "sampling",
         help=gettext("show or set what share of traces is recorded, as in the admin"),
         description=gettext("Shows or sets what share of traces is recorded: the policy of the admin and its rules."),
@@ -151,10 +153,10 @@ def _add_user(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _argument(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+def _argument(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
     """For argparse, which shows the text of this error only."""
 
-    def parse_argument(given: str) -> Any:
+    def parse_argument(given: str) -> _Parsed:
         try:
             return parse(given)
         except ValueError as error:
@@ -472,7 +474,7 @@ class SamplingCommand:
             self._write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _as_json(config: Config, effective: EffectivePolicy, state: models.SamplingState) -> dict[str, Any]:
+def _as_json(config: Config, effective: EffectivePolicy, state: models.SamplingState) -> dict[str, object]:
     return {
         "ratio": effective.ratio,
         "source": effective.source,
@@ -523,7 +525,7 @@ def _why_no_policy(row: models.PolicyRow | None) -> str:
     return gettext("The policy of the admin (%(percent)s) ran out at %(end)s.") % values
 
 
-def _policy_values(row: SamplingPolicy) -> dict[str, Any]:
+def _policy_values(row: SamplingPolicy) -> dict[str, object]:
     names = ("enabled", "ratio", "expires_at", "note", "max_per_second", "keep_errors", "keep_slow_s")
     return {_label(name): getattr(row, name) for name in names}
 
@@ -539,7 +541,7 @@ def _label(field: str) -> str:
     return capfirst(_name(field))
 
 
-def _rule_as_json(rule: models.RuleRow) -> dict[str, Any]:
+def _rule_as_json(rule: models.RuleRow) -> dict[str, object]:
     return {
         "id": rule.id, "path": rule.path, "route": rule.route, "method": rule.method, "ratio": rule.ratio,
         "priority": rule.priority, "expires_at_s": policy_rows.epoch_s(rule.expires_at), "note": rule.note,

@@ -72,7 +72,7 @@ def make_token(user: Any, ttl_s: float, permission: str = "") -> str:
             "force is off",
             'django_otel: a token for a forced trace has no effect while OTEL["SAMPLING"]["FORCE"] is off.',
         )
-    content: list[Any] = [str(user.pk), round(time.time() + ttl_s, 3)]
+    content: list[object] = [str(user.pk), round(time.time() + ttl_s, 3)]
     if hasattr(user, "_meta"):
         # A row of the user model, not an object that only looks like a user: it is looked up again.
         content.append(permission)

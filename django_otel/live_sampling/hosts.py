@@ -14,7 +14,7 @@ import json
 import math
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class HostReporter:
     """The leader's part: notices an open page, and reports the versions of this host's processes."""
 
     def __init__(self) -> None:
-        self._watched_at: Any = None
+        self._watched_at: datetime.datetime | None = None
         # On the clock of `time.monotonic()`.
         self._watched_until_s = -math.inf
         self._next_s = -math.inf
@@ -95,7 +95,7 @@ class HostReporter:
         now_s = time.monotonic()
         return self._next_s <= now_s < self._watched_until_s
 
-    def report(self, using: str, name: str, members: Sequence[dict[str, Any]]) -> bool:
+    def report(self, using: str, name: str, members: Sequence[Mapping[str, object]]) -> bool:
         """Write this host's row if there is news, or for long was none; whether it did. Errors: the database's."""
         from django_otel.models import SamplingHost
 
@@ -112,7 +112,7 @@ class HostReporter:
         return True
 
 
-def _is_recent(moment: Any) -> bool:
+def _is_recent(moment: datetime.datetime | None) -> bool:
     """Whether a page may still be open that said so then; clocks of hosts may differ by a minute."""
     asked_at_s = epoch_s(moment)
     return asked_at_s is not None and abs(time.time() - asked_at_s) < 60.0 + _WATCHED_S

@@ -62,7 +62,7 @@ def _read_form(request: Any) -> None:
     request._post, request._files = fields, MultiValueDict()  # noqa: SLF001 (Django has no public name for it)
 
 
-def _parse_urlencoded(request: Any) -> QueryDict:
+def _parse_urlencoded(request: HttpRequest) -> QueryDict:
     from urllib.parse import parse_qsl
 
     encoding = request.encoding or settings.DEFAULT_CHARSET
@@ -72,7 +72,7 @@ def _parse_urlencoded(request: Any) -> QueryDict:
     return _build(parse_qsl(text, keep_blank_values=True, encoding=encoding), encoding)
 
 
-def _parse_multipart(request: Any) -> QueryDict:
+def _parse_multipart(request: HttpRequest) -> QueryDict:
     """The text fields of a multipart form: the pages have no field for a file."""
     encoding = request.encoding or settings.DEFAULT_CHARSET
     head = f"Content-Type: {request.META.get('CONTENT_TYPE', '')}\r\n\r\n".encode("latin-1")

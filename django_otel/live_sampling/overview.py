@@ -154,7 +154,7 @@ def list_processes(status: dict[str, Any], wanted: str) -> list[Process]:
     """Every living process, this one first."""
     now_s = timezone.now().timestamp()
 
-    def since(epoch_s: Any) -> float | None:
+    def since(epoch_s: object) -> float | None:
         return max(0.0, now_s - epoch_s) if isinstance(epoch_s, float | int) else None
 
     members = [*follower.processes(), *follower.processes_elsewhere()]
@@ -184,7 +184,7 @@ def list_processes(status: dict[str, Any], wanted: str) -> list[Process]:
     return sorted(found, key=lambda process: (not process.is_self, process.host, process.pid))
 
 
-def summarise(processes: Sequence[Process], version: int, *, is_policy: bool, is_followed: bool) -> dict[str, Any]:
+def summarise(processes: Sequence[Process], version: int, *, is_policy: bool, is_followed: bool) -> dict[str, object]:
     if not is_followed:
         words = gettext("This process does not follow the policy.")
         return {"summary": words, "is_settled": True, "is_followed": False}

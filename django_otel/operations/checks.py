@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 from django.apps import apps
@@ -408,7 +407,7 @@ def _check_environment(config: Config) -> Iterator[CheckMessage]:
 
 
 def _is_given(mapping: Mapping[str, object], dotted: str) -> bool:
-    found: Any = mapping
+    found: object = mapping
     for part in dotted.split("."):
         if not isinstance(found, Mapping) or part not in found:
             return False

@@ -214,7 +214,7 @@ def build_test_spans(config: Config, name: str = "django_otel doctor") -> list[R
     return catch.spans
 
 
-def build_test_batch(signal: str, config: Config) -> Any:
+def build_test_batch(signal: str, config: Config) -> object:
     """Return a test item as the SDK would pass it to an exporter of `signal`: one span, metric or log record."""
     if signal == "traces":
         return build_test_spans(config)[-1:]
@@ -222,7 +222,7 @@ def build_test_batch(signal: str, config: Config) -> Any:
     return _build_test_metric(resource) if signal == "metrics" else _build_test_log(resource)
 
 
-def _build_test_metric(resource: Resource) -> Any:
+def _build_test_metric(resource: Resource) -> object:
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -235,7 +235,7 @@ def _build_test_metric(resource: Resource) -> Any:
     return data
 
 
-def _build_test_log(resource: Resource) -> Any:
+def _build_test_log(resource: Resource) -> object:
     from opentelemetry._logs import LogRecord, SeverityNumber
     from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from django.utils.translation import gettext, ngettext
 
@@ -101,7 +100,7 @@ def _unreadable(folder: Path, error: OSError) -> str:
     return gettext("%(path)s cannot be read: %(reason)s") % {"path": folder, "reason": error}
 
 
-def as_json(group: discovery.Group, slots: Iterable[discovery.Slot]) -> dict[str, Any]:
+def as_json(group: discovery.Group, slots: Iterable[discovery.Slot]) -> dict[str, object]:
     """Return a group and its slots as values of JSON."""
     return {
         "folder": str(group.folder),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from django.utils.translation import gettext
 
-from django_otel.export.exporters import DEFAULT_HTTP_ENDPOINT, grpc_target
+from django_otel.export.exporters import DEFAULT_HTTP_ENDPOINT, Receiver, grpc_target
 
 _SERVICES = {
     "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
@@ -28,7 +27,7 @@ def show_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def http_url(settings: Any, signal: str) -> str:
+def http_url(settings: Receiver, signal: str) -> str:
     """Where OTLP over HTTP sends `signal`."""
     return settings.endpoint or f"{DEFAULT_HTTP_ENDPOINT}/v1/{signal}"
 
@@ -44,7 +43,9 @@ class Reason:
     advice: str = ""
 
 
-def probe_http(settings: Any, signal: str, timeout_s: float, arrived: bool, *, is_json: bool = False) -> Reason | None:
+def probe_http(
+    settings: Receiver, signal: str, timeout_s: float, arrived: bool, *, is_json: bool = False
+) -> Reason | None:
     """Post an empty message and explain the answer. When our message has arrived only a web page is a fault."""
     import requests
 
@@ -62,7 +63,7 @@ def probe_http(settings: Any, signal: str, timeout_s: float, arrived: bool, *, i
         return None if arrived else explain_http_error(error, url, timeout_s)
 
 
-def explain_answer(status: int, headers: Any, url: str, signal: str) -> Reason | None:
+def explain_answer(status: int, headers: Mapping[str, str], url: str, signal: str) -> Reason | None:
     """Return the fault in an answer to OTLP over HTTP; None if there is none."""
     place = f'OTEL["{signal.upper()}"]'
     kind = str(headers.get("content-type", "")).partition(";")[0].strip().lower()
@@ -230,7 +231,7 @@ def name_error(error: BaseException) -> str:
 # --- Why not, over gRPC. ---
 
 
-def probe_grpc(settings: Any, signal: str, timeout_s: float) -> Reason | None:
+def probe_grpc(settings: Receiver, signal: str, timeout_s: float) -> Reason | None:
     """Send an empty message and explain the answer; None when it was taken."""
     if importlib.util.find_spec("grpc") is None:
         return Reason(

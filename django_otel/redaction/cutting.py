@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 #: Characters behind the cut that are redacted with it: a secret that begins before the cut is known by them.
 _MARGIN = 4096
@@ -13,6 +13,7 @@ _MAX_TAIL = 65_536
 _MARK = "\n... [cut] ...\n"
 
 Scrub = Callable[[str], str]
+Value = TypeVar("Value")
 
 
 def cut(text: str, length: int, scrub: Scrub, mark: str = "") -> str:
@@ -50,7 +51,7 @@ def cut_stack(text: str, length: int, scrub: Scrub) -> str:
     return head[:first] + _MARK + (tail[-last:] if last else "")
 
 
-def cut_value(value: Any, length: int | None, scrub: Scrub) -> Any:
+def cut_value(value: object, length: int | None, scrub: Scrub) -> Any:
     """Return the value of an attribute with its texts redacted and cut where they are longer than `length`."""
     if length is None:
         return value
@@ -62,7 +63,9 @@ def cut_value(value: Any, length: int | None, scrub: Scrub) -> Any:
     return [cut_value(item, length, scrub) for item in value] if is_long else value
 
 
-def cut_attributes(attributes: Mapping[str, Any] | None, length: int | None, scrub: Scrub) -> Mapping[str, Any] | None:
+def cut_attributes(
+    attributes: Mapping[str, Value] | None, length: int | None, scrub: Scrub
+) -> Mapping[str, Value] | None:
     """Return the attributes with long texts redacted and cut; the same object when there is none."""
     if not attributes or length is None:
         return attributes

@@ -12,7 +12,7 @@ import ast
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -21,6 +21,13 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Status
 
 from django_otel.redaction import statements
+
+if TYPE_CHECKING:
+    from opentelemetry.util.types import AttributeValue
+
+    _Given = Mapping[str, AttributeValue]
+    #: What becomes of attributes; None removes one.
+    _Changes = dict[str, AttributeValue | None]
 
 #: Scopes of the official instrumentors and of whatever follows their naming.
 SCOPE_PREFIX = "opentelemetry.instrumentation."
@@ -102,7 +109,7 @@ class LibrarySpanCleaner:
         if not is_library_scope(scope):
             return span
         given = span.attributes or {}
-        changes: dict[str, Any] = {}
+        changes: _Changes = {}
         name = span.name
         system = str(given.get("db.system.name") or given.get("db.system") or "")
         if system == "redis":
@@ -132,7 +139,7 @@ class LibrarySpanCleaner:
             instrumentation_scope=scope,
         )
 
-    def _sql(self, name: str, vendor: str, given: Mapping[str, object], changes: dict[str, object]) -> str:
+    def _sql(self, name: str, vendor: str, given: _Given, changes: _Changes) -> str:
         """Statement, operation and name as our own database spans have them."""
         found: statements.Statement | None = None
         for key in _STATEMENTS:
@@ -151,7 +158,7 @@ class LibrarySpanCleaner:
         # Theirs is the statement's first word, whatever that is: a comment mark, a bracket, even a literal.
         return found.summary
 
-    def _redis(self, name: str, given: Mapping[str, object], changes: dict[str, object]) -> str:
+    def _redis(self, name: str, given: _Given, changes: _Changes) -> str:
         for key in given:
             # Documents that were found, and what was looked for.
             if key.startswith("redis.search.xdoc_") or key == "redis.search.query":
@@ -175,7 +182,7 @@ class LibrarySpanCleaner:
         return name
 
     def _event(self, event: Event, system: str) -> Event:
-        changes: dict[str, object] = {}
+        changes: _Changes = {}
         given = event.attributes or {}
         for key, value in given.items():
             if isinstance(value, str) and key in ("exception.message", "exception.stacktrace"):
@@ -190,7 +197,7 @@ class LibrarySpanCleaner:
         return text if self._keeps_query or "?" not in text else _URL_QUERY.sub(r"\1", text)
 
 
-def _use_stable_redis_names(given: Mapping[str, Any], changes: dict[str, Any]) -> None:
+def _use_stable_redis_names(given: _Given, changes: _Changes) -> None:
     """Rename what the instrumentor still calls as before the conventions were stable, and drop the rest of it.
 
     Source: OpenTelemetry semantic conventions, "Redis client operations".
@@ -201,7 +208,8 @@ def _use_stable_redis_names(given: Mapping[str, Any], changes: dict[str, Any]) -
         new = _OLD_REDIS_NAMES.get(key)
         value = changes.get(key, given[key])
         # A batch of one command is none, say the conventions.
-        if new is not None and new not in given and value is not None and (new != _BATCH_SIZE or value > 1):
+        is_one = new == _BATCH_SIZE and isinstance(value, int) and value <= 1
+        if new is not None and new not in given and value is not None and not is_one:
             changes[new] = str(value) if new in ("db.namespace", "server.address") else value
         changes[key] = None
 
@@ -211,7 +219,7 @@ def _cleaner(statement: str, keep_query: bool) -> LibrarySpanCleaner:
     return LibrarySpanCleaner(statement, keep_query)
 
 
-def _change(given: Mapping[str, object], changes: dict[str, object], key: str, value: object) -> None:
+def _change(given: _Given, changes: _Changes, key: str, value: AttributeValue | None) -> None:
     if value != given.get(key):
         changes[key] = value
 
@@ -220,7 +228,7 @@ def _hide_arguments(match: re.Match[str]) -> str:
     return f"{match.group(1) or match.group(2)}?{match.group(3) or ''}"
 
 
-def _drop_queries(given: Mapping[str, object], changes: dict[str, object]) -> None:
+def _drop_queries(given: _Given, changes: _Changes) -> None:
     if "url.query" in given:
         changes["url.query"] = None
     for key in _URLS:
@@ -257,7 +265,7 @@ def _cut(lines: list[str]) -> str:
     return text if len(text) <= _MAX_REDIS_TEXT else text[: _MAX_REDIS_TEXT - 3] + "..."
 
 
-def _merge(given: Mapping[str, Any], changes: Mapping[str, Any], dropped: int) -> BoundedAttributes:
+def _merge(given: _Given, changes: _Changes, dropped: int) -> BoundedAttributes:
     """Attributes with the changes applied (None removes), counting what the SDK had dropped before."""
     merged = {**given, **changes}
     bounded = BoundedAttributes(attributes={key: value for key, value in merged.items() if value is not None})

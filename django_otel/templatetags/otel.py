@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from django import template
 from django.http import HttpRequest
@@ -57,7 +56,7 @@ def _parse(parser: Parser, token: Token, example: str) -> tuple[str, FilterExpre
     return tag, parser.compile_filter(words[0]), attributes
 
 
-def _resolve(expressions: Attributes, context: Context) -> dict[str, Any]:
+def _resolve(expressions: Attributes, context: Context) -> dict[str, object]:
     """Evaluate attributes; a variable that is missing or fails is left out."""
     values = {}
     for key, expression in expressions.items():
@@ -96,7 +95,7 @@ class SignalNode(template.Node):
 
     def __init__(
         self,
-        report: Callable[[str, dict[str, Any]], None],
+        report: Callable[[str, dict[str, object]], None],
         name: FilterExpression,
         attributes: Attributes,
         *,
@@ -150,7 +149,7 @@ def otel_attribute(parser: Parser, token: Token) -> SignalNode:
     return SignalNode(_attribute, name, {"value": value}, only_recorded=True)
 
 
-def _event(name: str, attributes: dict[str, Any]) -> None:
+def _event(name: str, attributes: dict[str, object]) -> None:
     api.event(name, **attributes)
 
 
@@ -158,7 +157,7 @@ def _attribute(name: str, values: dict[str, object]) -> None:
     api.set_attributes(**{name: values.get("value")})
 
 
-def _count(name: str, attributes: dict[str, Any]) -> None:
+def _count(name: str, attributes: dict[str, object]) -> None:
     api.counter(name).add(1, attribute_values.clean_attributes(attributes))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from django import template
 from django.utils.html import conditional_escape, format_html
@@ -67,7 +66,7 @@ def _without_punctuation(part: str) -> str:
 
 
 @register.filter
-def bdi_each(values: Iterable[object]) -> list[Any]:
+def bdi_each(values: Iterable[object]) -> list[object]:
     """`bdi` of each text of a list, and of the lists within it."""
     return [bdi_each(value) if isinstance(value, list | tuple) else bdi(value) for value in values]
 

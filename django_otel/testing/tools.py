@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from django_otel.testing.recorded import RecordedLogs, RecordedMetrics, RecordedSpans
@@ -179,7 +179,9 @@ def assert_max_queries_per_statement(n: int) -> Iterator[None]:
 
     counts: Counter[tuple[str, str]] = Counter()
 
-    def count(execute: Any, sql: Any, parameters: Any, many: bool, context: Any) -> Any:
+    def count(
+        execute: Callable[..., object], sql: str, parameters: object, many: bool, context: Mapping[str, Any]
+    ) -> object:
         text = parameterise(sql, context["connection"].vendor).text
         if text.partition(" ")[0].upper() not in _TRANSACTION_WORDS:
             counts[context["connection"].alias, text] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 
 @dataclass(slots=True)
@@ -44,7 +44,30 @@ class StoredLog:
     trace_id: str
     time_ns: int
     service: str
-    record: Mapping[str, Any]
+    record: Mapping[str, object]
+
+
+class RouteNumbers(TypedDict, total=False):
+    """What is counted of one route; histograms as in `SampleNumbers`."""
+
+    duration: list[float]
+    queries: list[float]
+    errors: float
+    refused: float
+
+
+class SampleNumbers(TypedDict):
+    """Cumulative sums by route, event, reason.
+
+    A histogram is the list of its count, its sum and its buckets (not cumulative); its bounds are a text.
+    """
+
+    routes: dict[str, RouteNumbers]
+    bounds: dict[str, str]
+    cache: dict[str, float]
+    events: dict[str, float]
+    failures: dict[str, float]
+    dropped: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)

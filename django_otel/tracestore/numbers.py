@@ -69,7 +69,7 @@ def write_sample(connection: sqlite3.Connection, sample: StoredSample) -> None:
     connection.execute("DELETE FROM baseline WHERE at_s < ?", (sample.at_s - 86_400,))
 
 
-def _unpack_or_nothing(data: bytes, unpack: Callable[[bytes], Any] = unpack) -> dict[str, Any]:
+def _unpack_or_nothing(data: bytes, unpack: Callable[[bytes], object] = unpack) -> dict[str, Any]:
     try:
         found = unpack(data)
     except (ValueError, zlib.error):
@@ -110,7 +110,7 @@ def _subtract_lists(now: list[float], before: object) -> list[float]:
     return now if fell else rise
 
 
-def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def merge(one: Mapping[str, object], other: Mapping[str, object]) -> dict[str, object]:
     """The sum of two sets of numbers, leaf by leaf; where they do not fit each other the newer (`other`) is kept."""
     total = dict(one)
     for key, value in other.items():
@@ -118,8 +118,10 @@ def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             total[key] = merge(old, value) if isinstance(old, Mapping) else value
         elif isinstance(value, list):
-            same = isinstance(old, list) and len(old) == len(value)
-            total[key] = [a + b for a, b in zip(old or (), value, strict=True)] if same else value
+            if isinstance(old, list) and len(old) == len(value):
+                total[key] = [a + b for a, b in zip(old, value, strict=True)]
+            else:
+                total[key] = value
         elif isinstance(value, int | float) and isinstance(old, int | float):
             total[key] = old + value
         else:
@@ -166,9 +168,9 @@ def rise_of_routes(running: Mapping[str, Any], opening: Mapping[str, Any]) -> di
     return subtract(running.get("routes", {}), opening.get("routes", {}))
 
 
-def sum_routes(routes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def sum_routes(routes: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
     """The figures of all routes together."""
-    total: dict[str, Any] = {}
+    total: dict[str, object] = {}
     for figures in routes.values():
         total = merge(total, figures)
     return total

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 _KINDS = ("INTERNAL", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _STATUSES = ("", "OK", "ERROR")
@@ -20,7 +20,47 @@ _DEEPEST = 100
 _IS_REMOTE = 0x300
 
 
-def decode(data: bytes, own_scope: str) -> list[dict[str, Any]]:
+class EventRecord(TypedDict):
+    """An event of a span."""
+
+    name: str
+    time: int
+    attributes: dict[str, object]
+
+
+class LinkRecord(TypedDict):
+    """A link of a span: ids in hexadecimal digits."""
+
+    trace: str
+    span: str
+    attributes: dict[str, object]
+
+
+class _Optional(TypedDict, total=False):
+    parent: str
+    events: list[EventRecord]
+    links: list[LinkRecord]
+    lost: int
+    entry: bool
+    status: str
+    description: str
+    service: str
+    instance: str
+    scope: str
+
+
+class SpanRecord(_Optional):
+    """A span as the pages use it: ids in hexadecimal digits, times in nanoseconds since the Unix epoch."""
+
+    id: str
+    name: str
+    kind: str
+    start: int
+    end: int
+    attributes: dict[str, object]
+
+
+def decode(data: bytes, own_scope: str) -> list[SpanRecord]:
     """The spans of a `TracesData`. `own_scope` is the scope that is not worth a mention.
 
     Errors: `ValueError` for what is no such message.
@@ -32,12 +72,12 @@ def decode(data: bytes, own_scope: str) -> list[dict[str, Any]]:
         raise ValueError("not a TracesData message") from error
 
 
-def _decode(data: bytes, own_scope: str) -> list[dict[str, Any]]:
-    spans: list[dict[str, Any]] = []
+def _decode(data: bytes, own_scope: str) -> list[SpanRecord]:
+    spans: list[SpanRecord] = []
     for number, resource_spans in _fields(data):
         if number != 1:
             continue
-        resource: dict[str, Any] = {}
+        resource: dict[str, object] = {}
         groups = []
         for field, value in _fields(resource_spans):
             if field == 1:
@@ -51,7 +91,7 @@ def _decode(data: bytes, own_scope: str) -> list[dict[str, Any]]:
     return spans
 
 
-def _decode_scope(data: memoryview, service: str, instance: str, own_scope: str, spans: list[dict[str, Any]]) -> None:
+def _decode_scope(data: memoryview, service: str, instance: str, own_scope: str, spans: list[SpanRecord]) -> None:
     scope = ""
     bodies = []
     for field, value in _fields(data):
@@ -69,11 +109,11 @@ def _decode_scope(data: memoryview, service: str, instance: str, own_scope: str,
         spans.append(span)
 
 
-def _decode_span(data: memoryview) -> dict[str, Any]:  # noqa: C901 (one decision after the other, each with its reason)
-    attributes: dict[str, Any] = {}
-    events: list[dict[str, Any]] = []
-    links: list[dict[str, Any]] = []
-    span: dict[str, Any] = {"id": "", "name": "", "kind": "INTERNAL", "start": 0, "end": 0, "attributes": attributes}
+def _decode_span(data: memoryview) -> SpanRecord:  # noqa: C901 (one decision after the other, each with its reason)
+    attributes: dict[str, object] = {}
+    events: list[EventRecord] = []
+    links: list[LinkRecord] = []
+    span: SpanRecord = {"id": "", "name": "", "kind": "INTERNAL", "start": 0, "end": 0, "attributes": attributes}
     lost = flags = 0
     for field, value in _fields(data):
         if field == 9:
@@ -113,9 +153,9 @@ def _decode_span(data: memoryview) -> dict[str, Any]:  # noqa: C901 (one decisio
     return span
 
 
-def _decode_event(data: memoryview) -> dict[str, Any]:
-    attributes: dict[str, Any] = {}
-    event: dict[str, Any] = {"name": "", "time": 0, "attributes": attributes}
+def _decode_event(data: memoryview) -> EventRecord:
+    attributes: dict[str, object] = {}
+    event: EventRecord = {"name": "", "time": 0, "attributes": attributes}
     for field, value in _fields(data):
         if field == 1:
             event["time"] = value
@@ -127,9 +167,9 @@ def _decode_event(data: memoryview) -> dict[str, Any]:
     return event
 
 
-def _decode_link(data: memoryview) -> dict[str, Any]:
-    attributes: dict[str, Any] = {}
-    link: dict[str, Any] = {"trace": "", "span": "", "attributes": attributes}
+def _decode_link(data: memoryview) -> LinkRecord:
+    attributes: dict[str, object] = {}
+    link: LinkRecord = {"trace": "", "span": "", "attributes": attributes}
     for field, value in _fields(data):
         if field == 1:
             link["trace"] = value.hex()
@@ -141,7 +181,7 @@ def _decode_link(data: memoryview) -> dict[str, Any]:
     return link
 
 
-def _decode_status(data: memoryview, span: dict[str, Any]) -> None:
+def _decode_status(data: memoryview, span: SpanRecord) -> None:
     for field, value in _fields(data):
         if field == 2:
             span["description"] = _text(value)
@@ -149,12 +189,13 @@ def _decode_status(data: memoryview, span: dict[str, Any]) -> None:
             span["status"] = _STATUSES[value]
 
 
-def _attributes(data: memoryview, wanted: int) -> dict[str, Any]:
+def _attributes(data: memoryview, wanted: int) -> dict[str, object]:
     return dict(_pair(value) for field, value in _fields(data) if field == wanted)
 
 
-def _pair(data: memoryview, depth: int = 0) -> tuple[str, Any]:
-    key, content = "", None
+def _pair(data: memoryview, depth: int = 0) -> tuple[str, object]:
+    key = ""
+    content: object = None
     for field, value in _fields(data):
         if field == 1:
             key = _text(value)
@@ -163,7 +204,7 @@ def _pair(data: memoryview, depth: int = 0) -> tuple[str, Any]:
     return key, content
 
 
-def _any_value(data: memoryview, depth: int) -> Any:
+def _any_value(data: memoryview, depth: int) -> object:
     if depth > _DEEPEST:
         return None
     for field, value in _fields(data):

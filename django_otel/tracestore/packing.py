@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def pack(content: Any) -> bytes:
+def pack(content: object) -> bytes:
     """JSON, compressed. What JSON does not know (NaN, bytes, foreign objects) becomes text."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=str)
     return zlib.compress(text.encode("utf-8", "replace"), 1)
@@ -19,7 +19,7 @@ def unpack(data: bytes) -> Any:
     return json.loads(zlib.decompress(data))
 
 
-def pack_routes(routes: Mapping[str, Any]) -> bytes:
+def pack_routes(routes: Mapping[str, object]) -> bytes:
     """Figures by route as lines, so that those of one are found without parsing all of them."""
     lines = [f"{_line_name(route)}{json.dumps(figures, separators=(',', ':'))}\n" for route, figures in routes.items()]
     return zlib.compress("".join(lines).encode(), 1)

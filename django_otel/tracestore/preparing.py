@@ -8,7 +8,7 @@ and events of the one span by which a trace is listed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
@@ -20,6 +20,10 @@ from django_otel.redaction import library_spans
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracestore.items import StoredSpans
 from django_otel.tracing.spans import SPANS_DROPPED, RecordedSpan, to_readable
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.trace import SpanContext
 
 _QUERY_SYSTEMS_LEFT_OUT = ("redis", "valkey", "memcached")
 _ERROR = StatusCode.ERROR
@@ -44,7 +48,7 @@ class SpanPreparer:
         self._on_lost = on_lost
         self._encoder = build_encoder(clean)
         # By identity: hashing a Resource takes longer than encoding a span.
-        self._services: dict[int, tuple[Any, str]] = {}
+        self._services: dict[int, tuple[Resource | None, str]] = {}
 
     def prepare(self, spans: Sequence[ReadableSpan]) -> list[StoredSpans]:
         """The spans by trace. Errors: none; see `on_lost`."""
@@ -94,7 +98,7 @@ class SpanPreparer:
             stored.spans -= lost
         return stored
 
-    def _add_service(self, resource: Any) -> str:
+    def _add_service(self, resource: Resource | None) -> str:
         name = str(resource.attributes.get("service.name", "")) if resource is not None else ""
         if len(self._services) > 64:
             self._services.clear()
@@ -123,7 +127,7 @@ class SpanPreparer:
         stored.name = name
 
 
-def _rank(parent: Any, kind: SpanKind) -> int:
+def _rank(parent: SpanContext | None, kind: SpanKind) -> int:
     """2 for a span without a parent, 1 for the first of its process, else 0."""
     if parent is None:
         return 2

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -26,12 +26,26 @@ from django_otel.export.batch import BatchWorker, WorkerOwner
 from django_otel.metrics.model import OWN_SCOPE, Family, HistogramValue, Point
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracestore.file import BUSY_TIMEOUT_S, find_file
-from django_otel.tracestore.items import Stored, StoredLog, StoredProcess, StoredSample
+from django_otel.tracestore.items import (
+    RouteNumbers,
+    SampleNumbers,
+    Stored,
+    StoredLog,
+    StoredProcess,
+    StoredSample,
+)
 from django_otel.tracestore.numbers import SAMPLE_INTERVAL_S
 from django_otel.tracestore.preparing import SpanPreparer
 from django_otel.tracestore.writer import TraceStore, reason_of
 from django_otel.tracing.provider import Taker
 from django_otel.tracing.spans import RecordedSpan, is_discarded
+
+if TYPE_CHECKING:
+    from opentelemetry._logs import LogRecord
+
+    #: What the queue holds beside spans: a log record with the name of its logger, numbers, a report.
+    _Taken = tuple[LogRecord, str] | StoredSample | StoredProcess
+    _Item = ReadableSpan | _Taken
 
 #: The queue's bounds: spans and log records. Full after 0.1 s at 40 000 spans a second.
 QUEUE_SIZE = 4096
@@ -62,7 +76,7 @@ class StoreProcessor(WorkerOwner, Taker):
         resource: Callable[[], Resource],
         collect: Callable[[], list[Family]],
         group: Callable[[], str | None],
-        facts: Callable[[], Mapping[str, Any]],
+        facts: Callable[[], Mapping[str, object]],
         on_drop: Callable[[int, str], None],
     ) -> None:
         self._config = config
@@ -77,7 +91,7 @@ class StoreProcessor(WorkerOwner, Taker):
         self._store: TraceStore | None = None
         #: Why the last batch could not be written; empty when it could.
         self.problem = ""
-        self.worker: BatchWorker[Any] = BatchWorker(
+        self.worker: BatchWorker[_Item] = BatchWorker(
             "console",
             self._export,
             queue_size=QUEUE_SIZE,
@@ -103,7 +117,7 @@ class StoreProcessor(WorkerOwner, Taker):
         if flags_of(context_of(span)) & 1:
             self.worker.put(span)
 
-    def on_log(self, record: Any, logger_name: str) -> None:
+    def on_log(self, record: LogRecord, logger_name: str) -> None:
         """Take a log record (of the OpenTelemetry API) that was made inside a sampled trace."""
         if record.trace_id and record.trace_flags is not None and record.trace_flags.sampled:
             self.worker.put((record, logger_name))
@@ -118,7 +132,7 @@ class StoreProcessor(WorkerOwner, Taker):
             self._store = TraceStore(path, max_traces=console.max_traces, max_bytes=console.max_mb << 20)
         return self._store
 
-    def _export(self, items: list[Any]) -> bool:
+    def _export(self, items: Sequence[_Item]) -> bool:
         stored: list[Stored] = []
         spans: list[ReadableSpan] = []
         for item in items:
@@ -148,7 +162,7 @@ class StoreProcessor(WorkerOwner, Taker):
             self.problem = ""
         return True
 
-    def _convert(self, item: Any) -> Stored:
+    def _convert(self, item: _Taken) -> Stored:
         if isinstance(item, StoredSample | StoredProcess):
             return item
         record, logger_name = item
@@ -258,13 +272,13 @@ def _whole(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def convert_log(record: Any, logger_name: str, scrubber: Scrubber, service: str) -> StoredLog:
+def convert_log(record: LogRecord, logger_name: str, scrubber: Scrubber, service: str) -> StoredLog:
     """A log record of the OpenTelemetry API, scrubbed, as the store has it."""
     time_ns = record.timestamp or record.observed_timestamp or 0
     attributes = dict(scrubber.attributes(record.attributes) or {})
     body = str(scrubber.value("body", record.body))
     return StoredLog(
-        f"{record.trace_id:032x}",
+        f"{record.trace_id or 0:032x}",
         time_ns,
         service,
         {
@@ -283,13 +297,13 @@ def convert_log(record: Any, logger_name: str, scrubber: Scrubber, service: str)
 # --- Numbers. ---
 
 
-def numbers_of(families: Sequence[Family]) -> dict[str, Any]:
+def numbers_of(families: Sequence[Family]) -> SampleNumbers:
     """Return the dashboard's numbers from the families of a scrape: cumulative sums by route, event, reason.
 
     A histogram is the list of its count, its sum and its buckets (not cumulative); their bounds are a text under
     "bounds". Durations are seconds.
     """
-    numbers: dict[str, object] = {"routes": {}, "bounds": {}, "cache": {}, "events": {}, "failures": {}, "dropped": {}}
+    numbers: SampleNumbers = {"routes": {}, "bounds": {}, "cache": {}, "events": {}, "failures": {}, "dropped": {}}
     for family in families:
         if family.scope.name != OWN_SCOPE.name:
             continue
@@ -301,13 +315,13 @@ def numbers_of(families: Sequence[Family]) -> dict[str, Any]:
     return numbers
 
 
-def _route_of(attributes: Mapping[str, Any]) -> str:
+def _route_of(attributes: Mapping[str, object]) -> str:
     if attributes.get("otel_metric_overflow"):
         return OVERFLOW_ROUTE
     return str(attributes.get("http.route") or NO_ROUTE)
 
 
-def _add_histogram(place: dict[str, Any], name: str, value: HistogramValue) -> None:
+def _add_histogram(place: RouteNumbers, name: Literal["duration", "queries"], value: HistogramValue) -> None:
     values = [_short(value.count), value.sum, *map(_short, value.buckets)]
     before = place.get(name)
     place[name] = values if before is None else [a + b for a, b in zip(before, values, strict=True)]
@@ -317,7 +331,7 @@ def _short(number: float) -> float:
     return int(number) if number == int(number) else number
 
 
-def _take_duration(numbers: dict[str, Any], family: Family, point: Point) -> None:
+def _take_duration(numbers: SampleNumbers, family: Family, point: Point) -> None:
     value = point.value
     if not isinstance(value, HistogramValue):
         return
@@ -332,15 +346,17 @@ def _take_duration(numbers: dict[str, Any], family: Family, point: Point) -> Non
         route["refused"] = route.get("refused", 0) + _short(value.count)
 
 
-def _take_queries(numbers: dict[str, Any], family: Family, point: Point) -> None:
+def _take_queries(numbers: SampleNumbers, family: Family, point: Point) -> None:
     if isinstance(point.value, HistogramValue):
         route = numbers["routes"].setdefault(_route_of(dict(point.attributes)), {})
         numbers["bounds"]["queries"] = " ".join(map(repr, point.value.bounds))
         _add_histogram(route, "queries", point.value)
 
 
-def _take_by(place: str, attribute: str) -> Callable[[dict[str, Any], Family, Point], None]:
-    def take(numbers: dict[str, Any], family: Family, point: Point) -> None:
+def _take_by(
+    place: Literal["cache", "events", "failures", "dropped"], attribute: str
+) -> Callable[[SampleNumbers, Family, Point], None]:
+    def take(numbers: SampleNumbers, family: Family, point: Point) -> None:
         if isinstance(point.value, int | float):
             key = str(dict(point.attributes).get(attribute, ""))
             numbers[place][key] = numbers[place].get(key, 0) + _short(point.value)
@@ -348,7 +364,7 @@ def _take_by(place: str, attribute: str) -> Callable[[dict[str, Any], Family, Po
     return take
 
 
-_TAKERS: dict[str, Callable[[dict[str, object], Family, Point], None]] = {
+_TAKERS: dict[str, Callable[[SampleNumbers, Family, Point], None]] = {
     "http.server.request.duration": _take_duration,
     "django.request.queries": _take_queries,
     "django.cache.operations": _take_by("cache", "django.cache.outcome"),

@@ -8,13 +8,15 @@ import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from django_otel.metrics.model import OWN_SCOPE
 from django_otel.tracestore import otlp
 from django_otel.tracestore.numbers import STEPS_S, rise_of_routes
 from django_otel.tracestore.packing import unpack, unpack_route, unpack_routes
 from django_otel.tracestore.writer import TraceStore
+
+_Value = TypeVar("_Value", str, int)
 
 _NS_PER_S = 1_000_000_000
 _MOST_NS = 2**63 - 1
@@ -69,9 +71,9 @@ class TraceFilter:
     trace_id: str = ""
     service: str = ""
 
-    def where(self, *, is_route: bool) -> tuple[str, list[Any]]:
+    def where(self, *, is_route: bool) -> tuple[str, list[str | int]]:
         """The condition in SQL and its parameters. `is_route`: there is this very route, so it alone is meant."""
-        conditions, values = ["spans > 0"], list[Any]()
+        conditions, values = ["spans > 0"], list[str | int]()
         if self.status:
             if self.status.endswith("xx"):
                 conditions.append("status >= ? AND status < ?")
@@ -214,7 +216,7 @@ class StoreReader:
             services=self._distinct("trace", "service", ""),
         )
 
-    def _distinct(self, table: str, column: str, above: str | int) -> list[Any]:
+    def _distinct(self, table: str, column: str, above: _Value) -> list[_Value]:
         """The values of a column above `above`, in order: one step in the column's index for each of them."""
         following = f"SELECT min({column}) FROM {table} WHERE {column} >"  # noqa: S608 (names of ours)
         statement = (
@@ -324,14 +326,14 @@ class StoreReader:
             "ORDER BY service, host, started_s, pid",
             (seen_since_s,),
         ):
-            facts: Any = {}
+            facts: Mapping[str, Any] = {}
             with contextlib.suppress(*_DAMAGED):
                 facts = _mapping(unpack(row[6]))
             instance, service, host, pid, started_s, seen_s, _ = row
             found.append(
                 ProcessRow(
                     _text(instance), _text(service), _text(host), _integer(pid), _number(started_s), _number(seen_s),
-                    facts or {},
+                    facts,
                 )
             )  # fmt: skip
         return found
