@@ -51,11 +51,20 @@ def collect(*, observed: bool = True) -> list[Family]:
 def override_sampling(ratio: float) -> Scope:
     """Record this share (0.0 to 1.0) of new traces inside: context manager and decorator, sync and async.
 
+    Decorates functions, methods and test cases; a test case from its `setUpClass` to its last test.
+
     Errors: `ValueError` when the ratio is outside 0.0 to 1.0.
     """
     from django_otel import runtime
     from django_otel.sampling.policy import Policy
-    from django_otel.tracing.scopes import Run, SimpleScope
+    from django_otel.tracing.scopes import F, Run, SimpleScope
+
+    class OverrideSampling(SimpleScope):
+        def __call__(self, function: F) -> F:
+            if _is_test_case(function):
+                _hold_during_tests(function, self)
+                return function
+            return super().__call__(function)
 
     policy = Policy(ratio, source="test", is_whole=True)
 
@@ -65,7 +74,26 @@ def override_sampling(ratio: float) -> Scope:
         sampler.swap(policy)
         return Run(None, on_end=lambda error: sampler.swap(before))
 
-    return SimpleScope(begin)
+    return OverrideSampling(begin)
+
+
+def _is_test_case(target: object) -> bool:
+    # Who decorates a test case has imported unittest.
+    module = sys.modules.get("unittest")
+    return module is not None and isinstance(target, type) and issubclass(target, module.TestCase)
+
+
+def _hold_during_tests(case: Any, scope: Scope) -> None:
+    set_up = vars(case).get("setUpClass")
+
+    def set_up_class(cls: Any) -> None:
+        cls.enterClassContext(scope)
+        if set_up is None:
+            super(case, cls).setUpClass()
+        else:
+            set_up.__func__(cls)
+
+    case.setUpClass = classmethod(set_up_class)
 
 
 # --- Capture. ---

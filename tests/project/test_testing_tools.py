@@ -112,7 +112,48 @@ class CaptureTests(TestCase):
         self.assertEqual(list(self.spans), [])
 
 
+@override_sampling(0.0)
+class NothingIsRecordedTests(TestCase):
+    @classmethod
+    def setUpTestData(cls):
+        cls.ratio = runtime.current().sampler.live.ratio
+
+    def test_the_ratio_holds_in_the_class(self):
+        with capture_spans() as spans:
+            self.client.get("/hello/")
+        self.assertEqual((list(spans), self.ratio), ([], 0.0))
+
+    def test_in_each_of_its_tests(self):
+        with capture_spans() as spans, override_sampling(1.0):
+            self.client.get("/hello/")
+        self.assertEqual(len(spans), 1)
+        with capture_spans() as spans:
+            self.client.get("/hello/")
+        self.assertEqual(list(spans), [])
+
+
+@override_sampling(1.0)
+class InheritedTests(NothingIsRecordedTests):
+    test_the_ratio_holds_in_the_class = None
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.inner = runtime.current().sampler.live.ratio
+
+    def test_in_each_of_its_tests(self):
+        self.assertEqual(self.inner, 0.0)
+
+
 class AfterTests(TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.live = runtime.current().sampler.live
+
+    def test_the_ratio_of_a_class_ends_with_it(self):
+        self.assertNotEqual(getattr(self.live, "source", ""), "test")
+
     def test_the_settings_decide_again(self):
         with capture_spans():
             self.assertTrue(runtime.is_testing())
@@ -131,7 +172,7 @@ def test_in_a_test_case_without_pytest(tmp_path, plain):
     command = [sys.executable, "-m", "django", "test", "test_captures", *(["--shuffle"] if plain else [])]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "Ran 5 tests" in done.stderr
+    assert "Ran 9 tests" in done.stderr
 
 
 def test_without_the_app_a_capture_says_what_is_missing(tmp_path):
