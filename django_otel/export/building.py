@@ -22,6 +22,7 @@ from django_otel.export.processors import CleanProcessor, MemorySpanProcessor, S
 from django_otel.redaction.scrub import Scrubber
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk._logs import LogRecordProcessor
     from opentelemetry.sdk._logs.export import LogRecordExporter
     from opentelemetry.sdk.trace.export import SpanExporter
 
@@ -117,11 +118,11 @@ def build_log_processors(
     on_drop: DropCounter,
     on_failure: FailureCounter,
     resource: Callable[[], Resource],
-) -> tuple[Any, ...]:
+) -> tuple[LogRecordProcessor, ...]:
     """Return the processors of `LOGS.EXPORTERS`. Errors: `ConfigError` (E004)."""
     from django_otel.export.log_processors import LogBatchProcessor, MemoryLogProcessor
 
-    processors: list[Any] = []
+    processors: list[LogRecordProcessor] = []
     for name in config.logs.exporters:
         if name == "memory":
             processors.append(MemoryLogProcessor(scrubber, resource))

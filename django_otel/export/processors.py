@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -29,7 +29,7 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
     def __init__(self) -> None:
         self._parts: tuple[SpanProcessor, ...] = ()
         #: Those that do something when a span begins, and those that are the project's own.
-        self._starters: tuple[Any, ...] = ()
+        self._starters: tuple[Callable[..., None], ...] = ()
         self._projects: tuple[SpanProcessor, ...] = ()
         self._tail: TailBuffer | None = None
 

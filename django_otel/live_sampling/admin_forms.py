@@ -268,6 +268,6 @@ class SamplingRuleInline(_StackedInline):
     def get_queryset(self, request: HttpRequest) -> QuerySet[SamplingRule]:
         return super().get_queryset(request).using(alias())
 
-    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def has_view_permission(self, request: HttpRequest, obj: SamplingPolicy | None = None) -> bool:
         """Users who may view the policy may view its rules."""
         return may_see(request) or super().has_view_permission(request, obj)

@@ -58,6 +58,7 @@ _CACHED_TEXT_LENGTH = 128
 _CACHE_ENTRIES = 4096
 
 ScrubCallback = Callable[[str, Any], Any]
+Item = TypeVar("Item")
 LogRecordT = TypeVar("LogRecordT", "ReadableLogRecord", "ReadWriteLogRecord")
 
 _OTEL_TYPES = (str, bool, int, float, bytes, Sequence, Mapping)
@@ -195,7 +196,7 @@ class Scrubber:
 
     # --- values
 
-    def value(self, key: str, value: Any) -> Any:
+    def value(self, key: str, value: object) -> Any:
         """Scrub one attribute value: by its key, then by its form, then by the user's callback."""
         try:
             scrubbed = self._value(key, value, 0)
@@ -213,7 +214,7 @@ class Scrubber:
             guard.report("SCRUB.CALLBACK", error)
             return REDACTED
 
-    def _value(self, key: str, value: Any, depth: int) -> Any:  # noqa: C901 (one decision after the other, each with its reason)
+    def _value(self, key: str, value: object, depth: int) -> object:  # noqa: C901 (one decision after the other, each with its reason)
         if value is None or value is True or value is False:
             return value
         verdict = self._judge(key)
@@ -245,7 +246,7 @@ class Scrubber:
         # Not an OpenTelemetry type: the SDK would turn it into text, after us.
         return self._text(str(value))
 
-    def _under_sensitive_key(self, key: str, value: Any, verdict: int, depth: int) -> Any:
+    def _under_sensitive_key(self, key: str, value: object, verdict: int, depth: int) -> object:
         words = split_key(key)
         if isinstance(value, (int, float)) and (verdict == LABEL or is_measure(words)):
             return value
@@ -261,7 +262,7 @@ class Scrubber:
             return value if not value or tuple(value) == (REDACTED,) else (REDACTED,)
         return REDACTED
 
-    def _mapping(self, value: Mapping[Any, Any], depth: int) -> Any:
+    def _mapping(self, value: Mapping[object, object], depth: int) -> object:
         scrubbed = {
             self.key(name) if isinstance(name, str) else name: self._value(str(name), item, depth)
             for name, item in value.items()
@@ -271,8 +272,8 @@ class Scrubber:
         )
         return value if is_same else scrubbed
 
-    def _sequence(self, key: str, value: Sequence[Any], depth: int) -> Any:
-        scrubbed: list[Any] = []
+    def _sequence(self, key: str, value: Sequence[Any], depth: int) -> object:
+        scrubbed: list[object] = []
         previous: Any = None
         for item in commands.redact_arguments(value):
             # ["--password", "x"] and ("authorization", "x"): the name stands one place before the value.
@@ -328,7 +329,7 @@ class Scrubber:
             guard.report("core.scrub.url", error)
             return REDACTED
 
-    def path(self, text: str, captured: Mapping[str, Any], unnamed: Iterable[Any] = ()) -> str:
+    def path(self, text: str, captured: Mapping[str, object], unnamed: Iterable[object] = ()) -> str:
         """Return a text with a URL path without the secrets that its pattern `captured`, or its unnamed groups."""
         for name, value in captured.items():
             if isinstance(value, str) and paths.is_secret_capture(
@@ -390,11 +391,11 @@ class Scrubber:
 
     # --- what the SDK exports
 
-    def attributes(self, attributes: Mapping[str, Any] | None) -> Any:
+    def attributes(self, attributes: Mapping[str, object] | None) -> Any:
         """Scrub a mapping of attributes; the same object when nothing changed, else a plain dict (or None for None)."""
         if not attributes:
             return attributes
-        changed: dict[str, Any] | None = None
+        changed: dict[str, object] | None = None
         for key, value in attributes.items():
             scrubbed = self.value(key, value)
             name = key if key in self._keys else self.key(key)
@@ -518,7 +519,7 @@ class Scrubber:
         return scrubbed
 
 
-def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any] | None:
+def _each(function: Callable[[Item], Item], items: Iterable[Item]) -> list[Item] | None:
     """The items after `function`, or None when it changed none of them."""
     items = tuple(items)
     changed = [function(item) for item in items]
@@ -533,8 +534,8 @@ def _bounded(attributes: Any, dropped: int) -> BoundedAttributes:
     return bounded
 
 
-def _bounded_list(items: Sequence[Any], dropped: int) -> BoundedList[Any]:
-    bounded: BoundedList[Any] = BoundedList(None)
+def _bounded_list(items: Sequence[Item], dropped: int) -> BoundedList[Item]:
+    bounded: BoundedList[Item] = BoundedList(None)
     bounded.extend(items)
     bounded.dropped = dropped
     return bounded

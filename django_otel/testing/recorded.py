@@ -146,7 +146,7 @@ class RecordedMetrics:
             for point in family.points
         }
 
-    def value(self, name: str, attributes: Mapping[str, object] | None = None, /, **more: Any) -> Any:
+    def value(self, name: str, attributes: Mapping[str, object] | None = None, /, **more: object) -> Any:
         """Return the value of the metric `name` since the test began, over all series with these attributes.
 
         Attributes with dots go into a mapping, or with two underscores for the

@@ -6,13 +6,15 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from django_otel.testing.recorded import RecordedLogs, RecordedMetrics, RecordedSpans
 
 if TYPE_CHECKING:
     from django_otel.metrics.model import Family
     from django_otel.tracing.scopes import Scope
+
+Entry = TypeVar("Entry")
 
 ABSENT = (
     "The fixtures of django_otel need configured Django settings with 'django_otel' in INSTALLED_APPS "
@@ -99,15 +101,15 @@ def _hold_during_tests(case: Any, scope: Scope) -> None:
 # --- Capture. ---
 
 
-class _Tail:
+class _Tail(Generic[Entry]):
     """Entries that a growing list of the runtime receives from now on."""
 
-    def __init__(self, find: Callable[[], list[Any]]) -> None:
+    def __init__(self, find: Callable[[], list[Entry]]) -> None:
         self._find = find
-        self._kept: list[Any] | None = None
+        self._kept: list[Entry] | None = None
         self._start = len(find())
 
-    def read(self) -> list[Any]:
+    def read(self) -> list[Entry]:
         return self._find()[self._start :] if self._kept is None else self._kept
 
     def clear(self) -> None:

@@ -6,8 +6,8 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+from django.core.management.base import CommandParser
 from django.utils.translation import gettext
 
 from django_otel.config.schema import Config
@@ -24,7 +24,7 @@ _OK, _FAILED, _WRONG_COMMAND_LINE = 0, 1, 2
 NAMES = ("dashboards", "rules", "collector")
 
 
-def add_arguments(commands: argparse._SubParsersAction[Any]) -> None:
+def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     """Add the three subcommands."""
     dashboards = commands.add_parser(
         "dashboards",
