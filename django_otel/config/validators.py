@@ -10,8 +10,9 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+from django_otel.base.text import printable
 from django_otel.sampling.policy import MAX_RULES
 from django_otel.sampling.policy import Rule as SamplingRule
 
@@ -32,8 +33,17 @@ _LIKE_A_TOKEN = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w.+=~-]{20,}")
 
 def show(value: object) -> str:
     """A value as a message may show it: never a secret, never long. Of a dict only the keys, of an object its type."""
+    try:
+        return _show(value)
+    except Exception:
+        # An integer of thousands of digits, or a key that cannot be written.
+        return f"a {type(value).__name__}"
+
+
+def _show(value: object) -> str:
     if value is None or isinstance(value, bool | int | float):
-        return repr(value)
+        shown = repr(value)
+        return shown if len(shown) <= 80 else shown[:77] + "..."
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str):
@@ -165,9 +175,8 @@ def headers(value: object) -> Mapping[str, str]:
         if not isinstance(name, str):
             raise Misfit("a dict that maps header names to strings", f"One of its keys is a {type(name).__name__}.")
         if not isinstance(content, str):
-            raise Misfit(
-                "a dict that maps header names to strings", f'The value of "{name}" is a {type(content).__name__}.'
-            )
+            hint = f'The value of "{printable(name)}" is a {type(content).__name__}.'
+            raise Misfit("a dict that maps header names to strings", hint)
         if not is_header(name, content):
             raise Misfit(
                 "a dict that maps header names to texts of printable ASCII characters",
@@ -196,20 +205,34 @@ def resource(value: object) -> Mapping[str, object]:
     return dict(value)
 
 
+_ENDPOINT = "a URL such as 'http://localhost:4318'"
+#: gRPC's own way to write a target.
+_TARGET = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):\d+", re.ASCII)
+
+
 def endpoint(value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise Misfit("a URL such as 'http://localhost:4318'")
-    if re.fullmatch(r"[\w.-]+:\d+", value):
-        # gRPC's own way to write a target; HTTP needs a scheme, see _check_endpoints.
-        return value
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Misfit("a URL such as 'http://localhost:4318'", "It must begin with http:// or https:// and name a host.")
+        raise Misfit(_ENDPOINT)
+    if not value.isprintable() or " " in value:
+        raise Misfit(_ENDPOINT, "It has a space or a line end in it.")
+    # HTTP needs a scheme, see `_check_endpoints`.
+    is_target = _TARGET.fullmatch(value) is not None
+    parts = _split(f"//{value}" if is_target else value, _ENDPOINT)
+    if not is_target and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise Misfit(_ENDPOINT, "It must begin with http:// or https:// and name a host.")
     try:
         parts.port  # noqa: B018 (reading it validates it)
     except ValueError:
-        raise Misfit("a URL such as 'http://localhost:4318'", "Its port is not a number from 0 to 65535.") from None
+        raise Misfit(_ENDPOINT, "Its port is not a number from 0 to 65535.") from None
     return value
+
+
+def _split(url: str, expected: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        # An address in brackets that is none, or a character that stands for a slash.
+        raise Misfit(expected, "Its host cannot be read.") from None
 
 
 def exporters(*known: str, auto: bool = False, paths: bool = False) -> Rule:
@@ -242,7 +265,8 @@ def buckets(value: object) -> Mapping[str, tuple[float, ...]]:
     parsed: dict[str, tuple[float, ...]] = {}
     for name, bounds in value.items():
         numbers = isinstance(bounds, list | tuple) and all(
-            isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound) for bound in bounds
+            isinstance(bound, int | float) and not isinstance(bound, bool) and abs(bound) <= sys.float_info.max
+            for bound in bounds
         )
         if not isinstance(name, str) or not numbers or not bounds or list(bounds) != sorted(set(bounds)):
             raise Misfit(expected, f"Look at {name!r}: each list must ascend, without repetition or infinity.")
@@ -382,10 +406,11 @@ def allow(value: object) -> object:
 
 
 def trace_url(value: object) -> str:
+    expected = "a URL with {trace_id} in it"
     if not isinstance(value, str) or "{trace_id}" not in value:
-        raise Misfit("a URL with {trace_id} in it", "For Jaeger: 'http://localhost:16686/trace/{trace_id}'.")
-    if urlsplit(value).scheme not in ("http", "https", ""):
-        raise Misfit("a URL with {trace_id} in it", "It must begin with http:// or https:// or a slash.")
+        raise Misfit(expected, "For Jaeger: 'http://localhost:16686/trace/{trace_id}'.")
+    if _split(value, expected).scheme not in ("http", "https", ""):
+        raise Misfit(expected, "It must begin with http:// or https:// or a slash.")
     return value
 
 

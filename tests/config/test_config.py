@@ -7,6 +7,7 @@ import pytest
 
 from django_otel.config.parse import parse
 from django_otel.config.schema import SECRET_KEYS, Config, ConfigError, walk
+from django_otel.export.exporters import grpc_target
 
 
 def problems_of(mapping, environ=None):
@@ -70,6 +71,12 @@ def problems_of(mapping, environ=None):
         ({"METRICS_VIEW": {"ALLOW": "everyone"}}, "E002", "'staff'"),
         ({"METRICS_VIEW": {"ALLOW": "token"}}, "E002", "is not set"),
         ({"TRACE_URL": "http://x/"}, "E002", "{trace_id}"),
+        ({"TRACE_URL": "http://[x/{trace_id}"}, "E002", "Its host cannot be read."),
+        ({"TRACES": {"ENDPOINT": "http://[::1"}}, "E002", "Its host cannot be read."),
+        ({"LOGS": {"ENDPOINT": "http://[x]:1"}}, "E002", "Its host cannot be read."),
+        ({"TRACES": {"ENDPOINT": "http://collector:4318\n"}}, "E002", "a space or a line end"),
+        ({"TRACES": {"ENDPOINT": "collector:70000"}}, "E002", "Its port is not a number"),
+        ({"METRICS": {"BUCKETS": {"a": [1, 10**400]}}}, "E002", "without repetition or infinity"),
         ([], "E002", "OTEL is a list; expected a dict."),
     ],
 )  # fmt: skip
@@ -78,6 +85,35 @@ def test_a_mistake_is_named_with_its_place_what_was_found_and_what_fits(mapping,
     assert len(found) == 1
     assert found[0].id == f"django_otel.{problem_id}"
     assert text in found[0].message
+
+
+ODD = (
+    None, True, -1, float("nan"), 10**400, 10**5000, -(10**5000), "", "\x00", "\ud800", "http://[", "http://[{trace_id}",
+    b"x",
+    [None], [10**5000], [[]], [{}], {1: 2}, {"a": None}, {"a": [10**400]}, {"a.b": {1: 2}}, object(), len,
+    [{"path": "x", "ratio": 10**400}], [10**50],
+)  # fmt: skip
+
+
+def test_no_value_of_any_key_raises_something_else_than_a_fault_of_the_configuration():
+    wrong = []
+    for dotted, _ in walk(Config):
+        for value in ODD:
+            mapping = value
+            for part in reversed(dotted.split(".")):
+                mapping = {part: mapping}
+            try:
+                parse(mapping, {})
+            except ConfigError as error:
+                assert "\x1b" not in str(error)
+            except Exception as error:
+                wrong.append((dotted, type(value), repr(error)[:100]))
+    assert wrong == []
+
+
+def test_grpc_takes_an_address_in_brackets():
+    config = parse({"TRACES": {"EXPORTERS": ["otlp-grpc"], "ENDPOINT": "[::1]:4317"}}, {})
+    assert grpc_target(config.traces) == "https://[::1]:4317"
 
 
 def test_every_mistake_is_told_at_once():

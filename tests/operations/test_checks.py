@@ -40,7 +40,7 @@ def run_all(**kwargs):
 BAD = [
     ("E001", {"SERVICENAME": "x"}, "OTEL has no key 'SERVICENAME'. Did you mean OTEL[\"SERVICE_NAME\"]?"),
     ("E001", {"SAMPLING": {"SAMPLE_RATE": 0.1}}, 'Did you mean OTEL["SAMPLING"]["RATIO"]?'),
-    ("E001", {"EMAIL": True}, "OTEL has no key 'EMAIL'."),
+    ("E001", {"SMS": True}, "OTEL has no key 'SMS'."),
     ("E002", {"SAMPLING": {"RATIO": 25}}, "expected a number from 0.0 to 1.0. For 25 % write 0.25."),
     ("E002", {"TRACES": {"HEADERS": {"authorization": [SECRET]}}}, 'The value of "authorization" is a list.'),
     ("E002", {"METRICS_VIEW": {"TOKEN": [SECRET]}}, 'OTEL["METRICS_VIEW"]["TOKEN"] is a list'),

@@ -10,6 +10,7 @@ from pathlib import Path
 from django.core.management.base import CommandParser
 from django.utils.translation import gettext
 
+from django_otel.base.text import printable
 from django_otel.config.schema import Config
 from django_otel.operations.monitoring.boards import DASHBOARDS
 from django_otel.operations.monitoring.collector import BACKENDS, build_collector
@@ -86,11 +87,11 @@ def run(name: str, options: Mapping[str, object], config: Config, write: Callabl
             )
             _write_text(dump(built), target, write)
     except ValueError as error:  # `SloError`, or backends that do not fit
-        write(str(error))
+        write(printable(str(error)))
         return _WRONG_COMMAND_LINE
     except OSError as error:
         message = gettext("Cannot write %(path)s: %(reason)s.")
-        write(message % {"path": error.filename or target, "reason": error.strerror or error})
+        write(printable(message % {"path": error.filename or target, "reason": error.strerror or error}))
         return _FAILED
     return _OK
 
@@ -108,7 +109,7 @@ def _write_dashboards(config: Config, folder: Path | None, write: Callable[[str]
     for topic, model in built.items():
         path = folder / f"{topic}.json"
         path.write_text(json.dumps(model, indent=2) + "\n", encoding="utf-8")
-        write(str(path))
+        write(printable(str(path)))
 
 
 def _write_text(text: str, path: Path | None, write: Callable[[str], object]) -> None:
@@ -116,4 +117,4 @@ def _write_text(text: str, path: Path | None, write: Callable[[str], object]) ->
         write(text.rstrip("\n"))
     else:
         path.write_text(text, encoding="utf-8")
-        write(str(path))
+        write(printable(str(path)))
