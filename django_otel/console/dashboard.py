@@ -20,6 +20,7 @@ from django_otel import runtime
 from django_otel.base import guard
 from django_otel.console import svg, text
 from django_otel.metrics.model import OWN_SCOPE, Family
+from django_otel.tracestore.items import RouteNumbers
 from django_otel.tracestore.numbers import SAMPLE_INTERVAL_S, rise
 from django_otel.tracestore.processor import StoreProcessor, numbers_of
 from django_otel.tracestore.reader import Numbers, ProcessRow, StoreReader
@@ -133,9 +134,9 @@ class Page:
 
 def load(reader: StoreReader, console: StoreProcessor, wanted: Wanted) -> Loaded:
     """Read the samples, and add what was counted since the last of them."""
-    period: dict[str, Any] = {"now_s": wanted.end_s, "minutes": wanted.minutes, "service": wanted.service}
-    numbers = reader.numbers(**period, route=wanted.route or None)
-    routes = [] if wanted.route else reader.route_numbers(**period)
+    end_s, minutes, service = wanted.end_s, wanted.minutes, wanted.service
+    numbers = reader.numbers(now_s=end_s, minutes=minutes, service=service, route=wanted.route or None)
+    routes = [] if wanted.route else reader.route_numbers(now_s=end_s, minutes=minutes, service=service)
     active = None
     if not wanted.service or wanted.service == console.service():
         with guard.contained("adding the newest numbers to the dashboard"):
@@ -224,7 +225,7 @@ class _Sum:
         self.refused += refused
 
 
-def _parts(figures: Mapping[str, Any]) -> tuple[list[float], list[float], float, float]:
+def _parts(figures: RouteNumbers) -> tuple[list[float], list[float], float, float]:
     """The part of a set of figures that `_Sum.add` uses."""
     return figures.get("duration", []), figures.get("queries", []), figures.get("errors", 0), figures.get("refused", 0)
 

@@ -25,13 +25,13 @@ def pack_routes(routes: Mapping[str, object]) -> bytes:
     return zlib.compress("".join(lines).encode(), 1)
 
 
-def unpack_routes(data: bytes) -> dict[str, Any]:
+def unpack_routes(data: bytes) -> dict[str, object]:
     """The reverse of `pack_routes`. Errors: `ValueError`, `zlib.error` for what is not ours."""
     lines = (line.split("\t", 1) for line in zlib.decompress(data).decode().splitlines())
     return {json.loads(name): json.loads(figures) for name, figures in lines}
 
 
-def unpack_route(data: bytes, route: str) -> dict[str, Any]:
+def unpack_route(data: bytes, route: str) -> dict[str, object]:
     """The figures of one route, empty when it is not there. Errors: as `unpack_routes`."""
     lines = "\n" + zlib.decompress(data).decode()
     mark = "\n" + _line_name(route)
@@ -39,7 +39,7 @@ def unpack_route(data: bytes, route: str) -> dict[str, Any]:
     if found < 0:
         return {}
     begin = found + len(mark)
-    figures: dict[str, Any] = json.loads(lines[begin : lines.index("\n", begin)])
+    figures: dict[str, object] = json.loads(lines[begin : lines.index("\n", begin)])
     return figures
 
 

@@ -135,7 +135,7 @@ class Trace:
     """One trace, whole: spans and logs as `tracestore.processor` wrote them, oldest first."""
 
     row: TraceRow
-    spans: Sequence[Mapping[str, Any]]
+    spans: Sequence[otlp.SpanRecord]
     logs: Sequence[Mapping[str, Any]]
     #: Parts that could not be read.
     damaged: int = 0
@@ -232,7 +232,7 @@ class StoreReader:
         row = self._connection.execute(f"SELECT {_COLUMNS} FROM trace WHERE trace_id = ?", (trace_id,)).fetchone()  # noqa: S608
         if row is None:
             return None
-        spans: list[Mapping[str, Any]] = []
+        spans: list[otlp.SpanRecord] = []
         logs: list[Mapping[str, Any]] = []
         damaged = 0
         for kind, data in self._connection.execute("SELECT kind, data FROM chunk WHERE seq = ? ORDER BY id", (row[0],)):
