@@ -104,7 +104,7 @@ def _record_error(span: trace.Span, error: BaseException) -> None:
     scrub = runtime.current().scrubber.text
     span.set_attribute("error.type", kind)
     # The message is in the exception event; here it only helps a reader of a list of spans.
-    span.set_status(trace.Status(trace.StatusCode.ERROR, f"{kind}: {exceptions.message_of(error, scrub)}"))
+    span.set_status(trace.Status(trace.StatusCode.ERROR, f"{kind}: {exceptions.message_for(span, error, scrub)}"))
     exceptions.record_exception(span, error, scrub)
 
 

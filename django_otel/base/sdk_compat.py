@@ -14,9 +14,9 @@ import operator
 import threading
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from opentelemetry import metrics, trace
 from opentelemetry.attributes import BoundedAttributes
@@ -26,7 +26,7 @@ from opentelemetry.context import detach as _detach
 from opentelemetry.context import get_current as _get_current
 from opentelemetry.sdk import trace as sdk_trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import SpanContext, Status, TraceFlags, TraceState
 from opentelemetry.trace.propagation import _SPAN_KEY
@@ -376,25 +376,48 @@ def read_span(span: ReadableSpan) -> SpanParts:
     )  # fmt: skip
 
 
-def rebuild_span(span: ReadableSpan, attributes: Mapping[str, Any], context: trace.SpanContext | None) -> ReadableSpan:
-    """The same finished span with other attributes and context; counts of what was dropped are kept."""
+_Item = TypeVar("_Item")
+
+
+def rebuild_span(
+    span: ReadableSpan,
+    attributes: Mapping[str, Any],
+    context: trace.SpanContext | None,
+    *,
+    events: Sequence[Event] | None = None,
+    links: Sequence[trace.Link] | None = None,
+) -> ReadableSpan:
+    """The same finished span with other attributes and context; counts of what was dropped are kept.
+
+    `events` and `links`, as many as the span has, stand in the place of its own when they are given.
+    """
     bounded = BoundedAttributes(attributes=dict(attributes), immutable=False)
     bounded.dropped = span.dropped_attributes
     is_raw = type(span) in _RAW_SPAN_TYPES
+    own_events = span._events if is_raw else span.events
+    own_links = span._links if is_raw else span.links
     return ReadableSpan(
         name=span.name,
         context=context,
         parent=span.parent,
         resource=span.resource,
         attributes=bounded,
-        events=span._events if is_raw else span.events,
-        links=span._links if is_raw else span.links,
+        events=own_events if events is None else _build_list(events, span.dropped_events),
+        links=own_links if links is None else _build_list(links, span.dropped_links),
         kind=span.kind,
         status=span.status,
         start_time=span.start_time,
         end_time=span.end_time,
         instrumentation_scope=span.instrumentation_scope,
     )
+
+
+def _build_list(items: Sequence[_Item], dropped: int) -> BoundedList[_Item]:
+    """The SDK's list, which tells how many items were dropped."""
+    built: BoundedList[_Item] = BoundedList(None)
+    built.extend(items)
+    built.dropped = dropped
+    return built
 
 
 #: `SpanContext`, where it is a tuple that begins with trace id, span id, whether remote, flags, state; else no type.

@@ -120,12 +120,13 @@ def build_log_processors(
     resource: Callable[[], Resource],
 ) -> tuple[LogRecordProcessor, ...]:
     """Return the processors of `LOGS.EXPORTERS`. Errors: `ConfigError` (E004)."""
-    from django_otel.export.log_processors import LogBatchProcessor, MemoryLogProcessor
+    from django_otel.export.log_processors import LogBatchProcessor, LogCleaner, MemoryLogProcessor
 
+    clean = LogCleaner(scrubber, config.logs.limits.attribute_length)
     processors: list[LogRecordProcessor] = []
     for name in config.logs.exporters:
         if name == "memory":
-            processors.append(MemoryLogProcessor(scrubber, resource))
+            processors.append(MemoryLogProcessor(clean, resource))
             continue
         if name == "console":
             from opentelemetry.sdk._logs import export as logs_export
@@ -139,7 +140,7 @@ def build_log_processors(
             delay_s = config.traces.batch.delay_s
         processors.append(
             LogBatchProcessor(
-                cast("LogRecordExporter", exporter), scrubber, config, on_drop, on_failure, resource, delay_s=delay_s
+                cast("LogRecordExporter", exporter), clean, config, on_drop, on_failure, resource, delay_s=delay_s
             )
         )
     return tuple(processors)

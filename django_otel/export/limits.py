@@ -30,3 +30,10 @@ def apply_span_limits(limits: SpanLimits, config: Config) -> None:
     limits.max_attribute_length = limits.max_span_attribute_length = wanted.attribute_length
     limits.max_events = wanted.events
     limits.max_links = wanted.links
+
+
+def apply_sdk_span_limits(limits: SpanLimits, own: SpanLimits) -> None:
+    """Put `own` in force for spans that the SDK makes, but for lengths: it would cut before anything is redacted."""
+    for name in ("attributes", "span_attributes", "event_attributes", "link_attributes", "events", "links"):
+        setattr(limits, f"max_{name}", getattr(own, f"max_{name}"))
+    limits.max_attribute_length = limits.max_span_attribute_length = None

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry._logs import Logger, LogRecord, SeverityNumber
+from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk._logs import LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import Span
 
 from django_otel.config.schema import Config
 from django_otel.export.batch import BatchWorker, WorkerOwner
+from django_otel.redaction.cutting import cut_attributes
 from django_otel.redaction.scrub import Scrubber
 
 if TYPE_CHECKING:
@@ -60,13 +63,36 @@ def emit_exception(logger: Logger, span: Span, attributes: Mapping[str, Any]) ->
     )
 
 
+class LogCleaner:
+    """What is done to a log record before it leaves: secrets are redacted, then long attributes cut."""
+
+    def __init__(self, scrubber: Scrubber, attribute_length: int | None) -> None:
+        self._scrubber = scrubber
+        self._attribute_length = attribute_length
+
+    def __call__(self, record: ReadableLogRecord) -> ReadableLogRecord:
+        """Return the record as it may leave; the one given is not changed."""
+        scrubbed = self._scrubber.log_record(record)
+        log = scrubbed.log_record
+        attributes = cut_attributes(log.attributes, self._attribute_length, str)
+        if attributes is log.attributes:
+            return scrubbed
+        changed = copy.copy(log)
+        bounded = BoundedAttributes(attributes=attributes)
+        bounded.dropped = scrubbed.dropped_attributes
+        changed.attributes = bounded
+        scrubbed = copy.copy(scrubbed)
+        object.__setattr__(scrubbed, "log_record", changed)  # ReadableLogRecord is frozen
+        return scrubbed
+
+
 class LogBatchProcessor(WorkerOwner, LogRecordProcessor):
     """Log records to an exporter in batches; each is scrubbed on the way, in the exporting thread."""
 
     def __init__(
         self,
         exporter: LogRecordExporter,
-        scrubber: Scrubber,
+        clean: LogCleaner,
         config: Config,
         on_drop: Callable[[int, str, str], None],
         on_failure: Callable[[str], None],
@@ -75,7 +101,7 @@ class LogBatchProcessor(WorkerOwner, LogRecordProcessor):
         delay_s: float,
     ) -> None:
         self.exporter = exporter
-        self._scrubber = scrubber
+        self._clean = clean
         self._resource = resource
         batch = config.traces.batch
         self.worker: BatchWorker[ReadableLogRecord] = BatchWorker(
@@ -89,7 +115,7 @@ class LogBatchProcessor(WorkerOwner, LogRecordProcessor):
         )
 
     def _export(self, records: list[ReadableLogRecord]) -> bool:
-        result: Any = self.exporter.export([self._scrubber.log_record(record) for record in records])
+        result: Any = self.exporter.export([self._clean(record) for record in records])
         arrived = bool(result.name == "SUCCESS")
         if not arrived:
             # Sent in parts, of which some have arrived.
@@ -105,13 +131,13 @@ class MemoryLogProcessor(LogRecordProcessor):
 
     MAX_RECORDS = 100_000
 
-    def __init__(self, scrubber: Scrubber, resource: Callable[[], Resource]) -> None:
-        self._scrubber = scrubber
+    def __init__(self, clean: LogCleaner, resource: Callable[[], Resource]) -> None:
+        self._clean = clean
         self._resource = resource
         self.records: list[ReadableLogRecord] = []
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
-        self.records.append(self._scrubber.log_record(_readable(log_record, self._resource())))
+        self.records.append(self._clean(_readable(log_record, self._resource())))
         if len(self.records) > self.MAX_RECORDS:
             del self.records[: self.MAX_RECORDS // 10]
 

@@ -82,7 +82,8 @@ class LogPipeline:
         own, switch = self.own_provider, self._switch
         if own is None or switch is None:
             own, switch = self._build_own_provider(is_global=installed is None)
-        sdk_compat.apply_log_limits(self._limits, config.logs.limits.attributes, config.logs.limits.attribute_length)
+        # The SDK would cut texts before they are redacted: `LogCleaner` does so afterwards.
+        sdk_compat.apply_log_limits(self._limits, config.logs.limits.attributes, None)
         switch.parts = self._build_processors(config)
         self._chosen = own
 
@@ -100,11 +101,12 @@ class LogPipeline:
         return own, switch
 
     def _build_processors(self, config: Config) -> tuple[LogRecordProcessor, ...]:
-        from django_otel.export.log_processors import MemoryLogProcessor
+        from django_otel.export.log_processors import LogCleaner, MemoryLogProcessor
 
         state = self._state
         if state.is_testing:
-            memory = MemoryLogProcessor(state.scrubber, lambda: state.resource)
+            clean = LogCleaner(state.scrubber, config.logs.limits.attribute_length)
+            memory = MemoryLogProcessor(clean, lambda: state.resource)
             memory.records = self._memory
             return (memory,)
         if state.is_skipped:

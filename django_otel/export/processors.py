@@ -32,6 +32,8 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
         self._starters: tuple[Callable[..., None], ...] = ()
         self._projects: tuple[SpanProcessor, ...] = ()
         self._tail: TailBuffer | None = None
+        #: Cuts long texts of spans that the SDK has made; ours are cut when they are set.
+        self.cut: Callable[[ReadableSpan], ReadableSpan] | None = None
 
     @property
     def parts(self) -> tuple[SpanProcessor, ...]:
@@ -77,6 +79,9 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
             self.emit(span)
 
     def on_end(self, span: ReadableSpan) -> None:
+        if self.cut is not None:
+            with guard.contained("cutting the texts of a span"):
+                span = self.cut(span)
         if self.tail is not None and span.context is not None:
             if not span.context.trace_flags.sampled:
                 self.tail.end(span)

@@ -9,13 +9,14 @@ from django_otel._version import __version__
 from django_otel.base import forks, guard, sdk_compat
 from django_otel.config.schema import Config
 from django_otel.export.building import build_span_processors
-from django_otel.export.limits import apply_span_limits, build_span_limits
+from django_otel.export.limits import apply_sdk_span_limits, apply_span_limits, build_span_limits
 from django_otel.export.processors import MemorySpanProcessor, SwitchProcessor
 from django_otel.export.state import SCOPE_NAME, ProcessState
 from django_otel.metrics.instruments import Counter
 from django_otel.metrics.series import Series
 from django_otel.redaction.span_cleaner import SpanCleaner
 from django_otel.sampling.effective import EffectivePolicy
+from django_otel.tracing.attributes import cut_span
 from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.provider import OwnTracerProvider
 from django_otel.tracing.tail import TailBuffer
@@ -37,6 +38,9 @@ class TracePipeline:
         self.switch = SwitchProcessor()
         self.tail: TailBuffer | None = None
         self._limits = build_span_limits()
+        #: Of spans that the SDK makes; these are cut when they end.
+        self._sdk_limits = build_span_limits()
+        self.switch.cut = self._cut
         #: Kept over restarts: a test sees what was recorded inside its `override_settings` also after it.
         self._memory: list[ReadableSpan] = []
         forks.register("tracing.ids", self.ids.after_fork)
@@ -85,6 +89,7 @@ class TracePipeline:
             if installed is None:
                 trace.set_tracer_provider(own)
             apply_span_limits(self._limits, config)
+            apply_sdk_span_limits(self._sdk_limits, self._limits)
             sdk_compat.set_resource(own, state.resource)
             self.provider = own
             # Has the provider look at its resource, too.
@@ -115,10 +120,19 @@ class TracePipeline:
             state = self._state
             # Shut down by us: there is one budget for all signals.
             self.own_provider = OwnTracerProvider(
-                state.sampler, state.resource, self.ids, self._limits, lambda text: state.scrubber.text(text)
+                state.sampler,
+                state.resource,
+                self.ids,
+                self._limits,
+                lambda text: state.scrubber.text(text),
+                self._sdk_limits,
             )
             self.own_provider.add_span_processor(self.switch)
         return self.own_provider
+
+    def _cut(self, span: ReadableSpan) -> ReadableSpan:
+        """Return a span that the SDK has made as `LIMITS` ask for."""
+        return cut_span(span, self._limits, self._state.scrubber.text)
 
     def switch_tail(self, policy: EffectivePolicy) -> None:
         """Hold back the spans of dropped traces while a policy asks for it, and do nothing about it otherwise."""

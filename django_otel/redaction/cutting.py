@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from django_otel.redaction.keys import REDACTED
+
 #: Characters behind the cut that are redacted with it: a secret that begins before the cut is known by them.
 _MARGIN = 4096
 #: Characters of a stack trace that are redacted, at its beginning and at its end.
@@ -28,7 +30,11 @@ def cut(text: str, length: int, scrub: Scrub, mark: str = "") -> str:
     if len(text) > window:
         # The window may end within a secret, and what was redacted before it moved that end forward.
         scrubbed = scrubbed[: max(0, len(scrubbed) - _MARGIN // 2)]
-    return scrubbed[:length] + mark if len(scrubbed) > length or len(text) > window else scrubbed
+    if len(scrubbed) <= length:
+        return scrubbed + mark if len(text) > window else scrubbed
+    # Not within a mark of the redaction: another round of it would take the rest for a value, and make it longer.
+    begin = scrubbed.find(REDACTED, max(0, length - len(REDACTED) + 1), length + len(REDACTED) - 1)
+    return scrubbed[: length if begin < 0 else begin] + mark
 
 
 def cut_stack(text: str, length: int, scrub: Scrub) -> str:
@@ -52,15 +58,17 @@ def cut_stack(text: str, length: int, scrub: Scrub) -> str:
 
 
 def cut_value(value: object, length: int | None, scrub: Scrub) -> Any:
-    """Return the value of an attribute with its texts redacted and cut where they are longer than `length`."""
+    """Return the value of an attribute with its texts, at any depth, redacted and cut that are longer than `length`."""
     if length is None:
         return value
     if isinstance(value, str):
         return cut(str.__str__(value), length, scrub) if len(value) > length else value
+    if isinstance(value, Mapping):
+        return cut_attributes(value, length, scrub)
     if not isinstance(value, Sequence) or isinstance(value, (bytes, bytearray)):
         return value
-    is_long = any(isinstance(item, str) and len(item) > length for item in value)
-    return [cut_value(item, length, scrub) for item in value] if is_long else value
+    changed = tuple(cut_value(item, length, scrub) for item in value)
+    return changed if any(new is not old for new, old in zip(changed, value, strict=True)) else value
 
 
 def cut_attributes(
@@ -71,3 +79,8 @@ def cut_attributes(
         return attributes
     changed = {key: cut_value(value, length, scrub) for key, value in attributes.items()}
     return changed if any(changed[key] is not value for key, value in attributes.items()) else attributes
+
+
+def has_long_text(attributes: Mapping[str, object], length: int | None) -> bool:
+    """Return whether a text among the attributes is longer than `length`."""
+    return cut_attributes(attributes, length, str) is not attributes

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 #: Longer texts are cut before they are scanned (characters); no backend keeps longer ones.
 MAX_TEXT_LENGTH = 262_144
 _CUT_MARK = "... [cut]"
+#: Characters at the end of such a text that are left out when they are one word.
+_MAX_WORD = 4096
 #: Nested values below this depth are redacted unseen.
 _MAX_DEPTH = 8
 _MAX_KEY_LENGTH = 256
@@ -83,6 +85,12 @@ def _says_nothing(text: str) -> bool:
     return _NOTHING_IN_IT.fullmatch(text) is not None or (
         _WORDS_ALONE.fullmatch(text) is not None and _SAYS_SOMETHING.search(text) is None
     )
+
+
+def _cut_at_word(text: str) -> str:
+    """Return a text that was cut without its last word, which may be a part of a secret that no rule knows as such."""
+    begin = len(text) - _MAX_WORD
+    return text[: max(text.rfind(" ", begin), text.rfind("\n", begin), begin)]
 
 
 class Scrubber:
@@ -371,7 +379,7 @@ class Scrubber:
         if not text.isascii():
             text = encodable(text)
         if len(text) > MAX_TEXT_LENGTH and not text.endswith(_CUT_MARK):
-            text = text[:MAX_TEXT_LENGTH] + _CUT_MARK
+            text = _cut_at_word(text[:MAX_TEXT_LENGTH]) + _CUT_MARK
         text = forms.redact_private_keys(text)
         if "://" in text:
             text = forms.redact_userinfo(text)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.sdk.trace import SpanLimits
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
+from opentelemetry.trace import Link
 
 from django_otel.base import guard, proxies
-from django_otel.redaction.cutting import cut_attributes, cut_stack
+from django_otel.base.sdk_compat import rebuild_span
+from django_otel.redaction.cutting import cut_attributes, cut_stack, has_long_text
 from django_otel.tracing.exceptions import MAX_STACK, STACK
 
 if TYPE_CHECKING:
@@ -55,10 +58,9 @@ def clean(
             return attributes, 0
     else:
         attributes = resolve_all(attributes)
-    attributes = cut_attributes(attributes, longest, scrub) or {}
-    # With a limit of none the SDK does not even look at them.
-    bounded = BoundedAttributes(None if most else most, attributes, False, longest)
-    return dict(bounded), bounded.dropped
+    # With a limit of none the SDK does not even look at them. Cut afterwards: it makes texts of objects, too.
+    bounded = BoundedAttributes(None if most else most, attributes, False)
+    return cut_attributes(dict(bounded), longest, scrub) or {}, bounded.dropped
 
 
 def resolve(value: Any) -> Any:
@@ -97,24 +99,69 @@ def plain_name(name: Any) -> str:
 
 def bound_event(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str], str]) -> BoundedAttributes:
     """Return the attributes of an event within their limits, long ones redacted before; a stack has its own limit."""
-    most, longest = limits.max_event_attributes, limits.max_attribute_length
+    longest = limits.max_attribute_length
     if attributes:
         attributes = resolve_all(attributes)
-    bounded = BoundedAttributes(most, cut_attributes(attributes, longest, scrub), max_value_len=longest)
     stack = attributes.get(STACK) if attributes else None
-    if type(stack) is not str or longest is None or len(stack) <= longest or STACK not in bounded:
+    if attributes is None or type(stack) is not str or longest is None or len(stack) <= longest:
+        return _bound(attributes, limits.max_event_attributes, longest, scrub)
+    # In its place already short, so that nothing is done about it; then in whole.
+    bounded = _bound({**attributes, STACK: ""}, limits.max_event_attributes, longest, scrub)
+    if STACK not in bounded:
         return bounded
-    whole = BoundedAttributes(most, {**bounded, STACK: cut_stack(stack, MAX_STACK, scrub)})
-    whole.dropped = bounded.dropped
-    return whole
+    return _replace(bounded, {**bounded, STACK: cut_stack(stack, MAX_STACK, scrub)})
 
 
 def bound_link(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str], str]) -> BoundedAttributes:
-    """Return the attributes of a link within their limits, long ones redacted before."""
-    longest = limits.max_attribute_length
+    """Return the attributes of a link within their limits, long ones redacted before they are cut."""
     if attributes:
-        attributes = cut_attributes(resolve_all(attributes), longest, scrub)
-    return BoundedAttributes(limits.max_link_attributes, attributes, max_value_len=longest)
+        attributes = resolve_all(attributes)
+    return _bound(attributes, limits.max_link_attributes, limits.max_attribute_length, scrub)
+
+
+def _bound(
+    attributes: Attributes, most: int | None, longest: int | None, scrub: Callable[[str], str]
+) -> BoundedAttributes:
+    bounded = BoundedAttributes(most, attributes)
+    cut = cut_attributes(bounded, longest, scrub)
+    return bounded if cut is bounded or cut is None else _replace(bounded, cut)
+
+
+def _replace(bounded: BoundedAttributes, values: Mapping[str, Any]) -> BoundedAttributes:
+    """Return the same container with other values under the same keys."""
+    replaced = BoundedAttributes(bounded.maxlen, values)
+    replaced.dropped = bounded.dropped
+    return replaced
+
+
+def cut_span(span: ReadableSpan, limits: SpanLimits, scrub: Callable[[str], str]) -> ReadableSpan:
+    """Return a finished span that the SDK has made, with its long texts redacted and cut; itself when it has none."""
+    given, given_events, given_links = span.attributes, span.events, span.links
+    attributes = cut_attributes(given, limits.max_span_attribute_length, scrub)
+    events = [_cut_event(event, limits, scrub) for event in given_events]
+    links = [_cut_link(link, limits, scrub) for link in given_links]
+    is_same = all(map(operator.is_, (*events, *links), (*given_events, *given_links)))
+    if attributes is given and is_same:
+        return span
+    return rebuild_span(span, attributes or {}, span.context, events=events, links=links)
+
+
+def _cut_event(event: Event, limits: SpanLimits, scrub: Callable[[str], str]) -> Event:
+    given = event.attributes
+    if not given or not has_long_text(given, limits.max_attribute_length):
+        return event
+    bounded = bound_event(dict(given), limits, scrub)
+    bounded.dropped = event.dropped_attributes
+    return Event(event.name, bounded, event.timestamp)
+
+
+def _cut_link(link: Link, limits: SpanLimits, scrub: Callable[[str], str]) -> Link:
+    given = link.attributes
+    if not given or not has_long_text(given, limits.max_attribute_length):
+        return link
+    bounded = bound_link(given, limits, scrub)
+    bounded.dropped = link.dropped_attributes
+    return Link(link.context, bounded)
 
 
 def are_ready(attributes: Mapping[str, Any], limits: SpanLimits) -> bool:

@@ -51,6 +51,16 @@ def message_of(error: BaseException, scrub: Callable[[str], str]) -> str:
         return type_name(error)
 
 
+def message_for(span: trace.Span, error: BaseException, scrub: Callable[[str], str]) -> str:
+    """Return `message_of(error)` as `span` may have it: redacted in any case where another tool exports the span."""
+    message = message_of(error, scrub)
+    return message if _is_redacted_later(span) else scrub(message)
+
+
+def _is_redacted_later(span: trace.Span) -> bool:
+    return getattr(span, "keeps_long_stacks", False)
+
+
 def record_exception(
     span: trace.Span, error: BaseException, scrub: Callable[[str], str], *, escaped: bool = False
 ) -> None:
@@ -58,11 +68,12 @@ def record_exception(
 
     Source: OpenTelemetry semantic conventions, "Exceptions on spans".
     """
-    limit = MAX_STACK if getattr(span, "keeps_long_stacks", False) else _MAX_SDK_STACK
+    is_redacted_later = _is_redacted_later(span)
+    stack = format_stack(error, scrub, MAX_STACK if is_redacted_later else _MAX_SDK_STACK)
     attributes = {
         "exception.type": type_name(error),
-        "exception.message": message_of(error, scrub),
-        STACK: format_stack(error, scrub, limit),
+        "exception.message": message_for(span, error, scrub),
+        STACK: stack if is_redacted_later else scrub(stack),
     }
     if recording.wants_event(span, attributes):
         span.add_event("exception", {**attributes, "exception.escaped": str(escaped)})

@@ -56,6 +56,7 @@ class OwnTracerProvider(sdk_compat.WatchedTracerProvider):
     """The SDK's provider, whose tracers make our spans.
 
     Call `refresh` after a change of its resource or of what its processors are.
+    `sdk_limits` are those of spans that the SDK makes, where they differ from `limits`.
     """
 
     def __init__(
@@ -65,12 +66,17 @@ class OwnTracerProvider(sdk_compat.WatchedTracerProvider):
         ids: OwnRandomIdGenerator,
         limits: SpanLimits,
         scrub: Callable[[str], str] | None = None,
+        sdk_limits: SpanLimits | None = None,
     ) -> None:
         self._shared = Shared(sampler, ids, limits, resource, scrub)
         self._added: tuple[SpanProcessor, ...] = ()
         self._own_tracers: dict[tuple[Any, ...], Tracer] = {}
         super().__init__(
-            sampler=sampler, resource=resource, shutdown_on_exit=False, id_generator=ids, span_limits=limits
+            sampler=sampler,
+            resource=resource,
+            shutdown_on_exit=False,
+            id_generator=ids,
+            span_limits=sdk_limits or limits,
         )
         self.refresh()
 

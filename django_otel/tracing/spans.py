@@ -28,7 +28,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 
-from django_otel.redaction.cutting import cut_value
+from django_otel.redaction.cutting import cut_attributes
 from django_otel.redaction.scrub import Scrubber
 from django_otel.sampling.sampler import LiveSampler
 from django_otel.tracing.attributes import (
@@ -162,10 +162,10 @@ class RecordedSpan(SpanFields):
         else:
             # Not by the constructor, which treats a key that is no text in another way.
             most = limits.max_span_attributes
-            bounded = BoundedAttributes(None if most else most, None, False, longest)
+            bounded = BoundedAttributes(None if most else most, None, False)
             name = key if type(key) is str else next(iter(resolve_all({key: None})))
-            bounded[name] = cut_value(resolve(value), longest, self._shared.scrub)
-            cleaned, dropped = dict(bounded), bounded.dropped
+            bounded[name] = resolve(value)
+            cleaned, dropped = cut_attributes(dict(bounded), longest, self._shared.scrub) or {}, bounded.dropped
         self._add(cleaned, dropped, "Setting attribute on ended span.")
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:

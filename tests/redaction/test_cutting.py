@@ -6,8 +6,13 @@ import logging
 import traceback
 
 import pytest
+from opentelemetry import trace
+from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.trace import Link, SpanContext
 
-from django_otel import span
+from django_otel import runtime, span
+from django_otel.api import _record_error
 from django_otel.redaction import cutting
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracing.exceptions import MAX_STACK, format_stack, message_of
@@ -98,3 +103,160 @@ def test_a_source_line_in_a_stack_stays_readable():
     except ValueError:
         stack = traceback.format_exc()
     assert SCRUB(stack) == stack
+
+
+# --- What an instrumentor gives to a span, whoever makes the span. ---
+
+SECRET = "Qz7Xk2Vb9Wn4"
+LIMIT = 4096
+LINKED = SpanContext(1, 2, False)
+
+
+class Ending(SpanProcessor):
+    """A processor with the private hook: reason enough for the SDK's own spans."""
+
+    def _on_ending(self, span):
+        pass
+
+
+class Bodiless:
+    """An object of the application, of which the SDK makes a text."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def __str__(self):
+        return self.text
+
+
+@pytest.fixture(params=["our spans", "spans of the SDK"])
+def tracer(request, otel_spans, monkeypatch):
+    """The tracer of an instrumentor, whose spans we make or the SDK."""
+    switch = runtime.current().traces.switch
+    before = switch.parts
+    if request.param == "spans of the SDK":
+        switch.parts = (*before, Ending())
+    assert runtime.current().traces.own_provider.get_tracer("probe").is_sdk_path == (request.param != "our spans")
+    yield trace.get_tracer_provider().get_tracer("opentelemetry.instrumentation.some")
+    switch.parts = before
+
+
+def _across_the_limit(text, length=LIMIT):
+    """Texts in which a secret lies across the limit, at several places."""
+    return [("a " * length)[: length - cut] + " " + text + " b" * 3000 for cut in (len(text) - 3, len(text) // 2, 20)]
+
+
+FORMS = {
+    "plain": lambda text: text,
+    "list": lambda text: ["x", text],
+    "nested list": lambda text: [["x"], [text]],
+    "mapping": lambda text: {"a": {"b": text}},
+    "object": Bodiless,
+}
+
+
+def _texts_in(value):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict) or hasattr(value, "values"):
+        for item in value.values():
+            yield from _texts_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts_in(item)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("number", range(6))
+def test_no_tail_of_a_secret_leaves_with_a_span(tracer, otel_spans, number, form):
+    make = FORMS[form]
+    values = {f"v{index}": make(text) for index, text in enumerate(_across_the_limit(_texts(SECRET)[number]))}
+    later = tracer.start_span("later", attributes=values, links=[Link(LINKED, values)])
+    for key, value in values.items():
+        later.set_attribute(f"{key}.one", value)
+    later.set_attributes({f"{key}.many": value for key, value in values.items()})
+    later.add_event("happened", values)
+    later.add_link(LINKED, values)
+    later.end()
+    found = otel_spans.one("later")
+    groups = [found.attributes, *(part.attributes for part in (*found.events, *found.links))]
+    texts = [text for group in groups for value in group.values() for text in _texts_in(value)]
+    assert len(found.events) == 1
+    assert len(found.links) == 2
+    # A version of the SDK may leave out what is no plain value.
+    assert len(texts) >= 15 or form in ("nested list", "mapping", "object")
+    assert not any(SECRET[:6] in text for text in texts)
+    assert max(map(len, texts), default=0) <= LIMIT
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_no_tail_of_a_secret_leaves_with_the_exception_of_a_span(tracer, otel_spans, number):
+    for length in (1000, LIMIT, MAX_STACK):
+        for text in _across_the_limit(_texts(SECRET)[number], length):
+            with pytest.raises(ValueError, match="a a"), tracer.start_as_current_span("failed"):
+                raise ValueError(text)
+    assert len(otel_spans) == 9
+    for found in otel_spans:
+        attributes = found.events[0].attributes
+        assert attributes["exception.type"] == "ValueError"
+        assert len(attributes["exception.message"]) <= LIMIT
+        assert len(attributes["exception.stacktrace"]) <= MAX_STACK
+        assert attributes["exception.stacktrace"].startswith("Traceback")
+        assert not any(SECRET[:6] in str(value) for value in (*attributes.values(), found.status.description))
+
+
+def test_short_texts_and_counts_of_a_span_stay(tracer, otel_spans):
+    later = tracer.start_span("later", attributes={str(number): "x" for number in range(130)})
+    later.add_event("happened", {"long": "x " * 5000, "short": "y", **{str(number): 1 for number in range(130)}})
+    later.end()
+    found = otel_spans.one("later")
+    assert found.dropped_attributes == 2
+    assert found.events[0].dropped_attributes == 4
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_no_tail_of_a_secret_leaves_with_a_log_record(otel_logs, settings, number):
+    settings.OTEL = {**settings.OTEL, "LOGS": {"LIMITS": {"ATTRIBUTE_LENGTH": 1000}}}
+    texts = _across_the_limit(_texts(SECRET)[number], 1000)
+    for text in texts:
+        logging.getLogger("shop").warning("said", extra={"note": text})
+    # As an instrumentor does it.
+    runtime.current().logger_provider.get_logger("some").emit(
+        LogRecord(
+            timestamp=1,
+            severity_number=SeverityNumber.ERROR,
+            body="said",
+            attributes={"texts": texts, "inside": {"a": texts[0]}, "n": 1},
+        )  # fmt: skip
+    )
+    assert len(otel_logs) == 4
+    for record in otel_logs:
+        found = [text for value in record.log_record.attributes.values() for text in _texts_in(value)]
+        assert not any(SECRET[:6] in text for text in found)
+        assert max(map(len, found)) <= 1000
+
+
+def test_no_cut_goes_through_the_mark_of_a_redaction():
+    text = f"{'a ' * 40}token={SECRET} {'b ' * 40}"
+    for length in range(70, 110):
+        found = cutting.cut(text, length, SCRUB)
+        assert SCRUB(found) == found
+        assert len(found) <= length
+        assert "[redacted]" in found or "[" not in found
+
+
+@pytest.mark.parametrize("length", [100, 4096])
+@pytest.mark.parametrize("number", range(6))
+def test_an_exception_is_redacted_where_another_provider_exports_and_cuts_the_span(number, length):
+    limits = SpanLimits(max_attribute_length=length, max_span_attribute_length=length)
+    provider = TracerProvider(span_limits=limits, shutdown_on_exit=False)
+    for before in (0, 20, 90, 600, 990, 5000):
+        text = "a " * (before // 2) + _texts(SECRET)[number] + " b" * 50
+        started = provider.get_tracer("other").start_span("work")
+        try:
+            raise ValueError(text)
+        except ValueError as error:
+            _record_error(started, error)
+        started.end()
+        attributes = started.events[0].attributes
+        assert not any(SECRET[:6] in str(value) for value in (*attributes.values(), started.status.description))

@@ -545,6 +545,9 @@ def test_a_very_long_text_is_cut_and_stays_cut():
     assert once.endswith("[cut]")
     assert SCRUBBER.text(once) is once
     assert "hunter2" not in SCRUBBER.text("x" * (scrub.MAX_TEXT_LENGTH - 20) + " password=hunter2hunter2")
+    token = "ghp_Qz7Xk2Vb9Wn4" + "Rt5Yp8Lm3Jd6Fh1Gc0Sa" * 2
+    for kept in range(1, len(token)):
+        assert "Qz7Xk2" not in SCRUBBER.text("x " * ((scrub.MAX_TEXT_LENGTH - kept) // 2) + token)
 
 
 # --- values, mappings, the callback ---------------------------------------------------
