@@ -6,7 +6,6 @@ import logging
 import traceback
 
 import pytest
-from opentelemetry import trace
 from opentelemetry._logs import LogRecord, SeverityNumber
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.trace import Link, SpanContext
@@ -130,14 +129,16 @@ class Bodiless:
 
 
 @pytest.fixture(params=["our spans", "spans of the SDK"])
-def tracer(request, otel_spans, monkeypatch):
-    """The tracer of an instrumentor, whose spans we make or the SDK."""
+def tracer(request, otel_spans, settings):
+    """A tracer of our provider, whose spans we make or the SDK."""
+    # Another test may have installed a provider, which stays for the process.
+    settings.OTEL = {**settings.OTEL, "PROVIDERS": "own"}
     switch = runtime.current().traces.switch
     before = switch.parts
     if request.param == "spans of the SDK":
         switch.parts = (*before, Ending())
-    assert runtime.current().traces.own_provider.get_tracer("probe").is_sdk_path == (request.param != "our spans")
-    yield trace.get_tracer_provider().get_tracer("opentelemetry.instrumentation.some")
+    assert runtime.tracer().is_sdk_path == (request.param != "our spans")
+    yield runtime.tracer()
     switch.parts = before
 
 
