@@ -23,8 +23,6 @@ EXTRAS = [
     "",
     "httpx,celery,sqlalchemy,fastapi",
     ",".join(SINGLE),
-    # Alone in holding all others at the release of its last one.
-    ",".join(name for name in SINGLE if name != "elasticsearch"),
     *SINGLE,
 ]
 
