@@ -113,11 +113,17 @@ def receiver():
         yield found
 
 
-@pytest.fixture(autouse=True)
-def settings_as_the_environment_has_them():
-    """A test may set OTEL_* variables; what was parsed with them must not outlive it."""
-    yield
-    # Set up before monkeypatch and settings, this ends after them.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item):
+    """A test may set OTEL_* variables or install a provider; what was built with them must not outlive it."""
+    # No fixture: pytest-django's own use monkeypatch, which would be undone after it.
+    result = yield
+    _restore_settings()
+    return result
+
+
+def _restore_settings():
+    """Start again with the settings and the environment as they are now, if they are others than those in use."""
     from django.conf import settings
 
     from django_otel import conf, runtime
