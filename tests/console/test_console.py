@@ -7,6 +7,7 @@ import html
 import html.parser
 import io
 import json
+import math
 import os
 import re
 import sqlite3
@@ -757,7 +758,9 @@ def test_figures_of_every_period_are_filed_where_they_belong(console, page, minu
             "bounds": {"duration": "0.5"}})], print)  # fmt: skip
     shown = page(DASHBOARD, minutes=minutes, service="other").context["page"]
     step_minutes = dashboard.PERIODS[minutes] / 60
-    assert abs(shown.total - 10 * minutes) <= 10 * max(1, step_minutes)
+    # The page is made after the samples were written, which takes its time on a busy machine: nothing came since.
+    late_minutes = math.ceil((time.time() - now_s) / 60)
+    assert abs(shown.total - 10 * minutes) <= 10 * (max(1, step_minutes) + late_minutes)
     (figures,) = shown.slowest
     assert figures.error_share == "10 %"
 

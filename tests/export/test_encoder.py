@@ -43,6 +43,7 @@ CONTEXT = SpanContext(0x1234, 0x56, is_remote=False, trace_flags=TraceFlags(1))
 def _quiet(caplog):
     # The stock encoder logs a traceback for each attribute that it leaves out.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL + 1)
+    guard.reset()
     yield
     logging.getLogger("opentelemetry.exporter").setLevel(logging.NOTSET)
     guard.reset()

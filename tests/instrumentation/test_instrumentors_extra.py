@@ -13,6 +13,7 @@ import urllib3
 from opentelemetry.trace import SpanKind
 
 import django_otel
+from django_otel import runtime
 from django_otel.base import guard
 from django_otel.instrumentation import instrumentors
 from tests import services
@@ -204,7 +205,16 @@ def test_django_mounted_in_fastapi_has_one_server_span(receiver):
         assert inner.trace_id == servers[0].trace_id
 
 
-async def test_fastapi_is_off_cleanly(otel_spans, settings):
+@pytest.fixture
+def sdk_metrics_at_zero_afterwards():
+    """What an instrumentor counts in this process would stand on the page of later tests."""
+    yield
+    counted = runtime.current().metrics.sdk_metrics
+    if counted is not None:
+        counted.after_fork()
+
+
+async def test_fastapi_is_off_cleanly(otel_spans, settings, sdk_metrics_at_zero_afterwards):
     """An application made while it was on makes no span any more, but for those that newer FastAPI makes itself."""
     import fastapi
 
