@@ -186,7 +186,7 @@ class Environment:
     def examine(self) -> tuple[list[str], str]:
         """Return what `manage.py otel doctor` says of the versions: conflicts, and the command that repairs them."""
         program = (
-            "import json; from django.conf import settings; settings.configure();"
+            "import json, django; from django.conf import settings; settings.configure(); django.setup();"
             "from django_otel.operations import versions as v; found = v.installed();"
             "print(json.dumps([v.find_conflicts(found), v.repair_command(found)]))"
         )
