@@ -92,8 +92,18 @@ def test_the_page_of_a_failed_request_has_the_visitors_language(language, direct
     assert ("Something went wrong" in page) == (language == "en")
 
 
+@pytest.fixture
+def translation_functions():
+    """Django chooses each function of translation by USE_I18N when it is first called, and keeps it."""
+    known = dict(vars(translation._trans))
+    vars(translation._trans).clear()
+    yield
+    vars(translation._trans).clear()
+    vars(translation._trans).update(known)
+
+
 @override_settings(USE_I18N=False)
-def test_the_page_of_a_failed_request_without_translation():
+def test_the_page_of_a_failed_request_without_translation(translation_functions):
     """In the language of the settings."""
     assert re.search(r'<html lang="en[^"]*" dir="ltr">', render_to_string("django_otel/500.html"))
 
