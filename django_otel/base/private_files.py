@@ -26,14 +26,18 @@ def check_folder(path: Path) -> None:
 
 def make_folder(path: Path) -> None:
     """Make a private folder, or check the one that is there. Errors: `Unusable`, `OSError`."""
+    create_folder(path)
+    check_folder(path)
+
+
+def create_folder(path: Path) -> None:
+    """Create a folder of mode 0700; one that exists stays as it is. Errors: `OSError`."""
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
-        pass
-    else:
-        # Whatever the umask says: one that takes the owner's own rights away would lock the others out.
-        path.chmod(0o700)
-    check_folder(path)
+        return
+    # At any umask: one that takes the owner's own rights away would lock the other processes out.
+    path.chmod(0o700)
 
 
 def open_file(path: Path, flags: int) -> int:

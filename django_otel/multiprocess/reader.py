@@ -113,10 +113,8 @@ class Reader:
             instrument.series = {key: series for key, series in instrument.series.items() if series in used}
 
     def _load(self, number: int, is_living: bool) -> tuple[SlotLayout, bytes] | None:
-        try:
-            descriptor = open_file(self.folder / f"{number}.cells", os.O_RDONLY)
-        except OSError:
-            self._skip(number, "unreadable")
+        descriptor = self._open(number, "cells")
+        if descriptor is None:
             return None
         try:
             status = os.fstat(descriptor)
@@ -139,6 +137,14 @@ class Reader:
         layout = self._layout(number, status.st_ino, header)
         return None if layout is None else (layout, data)
 
+    def _open(self, number: int, suffix: str) -> int | None:
+        """Open a file of a slot; None, and the slot is counted as skipped, where it cannot be read."""
+        try:
+            return open_file(self.folder / f"{number}.{suffix}", os.O_RDONLY)
+        except OSError:
+            self._skip(number, "unreadable")
+            return None
+
     def _layout(self, number: int, inode: int, header: Sequence[float]) -> SlotLayout | None:
         committed = header[KEYS_LENGTH_CELL]
         # A process that takes a slot may cut damaged keys off and write others in their place.
@@ -151,10 +157,8 @@ class Reader:
             committed = 0.0
         length = int(committed)
         if layout.length < length and not layout.is_damaged:
-            try:
-                descriptor = open_file(self.folder / f"{number}.keys", os.O_RDONLY)
-            except OSError:
-                self._skip(number, "unreadable")
+            descriptor = self._open(number, "keys")
+            if descriptor is None:
                 return None
             try:
                 layout.read(os.pread(descriptor, length - layout.length, layout.length), self._instruments)

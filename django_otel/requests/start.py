@@ -18,6 +18,8 @@ from django_otel.requests.deferred import DeferredSpan
 from django_otel.requests.options import ObserverOptions
 from django_otel.requests.protocols import RequestLike
 from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord
+from django_otel.requests.series import Attributes
+from django_otel.sampling.decision import Decision
 from django_otel.sampling.effective import EffectivePolicy, RuleOutcome
 from django_otel.sampling.sampler import untraced, with_outcome
 from django_otel.tracing.propagation import META_GETTER, parse_traceparent
@@ -107,15 +109,22 @@ class SpanStarter:
             decision = policy.decide(low_bits, None, outcome)
         record.decisions = decision.opened or decision.series()
         if decision.is_recording:
-            attributes = self._attributes.build(record.request_class, request, meta)
-            if decision.attributes:
-                attributes.update(decision.attributes)
+            attributes = self._build_attributes(decision, record, request, meta)
             record.span_or_none = tracer.record_root(
                 record.request_class.name, _NOTHING, SpanKind.SERVER, low_bits, decision.is_sampled, attributes,
                 are_ready=len(request.path) <= self._attributes.longest_path,
             )  # fmt: skip
         else:
             record.span_or_none, record.low_bits = None, low_bits
+
+    def _build_attributes(
+        self, decision: Decision, record: RequestRecord, request: RequestLike, meta: Mapping[str, str]
+    ) -> Attributes:
+        """Return the attributes of a recorded span at its start, those of its decision included."""
+        attributes = self._attributes.build(record.request_class, request, meta)
+        if decision.attributes:
+            attributes.update(decision.attributes)
+        return attributes
 
     def _has_traceparent_alone(self, context: Context, meta: Mapping[str, str]) -> bool:
         """Whether nothing but a trusted `traceparent` is above the request, and the span is ours to make."""
@@ -143,9 +152,7 @@ class SpanStarter:
         decision = sampler.policy.decide(parent.trace_id, parent)
         record.decisions = decision.opened or decision.series()
         if decision.is_recording:
-            attributes = self._attributes.build(record.request_class, request, meta)
-            if decision.attributes:
-                attributes.update(decision.attributes)
+            attributes = self._build_attributes(decision, record, request, meta)
             record.span_or_none = tracer.record_entry(
                 record.request_class.name, _NOTHING, SpanKind.SERVER, parent, decision.is_sampled, attributes,
                 are_ready=len(request.path) <= self._attributes.longest_path,
@@ -157,7 +164,7 @@ class SpanStarter:
     def start_child(
         self, context: Context, record: RequestRecord, request: RequestLike, meta: Mapping[str, str]
     ) -> Context:
-        """Start the span below whatever there is: a caller, or what another tool or a middleware has put there.
+        """Start the span below the present parent: a caller, or a span of another tool or a middleware.
 
         Returns the context above it.
         """

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from django_otel.base import forks, guard
-from django_otel.base.private_files import Unusable, temporary_folder
+from django_otel.base.private_files import Unusable, create_folder, temporary_folder
 
 #: "DjOt": identifies our file. Source: SQLite, "PRAGMA application_id".
 APPLICATION_ID = 0x446A4F74
@@ -137,13 +137,7 @@ def _text(error: OSError) -> str:
 
 def _make_folder(folder: Path) -> None:
     """Make a private folder, or refuse one that others could write to. Errors: `Unusable`, `OSError`."""
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        pass
-    else:
-        # Whatever the umask says.
-        folder.chmod(0o700)
+    create_folder(folder)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise Unusable(f"{folder} is a link or no folder; expected a folder of this user's own.")

@@ -415,6 +415,16 @@ def find_effective(config: Config) -> dict[str, tuple[object, str]]:
     return found
 
 
+def _add_timeout(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help=gettext("longest time for an exporter (default 5)"),
+    )
+
+
 def _add_subcommands(commands: Any) -> None:
     config = commands.add_parser(
         "config", help=gettext("every setting, its value and where it came from; secrets masked")
@@ -429,25 +439,13 @@ def _add_subcommands(commands: Any) -> None:
     examine = commands.add_parser(
         "doctor", help=gettext("send a span, a metric and a log record through every exporter and look for faults")
     )
-    examine.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=5.0,
-        metavar="SECONDS",
-        help=gettext("longest time for an exporter (default 5)"),
-    )
+    _add_timeout(examine)
     examine.add_argument("--format", choices=("text", "json"), default="text")
 
     send = commands.add_parser(
         "send-test", help=gettext("send one test trace and print its id and where to look at it")
     )
-    send.add_argument(
-        "--timeout",
-        type=_seconds,
-        default=5.0,
-        metavar="SECONDS",
-        help=gettext("longest time for an exporter (default 5)"),
-    )
+    _add_timeout(send)
 
     command.add_arguments(commands)
 
