@@ -7,15 +7,13 @@ With words, only pages whose name holds one of them. Needs Chromium and playwrig
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import requests
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -89,29 +87,11 @@ ACTS: dict[str, Callable[[Page], None]] = {
 }  # fmt: skip
 
 
-@contextlib.contextmanager
-def signed_in(browser: Browser, url: str, language: str, scheme: Any, width: int) -> Iterator[Page]:
-    context = browser.new_context(
-        base_url=url, viewport={"width": width, "height": 900}, color_scheme=scheme, locale=language
-    )
-    try:
-        context.set_default_timeout(20_000)
-        page = context.new_page()
-        page.goto("/admin/login/")
-        page.locator("#id_username").fill("ada")
-        page.locator("#id_password").fill("ada")
-        page.locator("[type=submit]").click()
-        page.wait_for_url("**/admin/")
-        yield page
-    finally:
-        context.close()
-
-
 def take(browser: Browser, url: str, folder: Path, pages: dict[str, str | Callable[[Page], None]]) -> list[str]:
     """Take pictures of the pages of one site in every look; return their names."""
     names = []
     for language, scheme, width in LOOKS:
-        with signed_in(browser, url, language, scheme, width) as page:
+        with accessible.signed_in(browser, url, language, scheme, width) as page:
             for name, what in pages.items():
                 if callable(what):
                     what(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -110,18 +111,13 @@ def site_new(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 Opener = Callable[..., Any]
 
 
-@pytest.fixture
-def open_page(chromium: Any) -> Iterator[Opener]:
-    """Opens a page, signed in."""
-    contexts = []
-
-    def open_it(url: str, path: str, scheme: str = "light", language: str = "en", width: int = 1280) -> Any:
-        # The strict content policy of the site is tested elsewhere; axe-core is a script of this test's own.
-        context = chromium.new_context(
-            base_url=url, viewport={"width": width, "height": 900}, color_scheme=scheme, locale=language,
-            bypass_csp=True,
-        )  # fmt: skip
-        contexts.append(context)
+@contextlib.contextmanager
+def signed_in(browser: Any, url: str, language: str, scheme: Any, width: int, **options: Any) -> Iterator[Any]:
+    """Give a page of the site for its user; `options` are further ones of the browser's context."""
+    context = browser.new_context(
+        base_url=url, viewport={"width": width, "height": 900}, color_scheme=scheme, locale=language, **options
+    )
+    try:
         context.set_default_timeout(20_000)
         page = context.new_page()
         page.goto("/admin/login/")
@@ -129,12 +125,23 @@ def open_page(chromium: Any) -> Iterator[Opener]:
         page.locator("#id_password").fill("ada")
         page.locator("[type=submit]").click()
         page.wait_for_url("**/admin/")
-        page.goto(path)
-        return page
-
-    yield open_it
-    for context in contexts:
+        yield page
+    finally:
         context.close()
+
+
+@pytest.fixture
+def open_page(chromium: Any) -> Iterator[Opener]:
+    """Opens a page, signed in."""
+    with contextlib.ExitStack() as contexts:
+
+        def open_it(url: str, path: str, scheme: str = "light", language: str = "en", width: int = 1280) -> Any:
+            # The strict content policy of the site is tested elsewhere; axe-core is a script of this test's own.
+            page = contexts.enter_context(signed_in(chromium, url, language, scheme, width, bypass_csp=True))
+            page.goto(path)
+            return page
+
+        yield open_it
 
 
 def violations(page: Any, axe: str, widths: tuple[int, ...] = WIDTHS) -> list[str]:

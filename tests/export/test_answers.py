@@ -302,19 +302,9 @@ def test_refused_spans_in_a_json_answer_are_counted():
         assert made.counts.drops == {"rejected": 2}
 
 
-@contextlib.contextmanager
-def grpc_answering(service, method, answer):
-    """A gRPC server that gives `answer` to each export; gives its URL."""
-    grpc = pytest.importorskip("grpc")
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
-    handler = grpc.unary_unary_rpc_method_handler(lambda *_: answer.SerializeToString())
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.stop(0).wait()
+def grpc_answering(signal, answer):
+    """A gRPC server that gives `answer` to each export of `signal`; gives its URL."""
+    return grpc_server(signal, lambda *_: answer.SerializeToString())
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -323,7 +313,7 @@ def test_spans_refused_over_grpc_are_counted(is_known, monkeypatch):
         monkeypatch.setattr("django_otel.export.otlp.build_encoded_exporter_class", lambda *_: None)
     answer = ExportTraceServiceResponse()
     answer.partial_success.rejected_spans = 1
-    with grpc_answering("opentelemetry.proto.collector.trace.v1.TraceService", "Export", answer) as url:
+    with grpc_answering("traces", answer) as url:
         made = Pipeline({"EXPORTERS": ["otlp-grpc"], "ENDPOINT": url, "BATCH": {"DELAY_S": 30}})
         made.finish("a", "b")
         assert made.flush()
@@ -332,17 +322,17 @@ def test_spans_refused_over_grpc_are_counted(is_known, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("signal", "service", "answer", "field", "batch"),
+    ("signal", "answer", "field", "batch"),
     [
-        ("metrics", "metrics.v1.MetricsService", ExportMetricsServiceResponse, "rejected_data_points", metrics_of(2)),
-        ("logs", "logs.v1.LogsService", ExportLogsServiceResponse, "rejected_log_records", log_records(3)),
+        ("metrics", ExportMetricsServiceResponse, "rejected_data_points", metrics_of(2)),
+        ("logs", ExportLogsServiceResponse, "rejected_log_records", log_records(3)),
     ],
 )
-def test_points_and_records_refused_over_grpc_are_counted(signal, service, answer, field, batch):
+def test_points_and_records_refused_over_grpc_are_counted(signal, answer, field, batch):
     made = answer()
     setattr(made.partial_success, field, 2)
     drops = []
-    with grpc_answering(f"opentelemetry.proto.collector.{service}", "Export", made) as url:
+    with grpc_answering(signal, made) as url:
         config = parse({signal.upper(): {"EXPORTERS": ["otlp-grpc"], "ENDPOINT": url}}, {})
         exporter = exporters.build_otlp_exporter("otlp-grpc", signal, config, lambda *drop: drops.append(drop))
         assert exporter.export(batch).name == "SUCCESS"

@@ -783,6 +783,18 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
 
 
+def fill(disk, free_kb=0):
+    """Fill a disk but for some kB, by a file whose removal frees it again; its path is returned."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            with pytest.raises(OSError, match="No space left"):
+                while True:
+                    file.write(bytes(size))
+        file.truncate(file.tell() - free_kb * 1024)
+    return ballast
+
+
 def test_a_disk_without_a_free_byte(small_disk, caplog):
     """Requests go on, what is lost is counted by its reason, what is stored can be read, and space helps at once."""
     drops = Counted()
@@ -790,12 +802,7 @@ def test_a_disk_without_a_free_byte(small_disk, caplog):
     tracer = provider_with(part)
     tracer.start_span("first").end()
     assert part.force_flush()
-    ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (4096, 1):
-            with pytest.raises(OSError, match="No space left"):
-                while True:
-                    file.write(bytes(size))
+    ballast = fill(small_disk)
     for _ in range(200):
         tracer.start_span("x", attributes={"text": os.urandom(1500).hex()}).end()
     assert part.force_flush(30_000)
@@ -813,13 +820,7 @@ def test_a_disk_without_a_free_byte(small_disk, caplog):
 def test_a_store_is_begun_on_a_disk_that_is_full(small_disk, caplog, free_kb):
     """However far its making comes: the reason is the disk, and with space it is made as if nothing had been."""
     drops = Counted()
-    ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (4096, 1):
-            with pytest.raises(OSError, match="No space left"):
-                while True:
-                    file.write(bytes(size))
-        file.truncate(file.tell() - free_kb * 1024)
+    ballast = fill(small_disk, free_kb)
     part = processor(small_disk / "store", drops)
     tracer = provider_with(part)
     for _ in range(3):
