@@ -210,7 +210,7 @@ class Runtime(Process):
         }
 
     def replace_exporters(self, *, is_on: bool) -> None:
-        """Replace the exporters by memory, whatever the settings say (for test runs), or undo that."""
+        """Replace the exporters by memory, over the settings (for test runs), or undo that."""
         if self.is_testing == is_on:
             return
         self.is_testing = is_on

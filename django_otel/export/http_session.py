@@ -1,6 +1,6 @@
 """The `requests` session of the stock OTLP exporters, which trusts no receiver.
 
-`requests` reads every answer to its end and unpacks it, whatever its size and
+`requests` reads every answer to its end and unpacks it, at any size, and
 status, and its timeout is that of each single read: one receiver that sends a
 byte a second holds the exporting thread for hours, one that answers with
 compressed zeros takes all memory. It also prefers REQUESTS_CA_BUNDLE to the

@@ -187,7 +187,7 @@ class SpanBatchProcessor(WorkerOwner, Taker):
         return cleaned
 
     def lose(self, count: int, reason: str = "encode") -> None:
-        """Count spans of the batch under way that are not exported whatever becomes of the others.
+        """Count spans of the batch under way that are not exported, apart from the others.
 
         "" is the reason of those that have arrived.
         """

@@ -38,7 +38,7 @@ _OWN_ADDRESSES = ("server.", "host.", "network.local.", "net.host.", "k8s.", "co
 
 
 def is_personal(parts: tuple[str, ...]) -> bool:
-    """Return whether a text under a key of these words is personal data whatever it looks like."""
+    """Return whether a text under a key of these words is personal data in any form."""
     if len(parts) > 1 and parts[-1] in _SECOND_WORDS:
         parts = parts[:-1]
     return bool(parts) and parts[-1] in _KEY_WORDS

@@ -17,7 +17,7 @@ from django_otel.sampling.sampler import LiveSampler
 if TYPE_CHECKING:
     from django_otel.requests.record import RequestRecord
 
-#: Headers that are never recorded, whatever was asked for (and whose capture check W010 warns about).
+#: Headers that are never recorded, even on request (check W010 warns of it).
 DENIED_HEADER = lazy_pattern(
     r"(?i)authori[sz]ation|cookie|csrf|xsrf|api[-_]?key|token|secret|password|session|credential"
 )

@@ -15,7 +15,7 @@ import pytest
 from tests import services
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-#: Different in each answer, whatever is installed.
+#: Different in each answer, with any packages.
 VOLATILE = ["date", "expires", "last-modified", "server-timing", "set-cookie"]
 
 SETTINGS = """

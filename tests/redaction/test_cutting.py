@@ -104,7 +104,7 @@ def test_a_source_line_in_a_stack_stays_readable():
     assert SCRUB(stack) == stack
 
 
-# --- What an instrumentor gives to a span, whoever makes the span. ---
+# --- Attributes that an instrumentor sets, on spans of every provider. ---
 
 SECRET = "Qz7Xk2Vb9Wn4"
 LIMIT = 4096

@@ -1,4 +1,4 @@
-"""Hostile texts: each rule reads in proportion to the length, whatever a text is made of, and no rule fails on one."""
+"""Hostile texts: each rule reads in proportion to the length, for texts of any content, and no rule fails on one."""
 
 from __future__ import annotations
 

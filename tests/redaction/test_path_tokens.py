@@ -1,4 +1,4 @@
-"""Tokens in paths: no link that lets in who has it leaves, whatever the route is called, and ordinary paths stay."""
+"""Tokens in paths: no link that lets in who has it leaves, under any route, and ordinary paths stay."""
 
 from __future__ import annotations
 

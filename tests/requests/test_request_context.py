@@ -157,7 +157,7 @@ def test_nothing_of_it_is_left_to_the_garbage_collector(ratio):
 def test_a_span_that_is_not_recorded_is_one_for_all_that_ask(dropped):
     def view():
         here = context.get_current()
-        assert here.record.span_or_none is None, "nobody has asked yet"
+        assert here.record.span_or_none is None, "not asked for yet"
         begin = threading.Barrier(8)
         found = []
 
