@@ -47,6 +47,7 @@ from django_otel.export.wire import (
     write_field,
     write_varint,
 )
+from django_otel.redaction.sdk_items import scrub_scope
 from django_otel.tracing.attributes import SharedAttributes
 from django_otel.tracing.spans import RecordedSpan, to_readable
 
@@ -320,7 +321,7 @@ class SpanEncoder:
         found = self._scopes.get(id(scope))
         if found is None:
             with guard.contained("encoding a scope"):
-                clean = scope if self._scrubber is None else self._scrubber.scope(scope)
+                clean = scope if self._scrubber is None else scrub_scope(self._scrubber, scope)
                 found = (scope, _encode_scope(clean), _schema_url(clean))
             if found is None:
                 found = (scope, b"\x0a\x00", b"")

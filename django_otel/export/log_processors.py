@@ -18,6 +18,7 @@ from django_otel.config.schema import Config
 from django_otel.export.batch import BatchWorker, WorkerOwner
 from django_otel.redaction.cutting import cut_attributes
 from django_otel.redaction.scrub import Scrubber
+from django_otel.redaction.sdk_items import scrub_log_record
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs.export import LogRecordExporter
@@ -72,7 +73,7 @@ class LogCleaner:
 
     def __call__(self, record: ReadableLogRecord) -> ReadableLogRecord:
         """Return the record as it may leave; the one given is not changed."""
-        scrubbed = self._scrubber.log_record(record)
+        scrubbed = scrub_log_record(self._scrubber, record)
         log = scrubbed.log_record
         attributes = cut_attributes(log.attributes, self._attribute_length, str)
         if attributes is log.attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from django_otel.base import forks, guard, sdk_compat
@@ -56,7 +57,7 @@ class MetricPipeline:
             self._set_resource()
             self.provider = self.own_provider
         if self.sdk_metrics is not None:
-            self.sdk_metrics.scrub, self.sdk_metrics.scrub_scope = state.store.clean, state.scrubber.metric_scope
+            self._set_scrubber(self.sdk_metrics)
         self.thread = MetricsThread(
             exporters, self.collect_process, lambda: state.resource, config, state.count_failure
         )
@@ -77,6 +78,12 @@ class MetricPipeline:
         if self.sdk_metrics is not None:
             self.sdk_metrics.after_fork()
 
+    def _set_scrubber(self, sdk_metrics: SdkMetrics) -> None:
+        from django_otel.redaction.sdk_items import scrub_metric_scope
+
+        sdk_metrics.scrub = self._state.store.clean
+        sdk_metrics.scrub_scope = partial(scrub_metric_scope, self._state.scrubber)
+
     def _build_sdk_provider(self) -> SdkMeterProvider:
         """The SDK's meter provider, for the first that asks ours for a meter."""
         from opentelemetry.sdk.metrics import MeterProvider, TraceBasedExemplarFilter
@@ -94,7 +101,7 @@ class MetricPipeline:
         # Its own fork hook touches the resource; what we do there comes after it.
         forks.listen()
         found = SdkMetrics(reader, provider)
-        found.scrub, found.scrub_scope = self._state.store.clean, self._state.scrubber.metric_scope
+        self._set_scrubber(found)
         self.sdk_metrics = found
         return provider
 

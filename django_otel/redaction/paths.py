@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Mapping
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction.keys import REDACTED, has_random_part, is_mixed, split_key, words
+from django_otel.redaction.keys import PLAIN, REDACTED, has_random_part, is_mixed, split_key, words
 
 _HAS_LONG_SEGMENT = lazy_pattern(r"/[A-Za-z0-9_\-.:~%=@+]{16}")
 _PATH = lazy_pattern(
@@ -65,6 +66,19 @@ def is_secret_unnamed(value: str) -> bool:
 def redact_value(text: str, value: str) -> str:
     """Redact `value` where it stands by itself in a path."""
     return re.sub(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])", REDACTED, text) if value in text else text
+
+
+def redact_captured(
+    text: str, captured: Mapping[str, object], unnamed: Iterable[object], judge: Callable[[str, bool, bool], int]
+) -> str:
+    """Return a text with a URL path without the secrets that its pattern `captured`, or its unnamed groups."""
+    for name, value in captured.items():
+        if isinstance(value, str) and is_secret_capture(value, is_named=judge(name, True, True) != PLAIN):
+            text = redact_value(text, value)
+    for value in unnamed:
+        if isinstance(value, str) and is_secret_unnamed(value):
+            text = redact_value(text, value)
+    return text
 
 
 def _redact_unknown(segment: str) -> str:

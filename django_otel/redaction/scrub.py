@@ -1,4 +1,4 @@
-"""Redaction of attributes, texts, spans and log records.
+"""Redaction of attributes and texts.
 
 Two ways lead to a redaction: the *key* a value stands under (an attribute, a
 header, `key=value` in a text), and the *form* of the value itself (a token, a
@@ -11,41 +11,27 @@ looked at again by it.
 
 from __future__ import annotations
 
-import copy
-import fnmatch
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote
-
-from opentelemetry.attributes import BoundedAttributes
-from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.util import BoundedList
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, Status
+from typing import Any
 
 from django_otel.base import guard
 from django_otel.base.patterns import lazy_pattern
 from django_otel.base.text import encodable
-from django_otel.metrics.model import Attributes, Scope
+from django_otel.metrics.model import Attributes
 from django_otel.redaction import commands, database_errors, forms, paths, personal
+from django_otel.redaction.key_judge import MAX_KEY_LENGTH, KeyJudge
 from django_otel.redaction.keys import (
     LABEL,
     PLAIN,
     QUERY_KEYS,
     REDACTED,
     SAFE_KEYS,
-    SENSITIVE,
     STATEMENT_KEYS,
     is_harmless,
     is_measure,
-    judge_words,
     split_key,
 )
 from django_otel.redaction.pairs import PairScrubber
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk._logs import ReadableLogRecord, ReadWriteLogRecord
 
 #: Longer texts are cut before they are scanned (characters); no backend keeps longer ones.
 MAX_TEXT_LENGTH = 262_144
@@ -54,14 +40,11 @@ _CUT_MARK = "... [cut]"
 _MAX_WORD = 4096
 #: Nested values below this depth are redacted unseen.
 _MAX_DEPTH = 8
-_MAX_KEY_LENGTH = 256
 _MAX_PASSES = 6
 _CACHED_TEXT_LENGTH = 128
 _CACHE_ENTRIES = 4096
 
 ScrubCallback = Callable[[str, Any], Any]
-Item = TypeVar("Item")
-LogRecordT = TypeVar("LogRecordT", "ReadableLogRecord", "ReadWriteLogRecord")
 
 _OTEL_TYPES = (str, bool, int, float, bytes, Sequence, Mapping)
 
@@ -133,17 +116,14 @@ class Scrubber:
     when there was nothing to do.
     """
 
-    __slots__ = ("_callback", "_extra_globs", "_extra_words", "_judged", "_keys", "_pairs", "_personal", "_texts")
+    __slots__ = ("_callback", "_judge", "_keys", "_pairs", "_personal", "_texts")
 
     def __init__(
         self, extra: Sequence[str] = (), callback: ScrubCallback | None = None, *, personal: bool = False
     ) -> None:
         self._callback = callback
         self._personal = personal
-        globs = [pattern for pattern in extra if any(character in pattern for character in "*?[")]
-        self._extra_globs = tuple(re.compile(fnmatch.translate(pattern.lower())) for pattern in globs)
-        self._extra_words = tuple(words for pattern in extra if pattern not in globs and (words := split_key(pattern)))
-        self._judged: dict[tuple[str, bool, bool], int] = {}
+        self._judge = KeyJudge(extra, personal=personal).judge
         self._texts: dict[str, str] = {}
         #: Keys with no secret in them.
         self._keys: set[str] = set()
@@ -167,40 +147,11 @@ class Scrubber:
         scrubbed = self.text(key)
         if scrubbed != key:
             return scrubbed
-        if len(key) <= _MAX_KEY_LENGTH:
+        if len(key) <= MAX_KEY_LENGTH:
             if len(self._keys) >= _CACHE_ENTRIES:
                 self._keys.clear()
             self._keys.add(key)
         return key
-
-    def _judge(self, key: str, loose: bool = True, query: bool = False) -> int:
-        entry = (key, loose, query)
-        verdict = self._judged.get(entry)
-        if verdict is None:
-            verdict = self._judge_uncached(key[-_MAX_KEY_LENGTH:], loose, query)
-            if len(self._judged) >= _CACHE_ENTRIES:
-                self._judged.clear()
-            if len(key) <= _MAX_KEY_LENGTH:
-                self._judged[entry] = verdict
-        return verdict
-
-    def _judge_uncached(self, key: str, loose: bool, query: bool) -> int:
-        if "%" in key:
-            key = unquote(key)
-        lowered = key.lower()
-        for glob in self._extra_globs:
-            if glob.match(lowered):
-                return SENSITIVE
-        words = split_key(key)
-        for extra in self._extra_words:
-            for start in range(len(words) - len(extra) + 1):
-                if words[start : start + len(extra)] == extra:
-                    return SENSITIVE
-        if lowered in SAFE_KEYS:
-            return PLAIN
-        if self._personal and personal.is_personal(words):
-            return SENSITIVE
-        return judge_words(words, loose, query)
 
     # --- values
 
@@ -339,15 +290,7 @@ class Scrubber:
 
     def path(self, text: str, captured: Mapping[str, object], unnamed: Iterable[object] = ()) -> str:
         """Return a text with a URL path without the secrets that its pattern `captured`, or its unnamed groups."""
-        for name, value in captured.items():
-            if isinstance(value, str) and paths.is_secret_capture(
-                value, is_named=self._judge(name, True, True) != PLAIN
-            ):
-                text = paths.redact_value(text, value)
-        for value in unnamed:
-            if isinstance(value, str) and paths.is_secret_unnamed(value):
-                text = paths.redact_value(text, value)
-        return text
+        return paths.redact_captured(text, captured, unnamed, self._judge)
 
     def _text(self, text: str, query: bool = False) -> str:
         if len(text) > _CACHED_TEXT_LENGTH or query or self._personal:
@@ -427,123 +370,3 @@ class Scrubber:
                 item = (name, value)
             scrubbed.append(item)
         return tuple(scrubbed) if changed else attributes
-
-    def span(self, span: ReadableSpan) -> ReadableSpan:
-        """Scrub a finished span: name, attributes, events, links, status. Counts of what was dropped are kept."""
-        name = self.text(span.name)
-        given = span.attributes  # a new view at each access
-        attributes = self.attributes(given)
-        events = _each(self._event, span.events)
-        links = _each(self._link, span.links)
-        description = span.status.description
-        status_text = self.value("status.description", description) if description else description
-        scope = self.scope(span.instrumentation_scope)
-        if (
-            name is span.name
-            and attributes is given
-            and events is None
-            and links is None
-            and status_text is description
-            and scope is span.instrumentation_scope
-        ):
-            return span
-        return ReadableSpan(
-            name=name,
-            context=span.get_span_context(),
-            parent=span.parent,
-            resource=span.resource,
-            attributes=_bounded(attributes, span.dropped_attributes),
-            events=_bounded_list(events if events is not None else span.events, span.dropped_events),
-            links=_bounded_list(links if links is not None else span.links, span.dropped_links),
-            kind=span.kind,
-            status=span.status if status_text is description else Status(span.status.status_code, str(status_text)),
-            start_time=span.start_time,
-            end_time=span.end_time,
-            instrumentation_scope=scope,
-        )
-
-    def scope(self, scope: InstrumentationScope | None) -> InstrumentationScope | None:
-        """Scrub name, version, attributes and schema URL of an instrumentation scope; the same object when clean."""
-        if scope is None:
-            return scope
-        name, version, url = map(self._optional_text, (scope.name, scope.version, scope.schema_url))
-        attributes = self.attributes(scope.attributes)
-        if (
-            name is scope.name
-            and version is scope.version
-            and url is scope.schema_url
-            and attributes is scope.attributes
-        ):
-            return scope
-        return InstrumentationScope(name, version, url, dict(attributes) if attributes else None)
-
-    def metric_scope(self, scope: Scope) -> Scope:
-        """Scrub the scope of metrics as `scope` does that of spans."""
-        name, version, url = map(self._optional_text, (scope.name, scope.version, scope.schema_url))
-        found = Scope(name, version, url, self.labels(scope.attributes))
-        return scope if found == scope else found
-
-    def _optional_text(self, text: Any) -> Any:
-        return self.text(text) if text and isinstance(text, str) else text
-
-    def _event(self, event: Event) -> Event:
-        name = self.text(event.name)
-        attributes = self.attributes(event.attributes)
-        if name is event.name and attributes is event.attributes:
-            return event
-        return Event(name, _bounded(attributes, event.dropped_attributes), event.timestamp)
-
-    def _link(self, link: Link) -> Link:
-        attributes = self.attributes(link.attributes)
-        if attributes is link.attributes:
-            return link
-        return Link(link.context, _bounded(attributes, link.dropped_attributes))
-
-    def log_record(self, record: LogRecordT) -> LogRecordT:
-        """Scrub a record of the SDK's log pipeline: body, attributes, event name. The exception object is taken out.
-
-        The record given is not changed: other processors may hold it.
-        """
-        log = record.log_record
-        body = self.value("body", log.body)
-        attributes = self.attributes(log.attributes)
-        event_name = self.text(log.event_name) if log.event_name else log.event_name
-        exception = getattr(log, "exception", None)
-        given_scope = record.instrumentation_scope
-        scope = self.scope(given_scope)
-        is_same = body is log.body and attributes is log.attributes and event_name is log.event_name
-        if is_same and exception is None and scope is given_scope:
-            return record
-        changed = copy.copy(log)
-        changed.body = body
-        changed.attributes = _bounded(attributes, record.dropped_attributes)
-        changed.event_name = event_name
-        if exception is not None:
-            changed.exception = None
-        scrubbed = copy.copy(record)
-        object.__setattr__(scrubbed, "log_record", changed)  # ReadableLogRecord is frozen
-        if scope is not given_scope:
-            object.__setattr__(scrubbed, "instrumentation_scope", scope)
-        return scrubbed
-
-
-def _each(function: Callable[[Item], Item], items: Iterable[Item]) -> list[Item] | None:
-    """The items after `function`, or None when it changed none of them."""
-    items = tuple(items)
-    changed = [function(item) for item in items]
-    return None if all(new is old for new, old in zip(changed, items, strict=True)) else changed
-
-
-def _bounded(attributes: Any, dropped: int) -> BoundedAttributes:
-    if isinstance(attributes, BoundedAttributes):
-        return attributes
-    bounded = BoundedAttributes(attributes=dict(attributes) if attributes else None)
-    bounded.dropped = dropped
-    return bounded
-
-
-def _bounded_list(items: Sequence[Item], dropped: int) -> BoundedList[Item]:
-    bounded: BoundedList[Item] = BoundedList(None)
-    bounded.extend(items)
-    bounded.dropped = dropped
-    return bounded

@@ -5,6 +5,7 @@ from __future__ import annotations
 from opentelemetry.sdk.trace import ReadableSpan
 
 from django_otel.redaction.scrub import Scrubber
+from django_otel.redaction.sdk_items import scrub_span
 
 
 class SpanCleaner:
@@ -20,7 +21,7 @@ class SpanCleaner:
         self._keep_query = keep_query
 
     def __call__(self, span: ReadableSpan) -> ReadableSpan:
-        return self.scrubber.span(self.prepare(span))
+        return scrub_span(self.scrubber, self.prepare(span))
 
     def prepare(self, span: ReadableSpan) -> ReadableSpan:
         """The span with what an official instrumentor has written into it set right."""

@@ -33,6 +33,7 @@ from django_otel.export import attribute_writer, encoder
 from django_otel.export.encoder import SpanEncoder
 from django_otel.redaction.library_spans import clean_span
 from django_otel.redaction.scrub import Scrubber
+from django_otel.redaction.sdk_items import scrub_span
 
 RESOURCE = Resource({"service.name": "shop"})
 SCOPE = InstrumentationScope("django_otel", "1.0")
@@ -389,7 +390,7 @@ def test_a_long_text_is_not_remembered():
 
 
 def scrubbed_by_hand(scrubber, spans):
-    return [scrubber.span(clean_span(subject)) for subject in spans]
+    return [scrub_span(scrubber, clean_span(subject)) for subject in spans]
 
 
 def build_scrubbing_encoder(scrubber):

@@ -19,6 +19,7 @@ from opentelemetry.trace import Link, SpanContext
 from django_otel.export.encoder import SpanEncoder
 from django_otel.metrics.model import Scope
 from django_otel.redaction.scrub import REDACTED, Scrubber
+from django_otel.redaction.sdk_items import scrub_log_record, scrub_metric_scope, scrub_scope, scrub_span
 from tests import services
 from tests.redaction.fakes import Fakes
 
@@ -86,12 +87,12 @@ def test_equal_keys_that_are_other_objects_leave_the_attributes_as_they_are():
 
 @pytest.mark.parametrize(("key", "expected"), KEYS)
 def test_a_secret_in_a_key_does_not_reach_other_exporters(key, expected):
-    clean = SCRUBBER.span(_span_with({key: "v", "nested": 1}))
+    clean = scrub_span(SCRUBBER, _span_with({key: "v", "nested": 1}))
     assert list(clean.attributes) == ["nested", expected] or list(clean.attributes) == [expected, "nested"]
     assert SECRET not in clean.to_json() + str(encode_spans([clean]))
     assert [name for name, _ in SCRUBBER.labels(((key, "v"),))] == [expected]
     record = ReadableLogRecord(LogRecord(body={key: {key: 1}}, attributes={key: [{key: "v"}]}), Resource({}))
-    assert SECRET not in SCRUBBER.log_record(record).to_json()
+    assert SECRET not in scrub_log_record(SCRUBBER, record).to_json()
 
 
 SCOPES = [
@@ -109,20 +110,20 @@ def test_a_secret_in_a_scope_leaves_on_no_way(scope):
     span = _span_with({"a": 1}, scope)
     data = SpanEncoder(SCRUBBER).encode([span, span])
     assert SECRET.encode() not in data
-    clean = SCRUBBER.span(span)
+    clean = scrub_span(SCRUBBER, span)
     assert SECRET not in str(encode_spans([clean])) + repr(clean.instrumentation_scope)
     record = ReadableLogRecord(LogRecord(body="x"), Resource({}), instrumentation_scope=scope)
-    assert SECRET not in repr(SCRUBBER.log_record(record).instrumentation_scope)
+    assert SECRET not in repr(scrub_log_record(SCRUBBER, record).instrumentation_scope)
     attributes = tuple((scope.attributes or {}).items())
     metric = Scope(scope.name, scope.version or "", scope.schema_url or "", attributes)
-    assert SECRET not in repr(SCRUBBER.metric_scope(metric))
+    assert SECRET not in repr(scrub_metric_scope(SCRUBBER, metric))
 
 
 def test_a_clean_scope_is_the_same_object():
     scope = InstrumentationScope("opentelemetry.instrumentation.redis", "0.50b0", "https://x.example/1", {"a": 1})
-    assert SCRUBBER.scope(scope) is scope
+    assert scrub_scope(SCRUBBER, scope) is scope
     metric = Scope("shop.token_service", "1.0", "", (("a", 1),))
-    assert SCRUBBER.metric_scope(metric) is metric
+    assert scrub_metric_scope(SCRUBBER, metric) is metric
 
 
 _PROJECT = """
