@@ -102,14 +102,14 @@ class _CorrelatingFactory:
         self.fill = False
         self.export = False
         self.calls = 0
-        self.outside_span: dict[str, Any] = {}
+        self.outside_span: dict[str, object] = {}
         self.service_name = ""
 
     def set_service_name(self, name: str) -> None:
         self.service_name = name
         self.outside_span = log_fields.build_outside_fields(name)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+    def __call__(self, *args: object, **kwargs: object) -> logging.LogRecord:
         record = self.earlier(*args, **kwargs)
         self.calls += 1
         try:
@@ -173,7 +173,7 @@ class OTelHandler(logging.Handler):
         """Filter and emit. No lock is taken: the SDK's pipeline is thread-safe, and an exporter may be slow."""
         if self is _root_handler:
             _stand_in_for_last_resort(record)
-        accepted: Any = self.filter(record)
+        accepted: object = self.filter(record)
         if isinstance(accepted, logging.LogRecord):
             record = accepted  # Python 3.12: a filter may replace it
         if accepted:
@@ -250,7 +250,7 @@ class OTelHandler(logging.Handler):
 def _without_path_secrets(text: str, record: logging.LogRecord) -> str:
     """Django logs the paths of failed requests, and "reset/<token>/" has its token in the path."""
     current = current_request()
-    request: Any = current.request if current is not None else None
+    request: object = current.request if current is not None else None
     if request is None:
         # Django's own records of failed requests name theirs.
         request = getattr(record, "request", None)

@@ -101,7 +101,7 @@ def _build_observer() -> Observer:
 
 
 @guard.guarded("finding our pages in the URLconf", {})
-def _find_own_paths(urlconf: Any = None) -> Mapping[str, Callable[[HttpRequest], HttpResponse]]:
+def _find_own_paths(urlconf: object = None) -> Mapping[str, Callable[[HttpRequest], HttpResponse]]:
     return own_paths.find_own_paths(urlconf)
 
 
@@ -132,7 +132,7 @@ def _build_user_attributes(mode: str) -> Callable[[RequestLike], Mapping[str, At
 
 
 @guard.guarded("shielding an excluded request", None)
-def _shield(request: HttpRequest) -> Any:
+def _shield(request: HttpRequest) -> object:
     """For an excluded request: queries and calls inside it must not become traces of their own."""
     observer = get_observer()
     if observer is None or not observer.is_excluded(request.path_info):
@@ -223,7 +223,7 @@ def _add_headers(record: RequestRecord, response: HttpResponseBase) -> None:
 def _follow_stream(record: RequestRecord, response: Any) -> None:
     if isinstance(response, FileResponse) and (size_bytes := _announced_size(record, response)) is not None:
         # Wrapping it would lose the server's sendfile; its end is its close().
-        closers: list[Any] = response._resource_closers  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
+        closers: list[object] = response._resource_closers  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
         closers.append(lambda: record.observer.finish(record, response, size_bytes))
     elif response.is_async:
         response.streaming_content = _AsyncStream(response.streaming_content, record, response)
@@ -421,7 +421,7 @@ class OTelMiddleware:
         return await sync_to_async(views.settle)(page, request, response)
 
 
-def _on_request_exception(*, request: Any = None, **_: object) -> None:
+def _on_request_exception(*, request: object = None, **_: object) -> None:
     """Django turned an unhandled exception into a 500 response; note it for the span."""
     import sys
 

@@ -43,7 +43,7 @@ def is_own_page(view: object) -> bool:
     return getattr(view, _MARK, None) is view
 
 
-def find_own_paths(urlconf: Any = None) -> dict[str, Callable[..., Any]]:
+def find_own_paths(urlconf: object = None) -> dict[str, Callable[..., Any]]:
     """Return our views by path, below the script prefix and with a leading slash.
 
     `urlconf` is a request's own URLconf; None is `ROOT_URLCONF`. Prefixes that
@@ -56,9 +56,9 @@ def find_own_paths(urlconf: Any = None) -> dict[str, Callable[..., Any]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _find_own_paths(urlconf: Any) -> dict[str, Callable[..., Any]]:
+def _find_own_paths(urlconf: Any) -> dict[str, Callable[..., object]]:
     resolver = get_resolver(urlconf)
-    found: dict[str, Callable[..., Any]] = {}
+    found: dict[str, Callable[..., object]] = {}
     for path, language in _candidates(resolver, "", None):
         with translation.override(language) if language is not None else translation.override(None):
             try:

@@ -87,7 +87,7 @@ def set_resource(provider: Any, resource: Resource) -> None:
         logger._resource = resource
 
 
-def build_log_limits() -> Any:
+def build_log_limits() -> object:
     """Limits of log records that `apply_log_limits` changes in place; without them the SDK reads the environment."""
     from opentelemetry.sdk import _logs
 
@@ -125,7 +125,7 @@ def build_logger_provider(resource: Resource, limits: Any) -> Any:
         return LoggerProvider(resource=resource, shutdown_on_exit=False)
 
 
-def is_observed(provider: Any, scope_name: str, name: str) -> bool:
+def is_observed(provider: object, scope_name: str, name: str) -> bool:
     """Whether callbacks give an instrument's values; other instruments are set. True if the SDK does not say."""
     instruments = getattr(getattr(provider, "_measurement_consumer", None), "_async_instruments", None)
     return instruments is None or any(
@@ -253,7 +253,7 @@ def _build_grpc_class(exporter_class: type) -> type | None:
     return Exporter
 
 
-def watch_grpc_answers(exporter_class: Any, answers: Any) -> Any:
+def watch_grpc_answers(exporter_class: Any, answers: Any) -> object:
     """A subclass of a stock gRPC exporter whose answers and errors go to `answers` (`export.answers.Answers`).
 
     Itself where it is built differently.
@@ -269,20 +269,20 @@ def watch_grpc_answers(exporter_class: Any, answers: Any) -> Any:
             super().__init__(text)
             self._text = text
 
-        def code(self) -> Any:
+        def code(self) -> object:
             return grpc.StatusCode.INVALID_ARGUMENT
 
         def details(self) -> str:
             return self._text
 
-        def trailing_metadata(self) -> tuple[Any, ...]:
+        def trailing_metadata(self) -> tuple[object, ...]:
             return ()
 
     class Client:
         def __init__(self, inner: Any) -> None:
             self._inner = inner
 
-        def Export(self, *args: Any, **options: Any) -> Any:  # noqa: N802
+        def Export(self, *args: object, **options: object) -> object:  # noqa: N802
             answers.status = None
             try:
                 answer = self._inner.Export(*args, **options)
@@ -305,7 +305,7 @@ def watch_grpc_answers(exporter_class: Any, answers: Any) -> Any:
     return Watched
 
 
-def find_http_session(exporter: Any) -> Any:
+def find_http_session(exporter: object) -> Any:
     """The `requests` session of a stock OTLP exporter over HTTP, or None where it is built differently."""
     transport = getattr(getattr(exporter, "_client", None), "_transport", None)
     return getattr(transport, "_session", None) or getattr(exporter, "_session", None)
@@ -421,7 +421,7 @@ def _build_list(items: Sequence[_Item], dropped: int) -> BoundedList[_Item]:
 
 
 #: `SpanContext`, where it is a tuple that begins with trace id, span id, whether remote, flags, state; else no type.
-CONTEXT_TUPLE: Any = (
+CONTEXT_TUPLE: object = (
     trace.SpanContext
     if tuple(cast(Any, trace.SpanContext(1, 2, True)))[:4] == (1, 2, True, trace.DEFAULT_TRACE_OPTIONS)
     else None
@@ -430,9 +430,9 @@ CONTEXT_TUPLE: Any = (
 
 #: What a span under way or ended holds, ours or the SDK's: a third of the cost of the properties, which are written in
 #: Python. By the private names where the SDK's spans have them (`_RAW_SPAN_TYPES`).
-context_of: Callable[[Any], SpanContext]
-parent_of: Callable[[Any], SpanContext | None]
-outcome_of: Callable[[Any], tuple[Status, int, int]]
+context_of: Callable[[object], SpanContext]
+parent_of: Callable[[object], SpanContext | None]
+outcome_of: Callable[[object], tuple[Status, int, int]]
 if _RAW_SPAN_TYPES:
     context_of, parent_of = operator.attrgetter("_context"), operator.attrgetter("_parent")
     outcome_of = operator.attrgetter("_status", "_start_time", "_end_time")
@@ -574,7 +574,7 @@ class EndingForwarder:
                 hook(span)
 
 
-def counts_spans(tracer: Any) -> bool:
+def counts_spans(tracer: object) -> bool:
     """Whether the SDK measures the spans of its own tracer (OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED)."""
     metrics = getattr(tracer, "_tracer_metrics", None)
     return metrics is not None and type(metrics).__name__ != "NoOpTracerMetrics"

@@ -512,7 +512,7 @@ def _patch_loading(cls: type[models.Model]) -> None:
     own_refresh = cls.__dict__.get("refresh_from_db")
 
     @functools.wraps(own_refresh or models.Model.refresh_from_db)
-    def refresh_from_db(self: models.Model, *args: Any, **kwargs: Any) -> None:
+    def refresh_from_db(self: models.Model, *args: object, **kwargs: object) -> None:
         inherited: Any = super(cls, self)
         original = own_refresh.__get__(self) if own_refresh is not None else inherited.refresh_from_db
         with loaded.refreshing(self):
@@ -527,7 +527,7 @@ def _patch_loading(cls: type[models.Model]) -> None:
 
 @guard.guarded("business.bulk()", None)
 def bulk(
-    model: type[models.Model] | str, event: str, /, *, count: int, using: str | None = None, **attributes: Any
+    model: type[models.Model] | str, event: str, /, *, count: int, using: str | None = None, **attributes: object
 ) -> None:
     """Record that `event` happened `count` times, by an operation that sends no signals.
 

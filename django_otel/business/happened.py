@@ -31,8 +31,8 @@ class Event:
     """One event of a save: its name and, for a transition, the values on both sides."""
 
     name: str
-    former: Any = None
-    value: Any = None
+    former: object = None
+    value: object = None
     is_transition: bool = False
 
 
@@ -60,7 +60,7 @@ class Happened:
         span: trace.Span,
         end_unix_ns: int,
         count: int = 1,
-        extra: Mapping[str, Any] | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> None:
         self.name = event.name
         self.spec = spec
@@ -150,7 +150,9 @@ def start_span(spec: Spec, name: str, started_unix_ns: int, parent: Context | No
     )
 
 
-def _attributes(spec: Spec, instance: models.Model | None, event: Event, extra: Mapping[str, Any] | None) -> Attributes:
+def _attributes(
+    spec: Spec, instance: models.Model | None, event: Event, extra: Mapping[str, object] | None
+) -> Attributes:
     attributes: Attributes = {"django.model": spec.label, "business.event": event.name}
     if instance is not None:
         values = instance.__dict__
@@ -174,7 +176,7 @@ def _bare(value: object) -> object:
     return value.value if isinstance(value, enum.Enum) else value
 
 
-def clean(value: Any) -> Any:
+def clean(value: object) -> object:
     """A value as OpenTelemetry can hold it, or None to leave it out."""
     value = _bare(value)
     if value is None or isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "resolve_expression"):

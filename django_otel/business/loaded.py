@@ -14,7 +14,7 @@ from django_otel.base import guard
 from django_otel.business.specs import spec_of
 from django_otel.business.transactions import ROLLED_BACK, Unit
 
-Values = dict[str, Any]
+Values = dict[str, object]
 
 #: On `instance._state`: the values of the watched columns as they are in the database. A plain dict, or a
 #: `_Provisional` while a transaction may still undo them; never changed in place, since copies share it.
@@ -153,7 +153,7 @@ def _remember_refreshed(instance: models.Model, loaded: list[models.Model]) -> N
             return
 
 
-def primary_key(instance: models.Model) -> tuple[Any, ...]:
+def primary_key(instance: models.Model) -> tuple[object, ...]:
     values = instance.__dict__
     return tuple(values.get(column.attname) for column in instance._meta.pk_fields)
 

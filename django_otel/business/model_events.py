@@ -131,7 +131,7 @@ def _open_save_of(instance: models.Model) -> _Save | None:
 
 
 def on_pre_save(
-    sender: type[models.Model], instance: models.Model, raw: bool, update_fields: Any, **kwargs: Any
+    sender: type[models.Model], instance: models.Model, raw: bool, update_fields: object, **kwargs: object
 ) -> None:
     try:
         save = _open_save_of(instance)
@@ -159,8 +159,8 @@ def on_post_save(
     created: bool,
     raw: bool,
     using: str,
-    update_fields: Any,
-    **kwargs: Any,
+    update_fields: object,
+    **kwargs: object,
 ) -> None:
     try:
         save = _open_save_of(instance)
@@ -177,7 +177,7 @@ def on_post_save(
         guard.report("post_save of a business event", error)
 
 
-def _finish_save(save: _Save, created: bool, raw: bool, using: str, update_fields: Any) -> None:
+def _finish_save(save: _Save, created: bool, raw: bool, using: str, update_fields: object) -> None:
     spec, instance = save.spec, save.instance
     connection = connections[using]
     outcome = transactions.outcome_now(connection)
@@ -249,7 +249,7 @@ def _remember_saved(
     set_loaded(instance, saved, unit, is_new=created)
 
 
-def on_pre_delete(sender: type[models.Model], instance: models.Model, **kwargs: Any) -> None:
+def on_pre_delete(sender: type[models.Model], instance: models.Model, **kwargs: object) -> None:
     try:
         # Nothing becomes current: all pre_delete of a cascade come before all post_delete.
         instance._state.__dict__[_DELETING] = (time.time_ns(), time.perf_counter_ns())
@@ -257,7 +257,7 @@ def on_pre_delete(sender: type[models.Model], instance: models.Model, **kwargs: 
         guard.report("pre_delete of a business event", error)
 
 
-def on_post_delete(sender: type[models.Model], instance: models.Model, using: str, **kwargs: Any) -> None:
+def on_post_delete(sender: type[models.Model], instance: models.Model, using: str, **kwargs: object) -> None:
     try:
         now_unix_ns = time.time_ns()
         started_unix_ns, started_ns = instance._state.__dict__.pop(_DELETING, (now_unix_ns, None))

@@ -296,7 +296,7 @@ def _hook(connection: BaseDatabaseWrapper, tracker: Tracker) -> None:
         )
     }
 
-    def commit(*args: Any, **kwargs: Any) -> Any:
+    def commit(*args: object, **kwargs: object) -> object:
         was_aborted = _is_aborted(connection)
         try:
             result = originals["commit"](*args, **kwargs)
@@ -306,35 +306,35 @@ def _hook(connection: BaseDatabaseWrapper, tracker: Tracker) -> None:
         tracker.after_commit(was_aborted)
         return result
 
-    def rollback(*args: Any, **kwargs: Any) -> Any:
+    def rollback(*args: object, **kwargs: object) -> object:
         result = originals["rollback"](*args, **kwargs)
         tracker.after_rollback()
         return result
 
-    def close(*args: Any, **kwargs: Any) -> Any:
+    def close(*args: object, **kwargs: object) -> object:
         try:
             return originals["close"](*args, **kwargs)
         finally:
             tracker.after_close()
 
-    def set_autocommit(*args: Any, **kwargs: Any) -> Any:
+    def set_autocommit(*args: object, **kwargs: object) -> object:
         try:
             # An on_commit hook that raises does so in here.
             return originals["set_autocommit"](*args, **kwargs)
         finally:
             tracker.after_set_autocommit()
 
-    def savepoint(*args: Any, **kwargs: Any) -> Any:
+    def savepoint(*args: object, **kwargs: object) -> object:
         sid = originals["savepoint"](*args, **kwargs)
         tracker.after_savepoint(sid)
         return sid
 
-    def savepoint_rollback(sid: Any, *args: Any, **kwargs: Any) -> Any:
+    def savepoint_rollback(sid: Any, *args: object, **kwargs: object) -> object:
         result = originals["savepoint_rollback"](sid, *args, **kwargs)
         tracker.after_savepoint_rollback(sid)
         return result
 
-    def savepoint_commit(sid: Any, *args: Any, **kwargs: Any) -> Any:
+    def savepoint_commit(sid: Any, *args: object, **kwargs: object) -> object:
         result = originals["savepoint_commit"](sid, *args, **kwargs)
         tracker.after_savepoint_commit(sid)
         return result

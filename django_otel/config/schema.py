@@ -336,7 +336,7 @@ class Scrub:
 @record
 class MetricsView:
     token: str | None = key(None, optional(text), "Bearer token for `/metrics`.")
-    allow: Any = key(
+    allow: object = key(
         "auto", allow, 'Who may read `/metrics`: "auto", "private", "token", "staff", "all", or a dotted path.'
     )
 

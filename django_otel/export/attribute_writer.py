@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from django_otel.base import guard
 from django_otel.export.wire import FIRST_VARINTS, KEY, STRING, VALUE, write_field, write_pair, write_value
 from django_otel.tracing.attributes import SharedAttributes
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from django_otel.redaction.scrub import Scrubber
 
 #: Longer texts are encoded each time: they are seldom repeated.
 MAX_CACHED_LENGTH = 512
@@ -25,27 +25,6 @@ MAX_CACHED_VALUES = 1024
 _MAX_BLOCK_BYTES = 2048
 
 
-class ValueScrubber(Protocol):
-    """Part of `redaction.scrub.Scrubber` that the encoder needs."""
-
-    @property
-    def is_pure(self) -> bool:
-        """Whether equal values give equal results each time."""
-
-    def value(self, key: str, value: Any) -> Any: ...
-
-    def text(self, text: str) -> str: ...
-
-    def key(self, key: str) -> str: ...
-
-    def scope(self, scope: InstrumentationScope | None) -> InstrumentationScope | None: ...
-
-    def is_text_only(self, key: str) -> bool:
-        """Whether `value` of a text under this key is its `fresh_text`."""
-
-    def fresh_text(self, text: str) -> str: ...
-
-
 class AttributeWriter:
     """Encodes the attributes of spans, of events or of links; each kind has a tag of its own.
 
@@ -54,18 +33,18 @@ class AttributeWriter:
     by as many look-ups, all of them in C: a third of the time of a loop.
     """
 
-    def __init__(self, tag: bytes, level: int, scrubber: ValueScrubber | None) -> None:
+    def __init__(self, tag: bytes, level: int, scrubber: Scrubber | None) -> None:
         self._tag = tag
         self._level = level
         self._scrubber = scrubber
         self._is_pure = scrubber is None or scrubber.is_pure
         self._fresh_text = None if scrubber is None else scrubber.fresh_text
         self.lost = 0
-        self._shapes: dict[tuple[Any, ...], list[_Table]] = {}
-        self._tables: dict[Any, _Table] = {}
+        self._shapes: dict[tuple[object, ...], list[_Table]] = {}
+        self._tables: dict[object, _Table] = {}
         self._bytes = 0
 
-    def fields(self, attributes: Mapping[str, Any]) -> list[bytes]:
+    def fields(self, attributes: Mapping[str, object]) -> list[bytes]:
         """The encoding of each attribute; of one that cannot be encoded nothing."""
         shape = tuple(attributes)
         lost = self.lost
@@ -85,7 +64,7 @@ class AttributeWriter:
             attributes.encoded = (self, block)
         return block
 
-    def _add_shape(self, shape: tuple[Any, ...]) -> list[_Table]:
+    def _add_shape(self, shape: tuple[object, ...]) -> list[_Table]:
         tables = [self._tables[key] if key in self._tables else self._add_table(key) for key in shape]
         if any(table.exported_key is not table.key for table in tables):
             # Keys that hold a secret are not remembered. Of those that look alike without it the last one counts.
@@ -95,14 +74,14 @@ class AttributeWriter:
         self._shapes[shape] = tables
         return tables
 
-    def _add_table(self, key: Any) -> _Table:
+    def _add_table(self, key: object) -> _Table:
         self._count_in(4 * CACHE_ENTRY_BYTES)
         table = _Table(self, key)
         if table.exported_key is key:
             self._tables[key] = table
         return table
 
-    def clean_key(self, key: Any) -> Any:
+    def clean_key(self, key: object) -> Any:
         """Return the key as it is exported, the same object unless a secret was in it."""
         return key if self._scrubber is None or not isinstance(key, str) else self._scrubber.key(key)
 
@@ -139,7 +118,7 @@ class AttributeWriter:
             self._keep(table, table, text, field)
         return field
 
-    def make(self, table: _Table, value: Any) -> bytes:
+    def make(self, table: _Table, value: object) -> bytes:
         """Encode any value that is not in its key's tables, and put it there if it may be."""
         field, is_kept = self.encode(table.key, table.exported_key, value)
         if is_kept and self._is_pure:
@@ -149,7 +128,7 @@ class AttributeWriter:
                 self._keep(table, known, value, field)
         return field
 
-    def _keep(self, table: _Table, known: dict[Any, bytes], value: Any, field: bytes) -> None:
+    def _keep(self, table: _Table, known: dict[Any, bytes], value: object, field: bytes) -> None:
         if len(field) > MAX_CACHED_LENGTH:
             return
         if len(known) >= MAX_CACHED_VALUES:
@@ -165,7 +144,7 @@ class AttributeWriter:
         self._count_in(size_bytes)
         known[value] = field
 
-    def encode(self, key: Any, exported_key: Any, value: Any) -> tuple[bytes, bool]:
+    def encode(self, key: Any, exported_key: object, value: object) -> tuple[bytes, bool]:
         """The field, or nothing; and whether the scrubber left the value as it was."""
         try:
             scrubbed = value if self._scrubber is None else self._scrubber.value(key, value)
@@ -177,7 +156,7 @@ class AttributeWriter:
             guard.report("encoding an attribute", error)
             return b"", False
 
-    def head(self, key: Any) -> tuple[bytes, bool]:
+    def head(self, key: object) -> tuple[bytes, bool]:
         """Return the bytes before the value's length in a pair, or b"", and whether the key leaves texts unredacted."""
         if type(key) is not str:
             return b"", False
@@ -191,7 +170,7 @@ class AttributeWriter:
             return b"", False
 
 
-class _Table(dict[Any, bytes]):
+class _Table(dict[object, bytes]):
     """From the texts under one key to their fields; makes what it does not have.
 
     Numbers have tables of their own, by type, since 1, True and 1.0 are equal
@@ -202,7 +181,7 @@ class _Table(dict[Any, bytes]):
         "_writer", "exported_key", "flags", "head", "integers", "is_text_only", "key", "refused", "size_bytes",
     )  # fmt: skip
 
-    def __init__(self, writer: AttributeWriter, key: Any) -> None:
+    def __init__(self, writer: AttributeWriter, key: object) -> None:
         self._writer = writer
         self.key = key
         #: The key without the secret that is in it; the same object when there is none.
@@ -225,7 +204,7 @@ class _Table(dict[Any, bytes]):
             found = self.flags.get(value)
         return self._writer.make(self, value) if found is None else found
 
-    def encode(self, value: Any) -> bytes:
+    def encode(self, value: object) -> bytes:
         """Encode a value without a look into the table."""
         return self._writer.encode(self.key, self.exported_key, value)[0]
 
@@ -241,8 +220,8 @@ class _LeftOut(_Table):
 
     __slots__ = ()
 
-    def __missing__(self, value: Any) -> bytes:
+    def __missing__(self, value: object) -> bytes:
         return b""
 
-    def encode(self, value: Any) -> bytes:
+    def encode(self, value: object) -> bytes:
         return b""

@@ -35,7 +35,6 @@ from django_otel.export.attribute_writer import (
     MAX_CACHE_BYTES,
     MAX_CACHED_LENGTH,
     AttributeWriter,
-    ValueScrubber,
 )
 from django_otel.export.wire import (
     FIRST_VARINTS,
@@ -56,6 +55,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Event, ReadableSpan
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import Link, SpanContext, Status
+
+    from django_otel.redaction.scrub import Scrubber
 
 # Tags of fields; `export.wire` says how they are made.
 _SPAN_TRACE_ID = b"\x0a\x10"
@@ -114,7 +115,7 @@ class SpanEncoder:
 
     def __init__(
         self,
-        scrubber: ValueScrubber | None = None,
+        scrubber: Scrubber | None = None,
         *,
         prepare: Callable[[ReadableSpan], ReadableSpan] | None = None,
         is_prepared: Callable[[InstrumentationScope | None], bool] = lambda scope: True,

@@ -82,7 +82,7 @@ def _grpc_arguments(settings: Receiver) -> dict[str, Any]:
     }
 
 
-def _import_exporter(kind: str, signal: str) -> Any:
+def _import_exporter(kind: str, signal: str) -> object:
     """The OTLP exporter class of a signal. Errors: `ConfigError` (E004) when its package is missing."""
     transport = "grpc" if kind == "otlp-grpc" else "http"
     module, name = {
@@ -97,7 +97,7 @@ def _import_exporter(kind: str, signal: str) -> Any:
         raise missing_package(kind, package, "django-otel-kit[grpc]" if transport == "grpc" else package) from error
 
 
-def _otlp_arguments(kind: str, signal: str, config: Config) -> dict[str, Any]:
+def _otlp_arguments(kind: str, signal: str, config: Config) -> dict[str, object]:
     settings = getattr(config, signal)
     arguments = _grpc_arguments(settings) if kind == "otlp-grpc" else _http_arguments(settings, signal)
     if kind == "otlp-json":
@@ -116,7 +116,7 @@ def _is_harmful(name: str, value: str) -> bool:
 
 
 def _watch_answers(
-    kind: str, signal: str, arguments: dict[str, Any], compression: str, on_drop: DropCounter
+    kind: str, signal: str, arguments: dict[str, object], compression: str, on_drop: DropCounter
 ) -> tuple[Any, Answers]:
     """The class of the exporter, which hands over what the receiver answers; `arguments` are added to."""
     exporter_class = _import_exporter(kind, signal)
@@ -196,14 +196,14 @@ def build_direct_exporter(
     clean: Callable[[ReadableSpan], ReadableSpan],
     on_lost: Callable[[int, str], None],
     on_drop: DropCounter = lambda *_: None,
-) -> Any:
+) -> object:
     """An exporter that takes spans as they are, cleans and encodes them, and sends them as the stock exporter does.
 
     Where the installed exporter is not built as we know it, the stock one with its own encoding.
     """
     from django_otel.export import otlp
 
-    def build() -> Any:
+    def build() -> object:
         arguments = _otlp_arguments(kind, "traces", config)
         watched_class, answers = _watch_answers(kind, "traces", arguments, config.traces.compression, on_drop)
         return otlp.build(kind, watched_class, arguments, config, clean, on_lost, answers)
@@ -218,13 +218,13 @@ class LazyExporter:
     start-up, and a process that exports nothing never needs them.
     """
 
-    def __init__(self, build: Callable[[], Any]) -> None:
+    def __init__(self, build: Callable[[], object]) -> None:
         self._build = build
         self._lock = threading.Lock()
         self._inner: Any = None
         self._is_shut_down = False
 
-    def export(self, batch: object, **kwargs: object) -> Any:
+    def export(self, batch: object, **kwargs: object) -> object:
         return self._get().export(batch, **kwargs)
 
     @property

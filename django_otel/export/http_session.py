@@ -112,7 +112,7 @@ def build_session(answers: Answers, base: Any = None, *arguments: object) -> req
     return session
 
 
-def watch_session(exporter_class: Any, answers: Answers) -> Any:
+def watch_session(exporter_class: Any, answers: Answers) -> object:
     """A subclass of a stock exporter with a session of its own, of which what receivers answer goes to `answers`."""
 
     def watch(response: requests.Response, **_: object) -> None:

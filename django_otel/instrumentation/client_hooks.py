@@ -46,29 +46,29 @@ def build_arguments(name: str, wish: Wish) -> dict[str, object]:
     return arguments
 
 
-def _contain_hook(name: str, keyword: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+def _contain_hook(name: str, keyword: str, hook: Callable[..., Any]) -> Callable[..., object]:
     """A raising hook would break the application's own call (the instrumentors call hooks unprotected)."""
     place = f"instrumentors.{name} {keyword}"
     if inspect.iscoroutinefunction(hook):
 
         @functools.wraps(hook)
-        async def contained_async(*args: Any, **kwargs: Any) -> Any:
+        async def contained_async(*args: object, **kwargs: object) -> object:
             with guard.contained(place):
                 return await hook(*args, **kwargs)
 
         return contained_async
 
     @functools.wraps(hook)
-    def contained(*args: Any, **kwargs: Any) -> Any:
+    def contained(*args: object, **kwargs: object) -> object:
         with guard.contained(place):
             return hook(*args, **kwargs)
 
     return contained
 
 
-def _contain_url_filter(name: str, url_filter: Callable[[Any], str]) -> Callable[[Any], str]:
+def _contain_url_filter(name: str, url_filter: Callable[[object], str]) -> Callable[[object], str]:
     @functools.wraps(url_filter)
-    def contained(url: Any) -> str:
+    def contained(url: object) -> str:
         with guard.contained(f"instrumentors.{name} url_filter"):
             return url_filter(url)
         # The filter exists because URLs hold something to hide.
@@ -89,18 +89,18 @@ def _httpx_request(span: trace.Span, request: Any) -> tuple[str, Any]:
     return str(request.url), request.headers
 
 
-def _urllib3_request(span: trace.Span, pool: Any, request: Any) -> tuple[str, Any]:
+def _urllib3_request(span: trace.Span, pool: Any, request: Any) -> tuple[str, object]:
     # Not `request.url`: a url_filter has been over it.
     host = f"[{pool.host}]" if ":" in pool.host and not pool.host.startswith("[") else pool.host
     port = f":{pool.port}" if pool.port else ""
     return f"{pool.scheme}://{host}{port}/", request.headers
 
 
-def _urllib_request(span: trace.Span, request: Any) -> tuple[str, Any]:
+def _urllib_request(span: trace.Span, request: Any) -> tuple[str, object]:
     return request.full_url, request.headers
 
 
-def _aiohttp_request(span: trace.Span, params: Any) -> tuple[str, Any]:
+def _aiohttp_request(span: trace.Span, params: Any) -> tuple[str, object]:
     return str(params.url), params.headers
 
 
@@ -116,10 +116,10 @@ _CLIENTS: dict[str, dict[str, Adapter]] = {
 
 def _add_verdict(
     name: str, adapter: Adapter, patterns: tuple[str, ...], hook: Any, is_async: bool
-) -> Callable[..., Any]:
+) -> Callable[..., object]:
     """The project's hook, then our verdict, as the last thing before the instrumentor injects."""
 
-    def judge(span: trace.Span, *args: Any) -> None:
+    def judge(span: trace.Span, *args: object) -> None:
         try:
             url, headers = adapter(span, *args)
             if outbound.is_host_allowed(url, patterns):
@@ -139,14 +139,14 @@ def _add_verdict(
 
     if is_async:
 
-        async def judge_async(span: trace.Span, *args: Any) -> None:
+        async def judge_async(span: trace.Span, *args: object) -> None:
             if hook is not None:
                 await hook(span, *args)
             judge(span, *args)
 
         return judge_async
 
-    def judge_after_hook(span: trace.Span, *args: Any) -> None:
+    def judge_after_hook(span: trace.Span, *args: object) -> None:
         if hook is not None:
             hook(span, *args)
         judge(span, *args)
@@ -160,7 +160,7 @@ class _RequestsRedirectGuard:
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self.patterns = patterns
 
-    def __call__(self, response: Any, *args: Any, **kwargs: Any) -> None:
+    def __call__(self, response: Any, *args: object, **kwargs: object) -> None:
         with guard.contained("instrumentors.requests redirect"):
             if not response.is_redirect:
                 return
@@ -175,21 +175,21 @@ def _guard_requests_redirects(request: Any, patterns: tuple[str, ...]) -> None:
         hooks.append(_RequestsRedirectGuard(patterns))
 
 
-class _UnredirectedSetter(Setter[Any]):
+class _UnredirectedSetter(Setter[object]):
     def set(self, carrier: Any, key: str, value: str) -> None:
         carrier.add_unredirected_header(key, value)
 
 
-def _inject_unredirected(span: trace.Span, request: Any) -> None:
+def _inject_unredirected(span: trace.Span, request: object) -> None:
     """urllib copies a request's headers to wherever it is redirected, except those added as unredirected."""
     propagate.inject(request, setter=_UnredirectedSetter())
     outbound.decide(span, False)
 
 
-def _build_aiohttp_redirect_guard(patterns: tuple[str, ...]) -> Any:
+def _build_aiohttp_redirect_guard(patterns: tuple[str, ...]) -> object:
     import aiohttp
 
-    async def on_request_redirect(session: Any, context: Any, params: Any) -> None:
+    async def on_request_redirect(session: object, context: object, params: Any) -> None:
         with guard.contained("instrumentors.aiohttp-client redirect"):
             location = params.response.headers.get("Location") or params.response.headers.get("URI") or ""
             if not outbound.is_host_allowed(urljoin(str(params.url), location), patterns):

@@ -414,7 +414,7 @@ class _SwitchedTracerProvider(trace.TracerProvider):
         instrumenting_module_name: str,
         instrumenting_library_version: str | None = None,
         schema_url: str | None = None,
-        attributes: Any = None,
+        attributes: object = None,
     ) -> trace.Tracer:
         return _SwitchedTracer(self, (instrumenting_module_name, instrumenting_library_version, schema_url, attributes))
 

@@ -138,11 +138,13 @@ class SamplingPolicyAdmin(PolicyPages):
     ) -> HttpResponse:
         return super().history_view(request, object_id, extra_context)
 
-    def get_formset_kwargs(self, request: HttpRequest, obj: SamplingPolicy, inline: Any, prefix: str) -> dict[str, Any]:
+    def get_formset_kwargs(
+        self, request: HttpRequest, obj: SamplingPolicy, inline: Any, prefix: str
+    ) -> dict[str, object]:
         if obj.pk is None:
             # Rules may be there before the policy.
             obj.pk = SamplingPolicy.ONLY_ID
-        kwargs: dict[str, Any] = super().get_formset_kwargs(request, obj, inline, prefix)
+        kwargs: dict[str, object] = super().get_formset_kwargs(request, obj, inline, prefix)
         return kwargs
 
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -156,7 +158,7 @@ class SamplingPolicyAdmin(PolicyPages):
     def save_model(self, request: HttpRequest, obj: SamplingPolicy, form: object, change: bool) -> None:
         """Nothing yet: policy and rules are saved together, as one change."""
 
-    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+    def save_related(self, request: HttpRequest, form: Any, formsets: object, change: bool) -> None:
         with models.single_change(alias()):
             if change:
                 form.instance.save()

@@ -118,7 +118,7 @@ class SamplingPolicyForm(_EndingForm):
             "keep_slow_s": _Number(),
         }
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         if "lasts" in self.fields:
             self.fields["lasts"].widget = forms.RadioSelect(choices=_ENDS)
@@ -134,7 +134,7 @@ class SamplingPolicyForm(_EndingForm):
         if self.instance.pk is None and not self.is_bound:
             self.initial.setdefault("ratio", follower.status()["base_ratio"])
 
-    def clean(self) -> dict[str, Any]:
+    def clean(self) -> dict[str, object]:
         cleaned = super().clean() or self.cleaned_data
         self.choose_end()
         seen = cleaned.get("seen_version")
@@ -188,12 +188,12 @@ class SamplingRuleForm(_EndingForm):
             "note": forms.TextInput(attrs={"dir": "auto"}),
         }
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         field: Any = self.fields["method"]
         field.choices = [("", pgettext("any method", "any")), *((method, method) for method in models.METHODS)]
 
-    def clean(self) -> dict[str, Any]:
+    def clean(self) -> dict[str, object]:
         cleaned = super().clean() or self.cleaned_data
         self.choose_end()
         return cleaned
@@ -229,7 +229,7 @@ class SamplingRuleFormSet(_InlineFormSet):
                 params={"number": len(kept), "most": MAX_RULES},
             )
 
-    def in_order(self) -> list[Any]:
+    def in_order(self) -> list[object]:
         """The forms in the order in which their rules are asked; those without a pattern are left out."""
 
         def place(form: Any) -> tuple[int, float]:
@@ -261,7 +261,7 @@ class SamplingRuleInline(_StackedInline):
         # The admin's own scripts for inlines do not know this template.
         return forms.Media()
 
-    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: object) -> Any:
         # The widgets of the form rather than the admin's.
         return db_field.formfield(**kwargs)
 

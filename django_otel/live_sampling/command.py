@@ -202,7 +202,7 @@ class SamplingCommand:
         self._print = write
         self._alias = router.db_for_write(SamplingPolicy)
 
-    def run(self, options: dict[str, Any]) -> int:
+    def run(self, options: dict[str, object]) -> int:
         """Does what was asked and gives the exit code."""
         action = options["action"] if options["action"] != "rule" else f"rule_{options['rule_action']}"
         try:
@@ -228,7 +228,7 @@ class SamplingCommand:
             return NOT_WORKING
         return OK
 
-    def _get(self, options: dict[str, Any]) -> None:
+    def _get(self, options: dict[str, object]) -> None:
         effective, state = self._effective()
         if options["format"] == "json":
             self._write_json(_as_json(self._config, effective, state))
@@ -303,7 +303,7 @@ class SamplingCommand:
         self._write(f"{said} {_preview(rule)}".rstrip())
         self._done(history)
 
-    def _rule_list(self, options: dict[str, Any]) -> None:
+    def _rule_list(self, options: dict[str, object]) -> None:
         state = models.read_state(self._alias)
         if options["format"] == "json":
             self._write_json([_rule_as_json(rule) for rule in state.rules])

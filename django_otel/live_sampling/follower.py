@@ -458,7 +458,7 @@ def table_problem() -> str | None:
     return missing_table_text(alias) if tables_exist(alias) is False else None
 
 
-def processes() -> list[dict[str, Any]]:
+def processes() -> list[dict[str, object]]:
     """What every living process of this host that follows the same policy says, without a query.
 
     Each has `host`, `pid`, `group` (its server), `command` (a management
@@ -468,7 +468,7 @@ def processes() -> list[dict[str, Any]]:
 
     Units: every `*_s` is seconds since the Unix epoch.
     """
-    members: list[dict[str, Any]] = []
+    members: list[dict[str, object]] = []
     with guard.contained("reading what the processes of this host apply"):
         followed = _followers.get(os.getpid())
         shown = followed.registry if followed is not None else None

@@ -146,11 +146,11 @@ def own_fingerprint() -> str:
     return "" if policy is None else policy.fingerprint
 
 
-def is_followed(status: dict[str, Any]) -> bool:
+def is_followed(status: dict[str, object]) -> bool:
     return bool(status["enabled"] and status["live"] and not status["foreign"])
 
 
-def list_processes(status: dict[str, Any], wanted: str) -> list[Process]:
+def list_processes(status: dict[str, object], wanted: str) -> list[Process]:
     """Every living process, this one first."""
     now_s = timezone.now().timestamp()
 

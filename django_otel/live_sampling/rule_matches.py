@@ -42,7 +42,7 @@ class _Entered:
     method: str
 
 
-def build(formset: Any) -> dict[str, Any]:
+def build(formset: Any) -> dict[str, object]:
     """Gives each form of the formset its `preview`."""
     routes = project_routes()
     ordered = formset.in_order()

@@ -229,7 +229,7 @@ def is_multiprocess() -> bool:
     return name == "MmapedValue"
 
 
-def _merge_processes(collectors: list[object]) -> list[Any]:
+def _merge_processes(collectors: list[object]) -> list[object]:
     """Replace prometheus_client's own instruments by their sum over all processes.
 
     Collectors that describe the answering process (its memory, its garbage collector) are left out: with several

@@ -263,7 +263,7 @@ class MetricsDataBuilder:
             return HistogramData(points, counted)
         return ExponentialHistogram(points, counted)
 
-    def _build_point(self, family: Family, point: Point, now_ns: int) -> Any:
+    def _build_point(self, family: Family, point: Point, now_ns: int) -> object:
         value, start_ns = point.value, point.start_time_unix_nano
         if self._is_delta and family.kind in (Kind.COUNTER, Kind.HISTOGRAM, Kind.EXPONENTIAL_HISTOGRAM):
             key = (family.scope, family.name, family.kind, identity(point.attributes))
@@ -319,13 +319,13 @@ class MetricsDataBuilder:
         )
 
 
-def _copy_value(value: Any) -> Any:
+def _copy_value(value: object) -> Any:
     if isinstance(value, HistogramValue):
         return HistogramValue(value.bounds, list(value.buckets), value.sum)
     return value
 
 
-def _subtract(now: Any, before: Any) -> Any:
+def _subtract(now: object, before: Any) -> Any:
     """Return the increment since `before`; None if there is none."""
     if isinstance(now, HistogramValue):
         if not isinstance(before, HistogramValue) or now.bounds != before.bounds:

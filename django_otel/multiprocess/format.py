@@ -106,7 +106,7 @@ def parse_attributes(pairs: Any) -> Attributes:
     return tuple((str(key), parse_attribute(value)) for key, value in pairs)
 
 
-def parse_attribute(value: Any) -> Any:
+def parse_attribute(value: object) -> Any:
     if value.__class__ is str:
         # Nearly all are; the checks below take most of the time of a first scrape.
         return value

@@ -25,7 +25,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from django_otel.base import guard
 from django_otel.base.private_files import Unusable, check_folder, make_folder, open_file
@@ -125,8 +124,8 @@ class HostRegistry:
         self.lease: Lease | None = None
         self._leader = -1
         self._seen: tuple[int, ...] | None = None
-        self._reported: dict[str, Any] | None = None
-        self._members: dict[int, tuple[tuple[int, ...], dict[str, Any]]] = {}
+        self._reported: dict[str, object] | None = None
+        self._members: dict[int, tuple[tuple[int, ...], dict[str, object]]] = {}
         self._clock: tuple[Path, tuple[int, int], memoryview[float]] | None = None
 
     # --- The slot. ---
@@ -155,7 +154,7 @@ class HostRegistry:
             self._replace(f"{self.lease.number}.json", json.dumps(found).encode())
             self._reported = found
 
-    def members(self) -> list[dict[str, Any]]:
+    def members(self) -> list[dict[str, object]]:
         """Return the reports of living processes of the folder, by slot; without those that have not reported yet."""
         numbers = sorted(int(path.stem) for path in self.folder.glob("*.lock") if path.stem.isdecimal())
         own = self.lease.number if self.lease is not None else None
@@ -168,7 +167,7 @@ class HostRegistry:
                     found.append({**content, "slot": number})
         return found
 
-    def _member(self, number: int) -> dict[str, Any] | None:
+    def _member(self, number: int) -> dict[str, object] | None:
         path = self.folder / f"{number}.json"
         try:
             stamp = _stamp(path)

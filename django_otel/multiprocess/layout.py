@@ -131,7 +131,7 @@ class SlotLayout:
 
 def _parse_all(texts: Collection[bytes]) -> list[Any]:
     """The values of many JSON texts. Errors: `ValueError`."""
-    found: list[Any] = json.loads((b"[%b]" % b",".join(texts)).decode())
+    found: list[object] = json.loads((b"[%b]" % b",".join(texts)).decode())
     if len(found) != len(texts):
         raise ValueError("not one value each")
     return found

@@ -60,7 +60,7 @@ def read_snapshot(path: Path) -> list[Family] | None:
         return None
 
 
-def _dump_family(family: Family) -> Any:
+def _dump_family(family: Family) -> object:
     return [
         family.name, family.kind.value, family.unit, family.description,
         [family.scope.name, family.scope.version, family.scope.schema_url, family.scope.attributes],
@@ -72,7 +72,7 @@ def _dump_family(family: Family) -> Any:
     ]  # fmt: skip
 
 
-def _dump_value(value: Any) -> Any:
+def _dump_value(value: object) -> object:
     if isinstance(value, HistogramValue):
         return {"b": value.bounds, "c": value.buckets, "s": value.sum}
     if isinstance(value, ExponentialValue):
@@ -102,7 +102,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _parse_value(value: Any) -> Any:
+def _parse_value(value: object) -> Any:
     if not isinstance(value, dict):
         if not _is_number(value):
             raise TypeError("no number")

@@ -64,7 +64,8 @@ def scrub_scope(scrubber: Scrubber, scope: InstrumentationScope | None) -> Instr
     """Scrub name, version, attributes and schema URL of an instrumentation scope; the same object when clean."""
     if scope is None:
         return scope
-    name, version, url = (_scrub_optional(scrubber, text) for text in (scope.name, scope.version, scope.schema_url))
+    name = scrubber.text(scope.name)
+    version, url = (scrubber.text(text) if text else text for text in (scope.version, scope.schema_url))
     attributes = scrubber.attributes(scope.attributes)
     if name is scope.name and version is scope.version and url is scope.schema_url and attributes is scope.attributes:
         return scope
@@ -73,13 +74,9 @@ def scrub_scope(scrubber: Scrubber, scope: InstrumentationScope | None) -> Instr
 
 def scrub_metric_scope(scrubber: Scrubber, scope: Scope) -> Scope:
     """Scrub the scope of metrics as `scope` does that of spans."""
-    name, version, url = (_scrub_optional(scrubber, text) for text in (scope.name, scope.version, scope.schema_url))
+    name, version, url = (scrubber.text(text) for text in (scope.name, scope.version, scope.schema_url))
     found = Scope(name, version, url, scrubber.labels(scope.attributes))
     return scope if found == scope else found
-
-
-def _scrub_optional(scrubber: Scrubber, text: str | None) -> str | None:
-    return scrubber.text(text) if text and isinstance(text, str) else text
 
 
 def _scrub_event(scrubber: Scrubber, event: Event) -> Event:

@@ -252,11 +252,11 @@ class EffectivePolicy:
         return decision
 
 
-def _first(upper: Any, lower: Any) -> Any:
+def _first(upper: object, lower: object) -> Any:
     return lower if upper is None else upper
 
 
-def outcome_of_attributes(policy: EffectivePolicy, attributes: Mapping[str, Any]) -> RuleOutcome | None:
+def outcome_of_attributes(policy: EffectivePolicy, attributes: Mapping[str, object]) -> RuleOutcome | None:
     """For a server span that another instrumentation makes: what its method and path lead to."""
     path = attributes.get("url.path") or attributes.get("http.target")
     if not isinstance(path, str):

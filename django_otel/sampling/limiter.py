@@ -30,7 +30,7 @@ class Limiter:
     threads that find it due to be filled one does it while the others go on.
     """
 
-    def __init__(self, max_per_second: float, processes: int, clock: Any = None) -> None:
+    def __init__(self, max_per_second: float, processes: int, clock: object = None) -> None:
         self.max_per_second = max_per_second
         self._filling = threading.Lock()
         self._filled_s = time.monotonic()
@@ -39,7 +39,7 @@ class Limiter:
         self._own_clock = array.array("d", (-math.inf, -math.inf))
         self.share(processes, clock)
 
-    def share(self, processes: int, clock: Any = None) -> None:
+    def share(self, processes: int, clock: object = None) -> None:
         """Divide the limit by this number of processes, or share `clock` with them where that would be too little."""
         self.processes = max(1, processes)
         self.clock = clock
@@ -47,7 +47,7 @@ class Limiter:
         self._most_credit = max(1.0, self._per_second * _BURST_S)
         self._most = int(self._most_credit)
         self._tokens: collections.deque[None] = collections.deque(maxlen=self._most)
-        self._clock: Any = None
+        self._clock: object = None
         if self._most_credit < 2.0:
             is_shared = clock is not None and self.processes > 1
             self._clock = clock if is_shared else self._own_clock

@@ -149,9 +149,9 @@ class Rule:
             return route is not None and self._match(route) is not None
         return True
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As a dict of plain values; what has its default is left out."""
-        found: dict[str, Any] = {"ratio": self.ratio}
+        found: dict[str, object] = {"ratio": self.ratio}
         for name in ("path", "route", "method", "priority", "expires_at_s", "note"):
             value = getattr(self, name)
             if value not in ("", 0, None) or (name == "expires_at_s" and value is not None):
@@ -236,9 +236,14 @@ class Policy:
         """Eight hexadecimal digits that differ for different content: what "applied" is compared by."""
         return f"{zlib.crc32(json.dumps(self.to_json(), sort_keys=True).encode()):08x}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As a dict of plain values for `json.dumps`; what has its default is left out."""
-        found: dict[str, Any] = {"format": FORMAT, "ratio": self.ratio, "source": self.source, "version": self.version}
+        found: dict[str, object] = {
+            "format": FORMAT,
+            "ratio": self.ratio,
+            "source": self.source,
+            "version": self.version,
+        }
         for name in ("expires_at_s", "max_per_second", "keep_errors", "keep_slow_s"):
             value = getattr(self, name)
             if value is not None:

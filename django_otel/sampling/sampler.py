@@ -63,7 +63,7 @@ class LiveSampler(Sampler):
         self.on_first: Callable[[], None] | None = None
         self._limiter: Limiter | None = None
         self._processes = 1
-        self._clock: Any = None
+        self._clock: object = None
         self._expects_views = False
         self.rebase(base)
 
@@ -94,7 +94,7 @@ class LiveSampler(Sampler):
         self._live = policy
         self._compose(time.time())
 
-    def share(self, processes: int, clock: Any = None) -> None:
+    def share(self, processes: int, clock: object = None) -> None:
         """Say how many processes divide the limit of traces per second among them, and which clock they share."""
         self._processes, self._clock = max(1, processes), clock
         limiter = self._limiter

@@ -30,14 +30,14 @@ class SharedAttributes(dict[str, Any]):
     #: For who writes them out, so that it is done once: who, and what was written.
     __slots__ = ("encoded",)
 
-    def __init__(self, attributes: Mapping[str, Any]) -> None:
+    def __init__(self, attributes: Mapping[str, object]) -> None:
         super().__init__(attributes)
-        self.encoded: tuple[Any, bytes] | None = None
+        self.encoded: tuple[object, bytes] | None = None
 
 
 def clean(
     attributes: Mapping[str, Any], longest: int | None, most: int | None, scrub: Callable[[str], str]
-) -> tuple[Mapping[str, Any], int]:
+) -> tuple[Mapping[str, object], int]:
     """The attributes with every value as OpenTelemetry has it, and how many were dropped.
 
     Nearly all are plain already, which their exact types show at a fifth of the
@@ -63,7 +63,7 @@ def clean(
     return cut_attributes(dict(bounded), longest, scrub) or {}, bounded.dropped
 
 
-def resolve(value: Any) -> Any:
+def resolve(value: object) -> Any:
     """The value behind a proxy, also in a sequence; the SDK would keep a lazy text, and no exporter can send it."""
     if type(value) is list or type(value) is tuple:
         return [_resolve_item(item) for item in value] if any(map(_is_lazy, value)) else value
@@ -74,23 +74,23 @@ def resolve(value: Any) -> Any:
     return f"<{type(value).__name__}>"
 
 
-def resolve_all(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+def resolve_all(attributes: Mapping[str, object]) -> Mapping[str, Any]:
     """The attributes without proxies, as keys, as values and in sequences; the same object when there is none."""
     found = {plain_name(key) if _is_lazy(key) else key: resolve(value) for key, value in attributes.items()}
     changed = any(map(_is_lazy, attributes)) or any(found[key] is not value for key, value in attributes.items())
     return found if changed else attributes
 
 
-def _is_lazy(value: Any) -> bool:
+def _is_lazy(value: object) -> bool:
     # Django's lazy texts claim no other class.
     return value.__class__ is not type(value) or type(value).__name__ == "__proxy__"
 
 
-def _resolve_item(item: Any) -> Any:
+def _resolve_item(item: object) -> object:
     return plain_name(item) if type(item).__name__ == "__proxy__" else resolve(item)
 
 
-def plain_name(name: Any) -> str:
+def plain_name(name: object) -> str:
     """The name of a span as text: a lazy text, or what else was given, is evaluated now."""
     with guard.contained("a lazy name of a span"):
         return str.__str__(name) if issubclass(type(name), str) else str(name)
@@ -170,7 +170,7 @@ def are_ready(attributes: Mapping[str, Any], limits: SpanLimits) -> bool:
     return (most is None or len(attributes) <= most) and clean(attributes, longest, most, str)[0] is attributes
 
 
-def store(kept: dict[str, Any], cleaned: Mapping[str, object], most: int | None) -> int:
+def store(kept: dict[str, object], cleaned: Mapping[str, object], most: int | None) -> int:
     """Add attributes to the kept ones; beyond `most` the oldest go. How many went."""
     dropped = 0
     for key, value in cleaned.items():
@@ -196,5 +196,5 @@ def warn_full(times: int, most: int | None) -> None:
         )
 
 
-def is_valid_link(context: Any, attributes: Any) -> bool:
+def is_valid_link(context: Any, attributes: object) -> bool:
     return bool(context and (context.is_valid or attributes or context.trace_state))

@@ -84,9 +84,9 @@ class Recording:
 
     def __init__(self) -> None:
         self._signal = "events"
-        self._emit: Callable[[Any, dict[str, Any]], bool] | None = None
+        self._emit: Callable[[object, dict[str, object]], bool] | None = None
 
-    def choose(self, signal: str, emit: Callable[[Any, dict[str, Any]], bool]) -> None:
+    def choose(self, signal: str, emit: Callable[[Any, dict[str, object]], bool]) -> None:
         """Record by `signal` ("events", "logs", "logs/dup"); `emit(span, attributes)` returns whether it could."""
         self._signal, self._emit = signal, emit
 

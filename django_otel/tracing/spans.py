@@ -150,7 +150,7 @@ class RecordedSpan(SpanFields):
         limits = self._limits
         kind = type(value)
         dropped = 0
-        cleaned: Mapping[str, Any]
+        cleaned: Mapping[str, object]
         longest = limits.max_span_attribute_length
         is_clean = (
             (longest is None or len(cast(str, value)) <= longest)
@@ -175,7 +175,7 @@ class RecordedSpan(SpanFields):
         )
         self._add(cleaned, dropped, "Setting attribute on ended span.")
 
-    def complete(self, name: str, attributes: Mapping[str, Any], *, are_clean: bool = False) -> None:
+    def complete(self, name: str, attributes: Mapping[str, object], *, are_clean: bool = False) -> None:
         """Rename the span and set attributes, as `update_name` and `set_attributes` do, under the lock taken once."""
         most = self._limits.max_span_attributes
         cleaned, dropped = attributes, 0
@@ -411,7 +411,7 @@ def to_readable(span: ReadableSpan) -> ReadableSpan:
     return span.readable_span() if type(span) is RecordedSpan else span
 
 
-def is_discarded(span: Any) -> bool:
+def is_discarded(span: object) -> bool:
     """Whether a span, which may have ended, is not to be exported after all."""
     return type(span) is RecordedSpan and span.is_discarded
 

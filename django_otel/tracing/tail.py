@@ -87,7 +87,7 @@ class TailBuffer:
         self._traces.clear()
         self._owners.clear()
 
-    def withdraw(self, root: Any) -> None:
+    def withdraw(self, root: object) -> None:
         """Forget the trace of a local root that is discarded."""
         owner = self._traces.pop(span_id_of(context_of(root)), None)
         if owner is not None:
@@ -99,7 +99,7 @@ class TailBuffer:
         """How many spans are held."""
         return len(self._owners)
 
-    def start(self, span: Any) -> None:
+    def start(self, span: object) -> None:
         """A span began that is recorded and not sampled."""
         span_id = span_id_of(context_of(span))
         parent = parent_of(span)
@@ -172,7 +172,7 @@ class TailBuffer:
         if self._discard is not None:
             self._discard(span)
 
-    def _reason(self, root: Any) -> str:
+    def _reason(self, root: object) -> str:
         policy = self._policy()
         status, start_unix_nano, end_unix_nano = outcome_of(root)
         if policy.keep_errors and status.status_code is StatusCode.ERROR:

@@ -87,7 +87,7 @@ class Tracer(trace.Tracer):
             )
         if context is None:
             context = get_current()
-        parent: Any = context.get(SPAN_KEY)
+        parent: object = context.get(SPAN_KEY)
         root: RecordedSpan | None = None
         # By exact type: isinstance() with the API's abstract class costs ten times as much.
         if type(parent) is DroppedSpan:

@@ -299,10 +299,7 @@ class Command(BaseCommand):
         if config is None:
             return BAD_CONFIGURATION
         try:
-            if folder is not None:
-                found = [discovery.open_folder(folder)]
-            else:
-                found = [*discovery.find_groups(config), *groups.find_background(config)]
+            found = [discovery.open_folder(folder)] if folder is not None else discovery.find_groups(config)
         except OSError as error:
             self._write_wrapped(str(error), "")
             return NOT_WORKING
