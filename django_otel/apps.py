@@ -76,16 +76,31 @@ class DjangoOTelConfig(AppConfig):
             auth,
             cache,
             callbacks,
+            commands,
             database,
             email,
             instrumentors,
+            migrations,
             request_times,
             security,
         )
         from django_otel.live_sampling import follower
 
         # Instrumentors first: the stable conventions are opted in before any of them loads.
-        for part in (instrumentors, logs, database, cache, auth, security, email, business, failures, request_times):
+        for part in (
+            instrumentors,
+            logs,
+            database,
+            cache,
+            auth,
+            security,
+            email,
+            business,
+            failures,
+            request_times,
+            commands,
+            migrations,
+        ):
             runtime.on_config_change(part.install)
             # A format of LOGGING may name the trace's id, whatever the settings say.
             runtime.on_refusal(logs.stand_by if part is logs else part.uninstall)

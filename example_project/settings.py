@@ -53,6 +53,8 @@ OTEL = {
         *("makemigrations", "migrate", "collectstatic", "check", "test", "shell"),
         *("demo", "shop_admin"),
     ],
+    # Nightly jobs: how long they take, and when each last succeeded.
+    "COMMANDS": ["restock"],
     # Style sheets are neither traced nor counted.
     "REQUEST": {"EXCLUDE": ["/static/*", "/favicon.ico"]},
     # Trace headers go to our own services, not to strangers.

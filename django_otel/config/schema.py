@@ -22,6 +22,7 @@ from django_otel.config.validators import (
     absolute_path,
     allow,
     boolean,
+    boolean_or,
     buckets,
     business,
     callable_or_path,
@@ -404,6 +405,12 @@ class Config:
     cache: Cache = section(Cache)
     auth: bool = key(True, boolean, "django.auth.events and django.security.events: sign-ins, and refused requests.")
     email: bool = key(False, boolean, "django.email.sent, and a span per call of the mail backend; never an address.")
+    commands: bool | tuple[str, ...] = key(
+        False,
+        boolean_or(list_of(text, "command names")),
+        "Spans and metrics of management commands: True, or a list of their names. Never of SKIP_COMMANDS, or of"
+        " commands that run until they are stopped.",
+    )
     business: Mapping[str, Mapping[str, object]] = key({}, business, "Business events by model label.")
     scrub: Scrub = section(Scrub)
     metrics_view: MetricsView = section(MetricsView)

@@ -145,6 +145,18 @@ def optional(rule: Rule) -> Rule:
     return check
 
 
+def boolean_or(rule: Rule) -> Rule:
+    def check(value: object) -> object:
+        if isinstance(value, bool):
+            return value
+        try:
+            return rule(value)
+        except Misfit as misfit:
+            raise Misfit(f"True, False or {misfit.expected}", misfit.hint, misfit.problem_id) from None
+
+    return check
+
+
 def list_of(rule: Rule, what: str) -> Rule:
     def check(value: object) -> tuple[object, ...]:
         if isinstance(value, str) or not isinstance(value, list | tuple | set | frozenset):

@@ -10,6 +10,7 @@ from django_otel.metrics.model import Kind
 
 SECONDS_HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 SECONDS_DB = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+SECONDS_COMMAND = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1_800.0, 3_600.0, 21_600.0, 86_400.0)
 BYTES = (0.0, 100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0, 10_000_000.0, 100_000_000.0)
 QUERIES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0)
 #: Default bounds of a histogram made by a project (OpenTelemetry metrics SDK, explicit bucket aggregation).
@@ -23,7 +24,8 @@ class Metric:
     """One metric of the catalogue.
 
     `aggregation` is how values of several processes add up: "sum" (all that
-    ever lived), "livesum" (living processes), "max", "min", "last".
+    ever lived), "livesum" (living processes), "max", "min", "last" (of the
+    living ones), "max_ever" (the largest of all that ever lived).
     """
 
     name: str
@@ -176,6 +178,36 @@ CATALOGUE: dict[str, Metric] = {
             ("django.email.outcome",),
             "2",
             OWN,
+        ),
+        Metric(
+            "django.command.duration",
+            Kind.HISTOGRAM,
+            "s",
+            "Duration of management commands.",
+            ("django.command.name", "django.command.outcome"),
+            "commands x 2",
+            OWN,
+            SECONDS_COMMAND,
+        ),
+        Metric(
+            "django.command.last_success",
+            Kind.GAUGE,
+            "s",
+            "When a management command last succeeded, in seconds since the Unix epoch.",
+            ("django.command.name",),
+            "commands",
+            OWN,
+            aggregation="max_ever",
+        ),
+        Metric(
+            "django.migrations",
+            Kind.GAUGE,
+            "{migration}",
+            "Migrations of the project's apps, by whether they are applied.",
+            ("django.db.alias", "django.migration.state"),
+            "databases x 2",
+            OWN,
+            aggregation="last",
         ),
         Metric(
             "django.model.operations",

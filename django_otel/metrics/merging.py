@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from django_otel.metrics.attributes import identity
+from django_otel.metrics.catalogue import CATALOGUE
 from django_otel.metrics.exemplar_choice import keep_newest
 from django_otel.metrics.model import ExponentialValue, Family, HistogramValue, Kind, Point
 
@@ -101,6 +102,14 @@ def merge_processes(parts: Iterable[tuple[Iterable[Family], bool]]) -> list[Fami
                     copy = Point(point.attributes, point.value, point.exemplars, point.start_time_unix_nano)
                     points[point_key] = copy
                     total.points.append(copy)
+                elif family.kind is Kind.GAUGE and _keeps_largest(family.name):
+                    known.value = max(known.value, point.value)  # type: ignore[type-var]
                 elif family.kind is Kind.GAUGE or not merge_point(known, point):
                     known.value, known.exemplars = point.value, point.exemplars
     return list(families.values())
+
+
+def _keeps_largest(name: str) -> bool:
+    """Whether of this gauge the largest value counts, whichever process has set it."""
+    metric = CATALOGUE.get(name)
+    return metric is not None and metric.aggregation == "max_ever"

@@ -35,6 +35,11 @@ MAX_CELLS_BYTES = 256 << 20
 LIVE_KINDS = frozenset({Kind.UP_DOWN_COUNTER, Kind.GAUGE})
 
 
+def is_live(definition: Definition) -> bool:
+    """Whether only living processes have values of this instrument."""
+    return definition.kind in LIVE_KINDS and definition.aggregation != "max_ever"
+
+
 #: What reading a file raises whose checksums are right and whose content is not ours.
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 

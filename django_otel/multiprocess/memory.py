@@ -41,6 +41,7 @@ from django_otel.multiprocess.format import (
     SEGMENT_CELLS,
     Entry,
     Keys,
+    is_live,
     last_sequence,
     pack_definition,
     pack_series,
@@ -121,7 +122,7 @@ class SharedMemory(Memory):
             self._per_definition[entry.definition] = self._per_definition.get(entry.definition, 0) + 1
         self._next_cell = max((entry.base + entry.cells for entry in self.keys.entries), default=HEADER_CELLS)
         for entry in self.keys.entries:
-            if entry.definition.kind in LIVE_KINDS:
+            if is_live(entry.definition):
                 view, base = self._files.locate(entry.base)
                 for index in range(base, base + entry.cells):
                     view[index] = 0.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from django_otel.metrics.cells import Definition, cells_of
 from django_otel.metrics.model import OWN_SCOPE, Exemplar, Family, HistogramValue, Kind, Point
-from django_otel.multiprocess.format import LIVE_KINDS, read_ring
+from django_otel.multiprocess.format import is_live, read_ring
 from django_otel.multiprocess.layout import Instrument, Series, SlotLayout
 
 #: What a plan is made for: number, layout, series, definitions, whether it lives, and readable cells of each slot.
@@ -132,7 +132,7 @@ def _places(layout: SlotLayout, wanted: set[Instrument], is_living: bool, cells:
     refused = {
         instrument
         for instrument, _ in layout.definitions
-        if instrument not in wanted or (instrument.definition.kind in LIVE_KINDS and not is_living)
+        if instrument not in wanted or (is_live(instrument.definition) and not is_living)
     }
     if refused or layout.end > cells:
         return {
@@ -212,7 +212,7 @@ def _combine(aggregation: str, found: Sequence[tuple[float, float]]) -> float | 
     if not found:
         return None
     values = [value for _, value in found]
-    if aggregation == "max":
+    if aggregation in ("max", "max_ever"):
         return max(values)
     if aggregation == "min":
         return min(values)

@@ -62,18 +62,26 @@ def _is_redacted_later(span: trace.Span) -> bool:
 
 
 def record_exception(
-    span: trace.Span, error: BaseException, scrub: Callable[[str], str], *, escaped: bool = False
+    span: trace.Span,
+    error: BaseException,
+    scrub: Callable[[str], str],
+    *,
+    escaped: bool = False,
+    scrubs_now: bool = False,
 ) -> None:
     """Add an `exception` event as the SDK does, within its length limits.
+
+    With `scrubs_now` its texts are redacted by `scrub` here, because it knows more than what redacts all spans later.
 
     Source: OpenTelemetry semantic conventions, "Exceptions on spans".
     """
     is_redacted_later = _is_redacted_later(span)
     stack = format_stack(error, scrub, MAX_STACK if is_redacted_later else _MAX_SDK_STACK)
+    message = message_for(span, error, scrub)
     attributes = {
         "exception.type": type_name(error),
-        "exception.message": message_for(span, error, scrub),
-        STACK: stack if is_redacted_later else scrub(stack),
+        "exception.message": scrub(message) if scrubs_now else message,
+        STACK: stack if is_redacted_later and not scrubs_now else scrub(stack),
     }
     if recording.wants_event(span, attributes):
         span.add_event("exception", {**attributes, "exception.escaped": str(escaped)})

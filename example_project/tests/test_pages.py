@@ -220,3 +220,10 @@ def test_migrations_are_complete_and_the_project_is_sound() -> None:
     call_command("makemigrations", "--check", "--dry-run", verbosity=0)
     # W009 is right where psycopg 3 is installed beside psycopg2, as for the tests of django_otel.
     assert [problem for problem in run_checks() if problem.id != "django_otel.W009"] == []
+
+
+def test_the_nightly_job_is_measured(otel_spans, otel_metrics) -> None:
+    call_command("restock", below=3, to=12)
+    assert not Product.objects.filter(stock__lt=3).exists()
+    assert otel_spans.one("manage.py restock")
+    assert otel_metrics.value("django.command.last_success", django__command__name="restock") > 0
