@@ -268,7 +268,7 @@ def call_project(path: str) -> None:
 
     Errors: the project's.
     """
-    found: Any = import_string(path)()
+    found: object = import_string(path)()
     if inspect.isawaitable(found):
         asyncio.run(_await(found))
 

@@ -136,9 +136,9 @@ class SpanEncoder:
         self._resources: dict[int, tuple[Resource, bytes]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, bytes, bytes]] = {}
         # What the last span had, by identity: the objects are kept, so that their identity stays theirs.
-        self._trace_state: Any = None
+        self._trace_state: object = None
         self._trace_state_field = b""
-        self._status: Any = None
+        self._status: object = None
         self._status_field = b""
 
     @property
@@ -151,7 +151,7 @@ class SpanEncoder:
         self.spans_lost = 0
         groups = _Groups()
         group: _Group | None = None
-        resource: Any = None
+        resource: object = None
         scope: Any = None
         for span in spans:
             try:
@@ -177,7 +177,7 @@ class SpanEncoder:
             group.add(body)
         return b"".join([self._resource_spans(*item) for item in groups.by_resource()])
 
-    def _shared_body(self, span: Any) -> bytes | None:
+    def _shared_body(self, span: object) -> bytes | None:
         if self._sharing is None or type(span) is not RecordedSpan:
             return None
         known = getattr(span, "encoded", None)
@@ -246,7 +246,7 @@ class SpanEncoder:
     def _link_fields(self, links: Sequence[Link]) -> list[bytes]:
         return [write_field(_SPAN_LINK, self._link(link)) for link in links]
 
-    def _name_field(self, name: Any) -> bytes:
+    def _name_field(self, name: object) -> bytes:
         if name is None:
             return b""
         scrubbed = name if self._scrubber is None or not isinstance(name, str) else self._scrubber.text(name)
@@ -260,7 +260,7 @@ class SpanEncoder:
         return field
 
     def _encode_status(self, status: Status) -> bytes:
-        description: Any = status.description
+        description: object = status.description
         if not description:
             return _STATUSES[status.status_code._value_]
         if self._scrubber is not None:
@@ -271,7 +271,7 @@ class SpanEncoder:
         return write_field(_SPAN_STATUS, message + _STATUS_CODES[status.status_code._value_])
 
     def _event(self, event: Event) -> bytes:
-        name: Any = event.name
+        name: object = event.name
         if self._scrubber is not None and isinstance(name, str):
             name = self._scrubber.text(name)
         parts = [
@@ -350,10 +350,10 @@ class _Groups:
     """Spans by equal resource and equal scope, in the order in which the first of each came."""
 
     def __init__(self) -> None:
-        self._by_identity: dict[tuple[int, int], tuple[Any, Any, _Group]] = {}
-        self._resources: dict[Any, tuple[Any, dict[Any, _Group]]] = {}
+        self._by_identity: dict[tuple[int, int], tuple[object, object, _Group]] = {}
+        self._resources: dict[object, tuple[object, dict[object, _Group]]] = {}
 
-    def find(self, resource: Any, scope: InstrumentationScope | None) -> _Group:
+    def find(self, resource: object, scope: InstrumentationScope | None) -> _Group:
         identity = (id(resource), id(scope))
         found = self._by_identity.get(identity)
         if found is None:
@@ -362,7 +362,7 @@ class _Groups:
             found = self._by_identity[identity] = (resource, scope, group)
         return found[2]
 
-    def _find_equal(self, resource: Any, scope: InstrumentationScope | None) -> _Group:
+    def _find_equal(self, resource: object, scope: InstrumentationScope | None) -> _Group:
         _, scopes = self._resources.setdefault(_hashable(resource), (resource, {}))
         key = _hashable(scope)
         group = scopes.get(key)
@@ -370,14 +370,14 @@ class _Groups:
             group = scopes[key] = _Group(scope)
         return group
 
-    def by_resource(self) -> Iterable[tuple[Any, list[_Group]]]:
+    def by_resource(self) -> Iterable[tuple[object, list[_Group]]]:
         for resource, scopes in self._resources.values():
             groups = [group for group in scopes.values() if group.spans]
             if groups:
                 yield resource, groups
 
 
-def _hashable(thing: Any) -> Any:
+def _hashable(thing: object) -> object:
     """The thing itself, or its identity where its attributes cannot be hashed (the stock encoder raises)."""
     try:
         hash(thing)
@@ -386,7 +386,7 @@ def _hashable(thing: Any) -> Any:
     return thing
 
 
-def _remember(known: dict[int, Any], thing: Any, entry: Any) -> None:
+def _remember(known: dict[int, Any], thing: object, entry: object) -> None:
     if len(known) >= _MAX_CACHED_RESOURCES:
         known.clear()
     known[id(thing)] = entry
@@ -400,7 +400,7 @@ def _encode_resource(resource: Resource) -> bytes:
 def _encode_scope(scope: InstrumentationScope | None) -> bytes:
     if scope is None:
         return b"\x0a\x00"
-    name: Any = scope.name
+    name: object = scope.name
     body = b"" if name is None else write_field(b"\x0a", to_utf8(name))
     if scope.version is not None:
         body += write_field(b"\x12", to_utf8(scope.version))
@@ -412,7 +412,7 @@ def _plain_attributes(tag: bytes, attributes: Any, level: int) -> bytes:
     return b"".join(AttributeWriter(tag, level, None).fields(attributes or {}))
 
 
-def _schema_url(thing: Any) -> bytes:
+def _schema_url(thing: object) -> bytes:
     """The field of ResourceSpans or ScopeSpans; nothing when there is none."""
     url = getattr(thing, "schema_url", None)
     if not url:

@@ -322,7 +322,7 @@ class RequestSeries:
             decisions.is_set = True
 
 
-def _under_lock(update: Any) -> Any:
+def _under_lock(update: Any) -> object:
     """The update for a Python without a global lock."""
 
     @functools.wraps(update)

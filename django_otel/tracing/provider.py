@@ -47,7 +47,7 @@ class Distributor(SpanProcessor):
             self.on_change()
 
 
-def does_nothing(method: Any, function: object) -> bool:
+def does_nothing(method: object, function: object) -> bool:
     """Whether a processor's method is `SpanProcessor`'s own."""
     return getattr(method, "__func__", None) is function
 
@@ -70,7 +70,7 @@ class OwnTracerProvider(sdk_compat.WatchedTracerProvider):
     ) -> None:
         self._shared = Shared(sampler, ids, limits, resource, scrub)
         self._added: tuple[SpanProcessor, ...] = ()
-        self._own_tracers: dict[tuple[Any, ...], Tracer] = {}
+        self._own_tracers: dict[tuple[object, ...], Tracer] = {}
         super().__init__(
             sampler=sampler,
             resource=resource,

@@ -98,7 +98,7 @@ class Scope:
     def _begin(self) -> Run:
         raise NotImplementedError
 
-    def begin_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+    def begin_call(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Run:
         """Begin the run of a decorated function that is called with these arguments."""
         return self._begin_safely()
 
@@ -177,14 +177,14 @@ def decorate(function: F, scope: Scope) -> F:
         return _decorate_coroutine(function, scope)  # type: ignore[return-value]
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> object:
         with scope.begin_call(args, kwargs):
             return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
 
 
-def _is_coroutine_function(function: Callable[..., Any]) -> bool:
+def _is_coroutine_function(function: Callable[..., object]) -> bool:
     # asgiref's test also knows what Django marks as a coroutine function, on every Python.
     from asgiref.sync import iscoroutinefunction
 
@@ -194,9 +194,9 @@ def _is_coroutine_function(function: Callable[..., Any]) -> bool:
     return not inspect.isroutine(function) and call is not None and iscoroutinefunction(call)
 
 
-def _decorate_coroutine(function: Callable[..., Any], scope: Scope) -> Callable[..., Any]:
+def _decorate_coroutine(function: Callable[..., Any], scope: Scope) -> Callable[..., object]:
     @functools.wraps(function)
-    async def call(*args: Any, **kwargs: Any) -> Any:
+    async def call(*args: object, **kwargs: object) -> object:
         with scope.begin_call(args, kwargs):
             return await function(*args, **kwargs)
 
@@ -212,14 +212,14 @@ def _attached(run: Run) -> Generator[None]:
         run.detach()
 
 
-def _decorate_generator(function: Callable[..., Any], scope: Scope) -> Callable[..., Any]:
+def _decorate_generator(function: Callable[..., Any], scope: Scope) -> Callable[..., object]:
     # What `yield from` does (PEP 380), with the run's context current only while the body runs.
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+    def call(*args: object, **kwargs: object) -> Generator[object, object, object]:
         generator = function(*args, **kwargs)
         run = scope.begin_call(args, kwargs)
-        step: Callable[[Any], Any] = generator.send
-        argument: Any = None
+        step: Callable[[object], object] = generator.send
+        argument: object = None
         try:
             while True:
                 with _attached(run):
@@ -246,13 +246,13 @@ def _decorate_generator(function: Callable[..., Any], scope: Scope) -> Callable[
     return call
 
 
-def _decorate_async_generator(function: Callable[..., Any], scope: Scope) -> Callable[..., Any]:
+def _decorate_async_generator(function: Callable[..., Any], scope: Scope) -> Callable[..., object]:
     @functools.wraps(function)
-    async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+    async def call(*args: object, **kwargs: object) -> AsyncGenerator[object, object]:
         generator = function(*args, **kwargs)
         run = scope.begin_call(args, kwargs)
-        step: Callable[[Any], Any] = generator.asend
-        argument: Any = None
+        step: Callable[[object], Any] = generator.asend
+        argument: object = None
         try:
             while True:
                 with _attached(run):

@@ -13,7 +13,7 @@ MODULE_LINES = 600
 CLASS_LINES = 300
 FUNCTION_LINES = 60
 #: Uses of `Any` in 1 000 lines of the whole package. Lower it whenever fewer are left.
-ANY_PER_1000_LINES = 12.8
+ANY_PER_1000_LINES = 12
 
 #: What is larger, with the lines it may have at most. Lower a number, or take an entry out, whenever it shrinks.
 LARGE_MODULES: dict[str, int] = {}

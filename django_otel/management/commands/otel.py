@@ -67,7 +67,7 @@ class Command(BaseCommand):
         monitoring.add_arguments(commands)
         _add_common_options(parser)
 
-    def handle(self, *args: Any, subcommand: str | None, **options: Any) -> None:
+    def handle(self, *args: object, subcommand: str | None, **options: Any) -> None:
         code = OK
         if subcommand == "config":
             code = self._config(options["format"], options["variables"])
@@ -497,7 +497,7 @@ def find_admin_ratio(config: Config) -> float | None:
     return None
 
 
-def mask(dotted: str, value: object) -> Any:
+def mask(dotted: str, value: object) -> object:
     """A value as it may be shown, made of what JSON has; secrets become "[redacted]"."""
     if dotted in SECRET_KEYS:
         if isinstance(value, Mapping):
@@ -506,7 +506,7 @@ def mask(dotted: str, value: object) -> Any:
     return _simplify(Scrubber(), dotted.rsplit(".", 1)[-1], value)
 
 
-def _simplify(scrubber: Scrubber, key: str, value: object) -> Any:
+def _simplify(scrubber: Scrubber, key: str, value: object) -> object:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, str):
