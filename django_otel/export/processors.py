@@ -14,6 +14,7 @@ from django_otel.base.sdk_compat import EndingForwarder, context_of, flags_of, r
 from django_otel.config.schema import Config
 from django_otel.export.answers import DropCounter, FailureCounter
 from django_otel.export.batch import BatchWorker, WorkerOwner
+from django_otel.export.lazy_spans import build_lazy_cleaner
 from django_otel.tracing.provider import Distributor, Taker, does_nothing
 from django_otel.tracing.spans import RecordedSpan, is_discarded, to_readable
 
@@ -141,7 +142,7 @@ class SpanBatchProcessor(WorkerOwner, Taker):
         delay_s: float | None = None,
     ) -> None:
         self.exporter = exporter
-        self._clean = clean
+        self._clean = build_lazy_cleaner(clean) if clean is not None else None
         self._on_drop = on_drop
         self._lost = 0
         batch = config.traces.batch
@@ -181,7 +182,7 @@ class SpanBatchProcessor(WorkerOwner, Taker):
         for span in spans:
             # One that cannot be cleaned may not leave, and must not take its batch along.
             with guard.contained("cleaning a span"):
-                cleaned.append(self._clean(to_readable(span)))
+                cleaned.append(self._clean(span))
         if len(cleaned) < len(spans):
             self.lose(len(spans) - len(cleaned))
         return cleaned

@@ -43,6 +43,9 @@ _MAX_DEPTH = 8
 _MAX_PASSES = 6
 _CACHED_TEXT_LENGTH = 128
 _CACHE_ENTRIES = 4096
+#: Attribute texts that are remembered as untouched, statements among them: the longest, and all together.
+_UNTOUCHED_LENGTH = 2048
+_UNTOUCHED_CHARACTERS = 1 << 20
 
 ScrubCallback = Callable[[str, Any], Any]
 
@@ -116,7 +119,7 @@ class Scrubber:
     when there was nothing to do.
     """
 
-    __slots__ = ("_callback", "_judge", "_keys", "_pairs", "_personal", "_texts")
+    __slots__ = ("_callback", "_judge", "_keys", "_pairs", "_personal", "_texts", "_untouched", "_untouched_length")
 
     def __init__(
         self, extra: Sequence[str] = (), callback: ScrubCallback | None = None, *, personal: bool = False
@@ -127,6 +130,9 @@ class Scrubber:
         self._texts: dict[str, str] = {}
         #: Keys with no secret in them.
         self._keys: set[str] = set()
+        #: Keys with a text each that the rules leave alone, and how long these texts are together.
+        self._untouched: set[tuple[str, str]] = set()
+        self._untouched_length = 0
         self._pairs = PairScrubber(self._judge)
 
     @property
@@ -347,16 +353,30 @@ class Scrubber:
         if not attributes:
             return attributes
         changed: dict[str, object] | None = None
+        untouched = self._untouched
         for key, value in attributes.items():
+            # Texts alone: 1, True and 1.0 are equal, and are not judged alike.
+            if type(value) is str and (key, value) in untouched:
+                continue
             scrubbed = self.value(key, value)
             name = key if key in self._keys else self.key(key)
-            if scrubbed is not value or name is not key:
+            if scrubbed is value and name is key:
+                if type(value) is str and len(value) <= _UNTOUCHED_LENGTH and self._callback is None:
+                    self._remember_untouched(key, value)
+            else:
                 if changed is None:
                     changed = dict(attributes)
                 if name is not key:
                     del changed[key]
                 changed[name] = scrubbed
         return attributes if changed is None else changed
+
+    def _remember_untouched(self, key: str, value: str) -> None:
+        self._untouched_length += len(value)
+        if len(self._untouched) >= _CACHE_ENTRIES or self._untouched_length > _UNTOUCHED_CHARACTERS:
+            self._untouched.clear()
+            self._untouched_length = len(value)
+        self._untouched.add((key, value))
 
     def labels(self, attributes: Attributes) -> Attributes:
         """Scrub the attributes of a metric series; the same tuple when nothing changed."""
