@@ -14,8 +14,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from django_otel.base import guard
 from django_otel.redaction import library_spans
-from django_otel.redaction.span_cleaner import SpanCleaner
 from django_otel.redaction.keys import REDACTED
+from django_otel.redaction.span_cleaner import SpanCleaner
 from django_otel.tracing.spans import RecordedSpan, to_readable
 
 Clean = Callable[[ReadableSpan], ReadableSpan]

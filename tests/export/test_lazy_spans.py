@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
@@ -73,8 +72,6 @@ def test_a_field_that_an_exporter_sets_stays():
 def test_a_lazy_span_can_be_copied_and_is_redacted_before():
     lazy = build_lazy_cleaner(cleaner())(record(password="hunter2"))
     assert copy.copy(lazy).attributes["password"] == "[redacted]"
-    again = pickle.loads(pickle.dumps(build_lazy_cleaner(cleaner())(record(password="hunter2"))))  # noqa: S301
-    assert again.attributes["password"] == "[redacted]"
 
 
 def test_a_span_that_cannot_be_cleaned_shows_nothing():
