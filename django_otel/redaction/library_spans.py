@@ -87,6 +87,11 @@ def clean_span(span: ReadableSpan, statement: str = "parameterised", keep_query:
     return _cleaner(statement, keep_query).span(span)
 
 
+def vendor_of(system: str) -> str:
+    """Return the vendor whose quoting the SQL of a `db.system.name` follows; "" where that is not known."""
+    return _VENDORS.get(system, "")
+
+
 def is_library_scope(scope: InstrumentationScope | None) -> bool:
     """Whether spans of this scope are cleaned; all others pass untouched."""
     return scope is not None and (scope.name.startswith(SCOPE_PREFIX) or scope.name in _NATIVE_SCOPES)

@@ -74,12 +74,12 @@ def decode(data: bytes, own_scope: str) -> list[SpanRecord]:
 
 def _decode(data: bytes, own_scope: str) -> list[SpanRecord]:
     spans: list[SpanRecord] = []
-    for number, resource_spans in _fields(data):
+    for number, resource_spans in fields_of(data):
         if number != 1:
             continue
         resource: dict[str, object] = {}
         groups = []
-        for field, value in _fields(resource_spans):
+        for field, value in fields_of(resource_spans):
             if field == 1:
                 resource = _attributes(value, 1)
             elif field == 2:
@@ -94,9 +94,9 @@ def _decode(data: bytes, own_scope: str) -> list[SpanRecord]:
 def _decode_scope(data: memoryview, service: str, instance: str, own_scope: str, spans: list[SpanRecord]) -> None:
     scope = ""
     bodies = []
-    for field, value in _fields(data):
+    for field, value in fields_of(data):
         if field == 1:
-            parts = {number: _text(text) for number, text in _fields(value) if number in (1, 2)}
+            parts = {number: _text(text) for number, text in fields_of(value) if number in (1, 2)}
             if parts.get(1, "") != own_scope:
                 scope = f"{parts.get(1, '')} {parts.get(2, '')}".strip()
         elif field == 2:
@@ -115,7 +115,7 @@ def _decode_span(data: memoryview) -> SpanRecord:  # noqa: C901 (one decision af
     links: list[LinkRecord] = []
     span: SpanRecord = {"id": "", "name": "", "kind": "INTERNAL", "start": 0, "end": 0, "attributes": attributes}
     lost = flags = 0
-    for field, value in _fields(data):
+    for field, value in fields_of(data):
         if field == 9:
             key, content = _pair(value)
             attributes[key] = content
@@ -156,7 +156,7 @@ def _decode_span(data: memoryview) -> SpanRecord:  # noqa: C901 (one decision af
 def _decode_event(data: memoryview) -> EventRecord:
     attributes: dict[str, object] = {}
     event: EventRecord = {"name": "", "time": 0, "attributes": attributes}
-    for field, value in _fields(data):
+    for field, value in fields_of(data):
         if field == 1:
             event["time"] = value
         elif field == 2:
@@ -170,7 +170,7 @@ def _decode_event(data: memoryview) -> EventRecord:
 def _decode_link(data: memoryview) -> LinkRecord:
     attributes: dict[str, object] = {}
     link: LinkRecord = {"trace": "", "span": "", "attributes": attributes}
-    for field, value in _fields(data):
+    for field, value in fields_of(data):
         if field == 1:
             link["trace"] = value.hex()
         elif field == 2:
@@ -182,7 +182,7 @@ def _decode_link(data: memoryview) -> LinkRecord:
 
 
 def _decode_status(data: memoryview, span: SpanRecord) -> None:
-    for field, value in _fields(data):
+    for field, value in fields_of(data):
         if field == 2:
             span["description"] = _text(value)
         elif field == 3 and 0 < value < len(_STATUSES):
@@ -190,13 +190,13 @@ def _decode_status(data: memoryview, span: SpanRecord) -> None:
 
 
 def _attributes(data: memoryview, wanted: int) -> dict[str, object]:
-    return dict(_pair(value) for field, value in _fields(data) if field == wanted)
+    return dict(_pair(value) for field, value in fields_of(data) if field == wanted)
 
 
 def _pair(data: memoryview, depth: int = 0) -> tuple[str, object]:
     key = ""
     content: object = None
-    for field, value in _fields(data):
+    for field, value in fields_of(data):
         if field == 1:
             key = _text(value)
         elif field == 2:
@@ -207,7 +207,7 @@ def _pair(data: memoryview, depth: int = 0) -> tuple[str, object]:
 def _any_value(data: memoryview, depth: int) -> object:
     if depth > _DEEPEST:
         return None
-    for field, value in _fields(data):
+    for field, value in fields_of(data):
         if field == 1:
             return _text(value)
         if field == 2:
@@ -217,9 +217,9 @@ def _any_value(data: memoryview, depth: int) -> object:
         if field == 4:
             return struct.unpack("<d", value.to_bytes(8, "little"))[0]
         if field == 5:
-            return [_any_value(item, depth + 1) for number, item in _fields(value) if number == 1]
+            return [_any_value(item, depth + 1) for number, item in fields_of(value) if number == 1]
         if field == 6:
-            return dict(_pair(item, depth + 1) for number, item in _fields(value) if number == 1)
+            return dict(_pair(item, depth + 1) for number, item in fields_of(value) if number == 1)
         if field == 7:
             return value.hex()
     return None
@@ -229,7 +229,7 @@ def _text(data: memoryview) -> str:
     return str(data, "utf-8", "replace")
 
 
-def _fields(data: bytes | memoryview) -> Iterator[tuple[int, Any]]:
+def fields_of(data: bytes | memoryview) -> Iterator[tuple[int, Any]]:
     """Number and value of each field: an int, or the bytes of what has a length."""
     view = memoryview(data)
     position, end = 0, len(view)
