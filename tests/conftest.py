@@ -45,12 +45,21 @@ def _seed_line(config) -> str | None:
     return None if seed is None or hasattr(config, "workerinput") else f"Random order: --randomly-seed={seed}"
 
 
+def _skip_long(items):
+    """Leave out what has the mark "long", unless DJANGO_OTEL_LONG asks for it."""
+    if os.environ.get("DJANGO_OTEL_LONG") not in ("1", "all"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long: set DJANGO_OTEL_LONG=1"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items):
     """Mark as "quick" the tests that need nothing but this process, and put the files that have others first.
 
     The last files that run are then short ones, and no worker ends long after the others.
     """
+    _skip_long(items)
     slow_files = set()
     for item in items:
         if sizes.is_quick(item):

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 #: What starts a process, a server or a browser, or is a fixture of `tests/conftest.py` that does.
 SLOW_WORDS = frozenset(
     "subprocess playwright multiprocessing fork serve running server_command start_postgres start_valkey "
-    "start_valkey_process start_rotel new_database postgres postgres_database valkey_url rotel pytester".split()
+    "start_valkey_process start_rotel new_database start_databases postgres postgres_database valkey_url rotel "
+    "pytester".split()
 )
 
 

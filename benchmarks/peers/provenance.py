@@ -62,7 +62,12 @@ def changes(before: dict[str, str], now: dict[str, str]) -> str:
 
 def _code(path: Path) -> str:
     """A module without its comments and its layout."""
-    return ast.dump(ast.parse(path.read_bytes()))
+    return _dump(path.read_bytes())
+
+
+@functools.lru_cache(maxsize=1024)
+def _dump(source: bytes) -> str:
+    return ast.dump(ast.parse(source))
 
 
 def _subject_code(peer: Peer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -417,13 +418,19 @@ def _own_modules(tree: ast.AST) -> set[str]:
     }
 
 
-def find_private_names(source: str, neighbours: Iterable[str] = ()) -> Iterator[tuple[int, str]]:
+@functools.cache
+def _slots_of_folder(folder: Path) -> frozenset[str]:
+    """Slots of all classes of a sub-package."""
+    return frozenset().union(*(_slots(ast.parse(path.read_bytes())) for path in folder.glob("*.py")))
+
+
+def find_private_names(source: str, slots: Iterable[str] = ()) -> Iterator[tuple[int, str]]:
     """Line and text of each private name of another package that a module's source uses.
 
-    The slots of classes in `neighbours`, the sources of the same sub-package, are its own.
+    The `slots` of the classes of the same sub-package are its own.
     """
     tree = ast.parse(source)
-    own, modules = _own_names(tree).union(*(_slots(ast.parse(text)) for text in neighbours)), _own_modules(tree)
+    own, modules = _own_names(tree).union(slots), _own_modules(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "opentelemetry":
             for alias in node.names:
@@ -463,8 +470,8 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("sd
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_but_one_uses_private_names(path):
     """A new version of OpenTelemetry may break base/sdk_compat.py and base/sdk_environment.py, and nothing else."""
-    neighbours = [other.read_text() for other in path.parent.glob("*.py")]
-    assert [f"line {line}: {name}" for line, name in find_private_names(path.read_text(), neighbours)] == []
+    found = find_private_names(path.read_text(), _slots_of_folder(path.parent))
+    assert [f"line {line}: {name}" for line, name in found] == []
 
 
 @pytest.mark.parametrize(

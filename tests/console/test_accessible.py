@@ -28,7 +28,10 @@ NO_TRACE = f"{TRACES}{'0' * 31}1/"
 OTEL = {"SERVICE_NAME": "shop", "SAMPLING": {"RATIO": 1.0, "REFRESH_S": 1.0, "FORCE": True}}
 #: Marks that turn the direction of a text; a page shows their names in place of them.
 BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-LOOKS = [(scheme, language) for scheme in ("light", "dark") for language in ("en", "ar")]
+LOOKS = [
+    ("light", "en"), ("dark", "ar"),
+    pytest.param("light", "ar", marks=pytest.mark.long), pytest.param("dark", "en", marks=pytest.mark.long),
+]  # fmt: skip
 WIDTHS = (1280, 400)
 PREPARE = """
 import django
@@ -358,7 +361,12 @@ def cookies_of(page: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("language", "scheme", "width"),
-    [("de", "light", 1280), ("ar", "light", 1280), ("ar", "dark", 400), ("en", "dark", 400)],
+    [
+        ("de", "light", 1280),
+        ("ar", "dark", 400),
+        pytest.param("ar", "light", 1280, marks=pytest.mark.long),
+        pytest.param("en", "dark", 400, marks=pytest.mark.long),
+    ],  # fmt: skip
 )
 def test_no_page_scrolls_sideways(open_page: Opener, site: str, language: str, scheme: str, width: int) -> None:
     """In German, in Arabic, on a phone."""

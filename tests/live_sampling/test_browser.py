@@ -18,7 +18,10 @@ from tests.services import missing
 pytestmark = pytest.mark.debian
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-LOOKS = [(scheme, width) for scheme in ("light", "dark") for width in (400, 1600)]
+LOOKS = [
+    ("light", 1600), ("dark", 400),
+    pytest.param(("light", 400), marks=pytest.mark.long), pytest.param(("dark", 1600), marks=pytest.mark.long),
+]  # fmt: skip
 
 #: Text whose contrast to the nearest background is too weak: WCAG 2.2, 1.4.3 (large text is 24 px, or 18.66 px bold).
 WEAK_TEXT = """() => {

@@ -162,7 +162,7 @@ def on_sqlite(tmp_path):
     return env
 
 
-@pytest.mark.parametrize("database", ["on_postgresql", "on_sqlite"])
+@pytest.mark.parametrize("database", ["on_postgresql", pytest.param("on_sqlite", marks=pytest.mark.long)])
 def test_a_save_in_the_admin_of_one_worker_reaches_all_without_a_restart(request, database):
     """Within REFRESH_S; first, changed, deleted. The workers stay the same processes and run no query for it."""
     env = request.getfixturevalue(database)
@@ -192,7 +192,7 @@ def test_a_save_in_the_admin_of_one_worker_reaches_all_without_a_restart(request
         assert all(answer["threads"].count("django_otel-sampling-policy") == 1 for answer in end.values())
 
 
-@pytest.mark.parametrize("database", ["on_postgresql", "on_sqlite"])
+@pytest.mark.parametrize("database", ["on_postgresql", pytest.param("on_sqlite", marks=pytest.mark.long)])
 def test_of_two_admins_who_save_at_once_one_is_told_and_all_processes_have_the_others_policy(request, database):
     """Both have opened the same form; each is answered by a worker of its own. Ten times."""
     env = request.getfixturevalue(database)

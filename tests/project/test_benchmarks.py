@@ -44,7 +44,9 @@ def databases(tmp_path_factory):
 # --- The peers. ---
 
 
-@pytest.mark.parametrize("variant", ["off", "all", "all+export"])
+@pytest.mark.parametrize(
+    "variant", ["all", *(pytest.param(name, marks=pytest.mark.long) for name in ("off", "all+export"))]
+)
 @pytest.mark.parametrize("peer", ["django-otel", "official"])
 def test_a_configuration_emits_what_it_claims_in_every_case(databases, peer, variant):
     """Spans are counted at the exporter or where they arrive, requests and queries in the metrics."""
@@ -75,6 +77,7 @@ def test_a_failing_case_says_why(databases):
         assert configuration.ask("time", "json", requests=1)["wall_s"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.skipif(bool(callgrind.why_not()), reason=callgrind.why_not() or "-")
 def test_instructions_repeat_to_one_percent(databases):
     """Two processes count the same request alike, which is what makes the figures worth comparing."""
@@ -274,6 +277,8 @@ def test_messagepack_of_every_kind_is_read():
 # --- The scrape, export and growth. ---
 
 
+@pytest.mark.long
+@pytest.mark.process
 def test_export_compares_and_loads_both_routes():
     """`compare` refuses figures of spans that have not arrived; under a load ours counts what it loses."""
     times = export.compare(1, 64)
@@ -287,11 +292,15 @@ def test_export_compares_and_loads_both_routes():
     assert "| stock |" in export.load_text(400, loads)
 
 
+@pytest.mark.long
+@pytest.mark.process
 @pytest.mark.skipif(bool(callgrind.why_not()), reason=callgrind.why_not() or "-")
 def test_instructions_of_a_page_are_counted():
     assert 0.1 < scrape.count_mi("django_otel", 20, 2) < scrape.count_mi("prometheus_client", 20, 1)
 
 
+@pytest.mark.long
+@pytest.mark.process
 @pytest.mark.parametrize(("names", "processes"), [(scrape.ONE_PROCESS, 1), (scrape.SEVERAL_PROCESSES, 2)])
 def test_every_contender_of_the_scrape_shows_every_measurement(names, processes):
     """`measure` reads each page and refuses one that lacks any."""
@@ -303,6 +312,8 @@ def test_every_contender_of_the_scrape_shows_every_measurement(names, processes)
     assert "| **django_otel** |" in text
 
 
+@pytest.mark.long
+@pytest.mark.process
 def test_growth_serves_in_threads_and_compares_with_bare_django(monkeypatch):
     monkeypatch.setattr(growth, "_BLOCK", 24)
     found = growth.thread_times((1, 2), 1)
@@ -310,6 +321,8 @@ def test_growth_serves_in_threads_and_compares_with_bare_django(monkeypatch):
     assert "| 2 |" in growth.text_of({"threads": {str(count): figures for count, figures in found.items()}})
 
 
+@pytest.mark.long
+@pytest.mark.process
 def test_growth_publishes_its_table(monkeypatch, tmp_path):
     page, results = tmp_path / "performance.md", tmp_path / "results.json"
     page.write_text("<!-- growth -->\nold\n<!-- end of growth -->\nkept\n")
@@ -341,6 +354,7 @@ def test_growth_shows_how_flat_a_row_is():
 # --- The start. ---
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_every_contender_starts_and_answers():
     """A process each; the first request must be answered by the view."""

@@ -222,7 +222,9 @@ def test_the_demo_runs_on_postgresql_and_valkey_before_a_strict_collector(rotel:
     assert "redis" in log
 
 
-@pytest.mark.parametrize("way", ["Ctrl-C", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "way", ["Ctrl-C", pytest.param("SIGTERM", marks=pytest.mark.long), pytest.param("SIGHUP", marks=pytest.mark.long)]
+)
 def test_the_demo_stops_everything_it_started_when_it_is_told_to(way: str) -> None:
     """Without --seconds it runs until then, and shows its table all the same."""
     with demo() as run:
@@ -243,7 +245,9 @@ def test_the_demo_stops_everything_it_started_when_it_is_told_to(way: str) -> No
         run.assert_nothing_is_left()
 
 
-@pytest.mark.parametrize(("after", "arguments"), [("Preparing", ()), ("Starting", ("--services",))])
+@pytest.mark.parametrize(
+    ("after", "arguments"), [("Preparing", ()), pytest.param("Starting", ("--services",), marks=pytest.mark.long)]
+)
 def test_ctrl_c_while_the_demo_is_still_preparing_leaves_nothing(after: str, arguments: tuple[str, ...]) -> None:
     """Then there is nothing to show, and the exit code says so."""
     with demo(*arguments) as run:
@@ -255,7 +259,7 @@ def test_ctrl_c_while_the_demo_is_still_preparing_leaves_nothing(after: str, arg
         run.assert_nothing_is_left()
 
 
-@pytest.mark.parametrize("victim", ["payment-gateway", "shop"])
+@pytest.mark.parametrize("victim", ["payment-gateway", pytest.param("shop", marks=pytest.mark.long)])
 def test_a_child_that_dies_ends_the_demo_with_its_log(victim: str) -> None:
     """Also the workers of a gunicorn that was killed are gone."""
     with demo("--seconds", "60") as run:

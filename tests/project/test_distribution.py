@@ -127,6 +127,7 @@ def list_tracked() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
+@pytest.mark.long
 def test_the_checkout_stays_clean(tmp_path):
     """After building both files, an editable installation, commands of manage.py and tests with their coverage."""
     for name in list_tracked():
@@ -157,10 +158,10 @@ def test_the_checkout_stays_clean(tmp_path):
     assert run("git", "status", "--porcelain") == ""
 
 
-LONG = os.environ.get("DJANGO_OTEL_LONG", "")
-long = pytest.mark.skipif(LONG not in ("1", "all"), reason="long: set DJANGO_OTEL_LONG=1")
 #: An environment for each extra takes half an hour; the sets above it have them all.
-longest = pytest.mark.skipif(LONG != "all", reason="an environment for each extra: set DJANGO_OTEL_LONG=all")
+longest = pytest.mark.skipif(
+    os.environ.get("DJANGO_OTEL_LONG") != "all", reason="an environment for each extra: set DJANGO_OTEL_LONG=all"
+)
 
 
 class Environment:
@@ -196,7 +197,6 @@ class Environment:
 
 
 @pytest.mark.long
-@long
 @pytest.mark.parametrize(
     "extras", [pytest.param(extras, marks=[longest] if extras in SINGLE else []) for extras in EXTRAS]
 )
@@ -210,7 +210,6 @@ def test_a_fresh_environment_is_consistent(built, tmp_path, extras):
 
 
 @pytest.mark.long
-@long
 def test_the_command_of_the_doctor_repairs_an_environment(built, tmp_path):
     """An instrumentor that was installed by its own name, of a newer release than the SDK."""
     environment = Environment(tmp_path / "venv", built[1])
