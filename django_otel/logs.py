@@ -32,6 +32,7 @@ from opentelemetry.semconv.attributes import code_attributes
 from opentelemetry.trace import INVALID_SPAN
 
 from django_otel.base import forks, guard, log_fields
+from django_otel.base.log_levels import levels as live_levels
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.export import log_records
 from django_otel.export.log_records import MAX_BODY_LENGTH as MAX_BODY_LENGTH
@@ -183,7 +184,11 @@ class OTelHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Hand the record to the current logger provider, unless it is below the level, our own, or already sent."""
         if (
-            (self.level == logging.NOTSET and record.levelno < _state.level)
+            (
+                self.level == logging.NOTSET
+                and record.levelno < _state.level
+                and record.levelno < live_levels.export_level(record.name, _state.level)
+            )
             or _emitting.get()
             or _is_excluded(record.name)
         ):

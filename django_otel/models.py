@@ -1,4 +1,4 @@
-"""The tables of this app: the sampling policy that the admin sets, its rules, and the version of both together."""
+"""The tables of this app: the sampling policy that the admin sets, its rules, the version of both, and log levels."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from django_otel import conf, signals
 from django_otel.base.frozen import record
 from django_otel.base.text import visible
 from django_otel.config.schema import ConfigError
+from django_otel.log_level_model import LogLevel as LogLevel
 from django_otel.sampling.policy import MAX_PATTERN
 
 #: In the order of a list to choose from: what is asked for most comes first.

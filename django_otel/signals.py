@@ -20,6 +20,7 @@ around it is still open. In a transaction with more than
 `sampling_changed` is sent when rows of the sampling policy were changed, within
 their transaction; `using` is the alias of the database. The package's own
 processes listen to it and apply the policy once it is committed.
+`log_levels_changed` is the same for log levels that hold for a time.
 """
 
 from __future__ import annotations
@@ -28,3 +29,4 @@ from django.dispatch import Signal
 
 business_event = Signal()
 sampling_changed = Signal()
+log_levels_changed = Signal()

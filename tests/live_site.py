@@ -7,6 +7,7 @@ outermost WSGI layer on, and shown by the next answer of that process.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 
@@ -28,7 +29,8 @@ def status(request):
     from django_otel.live_sampling import follower
 
     threads = [thread.name for thread in threading.enumerate()]
-    return JsonResponse({**follower.status(), "statements": _statements, "threads": threads})
+    levels = {name: logging.getLogger(name).level for name in ("root", "tests.live.shop")}
+    return JsonResponse({**follower.status(), "statements": _statements, "threads": threads, "levels": levels})
 
 
 def hello(request):

@@ -115,7 +115,7 @@ def take_all(browser: Browser, folder: Path, words: list[str]) -> list[str]:
         # Where the tests keep a database with all tables.
         os.environ.setdefault("DJANGO_OTEL_TESTS_FOLDER", place)
         for kind, pages, console, code, manage in (
-            ("whole", {**PAGES, **ACTS}, {"ENABLED": True, "PATH": f"{place}/store"}, RULES, ()),
+            ("whole", {**PAGES, **ACTS}, {"ENABLED": True, "PATH": f"{place}/store"}, RULES + accessible.LEVELS, ()),
             ("part", accessible.PAGES_WITHOUT, {"ENABLED": False}, "", (("migrate", "django_otel", "zero"),)),
         ):
             chosen = {name: page for name, page in pages.items() if not words or any(word in name for word in words)}

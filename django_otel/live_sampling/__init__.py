@@ -1,4 +1,4 @@
-"""Live sampling: carries the policy of the admin to every process.
+"""Live sampling and live log levels: carries what the admin sets to every process.
 
 Imports runtime and everything below it.
 """

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import getpass
-import socket
 import textwrap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from django.apps import apps
-from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management.base import CommandParser
 from django.db import Error as DatabaseFault
@@ -26,8 +22,9 @@ from django_otel import models
 from django_otel.base import guard
 from django_otel.base.text import printable, printable_json
 from django_otel.config.schema import Config
-from django_otel.live_sampling import policy_rows, preview
+from django_otel.live_sampling import command_history, policy_rows, preview
 from django_otel.live_sampling import wording as text
+from django_otel.live_sampling.command_history import RefusedError
 from django_otel.models import SamplingPolicy, SamplingRule
 from django_otel.sampling.effective import EffectivePolicy
 from django_otel.sampling.policy import MAX_RULES, Policy
@@ -60,10 +57,6 @@ def _epilog() -> str:
         ),
     )
     return "\n".join("\n".join(textwrap.wrap(part, 78)) + "\n" if "\n" not in part else part for part in parts)
-
-
-class RefusedError(Exception):
-    """What was asked for cannot be done; the text says why."""
 
 
 # --- The command line. ---
@@ -414,36 +407,11 @@ class SamplingCommand:
 
     def _log(self, user_name: str | None, message: str, *, is_new: bool = False) -> str:
         """Write the admin's history where there is one; gives what to say about it."""
-        if not apps.is_installed("django.contrib.admin"):
-            return ""
-        from django.contrib.admin.models import ADDITION, CHANGE, LogEntry
-        from django.contrib.contenttypes.models import ContentType
-
-        user_model = get_user_model()
-        name = user_name or _login()
-        user = user_model._default_manager.filter(**{user_model.USERNAME_FIELD: name}).first() if name else None
-        if user is None:
-            if user_name:
-                message = gettext("There is no user %(name)s; nothing was changed.")
-                raise RefusedError(message % {"name": repr(user_name)})
-            message = gettext("Not in the admin's history: there is no user %(name)s. Name one with --user.")
-            return message % {"name": repr(name)}
+        author = command_history.find_user(user_name)
         row = SamplingPolicy._base_manager.using(self._alias).filter(pk=SamplingPolicy.ONLY_ID).first()
-        try:
-            with transaction.atomic(using=router.db_for_write(LogEntry)):
-                LogEntry.objects.create(
-                    user_id=user.pk,
-                    content_type_id=ContentType.objects.get_for_model(SamplingPolicy).pk,
-                    object_id=str(SamplingPolicy.ONLY_ID),
-                    object_repr=str(row or gettext("sampling policy"))[:200],
-                    action_flag=ADDITION if is_new else CHANGE,
-                    change_message=gettext("%(changes)s (manage.py otel sampling on %(host)s)")
-                    % {"changes": message, "host": socket.gethostname()},
-                )
-        except DatabaseFault as fault:
-            message = gettext("Not in the admin's history: it could not be written (%(error)s).")
-            return message % {"error": type(fault).__name__}
-        return gettext("In the admin's history as a change of %(name)s.") % {"name": name}
+        # After `reset` there is none.
+        shown = row or SamplingPolicy(pk=SamplingPolicy.ONLY_ID)
+        return command_history.write(author, shown, message, command="sampling", is_new=is_new)
 
     def _done(self, history: str) -> None:
         self._get({"format": "text"})
@@ -546,11 +514,3 @@ def _rule_as_json(rule: models.RuleRow) -> dict[str, object]:
         "id": rule.id, "path": rule.path, "route": rule.route, "method": rule.method, "ratio": rule.ratio,
         "priority": rule.priority, "expires_at_s": policy_rows.epoch_s(rule.expires_at), "note": rule.note,
     }  # fmt: skip
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        # No name for this user id, as in some containers.
-        return ""

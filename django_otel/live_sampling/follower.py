@@ -30,7 +30,7 @@ from django_otel import runtime
 from django_otel.base import forks, guard
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
-from django_otel.live_sampling import hosts, policy_rows
+from django_otel.live_sampling import hosts, log_levels, policy_rows
 from django_otel.live_sampling.conditions import is_live, is_under_test_runner, reason_not_to_run
 from django_otel.live_sampling.policy_cache import CacheNews, tell_cache
 from django_otel.live_sampling.policy_folder import group_name, open_registry
@@ -45,7 +45,7 @@ from django_otel.live_sampling.policy_rows import (
 )
 from django_otel.sampling.policy import Policy
 from django_otel.sampling.sampler import LiveSampler
-from django_otel.signals import sampling_changed
+from django_otel.signals import log_levels_changed, sampling_changed
 
 if TYPE_CHECKING:
     from django_otel.multiprocess.host_registry import HostRegistry, Reading
@@ -88,6 +88,7 @@ class Follower:
         self._hurries_until_s = -math.inf
         self._cache = CacheNews()
         self._reporter = hosts.HostReporter()
+        self.log_levels = log_levels.LevelFollower()
         self.registry: HostRegistry | None = None
         self.wanted = False
         self.applied_at_s: float | None = None
@@ -111,6 +112,7 @@ class Follower:
         with guard.contained("looking for the sampling policy of this host"):
             self._open()
             self._share()
+            self._look_at_log_levels()
             if self.registry is not None and is_live() and self.registry.lead():
                 # Nobody has asked lately: what the folder says may be of long ago.
                 self._knows.clear()
@@ -157,6 +159,8 @@ class Follower:
                 self._wake.wait(_FIRST_TICK_S if is_hurried else _TICK_S)
                 self._wake.clear()
         finally:
+            with guard.contained("ending log levels"):
+                self.log_levels.end()
             if self.registry is not None:
                 self.registry.resign()
 
@@ -164,6 +168,7 @@ class Follower:
         """One turn: look at the file, ask the database if this process leads and that is due, report."""
         with guard.contained("looking at the sampling policy of this host"):
             self._look_after_folder()
+        self._look_at_log_levels()
         if is_live():
             is_leader = self.registry is None
             with guard.contained("electing who asks for the sampling policy"):
@@ -177,6 +182,11 @@ class Follower:
         if is_live():
             with guard.contained("telling other hosts what this one applies"):
                 self._report_to_hosts()
+
+    def _look_at_log_levels(self) -> None:
+        if is_live():
+            with guard.contained("looking at the log levels of this host"):
+                self.log_levels.tick(self.registry)
 
     def _look_after_folder(self) -> None:
         if self.registry is not None and not self.registry.is_intact():
@@ -235,6 +245,9 @@ class Follower:
                 is_readable = self.read_and_apply(alias)
             finally:
                 self._knows.set()
+            if is_readable:
+                with guard.contained("reading the log levels"):
+                    self.log_levels.poll(self.registry)
             if is_readable and not self.fault:
                 with guard.contained("looking for an open page of the processes"), suppress_instrumentation():
                     self._reporter.look(alias)
@@ -264,7 +277,7 @@ class Follower:
             # The last policy stays: an operator who has turned tracing down must not see it rise with an outage.
             self._note(str(problem))
             with guard.contained("sharing the sampling policy"):
-                found = self._publisher()
+                found = self.publisher()
                 if found is not None:
                     found.publish_fault(str(problem), began_s)
             return False
@@ -274,12 +287,12 @@ class Follower:
         self._apply(reading)
         self._note(fault)
         with guard.contained("sharing the sampling policy"):
-            found = self._publisher()
+            found = self.publisher()
             if found is not None:
                 found.publish(reading)
         return True
 
-    def _publisher(self) -> HostRegistry | None:
+    def publisher(self) -> HostRegistry | None:
         """The folder to write to, also for a process that only saves and does not follow."""
         if self.registry is not None or is_under_test_runner():
             return self.registry
@@ -434,6 +447,22 @@ def _on_sampling_changed(*, using: str, **_: object) -> None:
         # Else the project manages transactions by hand and Django has no hook; the next poll sees the row.
 
 
+def _on_log_levels_changed(*, using: str, **_: object) -> None:
+    """A level was set or ended through the database alias `using`: share it once that is committed."""
+    with guard.contained("noticing a change of the log levels"):
+        if using == log_levels.level_alias() and is_live():
+            transaction.on_commit(_share_log_levels, using=using, robust=True)
+
+
+def _share_log_levels() -> None:
+    with guard.contained("sharing the log levels"):
+        mine = follower()
+        mine.log_levels.poll(mine.publisher(), is_following=mine.is_following)
+        if not is_under_test_runner():
+            tell_cache()
+
+
+log_levels_changed.connect(_on_log_levels_changed, dispatch_uid="django_otel.live_sampling.follower.log_levels")
 sampling_changed.connect(_on_sampling_changed, dispatch_uid="django_otel.live_sampling.follower")
 
 

@@ -16,6 +16,8 @@ from django_otel.live_sampling.wording import FAULTS
 from django_otel.sampling.policy import Policy, Rule
 
 if TYPE_CHECKING:
+    from django.db.models import Model
+
     from django_otel.models import SamplingState
 
 NO_DATABASE = "django.db.backends.dummy"
@@ -117,10 +119,11 @@ def missing_table_text(alias: str) -> str:
     return FAULTS["missing"] % {"database": alias, "command": migrate_command(alias)}
 
 
-def tables_exist(alias: str) -> bool | None:
+def tables_exist(alias: str, models: Iterable[type[Model]] = ()) -> bool | None:
     """Whether the tables are there as this version has them; None when that is unknown.
 
-    Those of an earlier version, which lack a table or a column, are not.
+    Those of an earlier version, which lack a table or a column, are not. `models` are those whose tables are meant,
+    by default those of the sampling policy.
     """
     from django_otel.models import SamplingHost, SamplingPolicy, SamplingRule, SamplingVersion
 
@@ -128,7 +131,7 @@ def tables_exist(alias: str) -> bool | None:
         connection = connections[alias]
         with suppress_instrumentation(), connection.cursor() as cursor:
             there = connection.introspection.table_names(cursor)
-            for model in (SamplingPolicy, SamplingRule, SamplingVersion, SamplingHost):
+            for model in models or (SamplingPolicy, SamplingRule, SamplingVersion, SamplingHost):
                 table = model._meta.db_table
                 if table not in there:
                     return False

@@ -151,7 +151,7 @@ class HostRegistry:
         """Say who this process is and what it has applied, if that is news. Errors: `OSError`."""
         found = dict(content)
         if self.lease is not None and found != self._reported:
-            self._replace(f"{self.lease.number}.json", json.dumps(found).encode())
+            self.replace_file(f"{self.lease.number}.json", json.dumps(found).encode())
             self._reported = found
 
     def members(self) -> list[dict[str, object]]:
@@ -170,11 +170,11 @@ class HostRegistry:
     def _member(self, number: int) -> dict[str, object] | None:
         path = self.folder / f"{number}.json"
         try:
-            stamp = _stamp(path)
+            stamp = stamp_of(path)
             known = self._members.get(number)
             if known is not None and known[0] == stamp:
                 return known[1]
-            content = json.loads(_read(path))
+            content = json.loads(read_bounded(path))
         except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(content, dict):
@@ -273,7 +273,7 @@ class HostRegistry:
     def has_changed(self) -> bool:
         """Whether the file is another than the one read last."""
         try:
-            return _stamp(self.folder / _POLICY_FILE) != self._seen
+            return stamp_of(self.folder / _POLICY_FILE) != self._seen
         except OSError:
             return False
 
@@ -282,38 +282,39 @@ class HostRegistry:
         path = self.folder / _POLICY_FILE
         try:
             # Before the content: a change in between is then read again, not missed.
-            self._seen = _stamp(path)
-            return Reading.from_bytes(_read(path))
+            self._seen = stamp_of(path)
+            return Reading.from_bytes(read_bounded(path))
         except FileNotFoundError:
             return None
 
     def publish(self, reading: Reading) -> bool:
         """Let the other processes have a reading, unless theirs is newer; whether that was done. Errors: `OSError`."""
-        with self._locked():
+        with self.locked():
             before = self._read_contained()
             if before is not None and before.began_s > reading.began_s:
                 return False
             if before is None or (before.policy, before.fault) != (reading.policy, reading.fault):
-                self._replace(_POLICY_FILE, reading.to_bytes())
+                self.replace_file(_POLICY_FILE, reading.to_bytes())
             return True
 
     def publish_fault(self, fault: str, began_s: float) -> None:
         """Say that the database could not be read; the policy stays. Errors: `OSError`."""
-        with self._locked():
+        with self.locked():
             before = self._read_contained()
             if before is None:
                 before = Reading(None, 0.0, 0.0)
             if before.began_s <= began_s and before.fault != fault:
-                self._replace(_POLICY_FILE, replace(before, fault=fault).to_bytes())
+                self.replace_file(_POLICY_FILE, replace(before, fault=fault).to_bytes())
 
     def _read_contained(self) -> Reading | None:
         try:
-            return Reading.from_bytes(_read(self.folder / _POLICY_FILE))
+            return Reading.from_bytes(read_bounded(self.folder / _POLICY_FILE))
         except (OSError, ValueError, RecursionError):
             return None
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Hold the lock around replacing a file that all processes read. Errors: `OSError`."""
         descriptor = open_file(self.folder / "policy.lock", os.O_RDWR | os.O_CREAT)
         try:
             deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
@@ -329,7 +330,8 @@ class HostRegistry:
         finally:
             os.close(descriptor)
 
-    def _replace(self, name: str, data: bytes) -> None:
+    def replace_file(self, name: str, data: bytes) -> None:
+        """Put a file of the folder in the place of the one before, in one step. Errors: `OSError`."""
         temporary = self.folder / f"{name}.{os.getpid()}-{time.monotonic_ns()}"
         try:
             with os.fdopen(open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
@@ -340,12 +342,14 @@ class HostRegistry:
             raise
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is replaced. Errors: `OSError`."""
     status = path.lstat()
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _read(path: Path) -> bytes:
+def read_bounded(path: Path) -> bytes:
+    """Return the content of a file of ours. Errors: `OSError`; `ValueError` when it is too long."""
     with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.debian
 
 DASHBOARD, TRACES = "/admin/django_otel/dashboard/", "/admin/django_otel/trace/"
 POLICY = "/admin/django_otel/samplingpolicy/"
+LOG_LEVELS = "/admin/django_otel/loglevel/"
 NO_TRACE = f"{TRACES}{'0' * 31}1/"
 OTEL = {"SERVICE_NAME": "shop", "SAMPLING": {"RATIO": 1.0, "REFRESH_S": 1.0, "FORCE": True}}
 #: Marks that turn the direction of a text; a page shows their names in place of them.
@@ -44,6 +45,14 @@ RULES = """
 SamplingPolicy(ratio=1, note="all of it").save()
 SamplingRule.objects.create(path="/hello/*", ratio=1, priority=10)
 SamplingRule.objects.create(path="/admin/*", ratio=1, method="GET")
+"""
+LEVELS = """
+import datetime
+from django.utils import timezone
+from django_otel.models import LogLevel
+LogLevel.objects.create(logger="django.db.backends", level="DEBUG", set_by="ada", note="incident 7",
+                        expires_at=timezone.now() + datetime.timedelta(hours=1))
+LogLevel.objects.create(logger="shop.\u202epayments", level="ERROR", set_by="ada", expires_at=timezone.now())
 """
 
 
@@ -92,7 +101,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A site with rules and a filled store: equal queries, a failure, a path that turns the direction of text."""
     folder = tmp_path_factory.mktemp("site")
     otel = {**OTEL, "CONSOLE": {"ENABLED": True, "PATH": str(folder / "store")}}
-    for url in serve(folder, otel, RULES):
+    for url in serve(folder, otel, RULES + LEVELS):
         for path in ("/hello/", "/n-plus-one/", "/boom/", f"/en/greet/{BIDI_CONTROLS}/"):
             requests.get(url + path, headers={"User-Agent": "test"}, timeout=20)
         yield url
@@ -191,6 +200,9 @@ PAGES = {
     "policy-change": f"{POLICY}1/change/",
     "policy-history": f"{POLICY}1/history/",
     "policy-delete": f"{POLICY}1/delete/",
+    "log-levels": LOG_LEVELS,
+    "log-level-add": f"{LOG_LEVELS}add/",
+    "log-level-change": f"{LOG_LEVELS}1/change/",
     "failed": "/boom/",
 }
 PAGES_WITHOUT = {
@@ -199,6 +211,7 @@ PAGES_WITHOUT = {
     "trace-off": NO_TRACE,
     "policy-unavailable": POLICY,
     "policy-add-unavailable": f"{POLICY}add/",
+    "log-levels-unavailable": LOG_LEVELS,
     "failed-without-console": "/boom/",
 }
 

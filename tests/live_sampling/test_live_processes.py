@@ -362,3 +362,26 @@ def test_a_killed_worker_does_not_leave_the_others_behind(on_postgresql):
         services.wait_until(lambda: victim not in statuses(server, 2), 15, "the successor")
         run_python(on_postgresql, "SamplingPolicy(ratio=0.375).save()")
         wait_for_ratio(server, 0.375, wanted=2)
+
+
+def wait_for_levels(server, wanted: dict[str, int], workers: int = WORKERS) -> None:
+    services.wait_until(
+        lambda: all(answer["levels"] == wanted for answer in statuses(server, workers).values()),
+        30,
+        f"the log levels {wanted} in every worker",
+    )
+
+
+def test_a_log_level_reaches_all_workers_and_ends_by_itself(on_sqlite):
+    """Set by the command in a process of its own; each goes back to what it was, without a query for it."""
+    with served(on_sqlite) as server:
+        found = statuses(server)
+        (before,) = {tuple(answer["levels"].items()) for answer in found.values()}
+        manage(on_sqlite, "otel", "logs", "level", "tests.live.shop", "DEBUG", "--for", "1h")
+        wait_for_levels(server, {**dict(before), "tests.live.shop": 10})
+        manage(on_sqlite, "otel", "logs", "level", "root", "ERROR", "--for", "1s")
+        manage(on_sqlite, "otel", "logs", "level", "tests.live.shop", "--end")
+        wait_for_levels(server, dict(before))
+        end = statuses(server)
+        assert set(end) == set(found)
+        assert {answer["statements"] for answer in end.values()} == {0}

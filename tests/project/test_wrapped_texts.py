@@ -245,6 +245,7 @@ def texts_of_code(source: str) -> list[str]:
 #: What looks like a text and is none: names of what was examined, commands, headers, what a library says.
 NO_TEXTS: dict[str, set[str]] = {
     "console/text.py": {f"{TAG} min {TAG} s"},
+    "live_sampling/log_level_command.py": {"logs level"},
     # The name of the permission in the database; an object that no page shows.
     "models.py": {f"version {TAG}", "Can view traces and dashboard"},
     "operations/checks.py": {f"pip install {TAG}", "METRICS.SHARED_DIR, METRICS.GROUP"},

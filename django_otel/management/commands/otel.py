@@ -13,7 +13,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +25,7 @@ from django_otel import conf, runtime, views
 from django_otel.base.text import printable, printable_json
 from django_otel.config.schema import SECRET_KEYS, Config, ConfigError
 from django_otel.export.exporters import OTLP_KINDS
-from django_otel.live_sampling import command, follower, policy_rows
+from django_otel.live_sampling import command, follower, log_level_command, policy_rows
 from django_otel.metrics import catalogue
 from django_otel.multiprocess import discovery
 from django_otel.operations import doctor, groups, surroundings, variables
@@ -68,7 +68,7 @@ class Command(BaseCommand):
         _add_common_options(parser)
 
     def handle(self, *args: object, subcommand: str | None, **options: Any) -> None:
-        code = OK
+        code, write = OK, self.stdout.write
         if subcommand == "config":
             code = self._config(options["format"], options["variables"])
         elif subcommand == "doctor":
@@ -76,11 +76,15 @@ class Command(BaseCommand):
         elif subcommand == "send-test":
             code = self._send_test(options["timeout"])
         elif subcommand == "sampling":
-            code = self._sampling(options)
+            code = self._with_config(lambda config: command.SamplingCommand(config, write).run(options), options)
+        elif subcommand == "logs":
+            code = self._with_config(
+                lambda config: log_level_command.LogLevelCommand(config, write).run(options), options
+            )
         elif subcommand == "catalogue":
             self._catalogue(options["format"])
         elif subcommand in monitoring.NAMES:
-            code = self._monitoring(subcommand, options)
+            code = self._with_config(lambda config: monitoring.run(subcommand, options, config, write), {})
         elif subcommand == "serve":
             code = self._serve(options["host"], options["port"], options["folder"])
         elif subcommand == "folder":
@@ -140,6 +144,11 @@ class Command(BaseCommand):
                 for problem in error.problems:
                     self._write_wrapped(f"{problem.message} ({problem.id})", "  ")
             return None
+
+    def _with_config(self, run: Callable[[Config], int], options: Mapping[str, object]) -> int:
+        """The exit code of `run(config)`, or that of a configuration that is faulty."""
+        config = self._read_config("json" if options.get("format") == "json" else "text")
+        return BAD_CONFIGURATION if config is None else run(config)
 
     # --- doctor ---
 
@@ -204,14 +213,6 @@ class Command(BaseCommand):
             self._write_wrapped(f"{finding.subject}: {finding.text} {finding.advice}".rstrip(), "  ", first="")
         return NOT_WORKING if any(finding.outcome == "failed" for finding in findings) else OK
 
-    # --- sampling ---
-
-    def _sampling(self, options: dict[str, Any]) -> int:
-        config = self._read_config(options.get("format", "text"))
-        if config is None:
-            return BAD_CONFIGURATION
-        return command.SamplingCommand(config, self.stdout.write).run(options)
-
     # --- catalogue ---
 
     def _catalogue(self, form: str) -> None:
@@ -233,14 +234,6 @@ class Command(BaseCommand):
             )
             return
         self.stdout.write(build_catalogue_markdown(catalogue.CATALOGUE.values()), ending="")
-
-    # --- dashboards, rules and collector ---
-
-    def _monitoring(self, name: str, options: Mapping[str, object]) -> int:
-        config = self._read_config()
-        if config is None:
-            return BAD_CONFIGURATION
-        return monitoring.run(name, options, config, self.stdout.write)
 
     # --- serve and folder ---
 
@@ -448,6 +441,8 @@ def _add_subcommands(commands: Any) -> None:
     _add_timeout(send)
 
     command.add_arguments(commands)
+    logs = commands.add_parser("logs", help=gettext("levels of loggers"))
+    log_level_command.add_arguments(logs.add_subparsers(dest="action", metavar="action", required=True))
 
     catalogue = commands.add_parser("catalogue", help=gettext("every metric this package emits"))
     catalogue.add_argument("--format", choices=("md", "json"), default="md")

@@ -1,0 +1,264 @@
+"""Live log levels in the admin: a page of those that hold, a form to set one, Django's history and permissions."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.db import Error as DatabaseFault
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils import timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext, gettext_lazy
+
+from django_otel import conf
+from django_otel.base import log_levels
+from django_otel.base.text import visible
+from django_otel.config.schema import ConfigError
+from django_otel.live_sampling import policy_rows
+from django_otel.live_sampling import wording as text
+from django_otel.live_sampling.assets import Stylesheet
+from django_otel.live_sampling.log_levels import level_alias
+from django_otel.log_level_model import describe_most, validate_logger
+from django_otel.models import LogLevel
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+
+    _ModelAdmin = admin.ModelAdmin[LogLevel]
+    _ModelForm = forms.ModelForm[LogLevel]
+else:
+    # Generic only for the type checker.
+    _ModelAdmin = admin.ModelAdmin
+    _ModelForm = forms.ModelForm
+
+#: Most names of loggers that the form offers.
+_MAX_CHOICES = 300
+_LOGGERS_ID = "django-otel-loggers"
+_DURATIONS = [(code, words) for code, _, words in text.DURATIONS]
+_SECONDS = {code: seconds for code, seconds, _ in text.DURATIONS}
+
+
+class _LoggerInput(forms.TextInput):
+    """The name of a logger, with those of this process to choose from."""
+
+    def render(self, name: str, value: object, attrs: Any = None, renderer: Any = None) -> SafeString:
+        shown = super().render(name, value, {**(attrs or {}), "list": _LOGGERS_ID}, renderer)
+        options = format_html_join("", '<option value="{}"></option>', ((name,) for name in known_loggers()))
+        return shown + format_html('<datalist id="{}">{}</datalist>', _LOGGERS_ID, options)
+
+
+def known_loggers() -> list[str]:
+    """Return the names of the loggers of this process, the root logger first, at most `_MAX_CHOICES`."""
+    # A copy: other threads make loggers meanwhile.
+    known = dict(logging.root.manager.loggerDict)
+    found = sorted(name for name, logger in known.items() if isinstance(logger, logging.Logger))
+    return [log_levels.ROOT, *found][:_MAX_CHOICES]
+
+
+class LogLevelForm(_ModelForm):
+    lasts = forms.ChoiceField(
+        label=gettext_lazy("For how long"),
+        choices=_DURATIONS,
+        help_text=gettext_lazy(
+            "By the server's clock, from the moment of saving. Then the level is what it was before."
+        ),
+    )
+
+    class Meta:
+        model = LogLevel
+        fields = ("logger", "level", "note")
+        widgets = {
+            "logger": _LoggerInput(attrs={"spellcheck": "false", "dir": "ltr", "class": "vTextField"}),
+            "note": forms.TextInput(attrs={"dir": "auto", "class": "vTextField"}),
+        }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "level" in self.fields:
+            names = log_levels.level_names()
+            if self.instance.level and self.instance.level not in names:
+                names = [self.instance.level, *names]
+            self.fields["level"] = forms.ChoiceField(
+                label=gettext("Level"), choices=[(name, name) for name in names], initial="DEBUG"
+            )
+        if "logger" in self.fields:
+            # Else the message about an empty field would be the only answer for the root logger.
+            self.fields["logger"].required = True
+
+    def clean_logger(self) -> str:
+        given = str(self.cleaned_data["logger"])
+        validate_logger(given)
+        return log_levels.logger_name(given)
+
+    def clean(self) -> None:
+        super().clean()
+        cleaned = self.cleaned_data
+        if self.instance.pk is None and "logger" in cleaned:
+            rows = LogLevel._base_manager.using(level_alias())
+            others = rows.exclude(logger=cleaned["logger"]).filter(expires_at__gt=timezone.now())
+            if others.count() >= log_levels.MAX_LEVELS:
+                raise ValidationError(describe_most(), code="too_many")
+
+    def validate_unique(self) -> None:
+        """Setting the level of a logger that has one already replaces it (`LogLevelAdmin.save_model`)."""
+
+
+def _needs_table(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """Say what to do, rather than fail, where the table is missing or its database does not answer."""
+
+    @functools.wraps(view)
+    def guarded(self: LogLevelAdmin, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
+        try:
+            response = view(self, request, *args, **kwargs)
+            # Within the guard: the list is read when it is shown.
+            return response.render() if isinstance(response, TemplateResponse) else response
+        except (DatabaseFault, ImproperlyConfigured, OSError):
+            is_there = policy_rows.tables_exist(level_alias(), (LogLevel,))
+            if is_there:
+                raise
+            return self.unavailable(request, is_answering=is_there is not None)
+
+    return guarded
+
+
+@admin.register(LogLevel)
+class LogLevelAdmin(_ModelAdmin):
+    """Setting a level takes effect within a second in all processes of this host; deleting it ends it."""
+
+    form = LogLevelForm
+    fields = ("logger", "level", "lasts", "note")
+    list_display = ("shown_logger", "level", "shown_end", "shown_author", "shown_note")
+    list_per_page = 50
+    list_display_links = ("shown_logger",)
+
+    class Media:
+        css = {"all": (Stylesheet("django_otel/admin.css"),)}
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[LogLevel]:
+        """From the alias that is written to: a replica may not have what was saved a moment ago."""
+        return super().get_queryset(request).using(level_alias())
+
+    def get_fields(self, request: HttpRequest, obj: LogLevel | None = None) -> tuple[str, ...]:
+        if obj is not None and self.has_change_permission(request, obj):
+            return ("shown_logger", "level", "lasts", "note")
+        is_writing = obj is None and self.has_add_permission(request)
+        return self.fields if is_writing else ("shown_logger", "level", "shown_end", "shown_author", "shown_note")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: LogLevel | None = None) -> tuple[str, ...]:
+        # The row of another logger is another row, which is added.
+        return ("shown_logger", "shown_end", "shown_author", "shown_note")
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        # The widgets of the form rather than the admin's.
+        return db_field.formfield(**kwargs)
+
+    @admin.display(description=gettext_lazy("logger"), ordering="logger")
+    def shown_logger(self, obj: LogLevel) -> SafeString:
+        return format_html('<bdi dir="ltr">{}</bdi>', visible(obj.logger))
+
+    @admin.display(description=gettext_lazy("until"), ordering="expires_at")
+    def shown_end(self, obj: LogLevel) -> str:
+        """Return when the level ends, or that it has."""
+        if obj.expires_at is None:
+            return ""
+        if obj.is_over:
+            return gettext("ended at %(time)s") % {"time": text.show(obj.expires_at)}
+        return text.until(policy_rows.epoch_s(obj.expires_at) or 0.0)
+
+    @admin.display(description=gettext_lazy("set by"), ordering="set_by")
+    def shown_author(self, obj: LogLevel) -> SafeString:
+        return format_html("<bdi>{}</bdi>", visible(obj.set_by))
+
+    @admin.display(description=gettext_lazy("note"))
+    def shown_note(self, obj: LogLevel) -> SafeString:
+        return format_html("<bdi>{}</bdi>", visible(obj.note))
+
+    def save_model(self, request: HttpRequest, obj: LogLevel, form: Any, change: bool) -> None:
+        """Save it from now on, in place of the row that this logger has already."""
+        obj.set_by = str(request.user)[:200]
+        obj.expires_at = text.now() + datetime.timedelta(seconds=_SECONDS[form.cleaned_data["lasts"]])
+        rows = LogLevel._base_manager.using(level_alias())
+        rows.filter(expires_at__lte=timezone.now()).exclude(pk=obj.pk).delete()
+        if obj.pk is None:
+            found = rows.filter(logger=obj.logger).values_list("pk", flat=True).first()
+            obj.pk, obj._state.adding = found, found is None
+        obj.save(using=level_alias())
+
+    def construct_change_message(self, request: HttpRequest, form: Any, formsets: object, add: bool = False) -> Any:
+        """Return what the history says: level, for how long, and why."""
+        values = {
+            "level": form.cleaned_data.get("level", ""),
+            "duration": text.span(_SECONDS[form.cleaned_data["lasts"]]),
+            "note": form.cleaned_data.get("note", ""),
+        }
+        said = gettext("Level %(level)s for %(duration)s. %(note)s")
+        return (said % values).strip()
+
+    def delete_model(self, request: HttpRequest, obj: LogLevel) -> None:
+        obj.delete(using=level_alias())
+
+    # --- The pages. ---
+
+    @_needs_table
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> HttpResponse:
+        if request.method == "GET":
+            for problem in _problems():
+                self.message_user(request, problem, messages.WARNING)
+        return super().changelist_view(request, {**(extra_context or {}), "title": gettext("Log levels")})
+
+    @_needs_table
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, object] | None = None,
+    ) -> HttpResponse:
+        return super().changeform_view(request, object_id, form_url, extra_context)
+
+    @_needs_table
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, object] | None = None
+    ) -> HttpResponse:
+        return super().delete_view(request, object_id, extra_context)
+
+    def unavailable(self, request: HttpRequest, *, is_answering: bool) -> HttpResponse:
+        """Return the page instead of any other while the rows cannot be reached, with status 503."""
+        database = level_alias()
+        message = (
+            gettext('Database "%(database)s" has no table of the log levels.')
+            if is_answering
+            else gettext('Database "%(database)s", which has the log levels, does not answer.')
+        )
+        request.current_app = self.admin_site.name
+        context = {
+            **self.admin_site.each_context(request),
+            "title": gettext("Log levels"),
+            "opts": self.opts,
+            "problem": message % {"database": database},
+            "command": policy_rows.migrate_command(database) if is_answering else "",
+            "is_lost": request.method == "POST",
+        }
+        return TemplateResponse(request, "admin/django_otel/loglevel/unavailable.html", context, status=503).render()
+
+
+def _problems() -> list[str]:
+    """Return why a level that is set would have no effect."""
+    try:
+        config = conf.get_config()
+    except ConfigError:
+        return [gettext("settings.OTEL is not valid, so no process applies a log level: run manage.py check.")]
+    if not config.enabled:
+        return [gettext("Telemetry is off (ENABLED), so no process applies a log level.")]
+    if not config.sampling.live:
+        return [gettext("SAMPLING.LIVE is False, so no process applies a log level.")]
+    return []

@@ -1,0 +1,113 @@
+"""The table of log levels that hold for a time."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from django.core.exceptions import ValidationError
+from django.db import models, transaction
+from django.db.models.signals import post_delete, post_save
+from django.utils import timezone
+from django.utils.translation import gettext, gettext_lazy, ngettext
+
+from django_otel import signals
+from django_otel.base import log_levels
+from django_otel.base.text import visible
+
+
+def validate_logger(value: str) -> None:
+    """Refuse a name that no logger should have."""
+    try:
+        log_levels.logger_name(value)
+    except ValueError:
+        raise ValidationError(
+            gettext("A logger's name has at most %(most)s characters, and none that cannot be printed."),
+            code="logger",
+            params={"most": log_levels.MAX_LOGGER_NAME},
+        ) from None
+
+
+def validate_level(value: str) -> None:
+    """Refuse a level that logging does not have."""
+    if log_levels.level_number(value) is None:
+        raise ValidationError(
+            gettext("%(level)s is no log level; there are %(levels)s."),
+            code="level",
+            params={"level": repr(value), "levels": ", ".join(log_levels.level_names())},
+        )
+
+
+class TooManyError(Exception):
+    """As many levels hold as may; the text says what to do."""
+
+
+class LogLevel(models.Model):
+    """A level that one logger has until `expires_at` in every process, whatever the settings say."""
+
+    logger = models.CharField(
+        gettext_lazy("logger"),
+        max_length=log_levels.MAX_LOGGER_NAME,
+        unique=True,
+        validators=[validate_logger],
+        help_text=gettext_lazy(
+            "The name of a logger, such as django.request or a module of yours. It also holds for loggers below it "
+            "that have no level of their own; “root” is the logger above all."
+        ),
+    )
+    level = models.CharField(gettext_lazy("level"), max_length=50, validators=[validate_level])
+    expires_at = models.DateTimeField(gettext_lazy("until"))
+    note = models.CharField(gettext_lazy("note"), max_length=200, blank=True, default="")
+    set_by = models.CharField(gettext_lazy("set by"), max_length=200, blank=True, default="", editable=False)
+    set_at = models.DateTimeField(gettext_lazy("set at"), auto_now=True, editable=False)
+
+    class Meta:
+        verbose_name = gettext_lazy("log level")
+        verbose_name_plural = gettext_lazy("log levels")
+        ordering = ("logger",)
+
+    def __str__(self) -> str:
+        return visible(f"{self.logger}: {self.level}")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended by itself."""
+        return self.expires_at <= timezone.now()
+
+
+def set_level(using: str, logger: str, level: str, expires_at: datetime, *, set_by: str, note: str) -> LogLevel:
+    """Let a logger have a level until then, in place of the one set before; rows that are over are removed.
+
+    Errors: `ValidationError`, `TooManyError`; those of the database.
+    """
+    with transaction.atomic(using=using):
+        rows = LogLevel._base_manager.using(using)
+        rows.filter(expires_at__lte=timezone.now()).delete()
+        name = logger.strip() or log_levels.ROOT
+        row = rows.filter(logger=name).first()
+        if row is None:
+            if rows.count() >= log_levels.MAX_LEVELS:
+                raise TooManyError(describe_most())
+            row = LogLevel(logger=name)
+        row.level, row.expires_at, row.set_by, row.note = level.upper(), expires_at, set_by[:200], note
+        row.full_clean(validate_unique=False)
+        row.save(using=using)
+        return row
+
+
+def describe_most() -> str:
+    """Return why no further level can be set."""
+    message = ngettext(
+        "%(most)d log level is set, which is the most. End it first.",
+        "%(most)d log levels are set, which is the most. End one of them first.",
+        log_levels.MAX_LEVELS,
+    )
+    return message % {"most": log_levels.MAX_LEVELS}
+
+
+def _notice(*, using: str, **_: object) -> None:
+    signals.log_levels_changed.send_robust(sender=LogLevel, using=using)
+
+
+# Signals rather than the methods: they also tell of fixtures and of QuerySet.delete().
+post_save.connect(_notice, sender=LogLevel, dispatch_uid="django_otel.models.saved.LogLevel")
+post_delete.connect(_notice, sender=LogLevel, dispatch_uid="django_otel.models.deleted.LogLevel")
