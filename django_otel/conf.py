@@ -70,6 +70,18 @@ def deployment_identity(config: Config) -> str:
     return "|".join((str(getattr(settings, "SETTINGS_MODULE", "")), str(base), config.service_name or ""))
 
 
+def project_identity() -> str:
+    """Tells this project from others of the same user on this host, for its web server and its workers alike.
+
+    Its place, the package of its settings and its database; not its SERVICE_NAME, which workers may have of their own.
+    """
+    package = _default_service_name()
+    base = getattr(settings, "BASE_DIR", None) or Path.cwd()
+    database = dict(getattr(settings, "DATABASES", {}).get("default", {}))
+    place = [str(database.get(key) or "") for key in ("ENGINE", "NAME", "HOST", "PORT")]
+    return "|".join((package, str(base), *place))
+
+
 def forget() -> None:
     """Parse again at the next look."""
     global _cached  # noqa: PLW0603 (the one value that the module keeps)

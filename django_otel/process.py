@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
     from opentelemetry.metrics import MeterProvider
 
+    from django_otel.multiprocess.background import BackgroundReader
     from django_otel.multiprocess.sharing import Sharing
     from django_otel.tracestore.processor import StoreProcessor
 
@@ -104,7 +105,21 @@ class Process(ProcessState):
         return done
 
     def collect(self) -> list[Family]:
-        """Every family, as a scrape shows them: over all processes of this server instance that share numbers."""
+        """Every family, as a scrape shows them: over all processes of this server instance that share numbers.
+
+        Those of the project's task workers on this host are added.
+        """
+        families = self.collect_group()
+        background = self.membership.find_background()
+        if background is not None:
+            with guard.contained("adding the numbers of task workers"):
+                from django_otel.multiprocess.background import add_background
+
+                return add_background(families, background.collect())
+        return families
+
+    def collect_group(self) -> list[Family]:
+        """Every family over the processes of this one's group."""
         sharing = self.membership.find_sharing()
         if sharing is not None:
             with guard.contained("merging the processes' numbers"):
@@ -131,6 +146,11 @@ class Membership:
         self._lock_type = threading.Lock
         #: How this process shares its numbers; None when it keeps them to itself.
         self.sharing: Sharing | None = None
+        #: Whether this process works outside the web server (a task worker, a scheduler).
+        self.is_background = False
+        #: Returns what tells the project from others on this host; put there by the package's upper part.
+        self.project_identity: Callable[[], str] = str
+        self._background: tuple[object, BackgroundReader] | None = None
         forks.register("runtime.membership", self.after_fork)
 
     def note_configured(self) -> None:
@@ -222,7 +242,48 @@ class Membership:
         from django_otel.multiprocess.sharing import start_sharing
 
         process = self._process
-        self.sharing = start_sharing(process.config, process.store, process.metrics.collect_sdk, self._configured_pid)
+        self.sharing = start_sharing(
+            process.config, process.store, process.metrics.collect_sdk, self._configured_pid, self._background_name()
+        )
+
+    # --- Work outside the web server. ---
+
+    def work_in_background(self) -> None:
+        """Share this process's numbers with the project's task workers: the web server's page shows them. Idempotent.
+
+        For processes outside the web server, as early as is known that they are one. Children by fork are such, too.
+        """
+        if self.is_background:
+            return
+        self.is_background = True
+        if self._process.store.joined and not self._process.is_quiet:
+            with guard.contained("sharing numbers"), self._sharing_lock:
+                self._start_sharing()
+
+    def _background_name(self) -> str | None:
+        """The name of the group of task workers, where this process is one of them."""
+        if not self.is_background or self._process.config.metrics.group is not None:
+            return None
+        from django_otel.multiprocess.background import build_background_name
+
+        return build_background_name(self.project_identity())
+
+    def find_background(self) -> BackgroundReader | None:
+        """Return the reader of the task workers' numbers, where they are not among this process's group."""
+        process = self._process
+        config = process.config
+        if self.is_background or config.metrics.group is not None or process.is_quiet:
+            return None
+        known = self._background
+        if known is None or known[0] is not config:
+            from django_otel.multiprocess.background import BackgroundReader, background_bases, build_background_name
+            from django_otel.multiprocess.sharing import is_shown
+
+            if not is_shown(config):
+                return None
+            name = build_background_name(self.project_identity())
+            known = self._background = (config, BackgroundReader(name, background_bases(config.metrics.shared_dir)))
+        return known[1]
 
     def find_sharing(self) -> Sharing | None:
         """How this process shares its numbers, once it is known."""
@@ -252,6 +313,9 @@ class Membership:
         """The name of the server instance this process belongs to; None for one of a single process without a name."""
         from django_otel.multiprocess import server_group
 
+        background = self._background_name()
+        if background is not None:
+            return background
         config = self._process.config
         is_named = config.metrics.group is not None
         owner = None if is_named else server_group.owner_pid(self._configured_pid, config.surroundings)

@@ -102,6 +102,7 @@ class Runtime(Process):
         self.is_skipped = command_name() in config.skip_commands
         self.started_at_s = time.time()
         self.membership.note_configured()
+        self.membership.project_identity = _project_identity
         self.scrubber = _build_scrubber(config)
         self.resource = build_resource(config, self.scrubber.attributes)
         self._start_sampling(config)
@@ -193,7 +194,7 @@ class Runtime(Process):
             clean=self.traces.build_cleaner(config),
             scrubber=self.scrubber,
             resource=lambda: self.resource,
-            collect=self.collect,
+            collect=self.collect_group,
             group=self.membership.group_name,
             facts=self._console_facts,
             on_drop=lambda count, reason: self.count_drop(count, reason, "console"),
@@ -250,6 +251,12 @@ def _build_scrubber(config: Config) -> Scrubber:
     return Scrubber(config.scrub.extra, callback, personal=config.scrub.personal)
 
 
+def _project_identity() -> str:
+    from django_otel import conf
+
+    return conf.project_identity()
+
+
 class _NoTruncationNotes(logging.Filter):
     """To cut and to drop attributes is what LIMITS ask for; a line each time would fill the log."""
 
@@ -292,10 +299,11 @@ def on_prepare(callback: Callback) -> None:
 # The methods of the one object, under the names by which others call them.
 on_config_change, on_refusal = _current.on_config_change, _current.on_refusal
 start, refuse, restart, stop, flush = _current.start, _current.refuse, _current.restart, _current.stop, _current.flush
-join, group_name, server_group = (
+join, group_name, server_group, work_in_background = (
     _current.membership.join,
     _current.membership.group_name,
     _current.membership.server_group,
+    _current.membership.work_in_background,
 )
 collect, collect_process = _current.collect, _current.metrics.collect_process
 clean_span = _current.traces.clean

@@ -37,6 +37,8 @@ NO_PLACE = "no folder for shared or temporary files was found"
 _SWEEP_AGE_S = 60.0
 #: Of a group whose master cannot be looked for (another container): since when nothing was written, in seconds.
 FOREIGN_AGE_S = 3600.0
+#: Of the group of task workers, which is to outlive their restarts, in seconds.
+BACKGROUND_AGE_S = 7 * 86400.0
 
 
 def candidate_bases(shared_dir: str | None, environ: Mapping[str, str]) -> list[Path]:
@@ -159,6 +161,8 @@ def _write_owner(folder: Path, owner: int) -> None:
 
 def _idle_age_s(folder: Path) -> float:
     """How long nothing may have been written before a group is swept, in seconds; infinity while its master lives."""
+    if folder.name.startswith("background-"):
+        return BACKGROUND_AGE_S
     try:
         pid, _, rest = (folder / _OWNER_FILE).read_text().partition(" ")
     except FileNotFoundError:

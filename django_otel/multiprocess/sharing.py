@@ -22,6 +22,7 @@ from django_otel.metrics.merging import merge_processes
 from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
 from django_otel.metrics.store import CellStore
 from django_otel.multiprocess import server_group
+from django_otel.multiprocess.background import background_bases
 from django_otel.multiprocess.lease import living_slots
 from django_otel.multiprocess.memory import SharedMemory
 from django_otel.multiprocess.reader import Reader
@@ -32,17 +33,34 @@ _TICK_S = 1.0
 _all: weakref.WeakSet[Sharing] = weakref.WeakSet()
 
 
+def is_shown(config: Config) -> bool:
+    """Whether a page shows the numbers of this process, so that others have to read them."""
+    return bool({"prometheus", "prometheus-registry"} & set(config.metrics.exporters))
+
+
 def start_sharing(
-    config: Config, store: CellStore, collect_sdk: Callable[[], list[Family]], configured_pid: int
+    config: Config,
+    store: CellStore,
+    collect_sdk: Callable[[], list[Family]],
+    configured_pid: int,
+    background: str | None = None,
 ) -> Sharing | None:
-    """Join the group's folder; None for a server of a single process, where there is nothing to share."""
-    if not {"prometheus", "prometheus-registry"} & set(config.metrics.exporters):
+    """Join the group's folder; None for a server of a single process, where there is nothing to share.
+
+    `background` is the name of the group of task workers where this process is one of them.
+    """
+    if not is_shown(config):
         return None
-    owner = None if config.metrics.group is not None else server_group.owner_pid(configured_pid, config.surroundings)
-    name = server_group.build_group_name(config.service_name or "", config.metrics.group, owner)
+    owner: int | None = None
+    name: str | None = background
+    bases = background_bases(config.metrics.shared_dir)
+    if name is None:
+        if config.metrics.group is None:
+            owner = server_group.owner_pid(configured_pid, config.surroundings)
+        name = server_group.build_group_name(config.service_name or "", config.metrics.group, owner)
+        bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
     if name is None:
         return None
-    bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
     for known in list(_all):
         if known.serves(name, bases, store):
             # New settings, same folder: in another slot, what was counted would be there twice.

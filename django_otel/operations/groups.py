@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -11,11 +12,18 @@ from pathlib import Path
 
 from django.utils.translation import gettext, ngettext
 
-from django_otel import runtime
+from django_otel import conf, runtime
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
 from django_otel.metrics.model import Family
 from django_otel.multiprocess import discovery, lease, server_group
+from django_otel.multiprocess.background import PREFIX as BACKGROUND_PREFIX
+from django_otel.multiprocess.background import (
+    BackgroundReader,
+    add_background,
+    background_bases,
+    build_background_name,
+)
 from django_otel.operations import surroundings
 from django_otel.operations.serve import Unavailable
 
@@ -50,6 +58,8 @@ class GroupFinder:
         self._named = folder
         self._outsider: discovery.Outsider | None = None
         self._lock = threading.Lock()
+        is_read = folder is None and config.metrics.group is None
+        self._background = build_background_reader(config) if is_read else None
         self.is_ambiguous = False
 
     def find(self) -> Path:
@@ -84,7 +94,14 @@ class GroupFinder:
     def collect(self) -> list[Family]:
         """The group's families, and the observable gauges as this process reads them. Errors: `Unavailable`."""
         with self._lock:
-            folder = self.find()
+            background = self._background.collect() if self._background is not None else []
+            try:
+                folder = self.find()
+            except Unavailable:
+                if not background or self.is_ambiguous:
+                    raise
+                # Task workers alone run here.
+                return [*background, *_read_observed()]
             if self._outsider is None or self._outsider.folder != folder:
                 self._outsider = discovery.Outsider(folder)
             outsider = self._outsider
@@ -92,8 +109,29 @@ class GroupFinder:
                 families = outsider.collect()
             except OSError as error:
                 raise Unavailable(_unreadable(folder, error)) from error
-        with suppress_instrumentation():
-            return [*families, *runtime.store.observed()]
+        return [*add_background(families, background), *_read_observed()]
+
+
+def _read_observed() -> list[Family]:
+    with suppress_instrumentation():
+        return runtime.store.observed()
+
+
+def find_background(config: Config) -> list[discovery.Group]:
+    """Return the group of this project's task workers on this host, if there is one."""
+    if config.metrics.group is not None or not lease.HAS_LOCKS:
+        return []
+    found = []
+    for folder in build_background_reader(config).folders:
+        with contextlib.suppress(OSError):
+            found.append(discovery.open_folder(folder))
+    return found
+
+
+def build_background_reader(config: Config) -> BackgroundReader:
+    """Return the reader of the numbers of this project's task workers on this host."""
+    name = build_background_name(conf.project_identity())
+    return BackgroundReader(name, background_bases(config.metrics.shared_dir))
 
 
 def _unreadable(folder: Path, error: OSError) -> str:
@@ -136,6 +174,8 @@ def describe(group: discovery.Group, slots: Sequence[discovery.Slot]) -> Descrip
     notes = [gettext("living") if group.is_living else gettext("all its processes are gone")]
     if group.owner_pid is not None:
         notes.append(gettext("master %(pid)s") % {"pid": group.owner_pid})
+    elif group.folder.name.startswith(BACKGROUND_PREFIX):
+        notes.append(gettext("task workers"))
     if group.is_foreign:
         notes.append(gettext("possibly another project's"))
     rows = [

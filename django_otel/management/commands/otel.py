@@ -292,7 +292,10 @@ class Command(BaseCommand):
         if config is None:
             return BAD_CONFIGURATION
         try:
-            found = [discovery.open_folder(folder)] if folder is not None else discovery.find_groups(config)
+            if folder is not None:
+                found = [discovery.open_folder(folder)]
+            else:
+                found = [*discovery.find_groups(config), *groups.find_background(config)]
         except OSError as error:
             self._write_wrapped(str(error), "")
             return NOT_WORKING

@@ -1,0 +1,83 @@
+"""The group of processes that work outside the web server: task workers, their schedulers.
+
+All of a project's on one host share one folder, whichever program started them and however often it was restarted.
+The web server's page adds their numbers to its own, see `add_background`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from django_otel.base.private_files import check_folder, temporary_folder
+from django_otel.metrics.merging import merge_processes
+from django_otel.metrics.model import Family
+from django_otel.multiprocess.lease import HAS_LOCKS, living_slots
+from django_otel.multiprocess.reader import Reader
+
+#: The beginning of the folders' names.
+PREFIX = "background-"
+
+
+def build_background_name(identity: str) -> str:
+    """Return the folder name of the group of the project known by `identity`."""
+    return PREFIX + hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def background_bases(shared_dir: str | None) -> list[Path]:
+    """Return where the folder may be, best first.
+
+    No folder that the system makes for one service or session: web server and worker are two of them.
+    """
+    if shared_dir is not None:
+        return [Path(shared_dir)]
+    return [Path(path) for path in ("/dev/shm", temporary_folder()) if path]  # noqa: S108
+
+
+class BackgroundReader:
+    """Reads the background group's numbers without being one of its processes."""
+
+    def __init__(self, name: str, bases: list[Path], on_skip: Callable[[str], None] = lambda reason: None) -> None:
+        #: Where the group may be.
+        self.folders = [base / f"django-otel-{os.geteuid()}" / name for base in bases]
+        self._on_skip = on_skip
+        self._readers: Mapping[Path, Reader] = {}
+
+    def collect(self) -> list[Family]:
+        """Return every family over all processes of the group, at this moment; empty where there is none."""
+        if not HAS_LOCKS:
+            return []
+        parts: list[list[Family]] = []
+        for folder in self.folders:
+            try:
+                check_folder(folder)
+            except OSError:
+                continue
+            reader = self._readers.get(folder)
+            if reader is None:
+                reader = Reader(folder, self._on_skip)
+                self._readers = {**self._readers, folder: reader}
+            parts.append(_read(reader))
+        return parts[0] if len(parts) == 1 else merge_processes((part, True) for part in parts)
+
+
+def _read(reader: Reader) -> list[Family]:
+    merged = reader.merge()
+    snapshots = list(reader.snapshots())
+    if not snapshots:
+        return merged
+    living = living_slots(reader.folder, [number for number, _ in snapshots])
+    return [*merged, *merge_processes((families, number in living) for number, families in snapshots)]
+
+
+def add_background(own: list[Family], background: list[Family]) -> list[Family]:
+    """Add the background group's families to those of a web server."""
+    if not background:
+        return own
+    names = {family.name for family in own} & {family.name for family in background}
+    # Own numbers last: where an instrument's bounds differ, the web server's count.
+    both = [[family for family in part if family.name in names] for part in (background, own)]
+    single = [family for part in (own, background) for family in part if family.name not in names]
+    return [*single, *merge_processes((part, True) for part in both)]
