@@ -79,6 +79,25 @@ def _cut_at_word(text: str) -> str:
     return text[: max(text.rfind(" ", begin), text.rfind("\n", begin), begin)]
 
 
+class _Untouched:
+    """Keys with a text each that the rules leave alone."""
+
+    __slots__ = ("_length", "pairs")
+
+    def __init__(self) -> None:
+        self.pairs: set[tuple[str, str]] = set()
+        #: Characters of these texts together.
+        self._length = 0
+
+    def add(self, key: str, text: str) -> None:
+        """Remember a pair; all others are forgotten when they are too many or too long."""
+        self._length += len(text)
+        if len(self.pairs) >= _CACHE_ENTRIES or self._length > _UNTOUCHED_CHARACTERS:
+            self.pairs.clear()
+            self._length = len(text)
+        self.pairs.add((key, text))
+
+
 class Scrubber:
     """Takes secrets out of what is about to be exported. Immutable; one per configuration, for all threads.
 
@@ -119,7 +138,7 @@ class Scrubber:
     when there was nothing to do.
     """
 
-    __slots__ = ("_callback", "_judge", "_keys", "_pairs", "_personal", "_texts", "_untouched", "_untouched_length")
+    __slots__ = ("_callback", "_judge", "_keys", "_pairs", "_personal", "_texts", "_untouched")
 
     def __init__(
         self, extra: Sequence[str] = (), callback: ScrubCallback | None = None, *, personal: bool = False
@@ -130,9 +149,7 @@ class Scrubber:
         self._texts: dict[str, str] = {}
         #: Keys with no secret in them.
         self._keys: set[str] = set()
-        #: Keys with a text each that the rules leave alone, and how long these texts are together.
-        self._untouched: set[tuple[str, str]] = set()
-        self._untouched_length = 0
+        self._untouched = _Untouched()
         self._pairs = PairScrubber(self._judge)
 
     @property
@@ -259,14 +276,8 @@ class Scrubber:
 
     def is_text_only(self, key: str) -> bool:
         """Whether `value(key, text)` equals `fresh_text(text)`: the key decides nothing and there is no callback."""
-        return (
-            self._callback is None
-            and not self._personal
-            and self._judge(key) == PLAIN
-            and key.lower() not in SAFE_KEYS
-            and key not in STATEMENT_KEYS
-            and not key.endswith(QUERY_KEYS)
-        )
+        is_ruled = self._callback is not None or self._personal or self._judge(key) != PLAIN
+        return not (is_ruled or key.lower() in SAFE_KEYS or key in STATEMENT_KEYS or key.endswith(QUERY_KEYS))
 
     def fresh_text(self, text: str) -> str:
         """`text()` for a caller who remembers for himself what he has asked before."""
@@ -353,7 +364,7 @@ class Scrubber:
         if not attributes:
             return attributes
         changed: dict[str, object] | None = None
-        untouched = self._untouched
+        untouched = self._untouched.pairs
         for key, value in attributes.items():
             # Texts alone: 1, True and 1.0 are equal, and are not judged alike.
             if type(value) is str and (key, value) in untouched:
@@ -362,7 +373,7 @@ class Scrubber:
             name = key if key in self._keys else self.key(key)
             if scrubbed is value and name is key:
                 if type(value) is str and len(value) <= _UNTOUCHED_LENGTH and self._callback is None:
-                    self._remember_untouched(key, value)
+                    self._untouched.add(key, value)
             else:
                 if changed is None:
                     changed = dict(attributes)
@@ -370,13 +381,6 @@ class Scrubber:
                     del changed[key]
                 changed[name] = scrubbed
         return attributes if changed is None else changed
-
-    def _remember_untouched(self, key: str, value: str) -> None:
-        self._untouched_length += len(value)
-        if len(self._untouched) >= _CACHE_ENTRIES or self._untouched_length > _UNTOUCHED_CHARACTERS:
-            self._untouched.clear()
-            self._untouched_length = len(value)
-        self._untouched.add((key, value))
 
     def labels(self, attributes: Attributes) -> Attributes:
         """Scrub the attributes of a metric series; the same tuple when nothing changed."""

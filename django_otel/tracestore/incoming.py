@@ -139,11 +139,10 @@ def _set_root(stored: StoredSpans, span: otlp.SpanRecord, rank: int) -> None:
 
 def _objects(content: object, name: str) -> list[dict[str, Any]]:
     """The list of objects under a name. Errors: `ValueError` for anything else there."""
-    found = content.get(name) if isinstance(content, Mapping) else content
-    if found is None:
+    found: object = content.get(name, []) if isinstance(content, Mapping) else None
+    if found is None and isinstance(content, Mapping):
         return []
-    is_list = isinstance(content, Mapping) and isinstance(found, list)
-    if not is_list or not all(isinstance(one, dict) for one in found):
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise ValueError(f"expected a list of objects as {name}")
     return found
 

@@ -802,7 +802,7 @@ def fields_of(page) -> dict[str, str]:
     return {name: value for name, value in parser.data if name not in ("q", "_popup")}
 
 
-@pytest.mark.parametrize("form", ["urlencoded", "multipart"])
+@pytest.mark.parametrize("form", ["urlencoded", pytest.param("multipart", marks=pytest.mark.long)])
 def test_as_many_rules_as_are_allowed_can_be_saved_and_removed(form):
     """They make more fields than DATA_UPLOAD_MAX_NUMBER_FIELDS; the CSRF check holds nevertheless."""
     user = User.objects.create_superuser("op3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sqlite3
@@ -22,6 +23,7 @@ from django_otel.base.private_files import Unusable
 from django_otel.config.parse import parse
 from django_otel.config.schema import Config
 from django_otel.redaction.scrub import Scrubber
+from django_otel.redaction.sdk_items import scrub_span
 from django_otel.tracestore.file import DAMAGED_SUFFIX, FILE_NAME, candidate_folders, find_file
 from django_otel.tracestore.items import StoredLog, StoredProcess, StoredSample, StoredSpans
 from django_otel.tracestore.numbers import MAX_ROUTES, merge, subtract, sum_routes
@@ -664,7 +666,7 @@ def processor(path, drops, **console):
     scrubber = Scrubber()
     built = Resource({"service.name": "shop", "service.instance.id": "one"})
     return StoreProcessor(
-        config, "test", clean=scrubber.span, scrubber=scrubber, resource=lambda: built, collect=list,
+        config, "test", clean=functools.partial(scrub_span, scrubber), scrubber=scrubber, resource=lambda: built, collect=list,
         group=lambda: None, facts=dict, on_drop=drops,
     )  # fmt: skip
 
