@@ -666,8 +666,8 @@ def processor(path, drops, **console):
     scrubber = Scrubber()
     built = Resource({"service.name": "shop", "service.instance.id": "one"})
     return StoreProcessor(
-        config, "test", clean=functools.partial(scrub_span, scrubber), scrubber=scrubber, resource=lambda: built, collect=list,
-        group=lambda: None, facts=dict, on_drop=drops,
+        config, "test", clean=functools.partial(scrub_span, scrubber), scrubber=scrubber, resource=lambda: built,
+        collect=list, group=lambda: None, facts=dict, on_drop=drops,
     )  # fmt: skip
 
 
