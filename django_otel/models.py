@@ -21,10 +21,8 @@ from django_otel.base.frozen import record
 from django_otel.base.text import visible
 from django_otel.config.schema import ConfigError
 from django_otel.log_level_model import LogLevel as LogLevel
-from django_otel.sampling.policy import MAX_PATTERN
+from django_otel.sampling.policy import MAX_PATTERN, METHODS
 
-#: In the order of a list to choose from: what is asked for most comes first.
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY", "_OTHER")
 #: In which rules are asked. The newest of equal ones comes first, so that a rule added last has its effect.
 RULE_ORDER = ("-priority", "-id")
 #: Above it a limit limits nothing; it also keeps infinity and "not a number" out of the column.

@@ -44,6 +44,7 @@ from django_otel.config.validators import (
     trust_inbound,
     whole,
 )
+from django_otel.sampling.policy import METHODS
 from django_otel.sampling.policy import Rule as SamplingRule
 
 DEFAULT_SKIP_COMMANDS = ("makemigrations", "migrate", "collectstatic", "check", "test", "shell")
@@ -52,7 +53,7 @@ SPAN_EXPORTERS = ("otlp", "otlp-json", "otlp-grpc", "console", "memory", "none")
 METRIC_EXPORTERS = ("prometheus", "prometheus-registry", "otlp", "otlp-json", "otlp-grpc", "console", "none")
 LOG_EXPORTERS = ("otlp", "otlp-json", "otlp-grpc", "console", "memory", "none")
 #: What a metric and a span call by its name; every other method is `_OTHER`.
-KNOWN_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY")
+KNOWN_METHODS = METHODS[:-1]
 PROPAGATORS = ("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none")
 #: Variables that are kept beside the settings, in `Config.surroundings`.
 SURROUNDINGS = ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", "RUN_MAIN", "CACHE_DIRECTORY", "TMPDIR")

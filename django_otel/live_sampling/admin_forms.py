@@ -18,7 +18,7 @@ from django_otel.live_sampling import follower
 from django_otel.live_sampling import wording as text
 from django_otel.live_sampling.admin_history import RULE_FIELDS, alias, last_author
 from django_otel.models import SamplingPolicy, SamplingRule
-from django_otel.sampling.policy import MAX_RULES
+from django_otel.sampling.policy import MAX_RULES, METHODS
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -191,7 +191,7 @@ class SamplingRuleForm(_EndingForm):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         field: Any = self.fields["method"]
-        field.choices = [("", pgettext("any method", "any")), *((method, method) for method in models.METHODS)]
+        field.choices = [("", pgettext("any method", "any")), *((method, method) for method in METHODS)]
 
     def clean(self) -> dict[str, object]:
         cleaned = super().clean() or self.cleaned_data

@@ -27,7 +27,7 @@ from django_otel.live_sampling import wording as text
 from django_otel.live_sampling.command_history import RefusedError
 from django_otel.models import SamplingPolicy, SamplingRule
 from django_otel.sampling.effective import EffectivePolicy
-from django_otel.sampling.policy import MAX_RULES, Policy
+from django_otel.sampling.policy import MAX_RULES, METHODS, Policy
 
 _Parsed = TypeVar("_Parsed")
 
@@ -105,9 +105,7 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     add.add_argument(
         "--route", action="store_true", help=gettext("the pattern is a URL pattern, such as /orders/<int:pk>/")
     )
-    add.add_argument(
-        "--method", type=str.upper, choices=models.METHODS, default="", help=gettext("only for this method")
-    )
+    add.add_argument("--method", type=str.upper, choices=METHODS, default="", help=gettext("only for this method"))
     add.add_argument(
         "--priority", type=int, default=0, help=gettext("the highest is asked first, of equal ones the newest")
     )

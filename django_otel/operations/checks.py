@@ -53,8 +53,14 @@ def _build_error(problem: Problem) -> Error:
     return Error(problem.message, hint=hint, id=problem.id)
 
 
-def _find_missing(config: Config) -> Iterator[Problem]:  # noqa: C901 (one decision after the other, each with its reason)
-    """Import paths that lead nowhere (E003) and packages that are not installed (E004)."""
+def _find_missing(config: Config) -> Iterator[Problem]:
+    """Find import paths that lead nowhere (E003), unknown aliases (E002) and packages that are not installed (E004)."""
+    yield from _find_path_faults(config)
+    yield from _find_health_faults(config)
+    yield from _find_missing_packages(config)
+
+
+def _find_path_faults(config: Config) -> Iterator[Problem]:
     for place, path in _iterate_paths(config):
         try:
             found = import_path(path)
@@ -82,7 +88,9 @@ def _find_missing(config: Config) -> Iterator[Problem]:  # noqa: C901 (one decis
                     )
                     % {"place": place, "path": repr(path)},
                 )
-    yield from _find_health_faults(config)
+
+
+def _find_missing_packages(config: Config) -> Iterator[Problem]:
     for signal in ("TRACES", "METRICS", "LOGS"):
         chosen = getattr(config, signal.lower()).exporters
         for name, package, install in (

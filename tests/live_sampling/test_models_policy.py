@@ -179,7 +179,6 @@ def test_a_rule_is_kept_as_it_is_compared():
 
 def test_what_the_rows_can_say_the_engine_can_apply():
     """Methods, lengths and patterns are the same on both sides."""
-    assert set(models.METHODS) == policy.METHODS
     assert SamplingRule._meta.get_field("path").max_length == policy.MAX_PATTERN
     for values in ({"path": "/a*"}, {"route": "orders/"}, {"path": "[/]a", "method": "get"}):
         rule = SamplingRule(ratio=0.5, **values)
