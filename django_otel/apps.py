@@ -77,12 +77,14 @@ class DjangoOTelConfig(AppConfig):
             cache,
             callbacks,
             commands,
+            connections,
             database,
             email,
             instrumentors,
             migrations,
             request_times,
             security,
+            transactions,
         )
         from django_otel.live_sampling import follower
 
@@ -100,6 +102,8 @@ class DjangoOTelConfig(AppConfig):
             request_times,
             commands,
             migrations,
+            connections,
+            transactions,
         ):
             runtime.on_config_change(part.install)
             # A format of LOGGING may name the trace's id, whatever the settings say.

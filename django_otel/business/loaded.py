@@ -12,7 +12,8 @@ from django.db import models
 
 from django_otel.base import guard
 from django_otel.business.specs import spec_of
-from django_otel.business.transactions import ROLLED_BACK, Unit
+from django_otel.business.transactions import Unit
+from django_otel.instrumentation.transactions import ROLLED_BACK
 
 Values = dict[str, object]
 

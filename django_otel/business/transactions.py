@@ -24,9 +24,8 @@ from typing import Any, Protocol
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from django_otel.base import guard
+from django_otel.instrumentation.transactions import COMMITTED, ROLLED_BACK, is_aborted, is_open
 
-COMMITTED = "committed"
-ROLLED_BACK = "rolled_back"
 AUTOCOMMIT = "autocommit"
 
 #: How much work may wait for the end of one transaction. Beyond it work is only counted, so that an
@@ -34,8 +33,6 @@ AUTOCOMMIT = "autocommit"
 PENDING_LIMIT = 10_000
 
 _ATTRIBUTE = "_django_otel_transactions"
-# libpq's PQtransactionStatus, the same numbers in psycopg2 and psycopg 3.
-_PG_IDLE, _PG_INERROR, _PG_UNKNOWN = 0, 3, 4
 
 
 class Pending(Protocol):
@@ -182,7 +179,7 @@ class Tracker:
 
     @guard.guarded("a database transaction's end", None)
     def after_failed_commit(self) -> None:
-        if not _is_transaction_open(self._connection):
+        if not is_open(self._connection):
             self._end(ROLLED_BACK)
             self._deliver_unless_owned()
 
@@ -297,7 +294,7 @@ def _hook(connection: BaseDatabaseWrapper, tracker: Tracker) -> None:
     }
 
     def commit(*args: object, **kwargs: object) -> object:
-        was_aborted = _is_aborted(connection)
+        was_aborted = is_aborted(connection)
         try:
             result = originals["commit"](*args, **kwargs)
         except Exception:
@@ -342,24 +339,3 @@ def _hook(connection: BaseDatabaseWrapper, tracker: Tracker) -> None:
     for wrapper in (commit, rollback, close, set_autocommit, savepoint, savepoint_rollback, savepoint_commit):
         original = originals[wrapper.__name__]
         setattr(connection, wrapper.__name__, functools.wraps(original)(wrapper))
-
-
-def _postgresql_status(connection: BaseDatabaseWrapper) -> int | None:
-    if connection.vendor != "postgresql" or connection.connection is None:
-        return None
-    return int(connection.connection.info.transaction_status)
-
-
-@guard.guarded("the status of a transaction", False)
-def _is_aborted(connection: BaseDatabaseWrapper) -> bool:
-    return _postgresql_status(connection) == _PG_INERROR
-
-
-@guard.guarded("the status of a transaction", True)
-def _is_transaction_open(connection: BaseDatabaseWrapper) -> bool:
-    """Whether a transaction is still open after COMMIT failed. If in doubt yes: a rollback or a close follows."""
-    if connection.connection is None:
-        return False
-    if connection.vendor == "sqlite":
-        return bool(connection.connection.in_transaction)
-    return _postgresql_status(connection) not in (_PG_IDLE, _PG_UNKNOWN)

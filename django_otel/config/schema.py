@@ -311,6 +311,14 @@ class Database:
     spans: bool = key(True, boolean, "A span per query of a recorded request.")
     metrics: bool = key(True, boolean, "db.client.operation.duration for every Django connection.")
     statement: str = key("parameterised", one_of("parameterised", "off"), "The statement on spans, without literals.")
+    source_over_s: float | None = key(
+        0.1,
+        optional(number(0)),
+        "Duration from which a query's span names the project's line that made it, in seconds; None never does.",
+    )
+    transactions: bool = key(
+        False, boolean, "A span per transaction of a recorded request; its duration is always measured with METRICS."
+    )
     root_spans: bool = key(
         False,
         boolean,

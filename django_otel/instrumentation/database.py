@@ -17,8 +17,8 @@ place. It stays there over reconnects.
   costs nothing. An instrumentor that cannot be removed is suppressed, which costs
   some microseconds per query. Either way the comments that its `enable_commenter`
   adds to SQL are lost. With `DATABASE.SPANS` off the driver's spans stay.
-- Fetching rows, connecting (with what Django then asks the driver directly, such
-  as the time zone), commit, rollback and PostgreSQL's COPY do not pass here.
+- Commit, rollback, COPY and the fetches of a server-side cursor do not pass here: `driver_calls` measures them. Nor
+  does connecting, with what Django then asks the driver directly, such as the time zone.
 """
 
 from __future__ import annotations
@@ -80,6 +80,9 @@ _SYSTEMS = {
 _PROCEDURES = frozenset({"CALL", "EXEC"})
 #: Where the official instrumentors' cursor and connection classes live.
 _INSTRUMENTORS = "opentelemetry."
+#: Vendors whose drivers have all rows when a query has ended, and the operations that return some.
+_COUNTING = frozenset({"postgresql", "mysql"})
+_RETURNING = frozenset({"SELECT", "SHOW", "TABLE", "VALUES"})
 #: The key that `suppress_instrumentation` of older instrumentors sets.
 _PLAIN_SUPPRESS_KEY = "suppress_instrumentation"
 _MAX_SERIES_KEPT = 500
@@ -88,7 +91,7 @@ _MAX_QUERIES_KEPT = 500
 _REPEATED = 3
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
     """Effective options. A new object with every (re)start, so that its identity shows what was derived from it."""
 
     makes_spans: bool
@@ -97,6 +100,8 @@ class _Settings(NamedTuple):
     measures: bool
     tells_text: bool
     makes_exemplars: bool
+    #: Duration from which a query's span has the calling line, in seconds.
+    source_over_s: float | None
     #: Whether the time of queries is added up for REQUEST.SERVER_TIMING.
     times_requests: bool
     duration: Histogram
@@ -108,16 +113,16 @@ class _State:
 
     def __init__(self) -> None:
         #: None while queries are not looked at.
-        self.settings: _Settings | None = None
+        self.settings: Settings | None = None
 
 
 _state = _State()
 
 
-class _Query:
+class Query:
     """One SQL text on one connection: what its spans and numbers have in common, worked out once."""
 
-    __slots__ = ("attributes", "is_ready", "operation", "series", "statement")
+    __slots__ = ("attributes", "has_row_count", "is_ready", "operation", "series", "statement")
 
     def __init__(self, statement: Statement, attributes: dict[str, Any]) -> None:
         self.statement = statement
@@ -127,6 +132,8 @@ class _Query:
         self.is_ready: bool | None = None
         #: Where it is counted when it succeeds.
         self.series: HistogramSeries | None = None
+        #: Whether the driver knows how many rows it has returned.
+        self.has_row_count = False
 
 
 class QueryWrapper:
@@ -138,10 +145,10 @@ class QueryWrapper:
         self._vendor = ""
         self._attributes: dict[str, Any] = {}
         self._labels: dict[str, Any] = {}
-        self._settings: _Settings | None = None
+        self._settings: Settings | None = None
         self._series: dict[object, HistogramSeries] = {}
         #: By SQL text, of those that were executed last.
-        self._queries: dict[str, _Query] = {}
+        self._queries: dict[str, Query] = {}
         #: Cursor classes of this connection, and whether an instrumentor has them.
         self._traced: dict[type, bool] = {}
         #: The driver's connection and what was taken out of it.
@@ -202,12 +209,15 @@ class QueryWrapper:
         try:
             result = execute(sql, params, many, context)
         except BaseException as error:
-            self._finish(settings, query, perf_counter() - started_s, span, token, error)
+            self.finish(settings, query, perf_counter() - started_s, span, token, error)
             raise
-        self._finish(settings, query, perf_counter() - started_s, span, token, None)
+        duration_s = perf_counter() - started_s
+        if span is not None and query is not None and query.has_row_count:
+            _note_rows(span, context["cursor"])
+        self.finish(settings, query, duration_s, span, token, None)
         return result
 
-    def _start(self, query: _Query, outer: Context, parent: RecordedSpan) -> Span:
+    def _start(self, query: Query, outer: Context, parent: RecordedSpan) -> Span:
         tracer = runtime.tracer()
         if type(tracer) is Tracer:
             if query.is_ready is None:
@@ -216,15 +226,16 @@ class QueryWrapper:
                 return tracer.start_child(query.statement.summary, outer, SpanKind.CLIENT, parent, query.attributes)
         return tracer.start_span(query.statement.summary, outer, SpanKind.CLIENT, query.attributes)
 
-    def _finish(
+    def finish(
         self,
-        settings: _Settings,
-        query: _Query | None,
+        settings: Settings,
+        query: Query | None,
         duration_s: float,
         span: Span | None,
         token: Any,
         error: BaseException | None,
     ) -> None:
+        """Count an operation that has ended, and end its span."""
         if token is not None:
             detach(token)
         try:
@@ -244,13 +255,22 @@ class QueryWrapper:
             if span is not None:
                 if error is not None:
                     _tell_error(span, error)
+                if settings.source_over_s is not None and duration_s >= settings.source_over_s:
+                    span.set_attributes(find_caller())
                 span.end()
         except Exception as fault:
             guard.report(_PLACE, fault)
 
     # --- Once per SQL text. ---
 
-    def _prepare(self, settings: _Settings, sql: Any, params: Any, many: bool) -> _Query:
+    def query_of(self, settings: Settings, sql: object) -> Query:
+        """Return what the spans and numbers of `sql` have in common."""
+        if settings is not self._settings:
+            self._adopt(settings)
+        known = self._queries.get(sql) if type(sql) is str else None
+        return known or self._prepare(settings, sql, None, False)
+
+    def _prepare(self, settings: Settings, sql: Any, params: Any, many: bool) -> Query:
         statement = parameterise(sql, self._vendor)
         if many:
             statement = _as_batch(statement, params)
@@ -264,7 +284,8 @@ class QueryWrapper:
             attributes["db.query.text"] = statement.text
         if many and (size := _size(params)) is not None and size != 1:
             attributes["db.operation.batch.size"] = size
-        query = _Query(statement, attributes)
+        query = Query(statement, attributes)
+        query.has_row_count = not many and self._vendor in _COUNTING and statement.operation in _RETURNING
         if not many and type(sql) is str and len(sql) <= MAX_LENGTH:
             if len(self._queries) >= _MAX_QUERIES_KEPT:
                 # Values written into SQL make every text a new one; those that come again are soon here again.
@@ -272,7 +293,7 @@ class QueryWrapper:
             self._queries[sql] = query
         return query
 
-    def _find_series(self, settings: _Settings, query: _Query | None, error: BaseException | None) -> HistogramSeries:
+    def _find_series(self, settings: Settings, query: Query | None, error: BaseException | None) -> HistogramSeries:
         operation = query.operation if query is not None else ""
         key = operation if error is None else (operation, type(error))
         series = self._series.get(key) or self._make_series(settings, key, operation, error)
@@ -282,14 +303,14 @@ class QueryWrapper:
 
     # --- Once per setting, series, cursor class or connection. ---
 
-    def _adopt(self, settings: _Settings) -> None:
+    def _adopt(self, settings: Settings) -> None:
         # A change of buckets has made the old series invalid.
         self._series = {}
         self._queries = {}
         self._settings = settings
 
     def _make_series(
-        self, settings: _Settings, key: object, operation: str, error: BaseException | None
+        self, settings: Settings, key: object, operation: str, error: BaseException | None
     ) -> HistogramSeries:
         labels = {**self._labels, "db.operation.name": operation}
         if error is not None:
@@ -379,6 +400,14 @@ def _note_repetition(notes: RequestNotes, text: str, span: Span) -> None:
         span.set_attributes(find_caller())
 
 
+@guard.guarded(_PLACE, None)
+def _note_rows(span: Span, cursor: CursorWrapper) -> None:
+    rows = cursor.cursor.rowcount
+    if rows >= 0:
+        # Of a server-side cursor the driver knows nothing yet.
+        span.set_attribute("db.response.returned_rows", rows)
+
+
 # --- Errors. ---
 
 
@@ -462,12 +491,13 @@ def install(config: Config) -> None:
     opened = runtime.store.catalogued("django.db.connections")
     assert isinstance(duration, Histogram)
     assert isinstance(opened, Counter)
-    _state.settings = _Settings(
+    _state.settings = Settings(
         makes_spans=config.database.spans,
         makes_roots=config.database.root_spans,
         measures=config.database.metrics,
         tells_text=config.database.statement != "off",
         makes_exemplars=config.metrics.exemplars,
+        source_over_s=config.database.source_over_s,
         times_requests=config.request.server_timing,
         duration=duration,
         connections=opened,
@@ -499,22 +529,28 @@ def uninstall() -> None:
     if BaseDatabaseWrapper.init_connection_state is _init_connection_state:
         BaseDatabaseWrapper.init_connection_state = _plain_init_connection_state  # type: ignore[method-assign]
     for connection in connections.all(initialized_only=True):
-        wrapper = _wrapper_of(connection)
+        wrapper = wrapper_of(connection)
         if wrapper is not None:
             connection.execute_wrappers.remove(wrapper)
             with guard.contained(_PLACE):
                 wrapper.give_back(connection)
 
 
-def _wrapper_of(connection: BaseDatabaseWrapper) -> QueryWrapper | None:
+def current_settings() -> Settings | None:
+    """Return the options in force; None while queries are not observed."""
+    return _state.settings
+
+
+def wrapper_of(connection: BaseDatabaseWrapper) -> QueryWrapper | None:
+    """Return the wrapper that measures `connection`, if there is one."""
     for wrapper in connection.execute_wrappers:
         if isinstance(wrapper, QueryWrapper):
             return wrapper
     return None
 
 
-def _attach(connection: BaseDatabaseWrapper, settings: _Settings) -> None:
-    wrapper = _wrapper_of(connection)
+def _attach(connection: BaseDatabaseWrapper, settings: Settings) -> None:
+    wrapper = wrapper_of(connection)
     if wrapper is None:
         wrapper = QueryWrapper()
         connection.execute_wrappers.insert(0, wrapper)
@@ -558,7 +594,7 @@ def _callproc(self: CursorWrapper, procname: Any, params: Any = None, kparams: A
     def execute(sql: Any, given: Any, many: bool, context: dict[str, Any]) -> Any:
         return _plain_callproc(self, procname, params, kparams)
 
-    wrapper = _wrapper_of(self.db)
+    wrapper = wrapper_of(self.db)
     if wrapper is None:
         return execute("", None, False, {})
     call = f"CALL {procname}" if isinstance(procname, str) else "CALL"

@@ -69,11 +69,11 @@ _SAVEPOINTS = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
 _SAVEPOINT_WORDS = _SAVEPOINTS | {"TO", "WORK", "TRANSACTION"}
 
 _TABLE_FOLLOWS = frozenset({"FROM", "JOIN", "INTO", "UPDATE"})
-#: The target of CALL and EXEC is a procedure.
-_TARGET_FOLLOWS = frozenset({"TABLE", "TRUNCATE", "CALL", "EXEC"})
+#: The target of CALL and EXEC is a procedure, that of COPY a table or a query in brackets.
+_TARGET_FOLLOWS = frozenset({"TABLE", "TRUNCATE", "CALL", "EXEC", "COPY"})
 #: Words between those and the table: `DELETE FROM ONLY t`, `CREATE TABLE IF NOT EXISTS t`, `UPDATE OR IGNORE t`.
 _NOISE = _words(
-    "ONLY LATERAL TABLE IF NOT EXISTS OR IGNORE REPLACE ROLLBACK ABORT FAIL LOW_PRIORITY HIGH_PRIORITY QUICK DELAYED "
+    "ONLY LATERAL TABLE IF NOT EXISTS OR IGNORE REPLACE ROLLBACK ABORT FAIL LOW_PRIORITY HIGH_PRIORITY QUICK DELAYED BINARY "
     "CONCURRENTLY"
 )
 #: Words after which a sign belongs to the number, not to a difference.

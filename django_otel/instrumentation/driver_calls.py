@@ -1,0 +1,96 @@
+"""Operations that Django asks the driver for directly: commit, rollback, fetches of a server-side cursor, COPY.
+
+They pass no execute wrapper. `begin` and `DriverCall.finish` measure one as the connection's `QueryWrapper` measures
+a query: `db.client.operation.duration`, the request's database time, and a span. A call that is slow
+(`DATABASE.SOURCE_OVER_S`) gets a span inside every recorded span, the others only where `has_span` asks for one.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter, time_ns
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, get_current_span
+
+from django_otel import runtime
+from django_otel.base import guard
+from django_otel.base.sdk_compat import SPAN_KEY, SUPPRESS_INSTRUMENTATION_KEY, get_current
+from django_otel.instrumentation import database
+from django_otel.requests.record import RequestContext
+from django_otel.tracing.spans import DroppedSpan, RecordedSpan
+
+_PLACE = "the database layer"
+
+
+def is_suppressed(context: Context) -> bool:
+    """Whether instrumentation is switched off in `context`, by this or by the older key."""
+    if type(context) is RequestContext:
+        return False
+    return bool(context.get(SUPPRESS_INSTRUMENTATION_KEY) or context.get("suppress_instrumentation"))
+
+
+def is_recorded(context: Context) -> bool:
+    """Whether the span of `context` is recorded. Makes no span for a request that is not."""
+    parent = context.record.span_or_none if type(context) is RequestContext else context.get(SPAN_KEY)
+    if type(parent) is RecordedSpan:
+        return parent.is_recording()
+    return parent is not None and type(parent) is not DroppedSpan and get_current_span(context).is_recording()
+
+
+class DriverCall:
+    """One operation under way."""
+
+    __slots__ = ("_context", "_query", "_settings", "_span", "_started_s", "_wrapper")
+
+    def __init__(
+        self, wrapper: database.QueryWrapper, settings: database.Settings, query: database.Query, context: Context
+    ) -> None:
+        self._wrapper = wrapper
+        self._settings = settings
+        self._query = query
+        self._context = context
+        self._span: Span | None = None
+        self._started_s = 0.0
+
+    def start(self, *, has_span: bool) -> DriverCall:
+        """Start the clock, and the span if it is wanted."""
+        if has_span:
+            self._span = self._start_span(None)
+        self._started_s = perf_counter()
+        return self
+
+    def _start_span(self, start_time_unix_ns: int | None) -> Span | None:
+        if not (self._settings.makes_spans and is_recorded(self._context)):
+            return None
+        query = self._query
+        return runtime.tracer().start_span(
+            query.statement.summary, self._context, SpanKind.CLIENT, query.attributes, start_time=start_time_unix_ns
+        )
+
+    def finish(self, error: BaseException | None = None, rows: int | None = None) -> None:
+        """Stop the clock and record the operation; `rows` is how many it has returned."""
+        duration_s = perf_counter() - self._started_s
+        try:
+            span, slow_s = self._span, self._settings.source_over_s
+            if span is None and slow_s is not None and duration_s >= slow_s:
+                span = self._start_span(time_ns() - int(duration_s * 1e9))
+            if span is not None and rows is not None:
+                span.set_attribute("db.response.returned_rows", rows)
+            self._wrapper.finish(self._settings, self._query, duration_s, span, None, error)
+        except Exception as fault:
+            guard.report(_PLACE, fault)
+
+
+def begin(connection: BaseDatabaseWrapper, sql: object, *, has_span: bool = False) -> DriverCall | None:
+    """Start to measure `sql`, an operation of `connection`; None where the database layer is off or suppressed."""
+    try:
+        context = get_current()
+        settings = database.current_settings()
+        wrapper = database.wrapper_of(connection)
+        if settings is None or wrapper is None or is_suppressed(context):
+            return None
+        return DriverCall(wrapper, settings, wrapper.query_of(settings, sql), context).start(has_span=has_span)
+    except Exception as fault:
+        guard.report(_PLACE, fault)
+        return None
