@@ -70,7 +70,7 @@ def install(config: Config) -> None:
     if not (config.enabled and config.database.metrics):
         uninstall()
     elif BaseDatabaseWrapper.connect is _plain_connect:
-        BaseDatabaseWrapper.connect = _connect  # type: ignore[method-assign]
+        BaseDatabaseWrapper.connect = _connect  # type: ignore[assignment, method-assign]
 
 
 def uninstall() -> None:

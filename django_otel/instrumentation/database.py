@@ -17,8 +17,7 @@ place. It stays there over reconnects.
   costs nothing. An instrumentor that cannot be removed is suppressed, which costs
   some microseconds per query. Either way the comments that its `enable_commenter`
   adds to SQL are lost. With `DATABASE.SPANS` off the driver's spans stay.
-- Commit, rollback, COPY and the fetches of a server-side cursor do not pass here: `driver_calls` measures them. Nor
-  does connecting, with what Django then asks the driver directly, such as the time zone.
+- Commit, rollback, COPY and fetches of a server-side cursor do not pass here: see `driver_calls`. Nor does connecting.
 """
 
 from __future__ import annotations
