@@ -173,6 +173,35 @@ def set_attributes(**attributes: Any) -> None:
         current.set_attributes(clean_attributes(attributes))
 
 
+@guard.guarded("set_metric_attributes()", None)
+def set_metric_attributes(**attributes: object) -> None:
+    """Add attributes to the metrics of the request under way. Names with dots: `**{"shop.tenant": tenant}`.
+
+    Only names of `OTEL["REQUEST"]["METRIC_ATTRIBUTES"]` count; others are ignored and logged once. The last value
+    holds, and None takes an attribute back. Outside of a request nothing happens.
+    """
+    from django_otel.requests import record
+    from django_otel.requests.dimensions import to_text
+
+    current = record.current()
+    if current is None or current.is_finished:
+        return
+    dimensions = current.observer.dimensions
+    limits = dimensions.limits if dimensions is not None else {}
+    values = current.make_rare().metric_attributes
+    for name, value in attributes.items():
+        if name not in limits or name == "http.route":
+            guard.warn_once(
+                f"set_metric_attributes {clean_text(name)[:80]}",
+                'set_metric_attributes(): %r is not in OTEL["REQUEST"]["METRIC_ATTRIBUTES"] and was ignored.',
+                clean_text(name)[:80],
+            )
+        elif text := to_text(value):
+            values[name] = clean_text(text)
+        else:
+            values.pop(name, None)
+
+
 class _Untraced(Scope):
     """No spans inside: of ours, of instrumentors, of the OpenTelemetry API. Metrics still count.
 

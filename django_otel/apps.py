@@ -80,6 +80,7 @@ class DjangoOTelConfig(AppConfig):
             connections,
             database,
             email,
+            feature_flags,
             instrumentors,
             migrations,
             request_times,
@@ -104,6 +105,7 @@ class DjangoOTelConfig(AppConfig):
             migrations,
             connections,
             transactions,
+            feature_flags,
         ):
             runtime.on_config_change(part.install)
             # A format of LOGGING may name the trace's id, whatever the settings say.

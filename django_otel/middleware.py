@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,7 +27,9 @@ from opentelemetry.util.types import AttributeValue
 from django_otel import conf, own_paths, runtime, views
 from django_otel.base import guard
 from django_otel.config.packages import import_path
+from django_otel.config.schema import Config
 from django_otel.live_sampling import force
+from django_otel.requests.dimensions import ROUTE, Dimensions
 from django_otel.requests.observer import Observer
 from django_otel.requests.options import ObserverOptions
 from django_otel.requests.protocols import RequestLike
@@ -74,7 +77,7 @@ def _build_observer() -> Observer:
     current = runtime.current()
     config = current.config
     config = replace(config, request=replace(config.request, exclude=conf.excluded_paths(config)))
-    enrich = config.request.enrich
+    enrich, route = config.request.enrich, config.request.route
     return Observer(
         config,
         runtime.store,
@@ -87,6 +90,8 @@ def _build_observer() -> Observer:
             sampler=None if current.is_foreign else current.sampler,
             find_force_token=force.find_token if config.sampling.force else None,
             enrich=import_path(enrich) if isinstance(enrich, str) else enrich,
+            name_route=import_path(route) if isinstance(route, str) else route,
+            dimensions=_build_dimensions(config),
             secure_header=settings.SECURE_PROXY_SSL_HEADER,
             forwarded_host=settings.USE_X_FORWARDED_HOST,
             scrub_url=current.scrubber.url,
@@ -98,6 +103,21 @@ def _build_observer() -> Observer:
             own_paths=_find_own_paths(),
         ),
     )
+
+
+def _build_dimensions(config: Config) -> Dimensions | None:
+    """Return the limits of what the project adds to the request metrics; None where it adds nothing."""
+    request = config.request
+    limits = dict(request.metric_attributes)
+    if request.route is not None:
+        # So that Django's own routes keep their place below the limit.
+        limits[ROUTE] = max(1, config.metrics.cardinality_limit // 4)
+    return Dimensions(runtime.store, limits, _find_shared_folder) if limits else None
+
+
+def _find_shared_folder() -> Path | None:
+    sharing = runtime.sharing()
+    return None if sharing is None else sharing.folder
 
 
 @guard.guarded("finding our pages in the URLconf", {})

@@ -33,6 +33,7 @@ from django_otel.config.validators import (
     instrument,
     list_of,
     log_level,
+    metric_attributes,
     number,
     one_of,
     optional,
@@ -304,6 +305,18 @@ class Request:
     )
     traceresponse: bool = key(False, boolean, "A `traceresponse` header with the trace id (W3C draft).")
     enrich: Any = key(None, optional(callable_or_path), "Dotted path to f(span, request, response).")
+    metric_attributes: Mapping[str, int] = key(
+        {},
+        metric_attributes,
+        "Attributes that `set_metric_attributes()` may add to the request metrics: {name: number of distinct values};"
+        " further values become `_other` and are counted.",
+    )
+    route: Any = key(
+        None,
+        optional(callable_or_path),
+        "Dotted path to f(request, response) -> str or None, which names the route of metrics and span where one URL"
+        " pattern serves many kinds of pages; None keeps Django's.",
+    )
 
 
 @record
@@ -419,6 +432,9 @@ class Config:
         boolean_or(list_of(text, "command names")),
         "Spans and metrics of management commands: True, or a list of their names. Never of SKIP_COMMANDS, or of"
         " commands that run until they are stopped.",
+    )
+    feature_flags: bool = key(
+        False, boolean, "Evaluations of django-waffle and OpenFeature as events of the current span."
     )
     business: Mapping[str, Mapping[str, object]] = key({}, business, "Business events by model label.")
     scrub: Scrub = section(Scrub)

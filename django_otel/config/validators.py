@@ -286,6 +286,33 @@ def buckets(value: object) -> Mapping[str, tuple[float, ...]]:
     return parsed
 
 
+#: Labels of the request metrics that are ours, as Prometheus writes them.
+_OWN_LABELS = frozenset({
+    "error_type", "exception_type", "http_request_method", "http_response_status_code", "http_route", "le",
+    "network_protocol_version", "otel_metric_overflow", "quantile", "url_scheme",
+})  # fmt: skip
+_MOST_VALUES = 10_000
+
+
+def metric_attributes(value: object) -> Mapping[str, int]:
+    expected = f"a dict that maps attribute names to a number of values from 1 to {_MOST_VALUES}"
+    if not isinstance(value, Mapping):
+        raise Misfit(expected)
+    seen: set[str] = set()
+    for name, limit in value.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
+            raise Misfit(expected, f"{show(name)} is no name of an attribute, such as 'shop.tenant'.")
+        label = re.sub(r"[^A-Za-z0-9]+", "_", name)
+        if label in _OWN_LABELS:
+            raise Misfit(expected, f"{name!r} is an attribute of the request metrics already. Choose another name.")
+        if label in seen:
+            raise Misfit(expected, f"{name!r} is the same label in Prometheus as another name ({label}).")
+        seen.add(label)
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _MOST_VALUES:
+            raise Misfit(expected, f"The limit of {name!r} is {show(limit)}.")
+    return dict(value)
+
+
 def absolute_path(value: object) -> str:
     if not isinstance(value, str | os.PathLike) or not Path(value).is_absolute():
         raise Misfit("an absolute path")

@@ -205,10 +205,11 @@ class CellStore:
                 self.attribute_length,
                 ", ".join(key for (key, new), (_, old) in zip(found, scrubbed, strict=True) if new is not old),
             )
-            self._count_refused("attribute_length")
+            self.count_refused("attribute_length")
         return found
 
-    def _count_refused(self, reason: str) -> None:
+    def count_refused(self, reason: str) -> None:
+        """Count a measurement of which a label was cut or replaced, or that went to an overflow series, by `reason`."""
         instrument = self.catalogued(OVERFLOW_METRIC)
         assert isinstance(instrument, Counter)
         instrument.add(1, {"django_otel.reason": reason, "django_otel.signal": "metrics"})
@@ -222,7 +223,7 @@ class CellStore:
             name,
             self.cardinality_limit,
         )
-        self._count_refused("cardinality_limit")
+        self.count_refused("cardinality_limit")
 
     def move(self, memory: Memory) -> None:
         """Go on in other memory: what this process has counted so far is added to what is there."""

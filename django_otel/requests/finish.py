@@ -13,10 +13,11 @@ from django_otel.config.schema import Config
 from django_otel.redaction.cutting import cut
 from django_otel.redaction.paths import redact_unmatched
 from django_otel.requests.attributes import MAX_TEXT, StartAttributes
+from django_otel.requests.dimensions import ROUTE, check_route
 from django_otel.requests.options import ObserverOptions, select_headers
 from django_otel.requests.protocols import MatchLike, RequestLike, ResponseLike
 from django_otel.requests.record import RequestRecord
-from django_otel.requests.series import Attributes, RequestMetrics, RouteSeries
+from django_otel.requests.series import Attributes, Labels, RequestMetrics, RouteSeries
 from django_otel.requests.view_names import name_view
 from django_otel.tracing.exceptions import record_exception, type_name
 from django_otel.tracing.spans import SPANS_DROPPED, DroppedSpan, RecordedSpan
@@ -26,8 +27,18 @@ class RequestFinisher:
     """Ends the measurement of requests; `finish` is called once for each."""
 
     __slots__ = (
-        "_enrich", "_exemplars", "_has_more", "_longest_path", "_metrics", "_most_spans", "_response_headers",
-        "_scrub_path", "_scrub_text", "_user_attributes",
+        "_enrich",
+        "_exemplars",
+        "_has_more",
+        "_longest_path",
+        "_metrics",
+        "_most_spans",
+        "_name_route",
+        "_response_headers",
+        "_scrub_path",
+        "_scrub_text",
+        "_user_attributes",
+        "dimensions",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +54,9 @@ class RequestFinisher:
         self._exemplars = config.metrics.exemplars
         self._most_spans = config.traces.limits.spans_per_trace
         self._longest_path = attributes.longest_path
+        self._name_route = options.name_route
+        #: Limits of what the project adds to the request metrics; None when it adds nothing.
+        self.dimensions = options.dimensions
 
     def finish(  # noqa: C901 (one decision after the other, each with its reason)
         self,
@@ -75,16 +89,16 @@ class RequestFinisher:
                 exception = rare.exception if rare is not None else None
                 if exception is None and error_type:
                     exception = error
-            # Mostly as the route answered before.
-            series = request_class.routes.get(raw_route)
+            series = request_class.routes.get(raw_route)  # Mostly as the route answered before.
             if series is None or error_type or series.status != status:
                 series = self._metrics.find_route(request_class, raw_route, status, error_type)
+            series = series if self.dimensions is None else self._refine(record, response, series, error_type)
             series.finish(record.decisions, duration_s, response_size_bytes, record.queries)
             is_counted = True
             if record.content_length:
                 _measure_body(series, record.content_length)
             if exception is not None:
-                self._metrics.count_exception(exception, series.label)
+                self._metrics.count_exception(exception, series)
             if span is not None and type(span) is not DroppedSpan:
                 self._finish_span(record, span, duration_s, (request, response, series, match, error_type, exception))
         except BaseException as fault:
@@ -104,6 +118,28 @@ class RequestFinisher:
                 if rare.is_discarded:
                     # One whose decision was put off holds the request as well.
                     record.span_or_none = trace.INVALID_SPAN
+
+    def _refine(
+        self, record: RequestRecord, response: ResponseLike | None, series: RouteSeries, error_type: str
+    ) -> RouteSeries:
+        """Return the series with the route and the attributes that the project gives; as it is without any."""
+        dimensions, rare = self.dimensions, record.rare
+        assert dimensions is not None
+        extra: Labels = ()
+        route = name = ""
+        if rare is not None and rare.metric_attributes:
+            extra = dimensions.label_all(rare.metric_attributes)
+        if self._name_route is not None and response is not None:
+            with guard.contained("REQUEST.ROUTE"):
+                assert record.request is not None
+                name = check_route(self._name_route(record.request, response))
+        if name:
+            route = dimensions.label(ROUTE, name)
+        if not route and not extra:
+            return series
+        return self._metrics.find_labelled(
+            record.request_class, route or series.route, route or series.label, series.status, error_type, extra
+        )
 
     def _finish_span(self, record: RequestRecord, span: trace.Span, duration_s: float, end: _End) -> None:
         if self._exemplars:

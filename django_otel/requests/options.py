@@ -11,6 +11,7 @@ from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
 from django_otel.base.patterns import lazy_pattern
+from django_otel.requests.dimensions import Dimensions
 from django_otel.requests.protocols import RequestLike, ResponseLike
 from django_otel.sampling.sampler import LiveSampler
 
@@ -35,6 +36,10 @@ class ObserverOptions:
     user_attributes: Callable[[RequestLike], Mapping[str, AttributeValue]] | None = None
     #: REQUEST.ENRICH.
     enrich: Callable[[trace.Span, RequestLike, ResponseLike | None], None] | None = None
+    #: REQUEST.ROUTE.
+    name_route: Callable[[RequestLike, ResponseLike], object] | None = None
+    #: Limits of what the project adds to the request metrics; None when it adds nothing.
+    dimensions: Dimensions | None = None
     #: None where another tool's provider decides.
     sampler: LiveSampler | None = None
     #: Returns the valid force token of a request; None if force tokens are off.

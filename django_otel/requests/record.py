@@ -28,11 +28,15 @@ REQUEST_KEY = create_key("django_otel-request")
 class RareState:
     """State that most requests do not need."""
 
-    __slots__ = ("exception", "force_token", "is_discarded", "is_joined", "is_span_discarded", "no_store")
+    __slots__ = (
+        "exception", "force_token", "is_discarded", "is_joined", "is_span_discarded", "metric_attributes", "no_store",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.exception: BaseException | None = None
         self.force_token = ""
+        #: What the project adds to the metrics of this request.
+        self.metric_attributes: dict[str, str] = {}
         self.is_discarded = self.is_joined = self.is_span_discarded = self.no_store = False
 
 

@@ -25,8 +25,10 @@ SomeInstrument = TypeVar("SomeInstrument", bound=Instrument)
 
 #: Attributes of a span.
 Attributes = dict[str, AttributeValue]
-#: Method, label of the route, status, scheme, protocol and error.
-_Key = tuple[str, str, int, str, str, str]
+#: Attributes that the project adds, sorted.
+Labels = tuple[tuple[str, AttributeValue], ...]
+#: Method, label of the route, status, scheme, protocol, error, and what the project adds.
+_Key = tuple[str, str, int, str, str, str, Labels]
 
 
 class RequestClass:
@@ -55,7 +57,7 @@ class RequestClass:
 class RouteSeries(RequestSeries):
     """The series of one (method, route, status, ...), looked up once, and what its spans end with."""
 
-    __slots__ = ("attributes", "label", "route", "span_name", "status", "view")
+    __slots__ = ("attributes", "extra", "label", "route", "span_name", "status", "view")
     status: int
     #: The view that answered last, and what its spans end with.
     view: object
@@ -64,6 +66,8 @@ class RouteSeries(RequestSeries):
     label: str
     route: str
     span_name: str
+    #: What the project has added.
+    extra: Labels
 
 
 class RequestMetrics:
@@ -112,19 +116,27 @@ class RequestMetrics:
         """The series of requests that were answered like this; `raw_route` is the framework's, None without one."""
         route = self._template(raw_route) if raw_route is not None else ""
         label = route or (UNMATCHED if status == 404 else "")
-        key = (request_class.method, label, status, request_class.scheme, request_class.protocol, error_type)
-        found = self._routes.get(key)
-        if found is None:
-            found = self._make_route(key, request_class.active)
-            found.route, found.span_name = route, f"{request_class.name} {route}" if route else ""
+        found = self.find_labelled(request_class, route, label, status, error_type)
         # Beyond the limit every key would lead to the same overflow series and only use memory.
         if not error_type and not found.is_overflow and len(request_class.routes) < _MAX_ROUTES:
             request_class.routes[raw_route] = found
         return found
 
+    def find_labelled(
+        self, request_class: RequestClass, route: str, label: str, status: int, error_type: str, extra: Labels = ()
+    ) -> RouteSeries:
+        """The series of the route `route` ("" without one), which metrics call `label`."""
+        key = (request_class.method, label, status, request_class.scheme, request_class.protocol, error_type, extra)
+        found = self._routes.get(key)
+        if found is None:
+            found = self._make_route(key, request_class.active)
+            found.route, found.span_name = route, f"{request_class.name} {route}" if route else ""
+        return found
+
     def _make_route(self, key: _Key, active: Series) -> RouteSeries:
-        method, label, status, scheme, protocol, error_type = key
-        sizes: dict[str, str | int] = {"http.request.method": method}
+        method, label, status, scheme, protocol, error_type, extra = key
+        # Our own names win.
+        sizes: dict[str, AttributeValue] = {**dict(extra), "http.request.method": method}
         if label:
             sizes["http.route"] = label
         if status:
@@ -139,20 +151,20 @@ class RequestMetrics:
             _open(self._duration, duration),
             _open(self._request_size, sizes),
             _open(self._response_size, sizes),
-            _open(self._queries, {"http.route": label}) if label and self._counts_queries else None,
+            _open(self._queries, {**dict(extra), "http.route": label}) if label and self._counts_queries else None,
         )
         made.view, made.attributes = None, {}
-        made.status, made.label = status, label
+        made.status, made.label, made.extra = status, label, extra
         # Beyond the limit every key would lead to the same overflow series and only use memory.
         if not made.is_overflow:
             self._routes[key] = made
         return made
 
-    def count_exception(self, exception: BaseException, label: str) -> None:
-        """Count an exception that ended a request of the route `label`."""
-        attributes = {"exception.type": type_name(exception)}
-        if label:
-            attributes["http.route"] = label
+    def count_exception(self, exception: BaseException, series: RouteSeries) -> None:
+        """Count an exception that ended a request of this series."""
+        attributes = {**dict(series.extra), "exception.type": type_name(exception)}
+        if series.label:
+            attributes["http.route"] = series.label
         self._exceptions.add(1, attributes)
 
 

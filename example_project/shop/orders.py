@@ -50,6 +50,7 @@ def process_order(order: Order, card: str) -> Order:
     No transaction is open while the payment gateway is asked: a slow bank must
     not hold locks on our products.
     """
+    django_otel.set_metric_attributes(**{"shop.channel": order.channel})
     with django_otel.span("process_order", **{"order.id": order.pk, "order.channel": order.channel}):
         _settle(order, card)
         metrics.orders_total.add(1, {"outcome": order.status, "channel": order.channel})

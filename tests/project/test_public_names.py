@@ -18,7 +18,8 @@ import django_otel
 ROOT = Path(__file__).resolve().parents[2]
 #: The public Python API (docs/api.md).
 SURFACE = {
-    "span", "event", "set_attributes", "set_user", "counter", "histogram", "up_down_counter", "gauge",
+    "span", "event", "set_attributes", "set_metric_attributes", "set_user", "counter", "histogram",
+    "up_down_counter", "gauge",
     "observable_gauge", "timed", "current_trace_id", "trace_url", "untraced", "carrier", "from_carrier", "flush",
     "business", "force_trace_token", "sample",
 }  # fmt: skip
