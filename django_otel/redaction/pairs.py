@@ -77,6 +77,9 @@ _RUN = lazy_pattern(
 _RUN_GOES_ON = lazy_pattern(r"""[.!`]*+[^\s,;:)\]}>&"'|/\\.!`]""")
 _ESCAPED_CLOSING = {quote: lazy_pattern(rf"\\*+{quote}") for quote in "\"'"}
 _BRACKET_TOKEN = lazy_pattern(r"""[\[({]|[\])}]|"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'""", re.DOTALL)
+_BRACKETS = {"[": "]", "(": ")", "{": "}"}
+#: What goes on behind a closed bracket without a blank: no structure that ended there.
+_BRACKET_GOES_ON = lazy_pattern(r""":++[^\s,;:)\]}>&"'|]""")
 _YAML_MARK = lazy_pattern(r"(?:[!&][A-Za-z_]\w{0,30}+|[>|][+\-]?|string\([0-9]{1,6}\))\s{1,40}+(?=[^\s])")
 _CLOSERS = ")]},;.!\"'`>"
 _SCHEME_WORD = lazy_pattern(r"(?i)(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256|key)\Z")
@@ -371,15 +374,19 @@ def _is_literal_secret(literal: re.Match[str]) -> bool:
 
 
 def _bracket_end(text: str, pos: int) -> int:
-    """Where the bracket that opens at `pos` closes; the end of the text when it does not."""
-    depth = 0
+    """Where the bracket that opens at `pos` closes; the end of the text when it does not.
+
+    A closing bracket of another kind than the last open one closes nothing: it is a part of the value.
+    """
+    awaited: list[str] = []
     for token in _BRACKET_TOKEN.finditer(text, pos):
         character = token.group()[0]
-        if character in "[({":
-            depth += 1
-        elif character in "])}":
-            depth -= 1
-            if depth == 0:
+        closing = _BRACKETS.get(character)
+        if closing is not None:
+            awaited.append(closing)
+        elif character == awaited[-1]:
+            awaited.pop()
+            if not awaited:
                 return token.end()
     return len(text)
 
@@ -449,7 +456,8 @@ def _value_span(text: str, pos: int, whole_line: bool, closed_key: bool, *, is_m
         return pos, _line_end(text, pos)
     if text[pos : pos + 1] in ("[", "(", "{"):
         end = _bracket_end(text, pos)
-        return pos, (_run_end(text, end) if _RUN_GOES_ON.match(text, end) else end)
+        goes_on = _RUN_GOES_ON.match(text, end) or _BRACKET_GOES_ON.match(text, end)
+        return pos, (_run_end(text, end) if goes_on else end)
     end = _run_end(text, pos)
     mark = None if is_marked else _YAML_MARK.match(text, pos)
     if mark is not None and mark.end() >= end:

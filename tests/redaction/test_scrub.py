@@ -392,6 +392,9 @@ def test_a_secret_in_json_or_repr_of_any_depth_never_survives(key, secret, befor
 @LONG
 @given(KEYS, secrets("".join(c for c in PRINTABLE if not c.isspace() and c not in "&\"'\\")), BEFORE, AFTER)
 @example("password", "[QXZQXZQXZ(", "", "\nx")
+@example("password", "[}:QXZQXZQXZ", "", "")
+@example("password", "[]:QXZQXZQXZ", "", "")
+@example("password", "([)]:QXZQXZQXZ", "", " x")
 def test_a_secret_without_quotes_never_survives(key, secret, before, after):
     for separator in ("=", ": ", ":", " = ", "=>"):
         assert_gone(f"{before}{key}{separator}{secret}{after}", secret)
