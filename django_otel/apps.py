@@ -87,6 +87,7 @@ class DjangoOTelConfig(AppConfig):
             security,
             transactions,
         )
+        from django_otel.instrumentation.tasks import switch as tasks
         from django_otel.live_sampling import follower
 
         # Instrumentors first: the stable conventions are opted in before any of them loads.
@@ -98,6 +99,7 @@ class DjangoOTelConfig(AppConfig):
             auth,
             security,
             email,
+            tasks,
             business,
             failures,
             request_times,

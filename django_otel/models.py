@@ -21,7 +21,7 @@ from django_otel.base.frozen import record
 from django_otel.base.text import visible
 from django_otel.config.schema import ConfigError
 from django_otel.log_level_model import LogLevel as LogLevel
-from django_otel.sampling.policy import MAX_PATTERN, METHODS
+from django_otel.sampling.policy import MAX_PATTERN, METHODS, TASK_PREFIX
 
 #: In which rules are asked. The newest of equal ones comes first, so that a rule added last has its effect.
 RULE_ORDER = ("-priority", "-id")
@@ -74,7 +74,7 @@ def validate_keep_slow_s(value: float) -> None:
 
 def validate_path(value: str) -> None:
     """Refuse a glob that can match no path, as it begins with neither "/" nor a wildcard."""
-    if value and value[0] not in "/*?[":
+    if value and value[0] not in "/*?[" and not value.startswith(TASK_PREFIX):
         raise ValidationError(
             gettext('%(path)s matches nothing: begin it with "/" or "*".'),
             code="path_start",
@@ -322,9 +322,12 @@ class SamplingRule(models.Model):
     def normalise(self) -> None:
         """Bring path, route and method into the form in which they are compared."""
         self.path, self.route, self.method = self.path.strip(), self.route.strip(), self.method.strip().upper()
-        if self.route and self.route[0] not in "/*?[":
+        if self.route and self.route[0] not in "/*?[" and not self.route.startswith(TASK_PREFIX):
             # As it stands in a URLconf.
             self.route = f"/{self.route}"
+        if (self.path or self.route).startswith(TASK_PREFIX):
+            # Tasks have no method.
+            self.method = ""
 
     def clean_fields(self, exclude: Iterable[str] | None = None) -> None:
         """As Django does, but without asking whether there is a policy: a rule may stand without one."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-_waiting: dict[str, Callable[[], None]] = {}
+_waiting: dict[str, dict[str, Callable[[], None]]] = {}
 
 
 class _Finder:
@@ -69,8 +69,7 @@ class _Loader:
         if getattr(module, "__loader__", None) is self:
             module.__loader__ = self._loader
         self._loader.exec_module(module)
-        callback = forget(module.__name__)
-        if callback is not None:
+        for callback in _take(module.__name__):
             # The application's import is under way; a fault of ours is not its business.
             with guard.contained(f"what waits for the import of {module.__name__}"):
                 callback()
@@ -80,25 +79,40 @@ _finder = _Finder()
 forks.register("base.import_hooks", _finder.renew_lock)
 
 
-def when_imported(name: str, callback: Callable[[], None]) -> bool:
+def when_imported(name: str, callback: Callable[[], None], *, part: str = "") -> bool:
     """Call `callback()` once, in the thread that imports the module `name`, right after its code has run.
 
-    One callback per module, the last one given. Gives
-    False, and waits for nothing, when the module is there already.
+    One callback per module and `part` of this package, the last one given.
+    Gives False, and waits for nothing, when the module is there already.
     """
     with _finder.lock:
         if name in sys.modules:
             return False
-        _waiting[name] = callback
+        _waiting.setdefault(name, {})[part] = callback
         if _finder not in sys.meta_path:
             sys.meta_path.insert(0, _finder)
     return True
 
 
-def forget(name: str) -> Callable[[], None] | None:
+def forget(name: str, *, part: str = "") -> Callable[[], None] | None:
     """Wait no longer for a module; what was to be called, if anything."""
     with _finder.lock:
-        callback = _waiting.pop(name, None)
-        if not _waiting and _finder in sys.meta_path:
-            sys.meta_path.remove(_finder)
+        parts = _waiting.get(name, {})
+        callback = parts.pop(part, None)
+        if not parts:
+            _waiting.pop(name, None)
+        _stop_if_idle()
     return callback
+
+
+def _take(name: str) -> list[Callable[[], None]]:
+    """Return what waits for a module that has been imported, and wait no longer."""
+    with _finder.lock:
+        callbacks = list(_waiting.pop(name, {}).values())
+        _stop_if_idle()
+    return callbacks
+
+
+def _stop_if_idle() -> None:
+    if not _waiting and _finder in sys.meta_path:
+        sys.meta_path.remove(_finder)

@@ -436,6 +436,9 @@ class Config:
     feature_flags: bool = key(
         False, boolean, "Evaluations of django-waffle and OpenFeature as events of the current span."
     )
+    tasks: bool = key(
+        True, boolean, "Spans and django.task metrics of tasks (Celery, django.tasks, RQ, Dramatiq, Huey)."
+    )
     business: Mapping[str, Mapping[str, object]] = key({}, business, "Business events by model label.")
     scrub: Scrub = section(Scrub)
     metrics_view: MetricsView = section(MetricsView)

@@ -72,6 +72,6 @@ def export_with_celery(export: Callable[[], object]) -> None:
 
         signals.worker_process_shutdown.connect(lambda **_: export(), weak=False, dispatch_uid="django_otel")
 
-    if not import_hooks.when_imported("celery.signals", connect):
+    if not import_hooks.when_imported("celery.signals", connect, part="process_end"):
         with guard.contained("the end of Celery's processes"):
             connect()

@@ -14,7 +14,7 @@ from django_otel.base.text import visible
 from django_otel.live_sampling import policy_rows, preview
 from django_otel.live_sampling import wording as text
 from django_otel.models import SamplingRule
-from django_otel.sampling.policy import MAX_PATTERN
+from django_otel.sampling.policy import MAX_PATTERN, TASK_PREFIX
 
 #: Routes that are named for a rule before the rest is only counted.
 _ROUTES_SHOWN = 12
@@ -59,8 +59,10 @@ def build(formset: Any) -> dict[str, object]:
         matches = preview.match_rules(entered, routes)
     for form in formset.forms:
         form.preview = None
-    for form, found in zip(ordered, matches, strict=True):
+    for form, fields, found in zip(ordered, entered, matches, strict=True):
         form.preview = _describe_matches(found, len(routes))
+        if (fields.path or fields.route).startswith(TASK_PREFIX):
+            form.preview = Preview(gettext("Matches tasks by name, where no sender has decided."), [])
     for form in formset.forms:
         if form.preview is None:
             form.preview = Preview("", [])

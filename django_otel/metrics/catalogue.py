@@ -11,6 +11,7 @@ from django_otel.metrics.model import Kind
 SECONDS_HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 SECONDS_DB = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 SECONDS_COMMAND = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1_800.0, 3_600.0, 21_600.0, 86_400.0)
+SECONDS_TASK = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0)
 BYTES = (0.0, 100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0, 10_000_000.0, 100_000_000.0)
 QUERIES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0)
 #: Default bounds of a histogram made by a project (OpenTelemetry metrics SDK, explicit bucket aggregation).
@@ -44,6 +45,8 @@ DB_SEMCONV = "OpenTelemetry semantic conventions, database client metrics"
 OWN = "django_otel"
 
 _PER_ROUTE = "routes x methods x status codes"
+_TASK = ("django.task.backend", "django.task.name", "django.task.queue")
+_PER_TASK = "registered tasks x queues"
 
 CATALOGUE: dict[str, Metric] = {
     metric.name: metric
@@ -245,6 +248,45 @@ CATALOGUE: dict[str, Metric] = {
             "Migrations of the project's apps, by whether they are applied.",
             ("django.db.alias", "django.migration.state"),
             "databases x 2",
+            OWN,
+            aggregation="last",
+        ),
+        Metric(
+            "django.task.sent",
+            Kind.COUNTER,
+            "{task}",
+            "Tasks sent to a queue; each retry is sent again.",
+            _TASK,
+            _PER_TASK,
+            OWN,
+        ),
+        Metric(
+            "django.task.duration",
+            Kind.HISTOGRAM,
+            "s",
+            "Duration of task runs, by outcome (succeeded, failed, retried, rejected).",
+            (*_TASK, "django.task.outcome"),
+            f"{_PER_TASK} x 4",
+            OWN,
+            SECONDS_TASK,
+        ),
+        Metric(
+            "django.task.wait",
+            Kind.HISTOGRAM,
+            "s",
+            "Time from when a task was sent, or was due, until it started.",
+            _TASK,
+            _PER_TASK,
+            OWN,
+            SECONDS_TASK,
+        ),
+        Metric(
+            "django.task.queue.length",
+            Kind.GAUGE,
+            "{task}",
+            "Tasks waiting in a queue.",
+            ("django.task.backend", "django.task.queue"),
+            "queues",
             OWN,
             aggregation="last",
         ),

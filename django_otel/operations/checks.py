@@ -258,6 +258,15 @@ def _check_double(config: Config) -> Iterator[CheckMessage]:
             hint=gettext("Keep the first entry alone."),
             id="django_otel.W003",
         )
+    if config.tasks and "celery" in config.instrument:
+        yield Warning(
+            gettext("Celery is measured twice: TASKS is on, and INSTRUMENT names its official instrumentor."),
+            hint=gettext(
+                'Take "celery" out of OTEL["INSTRUMENT"]. With both, the official instrumentor makes the spans and '
+                "TASKS the metrics."
+            ),
+            id="django_otel.W003",
+        )
     if instrumentors.is_django_instrumented_elsewhere():
         yield Warning(
             gettext(

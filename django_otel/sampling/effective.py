@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanContext
 
 from django_otel.sampling.decision import Decision, OpenSeries
 from django_otel.sampling.limiter import Limiter
-from django_otel.sampling.policy import METHODS, Policy, Rule
+from django_otel.sampling.policy import METHODS, TASK_PREFIX, Policy, Rule
 
 LOW_64_BITS = (1 << 64) - 1
 #: Paths whose matching rule is remembered, and the longest of them; clients choose paths.
@@ -145,7 +145,7 @@ class EffectivePolicy:
             Decision(is_sampled=sampled, is_held=held, reason=reason, open_series=open_series)
             for sampled, reason in ((True, "parent"), (False, "parent"), (False, "rate_limit"))
         )
-        self.has_rules = bool(self.rules) or self._expects_views
+        self.has_rules = self._expects_views or not all(rule.is_for_tasks for rule in self.rules)
         self._view_outcomes: dict[float, RuleOutcome] = {}
         self._open_series = open_series
         #: By method: one pattern over all rules without a route, and the place of the first one with a route.
@@ -156,7 +156,7 @@ class EffectivePolicy:
     def _build_paths(self, method: str) -> tuple[Any, list[int], int]:
         patterns, places, first_route = [], [], len(self.rules)
         for place, rule in enumerate(self.rules):
-            if rule.method and rule.method != method:
+            if rule.is_for_tasks or (rule.method and rule.method != method):
                 continue
             if rule.route:
                 first_route = min(first_route, place)
@@ -212,6 +212,31 @@ class EffectivePolicy:
             # Bounded: routes come from the URLconf.
             self._route_outcomes[key] = found
         return found
+
+    def outcome_of_task(self, name: str) -> RuleOutcome:
+        """The first rule for the task of that name, or the ratio."""
+        if not self.rules:
+            return self.default_outcome
+        path = TASK_PREFIX + name
+        key = ("", path)
+        try:
+            known = self._remembered[key]
+        except KeyError:
+            known = None
+        if known is not None:
+            return known
+        found = self.default_outcome
+        for rule, outcome in zip(self.rules, self._outcomes, strict=True):
+            if rule.matches("", path, path):
+                found = outcome
+                break
+        if len(self._remembered) < _MAX_REMEMBERED and len(path) <= _MAX_REMEMBERED_LENGTH:
+            self._remembered[key] = found
+        return found
+
+    def outcome_of_sender(self, is_sampled: bool) -> RuleOutcome:
+        """Where a trace is led that is linked to its sender's and decided as that one was."""
+        return RuleOutcome(1.0 if is_sampled else 0.0, "parent", None, self.keeps, self._open_series)
 
     def outcome_of_view(self, ratio: float) -> RuleOutcome:
         """Where a view leads that has a ratio of its own."""

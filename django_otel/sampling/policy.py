@@ -26,6 +26,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"
 MAX_PATTERN = 200
 #: Most rules that are applied; matching must stay quick, and every rule is a value of a metric's label.
 MAX_RULES = 200
+#: How the path or route of a rule for tasks begins; a task's name follows.
+TASK_PREFIX = "task:"
 #: Version of the JSON form; another one is refused by `Policy.from_json`.
 FORMAT = 1
 
@@ -65,9 +67,11 @@ class Rule:
     `path` is a glob over the path (`/checkout/*`; `*`, `?`, `[abc]`, case
     matters, `*` crosses slashes) and known at once; `route` is a URL pattern as
     the metrics' label shows it (`/orders/<int:pk>/`, also as a glob), known once
-    Django has resolved the path. A rule names one of them or none; `method`
-    narrows it down, "" is every method. Of the rules of a policy the first that
-    matches decides: the highest `priority` first, among equals in the order given.
+    Django has resolved the path. Both may name tasks instead: `task:` and a
+    task's name, also as a glob (`task:orders.*`). A rule names one of them or
+    none; `method` narrows it down, "" is every method. Of the rules of a policy
+    the first that matches decides: the highest `priority` first, among equals in
+    the order given.
 
     Units: `ratio` is a share from 0.0 to 1.0, `expires_at_s` seconds since the
         Unix epoch (None: never).
@@ -109,12 +113,15 @@ class Rule:
             )
         if len(self.path) > MAX_PATTERN or len(self.route) > MAX_PATTERN:
             raise ValueError(f"The pattern of a sampling rule is longer than {MAX_PATTERN} characters.")
-        if self.path and self.path[0] not in "/*?[":
+        if self.is_for_tasks:
+            # Tasks have none: with one the rule would never match.
+            put(self, "method", "")
+        if self.path and self.path[0] not in "/*?[" and not self.is_for_tasks:
             raise ValueError(
                 f"The path of a sampling rule is {self.path!r} and could never match; "
                 f"expected a glob that begins with a slash, such as {'/' + self.path!r}."
             )
-        if self.route and self.route[0] not in "/*?[":
+        if self.route and self.route[0] not in "/*?[" and not self.is_for_tasks:
             # As it stands in a URLconf.
             put(self, "route", "/" + self.route)
         if self.method and self.method not in METHODS:
@@ -137,6 +144,11 @@ class Rule:
     def is_expired(self, now_s: float) -> bool:
         """Whether the rule has run out at `now_s` (seconds since the Unix epoch)."""
         return self.expires_at_s is not None and now_s >= self.expires_at_s
+
+    @property
+    def is_for_tasks(self) -> bool:
+        """Whether the rule names tasks (`task:orders.send_invoice`, `task:orders.*`) and so matches no request."""
+        return (self.path or self.route).startswith(TASK_PREFIX)
 
     def matches(self, method: str, path: str, route: str | None = None) -> bool:
         """Whether the rule is for this request; one with a route never matches while `route` is None."""

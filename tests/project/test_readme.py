@@ -24,6 +24,7 @@ import django_otel
 from django_otel.config.parse import parse
 from django_otel.config.schema import Config, walk
 from django_otel.metrics.catalogue import CATALOGUE
+from django_otel.sampling.policy import Rule
 from tests import services
 from tests.services import ROOT
 
@@ -43,7 +44,7 @@ TESTED_PAGES = {
     name: PAGES[name]
     for name in (
         "README.md", "docs/api.md", "docs/business.md", "docs/export.md", "docs/libraries.md", "docs/logs.md",
-        "docs/metrics.md", "docs/privacy.md", "docs/testing.md", "docs/troubleshooting.md",
+        "docs/metrics.md", "docs/privacy.md", "docs/tasks.md", "docs/testing.md", "docs/troubleshooting.md",
     )
 }  # fmt: skip
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -236,6 +237,11 @@ urlpatterns += [path("orders/<int:pk>/pay/", views.pay)]
     )
     project.manage("migrate", "--run-syncdb", "--verbosity", "0")
     return project
+
+
+def test_rules_name_tasks():
+    rules = settings_of("task_rules")["SAMPLING"]["RULES"]
+    assert [Rule.from_settings(rule).is_for_tasks for rule in rules] == [True, True]
 
 
 def test_every_block_of_code_is_a_snippet_that_a_test_uses():
@@ -831,6 +837,7 @@ SECTIONS = {dotted.rsplit(".", 1)[0] for dotted, _ in walk(Config) if "." in dot
 KEYS = {dotted for dotted, _ in walk(Config)}
 #: Upper-case words in code that are no keys of OTEL.
 OTHER_WORDS = {
+    "BASE_DIR", "CONSUMER", "PRODUCER",
     "FOLDER", "LANGUAGE_CODE", "LC_MESSAGES", "LOCALE_PATHS",
     "DD_API_KEY", "GRAFANA_CLOUD_TOKEN", "JAEGER_ENDPOINT",
     "PERCENT", "ROUTE", "THRESHOLD",

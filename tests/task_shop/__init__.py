@@ -1,0 +1,1 @@
+"""A shop that sends its work to task workers."""

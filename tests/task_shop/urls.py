@@ -1,0 +1,12 @@
+from django.http import HttpRequest, HttpResponse
+from django.urls import include, path
+
+
+def place(request: HttpRequest, number: int) -> HttpResponse:
+    from tests.task_shop.celery_app import send_invoice
+
+    send_invoice.delay(number, secret="hunter2")
+    return HttpResponse(status=201)
+
+
+urlpatterns = [path("", include("django_otel.urls")), path("orders/<int:number>/", place)]
