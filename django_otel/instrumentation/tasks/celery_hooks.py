@@ -12,8 +12,7 @@ import functools
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from opentelemetry.context import get_value
 
@@ -22,8 +21,11 @@ from django_otel.base import guard, import_hooks
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.config.schema import Config
 from django_otel.instrumentation.tasks import celery_lost
+from django_otel.instrumentation.tasks.celery_types import Amqp, App, Consumer, Message, Request, Task, WorkerRequest
 from django_otel.instrumentation.tasks.runs import FAILED, OTHER, REJECTED, RETRIED, SUCCEEDED, Backend, Run
 
+#: What sends one message: the method of an AMQP object.
+Sender = Callable[..., object]
 _UID = "django_otel.tasks"
 _MARK = "_django_otel_sends"
 #: Where a task's request holds its run.
@@ -36,7 +38,7 @@ class _Memory:
 
     def __init__(self) -> None:
         #: The apps that have sent or run a task in this process.
-        self.apps: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.apps: weakref.WeakSet[App] = weakref.WeakSet()
         #: By app, exchange and routing key of a message, its queue.
         self.queues: dict[tuple[int, object, object], str] = {}
 
@@ -66,27 +68,29 @@ def _patch_amqp() -> None:
         return
 
     @functools.wraps(make)
-    def make_measured(self: Any) -> Callable[..., Any]:
+    def make_measured(self: Amqp) -> Sender:
         return _measure_sender(self, make(self))
 
     setattr(make_measured, _MARK, True)
     AMQP._create_task_sender = make_measured  # noqa: SLF001
 
 
-def _measure_sender(amqp: Any, send: Callable[..., Any]) -> Callable[..., Any]:
+def _measure_sender(amqp: Amqp, send: Sender) -> Sender:
     _memory.apps.add(amqp.app)
 
     @functools.wraps(send)
-    def send_task_message(producer: Any, name: str, message: Any, *args: Any, **options: Any) -> Any:
+    def send_task_message(
+        producer: object, name: str, message: Sequence[object], *args: object, **options: object
+    ) -> object:
         if get_value(SUPPRESS_INSTRUMENTATION_KEY):
             return send(producer, name, message, *args, **options)
         headers = message[0]
-        is_readable = isinstance(headers, dict)
         queue = _find_target(amqp, options) if not args else OTHER
-        sending = backend.send(name, queue, str(headers.get("id") or "") if is_readable else "")
+        task_id = headers.get("id") if isinstance(headers, dict) else None
+        sending = backend.send(name, queue, str(task_id or ""))
         if sending is None:
             return send(producer, name, message, *args, **options)
-        if is_readable:
+        if isinstance(headers, dict):
             _put_headers(headers, options.get("headers"), sending.headers)
         try:
             result = send(producer, name, message, *args, **options)
@@ -99,7 +103,7 @@ def _measure_sender(amqp: Any, send: Callable[..., Any]) -> Callable[..., Any]:
     return send_task_message
 
 
-def _put_headers(headers: dict[str, Any], own: Any, carried: Mapping[str, str]) -> None:
+def _put_headers(headers: dict[str, object], own: object, carried: Mapping[str, str]) -> None:
     """Put what goes with the message into its headers.
 
     `own` are the sender's, which come on top: a retry brings along those of the run before.
@@ -110,7 +114,7 @@ def _put_headers(headers: dict[str, Any], own: Any, carried: Mapping[str, str]) 
             own[key] = carried[key]
 
 
-def _find_target(amqp: Any, options: Mapping[str, Any]) -> str:
+def _find_target(amqp: Amqp, options: Mapping[str, object]) -> str:
     """Return the name of the queue that a message goes to."""
     queue = options.get("queue")
     if queue is None:
@@ -122,7 +126,7 @@ def _find_target(amqp: Any, options: Mapping[str, Any]) -> str:
 # --- Running. ---
 
 
-def _find_queue(app: Any, delivery: Any) -> str:
+def _find_queue(app: App, delivery: object) -> str:
     """Return the queue that a message came from, by its exchange and routing key."""
     if not isinstance(delivery, dict):
         return str(app.conf.task_default_queue)
@@ -132,7 +136,7 @@ def _find_queue(app: Any, delivery: Any) -> str:
         return known
     _memory.apps.add(app)
     found = str(key or app.conf.task_default_queue)
-    queues: Mapping[str, Any] = app.amqp.queues
+    queues = app.amqp.queues
     if found not in queues:
         for name, queue in queues.items():
             if queue.routing_key == key and (queue.exchange.name if queue.exchange else "") == (exchange or ""):
@@ -156,7 +160,7 @@ def read_due(eta: object) -> float | None:
 
 
 @guard.guarded("the start of a Celery task", None)
-def _on_prerun(sender: Any = None, task: Any = None, task_id: str | None = None, **_: object) -> None:
+def _on_prerun(task: Task, task_id: str | None = None, **_: object) -> None:
     if get_value(SUPPRESS_INSTRUMENTATION_KEY):
         return
     request = task.request
@@ -192,13 +196,13 @@ def _on_prerun(sender: Any = None, task: Any = None, task_id: str | None = None,
 
 @guard.guarded("the end of a Celery task", None)
 def _on_postrun(
-    sender: Any = None, task: Any = None, task_id: str | None = None, retval: Any = None, state: Any = None, **_: object
+    task: Task, task_id: str | None = None, retval: object = None, state: str | None = None, **_: object
 ) -> None:
     run: Run | None = vars(task.request).pop(_RUN, None)
     if run is None:
         return
     error: BaseException | None = None
-    outcome = _OUTCOMES.get(state, "")
+    outcome = _OUTCOMES.get(state or "", "")
     if state in ("FAILURE", "RETRY", "REJECTED"):
         error = retval if isinstance(retval, BaseException) else None
         if state == "RETRY":
@@ -226,7 +230,7 @@ def _on_postrun(
 
 
 @guard.guarded("a revoked Celery task", None)
-def _on_revoked(sender: Any = None, request: Any = None, expired: Any = None, terminated: Any = None, **_: Any) -> None:
+def _on_revoked(sender: Task, request: Request, expired: object = None, terminated: object = None, **_: object) -> None:
     task_id = str(getattr(request, "id", "") or "")
     if celery_lost.was_broken_off(task_id):
         return
@@ -236,8 +240,8 @@ def _on_revoked(sender: Any = None, request: Any = None, expired: Any = None, te
 
 
 @guard.guarded("an unknown Celery task", None)
-def _on_unknown(sender: Any = None, message: Any = None, **_: Any) -> None:
-    headers = message.headers if isinstance(getattr(message, "headers", None), dict) else {}
+def _on_unknown(sender: Consumer, message: Message, **_: object) -> None:
+    headers = message.headers if isinstance(message.headers, dict) else {}
     # Not by its name, which anyone who writes to the queue may choose.
     backend.reject(
         OTHER, _find_queue(sender.app, message.delivery_info), headers, str(headers.get("id") or ""), "unknown"
@@ -245,8 +249,8 @@ def _on_unknown(sender: Any = None, message: Any = None, **_: Any) -> None:
 
 
 @guard.guarded("a rejected Celery task", None)
-def _on_rejected(sender: Any = None, message: Any = None, **_: Any) -> None:
-    headers = message.headers if isinstance(getattr(message, "headers", None), dict) else {}
+def _on_rejected(sender: Consumer, message: Message, **_: object) -> None:
+    headers = message.headers if isinstance(message.headers, dict) else {}
     name = headers.get("task")
     _memory.apps.add(sender.app)
     known = name if isinstance(name, str) and _is_registered(name) else OTHER
@@ -254,7 +258,7 @@ def _on_rejected(sender: Any = None, message: Any = None, **_: Any) -> None:
 
 
 @guard.guarded("a Celery task that is sent again", None)
-def _on_retry(sender: Any = None, request: Any = None, **_: Any) -> None:
+def _on_retry(sender: Task, request: Request | None = None, **_: object) -> None:
     """Count a run that was cancelled from outside: the main process says so, in which it does not run."""
     if request is None or _RUN in vars(request) or celery_lost.is_ending(request):
         return
@@ -268,17 +272,18 @@ def _on_retry(sender: Any = None, request: Any = None, **_: Any) -> None:
         run.end(RETRIED)
 
 
-def _end_lost(request: Any, outcome: str, error: BaseException | None, has_begun: bool) -> None:
+def _end_lost(request: WorkerRequest, outcome: str, error: BaseException | None, has_begun: bool) -> None:
     """Record a run whose process has ended without saying so. `request` is the worker's."""
     task = request.task
     headers = request.request_dict
+    retries = headers.get("retries")
     run = backend.run(
         task.name,
         _find_queue(task.app, request.delivery_info),
         headers,
         task_id=request.id,
         due_at_s=read_due(headers.get("eta")),
-        retries=headers.get("retries") or 0,
+        retries=retries if isinstance(retries, int) else 0,
         started_s=request.time_start or time.time(),
         counts_wait=not has_begun,
     )
@@ -290,7 +295,7 @@ def _end_lost(request: Any, outcome: str, error: BaseException | None, has_begun
 
 
 @guard.guarded("the start of a Celery worker", None)
-def _on_worker(sender: Any = None, **_: object) -> None:
+def _on_worker(**_: object) -> None:
     runtime.work_in_background()
     celery_lost.prepare()
 

@@ -13,9 +13,10 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 from django_otel.base import guard
+from django_otel.instrumentation.tasks.celery_types import Request, WorkerRequest
 from django_otel.instrumentation.tasks.runs import FAILED, RETRIED
 
 #: One note for each process, found by its pid.
@@ -26,7 +27,7 @@ _MARK = "_django_otel_counts"
 _MOST_IDS = 1000
 
 #: Ends a run that was lost: the worker's request, the outcome, the error, whether its start was counted.
-EndLost = Callable[[Any, str, BaseException | None, bool], None]
+EndLost = Callable[[WorkerRequest, str, BaseException | None, bool], None]
 
 
 class _Shared:
@@ -38,7 +39,7 @@ class _Shared:
         #: Tasks that ended by an exception no task may catch, in this process; the main process may report them, too.
         self.broken_off: dict[str, None] = {}
         #: The worker's request that is being ended here.
-        self.ending: list[Any] = []
+        self.ending: list[WorkerRequest] = []
 
 
 _shared = _Shared()
@@ -95,23 +96,23 @@ def was_broken_off(task_id: str) -> bool:
     return task_id in _shared.broken_off
 
 
-def is_ending(context: Any) -> bool:
+def is_ending(context: Request) -> bool:
     """Whether the end of this task, of a lost process, is being counted."""
-    return any(getattr(request, "id", None) == getattr(context, "id", "") for request in _shared.ending)
+    return any(request.id == context.id for request in _shared.ending)
 
 
 def attach(end: EndLost) -> None:
     """Call `end` for each task that was lost with its process, or stopped at its hard time limit."""
-    from celery.worker.request import Request
+    from celery.worker import request
 
-    plain = Request.on_failure
+    plain = request.Request.on_failure
     if hasattr(plain, _MARK):
         return
 
     @functools.wraps(plain)
-    def on_failure(self: Any, exc_info: Any, *args: Any, **options: Any) -> Any:
+    def on_failure(self: WorkerRequest, exc_info: object, *args: object, **options: object) -> object:
         error = _find_loss(exc_info)
-        if error is None or self._already_revoked or self._already_cancelled:
+        if error is None or any(vars(self).get(name) for name in ("_already_revoked", "_already_cancelled")):
             # Counted as such already.
             return plain(self, exc_info, *args, **options)
         _shared.ending.append(self)
@@ -125,10 +126,10 @@ def attach(end: EndLost) -> None:
                 _count(self, sent.has_failed, error, end)
 
     setattr(on_failure, _MARK, True)
-    Request.on_failure = on_failure
+    request.Request.on_failure = on_failure
 
 
-def _count(request: Any, has_failed: bool, error: BaseException, end: EndLost) -> None:
+def _count(request: WorkerRequest, has_failed: bool, error: BaseException, end: EndLost) -> None:
     stage = _find_stage(request.worker_pid, request.id)
     if vars(request).get(_MARK) or stage == _ENDED or was_broken_off(request.id):
         return
@@ -137,7 +138,7 @@ def _count(request: Any, has_failed: bool, error: BaseException, end: EndLost) -
     end(request, FAILED if has_failed else RETRIED, error, stage == _BEGUN)
 
 
-def _find_loss(exc_info: Any) -> BaseException | None:
+def _find_loss(exc_info: object) -> BaseException | None:
     """Return the exception of a run that did not end itself; None for one that did."""
     error = getattr(exc_info, "exception", None)
     error = getattr(error, "exc", error)

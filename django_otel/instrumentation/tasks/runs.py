@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context
@@ -24,6 +24,8 @@ from django_otel.tracing.exceptions import message_for, record_exception, type_n
 from django_otel.tracing.propagation import parse_traceparent
 
 if TYPE_CHECKING:
+    from opentelemetry.util.types import AttributeValue
+
     from django_otel.metrics.series import HistogramSeries, Series
 
 #: The message header with the time at which a task was sent, in seconds since the Unix epoch.
@@ -80,16 +82,17 @@ class Metrics:
         """Return the series of waits."""
         found = self._wait
         if found is None:
-            made: Any = runtime.store.catalogued("django.task.wait").series(self._labels)
-            found = self._wait = made
+            made = runtime.store.catalogued("django.task.wait").series(self._labels)
+            found = self._wait = cast("HistogramSeries", made)
         return found
 
     def duration(self, outcome: str) -> HistogramSeries:
         """Return the series of durations with this outcome."""
         found = self._durations.get(outcome)
         if found is None:
-            made: Any = runtime.store.catalogued("django.task.duration")
-            found = self._durations[outcome] = made.series({**self._labels, "django.task.outcome": outcome})
+            made = runtime.store.catalogued("django.task.duration")
+            labels = {**self._labels, "django.task.outcome": outcome}
+            found = self._durations[outcome] = cast("HistogramSeries", made.series(labels))
         return found
 
 
@@ -195,12 +198,12 @@ class Sending:
 
     def __init__(self, backend: Backend, name: str, queue: str, task_id: str) -> None:
         self._metrics = backend.metrics(name, queue)
-        self._token: Any = None
+        self._token: object = None
         self.headers: dict[str, str] = {SENT_AT: f"{time.time():.6f}"}
         self.span: trace.Span | None = None
         if not backend.makes_spans:
             return
-        attributes: dict[str, Any] = {
+        attributes: dict[str, AttributeValue] = {
             "django.task.backend": backend.label, "django.task.name": name[:_MAX_NAME], "django.task.queue": queue,
         }  # fmt: skip
         if task_id:
@@ -257,7 +260,7 @@ class Run:
         self.span: trace.Span | None = None
         #: What sent the task, where that ends only with it (a library's eager mode).
         self.sending: Sending | None = None
-        self._token: Any = None
+        self._token: object = None
         self._started_s = 0.0
 
     def begin(  # one parameter for each thing that is known of a task
@@ -279,7 +282,7 @@ class Run:
         if wait_s is not None and self._counts_wait:
             self._metrics.wait().observe(wait_s)
         if self.backend.makes_spans:
-            attributes: dict[str, Any] = {
+            attributes: dict[str, AttributeValue] = {
                 "django.task.backend": self.backend.label,
                 "django.task.name": self._name[:_MAX_NAME],
                 "django.task.queue": self._queue,
@@ -296,7 +299,7 @@ class Run:
     def _start_span(
         self,
         headers: Mapping[str, object],
-        attributes: dict[str, Any],
+        attributes: dict[str, AttributeValue],
         wait_s: float | None,
         is_local: bool,
         started_s: float | None,

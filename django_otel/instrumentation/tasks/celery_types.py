@@ -1,0 +1,82 @@
+"""Celery's classes, as far as they are used: Celery has no types of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Exchange(Protocol):
+    name: str
+
+
+class Queue(Protocol):
+    name: str
+    routing_key: str
+    exchange: Exchange | None
+
+
+class Conf(Protocol):
+    task_default_queue: str
+    task_always_eager: bool
+
+
+class Amqp(Protocol):
+    @property
+    def app(self) -> App: ...
+
+    @property
+    def queues(self) -> Mapping[str, Queue]: ...
+
+
+class App(Protocol):
+    @property
+    def amqp(self) -> Amqp: ...
+
+    @property
+    def conf(self) -> Conf: ...
+
+    @property
+    def tasks(self) -> Mapping[str, object]: ...
+
+
+class Request(Protocol):
+    """A task's `request`."""
+
+    id: str | None
+    delivery_info: object
+    eta: object
+    retries: int | None
+    is_eager: bool
+
+
+class Task(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def app(self) -> App: ...
+
+    @property
+    def request(self) -> Request: ...
+
+
+class Consumer(Protocol):
+    @property
+    def app(self) -> App: ...
+
+
+class Message(Protocol):
+    headers: object
+    delivery_info: object
+
+
+class WorkerRequest(Protocol):
+    """A message in the worker's main process."""
+
+    id: str
+    task: Task
+    request_dict: dict[str, object]
+    delivery_info: object
+    time_start: float | None
+    worker_pid: int | None
