@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import django
 import pytest
 from django.core import mail
 from django.core.mail.backends.base import BaseEmailBackend
@@ -48,7 +49,8 @@ def is_on(settings):
 
 
 def send(number: int, backend: str = "django.core.mail.backends.locmem.EmailBackend") -> None:
-    with override_settings(EMAIL_BACKEND=backend):
+    chosen = {"MAILERS": {"default": {"BACKEND": backend}}} if django.VERSION >= (6, 1) else {"EMAIL_BACKEND": backend}
+    with override_settings(**chosen):
         mail.send_mass_mail([("secret subject", "secret text", "a@example.org", ["b@example.org"])] * number)
 
 

@@ -75,6 +75,10 @@ def test_where_the_cells_are_is_looked_up_in_the_same_stretch():
     """Between the last look at whether something has moved and the first update nobody else runs."""
     instructions = list(dis.get_instructions(RequestSeries.finish))
     last_look = max(n for n, found in enumerate(instructions) if found.argval == "moves")
+    # Some versions put the way back to another look behind the last one, and jump over it when nothing has moved.
+    jump = next(found for found in instructions[last_look:] if "JUMP" in found.opname)
+    if jump.opname == "POP_JUMP_IF_FALSE":
+        last_look = next(n for n, found in enumerate(instructions) if found.offset == jump.argval)
     begin = next(n for n, found in enumerate(instructions) if found.opname == "UNPACK_SEQUENCE" and n > last_look)
     backwards = [found for found in instructions[last_look:begin] if "BACKWARD" in found.opname]
     # The jump back is taken when something has moved, and leads to another look.

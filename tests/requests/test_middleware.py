@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 
 import pytest
 from django.core.handlers.asgi import ASGIHandler
@@ -561,7 +562,7 @@ def test_the_middleware_is_natively_async():
         raise NotImplementedError
 
     middleware = OTelMiddleware(get_response)
-    assert asyncio.iscoroutinefunction(middleware.__acall__)
+    assert inspect.iscoroutinefunction(middleware.__acall__)
     from asgiref.sync import iscoroutinefunction
 
     assert iscoroutinefunction(middleware)
