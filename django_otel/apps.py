@@ -78,6 +78,7 @@ class DjangoOTelConfig(AppConfig):
             callbacks,
             commands,
             connections,
+            copies,
             database,
             email,
             feature_flags,
@@ -85,6 +86,7 @@ class DjangoOTelConfig(AppConfig):
             migrations,
             request_times,
             security,
+            sql_comments,
             transactions,
         )
         from django_otel.instrumentation.tasks import switch as tasks
@@ -108,6 +110,8 @@ class DjangoOTelConfig(AppConfig):
             connections,
             transactions,
             feature_flags,
+            copies,
+            sql_comments,
         ):
             runtime.on_config_change(part.install)
             # A format of LOGGING may name the trace's id, whatever the settings say.

@@ -94,6 +94,7 @@ def test_a_query_makes_one_span_that_says_where_it_went(otel_spans, otel_metrics
         "db.collection.name": "app_item",
         "db.query.summary": "SELECT app_item",
         "db.query.text": 'SELECT COUNT(*) AS "__count" FROM "app_item" WHERE "app_item"."name" = %s',
+        "db.response.returned_rows": 1,
     }
     labels = {
         "db.system.name": "postgresql",

@@ -35,6 +35,7 @@ from django_otel.config.validators import (
     log_level,
     metric_attributes,
     number,
+    off_or_list_of,
     one_of,
     optional,
     path_on_disk,
@@ -331,6 +332,12 @@ class Database:
     )
     transactions: bool = key(
         False, boolean, "A span per transaction of a recorded request; its duration is always measured with METRICS."
+    )
+    comments: tuple[str, ...] | bool = key(
+        False,
+        off_or_list_of("route", "view", "traceparent"),
+        'Comments in SQL: False, or a list out of "route", "view", "traceparent" (in sampled traces), in the format of'
+        " sqlcommenter.",
     )
     root_spans: bool = key(
         False,

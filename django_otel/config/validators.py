@@ -170,6 +170,24 @@ def list_of(rule: Rule, what: str) -> Rule:
     return check
 
 
+def off_or_list_of(*choices: str) -> Rule:
+    """Return the rule for False or a list out of `choices`, kept in their order."""
+    expected = "False, or a list out of " + ", ".join(repr(choice) for choice in choices)
+
+    def rule(value: object) -> object:
+        if value is False:
+            return False
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            hint = f"Write [{value!r}]." if isinstance(value, str) and value in choices else ""
+            raise Misfit(expected, hint)
+        for item in value:
+            if item not in choices:
+                raise Misfit(expected, nearest(item, choices) or f"{show(item)} is not one of them.")
+        return tuple(choice for choice in choices if choice in value) or False
+
+    return rule
+
+
 def dotted_path(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
         raise Misfit("a dotted import path such as 'shop.telemetry.enrich'", problem_id="django_otel.E003")
