@@ -117,10 +117,11 @@ def _on_connection_created(connection: BaseDatabaseWrapper, **_: object) -> None
 
 def install(config: Config) -> None:
     """Follow the settings: add comments, or leave everything as Django made it. May be called again and again."""
-    if not (config.enabled and config.database.comments):
+    parts = config.database.comments
+    if not (config.enabled and isinstance(parts, tuple)):
         uninstall()
         return
-    _state.parts = tuple(config.database.comments)
+    _state.parts = parts
     connection_created.connect(_on_connection_created, dispatch_uid=__name__)
     for connection in connections.all(initialized_only=True):
         if connection.connection is not None:
