@@ -73,6 +73,8 @@ class Case:
     #: So many sampling rules by path that do not match, and one by route that does not.
     path_rules: int = 0
     has_route_rule: bool = False
+    #: Whether equal queries are counted, DATABASE.N_PLUS_ONE.
+    watches: bool = True
 
 
 CASES = (
@@ -87,6 +89,10 @@ CASES = (
     Case("10 queries, unsampled", "/queries/10/", 0.0),
     Case("10 queries, 10 % sampled", "/queries/10/", 0.1, times=8),
     Case("10 queries, all sampled", "/queries/10/", 1.0),
+    Case("12 equal queries, unsampled", "/queries/12/", 0.0),
+    Case("12 equal queries, all sampled", "/queries/12/", 1.0),
+    Case("12 equal queries, no N+1 watch, unsampled", "/queries/12/", 0.0, watches=False),
+    Case("12 equal queries, no N+1 watch, all sampled", "/queries/12/", 1.0, watches=False),
     Case("template, unsampled", "/template/", 0.0),
     Case("template, all sampled", "/template/", 1.0),
     Case("404, unsampled", "/missing/", 0.0),
@@ -96,10 +102,24 @@ CASES = (
     Case("async view under ASGI, unsampled", "/async/", 0.0, 45, is_async=True),
     Case("async view under ASGI, all sampled", "/async/", 1.0, 95, is_async=True),
 )
-#: Per query: the difference of two cases, over nine queries.
+#: The difference of two cases, over so many queries, and its target.
 PER_QUERY = (
-    ("per query, dropped", "10 queries, unsampled", "1 query, unsampled", 18.0),
-    ("per query, recorded", "10 queries, all sampled", "1 query, all sampled", 60.0),
+    ("per query, dropped", "10 queries, unsampled", "1 query, unsampled", 9, 18.0),
+    ("per query, recorded", "10 queries, all sampled", "1 query, all sampled", 9, 60.0),
+    (
+        "N+1 watch, per query, dropped",
+        "12 equal queries, unsampled",
+        "12 equal queries, no N+1 watch, unsampled",
+        12,
+        1.0,
+    ),
+    (
+        "N+1 watch, 12 equal queries, recorded",
+        "12 equal queries, all sampled",
+        "12 equal queries, no N+1 watch, all sampled",
+        1,
+        10.0,
+    ),
 )
 
 
@@ -121,7 +141,7 @@ class NothingExporter:
         return True
 
 
-def configure(*, is_instrumented: bool, is_async: bool, has_console: bool = False) -> None:
+def configure(*, is_instrumented: bool, is_async: bool, has_console: bool = False, watches: bool = True) -> None:
     """Django with the middleware of a new project; with the app in front when `is_instrumented`."""
     import django
     from django.conf import settings
@@ -158,6 +178,7 @@ def configure(*, is_instrumented: bool, is_async: bool, has_console: bool = Fals
             "SERVICE_NAME": "measured",
             # Its thread would set the ratio back; it does nothing on the path of a request.
             "SAMPLING": {"LIVE": False},
+            "DATABASE": {} if watches else {"N_PLUS_ONE": None},
             "CONSOLE": {"ENABLED": has_console, "PATH": str(Path(tempfile.gettempdir()) / "django_otel-instructions")},
             "TRACES": {
                 "EXPORTERS": ["benchmarks.instructions.NothingExporter"],
@@ -362,7 +383,12 @@ def count_here(kind: str, names: list[str], requests: int) -> None:
         install_other_tool()
     if kind == "console":
         stop_the_stores_threads()
-    configure(is_instrumented=is_instrumented, is_async=cases[0].is_async, has_console=kind == "console")
+    configure(
+        is_instrumented=is_instrumented,
+        is_async=cases[0].is_async,
+        has_console=kind == "console",
+        watches=cases[0].watches,
+    )
     if is_instrumented:
         from benchmarks.peers.own import stop_clocks
         from django_otel import runtime
@@ -403,12 +429,12 @@ def _count_once(kind: str, cases: list[Case], requests: int, layout: int) -> dic
     environ = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), _LAYOUT: str(layout)}
     # Threads that an earlier loop has left behind change what an asynchronous case costs: a process for each.
     groups = [[case] for case in cases if case.is_async]
-    if together := [case for case in cases if not case.is_async]:
-        groups.append(together)
+    together = [[case for case in cases if not case.is_async and case.watches is watches] for watches in (True, False)]
+    groups += filter(None, together)
     for chosen in groups:
         if kind == "bare":
             # The ratio makes no difference there.
-            chosen = list({(case.path, case.traceparent_flag): case for case in chosen}.values())
+            chosen = list({(case.path, case.traceparent_flag, case.watches): case for case in chosen}.values())
         arguments = [__file__, "--count", kind, "--requests", str(requests)]
         for case in chosen:
             arguments += ["--case", case.name]
@@ -424,9 +450,9 @@ def added(kind: str, cases: list[Case], requests: int, layouts: int = 1) -> dict
     by_view = {(case.path, case.traceparent_flag): bare[case.name] for case in cases if case.name in bare}
     with_app = count(kind, cases, requests, layouts)
     found = {case.name: with_app[case.name] - by_view[case.path, case.traceparent_flag] for case in cases}
-    for name, ten, one, _ in PER_QUERY:
-        if ten in found and one in found:
-            found[name] = (found[ten] - found[one]) / 9
+    for name, more, less, queries, _ in PER_QUERY:
+        if more in found and less in found:
+            found[name] = (found[more] - found[less]) / queries
     return found
 
 
@@ -434,7 +460,7 @@ def targets(kind: str) -> dict[str, float]:
     """What each case may cost, by its name."""
     wanted = {case.name: case.plain_target_ki if kind == "plain" else case.target_ki for case in CASES}
     if kind != "plain":
-        wanted.update((name, target) for name, _, _, target in PER_QUERY)
+        wanted.update((name, target) for name, _, _, _, target in PER_QUERY)
     return {name: target for name, target in wanted.items() if target is not None}
 
 
@@ -457,7 +483,7 @@ def main() -> int:
         return 0 if options.check else 1
     kind = "plain" if options.plain else "console" if options.console else "app"
     wanted = targets(kind)
-    needed = set(wanted) | {name for _, *pair, _ in PER_QUERY for name in pair}
+    needed = set(wanted) | {name for _, more, less, _, _ in PER_QUERY for name in (more, less)}
     cases = [
         case
         for case in CASES

@@ -16,6 +16,7 @@ INSTALLED_APPS = [
     "django_otel",
     "tests.app",
     "tests.business_app",
+    "tests.relations",
 ]
 MIDDLEWARE = [
     "django_otel.middleware.OTelMiddleware",

@@ -344,6 +344,12 @@ class Database:
         boolean,
         "Whether queries and Redis commands outside any recorded span get a span, each in its own trace.",
     )
+    n_plus_one: int | None = key(
+        10,
+        optional(whole(2)),
+        "Equal statements from one line in one request that count as N+1: an event on the request's span and"
+        " django.request.n_plus_one; None is off.",
+    )
 
 
 @record

@@ -1,79 +1,242 @@
-"""The project's line that is executing now. It walks the stack, so it is called rarely."""
+"""The project's line that is executing now. It walks the stack, so it is called rarely.
+
+The line is the innermost one of the project, or of a template of it, inside the
+view or middleware that runs: Django, installed packages and Python's own library
+are passed over, and so is a method that only calls the one it overrides. Code of
+a worker thread that coroutines wait for goes on at the line that awaits it.
+Where the project has no line there, it is the class of the project whose method,
+inherited from Django or a package, runs; and at last the innermost package.
+"""
 
 from __future__ import annotations
 
+import linecache
+import os
+import re
 import sys
 import sysconfig
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
 
 import django
+from django.db.models import Model, QuerySet
+from django.db.models.manager import BaseManager
+
+from django_otel.instrumentation.awaiting import find_waiting
 
 #: Frames that are looked at; a query in a template is some twenty deep.
 _MAX_FRAMES = 200
-_TEMPLATE_BASE = str(Path(django.__file__).parent / "template" / "base.py")
+_DJANGO = str(Path(django.__file__).parent) + os.sep
 _NEVER = tuple(
-    str(Path(folder)) + "/"
-    for folder in (Path(django.__file__).parent, Path(__file__).parent.parent, sysconfig.get_paths()["stdlib"])
+    Path(folder).as_posix() + "/" for folder in (_DJANGO, Path(__file__).parent.parent, sysconfig.get_paths()["stdlib"])
 )
 _INSTALLED = ("/site-packages/", "/dist-packages/")
+#: Classes of the project that say nothing about the place: many places use one object.
+_PASSIVE = (Model, QuerySet, BaseManager)
 
-#: By file name: 0 never a caller (Django, us, Python), 1 an installed package, 2 the project.
+#: Kinds of file: never a caller (Django, us, Python), an installed package, the project, and those with the functions
+#: of `_MARKS`, whose frames show more than a line.
+_FRAMEWORK, _PACKAGE, _PROJECT, _MARKED = range(4)
+_NODE, _BOUNDARY, _WORK_ITEM = range(3)
+#: By the end of the file's name and the function's name.
+_MARKS = {
+    ("django/template/base.py", "render_annotated"): _NODE,
+    # Around every middleware and the view: what is outside of it has not called the query.
+    ("django/core/handlers/exception.py", "inner"): _BOUNDARY,
+    ("concurrent/futures/thread.py", "run"): _WORK_ITEM,
+    ("asgiref/current_thread_executor.py", "run"): _WORK_ITEM,
+}
+_MARKED_FILES = tuple(name for name, _ in _MARKS)
+#: The file name that Jinja2 gives a template without a file.
+_JINJA_TEXT = "<template>"
+
+#: By file name.
 _ranks: dict[str, int] = {}
 _MAX_RANKS = 5000
 
 
-def find_caller() -> dict[str, Any]:
-    """`code.*` attributes of the innermost line of the project, or of its template, that led here; {} without one.
+class Caller(NamedTuple):
+    """Where the project called from."""
 
-    An installed package is named only when no line of the project is on the stack.
+    #: `code.*` attributes.
+    attributes: dict[str, Any]
+    #: The frame that shows it.
+    frame: FrameType
+    #: How far out that frame is; of a coroutine, how far out the thread's work item is.
+    depth: int
+    #: None for a line of code; a template's name and line, or the class whose method runs, of a frame that does not
+    #: tell by its code; the coroutine's code and position, of a work item.
+    detail: tuple[Any, ...] | None
+    #: The frames between the start and this one, innermost first.
+    inner: list[FrameType]
+
+
+def find_caller() -> dict[str, Any]:
+    """`code.*` attributes of the project's line, or of its template's, that led here; {} without one.
+
     Source: OpenTelemetry semantic conventions, "Source code attributes".
     """
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 (the documented way is ten times slower)
-    installed: FrameType | None = None
-    for _ in range(_MAX_FRAMES):
-        if frame is None:
-            break
+    found = walk(sys._getframe(1))  # noqa: SLF001 (the documented way is ten times slower)
+    return found.attributes if found is not None else {}
+
+
+def walk(start: FrameType) -> Caller | None:
+    """Find the project's line outside of `start`, whose depth is 0; None without one."""
+    frames: list[FrameType] = []
+    overriding: Caller | None = None
+    frame: FrameType | None = start
+    while frame is not None and len(frames) < _MAX_FRAMES:
         code = frame.f_code
         rank = _rank(code.co_filename)
-        if rank == 2:
-            return _describe(frame)
-        if rank == 1 and installed is None:
-            installed = frame
-        elif code.co_name == "render_annotated" and code.co_filename == _TEMPLATE_BASE:
-            found = _describe_node(frame.f_locals.get("self"))
-            if found:
+        if rank == _PROJECT:
+            calls_up = _calls_up(frame, frames)
+            found = Caller(_describe(frame), frame, len(frames), None, frames.copy() if calls_up else frames)
+            if not calls_up:
                 return found
+            overriding = overriding or found
+        elif rank == _MARKED:
+            mark = _find_mark(code)
+            if mark == _BOUNDARY:
+                break
+            found_here = None
+            if mark == _NODE:
+                found_here = _read_node(frame, frames)
+            elif mark == _WORK_ITEM:
+                found_here = _walk_waiting(frame, frames)
+            if found_here is not None:
+                return found_here
+        frames.append(frame)
         frame = frame.f_back
-    return _describe(installed) if installed is not None else {}
+    return overriding or _find_object(frames) or _find_package(frames)
+
+
+def is_caller(frame: FrameType, detail: tuple[Any, ...]) -> bool:
+    """Whether `frame`, the same code at the same position as a caller's with that detail, is that caller again."""
+    kind = detail[0]
+    if kind == "node":
+        return _node_key(frame.f_locals.get("self")) == detail
+    if kind == "object":
+        return type(frame.f_locals.get("self")) is detail[1]
+    found = _walk_waiting(frame, [])
+    return found is not None and found.detail == detail
+
+
+def is_django(file_name: str) -> bool:
+    """Whether Django's code is in that file."""
+    return file_name.startswith(_DJANGO)
 
 
 def _rank(file_name: str) -> int:
     rank = _ranks.get(file_name)
     if rank is None:
         normal = file_name.replace("\\", "/")
-        if any(mark in normal for mark in _INSTALLED):
-            rank = 0 if normal.startswith(_NEVER) or "/opentelemetry/" in normal else 1
+        if normal.endswith(_MARKED_FILES):
+            rank = _MARKED
+        elif any(mark in normal for mark in _INSTALLED):
+            rank = _FRAMEWORK if normal.startswith(_NEVER) or "/opentelemetry/" in normal else _PACKAGE
+        elif normal == _JINJA_TEXT:
+            rank = _PROJECT
         else:
-            rank = 0 if normal.startswith((*_NEVER, "<")) else 2
+            rank = _FRAMEWORK if normal.startswith((*_NEVER, "<")) else _PROJECT
         if len(_ranks) < _MAX_RANKS:
             _ranks[file_name] = rank
     return rank
 
 
+def _find_mark(code: CodeType) -> int | None:
+    normal = code.co_filename.replace("\\", "/")
+    return next(
+        (mark for (name, function), mark in _MARKS.items() if code.co_name == function and normal.endswith(name)), None
+    )
+
+
+def _calls_up(frame: FrameType, inner: list[FrameType]) -> bool:
+    """Whether this method has called the one that it overrides, Django's or a package's."""
+    if not inner or inner[-1].f_code.co_name != frame.f_code.co_name or _rank(inner[-1].f_code.co_filename) == _PROJECT:
+        return False
+    called_on = inner[-1].f_locals.get("self")
+    return called_on is not None and called_on is frame.f_locals.get("self")
+
+
 def _describe(frame: FrameType) -> dict[str, Any]:
-    return {
-        "code.file.path": frame.f_code.co_filename,
-        "code.line.number": frame.f_lineno,
-        "code.function.name": frame.f_code.co_qualname,
-    }
+    template = frame.f_globals.get("__jinja_template__")
+    if template is not None:
+        return _code(
+            getattr(template, "filename", None) or getattr(template, "name", None) or frame.f_code.co_filename,
+            template.get_corresponding_lineno(frame.f_lineno),
+            "template",
+        )
+    return _code(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
 
 
-def _describe_node(node: object) -> dict[str, Any]:
-    """Where a template node stands."""
+def _code(path: str, line: int | None, function: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"code.file.path": path, "code.function.name": function}
+    if line is not None:
+        found["code.line.number"] = line
+    return found
+
+
+# --- Templates. ---
+
+
+def _node_key(node: object) -> tuple[Any, ...] | None:
+    """Where a template's node stands; None if it does not say."""
     origin, token = getattr(node, "origin", None), getattr(node, "token", None)
     name, line = getattr(origin, "name", None), getattr(token, "lineno", None)
-    if not isinstance(name, str) or not isinstance(line, int) or _rank(name) == 0:
-        return {}
-    return {"code.file.path": name, "code.line.number": line, "code.function.name": "template"}
+    return ("node", name, line) if isinstance(name, str) and isinstance(line, int) else None
+
+
+def _read_node(frame: FrameType, frames: list[FrameType]) -> Caller | None:
+    detail = _node_key(frame.f_locals.get("self"))
+    if detail is None or _rank(detail[1]) != _PROJECT:
+        return None
+    return Caller(_code(detail[1], detail[2], "template"), frame, len(frames), detail, frames)
+
+
+# --- Coroutines. ---
+
+
+def _walk_waiting(frame: FrameType, frames: list[FrameType]) -> Caller | None:
+    """The line that awaits the work of this thread."""
+    waiting = find_waiting(frame.f_locals.get("self"))
+    for position, coroutine in enumerate(waiting):
+        code = coroutine.f_code
+        rank = _rank(code.co_filename)
+        if rank == _PROJECT:
+            detail = ("awaiting", code, coroutine.f_lasti)
+            return Caller(_describe(coroutine), coroutine, len(frames), detail, [*frames, *waiting[:position]])
+        if rank == _MARKED and _find_mark(code) == _BOUNDARY:
+            break
+    return None
+
+
+# --- Without a line of the project. ---
+
+
+def _find_object(frames: list[FrameType]) -> Caller | None:
+    """The innermost object of a class of the project whose inherited method runs."""
+    for depth, frame in enumerate(frames):
+        if "self" not in frame.f_code.co_varnames:
+            continue
+        kind = type(frame.f_locals.get("self"))
+        module = sys.modules.get(kind.__module__)
+        path = getattr(module, "__file__", None)
+        if not isinstance(path, str) or _rank(path) != _PROJECT or issubclass(kind, _PASSIVE):
+            continue
+        attributes = _code(path, _find_class(path, kind.__name__), kind.__qualname__)
+        return Caller(attributes, frame, depth, ("object", kind), frames[:depth])
+    return None
+
+
+def _find_class(path: str, name: str) -> int | None:
+    wanted = re.compile(rf"\s*class\s+{re.escape(name)}\b")
+    lines = enumerate(linecache.getlines(path), 1)
+    return next((number for number, line in lines if wanted.match(line)), None)
+
+
+def _find_package(frames: list[FrameType]) -> Caller | None:
+    for depth, frame in enumerate(frames):
+        if _rank(frame.f_code.co_filename) == _PACKAGE:
+            return Caller(_describe(frame), frame, depth, None, frames[:depth])
+    return None

@@ -46,11 +46,11 @@ from django_otel.base.sdk_compat import (
 )
 from django_otel.config.schema import Config
 from django_otel.instrumentation.callers import find_caller
+from django_otel.instrumentation.n_plus_one import KnownStatement, Watch, build_watch
 from django_otel.metrics.instruments import Counter, Histogram
 from django_otel.metrics.series import HistogramSeries
 from django_otel.redaction.statements import MAX_LENGTH, Statement, parameterise
-from django_otel.requests.record import REQUEST_KEY, RequestContext, current
-from django_otel.requests.response_headers import RequestNotes
+from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord, current
 from django_otel.tracing.attributes import SharedAttributes, are_ready
 from django_otel.tracing.exceptions import type_name
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
@@ -86,8 +86,6 @@ _RETURNING = frozenset({"SELECT", "SHOW", "TABLE", "VALUES"})
 _PLAIN_SUPPRESS_KEY = "suppress_instrumentation"
 _MAX_SERIES_KEPT = 500
 _MAX_QUERIES_KEPT = 500
-#: So many equal statements of a request make the console look where they come from.
-_REPEATED = 3
 
 
 class Settings(NamedTuple):
@@ -103,6 +101,8 @@ class Settings(NamedTuple):
     source_over_s: float | None
     #: Whether the time of queries is added up for REQUEST.SERVER_TIMING.
     times_requests: bool
+    #: Counts equal queries of a request; None while DATABASE.N_PLUS_ONE is off.
+    watch: Watch | None
     duration: Histogram
     connections: Counter
 
@@ -121,10 +121,12 @@ _state = _State()
 class Query:
     """One SQL text on one connection: what its spans and numbers have in common, worked out once."""
 
-    __slots__ = ("attributes", "has_row_count", "is_ready", "operation", "series", "statement")
+    __slots__ = ("attributes", "has_row_count", "is_ready", "known", "operation", "series", "statement")
 
-    def __init__(self, statement: Statement, attributes: dict[str, Any]) -> None:
+    def __init__(self, statement: Statement, attributes: dict[str, Any], known: KnownStatement | None) -> None:
         self.statement = statement
+        #: Where it was run from; None for one that is not counted by place.
+        self.known = known
         self.operation = statement.operation
         self.attributes = SharedAttributes(attributes)
         #: Whether a span keeps the attributes as they are; None when not known yet.
@@ -195,8 +197,6 @@ class QueryWrapper:
                     )
                 if span is not None:
                     inner = with_span(outer, span)
-                    if request is not None and request.notes is not None:
-                        _note_repetition(request.notes, query.statement.text, span)
                 cursor_class = type(context["cursor"].cursor)
                 if self._traced[cursor_class] if cursor_class in self._traced else self._examine(cursor_class):
                     inner = Context({**inner, SUPPRESS_INSTRUMENTATION_KEY: True, _PLAIN_SUPPRESS_KEY: True})
@@ -208,11 +208,14 @@ class QueryWrapper:
         try:
             result = execute(sql, params, many, context)
         except BaseException as error:
-            self.finish(settings, query, perf_counter() - started_s, span, token, error)
+            duration_s = perf_counter() - started_s
+            self._note(settings, request, query, span)
+            self.finish(settings, query, duration_s, span, token, error)
             raise
         duration_s = perf_counter() - started_s
         if span is not None and query is not None and query.has_row_count:
             _note_rows(span, context["cursor"])
+        self._note(settings, request, query, span)
         self.finish(settings, query, duration_s, span, token, None)
         return result
 
@@ -260,6 +263,14 @@ class QueryWrapper:
         except Exception as fault:
             guard.report(_PLACE, fault)
 
+    def _note(self, settings: Settings, request: RequestRecord | None, query: Query | None, span: Span | None) -> None:
+        """Count a query of a request by the line that runs it."""
+        try:
+            if request is not None and query is not None and query.known is not None and settings.watch is not None:
+                settings.watch.note(request, query.known, span)
+        except Exception as fault:
+            guard.report("counting equal queries", fault)
+
     # --- Once per SQL text. ---
 
     def query_of(self, settings: Settings, sql: object) -> Query:
@@ -283,7 +294,7 @@ class QueryWrapper:
             attributes["db.query.text"] = statement.text
         if many and (size := _size(params)) is not None and size != 1:
             attributes["db.operation.batch.size"] = size
-        query = Query(statement, attributes)
+        query = Query(statement, attributes, settings.watch.find(statement) if settings.watch is not None else None)
         query.has_row_count = not many and self._vendor in _COUNTING and statement.operation in _RETURNING
         if not many and type(sql) is str and len(sql) <= MAX_LENGTH:
             if len(self._queries) >= _MAX_QUERIES_KEPT:
@@ -389,16 +400,6 @@ def _as_batch(statement: Statement, batch: Any) -> Statement:
     )
 
 
-def _note_repetition(notes: RequestNotes, text: str, span: Span) -> None:
-    """The console names the line behind equal queries: it is looked up once, when the third of them comes."""
-    statements = notes.statements
-    if statements is None:
-        statements = notes.statements = {}
-    count = statements[text] = statements.get(text, 0) + 1
-    if count == _REPEATED:
-        span.set_attributes(find_caller())
-
-
 @guard.guarded(_PLACE, None)
 def _note_rows(span: Span, cursor: CursorWrapper) -> None:
     rows = cursor.cursor.rowcount
@@ -498,6 +499,7 @@ def install(config: Config) -> None:
         makes_exemplars=config.metrics.exemplars,
         source_over_s=config.database.source_over_s,
         times_requests=config.request.server_timing,
+        watch=build_watch(config),
         duration=duration,
         connections=opened,
     )

@@ -109,6 +109,15 @@ CATALOGUE: dict[str, Metric] = {
             QUERIES,
         ),
         Metric(
+            "django.request.n_plus_one",
+            Kind.COUNTER,
+            "{detection}",
+            "Statements that one line ran DATABASE.N_PLUS_ONE times or more in a request.",
+            ("http.route",),
+            "routes",
+            OWN,
+        ),
+        Metric(
             "django.request.exceptions",
             Kind.COUNTER,
             "{exception}",

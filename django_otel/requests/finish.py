@@ -99,6 +99,8 @@ class RequestFinisher:
                 _measure_body(series, record.content_length)
             if exception is not None:
                 self._metrics.count_exception(exception, series)
+            if record.repeats is not None and record.repeats.found:
+                record.repeats.finish(span, series.label)
             if span is not None and type(span) is not DroppedSpan:
                 self._finish_span(record, span, duration_s, (request, response, series, match, error_type, exception))
         except BaseException as fault:

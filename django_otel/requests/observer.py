@@ -122,7 +122,7 @@ class Observer(RequestFinisher):
             record.dropped = {}
             record.queries = 0
             record.spans = 1
-            record.rare = record.decisions = None
+            record.rare = record.decisions = record.repeats = None
             record.is_finished = False
             record.notes = RequestNotes() if self._takes_notes else None
             if self._static_prefixes and path.startswith(self._static_prefixes):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextvars import Token
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 #: Where a context holds its request, beside the span: a variable of its own would cost more.
 REQUEST_KEY = create_key("django_otel-request")
+
+
+class Repeats(Protocol):
+    """Equal queries of one request; the database layer's."""
+
+    #: Those that are to be reported.
+    found: Sequence[object]
+
+    def finish(self, span: trace.Span | None, route: str) -> None:
+        """Report them. Never raises an `Exception`."""
 
 
 class RareState:
@@ -49,7 +59,7 @@ class RequestRecord:
     # Without `__init__` and defaults in the class: docs/decisions/hot-path.md.
     __slots__ = (
         "content_length", "context_token", "decisions", "dropped", "is_finished", "low_bits", "notes", "observer",
-        "queries", "rare", "request", "request_class", "span_or_none", "spans", "started_s",
+        "queries", "rare", "repeats", "request", "request_class", "span_or_none", "spans", "started_s",
     )  # fmt: skip
     observer: Observer
     #: None when the request has ended.
@@ -72,6 +82,8 @@ class RequestRecord:
     notes: RequestNotes | None
     #: The counter's series of how it was decided, where that is counted with all else at the end of the request.
     decisions: Series | None
+    #: Equal queries by place, once there was a query that is counted so.
+    repeats: Repeats | None
     #: Puts back what was current before; None where nothing is to be put back.
     context_token: Token[Context] | None
     #: None as long as there is nothing rare.

@@ -20,7 +20,7 @@ SetHeaders = Callable[["RequestRecord", ResponseLike], None]
 
 
 class RequestNotes:
-    """Notes of one request for its response or its stored trace: times in seconds, statements seen."""
+    """Notes of one request for its response or its stored trace: times in seconds."""
 
     # Defaults of the class: most requests change none of them.
     database_s = 0.0
@@ -28,8 +28,6 @@ class RequestNotes:
     template_s = 0.0
     #: Whether the time runs already: a template includes templates.
     is_in_template = False
-    #: How often each statement was executed, once there was one.
-    statements: dict[str, int] | None = None
 
 
 def build_response_headers(config: Config) -> SetHeaders | None:

@@ -112,6 +112,24 @@ def bound_event(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str
     return _replace(bounded, {**bounded, STACK: cut_stack(stack, MAX_STACK, scrub)})
 
 
+class EventAttributes:
+    """Attributes of events that come again and again, brought within the limits once."""
+
+    __slots__ = ("_bounded", "_given", "_limits")
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = given
+        self._limits: SpanLimits | None = None
+        self._bounded: dict[str, Any] = {}
+
+    def bound(self, limits: SpanLimits, scrub: Callable[[str], str]) -> dict[str, Any]:
+        """Return a copy of them, as `bound_event` makes it."""
+        if limits is not self._limits:
+            self._bounded = dict(bound_event(self._given, limits, scrub))
+            self._limits = limits
+        return self._bounded.copy()
+
+
 def bound_link(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str], str]) -> BoundedAttributes:
     """Return the attributes of a link within their limits, long ones redacted before they are cut."""
     if attributes:

@@ -32,6 +32,7 @@ from django_otel.redaction.cutting import cut_attributes
 from django_otel.redaction.scrub import Scrubber
 from django_otel.sampling.sampler import LiveSampler
 from django_otel.tracing.attributes import (
+    EventAttributes,
     SharedAttributes,
     bound_event,
     bound_link,
@@ -221,12 +222,22 @@ class RecordedSpan(SpanFields):
         limits = self._limits
         if type(name) is not str:
             name = plain_name(name)
-        event = Event(name, bound_event(attributes, limits, self._shared.scrub), timestamp)
+        self._append(Event(name, bound_event(attributes, limits, self._shared.scrub), timestamp))
+
+    def add_known_event(self, name: str, known: EventAttributes, numbers: Mapping[str, int]) -> None:
+        """Add an event with `known` attributes, some of them replaced by `numbers`; cheaper than `add_event`."""
+        attributes = known.bound(self._limits, self._shared.scrub)
+        for key, number in numbers.items():
+            if key in attributes:
+                attributes[key] = number
+        self._append(Event(name, attributes))
+
+    def _append(self, event: Event) -> None:
         with self._lock:
             is_recording = self._end_time is None
             if is_recording:
                 if isinstance(self._events, tuple):
-                    self._events = BoundedList(limits.max_events)
+                    self._events = BoundedList(self._limits.max_events)
                 self._events.append(event)
         if not is_recording:
             _logger.warning("Tried calling %s on an ended span.", "_add_event")

@@ -1,0 +1,317 @@
+"""How equal queries of a request become one: worked out from the model's field behind them, never from SQL.
+
+While a relation or a deferred field is loaded, Django's own frames stand on the
+stack between the query and the project's line: the field's descriptor, or the
+evaluation of a related manager's queryset. Their variables name the field and the
+object. No such frame, or one that only looks like it (`related.filter(...)`,
+`.get(pk=...)`), means no advice.
+"""
+
+# ruff: noqa: SLF001 (querysets do not say in public where they come from)
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any, NamedTuple
+
+from django.db import connections, models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Model, QuerySet
+from django.db.models.query import ModelIterable
+
+from django_otel.base import guard
+from django_otel.instrumentation.callers import is_django
+
+#: None before Django 6.1.
+FETCH_ONE: object = getattr(models, "FETCH_ONE", None)
+
+SELECT = "select_related"
+PREFETCH = "prefetch_related"
+FIELDS = "only"
+#: Objects, in the variables of a frame or behind them, among which the object of the relation is looked for.
+_MAX_OBJECTS = 100
+_MAX_STEPS = 3
+
+
+class Advice(NamedTuple):
+    """One cure."""
+
+    #: The queryset's method.
+    method: str
+    #: What it is called with.
+    path: str
+    #: Label of the model whose queryset it is.
+    model: str
+    #: Whether `fetch_mode(FETCH_PEERS)` is another one.
+    has_peers: bool
+
+
+class Finding(NamedTuple):
+    """What was found, and by which frame: how far out it is, and the class of the object that it is about."""
+
+    depth: int
+    subject: type
+    advice: Advice
+
+
+@guard.guarded("advice against equal queries", None)
+def find_advice(inner: list[FrameType], place: FrameType) -> Finding | None:
+    """Return the cure for the query that the frames `inner` run for the line of `place`; None where none is certain.
+
+    `inner` has the innermost frame first.
+    """
+    queryset: QuerySet[Any] | None = None
+    for depth, frame in enumerate(inner):
+        code = frame.f_code
+        if code.co_qualname not in _LOADERS or not is_django(code.co_filename):
+            continue
+        values = frame.f_locals
+        if code.co_qualname == _EVALUATION:
+            if queryset is not None:
+                # The query belongs to the innermost.
+                return None
+            queryset = values["self"]
+            found = _advise_on_manager(queryset, place)
+            if found is not None:
+                return Finding(depth, read_subject(frame), found)
+        elif queryset is None:
+            # An aggregate or a check for existence: it loads no object.
+            return None
+        else:
+            found = _LOADERS[code.co_qualname](values["self"], values["instance"], queryset, place)
+            return Finding(depth, read_subject(frame), found) if found is not None else None
+    return None
+
+
+def read_subject(frame: FrameType) -> type:
+    """Return the class of the object whose relation or field the frame of a `Finding` loads."""
+    values = frame.f_locals
+    instance = values.get("instance")
+    if instance is None:
+        instance = getattr(values.get("self"), "_hints", {}).get("instance")
+    return type(instance)
+
+
+def render(advice: Iterable[Advice]) -> str:
+    """Return the text of several cures for one line; "" without any."""
+    parts = []
+    found = sorted(advice)
+    for method in (SELECT, PREFETCH):
+        names = sorted({f'"{each.path}"' for each in found if each.method == method})
+        if names:
+            parts.append(f"{method}({', '.join(names)})")
+    names = sorted({f'"{each.path}"' for each in found if each.method == FIELDS})
+    if names:
+        parts.append(f"only() with {', '.join(names)} or defer() without {'it' if len(names) == 1 else 'them'}")
+    text = " and ".join(parts)
+    if found and all(each.has_peers for each in found):
+        text += ", or fetch_mode(FETCH_PEERS)"
+    return text
+
+
+# --- By the frame that loads. ---
+
+
+def _advise_on_forward(descriptor: Any, instance: Model, queryset: QuerySet[Any], place: FrameType) -> Advice | None:
+    """`order.customer`, of a foreign key or a one-to-one field."""
+    field = descriptor.field
+    if not _loads(queryset, field.remote_field.model):
+        return None
+    return _advise_on_object(instance, field.name, field.name, queryset, place)
+
+
+def _advise_on_reverse(descriptor: Any, instance: Model, queryset: QuerySet[Any], place: FrameType) -> Advice | None:
+    """`customer.profile`, the other end of a one-to-one field."""
+    related = descriptor.related
+    if not _loads(queryset, related.related_model):
+        return None
+    return _advise_on_object(instance, related.field.related_query_name(), related.get_accessor_name(), queryset, place)
+
+
+def _advise_on_object(
+    instance: Model, joined_as: str, read_as: str, queryset: QuerySet[Any], place: FrameType
+) -> Advice | None:
+    """The relation to one object: a join, or a second query where it is in another database."""
+    if queryset.db == instance._state.db:
+        return _build(SELECT, joined_as, instance, place, may_fetch_peers=True)
+    return _build(PREFETCH, read_as, instance, place, may_fetch_peers=True)
+
+
+def _advise_on_field(descriptor: Any, instance: Model, queryset: QuerySet[Any], place: FrameType) -> Advice | None:
+    """`book.text`, where `defer()` or `only()` has left it out."""
+    if not _loads(queryset, type(instance)):
+        return None
+    return _build(FIELDS, descriptor.field.name, instance, place, may_fetch_peers=True)
+
+
+def _advise_on_generic(descriptor: Any, instance: Model, queryset: QuerySet[Any], place: FrameType) -> Advice | None:
+    """`note.content_object`, a generic foreign key."""
+    # Django 6.1 has a descriptor for it, earlier versions the field itself.
+    name = getattr(descriptor, "field", descriptor).name
+    return _build(PREFETCH, name, instance, place, may_fetch_peers=True)
+
+
+def _advise_on_manager(queryset: QuerySet[Any], place: FrameType) -> Advice | None:
+    """`order.items.all()`: a prefetch is of use if the queryset is what the related manager itself gives."""
+    queryset_state: Any = queryset
+    if queryset.query.is_sliced or queryset_state._iterable_class is not ModelIterable:
+        return None
+    given = queryset_state._hints.get("instance")
+    # A generic relation does not name the object.
+    instances = [given] if given is not None else list(_find_objects(place))
+    found = []
+    with contextlib.suppress(_QueryRefusedError), _no_queries():
+        wanted = _compile(queryset)
+        for instance in instances:
+            for name in _find_managers(type(instance), queryset.model):
+                prefetched = getattr(instance, "_prefetched_objects_cache", {})
+                if name not in prefetched and _compile(getattr(instance, name).all()) == wanted:
+                    found.append((instance, name))
+    if len({name for _, name in found}) != 1:
+        return None
+    instance, name = found[0]
+    return _build(PREFETCH, name, instance, place, may_fetch_peers=False)
+
+
+_Loader = Callable[[Any, Model, QuerySet[Any], FrameType], Advice | None]
+_EVALUATION = "QuerySet._fetch_all"
+#: By the qualified name of Django's function, whose variables are `self` and `instance`.
+_LOADERS: dict[str, _Loader] = {
+    "ForwardManyToOneDescriptor.__get__": _advise_on_forward,
+    "ReverseOneToOneDescriptor.__get__": _advise_on_reverse,
+    "DeferredAttribute.__get__": _advise_on_field,
+    "GenericForeignKey.__get__": _advise_on_generic,
+    "GenericForeignKeyDescriptor.__get__": _advise_on_generic,
+    _EVALUATION: lambda *_: None,
+}
+
+
+def _loads(queryset: QuerySet[Any], model: type[Model]) -> bool:
+    return queryset.model._meta.concrete_model is model._meta.concrete_model
+
+
+def _find_managers(owner: type[Model], wanted: type[Model]) -> Iterator[str]:
+    """Names of the managers of `owner` that lead to objects of `wanted`."""
+    options = owner._meta
+    for field in options.many_to_many:
+        if _is_same(field.related_model, wanted):
+            yield field.name
+    for related in options.related_objects:
+        if (related.one_to_many or related.many_to_many) and _is_same(related.related_model, wanted):
+            yield related.get_accessor_name() or ""
+    for private in options.private_fields:
+        # A generic relation; a generic foreign key leads to no model in particular.
+        if getattr(private, "one_to_many", False) and _is_same(private.related_model, wanted):
+            yield private.name
+
+
+def _is_same(one: Any, other: type[Model]) -> bool:
+    return isinstance(one, type) and issubclass(one, Model) and one._meta.concrete_model is other._meta.concrete_model
+
+
+def _compile(queryset: QuerySet[Any]) -> tuple[Any, ...]:
+    sql, params = queryset.query.clone().get_compiler(queryset.db).as_sql()
+    state: Any = queryset
+    return sql, tuple(params), queryset.db, state._iterable_class, state._fields, state._prefetch_related_lookups
+
+
+@contextlib.contextmanager
+def _no_queries() -> Iterator[None]:
+    """A manager of the project is asked for its queryset; should that need a query, there is no advice."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise _QueryRefusedError
+
+    with contextlib.ExitStack() as stack:
+        for connection in connections.all():
+            for name in ("cursor", "chunked_cursor"):
+                # An execute wrapper would come after Django has counted the query.
+                stack.enter_context(_replaced(connection, name, refuse))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(connection: BaseDatabaseWrapper, name: str, method: Callable[..., None]) -> Iterator[None]:
+    """Have `method` for one of this thread's connection; another tool may have replaced it, too."""
+    own = vars(connection)
+    missing = object()
+    before = own.get(name, missing)
+    own[name] = method
+    try:
+        yield
+    finally:
+        if before is missing:
+            del own[name]
+        else:
+            own[name] = before
+
+
+class _QueryRefusedError(Exception):
+    """A query that is no business of the project's."""
+
+
+# --- From which queryset. ---
+
+
+def _build(method: str, name: str, instance: Model, place: FrameType, *, may_fetch_peers: bool) -> Advice:
+    """Give the path from an object that the place has in a variable, if `instance` hangs on one.
+
+    So `item.order.customer` is a matter of the queryset that loads the items.
+    """
+    has_peers = may_fetch_peers and FETCH_ONE is not None and instance._state.fetch_mode is FETCH_ONE
+    owner, steps = _find_path(instance, place, is_joined=method != PREFETCH)
+    return Advice(method, "__".join((*steps, name)), owner._meta.label, has_peers)
+
+
+def _find_path(instance: Model, place: FrameType, *, is_joined: bool) -> tuple[type[Model], tuple[str, ...]]:
+    own: tuple[type[Model], tuple[str, ...]] = (type(instance), ())
+    level: list[tuple[Model, type[Model], tuple[str, ...]]] = [
+        (found, type(found), ()) for found in _find_objects(place)
+    ]
+    if any(found is instance for found, _, _ in level):
+        return own
+    found_here: set[tuple[type[Model], tuple[str, ...]]] = set()
+    for _ in range(_MAX_STEPS):
+        following = []
+        for current, owner, steps in level:
+            for cached_as, value in list(current._state.fields_cache.items()):
+                name = _name_step(type(current), cached_as, is_joined=is_joined)
+                if not isinstance(value, Model) or name is None:
+                    continue
+                if value is instance:
+                    found_here.add((owner, (*steps, name)))
+                following.append((value, owner, (*steps, name)))
+        if found_here:
+            break
+        level = following[:_MAX_OBJECTS]
+    # From two variables it would be a guess which of them it came by.
+    return found_here.pop() if len(found_here) == 1 else own
+
+
+def _name_step(model: type[Model], cached_as: str, *, is_joined: bool) -> str | None:
+    """Return how a lookup names the relation; None for one that a join does not follow."""
+    for field in model._meta.concrete_fields:
+        if field.is_relation and field.name == cached_as:
+            return cached_as
+    for related in model._meta.related_objects:
+        if related.one_to_one and related.get_accessor_name() == cached_as:
+            return related.field.related_query_name() if is_joined else cached_as
+    return None if is_joined else cached_as
+
+
+def _find_objects(place: FrameType) -> Iterator[Model]:
+    """The model objects in a frame's variables, or in those of a template."""
+    values: list[Any] = []
+    for value in list(place.f_locals.values()):
+        values.append(value)
+        for scope in getattr(value, "dicts", None) or ():
+            # A template's context.
+            if isinstance(scope, dict):
+                values += list(scope.values())
+    count = 0
+    for value in values:
+        if isinstance(value, Model) and count < _MAX_OBJECTS:
+            count += 1
+            yield value

@@ -1,0 +1,320 @@
+"""Equal queries of one request from one place (N+1): found, counted, and said on the request's span.
+
+Equal are statements with the same text without literals, on any database. A
+place is a line of the project: file, line and function, or a template's name and
+line, see `callers`; all that runs through a helper function is from the line in it.
+Every query of a request counts, recorded or not, in whichever thread or task the
+request's context is; transaction control does not. Outside of a request nothing
+is counted: a command or a task may well run one statement a thousand times.
+
+Walking the stack costs more than all else that is done for a query. So each place
+of a statement is walked to once in a process, and known from then on by how far out
+on the stack its frame is, that frame's code and the position in it: one look. Not
+noticed is code that has never run the statement before, when it runs between exactly
+that position and the query, and both are equally far apart.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import CodeType, FrameType
+from typing import Any
+
+from opentelemetry.trace import Span
+
+from django_otel import runtime
+from django_otel.base import guard
+from django_otel.config.schema import Config
+from django_otel.instrumentation.advice import Advice, find_advice, read_subject, render
+from django_otel.instrumentation.callers import is_caller, walk
+from django_otel.metrics.instruments import Counter
+from django_otel.metrics.series import Series
+from django_otel.redaction.statements import Statement
+from django_otel.requests.record import RequestRecord
+from django_otel.tracing.attributes import EventAttributes
+from django_otel.tracing.spans import RecordedSpan
+
+EVENT = "django.n_plus_one"
+COUNT = "django.n_plus_one.count"
+ADVICE = "django.n_plus_one.advice"
+MODEL = "django.n_plus_one.model"
+SQL = "db.query.text"
+
+#: So many equal queries make the console name the line of the last of them.
+_NAMED = 3
+#: Of a process: statements whose places are known, and places of each.
+_MAX_STATEMENTS = 2000
+_MAX_SITES = 100
+#: Classes of objects for which one place is advised.
+_MAX_SUBJECTS = 20
+#: Of a request: places that are counted, and events on its span. The counter counts all.
+_MAX_PLACES = 1000
+_MAX_EVENTS = 20
+#: In vain the stack is walked so often per statement and request: Django's own code may run it again and again.
+_MAX_FAILED_WALKS = 3
+_MAX_LABELS = 1000
+_CONTROL = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT", "START", "END", "SET", ""})
+
+_getframe = sys._getframe  # noqa: SLF001 (the documented way is ten times slower)
+
+
+class Place:
+    """A line of the project, and a statement that it runs."""
+
+    __slots__ = ("_advice", "attributes", "event", "known_event", "statement")
+
+    def __init__(self, statement: KnownStatement, attributes: dict[str, Any]) -> None:
+        self.statement = statement
+        #: `code.*` attributes.
+        self.attributes = attributes
+        self._advice: frozenset[Advice] = frozenset()
+        #: Those of an event; the count is to be replaced.
+        self.event = self._build_event()
+        self.known_event = EventAttributes(self.event)
+
+    def advise(self, advice: Advice) -> None:
+        """Take one more cure for what this line does."""
+        self._advice |= {advice}
+        self.event = self._build_event()
+        self.known_event = EventAttributes(self.event)
+
+    def _build_event(self) -> dict[str, Any]:
+        event = {COUNT: 0, **self.attributes}
+        if self.statement.is_shown:
+            event[SQL] = self.statement.text
+        if self._advice:
+            event[ADVICE] = render(self._advice)
+            models = {each.model for each in self._advice}
+            if len(models) == 1:
+                event[MODEL] = models.pop()
+        return event
+
+
+class Site:
+    """How to recognise a place on the stack."""
+
+    __slots__ = ("advised_at", "code", "depth", "detail", "is_advised", "lasti", "place", "subjects")
+
+    def __init__(self, depth: int, frame: FrameType, detail: tuple[Any, ...] | None, place: Place) -> None:
+        self.depth = depth
+        self.code: CodeType = frame.f_code
+        self.lasti = frame.f_lasti
+        #: See `callers.Caller`.
+        self.detail = detail
+        self.place = place
+        #: Whether a cure was looked for; how far out the frame is that it was found by, and for objects of what class.
+        self.is_advised = False
+        self.advised_at: int | None = None
+        self.subjects: tuple[type, ...] = ()
+
+    def advise(self, start: FrameType) -> None:
+        """Look for a cure, once, and again for objects of another class that come here."""
+        if self.advised_at is not None and (
+            read_subject(_outer(start, self.advised_at)) in self.subjects or len(self.subjects) >= _MAX_SUBJECTS
+        ):
+            return
+        self.is_advised = True
+        found = walk(start)
+        finding = find_advice(found.inner, found.frame) if found is not None else None
+        if finding is not None:
+            self.advised_at = finding.depth
+            self.subjects += (finding.subject,)
+            self.place.advise(finding.advice)
+
+
+class KnownStatement:
+    """A statement's text, and where it has been run from in this process."""
+
+    __slots__ = ("depths", "is_shown", "is_unplaced", "last", "places", "sites", "text")
+
+    def __init__(self, text: str, *, is_shown: bool) -> None:
+        self.text = text
+        self.is_shown = is_shown
+        #: The site of the last query.
+        self.last: Site | None = None
+        #: By depth, identity of the code (which the sites hold) and position in it.
+        self.sites: dict[tuple[int, int, int], list[Site]] = {}
+        #: Those of the sites, innermost first.
+        self.depths: tuple[int, ...] = ()
+        #: By file, line and function.
+        self.places: dict[tuple[Any, ...], Place] = {}
+        #: Whether it has run without any line of the project, in Django's own code.
+        self.is_unplaced = False
+
+    def learn(self, start: FrameType) -> Site | None:
+        """Walk the stack outside of `start`; None without a line of the project."""
+        found = walk(start)
+        if found is None:
+            self.is_unplaced = True
+            return None
+        if sum(map(len, self.sites.values())) >= _MAX_SITES:
+            self.sites, self.places = {}, {}
+        key = tuple(found.attributes.values())
+        place = self.places.get(key)
+        if place is None:
+            place = self.places.setdefault(key, Place(self, found.attributes))
+        # Of a coroutine the thread's frame is recognised, and then what waits for it.
+        seen = found.frame
+        if found.detail is not None and found.detail[0] == "awaiting":
+            seen = _outer(start, found.depth)
+        site = Site(found.depth, seen, found.detail, place)
+        self.sites.setdefault((site.depth, id(site.code), site.lasti), []).append(site)
+        self.depths = tuple(sorted({depth for depth, _, _ in self.sites}))
+        return site
+
+    def recognise(self, start: FrameType) -> Site | None:
+        """Look for a known site outside of `start`, innermost first."""
+        frame: FrameType | None = start
+        depth = 0
+        for wanted in self.depths:
+            while frame is not None and depth < wanted:
+                frame, depth = frame.f_back, depth + 1
+            if frame is None:
+                return None
+            for site in self.sites.get((depth, id(frame.f_code), frame.f_lasti), ()):
+                if site.detail is None or is_caller(frame, site.detail):
+                    return site
+        return None
+
+
+def _outer(frame: FrameType, depth: int) -> FrameType:
+    for _ in range(depth):
+        assert frame.f_back is not None
+        frame = frame.f_back
+    return frame
+
+
+class Repeats:
+    """The queries of one request, by place."""
+
+    __slots__ = ("counts", "failed", "found", "watch")
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self.counts: dict[Place, int] = {}
+        #: Places with as many queries as are reported.
+        self.found: list[Place] = []
+        #: Walks in vain, by statement.
+        self.failed: dict[KnownStatement, int] | None = None
+
+    def finish(self, span: Span | None, route: str) -> None:
+        """Report what was found, when the request ends. Never raises an `Exception`."""
+        with guard.contained("reporting equal queries"):
+            self.watch.report(self, span, route)
+
+    def make_room(self) -> None:
+        """Forget places that have run their statement once, if there are very many."""
+        if len(self.counts) >= _MAX_PLACES:
+            self.counts = {place: count for place, count in list(self.counts.items()) if count > 1}
+
+
+def build_watch(config: Config) -> Watch | None:
+    """Build what the settings ask for; None if DATABASE.N_PLUS_ONE is off."""
+    limit = config.database.n_plus_one
+    if limit is None:
+        return None
+    counter = runtime.store.catalogued("django.request.n_plus_one")
+    assert isinstance(counter, Counter)
+    return Watch(limit, counter, tells_text=config.database.statement != "off")
+
+
+class Watch:
+    """Counts the queries of requests under the settings in force; made again when they change."""
+
+    def __init__(self, limit: int, counter: Counter, *, tells_text: bool) -> None:
+        self._limit = limit
+        #: The count from which on there is something to do.
+        self._first = min(limit, _NAMED)
+        self._counter = counter
+        self._tells_text = tells_text
+        self._series: dict[str, Series] = {}
+        self._statements: dict[str, KnownStatement] = {}
+
+    def find(self, statement: Statement) -> KnownStatement | None:
+        """Return what is known of a statement; None for one that is not counted."""
+        if statement.operation in _CONTROL or not statement.text:
+            return None
+        known = self._statements.get(statement.text)
+        if known is None:
+            if len(self._statements) >= _MAX_STATEMENTS:
+                self._statements.pop(next(iter(self._statements)), None)
+            known = self._statements.setdefault(
+                statement.text, KnownStatement(statement.text, is_shown=self._tells_text)
+            )
+        return known
+
+    def note(  # noqa: C901 (one decision after the other, each with its reason)
+        self, record: RequestRecord, known: KnownStatement, span: Span | None
+    ) -> None:
+        """Count a query of a request. Called from `QueryWrapper` once the query has run."""
+        repeats: Repeats = record.repeats  # type: ignore[assignment]
+        if repeats is None:
+            repeats = record.repeats = Repeats(self)
+        site = known.last
+        if site is not None:
+            try:
+                frame = _getframe(site.depth)
+            except ValueError:
+                site = None
+            else:
+                is_same = frame.f_code is site.code and frame.f_lasti == site.lasti
+                if not is_same or (site.detail is not None and not is_caller(frame, site.detail)):
+                    site = None
+        if site is None:
+            site = known.recognise(_getframe()) or self._learn(repeats, known, _getframe())
+            if site is None:
+                return
+            known.last = site
+        place = site.place
+        counts = repeats.counts
+        if place in counts:
+            count = counts[place] = counts[place] + 1
+            if count >= self._first:
+                if count == _NAMED and span is not None and record.notes is not None:
+                    span.set_attributes(place.attributes)
+                limit = self._limit
+                if count >= limit and (count == limit or not site.is_advised):
+                    self._report_later(repeats, site, count)
+        else:
+            if len(counts) >= _MAX_PLACES:
+                repeats.make_room()
+            repeats.counts[place] = 1
+
+    def _report_later(self, repeats: Repeats, site: Site, count: int) -> None:
+        if count == self._limit and site.place not in repeats.found:
+            repeats.found.append(site.place)
+        if not site.is_advised or site.advised_at is not None:
+            site.advise(_getframe(1))
+
+    def _learn(self, repeats: Repeats, known: KnownStatement, start: FrameType) -> Site | None:
+        failed = repeats.failed
+        if failed is None:
+            failed = repeats.failed = {}
+        elif len(failed) >= _MAX_PLACES:
+            return None
+        walked = failed.get(known, 0)
+        # Django's own code runs some in every request, the session's: not before they are there a second time.
+        if walked > _MAX_FAILED_WALKS or (known.is_unplaced and walked == 0):
+            failed[known] = walked + 1
+            return None
+        site = known.learn(start)
+        if site is None:
+            failed[known] = walked + 1
+        return site
+
+    def report(self, repeats: Repeats, span: Span | None, route: str) -> None:
+        """Count what a request of that route has repeated, and add an event for each to its span."""
+        series = self._series.get(route)
+        if series is None:
+            series = self._counter.series({"http.route": route} if route else {})
+            if not series.is_overflow and len(self._series) < _MAX_LABELS:
+                self._series[route] = series
+        series.add(float(len(repeats.found)))
+        if span is None or not span.is_recording():
+            return
+        counts = repeats.counts
+        for place in sorted(repeats.found, key=lambda each: -counts[each])[:_MAX_EVENTS]:
+            if type(span) is RecordedSpan:
+                span.add_known_event(EVENT, place.known_event, {COUNT: counts[place]})
+            else:
+                span.add_event(EVENT, {**place.event, COUNT: counts[place]})

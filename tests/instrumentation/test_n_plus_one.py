@@ -1,0 +1,336 @@
+"""Equal queries of a request (N+1): found, counted, placed and advised on."""
+
+import linecache
+from pathlib import Path
+
+import django
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.contenttypes.models import ContentType
+
+from django_otel.base import guard
+from django_otel.instrumentation import database, n_plus_one
+from django_otel.testing import override_sampling
+from tests.relations import models, views
+
+NAME = "django.n_plus_one"
+COUNTER = "django.request.n_plus_one"
+SQL, COUNT, ADVICE, MODEL = "db.query.text", f"{NAME}.count", f"{NAME}.advice", f"{NAME}.model"
+FILE, LINE, FUNCTION = "code.file.path", "code.line.number", "code.function.name"
+VIEWS = views.__file__
+#: What Django 6.1 offers as well, for relations to one object and for fields.
+PEERS = ", or fetch_mode(FETCH_PEERS)" if django.VERSION >= (6, 1) else ""
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.relations.views")]
+
+
+@pytest.fixture(autouse=True)
+def shelf(db):
+    """Twelve of everything, each with something of its own."""
+    fill()
+    guard.reset()
+    yield
+    assert guard.fault_counts() == {}
+
+
+@pytest.fixture
+def configure(settings):
+    """Settings of the database layer for this test."""
+
+    def configure(**database):
+        settings.OTEL = {**settings.OTEL, "DATABASE": database}
+
+    return configure
+
+
+def fill():
+    for number in range(12):
+        country = models.Country.objects.create(name=f"country {number}")
+        author = models.Author.objects.create(name=f"author {number}", country=country)
+        models.Profile.objects.create(author=author, text="x")
+        tag = models.Tag.objects.create(name=f"tag {number}")
+        book = models.Novel.objects.create(
+            title=f"book {number}", author=author, editor=author, owner=author, label=tag, genre="x"
+        )
+        book.tags.add(tag)
+        models.Chapter.objects.create(book=book, title="x")
+        models.Magazine.objects.create(title="x", owner=author)
+        models.Note.objects.create(text="x", content_object=models.Book.objects.get(pk=book.pk))
+    ContentType.objects.get_for_model(models.Book)
+
+
+def detections(spans):
+    """The attributes of the events on the request's span."""
+    (request,) = [span for span in spans if span.parent is None and span.name.startswith("GET")]
+    return [dict(event.attributes) for event in request.events if event.name == NAME]
+
+
+def one(spans):
+    (found,) = detections(spans)
+    return found
+
+
+def marked_line(found):
+    return linecache.getline(found[FILE], found[LINE])
+
+
+# --- What is said. ---
+
+
+def test_equal_queries_become_one_event_with_the_last_count(client, otel_spans, otel_metrics):
+    """Statement, count, advice and the project's line, on the request's span; the counter has the route alone."""
+    client.get("/foreign_key/")
+    found = one(otel_spans)
+    assert found[SQL].startswith('SELECT "relations_author"."id"')
+    assert found[COUNT] == 12
+    assert found[ADVICE] == f'select_related("author"){PEERS}'
+    assert found[MODEL] == "relations.Book"
+    assert found[FILE] == VIEWS
+    assert found[FUNCTION].startswith("foreign_key")
+    assert marked_line(found).endswith("# here\n")
+    assert otel_metrics.value(COUNTER) == 1
+    assert otel_metrics.series(COUNTER) == [{"http.route": "/foreign_key/"}]
+
+
+@pytest.mark.parametrize(
+    ("view", "advice", "model"),
+    [
+        ("foreign_key", f'select_related("author"){PEERS}', "Book"),
+        ("foreign_key_to_field", f'select_related("label"){PEERS}', "Book"),
+        ("reverse_one_to_one", f'select_related("profile"){PEERS}', "Author"),
+        ("reverse_foreign_key", 'prefetch_related("chapter_set")', "Book"),
+        ("reverse_in_a_loop", 'prefetch_related("books")', "Author"),
+        ("many_to_many", 'prefetch_related("tags")', "Book"),
+        ("reverse_many_to_many", 'prefetch_related("book_set")', "Tag"),
+        ("generic_relation", 'prefetch_related("notes")', "Book"),
+        ("generic_foreign_key", f'prefetch_related("content_object"){PEERS}', "Note"),
+        ("deferred", f'only() with "text" or defer() without it{PEERS}', "Book"),
+        ("only", f'only() with "text" or defer() without it{PEERS}', "Book"),
+        ("proxy", f'select_related("author"){PEERS}', "ProxyBook"),
+        ("inherited", f'select_related("author"){PEERS}', "Novel"),
+        ("child", f'select_related("novel"){PEERS}', "Book"),
+        ("nested", f'select_related("book__author"){PEERS}', "Chapter"),
+        ("nested_manager", 'prefetch_related("book__tags")', "Chapter"),
+        ("streamed", f'select_related("author"){PEERS}', "Book"),
+        ("async_for", 'prefetch_related("chapter_set")', "Book"),
+        ("in_sync_code", f'select_related("author"){PEERS}', "Book"),
+        ("books", None, None),
+    ],
+)
+def test_the_cure_is_that_of_the_field_behind_the_query(client, otel_spans, view, advice, model):
+    """Of whatever kind: worked out from Django's own objects on the stack."""
+    b"".join(client.get(f"/{view}/"))
+    if advice is None:
+        return
+    found = one(otel_spans)
+    assert (found[ADVICE], found[MODEL], found[COUNT]) == (advice, f"relations.{model}", 12)
+    assert marked_line(found).endswith("# here\n")
+
+
+@pytest.mark.parametrize(
+    "view",
+    ["get_by_key", "count", "exists", "filtered", "ordered", "first", "sliced", "values", "iterated", "refreshed",
+     "prefetched_in_vain", "raw_cursor", "executed_many", "literals", "created", "saved", "failing", "awaited",
+     "gathered", "timed", "generated", "of_async_code", "async_streamed"],
+)  # fmt: skip
+def test_no_cure_is_named_where_it_would_be_a_guess(client, otel_spans, view):
+    """Queries that neither a join nor a prefetch replaces, and those of no model's field."""
+    read_all(client.get(f"/{view}/"))
+    found = one(otel_spans)
+    assert found[COUNT] == 12
+    assert ADVICE not in found
+    assert MODEL not in found
+    assert found[FILE] == VIEWS
+    assert marked_line(found).endswith("# here\n")
+
+
+def read_all(response):
+    if response.streaming and response.is_async:
+        async_to_sync(_read_async)(response)
+    else:
+        b"".join(response)
+
+
+async def _read_async(response):
+    async for _ in response:
+        pass
+
+
+def test_two_relations_of_one_line_are_one_event_with_both(client, otel_spans):
+    """Their statement is the same, and so is the line."""
+    client.get("/two_foreign_keys/")
+    found = one(otel_spans)
+    assert found[COUNT] == 24
+    assert found[ADVICE] == f'select_related("author", "editor"){PEERS}'
+
+
+def test_a_relation_of_a_loaded_relation_in_a_variable_is_that_models(client, otel_spans):
+    """`book.author`, then `author.country`: two statements, two lines."""
+    client.get("/of_a_variable/")
+    by_model = {found[MODEL]: found for found in detections(otel_spans)}
+    assert by_model["relations.Book"][ADVICE] == f'select_related("author"){PEERS}'
+    assert by_model["relations.Author"][ADVICE] == f'select_related("country"){PEERS}'
+    assert marked_line(by_model["relations.Author"]).endswith("# here\n")
+
+
+def test_a_line_that_several_models_share_names_no_model_for_them_all(client, otel_spans):
+    """A property of an abstract model: the line is in the model."""
+    client.get("/of_a_property/")
+    found = one(otel_spans)
+    assert (found[ADVICE], found[MODEL]) == (f'select_related("owner"){PEERS}', "relations.Book")
+    assert found[FILE] == models.__file__
+    assert marked_line(found).endswith("# owner\n")
+    otel_spans.clear()
+    client.get("/of_another_models_property/")
+    found = one(otel_spans)
+    assert found[ADVICE] == f'select_related("owner"){PEERS}'
+    assert found.get(MODEL) != "relations.Book"
+
+
+# --- Where. ---
+
+
+def test_a_template_is_named_with_its_line(client, otel_spans):
+    """Also one that is included."""
+    client.get("/in_a_template/")
+    found = {(Path(each[FILE]).name, each[LINE]): each for each in detections(otel_spans)}
+    assert set(found) == {("books.html", 4), ("books.html", 5), ("country.html", 2)}
+    assert {each[FUNCTION] for each in found.values()} == {"template"}
+    assert {each[COUNT] for each in found.values()} == {12}
+    assert found["books.html", 4][ADVICE] == f'select_related("author"){PEERS}'
+    assert found["books.html", 5][ADVICE] == 'prefetch_related("chapter_set")'
+    assert found["country.html", 2][ADVICE] == f'select_related("owner"){PEERS}'
+
+
+def test_a_helper_of_the_project_is_the_place_whoever_calls_it(client, otel_spans):
+    client.get("/through_a_helper/")
+    found = one(otel_spans)
+    assert (found[COUNT], found[FUNCTION]) == (12, "by_name")
+
+
+def test_two_places_are_counted_apart(client, otel_spans, otel_metrics):
+    """The same statement from two lines: each with its own count, and neither with the other's."""
+    client.get("/two_places/12/15/")
+    found = {marked_line(each).split("# ")[1]: each[COUNT] for each in detections(otel_spans)}
+    assert found == {"first\n": 12, "second\n": 15}
+    assert otel_metrics.value(COUNTER) == 2
+    otel_spans.clear()
+    client.get("/two_places/9/9/")
+    client.get("/two_places/9/10/")
+    client.get("/alternating/")
+    counts = [[dict(event.attributes)[COUNT] for event in span.events] for span in otel_spans if span.parent is None]
+    assert counts == [[], [10], [12, 12]]
+
+
+def test_requests_are_counted_apart(client, otel_spans, otel_metrics):
+    """Nine queries each are no tenth."""
+    for _ in range(3):
+        client.get("/repeated/9/")
+    assert otel_metrics.value(COUNTER) == 0
+    client.get("/repeated/10/")
+    assert otel_metrics.value(COUNTER) == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_thread_of_its_own_is_not_part_of_the_request(client, otel_metrics):
+    client.get("/in_a_thread/")
+    assert otel_metrics.value(COUNTER) == 0
+
+
+def test_transaction_control_is_not_counted(client, otel_metrics):
+    client.get("/transactions/")
+    assert otel_metrics.value(COUNTER) == 0
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+def test_a_statement_is_the_same_on_every_database(client, otel_spans):
+    """Replicas that a router chooses from in turn share the work of one line."""
+    client.get("/several_databases/")
+    assert one(otel_spans)[COUNT] == 12
+
+
+def test_tasks_of_the_request_are_part_of_it(client, otel_spans):
+    """The place is the line that awaits, in the task's own coroutine."""
+    client.get("/in_tasks/")
+    found = one(otel_spans)
+    assert (found[COUNT], found[FUNCTION]) == (12, "name_of")
+
+
+# --- On, off, and without recording. ---
+
+
+def test_requests_that_are_not_recorded_are_counted_all_the_same(client, otel_spans, otel_metrics):
+    with override_sampling(0.0):
+        client.get("/foreign_key/")
+    assert len(otel_spans) == 0
+    assert otel_metrics.value(COUNTER, http__route="/foreign_key/") == 1
+
+
+@pytest.mark.parametrize(("limit", "found"), [(None, 0), (2, 1), (12, 1), (13, 0)])
+def test_the_limit_is_a_setting(client, configure, otel_metrics, limit, found):
+    configure(N_PLUS_ONE=limit)
+    client.get("/repeated/12/")
+    assert otel_metrics.value(COUNTER) == found
+
+
+def test_without_texts_of_statements_the_event_has_none(client, configure, otel_spans):
+    configure(STATEMENT="off")
+    client.get("/repeated/12/")
+    found = one(otel_spans)
+    assert SQL not in found
+    assert found[COUNT] == 12
+
+
+def test_queries_without_spans_are_counted_too(client, configure, otel_spans):
+    configure(SPANS=False)
+    client.get("/repeated/12/")
+    assert one(otel_spans)[COUNT] == 12
+
+
+def test_outside_of_a_request_nothing_is_reported(otel_metrics):
+    for _ in range(20):
+        views.by_name("x")
+    assert otel_metrics.value(COUNTER) == 0
+
+
+# --- Bounds and faults. ---
+
+
+def test_many_statements_of_a_request_hide_none_and_use_little_memory(client, otel_spans, monkeypatch):
+    monkeypatch.setattr(n_plus_one, "_MAX_PLACES", 50)
+    monkeypatch.setattr(n_plus_one, "_MAX_STATEMENTS", 60)
+    client.get("/distinct/300/")
+    assert one(otel_spans)[COUNT] == 12
+    watch = database._state.settings.watch
+    assert len(watch._statements) <= 60
+
+
+def test_a_statement_run_from_very_many_places_stays_bounded(client, otel_spans, monkeypatch):
+    monkeypatch.setattr(n_plus_one, "_MAX_SITES", 1)
+    client.get("/alternating/")
+    assert sum(each[COUNT] for each in detections(otel_spans)) <= 24
+
+
+def test_a_fault_of_ours_does_not_reach_the_view(client, otel_spans, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(n_plus_one.Watch, "note", fail)
+    assert client.get("/repeated/12/").status_code == 200
+    queries = [span for span in otel_spans if span.parent is not None]
+    assert len(queries) == 12
+    assert guard.fault_counts() == {"counting equal queries": 12}
+    guard.reset()
+
+
+def test_advice_runs_no_query(client, django_assert_num_queries, monkeypatch):
+    """Even if a manager of the project needs one to build its queryset."""
+    with django_assert_num_queries(13):
+        client.get("/reverse_many_to_many/")
+    monkeypatch.setattr(models.VisibleManager, "get_queryset", _greedy)
+    with django_assert_num_queries(1 + 2 * 12):
+        client.get("/many_to_many/")
+
+
+def _greedy(self):
+    return models.VisibleQuerySet(self.model, using=self._db).exclude(pk=models.Country.objects.count() + 10_000)

@@ -1,0 +1,408 @@
+"""Views whose lines run one statement again and again; each names with a comment the line that is to blame."""
+
+import asyncio
+import threading
+
+from asgiref.sync import async_to_sync, sync_to_async
+from django.db import connection, connections, transaction
+from django.http import HttpResponse, StreamingHttpResponse
+from django.shortcuts import render
+from django.urls import path, re_path
+from django.views.generic import ListView
+
+from tests.relations.models import Author, Book, Chapter, Country, Magazine, Note, Novel, ProxyBook, Tag
+
+
+def answer(found):
+    return HttpResponse(str(len(list(found))))
+
+
+# --- Relations. ---
+
+
+def foreign_key(request):
+    return answer([book.author.name for book in Book.objects.all()])  # here
+
+
+def foreign_key_to_field(request):
+    return answer([book.label.name for book in Book.objects.all()])  # here
+
+
+def two_foreign_keys(request):
+    return answer([(book.author.name, book.editor.name) for book in Book.objects.all()])  # here
+
+
+def reverse_one_to_one(request):
+    return answer([author.profile_of_author.text for author in Author.objects.all()])  # here
+
+
+def reverse_foreign_key(request):
+    return answer([len(book.chapter_set.all()) for book in Book.objects.all()])  # here
+
+
+def reverse_in_a_loop(request):
+    found = []
+    for author in Author.objects.all():
+        for book in author.books.all():  # here
+            found.append(book.title)
+    return answer(found)
+
+
+def many_to_many(request):
+    return answer([list(book.tags.all()) for book in Book.objects.all()])  # here
+
+
+def reverse_many_to_many(request):
+    return answer([list(tag.book_set.all()) for tag in Tag.objects.all()])  # here
+
+
+def generic_relation(request):
+    return answer([list(book.notes.all()) for book in Book.objects.all()])  # here
+
+
+def generic_foreign_key(request):
+    return answer([note.content_object.title for note in Note.objects.all()])  # here
+
+
+def deferred(request):
+    return answer([book.text for book in Book.objects.defer("text")])  # here
+
+
+def only(request):
+    return answer([book.text for book in Book.objects.only("title")])  # here
+
+
+def proxy(request):
+    return answer([book.author.name for book in ProxyBook.objects.all()])  # here
+
+
+def inherited(request):
+    return answer([novel.author.name for novel in Novel.objects.all()])  # here
+
+
+def parent(request):
+    return answer([novel.book_ptr.title for novel in Novel.objects.defer("book_ptr__title")])
+
+
+def child(request):
+    found = []
+    for book in Book.objects.all():
+        try:
+            found.append(book.novel)  # here
+        except Novel.DoesNotExist:
+            found.append(None)
+    return answer(found)
+
+
+def nested(request):
+    chapters = Chapter.objects.select_related("book")
+    return answer([chapter.book.author.name for chapter in chapters])  # here
+
+
+def nested_manager(request):
+    chapters = Chapter.objects.select_related("book")
+    return answer([list(chapter.book.tags.all()) for chapter in chapters])  # here
+
+
+def of_a_variable(request):
+    found = []
+    for book in Book.objects.all():
+        author = book.author
+        found.append(author.country.name)  # here
+    return answer(found)
+
+
+def of_a_property(request):
+    return answer([book.owner_name for book in Book.objects.all()])
+
+
+def of_another_models_property(request):
+    return answer([magazine.owner_name for magazine in Magazine.objects.all()])
+
+
+# --- No relation, or one whose cure would not help. ---
+
+
+def get_by_key(request):
+    return answer([Author.objects.get(pk=book.author_id) for book in Book.objects.all()])  # here
+
+
+def count(request):
+    return answer([book.chapter_set.count() for book in Book.objects.all()])  # here
+
+
+def exists(request):
+    return answer([book.chapter_set.exists() for book in Book.objects.all()])  # here
+
+
+def filtered(request):
+    return answer([list(book.chapter_set.filter(title="x")) for book in Book.objects.all()])  # here
+
+
+def ordered(request):
+    return answer([list(book.tags.order_by("name")) for book in Book.objects.all()])  # here
+
+
+def first(request):
+    return answer([book.chapter_set.first() for book in Book.objects.all()])  # here
+
+
+def sliced(request):
+    return answer([list(book.chapter_set.all()[:1]) for book in Book.objects.all()])  # here
+
+
+def values(request):
+    return answer([list(book.chapter_set.values_list("title")) for book in Book.objects.all()])  # here
+
+
+def iterated(request):
+    return answer([list(book.chapter_set.all().iterator()) for book in Book.objects.all()])  # here
+
+
+def refreshed(request):
+    books = list(Book.objects.all())
+    for book in books:
+        book.refresh_from_db()  # here
+    return answer(books)
+
+
+def prefetched_in_vain(request):
+    books = Book.objects.prefetch_related("chapter_set")
+    return answer([list(book.chapter_set.all().all()) for book in books])  # here
+
+
+def raw_cursor(request):
+    with connection.cursor() as cursor:
+        for number in range(12):
+            cursor.execute("SELECT %s", [number])  # here
+            cursor.fetchall()
+    return answer([])
+
+
+def executed_many(request):
+    with connection.cursor() as cursor:
+        for number in range(12):
+            rows = [(False, -number), (False, -1)]
+            cursor.executemany("UPDATE relations_tag SET is_hidden = %s WHERE id = %s", rows)  # here
+    return answer([])
+
+
+def literals(request):
+    with connection.cursor() as cursor:
+        for number in range(12):
+            cursor.execute(f"SELECT {number}")  # here
+            cursor.fetchall()
+    return answer([])
+
+
+def created(request):
+    for number in range(12):
+        Country.objects.create(name=str(number))  # here
+    return answer([])
+
+
+def saved(request):
+    author = Author.objects.first()
+    for _ in range(12):
+        Book(author=author).save()  # here
+    return answer([])
+
+
+def failing(request):
+    for number in range(12):
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SELECT missing FROM relations_tag WHERE id = %s", [number])  # here
+        except Exception:
+            pass
+    return answer([])
+
+
+def transactions(request):
+    for number in range(12):
+        with transaction.atomic(), transaction.atomic(), transaction.atomic():
+            if number == 0:
+                Country.objects.count()
+    return answer([])
+
+
+def several_databases(request):
+    for alias in ("default", "other") * 6:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT %s", [1])  # here
+            cursor.fetchall()
+    return answer([])
+
+
+def distinct(request, count):
+    with connection.cursor() as cursor:
+        for number in range(count):
+            cursor.execute(f"SELECT 1 AS c{number}")
+            cursor.fetchall()
+    return foreign_key(request)
+
+
+# --- Places. ---
+
+
+def by_name(name):
+    return Country.objects.filter(name=name).first()  # helper
+
+
+def through_a_helper(request):
+    by_name("a")
+    return answer([by_name(str(number)) for number in range(11)])
+
+
+def two_places(request, first_times, second_times):
+    for _ in range(first_times):
+        Country.objects.filter(name="a").first()  # first
+    for _ in range(second_times):
+        Country.objects.filter(name="b").first()  # second
+    return answer([])
+
+
+def alternating(request):
+    for _ in range(12):
+        Country.objects.filter(name="c").first()  # first
+        Country.objects.filter(name="d").first()  # second
+    return answer([])
+
+
+def repeated(request, times):
+    for _ in range(times):
+        Country.objects.filter(name="a").first()  # here
+    return answer([])
+
+
+def in_a_template(request):
+    return render(request, "relations/books.html", {"books": Book.objects.all()})
+
+
+def in_a_thread(request):
+    def work():
+        try:
+            for _ in range(12):
+                Country.objects.filter(name="e").first()
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return answer([])
+
+
+def streamed(request):
+    def chunks():
+        for book in Book.objects.all():
+            yield book.author.name  # here
+
+    return StreamingHttpResponse(chunks())
+
+
+class Books(ListView):
+    model = Book
+    template_name = "relations/books.html"
+    context_object_name = "books"
+
+
+class Lists(ListView):
+    """All of its queries are Django's: no line of the project runs."""
+
+    queryset = Book.objects.all()
+
+    def render_to_response(self, context, **kwargs):
+        return super().render_to_response(context, **kwargs)
+
+
+# --- Asynchronous. ---
+
+
+async def awaited(request):
+    found = []
+    async for book in Book.objects.all():
+        found.append(await Author.objects.aget(pk=book.author_id))  # here
+    return answer(found)
+
+
+async def async_for(request):
+    found = []
+    async for book in Book.objects.all():
+        async for chapter in book.chapter_set.all():  # here
+            found.append(chapter.title)
+    return answer(found)
+
+
+async def gathered(request):
+    keys = [book.author_id async for book in Book.objects.all()]
+    found = await asyncio.gather(*(Author.objects.aget(pk=key) for key in keys))  # here
+    return answer(found)
+
+
+async def name_of(key):
+    return (await Author.objects.aget(pk=key)).name  # helper
+
+
+async def in_tasks(request):
+    keys = [book.author_id async for book in Book.objects.all()]
+    async with asyncio.TaskGroup() as group:
+        for key in keys:
+            group.create_task(name_of(key))
+    return answer(keys)
+
+
+async def timed(request):
+    found = []
+    async for book in Book.objects.all():
+        found.append(await asyncio.wait_for(Author.objects.aget(pk=book.author_id), 60))  # here
+    return answer(found)
+
+
+async def generated(request):
+    async def authors():
+        async for book in Book.objects.all():
+            yield await Author.objects.aget(pk=book.author_id)  # here
+
+    return answer([author.name async for author in authors()])
+
+
+async def in_sync_code(request):
+    def read(book):
+        return book.author.name  # here
+
+    return answer([await sync_to_async(read)(book) async for book in Book.objects.all()])
+
+
+def of_async_code(request):
+    async def read(key):
+        return await Author.objects.aget(pk=key)  # here
+
+    return answer([async_to_sync(read)(book.author_id) for book in Book.objects.all()])
+
+
+async def async_streamed(request):
+    async def chunks():
+        async for book in Book.objects.all():
+            author = await Author.objects.aget(pk=book.author_id)  # here
+            yield author.name
+
+    return StreamingHttpResponse(chunks())
+
+
+_TAKING = {
+    "distinct": "<int:count>/",
+    "two_places": "<int:first_times>/<int:second_times>/",
+    "repeated": "<int:times>/",
+}
+_PLAIN = [
+    found
+    for name, found in list(globals().items())
+    if callable(found) and getattr(found, "__module__", "") == __name__ and not isinstance(found, type)
+    and found.__code__.co_varnames[:1] == ("request",)
+]  # fmt: skip
+urlpatterns = [
+    *(path(f"{view.__name__}/{_TAKING.get(view.__name__, '')}", view) for view in _PLAIN),
+    path("books/", Books.as_view()),
+    re_path(r"^lists/$", Lists.as_view(template_name="relations/books.html")),
+]
