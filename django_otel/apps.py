@@ -84,10 +84,12 @@ class DjangoOTelConfig(AppConfig):
             feature_flags,
             instrumentors,
             migrations,
-            request_times,
+            outbound_times,
             security,
             sql_comments,
+            templates,
             transactions,
+            view_times,
         )
         from django_otel.instrumentation.tasks import switch as tasks
         from django_otel.live_sampling import follower
@@ -104,7 +106,9 @@ class DjangoOTelConfig(AppConfig):
             tasks,
             business,
             failures,
-            request_times,
+            view_times,
+            templates,
+            outbound_times,
             commands,
             migrations,
             connections,

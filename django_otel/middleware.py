@@ -29,6 +29,7 @@ from django_otel.base import guard
 from django_otel.config.packages import import_path
 from django_otel.config.schema import Config
 from django_otel.live_sampling import force
+from django_otel.requests import layers
 from django_otel.requests.dimensions import ROUTE, Dimensions
 from django_otel.requests.observer import Observer
 from django_otel.requests.options import ObserverOptions
@@ -97,7 +98,6 @@ def _build_observer() -> Observer:
             scrub_url=current.scrubber.url,
             scrub_path=current.scrubber.path,
             scrub_text=current.scrubber.text,
-            takes_notes=config.request.server_timing or runtime.console() is not None,
             static_prefixes=() if config.request.static else _find_static_prefixes(),
             set_headers=build_response_headers(config),
             own_paths=_find_own_paths(),
@@ -241,6 +241,9 @@ def _add_headers(record: RequestRecord, response: HttpResponseBase) -> None:
 
 
 def _follow_stream(record: RequestRecord, response: Any) -> None:
+    if record.observer.times_layers and record.view is None:
+        # Up to its last byte.
+        layers.enter_view(record, response)
     if isinstance(response, FileResponse) and (size_bytes := _announced_size(record, response)) is not None:
         # Wrapping it would lose the server's sendfile; its end is its close().
         closers: list[object] = response._resource_closers  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)

@@ -302,7 +302,16 @@ class Request:
     user: str = key("none", one_of("none", "id", "hash"), "Record the signed-in user, if it is already loaded.")
     client_address: bool = key(False, boolean, "Record REMOTE_ADDR.")
     server_timing: bool = key(
-        False, boolean, "A `Server-Timing` header: total, db, cache and template time. It is visible to every client."
+        False,
+        boolean,
+        "A `Server-Timing` header: total, db, cache, template, http, middleware and view time. It is visible to every"
+        " client.",
+    )
+    time_budget: bool = key(
+        True,
+        boolean,
+        "`django.request.layer.duration`: how the time of requests is divided over database, cache, template, outbound"
+        " HTTP, middleware and view.",
     )
     traceresponse: bool = key(False, boolean, "A `traceresponse` header with the trace id (W3C draft).")
     enrich: Any = key(None, optional(callable_or_path), "Dotted path to f(span, request, response).")

@@ -1,4 +1,4 @@
-"""Django's caches, whatever their backend: operations counted and timed, and a request's sum for `Server-Timing`.
+"""Django's caches, whatever their backend: operations counted and timed, and their part of the request's time budget.
 
 Keys and values are never read. An operation that a backend makes of others
 (`incr` of `get` and `set`) counts once, as what was asked for; `get_or_set`
@@ -22,7 +22,7 @@ from django_otel.base import guard
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
 from django_otel.config.schema import Config
 from django_otel.metrics.series import HistogramSeries, Series
-from django_otel.requests import record
+from django_otel.requests import layers, record
 
 _METHODS = ("add", "set", "touch", "delete", "incr", "decr", "set_many", "delete_many", "clear")
 _MARK = "_django_otel_measured"
@@ -49,6 +49,8 @@ class _State:
     def __init__(self) -> None:
         #: Whether operations are counted.
         self.counts = False
+        #: Whether their time is part of a request's time budget.
+        self.times_requests = False
 
 
 _state = _State()
@@ -79,10 +81,6 @@ class _NoticedTruth:
 
 @guard.guarded("measuring a cache operation", None)
 def _note(alias: str, operation: str, took_s: float, outcomes: tuple[tuple[str, int], ...]) -> None:
-    request = record.current()
-    notes = request.notes if request is not None else None
-    if notes is not None:
-        notes.cache_s += took_s
     if not _state.counts or get_value(SUPPRESS_INSTRUMENTATION_KEY):
         return
     duration = _durations.get((alias, operation))
@@ -111,6 +109,7 @@ def _measure(alias: str, operation: str, call: Callable[[], object], outcomes: C
     swallowed_token = _swallowed.set(swallowed)
     found: tuple[tuple[str, int], ...] = (("error", 1),)
     started_s = perf_counter()
+    opened = layers.enter(record.current(), layers.CACHE, started_s) if _state.times_requests else None
     try:
         result = call()
         if not swallowed:
@@ -121,7 +120,7 @@ def _measure(alias: str, operation: str, call: Callable[[], object], outcomes: C
             found = (("miss", 1),)
         raise
     finally:
-        took_s = perf_counter() - started_s
+        took_s = layers.leave(opened, layers.CACHE) - started_s
         _is_inside.reset(token)
         _swallowed.reset(swallowed_token)
         _note(alias, operation, took_s, found)
@@ -270,6 +269,8 @@ def install(config: Config) -> None:
     _state.counts = config.enabled and config.cache.metrics
     _operations.clear()
     _durations.clear()
+    _state.times_requests = layers.is_wanted(config)
+    # Off, their time is that of the layer around them.
     if not (_state.counts or (config.enabled and config.request.server_timing)):
         uninstall()
         return
@@ -286,7 +287,7 @@ def install(config: Config) -> None:
 
 def uninstall() -> None:
     """Take everything back."""
-    _state.counts = False
+    _state.counts = _state.times_requests = False
     if CacheHandler.create_connection is _create_connection:
         CacheHandler.create_connection = _plain_create_connection  # type: ignore[method-assign]
         for cache in caches.all(initialized_only=True):

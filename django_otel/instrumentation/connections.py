@@ -7,6 +7,7 @@ On with `DATABASE.METRICS`. Metric `django.db.connection.errors`; those that wer
 from __future__ import annotations
 
 import functools
+from time import perf_counter
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import utils
@@ -18,6 +19,8 @@ from django_otel.base.sdk_compat import get_current
 from django_otel.config.schema import Config
 from django_otel.instrumentation import pools
 from django_otel.instrumentation.driver_calls import is_suppressed
+from django_otel.requests import layers
+from django_otel.requests.record import current
 from django_otel.tracing.exceptions import type_name
 
 #: The classes of PEP 249 as Django raises them, the most specific first.
@@ -58,11 +61,17 @@ def _count(connection: BaseDatabaseWrapper, error: BaseException) -> None:
 @functools.wraps(_plain_connect)
 def _connect(self: BaseDatabaseWrapper, *args: object, **kwargs: object) -> object:
     pools.watch(self)
+    request = current()
+    opened = None
+    if request is not None and request.observer.times_layers:
+        opened = layers.enter(request, layers.DATABASE, perf_counter())
     try:
         return _plain_connect(self, *args, **kwargs)
     except Exception as error:
         _count(self, error)
         raise
+    finally:
+        layers.leave(opened, layers.DATABASE)
 
 
 def install(config: Config) -> None:

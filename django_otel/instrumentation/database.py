@@ -50,7 +50,8 @@ from django_otel.instrumentation.n_plus_one import KnownStatement, Watch, build_
 from django_otel.metrics.instruments import Counter, Histogram
 from django_otel.metrics.series import HistogramSeries
 from django_otel.redaction.statements import MAX_LENGTH, Statement, parameterise
-from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord, current
+from django_otel.requests import layers
+from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord
 from django_otel.tracing.attributes import SharedAttributes, are_ready
 from django_otel.tracing.exceptions import type_name
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
@@ -99,7 +100,7 @@ class Settings(NamedTuple):
     makes_exemplars: bool
     #: Duration from which a query's span has the calling line, in seconds.
     source_over_s: float | None
-    #: Whether the time of queries is added up for REQUEST.SERVER_TIMING.
+    #: Whether the time of queries is part of a request's time budget.
     times_requests: bool
     #: Counts equal queries of a request; None while DATABASE.N_PLUS_ONE is off.
     watch: Watch | None
@@ -164,9 +165,7 @@ class QueryWrapper:
         parent: Any
         if type(outer) is RequestContext:
             # As within most requests. Nothing else is in it; a span that was never accessed is not recorded.
-            request = outer.record
-            parent = request.span_or_none
-            is_suppressed = False
+            request, parent, is_suppressed = outer.record, outer.record.span_or_none, False
         else:
             request, parent = outer.get(REQUEST_KEY), outer.get(SPAN_KEY)
             is_suppressed = bool(outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY))
@@ -205,18 +204,19 @@ class QueryWrapper:
         except Exception as error:
             guard.report(_PLACE, error)
         started_s = perf_counter()
+        opened = layers.enter(request, layers.DATABASE, started_s) if settings.times_requests else None
         try:
             result = execute(sql, params, many, context)
         except BaseException as error:
-            duration_s = perf_counter() - started_s
+            ended_s = layers.leave(opened, layers.DATABASE)
             self._note(settings, request, query, span)
-            self.finish(settings, query, duration_s, span, token, error)
+            self.finish(settings, query, ended_s - started_s, span, token, error)
             raise
-        duration_s = perf_counter() - started_s
         if span is not None and query is not None and query.has_row_count:
             _note_rows(span, context["cursor"])
+        ended_s = layers.leave(opened, layers.DATABASE)
         self._note(settings, request, query, span)
-        self.finish(settings, query, duration_s, span, token, None)
+        self.finish(settings, query, ended_s - started_s, span, token, None)
         return result
 
     def _start(self, query: Query, outer: Context, parent: RecordedSpan) -> Span:
@@ -241,10 +241,6 @@ class QueryWrapper:
         if token is not None:
             detach(token)
         try:
-            if settings.times_requests:
-                request = current()
-                if request is not None and request.notes is not None:
-                    request.notes.database_s += duration_s
             if settings.measures:
                 series = query.series if error is None and query is not None else None
                 if series is None:
@@ -498,7 +494,7 @@ def install(config: Config) -> None:
         tells_text=config.database.statement != "off",
         makes_exemplars=config.metrics.exemplars,
         source_over_s=config.database.source_over_s,
-        times_requests=config.request.server_timing,
+        times_requests=layers.is_wanted(config),
         watch=build_watch(config),
         duration=duration,
         connections=opened,

@@ -17,7 +17,8 @@ from django_otel import runtime
 from django_otel.base import guard
 from django_otel.base.sdk_compat import SPAN_KEY, SUPPRESS_INSTRUMENTATION_KEY, get_current
 from django_otel.instrumentation import database
-from django_otel.requests.record import RequestContext
+from django_otel.requests import layers
+from django_otel.requests.record import RequestContext, current
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
 
 _PLACE = "the database layer"
@@ -41,7 +42,7 @@ def is_recorded(context: Context) -> bool:
 class DriverCall:
     """One operation under way."""
 
-    __slots__ = ("_context", "_query", "_settings", "_span", "_started_s", "_wrapper")
+    __slots__ = ("_context", "_opened", "_query", "_settings", "_span", "_started_s", "_wrapper")
 
     def __init__(
         self, wrapper: database.QueryWrapper, settings: database.Settings, query: database.Query, context: Context
@@ -51,6 +52,7 @@ class DriverCall:
         self._query = query
         self._context = context
         self._span: Span | None = None
+        self._opened: layers.Layers | None = None
         self._started_s = 0.0
 
     def start(self, *, has_span: bool) -> DriverCall:
@@ -58,6 +60,8 @@ class DriverCall:
         if has_span:
             self._span = self._start_span(None)
         self._started_s = perf_counter()
+        if self._settings.times_requests:
+            self._opened = layers.enter(current(), layers.DATABASE, self._started_s)
         return self
 
     def _start_span(self, start_time_unix_ns: int | None) -> Span | None:
@@ -70,7 +74,7 @@ class DriverCall:
 
     def finish(self, error: BaseException | None = None, rows: int | None = None) -> None:
         """Stop the clock and record the operation; `rows` is how many it has returned."""
-        duration_s = perf_counter() - self._started_s
+        duration_s = layers.leave(self._opened, layers.DATABASE) - self._started_s
         try:
             span, slow_s = self._span, self._settings.source_over_s
             if span is None and slow_s is not None and duration_s >= slow_s:

@@ -270,7 +270,7 @@ class Watch:
         if place in counts:
             count = counts[place] = counts[place] + 1
             if count >= self._first:
-                if count == _NAMED and span is not None and record.notes is not None:
+                if count == _NAMED and span is not None and runtime.console() is not None:
                     span.set_attributes(place.attributes)
                 limit = self._limit
                 if count >= limit and (count == limit or not site.is_advised):

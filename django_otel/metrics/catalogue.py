@@ -12,6 +12,7 @@ SECONDS_HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5,
 SECONDS_DB = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 SECONDS_COMMAND = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1_800.0, 3_600.0, 21_600.0, 86_400.0)
 SECONDS_TASK = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0)
+SECONDS_LAYER = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BYTES = (0.0, 100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0, 10_000_000.0, 100_000_000.0)
 QUERIES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0)
 #: Default bounds of a histogram made by a project (OpenTelemetry metrics SDK, explicit bucket aggregation).
@@ -116,6 +117,16 @@ CATALOGUE: dict[str, Metric] = {
             ("http.route",),
             "routes",
             OWN,
+        ),
+        Metric(
+            "django.request.layer.duration",
+            Kind.HISTOGRAM,
+            "s",
+            "Time of a request in each layer: database, cache, template, http, middleware and the view's own code.",
+            ("http.route", "django.layer"),
+            "routes x 6",
+            OWN,
+            SECONDS_LAYER,
         ),
         Metric(
             "django.request.exceptions",

@@ -229,6 +229,13 @@ class HistogramSeries(Series):
         return HistogramValue(self._bounds, cells[:-1], cells[-1])
 
 
+def _place_of(series: HistogramSeries | None) -> tuple[memoryview[float] | None, int, int]:
+    """Where the buckets and the sum of a histogram are, if there is one."""
+    if series is None:
+        return None, 0, 0
+    return series.view, series.base, series.base + series._to_sum  # noqa: SLF001 (classes of one module, on the hot path)
+
+
 class RequestSeries:
     """The series of all requests of one kind, and what is counted at the end of each, in one update.
 
@@ -238,8 +245,8 @@ class RequestSeries:
     """
 
     __slots__ = (
-        "_active", "_first_bound", "_last_queries", "_last_size", "_lock", "_moves", "_places", "_store", "duration",
-        "is_overflow", "queries", "request_size", "response_size",
+        "_active", "_first_bound", "_first_layer_bound", "_last_queries", "_last_size", "_lock", "_moves", "_places",
+        "_store", "duration", "is_overflow", "middleware_time", "queries", "request_size", "response_size", "view_time",
     )  # fmt: skip
 
     def __init__(
@@ -249,17 +256,23 @@ class RequestSeries:
         request_size: HistogramSeries,
         response_size: HistogramSeries,
         queries: HistogramSeries | None,
+        middleware_time: HistogramSeries | None = None,
+        view_time: HistogramSeries | None = None,
     ) -> None:
         self._active = active
         self.duration = duration
         self.request_size = request_size
         self.response_size = response_size
         self.queries = queries
+        #: Time of the layers that nearly every request has.
+        self.middleware_time = middleware_time
+        self.view_time = view_time
         self.is_overflow = duration.is_overflow
         self._store = duration._store  # noqa: SLF001 (classes of one module, on the hot path)
         self._lock = duration._lock  # noqa: SLF001 (classes of one module, on the hot path)
         #: Most requests end within the first bound.
         self._first_bound = duration._bounds[0] if duration._bounds else -math.inf  # noqa: SLF001 (classes of one module, on the hot path)
+        self._first_layer_bound = view_time._bounds[0] if view_time is not None and view_time._bounds else math.inf  # noqa: SLF001 (classes of one module, on the hot path)
         #: Size and queries of the last request, each with its bucket, and as a float, which is quicker to add. Read and
         #: replaced whole, so that threads need no lock.
         self._last_size: tuple[int, int, float] = (-1, 0, 0.0)
@@ -277,18 +290,26 @@ class RequestSeries:
             self._active.view, self._active.base,
             duration.view, duration.base, duration.base + duration._to_sum,  # noqa: SLF001 (classes of one module, on the hot path)
             size.view, size.base, size.base + size._to_sum,  # noqa: SLF001 (classes of one module, on the hot path)
-            *((queries.view, queries.base, queries.base + queries._to_sum) if queries is not None else (None, 0, 0)),  # noqa: SLF001 (classes of one module, on the hot path)
+            *_place_of(queries), *_place_of(self.middleware_time), *_place_of(self.view_time),
         )  # fmt: skip
         self._active.is_set = duration.is_set = True
         if queries is not None:
             queries.is_set = True
+        if self.middleware_time is not None:
+            self.middleware_time.is_set = True
 
     def finish(
-        self, decisions: Series | None, duration_s: float, response_size_bytes: int | None, query_count: int
+        self,
+        decisions: Series | None,
+        duration_s: float,
+        response_size_bytes: int | None,
+        query_count: int,
+        own_s: float = 0.0,
+        view_s: float = 0.0,
     ) -> None:
         """A request has ended: one less is active, one more in `decisions` and the histograms.
 
-        Without a size it is not counted.
+        Without a size it is not counted. `own_s` is the time of middlewares and view, `view_s` the view's part of it.
         """
         last_size, last_queries = self._last_size, self._last_queries
         if last_size[0] != response_size_bytes and response_size_bytes is not None:
@@ -298,13 +319,17 @@ class RequestSeries:
             bucket = bisect_left(self.queries._bounds, query_count)  # noqa: SLF001 (classes of one module, on the hot path)
             self._last_queries = last_queries = (query_count, bucket, float(query_count))
         bucket = 0 if duration_s <= self._first_bound else bisect_left(self.duration._bounds, duration_s)  # noqa: SLF001 (classes of one module, on the hot path)
+        own_s -= view_s
+        own_bucket = 0 if own_s <= self._first_layer_bound else bisect_left(self.view_time._bounds, own_s)  # type: ignore[union-attr]  # noqa: SLF001
+        view_bucket = 0 if view_s <= self._first_layer_bound else bisect_left(self.view_time._bounds, view_s)  # type: ignore[union-attr]  # noqa: SLF001
         store = self._store
         while self._moves != store.moves:
             self._find_places()
         # Not interrupted from here; the loop above ends with a look at whether anything has moved.
-        active, place, durations, first, to_sum, sizes, size_first, size_sum, counts, count_first, count_sum = (
-            self._places
-        )
+        (
+            active, place, durations, first, to_sum, sizes, size_first, size_sum, counts, count_first, count_sum,
+            owns, own_first, own_sum, views, view_first, view_sum,
+        ) = self._places  # fmt: skip
         active[place] -= 1.0
         durations[first + bucket] += 1.0
         durations[to_sum] += duration_s
@@ -316,6 +341,13 @@ class RequestSeries:
             counts[count_first + last_queries[1]] += 1.0
             if query_count:
                 counts[count_sum] += last_queries[2]
+        if owns is not None:
+            owns[own_first + own_bucket] += 1.0
+            owns[own_sum] += own_s
+            if view_s:
+                views[view_first + view_bucket] += 1.0
+                views[view_sum] += view_s
+                self.view_time.is_set = True  # type: ignore[union-attr]
         if decisions is not None:
             active, place = decisions.view, decisions.base
             active[place] += 1.0

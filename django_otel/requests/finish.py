@@ -14,9 +14,10 @@ from django_otel.redaction.cutting import cut
 from django_otel.redaction.paths import redact_unmatched
 from django_otel.requests.attributes import MAX_TEXT, StartAttributes
 from django_otel.requests.dimensions import ROUTE, check_route
+from django_otel.requests.layers import is_wanted, layer_attributes, settle
 from django_otel.requests.options import ObserverOptions, select_headers
 from django_otel.requests.protocols import MatchLike, RequestLike, ResponseLike
-from django_otel.requests.record import RequestRecord
+from django_otel.requests.record import RareState, RequestRecord
 from django_otel.requests.series import Attributes, Labels, RequestMetrics, RouteSeries
 from django_otel.requests.view_names import name_view
 from django_otel.tracing.exceptions import record_exception, type_name
@@ -27,18 +28,8 @@ class RequestFinisher:
     """Ends the measurement of requests; `finish` is called once for each."""
 
     __slots__ = (
-        "_enrich",
-        "_exemplars",
-        "_has_more",
-        "_longest_path",
-        "_metrics",
-        "_most_spans",
-        "_name_route",
-        "_response_headers",
-        "_scrub_path",
-        "_scrub_text",
-        "_user_attributes",
-        "dimensions",
+        "_enrich", "_exemplars", "_has_more", "_longest_path", "_metrics", "_most_spans", "_name_route",
+        "_response_headers", "_scrub_path", "_scrub_text", "_user_attributes", "dimensions", "times_layers",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +42,8 @@ class RequestFinisher:
         self._scrub_text = options.scrub_text
         self._response_headers = tuple(name.lower() for name in config.request.response_headers)
         self._has_more = self._user_attributes is not None or bool(self._response_headers)
+        #: Whether the time of requests is divided over its layers.
+        self.times_layers = is_wanted(config)
         self._exemplars = config.metrics.exemplars
         self._most_spans = config.traces.limits.spans_per_trace
         self._longest_path = attributes.longest_path
@@ -69,7 +62,8 @@ class RequestFinisher:
         if record.is_finished:
             return
         record.is_finished = True
-        duration_s = perf_counter() - record.started_s
+        ended_s = perf_counter()
+        duration_s = ended_s - record.started_s
         request, request_class, span, rare = record.request, record.request_class, record.span_or_none, record.rare
         is_counted = False
         try:
@@ -83,18 +77,17 @@ class RequestFinisher:
             status = response.status_code if response is not None else 0
             match = request.resolver_match
             raw_route = match.route if match is not None else None
-            error_type, exception = "", None
-            if rare is not None or error is not None or status >= 500:
-                error_type = _find_error_type(status, error)
-                exception = rare.exception if rare is not None else None
-                if exception is None and error_type:
-                    exception = error
+            has_failed = rare is not None or error is not None or status >= 500
+            error_type, exception = _find_failure(rare, status, error) if has_failed else ("", None)
             series = request_class.routes.get(raw_route)  # Mostly as the route answered before.
             if series is None or error_type or series.status != status:
                 series = self._metrics.find_route(request_class, raw_route, status, error_type)
             series = series if self.dimensions is None else self._refine(record, response, series, error_type)
-            series.finish(record.decisions, duration_s, response_size_bytes, record.queries)
+            own_s = duration_s if record.layers is None and record.view is None else settle(record, ended_s)
+            series.finish(record.decisions, duration_s, response_size_bytes, record.queries, own_s, record.view_s)
             is_counted = True
+            if record.layers is not None:
+                self._metrics.count_layers(series, record.layers.seconds)
             if record.content_length:
                 _measure_body(series, record.content_length)
             if exception is not None:
@@ -102,7 +95,7 @@ class RequestFinisher:
             if record.repeats is not None and record.repeats.found:
                 record.repeats.finish(span, series.label)
             if span is not None and type(span) is not DroppedSpan:
-                self._finish_span(record, span, duration_s, (request, response, series, match, error_type, exception))
+                self._finish_span(record, span, ended_s, (request, response, series, match, error_type, exception))
         except BaseException as fault:
             # Also when REQUEST.ENRICH is interrupted; ending the span is the last thing that is done.
             if span is not None and not record.is_joined:
@@ -114,12 +107,9 @@ class RequestFinisher:
             if not is_counted:
                 _count_as_ended(record)
             # Nothing holds the request longer than the server does.
-            record.request = None
+            record.request = record.view = None
             if rare is not None:
-                rare.exception = None
-                if rare.is_discarded:
-                    # One whose decision was put off holds the request as well.
-                    record.span_or_none = trace.INVALID_SPAN
+                _let_go(record, rare)
 
     def _refine(
         self, record: RequestRecord, response: ResponseLike | None, series: RouteSeries, error_type: str
@@ -143,17 +133,17 @@ class RequestFinisher:
             record.request_class, route or series.route, route or series.label, series.status, error_type, extra
         )
 
-    def _finish_span(self, record: RequestRecord, span: trace.Span, duration_s: float, end: _End) -> None:
+    def _finish_span(self, record: RequestRecord, span: trace.Span, ended_s: float, end: _End) -> None:
         if self._exemplars:
             ids = span.get_span_context()
             if ids.trace_flags & 1:
-                end[2].duration.show_exemplar(duration_s, ids.trace_id, ids.span_id)
+                end[2].duration.show_exemplar(ended_s - record.started_s, ids.trace_id, ids.span_id)
         if span.is_recording():
-            self._describe(record, span, end)
+            self._describe(record, span, ended_s, end)
         if record.rare is None or not record.rare.is_joined:
             span.end()
 
-    def _describe(self, record: RequestRecord, span: trace.Span, end: _End) -> None:
+    def _describe(self, record: RequestRecord, span: trace.Span, ended_s: float, end: _End) -> None:
         """Say in the span what the request came to."""
         request, response, series, match, error_type, exception = end
         is_joined = record.rare is not None and record.rare.is_joined
@@ -167,6 +157,8 @@ class RequestFinisher:
             scrubbed = redact_unmatched(path) if match is None else self._scrub_path(path, match.kwargs, match.args)
             if scrubbed != path:
                 attributes = {**attributes, "url.path": scrubbed}
+        if self.times_layers:
+            attributes = {**attributes, **layer_attributes(record, ended_s)}
         if self._has_more or record.spans > self._most_spans:
             attributes = {**attributes, **self._find_more(record, request, response)}
         if not is_joined:
@@ -219,6 +211,22 @@ def _count_as_ended(record: RequestRecord) -> None:
     record.request_class.active.add(-1.0)
     if record.decisions is not None:
         record.decisions.add(1.0)
+
+
+def _let_go(record: RequestRecord, rare: RareState) -> None:
+    """Hold neither the exception nor, by a span whose decision was put off, the request."""
+    rare.exception = None
+    if rare.is_discarded:
+        record.span_or_none = trace.INVALID_SPAN
+
+
+def _find_failure(rare: RareState | None, status: int, error: BaseException | None) -> tuple[str, BaseException | None]:
+    """`error.type` of a request, and the exception that is counted and recorded."""
+    error_type = _find_error_type(status, error)
+    exception = rare.exception if rare is not None else None
+    if exception is None and error_type:
+        exception = error
+    return error_type, exception
 
 
 def _find_error_type(status: int, error: BaseException | None) -> str:

@@ -25,7 +25,6 @@ from django_otel.requests.finish import RequestFinisher
 from django_otel.requests.options import ObserverOptions
 from django_otel.requests.protocols import RequestLike
 from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord
-from django_otel.requests.response_headers import RequestNotes
 from django_otel.requests.series import RequestClass, RequestMetrics
 from django_otel.requests.start import SpanStarter, inbound_keys
 from django_otel.sampling.effective import RuleOutcome
@@ -42,7 +41,7 @@ class Observer(RequestFinisher):
     # Slots: with more than thirty attributes in a dict the interpreter looks each up again and again.
     __slots__ = (
         "_excluded", "_excluded_paths", "_inbound_key", "_inbound_key_too", "_inbound_keys_left", "_last_class",
-        "_sampler", "_secure_header", "_starter", "_static_prefixes", "_store", "_takes_notes",
+        "_sampler", "_secure_header", "_starter", "_static_prefixes", "_store",
         "find_force_token", "set_headers", "shared",
     )  # fmt: skip
 
@@ -60,12 +59,12 @@ class Observer(RequestFinisher):
             frozenset(config.request.known_methods),
             options.template,
             counts_queries=config.database.spans or config.database.metrics,
+            counts_layers=config.request.time_budget,
         )
         super().__init__(config, options, metrics, attributes)
         self._store = store
         self._sampler = options.sampler
         self._secure_header = options.secure_header
-        self._takes_notes = options.takes_notes
         self._static_prefixes = options.static_prefixes
         self.find_force_token = options.find_force_token
         self.set_headers = options.set_headers
@@ -119,12 +118,12 @@ class Observer(RequestFinisher):
             record.request_class = request_class
             # Not at the end, when the request has grown and is slow to ask.
             record.content_length = meta.get("CONTENT_LENGTH")
-            record.dropped = {}
+            record.made = {}
             record.queries = 0
             record.spans = 1
-            record.rare = record.decisions = record.repeats = None
+            record.rare = record.decisions = record.repeats = record.layers = record.view = None
+            record.view_s = 0.0
             record.is_finished = False
-            record.notes = RequestNotes() if self._takes_notes else None
             if self._static_prefixes and path.startswith(self._static_prefixes):
                 current = self._starter.start_nothing(context, record)
             else:

@@ -51,8 +51,6 @@ class ObserverOptions:
     scrub_url: Callable[[str], str] | None = None
     scrub_path: Callable[[str, Mapping[str, object], Sequence[object]], str] | None = None
     scrub_text: Callable[[str], str] = str
-    #: Whether times and repeated statements are noted.
-    takes_notes: bool = False
     #: How `path_info` begins for files that have no spans.
     static_prefixes: tuple[str, ...] = ()
     #: Called with each response before it is sent; None when no header of ours is asked for.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextvars import Token
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key
@@ -13,11 +13,11 @@ from django_otel.base.sdk_compat import SPAN_KEY, attach, get_current
 from django_otel.base.sdk_compat import detach_or_raise as detach
 from django_otel.requests.deferred import DeferredSpan
 from django_otel.requests.protocols import RequestLike
-from django_otel.requests.response_headers import RequestNotes
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
 
 if TYPE_CHECKING:
     from django_otel.metrics.series import Series
+    from django_otel.requests.layers import Layers
     from django_otel.requests.observer import Observer
     from django_otel.requests.series import RequestClass
 
@@ -58,8 +58,9 @@ class RequestRecord:
 
     # Without `__init__` and defaults in the class: docs/decisions/hot-path.md.
     __slots__ = (
-        "content_length", "context_token", "decisions", "dropped", "is_finished", "low_bits", "notes", "observer",
-        "queries", "rare", "repeats", "request", "request_class", "span_or_none", "spans", "started_s",
+        "content_length", "context_token", "decisions", "is_finished", "layers", "low_bits", "made", "observer",
+        "queries", "rare", "repeats", "request", "request_class", "span_or_none", "spans", "started_s", "view",
+        "view_from_s", "view_s",
     )  # fmt: skip
     observer: Observer
     #: None when the request has ended.
@@ -69,8 +70,8 @@ class RequestRecord:
     span_or_none: trace.Span | None
     #: Of that one's trace id, if it was decided by them.
     low_bits: int | None
-    #: The span that is not recorded, once it was asked for.
-    dropped: dict[str, DroppedSpan]
+    #: What is made once, at its first use: "span", the span that is not recorded, and "layers".
+    made: dict[str, Any]
     started_s: float
     queries: int
     #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
@@ -78,12 +79,17 @@ class RequestRecord:
     is_finished: bool
     #: The header as it came, or None.
     content_length: str | None
-    #: What is noted for the response's headers and the stored trace, when that is wanted.
-    notes: RequestNotes | None
     #: The counter's series of how it was decided, where that is counted with all else at the end of the request.
     decisions: Series | None
     #: Equal queries by place, once there was a query that is counted so.
     repeats: Repeats | None
+    #: Times of the layers inside the view and the middlewares; None before the first of them.
+    layers: Layers | None
+    #: What is answering now, if that is timed: the view, or the response that is rendered or streamed.
+    view: object | None
+    #: When that began, and the view's own time before, in seconds; see `layers.enter_view`.
+    view_from_s: float
+    view_s: float
     #: Puts back what was current before; None where nothing is to be put back.
     context_token: Token[Context] | None
     #: None as long as there is nothing rare.
@@ -104,7 +110,7 @@ class RequestRecord:
             dropped = DroppedSpan()
             dropped.shared, dropped.low_bits, dropped.below = self.observer.shared, self.low_bits, None
             # Of two threads that ask at once both see the same.
-            found = self.span_or_none = self.dropped.setdefault("span", dropped)
+            found = self.span_or_none = self.made.setdefault("span", dropped)
         return found
 
     def make_rare(self) -> RareState:

@@ -1,7 +1,6 @@
 """Response headers about the request: `Server-Timing` and `traceresponse`.
 
-Both are off by default and cost nothing then: the function below is None, and
-nothing is added up. `RequestNotes` holds what is added up during a request.
+Both are off by default and cost nothing then: the function below is None.
 """
 
 from __future__ import annotations
@@ -11,23 +10,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from django_otel.config.schema import Config
+from django_otel.requests.layers import measure
 from django_otel.requests.protocols import ResponseLike
 
 if TYPE_CHECKING:
     from django_otel.requests.record import RequestRecord
 
+#: Each entry of `Server-Timing`, and the layer it shows.
+_ENTRIES = (
+    ("total", "total"), ("db", "database"), ("cache", "cache"), ("template", "template"), ("http", "http"),
+    ("middleware", "middleware"), ("view", "view"),
+)  # fmt: skip
+
 SetHeaders = Callable[["RequestRecord", ResponseLike], None]
-
-
-class RequestNotes:
-    """Notes of one request for its response or its stored trace: times in seconds."""
-
-    # Defaults of the class: most requests change none of them.
-    database_s = 0.0
-    cache_s = 0.0
-    template_s = 0.0
-    #: Whether the time runs already: a template includes templates.
-    is_in_template = False
 
 
 def build_response_headers(config: Config) -> SetHeaders | None:
@@ -52,14 +47,9 @@ def _set_server_timing(record: RequestRecord, response: ResponseLike) -> None:
 
     Of a streaming response only the time until it began is known. Source: W3C "Server Timing".
     """
-    total_s = time.perf_counter() - record.started_s
-    shown = [f"total;dur={total_s * 1000:.2f}"]
-    notes = record.notes
-    if notes is not None:
-        shown += [
-            f"{name};dur={value_s * 1000:.2f}"
-            for name, value_s in (("db", notes.database_s), ("cache", notes.cache_s), ("template", notes.template_s))
-        ]
+    now_s = time.perf_counter()
+    taken = {"total": now_s - record.started_s, **measure(record, now_s)}
+    shown = [f"{name};dur={taken.get(layer, 0.0) * 1000:.2f}" for name, layer in _ENTRIES]
     given = response.get("Server-Timing")
     # The application's own entries stay.
     response["Server-Timing"] = ", ".join((given, *shown)) if given else ", ".join(shown)

@@ -5,7 +5,7 @@ Both are looked up once and kept, so that a request finds them in one step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from opentelemetry.util.types import AttributeValue
@@ -13,6 +13,7 @@ from opentelemetry.util.types import AttributeValue
 from django_otel.metrics.instruments import Counter, Histogram, Instrument, UpDownCounter
 from django_otel.metrics.series import HistogramSeries, RequestSeries, Series
 from django_otel.metrics.store import CellStore
+from django_otel.requests.layers import MIDDLEWARE, NAMES, VIEW
 from django_otel.tracing.exceptions import type_name
 
 #: The label of requests that no route matches.
@@ -57,11 +58,13 @@ class RequestClass:
 class RouteSeries(RequestSeries):
     """The series of one (method, route, status, ...), looked up once, and what its spans end with."""
 
-    __slots__ = ("attributes", "extra", "label", "route", "span_name", "status", "view")
+    __slots__ = ("attributes", "extra", "label", "layers", "route", "span_name", "status", "view")
     status: int
     #: The view that answered last, and what its spans end with.
     view: object
     attributes: Attributes
+    #: Time of the layers inside view and middlewares, as far as there was any, by layer.
+    layers: dict[int, HistogramSeries]
     #: The route as a metric's label, as a span's attribute ("" for none), and in the span's name.
     label: str
     route: str
@@ -80,10 +83,12 @@ class RequestMetrics:
         template: Callable[[str], str],
         *,
         counts_queries: bool,
+        counts_layers: bool,
     ) -> None:
         self._known_methods = known_methods
         self._template = template
         self._counts_queries = counts_queries
+        self._layers = _find(store, "django.request.layer.duration", Histogram) if counts_layers else None
         self._duration = _find(store, "http.server.request.duration", Histogram)
         self._active = _find(store, "http.server.active_requests", UpDownCounter)
         self._request_size = _find(store, "http.server.request.body.size", Histogram)
@@ -152,13 +157,33 @@ class RequestMetrics:
             _open(self._request_size, sizes),
             _open(self._response_size, sizes),
             _open(self._queries, {**dict(extra), "http.route": label}) if label and self._counts_queries else None,
+            *self._open_base(label),
         )
+        made.layers = {}
         made.view, made.attributes = None, {}
         made.status, made.label, made.extra = status, label, extra
         # Beyond the limit every key would lead to the same overflow series and only use memory.
         if not made.is_overflow:
             self._routes[key] = made
         return made
+
+    def _open_base(self, label: str) -> tuple[HistogramSeries, ...]:
+        """The layers that nearly every request has, if they are counted."""
+        return (self._open_layer(label, MIDDLEWARE), self._open_layer(label, VIEW)) if self._layers is not None else ()
+
+    def _open_layer(self, label: str, layer: str) -> HistogramSeries:
+        assert self._layers is not None
+        route = {"http.route": label} if label else {}
+        return _open(self._layers, {**route, "django.layer": layer})
+
+    def count_layers(self, route: RouteSeries, seconds: Sequence[float]) -> None:
+        """Count the time of the layers inside view and middlewares, in seconds by layer."""
+        for layer, took_s in enumerate(seconds):
+            if took_s > 0.0 and self._layers is not None:
+                series = route.layers.get(layer)
+                if series is None:
+                    series = route.layers[layer] = self._open_layer(route.label, NAMES[layer])
+                series.observe(took_s)
 
     def count_exception(self, exception: BaseException, series: RouteSeries) -> None:
         """Count an exception that ended a request of this series."""

@@ -222,7 +222,7 @@ def test_server_timing_tells_total_database_cache_and_template(client, settings,
     configure(settings, REQUEST={"SERVER_TIMING": True})
     settings.ROOT_URLCONF = "tests.urls_with_server_error"
     timing = parse_timing(client.get("/timed/"))
-    assert list(timing) == ["total", "db", "cache", "template"]
+    assert list(timing) == ["total", "db", "cache", "template", "http", "middleware", "view"]
     assert timing["db"] > 0
     # The view sleeps 30 ms in a template that includes another, and 20 ms in the cache.
     assert 29 <= timing["template"] < timing["total"]
@@ -265,12 +265,13 @@ def test_an_applications_own_entries_stay(settings):
 
 
 def test_nothing_of_server_timing_is_left_when_it_is_off(settings):
+    configure(settings, REQUEST={"TIME_BUDGET": False})
     plain = Template.render
-    configure(settings, REQUEST={"SERVER_TIMING": True})
+    configure(settings, REQUEST={"SERVER_TIMING": True, "TIME_BUDGET": False})
     assert Template.render is not plain
     assert caches["default"].get("x") is None
     assert "get" in vars(caches["default"])
-    configure(settings, CACHE={"METRICS": False})
+    configure(settings, CACHE={"METRICS": False}, REQUEST={"TIME_BUDGET": False})
     assert Template.render is plain
     assert "get" not in vars(caches["default"])
     assert Template("{{ a }}").render(Context({"a": 1})) == "1"

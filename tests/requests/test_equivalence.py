@@ -49,7 +49,6 @@ from opentelemetry.trace import (
 import django_otel
 from django_otel import runtime
 from django_otel.base import sdk_compat
-from django_otel.instrumentation import database
 from django_otel.sampling.policy import Policy
 from django_otel.sampling.sampler import LiveSampler, untraced
 from django_otel.tracing.ids import OwnRandomIdGenerator
@@ -779,9 +778,13 @@ def both_ways(monkeypatch, settings, otel_spans, db):
         found = {}
         for kind in (FAST, PLAIN):
             clock = Clock()
-            monkeypatch.setattr("django_otel.requests.observer.perf_counter", clock)
-            monkeypatch.setattr("django_otel.requests.finish.perf_counter", clock)
-            monkeypatch.setattr(database, "perf_counter", clock)
+            for module in (
+                "requests.observer", "requests.finish", "requests.layers", "instrumentation.view_times",
+                "instrumentation.database", "instrumentation.driver_calls", "instrumentation.connections",
+                "instrumentation.transactions",
+                "instrumentation.templates", "instrumentation.cache",
+            ):  # fmt: skip
+                monkeypatch.setattr(f"django_otel.{module}.perf_counter", clock)
             otel_spans.clear()
             runtime.store.clear()
             with parts(monkeypatch, *([Ending()] if kind == PLAIN else [])):

@@ -1,0 +1,180 @@
+"""The time budget of a request: what its layers took, each moment counted once.
+
+Of the layers that are open at a moment the innermost has the time: database before cache, cache before outbound HTTP,
+that before templates, then the view, and middleware for everything else. So nested layers, and those that overlap in
+several tasks or threads, are never counted twice, and the layers add up to the whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from django_otel.config.schema import Config
+from django_otel.metrics.series import HAS_GLOBAL_LOCK
+
+if TYPE_CHECKING:
+    from django_otel.requests.record import RequestRecord
+
+#: The layers that `enter` takes, the outermost first.
+TEMPLATE, HTTP, CACHE, DATABASE = range(1, 5)
+#: The name of each, as `django.layer`.
+NAMES = ("", "template", "http", "cache", "database")
+MIDDLEWARE, VIEW = "middleware", "view"
+#: Begin and end of the attributes of a request's span, in seconds.
+PREFIX, SUFFIX = "django.layer.", ".duration"
+
+
+def is_wanted(config: Config) -> bool:
+    """Whether the layers of requests are timed."""
+    return config.enabled and (config.request.time_budget or config.request.server_timing)
+
+
+class Layers:
+    """Which layers of one request are open, and the time of each, in seconds."""
+
+    __slots__ = ("active", "nested_s", "open", "seconds", "since_s")
+
+    def __init__(self) -> None:
+        #: How often each layer is open.
+        self.open = [0, 0, 0, 0, 0]
+        #: By layer, up to `since_s`.
+        self.seconds = [0.0, 0.0, 0.0, 0.0, 0.0]
+        #: The sum of them.
+        self.nested_s = 0.0
+        #: The innermost open layer, 0 without one, and since when.
+        self.active = 0
+        self.since_s = 0.0
+
+    # No calls and no loops in these, so that CPython lets no other thread in between (see metrics.series). Times that
+    # another thread overtakes still add up, since each interval begins where the last one ended.
+
+    def enter(self, layer: int, now_s: float) -> None:
+        """The layer begins, perhaps once more."""
+        self.open[layer] += 1
+        active = self.active
+        if layer > active:
+            if active:
+                took_s = now_s - self.since_s
+                self.seconds[active] += took_s
+                self.nested_s += took_s
+            self.since_s = now_s
+            self.active = layer
+
+    def leave(self, layer: int, now_s: float) -> None:
+        """The layer ends, once for each `enter`."""
+        still_open = self.open
+        still_open[layer] -= 1
+        if layer == self.active and not still_open[layer]:
+            took_s = now_s - self.since_s
+            self.seconds[layer] += took_s
+            self.nested_s += took_s
+            self.since_s = now_s
+            if still_open[3]:
+                self.active = 3
+            elif still_open[2]:
+                self.active = 2
+            elif still_open[1]:
+                self.active = 1
+            else:
+                self.active = 0
+
+    def nested_until(self, now_s: float) -> float:
+        """The time in any of the layers, up to now."""
+        return self.nested_s + (now_s - self.since_s) if self.active else self.nested_s
+
+    def settle(self, now_s: float) -> float:
+        """Count what is still open up to now; the time in any of the layers."""
+        active = self.active
+        if active:
+            took_s = now_s - self.since_s
+            self.seconds[active] += took_s
+            self.nested_s += took_s
+            self.since_s = now_s
+        return self.nested_s
+
+
+def _under_lock(update: Callable[..., object]) -> Callable[..., object]:
+    """The update for a Python without a global lock."""
+    lock = threading.Lock()
+
+    @functools.wraps(update)
+    def locked(self: Layers, *arguments: object) -> object:
+        with lock:
+            return update(self, *arguments)
+
+    return locked
+
+
+if not HAS_GLOBAL_LOCK:
+    for _name in ("enter", "leave", "nested_until", "settle"):
+        setattr(Layers, _name, _under_lock(getattr(Layers, _name)))
+
+
+def enter(record: RequestRecord | None, layer: int, now_s: float) -> Layers | None:
+    """Let a layer of the request, if there is one, begin at `now_s`, a reading of `perf_counter`; `leave` ends it."""
+    if record is None:
+        return None
+    layers = record.layers
+    if layers is None:
+        # Of two threads that come at once both get the same.
+        layers = record.layers = record.made.setdefault("layers", Layers())
+    layers.enter(layer, now_s)
+    return layers
+
+
+def leave(opened: Layers | None, layer: int) -> float:
+    """Let the layer end that `enter` has begun; the time, as `perf_counter` has it."""
+    now_s = perf_counter()
+    if opened is not None:
+        opened.leave(layer, now_s)
+    return now_s
+
+
+def enter_view(record: RequestRecord, view: object) -> None:
+    """The view begins; `leave_view` ends it."""
+    now_s, layers = perf_counter(), record.layers
+    record.view = view
+    # Of a clock that stands still while a layer inside is open.
+    record.view_from_s = now_s if layers is None else now_s - layers.nested_until(now_s)
+
+
+def leave_view(record: RequestRecord, now_s: float) -> None:
+    """The view ends at `now_s`."""
+    layers = record.layers
+    record.view = None
+    record.view_s += (now_s if layers is None else now_s - layers.nested_until(now_s)) - record.view_from_s
+
+
+def settle(record: RequestRecord, ended_s: float) -> float:
+    """End what is still open at the end of the request; the time outside of the layers inside, in seconds."""
+    if record.view is not None:
+        leave_view(record, ended_s)
+    own_s = ended_s - record.started_s
+    return own_s if record.layers is None else own_s - record.layers.settle(ended_s)
+
+
+def measure(record: RequestRecord, now_s: float) -> dict[str, float]:
+    """The time of each layer up to now by its name, in seconds; layers without any are left out."""
+    found: dict[str, float] = {}
+    own_s, view_s, layers = now_s - record.started_s, record.view_s, record.layers
+    nested_s = 0.0
+    if layers is not None:
+        nested_s = layers.settle(now_s)
+        found = {name: seconds for name, seconds in zip(NAMES, layers.seconds, strict=True) if seconds > 0.0}
+    own_s -= nested_s
+    if record.view is not None:
+        view_s += now_s - nested_s - record.view_from_s
+    if view_s > 0.0:
+        found[VIEW] = view_s
+    if own_s > view_s:
+        found[MIDDLEWARE] = own_s - view_s
+    return found
+
+
+def layer_attributes(record: RequestRecord, ended_s: float) -> dict[str, float]:
+    """The attributes of a request's span: `django.layer.<layer>.duration`, in seconds."""
+    return {f"{PREFIX}{name}{SUFFIX}": seconds for name, seconds in measure(record, ended_s).items()}
