@@ -32,8 +32,8 @@ class _State:
     """What is in force."""
 
     is_on = False
-    #: Whether our hook is in the list of OpenFeature's API, which can take single ones not out again.
-    has_hook = False
+    #: Our hook in the list of OpenFeature's API, which cannot take single ones out again, but all of them.
+    hook: object = None
     #: The methods of waffle's models as they were.
     plain: dict[type, Callable[..., object]] = {}
 
@@ -95,10 +95,11 @@ def _forget_waffle() -> None:
 
 
 def _watch_openfeature() -> None:
-    if _State.has_hook:
-        return
     from openfeature import api
     from openfeature.hook import Hook
+
+    if _State.hook in api.get_hooks():
+        return
 
     class EvaluationHook(Hook):  # type: ignore[misc, unused-ignore]
         """Adds the event after each evaluation, whatever it came to."""
@@ -108,8 +109,9 @@ def _watch_openfeature() -> None:
                 with guard.contained("the event of a feature flag"):
                     _describe(hook_context, details)
 
-    api.add_hooks([EvaluationHook()])
-    _State.has_hook = True
+    hook = EvaluationHook()
+    api.add_hooks([hook])
+    _State.hook = hook
 
 
 def _describe(hook_context: object, details: object) -> None:
@@ -139,7 +141,7 @@ def install(config: Config) -> None:
     _State.is_on = True
     with guard.contained("watching django-waffle"):
         _watch_waffle()
-    if not _State.has_hook and not import_hooks.when_imported(_OPENFEATURE, _watch_openfeature):
+    if not import_hooks.when_imported(_OPENFEATURE, _watch_openfeature):
         with guard.contained("watching OpenFeature"):
             _watch_openfeature()
 

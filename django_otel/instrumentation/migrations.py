@@ -92,12 +92,9 @@ class MigrationCounts:
         """Read in this thread, on the connections it has open; not where a test counts queries."""
         if time.monotonic() - self._read_at_s < self._age_s():
             return
-        aliases = [
-            found.alias
-            for found in connections.all(initialized_only=True)
-            if found.connection is not None and not found.force_debug_cursor
-        ]
-        if aliases:
+        opened = [found for found in connections.all(initialized_only=True) if found.connection is not None]
+        aliases = [found.alias for found in opened]
+        if aliases and not any(found.force_debug_cursor for found in opened):
             with suppress_instrumentation():
                 self._found = count_all(aliases)
             self._read_at_s = time.monotonic()
