@@ -368,6 +368,7 @@ OTHERS_PRIVATE_NAMES = {
     "_is_gil_enabled": "sys, documented",
     "_initializing": "importlib.machinery.ModuleSpec; what importlib itself asks for a module under way",
     "_cache_update_cache": "django.middleware.cache; what cache_page itself looks at",
+    "_get_active_apps": "celery._state; the apps of the process",
     "_create_task_sender": "celery.app.amqp.AMQP; what makes its send_task_message",
     "_post": "django.http.HttpRequest",
     "_files": "django.http.HttpRequest",

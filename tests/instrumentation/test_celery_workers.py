@@ -101,9 +101,15 @@ POOLS = {
 def test_an_order_and_its_task_are_one_trace_and_all_ends_are_counted(shop, pool):
     if pool == "gevent":
         pytest.importorskip("gevent")
-    has_processes = "--max-tasks-per-child" in POOLS[pool] or pool == "prefork"
-    with shop.web() as server, shop.worker(*POOLS[pool]) as worker:
+    with shop.web() as server:
         assert server.get("/orders/7/")[0] == 201
+        assert b'length{django_task_backend="celery",django_task_queue="shop"} 1\n' in server.get("/metrics")[2]
+        check_work(shop, server, pool)
+
+
+def check_work(shop, server, pool: str) -> None:
+    has_processes = "--max-tasks-per-child" in POOLS[pool] or pool == "prefork"
+    with shop.worker(*POOLS[pool]) as worker:
         shop.run(
             "fail.delay('hunter2'); again.delay(1); ignore.delay(); reject.delay(); app.send_task('orders.unknown');"
             "(send_invoice.si(1) | send_invoice.si(2)).apply_async();"

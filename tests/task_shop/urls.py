@@ -9,4 +9,16 @@ def place(request: HttpRequest, number: int) -> HttpResponse:
     return HttpResponse(status=201)
 
 
-urlpatterns = [path("", include("django_otel.urls")), path("orders/<int:number>/", place)]
+def enqueue(request: HttpRequest, number: int) -> HttpResponse:
+    from tests.task_shop.jobs import fail, invoice
+
+    invoice.enqueue(number, secret="hunter2")
+    fail.enqueue(secret="hunter2")
+    return HttpResponse(status=201)
+
+
+urlpatterns = [
+    path("", include("django_otel.urls")),
+    path("orders/<int:number>/", place),
+    path("jobs/<int:number>/", enqueue),
+]

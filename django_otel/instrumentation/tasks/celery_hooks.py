@@ -46,8 +46,16 @@ class _Memory:
 _memory = _Memory()
 
 
+def find_apps() -> list[App]:
+    """Return the apps of this process; there is no public list of them."""
+    module = sys.modules.get("celery._state")
+    list_apps = getattr(module, "_get_active_apps", None)
+    known = list(_memory.apps)
+    return [*known, *(app for app in list_apps() if app not in known)] if list_apps is not None else known
+
+
 def _is_registered(name: str) -> bool:
-    return any(name in app.tasks for app in list(_memory.apps))
+    return any(name in app.tasks for app in find_apps())
 
 
 backend = Backend("celery", _is_registered)

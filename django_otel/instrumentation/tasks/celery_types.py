@@ -16,7 +16,32 @@ class Queue(Protocol):
     exchange: Exchange | None
 
 
+class Declared(Protocol):
+    message_count: int
+
+
+class Channel(Protocol):
+    def queue_declare(self, *, queue: str, passive: bool) -> Declared: ...
+
+    def close(self) -> None: ...
+
+
+class Connection(Protocol):
+    """Kombu's."""
+
+    channel_errors: tuple[type[Exception], ...]
+
+    def channel(self) -> Channel: ...
+
+    def ensure_connection(self, *, max_retries: int, timeout: float) -> object: ...
+
+    def release(self) -> None: ...
+
+
 class Conf(Protocol):
+    broker_url: str | None
+    broker_read_url: str | None
+    broker_transport_options: dict[str, object] | None
     task_default_queue: str
     task_always_eager: bool
 
@@ -38,6 +63,8 @@ class App(Protocol):
 
     @property
     def tasks(self) -> Mapping[str, object]: ...
+
+    def connection_for_read(self, *, connect_timeout: float, transport_options: dict[str, object]) -> Connection: ...
 
 
 class Request(Protocol):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from django_otel.config.schema import Config
-from django_otel.instrumentation.tasks import celery_hooks
+from django_otel.instrumentation.tasks import celery_hooks, django_hooks, queue_lengths
 from django_otel.instrumentation.tasks.runs import state
 
-_LIBRARIES = (celery_hooks,)
+_LIBRARIES = (celery_hooks, django_hooks)
 _PLAIN = (("tracecontext",), ("tracecontext", "baggage"))
 
 
@@ -19,6 +19,7 @@ def install(config: Config) -> None:
     state.is_plain = config.propagation.formats in _PLAIN
     for library in _LIBRARIES:
         library.install(config)
+    queue_lengths.install()
 
 
 def uninstall() -> None:
@@ -26,3 +27,4 @@ def uninstall() -> None:
     state.is_on = False
     for library in _LIBRARIES:
         library.uninstall()
+    queue_lengths.uninstall()
