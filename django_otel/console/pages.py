@@ -29,7 +29,7 @@ from django_otel.base import guard
 from django_otel.base.private_files import Unusable
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.console import dashboard as dashboard_parts
-from django_otel.console import span_details, text, waterfall
+from django_otel.console import span_details, stored_spans, text, waterfall
 from django_otel.console.access import PERMISSION, may_view
 from django_otel.tracestore.processor import StoreProcessor
 from django_otel.tracestore.reader import NO_CHOICES, Choices, StoreReader, TraceFilter, TracePage, TraceRow, read
@@ -353,6 +353,7 @@ def trace(
         log_page=_whole(request.GET.get("logs"), 1, 1_000_000),
         span_id=span_id,
     )
+    advice = stored_spans.advice_of(found.spans)
     context |= {
         "title": title_of(row),
         "row": row,
@@ -361,6 +362,7 @@ def trace(
         "duration": text.duration(row.duration_ns),
         "waterfall": shown,
         "repeated": [group for group in shown.query_groups if group.is_n_plus_one],
+        "advised": [(text.shorten(statement, 160), *rest) for count, statement, *rest in advice if rest[-1]],
         "opened_group": _group_of(shown, span_id),
         "elsewhere": span_details.trace_address(runtime.current().config.trace_url, trace_id),
         "facts": [

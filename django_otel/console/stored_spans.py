@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.utils.translation import gettext, gettext_lazy
 
 from django_otel.console import text
+
+#: The event of the layer that counts equal queries, `instrumentation.n_plus_one`.
+N_PLUS_ONE = "django.n_plus_one"
 
 
 def is_error(span: Mapping[str, Any]) -> bool:
@@ -30,6 +33,18 @@ def failure_of(span: Mapping[str, Any]) -> str:
 
 def has_exception(span: Mapping[str, Any]) -> bool:
     return any(event.get("name") == "exception" for event in list_of(span.get("events")))
+
+
+def advice_of(spans: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, str, str]]:
+    """Return what requests of a trace found of equal queries: count, statement, place and cure of each."""
+    events = (event for span in spans for event in list_of(span.get("events")) if event.get("name") == N_PLUS_ONE)
+    found = []
+    for event in events:
+        known = attributes_of(event)
+        advice = " ".join(str(known[key]) for key in (f"{N_PLUS_ONE}.model", f"{N_PLUS_ONE}.advice") if known.get(key))
+        statement = text.one_line(str(known.get("db.query.text", "")))
+        found.append((whole_number(known.get(f"{N_PLUS_ONE}.count")), statement, text.source_line(known), advice))
+    return found
 
 
 def note_of(span: Mapping[str, Any], kind: str) -> str:

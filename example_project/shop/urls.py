@@ -17,5 +17,6 @@ urlpatterns = [
     path("slow/", views.slow, name="slow"),
     path("error/", views.error, name="error"),
     path("delivery/", views.delivery, name="delivery"),
+    path("statement/", views.statement, name="statement"),
     path("sales.csv", views.sales_csv, name="sales"),
 ]

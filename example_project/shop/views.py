@@ -24,7 +24,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 import django_otel
 from example_project.shop import catalogue, orders
 from example_project.shop.forms import CardForm, CustomerForm, OrderForm, parse_lines
-from example_project.shop.models import Order, Product
+from example_project.shop.models import Order, OrderLine, Product
 
 CARRIERS = (("Slow Boat", "4.90", 5), ("Postal Pigeon", "6.50", 3), ("Night Train", "11.00", 1))
 
@@ -58,6 +58,14 @@ def order_new(request: HttpRequest) -> HttpResponse:
     )
     orders.process_order(order, form.cleaned_data["card"])
     return redirect(order)
+
+
+@require_GET
+@never_cache
+def statement(request: HttpRequest) -> HttpResponse:
+    """What was sold, line by line. Slow on purpose: each line's product is a query of its own (N+1)."""
+    lines = [f"{line.quantity} x {line.product.name}" for line in OrderLine.objects.order_by("pk")]
+    return HttpResponse("\n".join(lines), content_type="text/plain; charset=utf-8")
 
 
 @require_GET

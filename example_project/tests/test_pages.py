@@ -14,7 +14,7 @@ from django.db import connections
 from django.test import AsyncClient, Client
 from opentelemetry.trace import StatusCode
 
-from example_project.shop.models import Order, Payment, Product
+from example_project.shop.models import Order, OrderLine, Payment, Product
 
 pytestmark = pytest.mark.django_db
 
@@ -227,3 +227,16 @@ def test_the_nightly_job_is_measured(otel_spans, otel_metrics) -> None:
     assert not Product.objects.filter(stock__lt=3).exists()
     assert otel_spans.one("manage.py restock")
     assert otel_metrics.value("django.command.last_success", django__command__name="restock") > 0
+
+
+def test_the_statement_of_sales_has_an_n_plus_one_whose_cure_is_named(client: Client, otel_spans) -> None:
+    """On purpose: so it looks in a trace."""
+    for product in Product.objects.all():
+        for _ in range(2):
+            order = Order.objects.create(customer_name="Ada", email="ada@example.com")
+            OrderLine.objects.create(order=order, product=product, quantity=1, unit_price=product.price)
+    assert "1 x Morning Sencha" in client.get("/statement/").content.decode()
+    (event,) = [event for event in otel_spans.one("GET /statement/").events if event.name == "django.n_plus_one"]
+    assert event.attributes["django.n_plus_one.count"] == 18
+    assert event.attributes["django.n_plus_one.advice"].startswith('select_related("product")')
+    assert event.attributes["code.file.path"].endswith("shop/views.py")

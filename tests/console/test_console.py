@@ -332,6 +332,24 @@ def test_a_trace_shows_nesting_queries_and_the_line_behind_n_plus_one(console, p
     assert "Queries" in shown
 
 
+def test_the_cure_of_equal_queries_is_one_line_of_the_trace(console, page):
+    """From the event of the request's span, if there is a cure."""
+    event = {"db.query.text": "SELECT y", "django.n_plus_one.count": 12, "code.file.path": "/srv/a.py",
+             "code.line.number": 42, "code.function.name": "listing"}  # fmt: skip
+    cure = {"django.n_plus_one.model": "shop.Book", "django.n_plus_one.advice": 'select_related("<author>")'}
+
+    def build(tracer):
+        with request_span(tracer, route="/list/") as span:
+            span.add_event("django.n_plus_one", {**event, **cure})
+            span.add_event("django.n_plus_one", event)
+
+    record(console, build)
+    (row,) = stored(console)
+    shown = words(page(f"{LIST}{row.trace_id}/"))
+    assert shown.count("One query instead:") == 1
+    assert 'shop.Book select_related("<author>") /srv/a.py:42 in listing SELECT y' in shown
+
+
 def test_a_span_opens_with_everything_that_is_known_of_it(console, page):
     def build(tracer):
         with request_span(tracer) as outer:

@@ -838,7 +838,7 @@ KEYS = {dotted for dotted, _ in walk(Config)}
 #: Upper-case words in code that are no keys of OTEL.
 OTHER_WORDS = {
     "BASE_DIR", "CONSUMER", "PRODUCER",
-    "FOLDER", "LANGUAGE_CODE", "LC_MESSAGES", "LOCALE_PATHS",
+    "FETCH_PEERS", "FOLDER", "LANGUAGE_CODE", "LC_MESSAGES", "LOCALE_PATHS",
     "DD_API_KEY", "GRAFANA_CLOUD_TOKEN", "JAEGER_ENDPOINT",
     "PERCENT", "ROUTE", "THRESHOLD",
     "IGNORE_EXCEPTIONS", "PATH",

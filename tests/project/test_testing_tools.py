@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import Group, User
+from django.test import TestCase
 
 import django_otel
 from django_otel.testing import (
@@ -19,6 +20,7 @@ from django_otel.testing import (
     capture_spans,
     override_sampling,
 )
+from tests.relations import models
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -204,3 +206,30 @@ def test_logs_are_captured():
     with capture_logs() as logs:
         logging.getLogger("shop").warning("order placed")
     assert logs.one("order placed")
+
+
+def test_the_failure_names_the_line_and_the_cure(db):
+    """In the words of the event on the request's span."""
+    for number in range(3):
+        models.Book.objects.create(title="x", author=models.Author.objects.create(name=str(number)))
+    with pytest.raises(AssertionError) as raised, assert_max_queries_per_statement(2):
+        [book.author.name for book in models.Book.objects.all()]
+    text = str(raised.value)
+    assert f"3 from {__file__}:" in text
+    assert 'relations.Book select_related("author")' in text
+    with pytest.raises(AssertionError) as raised, assert_max_queries_per_statement(2):
+        for book in models.Book.objects.all():
+            models.Author.objects.get(pk=book.author_id)
+    assert "3 from" in str(raised.value)
+    assert "related" not in str(raised.value).partition("3 from")[2]
+
+
+class QueriesOfATestCase(TestCase):
+    """Without pytest's help."""
+
+    def test_context_manager_and_failure(self):
+        with self.assertRaisesRegex(self.failureException, "at most 1 times"), assert_max_queries_per_statement(1):
+            for _ in range(2):
+                list(Group.objects.all())
+        self.enterContext(assert_max_queries_per_statement(1))
+        list(Group.objects.all())
