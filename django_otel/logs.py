@@ -300,16 +300,21 @@ def _logger(name: str) -> Logger | None:
 
 
 def _console_for(record: logging.LogRecord) -> StoreProcessor | None:
-    """Return the processor for log records of stored traces, if this record belongs to one."""
+    """Return the processor for log records of stored traces, if it takes this record: see `StoreProcessor.on_log`."""
     from django_otel import runtime
 
     console = runtime.console()
     if console is None:
         return None
-    is_sampled = record.__dict__.get("otelTraceSampled")
+    if record.levelno >= logging.WARNING:
+        return console
+    fields = record.__dict__
+    is_sampled, trace_id = fields.get("otelTraceSampled"), fields.get("otelTraceID")
     if is_sampled is None:
-        is_sampled = trace.get_current_span().get_span_context().trace_flags.sampled
-    return console if is_sampled else None
+        context = trace.get_current_span().get_span_context()
+        is_sampled, trace_id = context.trace_flags.sampled, f"{context.trace_id:x}"
+    # Of a trace that is not recorded only what is wrong is of interest; outside of one everything is.
+    return console if is_sampled or not str(trace_id or "").strip("0") else None
 
 
 def _scrubbed(built: LogRecord) -> LogRecord:

@@ -79,7 +79,7 @@ def _build_observer() -> Observer:
     config = current.config
     config = replace(config, request=replace(config.request, exclude=conf.excluded_paths(config)))
     enrich, route = config.request.enrich, config.request.route
-    return Observer(
+    return _find_observer_class(config)(
         config,
         runtime.store,
         runtime.tracer,
@@ -118,6 +118,15 @@ def _build_dimensions(config: Config) -> Dimensions | None:
 def _find_shared_folder() -> Path | None:
     sharing = runtime.sharing()
     return None if sharing is None else sharing.folder
+
+
+def _find_observer_class(config: Config) -> type[Observer]:
+    if runtime.command_name() != "runserver":
+        return Observer
+    from django_otel.instrumentation import runserver_line
+
+    # It also notes what is printed of the request.
+    return runserver_line.LineObserver if runserver_line.is_wanted(config) else Observer
 
 
 @guard.guarded("finding our pages in the URLconf", {})

@@ -81,6 +81,8 @@ OTEL = {
 | `doctor [--timeout 5] [--format json]` | sends a span, a metric and a log record through every exporter, explains what does not arrive, looks at middleware, page, table, instrumentors, databases, caches, folders, console and versions | 0, 1 when something does not work, 3 |
 | `send-test [--timeout 5]` | sends one test trace and prints its id and `TRACE_URL` | 0, 1, 3 |
 | `logs level [LOGGER LEVEL] [--for 10m] [--end] [--note TEXT] [--user NAME]` | sets the level of a logger in every process until then, ends it, or lists the levels that are set ([logs.md](logs.md)) | 0, 1, 2 for an unknown level, 3 |
+| `traces`, `trace ID`, `errors`, `slow`, `n-plus-one`, `logs` `[--since 15m] [--limit 20] [--format json]` | what the console has stored ([assistants.md](assistants.md)) | 0, 1 without a store or such a trace, 3 |
+| `mcp` | the same for coding assistants, over standard input and output (extra `mcp`) | 0, 1 without the package, 3 |
 | `catalogue [--format md or json]` | every metric | 0 |
 
 ## System checks

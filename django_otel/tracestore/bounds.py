@@ -5,13 +5,14 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from django_otel.tracestore import records
 from django_otel.tracestore.file import PAGE_BYTES, used_bytes
 
 #: An error or a slow trace outlives this many times MAX_TRACES newer ones, then it is old news.
 PROTECTED_GENERATIONS = 10
 #: Pinned traces may be this share of MAX_TRACES, and of the bytes: one part of so many.
 _PINNED_PART = 4
-_TABLES = ("trace", "chunk", "event")
+_TABLES = ("trace", "chunk", "event", "statement", "object")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Bounds:
         """Evict a fifth, because the file is full in the middle of a batch."""
         (total,) = connection.execute("SELECT count(*) FROM trace").fetchone()
         self.evict(connection, total, max(1, total // 5))
+        records.make_room(connection)
 
     def evict(self, connection: sqlite3.Connection, total: int, count: int) -> int:
         """Forget `count` of `total` traces: the oldest ordinary ones, as long as half of MAX_TRACES are ordinary.
@@ -72,6 +74,7 @@ class Bounds:
             del victims[count:]
         for table in _TABLES:
             connection.executemany(f"DELETE FROM {table} WHERE seq = ?", victims)  # noqa: S608
+        records.forget_statements(connection)
         return len(victims)
 
     def shrink(self, connection: sqlite3.Connection) -> None:

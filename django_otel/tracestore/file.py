@@ -20,11 +20,12 @@ from pathlib import Path
 
 from django_otel.base import forks, guard
 from django_otel.base.private_files import Unusable, create_folder, temporary_folder
+from django_otel.tracestore import records
 
 #: "DjOt": identifies our file. Source: SQLite, "PRAGMA application_id".
 APPLICATION_ID = 0x446A4F74
 #: Grows with every change of the tables; each version has a file of its own, so that two may run side by side.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE_NAME = f"traces-{SCHEMA_VERSION}.sqlite3"
 #: A path with one of these endings is the file, any other is a folder.
 FILE_ENDINGS = (".sqlite3", ".sqlite", ".db")
@@ -323,7 +324,7 @@ class StoreFile:
         with transaction(connection):
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not tables:
-                for statement in _SCHEMA.split(";"):
+                for statement in (_SCHEMA + records.SCHEMA).split(";"):
                     if statement.strip():
                         connection.execute(statement)
                 connection.execute("INSERT INTO store (begun_s) VALUES (?)", (time.time(),))

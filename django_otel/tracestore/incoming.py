@@ -15,7 +15,7 @@ from django_otel.metrics.model import OWN_SCOPE
 from django_otel.redaction.library_spans import vendor_of
 from django_otel.redaction.scrub import Scrubber
 from django_otel.redaction.statements import parameterise
-from django_otel.tracestore import otlp
+from django_otel.tracestore import otlp, records
 from django_otel.tracestore.items import StoredLog, StoredSpans
 from django_otel.tracestore.otlp_json import LOGS, TRACES, from_json, to_json
 from django_otel.tracing.spans import SPANS_DROPPED
@@ -109,7 +109,13 @@ def summarize(trace_id: str, data: bytes) -> StoredSpans:
         stored.end_ns = max(stored.end_ns, span["end"], span["start"])
         stored.errors += span.get("status") == "ERROR"
         system = attributes.get("db.system.name") or attributes.get("db.system")
-        stored.queries += bool(system) and system not in ("redis", "valkey", "memcached")
+        if system and system not in ("redis", "valkey", "memcached"):
+            stored.queries += 1
+            records.add_query(stored, attributes, span["end"] - span["start"])
+        for event_of_span in span.get("events", ()):
+            if event_of_span["name"] == "django.n_plus_one":
+                records.add_n_plus_one(stored, event_of_span["attributes"])
+        records.add_object(stored, attributes)
         if event := attributes.get("business.event"):
             stored.events.add(str(event))
         dropped = attributes.get(SPANS_DROPPED)

@@ -8,6 +8,21 @@ from typing import Any, TypedDict
 
 
 @dataclass(slots=True)
+class StatementSum:
+    """How often a trace ran a statement, and how long that took.
+
+    `repeated` is the count of the event about repeated queries, 0 without one; `line` the calling line ("file:line").
+    """
+
+    count: int = 0
+    total_ns: int = 0
+    longest_ns: int = 0
+    repeated: int = 0
+    line: str = ""
+    advice: str = ""
+
+
+@dataclass(slots=True)
 class StoredSpans:
     """Finished spans of one trace that arrive together: the bytes of an OTLP `TracesData`, and what lists need of them.
 
@@ -35,6 +50,10 @@ class StoredSpans:
     spans_dropped: int = 0
     services: set[str] = field(default_factory=set)
     events: set[str] = field(default_factory=set)
+    #: By the text of the statement, without values.
+    statements: dict[str, StatementSum] = field(default_factory=dict)
+    #: Model and primary key of objects that spans name.
+    objects: set[tuple[str, str]] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)

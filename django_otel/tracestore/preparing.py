@@ -18,11 +18,13 @@ from django_otel.base.sdk_compat import SpanParts, read_span
 from django_otel.export.otlp import build_encoder
 from django_otel.redaction import library_spans
 from django_otel.redaction.scrub import Scrubber
+from django_otel.tracestore import records
 from django_otel.tracestore.items import StoredSpans
 from django_otel.tracing.spans import SPANS_DROPPED, RecordedSpan, to_readable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import SpanContext
 
 _QUERY_SYSTEMS_LEFT_OUT = ("redis", "valkey", "memcached")
@@ -69,7 +71,7 @@ class SpanPreparer:
         best = (-1, 0)
         begin = end = 0
         for member in members:
-            resource, _, _, _, parent, kind, start_ns, end_ns, attributes, *_, status = member[1]
+            resource, scope, _, _, parent, kind, start_ns, end_ns, attributes, _, events, *_, status = member[1]
             start_ns = start_ns or 0
             if start_ns < begin or not begin:
                 begin = start_ns
@@ -82,21 +84,54 @@ class SpanPreparer:
             rank = _rank(parent, kind)
             if (rank, -start_ns) > best or best[0] < 0:
                 best, root = (rank, -start_ns), member
+            if events:
+                records.add_events(stored, events)
             if attributes:
-                system = attributes.get("db.system.name") or attributes.get("db.system")
-                if system is not None and system not in _QUERY_SYSTEMS_LEFT_OUT:
-                    stored.queries += 1
-                if event := attributes.get("business.event"):
-                    stored.events.add(str(self._scrubber.value("business.event", event)))
-                if dropped := attributes.get(SPANS_DROPPED):
-                    stored.spans_dropped += _whole(dropped)
+                self._count(stored, member[0], scope, attributes, (end_ns or start_ns) - start_ns)
         stored.start_ns, stored.end_ns, stored.rank = begin, max(begin, end), best[0]
         self._set_root(stored, *root)
+        self._redact(stored)
         stored.data = self._encoder.encode([span for span, _ in members])
         if lost := self._encoder.spans_lost:
             self._on_lost(lost)
             stored.spans -= lost
         return stored
+
+    def _count(
+        self,
+        stored: StoredSpans,
+        span: ReadableSpan,
+        scope: InstrumentationScope | None,
+        attributes: Mapping[str, object],
+        duration_ns: int,
+    ) -> None:
+        """Note what the attributes of a span say about its trace."""
+        if "django.model" in attributes:
+            records.add_object(stored, attributes)
+        system = attributes.get("db.system.name") or attributes.get("db.system")
+        if system is not None and system not in _QUERY_SYSTEMS_LEFT_OUT:
+            stored.queries += 1
+            if library_spans.is_library_scope(scope):
+                # Statements of other instrumentors have values in them.
+                records.add_query(stored, self._clean(to_readable(span)).attributes or {}, duration_ns)
+            else:
+                records.add_query(stored, attributes, duration_ns)
+        if event := attributes.get("business.event"):
+            stored.events.add(str(self._scrubber.value("business.event", event)))
+        if dropped := attributes.get(SPANS_DROPPED):
+            stored.spans_dropped += _whole(dropped)
+
+    def _redact(self, stored: StoredSpans) -> None:
+        """Redact what becomes a row of its own; statements once each, not once for each query."""
+        scrubber = self._scrubber
+        stored.statements = {
+            str(scrubber.value("db.query.text", text)): found for text, found in stored.statements.items()
+        }
+        for found in stored.statements.values():
+            found.line, found.advice = scrubber.text(found.line), scrubber.text(found.advice)
+        stored.objects = {
+            (scrubber.text(model), str(scrubber.value("django.model.pk", pk))) for model, pk in stored.objects
+        }
 
     def _add_service(self, resource: Resource | None) -> str:
         name = str(resource.attributes.get("service.name", "")) if resource is not None else ""

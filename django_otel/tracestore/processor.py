@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     _Taken = tuple[LogRecord, str] | StoredSample | StoredProcess
     _Item = ReadableSpan | _Taken
 
+#: The lowest `SeverityNumber` of a warning.
+_WARNING = 13
 #: The queue's bounds: spans and log records. Full after 0.1 s at 40 000 spans a second.
 QUEUE_SIZE = 4096
 BATCH_SIZE = 512
@@ -118,8 +120,12 @@ class StoreProcessor(WorkerOwner, Taker):
             self.worker.put(span)
 
     def on_log(self, record: LogRecord, logger_name: str) -> None:
-        """Take a log record (of the OpenTelemetry API) that was made inside a sampled trace."""
-        if record.trace_id and record.trace_flags is not None and record.trace_flags.sampled:
+        """Take a log record (of the OpenTelemetry API) of a sampled trace or of none, and any warning.
+
+        What an unsampled trace logs below that is left out, as its spans are.
+        """
+        is_sampled = record.trace_flags is not None and record.trace_flags.sampled
+        if is_sampled or not record.trace_id or int(getattr(record.severity_number, "value", 0) or 0) >= _WARNING:
             self.worker.put((record, logger_name))
 
     # Out: in the worker's thread.
@@ -277,8 +283,10 @@ def convert_log(record: LogRecord, logger_name: str, scrubber: Scrubber, service
     time_ns = record.timestamp or record.observed_timestamp or 0
     attributes = dict(scrubber.attributes(record.attributes) or {})
     body = str(scrubber.value("body", record.body))
+    is_sampled = record.trace_flags is not None and record.trace_flags.sampled
     return StoredLog(
-        f"{record.trace_id or 0:032x}",
+        # One of a trace that is not recorded leads nowhere.
+        f"{(record.trace_id or 0) if is_sampled else 0:032x}",
         time_ns,
         service,
         {

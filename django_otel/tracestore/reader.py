@@ -179,6 +179,11 @@ class StoreReader:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection, for the functions of `record_reader`."""
+        return self._connection
+
     # Traces.
 
     def list_traces(self, wanted: TraceFilter, *, offset: int = 0, limit: int = 50) -> TracePage:

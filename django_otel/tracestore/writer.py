@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from django_otel.base.private_files import Unusable
+from django_otel.tracestore import records
 from django_otel.tracestore.bounds import Bounds
 from django_otel.tracestore.file import PAGE_BYTES, StoreFile, is_corrupt, transaction
 from django_otel.tracestore.items import Stored, StoredLog, StoredProcess, StoredSample, StoredSpans
@@ -141,7 +142,7 @@ class TraceStore(StoreFile):
     def clear(self) -> None:
         """Forget every trace; the numbers of the dashboard stay."""
         with self.connection() as connection, transaction(connection):
-            for table in ("trace", "chunk", "event"):
+            for table in ("trace", "chunk", "event", "log", "sql", "statement", "object"):
                 connection.execute(f"DELETE FROM {table}")  # noqa: S608
 
     def _write(self, items: Sequence[Stored], on_drop: OnDrop) -> None:
@@ -164,17 +165,21 @@ class TraceStore(StoreFile):
         dropped = 0
         with transaction(connection):
             traces: dict[str, tuple[list[StoredSpans], list[StoredLog]]] = {}
+            logs: list[StoredLog] = []
             for item in items:
                 if isinstance(item, StoredSpans):
                     traces.setdefault(item.trace_id, ([], []))[0].append(item)
                 elif isinstance(item, StoredLog):
-                    traces.setdefault(item.trace_id, ([], []))[1].append(item)
+                    logs.append(item)
+                    if item.trace_id != records.NO_TRACE:
+                        traces.setdefault(item.trace_id, ([], []))[1].append(item)
                 elif isinstance(item, StoredSample):
                     write_sample(connection, item)
                 else:
                     _write_process(connection, item)
-            for trace_id, (spans, logs) in traces.items():
-                dropped += self._write_trace(connection, trace_id, spans, logs)
+            for trace_id, (spans, of_trace) in traces.items():
+                dropped += self._write_trace(connection, trace_id, spans, of_trace)
+            records.write_logs(connection, logs, self.bounds.file_bytes)
             if traces:
                 self.bounds.keep(connection)
         self.bounds.shrink(connection)
@@ -218,6 +223,7 @@ class TraceStore(StoreFile):
         for part in spans:
             for name in part.events:
                 connection.execute("INSERT OR IGNORE INTO event (seq, name) VALUES (?, ?)", (seq, name))
+        records.write_statements(connection, seq or 0, spans)
         return dropped
 
 

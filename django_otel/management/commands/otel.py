@@ -28,7 +28,7 @@ from django_otel.export.exporters import OTLP_KINDS
 from django_otel.live_sampling import command, follower, log_level_command, policy_rows
 from django_otel.metrics import catalogue
 from django_otel.multiprocess import discovery
-from django_otel.operations import doctor, groups, surroundings, variables
+from django_otel.operations import doctor, groups, mcp_server, surroundings, terminal, variables
 from django_otel.operations import serve as serving
 from django_otel.operations.monitoring import command as monitoring
 from django_otel.operations.serve import Unavailable
@@ -77,10 +77,8 @@ class Command(BaseCommand):
             code = self._send_test(options["timeout"])
         elif subcommand == "sampling":
             code = self._with_config(lambda config: command.SamplingCommand(config, write).run(options), options)
-        elif subcommand == "logs":
-            code = self._with_config(
-                lambda config: log_level_command.LogLevelCommand(config, write).run(options), options
-            )
+        elif subcommand in _STORE_COMMANDS:
+            code = self._with_config(lambda config: _use_store(self, subcommand, options, config), options)
         elif subcommand == "catalogue":
             self._catalogue(options["format"])
         elif subcommand in monitoring.NAMES:
@@ -342,6 +340,24 @@ class Command(BaseCommand):
             self.stdout.write((first if index == 0 and first is not None else indent) + line)
 
 
+_STORE_COMMANDS = (*terminal.NAMES, "mcp")
+
+
+def _use_store(command: Command, name: str, options: dict[str, Any], config: Config) -> int:
+    """Run a command about what the console has stored, and return the exit code."""
+    if name == "logs" and options["action"] is not None:
+        return log_level_command.LogLevelCommand(config, command.stdout.write).run(options)
+    if name != "mcp":
+        return terminal.run(name, options, config, command.stdout.write)
+    try:
+        mcp_server.run(config)
+    except mcp_server.ExtraMissingError:
+        # Standard output is the protocol's.
+        command.stderr.write(gettext("Install the package first: %(command)s") % {"command": mcp_server.INSTALL})
+        return NOT_WORKING
+    return OK
+
+
 def _sum_up(failures: int, warnings: int) -> str:
     """Return the last line of the doctor's report."""
     if failures:
@@ -444,8 +460,13 @@ def _add_subcommands(commands: Any) -> None:
     _add_timeout(send)
 
     command.add_arguments(commands)
-    logs = commands.add_parser("logs", help=gettext("levels of loggers"))
-    log_level_command.add_arguments(logs.add_subparsers(dest="action", metavar="action", required=True))
+    terminal.add_arguments(commands)
+    logs = commands.add_parser("logs", help=gettext("log records that the console has stored; levels of loggers"))
+    terminal.add_log_arguments(logs)
+    log_level_command.add_arguments(logs.add_subparsers(dest="action", metavar="action"))
+    commands.add_parser(
+        "mcp", help=gettext("serve the store to coding assistants over standard input and output (extra mcp)")
+    )
 
     catalogue = commands.add_parser("catalogue", help=gettext("every metric this package emits"))
     catalogue.add_argument("--format", choices=("md", "json"), default="md")
