@@ -530,7 +530,7 @@ def test_what_other_services_wrote_into_the_store_may_be_anything(console, page,
         console.store().write([StoredSpans("d" * 32, b"", spans=5, name="odd")], print)
         for query in ({}, {"span": "a" * 16}, {"span": "b" * 16}, {"span": "c" * 16}):
             assert page(f"{LIST}{'d' * 32}/", **query).status_code == 200
-    for number, data in enumerate((b"\x0a\xff", b"\x07", b"\x0a\x05\x12\x03\x12\x01", os.urandom(200))):
+    for number, data in enumerate((b"\x0a\xff", b"\x07", b"\x0a\x05\x12\x03\x12\x01", os.urandom(200)), 1):
         console.store().write(
             [StoredSpans(f"{number:032x}", data, spans=1), StoredLog(f"{number:032x}", 1, "", {})], print
         )

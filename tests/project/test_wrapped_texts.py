@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from django.template.base import Lexer, TokenType
 
+from django_otel.operations.mcp_server import INSTRUCTIONS
+
 PACKAGE = Path(__file__).resolve().parents[2] / "django_otel"
 TEMPLATES = sorted((PACKAGE / "templates").rglob("*.html"))
 #: Modules whose texts reach a page, a terminal or an answer. Log records and exceptions for developers are English.
@@ -245,6 +247,12 @@ def texts_of_code(source: str) -> list[str]:
 #: What looks like a text and is none: names of what was examined, commands, headers, what a library says.
 NO_TEXTS: dict[str, set[str]] = {
     "console/text.py": {f"{TAG} min {TAG} s"},
+    # Values of JSON, and what an assistant reads.
+    "console/answers.py": {f"{TAG} in {TAG}", "This answer is too long."},
+    "operations/mcp_server.py": {
+        'pip install "django-otel-kit[mcp]"', "Expected a status such as 404, or a class such as 5xx.",
+        INSTRUCTIONS, f"Expected a level out of {TAG}.", "There is no such trace in the store.",
+    },
     "live_sampling/log_level_command.py": {"logs level"},
     # The name of the permission in the database; an object that no page shows.
     "models.py": {f"version {TAG}", "Can view traces and dashboard"},
