@@ -120,16 +120,22 @@ class DjangoOTelConfig(AppConfig):
             runtime.on_config_change(part.install)
             # A format of LOGGING may name the trace's id, whatever the settings say.
             runtime.on_refusal(logs.stand_by if part is logs else part.uninstall)
-        if runtime.command_name() == "runserver":
-            from django_otel.instrumentation import runserver_line
-
-            runtime.on_config_change(runserver_line.install)
-            runtime.on_refusal(runserver_line.uninstall)
+        _connect_runserver_line()
         runtime.store.around_callbacks = callbacks.own_connections
         runtime.on_prepare(follower.ensure_started)
         asgi.answer_lifespan()
         with guard.contained("looking for otel.py modules"):
             business.autodiscover()
+
+
+def _connect_runserver_line() -> None:
+    from django_otel import runtime
+
+    if runtime.command_name() == "runserver":
+        from django_otel.instrumentation import runserver_line
+
+        runtime.on_config_change(runserver_line.install)
+        runtime.on_refusal(runserver_line.uninstall)
 
 
 def _register_checks() -> None:
