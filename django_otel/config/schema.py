@@ -39,6 +39,7 @@ from django_otel.config.validators import (
     one_of,
     optional,
     path_on_disk,
+    render_spans,
     resource,
     sampling_rules,
     text,
@@ -448,6 +449,13 @@ class Config:
     database: Database = section(Database)
     cache: Cache = section(Cache)
     auth: bool = key(True, boolean, "django.auth.events and django.security.events: sign-ins, and refused requests.")
+    templates: bool | Mapping[str, float] = key(
+        False,
+        boolean_or(render_spans),
+        "django.template.duration, and render spans of templates that take at least MIN_S seconds;"
+        ' True is {"MIN_S": 0.001}.',
+    )
+    middleware_spans: bool = key(False, boolean, "A span per middleware of a recorded request.")
     email: bool = key(False, boolean, "django.email.sent, and a span per call of the mail backend; never an address.")
     commands: bool | tuple[str, ...] = key(
         False,

@@ -331,6 +331,19 @@ def metric_attributes(value: object) -> Mapping[str, int]:
     return dict(value)
 
 
+def render_spans(value: object) -> Mapping[str, float]:
+    expected = 'a dict such as {"MIN_S": 0.001}'
+    if not isinstance(value, Mapping):
+        raise Misfit(expected)
+    unknown = next((name for name in value if name != "MIN_S"), None)
+    if unknown is not None:
+        raise Misfit(expected, f"There is no key {show(unknown)}.", "django_otel.E001")
+    try:
+        return {"MIN_S": float(str(number(0)(value["MIN_S"])))} if value else {}
+    except Misfit as misfit:
+        raise Misfit(f"{expected}, with {misfit.expected}") from None
+
+
 def absolute_path(value: object) -> str:
     if not isinstance(value, str | os.PathLike) or not Path(value).is_absolute():
         raise Misfit("an absolute path")

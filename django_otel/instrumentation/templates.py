@@ -1,27 +1,140 @@
-"""Rendering of templates of Django and, by Django's backend, of Jinja2: its part of the time budget of requests.
+"""Rendering of templates of Django and, by Django's backend, of Jinja2.
 
-On by default (`REQUEST.TIME_BUDGET`). A template that another one includes or extends is part of it.
+Their part of the time budget of requests is on by default (`REQUEST.TIME_BUDGET`). With `TEMPLATES`, off by default,
+each render counts in `django.template.duration`, and inside a recorded span it has a span `render {template}` when it
+takes `MIN_S` or has spans inside. A template that another one includes is a render inside it; one that is extended is
+part of the one that extends it, and so is what a Jinja2 template includes. A render then costs some microseconds.
 """
 
 from __future__ import annotations
 
-from time import perf_counter
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextvars import Token
+from time import perf_counter, time_ns
+from typing import TypeVar
 
 from django.template.base import Template
-from django.template.context import Context
+from django.template.context import Context as TemplateContext
 from django.utils.safestring import SafeString
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, Status, StatusCode
 
-from django_otel.base import import_hooks
+from django_otel import runtime
+from django_otel.base import guard, import_hooks
+from django_otel.base.sdk_compat import SPAN_KEY, attach, detach, get_current, with_span
 from django_otel.config.schema import Config
+from django_otel.instrumentation.driver_calls import is_recorded, is_suppressed
+from django_otel.metrics.series import HistogramSeries
 from django_otel.requests import layers
+from django_otel.requests.deferred import DeferredSpan
 from django_otel.requests.record import current
+from django_otel.tracing.exceptions import type_name
 
+_PLACE = "measuring a template"
 _JINJA2 = "django.template.backends.jinja2"
+_MIN_S = 0.001
+_MAX_SERIES = 1000
+#: The name of templates that were made of a string.
+_UNNAMED = "<string>"
 _plain_render = Template.render
+_Rendered = TypeVar("_Rendered")
 
 
-def _render(self: Template, context: Context) -> SafeString:
+class _State:
+    """What changes with the settings."""
+
+    def __init__(self) -> None:
+        self.times_requests = False
+        #: From which duration on a render has a span, in seconds; None while renders are not counted by name.
+        self.min_s: float | None = None
+        self.series: dict[str, HistogramSeries] = {}
+
+
+_state = _State()
+
+
+class _RenderSpan(DeferredSpan):
+    """The span of a render, which is started when one inside asks for its parent, or at its end if it was long."""
+
+
+class _Render:
+    """One render under way that is counted by name."""
+
+    __slots__ = ("_name", "_span", "_started_s", "_token")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._span: _RenderSpan | None = None
+        self._token: Token[Context] | None = None
+        outer = get_current()
+        # One that is not decided yet is not asked: it would start.
+        if type(outer.get(SPAN_KEY)) is _RenderSpan or is_recorded(outer):
+            started_unix_ns = time_ns()
+
+            def decide() -> Span:
+                attributes = {"django.template.name": name}
+                return runtime.tracer().start_span(
+                    f"render {name}", outer, attributes=attributes, start_time=started_unix_ns
+                )
+
+            self._span = _RenderSpan(decide)
+            self._token = attach(with_span(outer, self._span))
+        self._started_s = perf_counter()
+
+    def finish(self, ended_s: float, min_s: float, error: BaseException | None) -> None:
+        """Count it, and end its span if it has one."""
+        if self._token is not None:
+            detach(self._token)
+        took_s = ended_s - self._started_s
+        series = _state.series.get(self._name) or _open(self._name)
+        series.observe(took_s)
+        if self._span is None:
+            return
+        span = self._span.decided() if took_s >= min_s else self._span.started()
+        if span is not None:
+            if error is not None:
+                span.set_attribute("error.type", type_name(error))
+                if isinstance(error, Exception):
+                    span.set_status(Status(StatusCode.ERROR, type_name(error)))
+            span.end()
+
+
+def _open(name: str) -> HistogramSeries:
+    series = runtime.store.catalogued("django.template.duration").series({"django.template.name": name})
+    assert isinstance(series, HistogramSeries)
+    if len(_state.series) < _MAX_SERIES and not series.is_overflow:
+        _state.series[name] = series
+    return series
+
+
+def _begin(name: object) -> _Render | None:
+    with guard.contained(_PLACE):
+        if not is_suppressed(get_current()):
+            return _Render(str(name or _UNNAMED))
+    return None
+
+
+def _measure(name: object, render: Callable[[], _Rendered]) -> _Rendered:
+    """Render, with its time and where it is asked for its name."""
+    min_s = _state.min_s
+    begun = _begin(name) if min_s is not None else None
+    opened = layers.enter(current(), layers.TEMPLATE, perf_counter()) if _state.times_requests else None
+    error: BaseException | None = None
+    try:
+        return render()
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        ended_s = layers.leave(opened, layers.TEMPLATE)
+        if begun is not None and min_s is not None:
+            with guard.contained(_PLACE):
+                begun.finish(ended_s, min_s, error)
+        # The exception's traceback holds this frame.
+        error = None
+
+
+def _render_timed(self: Template, context: TemplateContext) -> SafeString:
     opened = layers.enter(current(), layers.TEMPLATE, perf_counter())
     try:
         return _plain_render(self, context)
@@ -29,12 +142,15 @@ def _render(self: Template, context: Context) -> SafeString:
         layers.leave(opened, layers.TEMPLATE)
 
 
+def _render_named(self: Template, context: TemplateContext) -> SafeString:
+    return _measure(self.name, lambda: _plain_render(self, context))
+
+
 class _Jinja2:
     """Django's class of Jinja2 templates, once it was imported; Jinja2's own renders the templates included in one."""
 
     def __init__(self) -> None:
-        self.owner: Any = None
-        self.plain: Any = None
+        self._undo: Callable[[], None] | None = None
 
     def install(self) -> None:
         if not import_hooks.when_imported(_JINJA2, self._patch):
@@ -43,25 +159,25 @@ class _Jinja2:
     def _patch(self) -> None:
         from django.template.backends import jinja2
 
-        if self.owner is not None:
+        if self._undo is not None:
             return
-        self.owner = jinja2.Template
-        plain = self.plain = jinja2.Template.render
+        owner = jinja2.Template
+        plain = owner.render
 
-        def render(self: jinja2.Template, *args: object, **kwargs: object) -> object:
-            opened = layers.enter(current(), layers.TEMPLATE, perf_counter())
-            try:
-                return plain(self, *args, **kwargs)  # type: ignore[arg-type]
-            finally:
-                layers.leave(opened, layers.TEMPLATE)
+        def render(self: jinja2.Template, *args: object, **kwargs: object) -> str:
+            return _measure(getattr(self.template, "name", None), lambda: plain(self, *args, **kwargs))  # type: ignore[arg-type]
 
-        self.owner.render = render
+        def undo() -> None:
+            owner.render = plain  # type: ignore[method-assign]
+
+        owner.render = render  # type: ignore[method-assign]
+        self._undo = undo
 
     def uninstall(self) -> None:
         import_hooks.forget(_JINJA2)
-        if self.owner is not None:
-            self.owner.render = self.plain
-            self.owner = None
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
 
 
 _jinja2 = _Jinja2()
@@ -69,16 +185,23 @@ _jinja2 = _Jinja2()
 
 def install(config: Config) -> None:
     """Follow the settings: time templates, or leave everything as it was made. May be called again and again."""
-    if not layers.is_wanted(config):
-        uninstall()
+    uninstall()
+    wanted = config.templates if config.enabled else False
+    _state.times_requests = layers.is_wanted(config)
+    _state.min_s = wanted.get("MIN_S", _MIN_S) if isinstance(wanted, Mapping) else _MIN_S if wanted else None
+    if _state.min_s is not None:
+        Template.render = _render_named  # type: ignore[method-assign]
+    elif _state.times_requests:
+        Template.render = _render_timed  # type: ignore[method-assign]
+    else:
         return
-    if Template.render is _plain_render:
-        Template.render = _render  # type: ignore[method-assign]
     _jinja2.install()
 
 
 def uninstall() -> None:
     """Take everything back."""
-    if Template.render is _render:
+    _state.min_s, _state.times_requests = None, False
+    _state.series.clear()
+    if Template.render in (_render_named, _render_timed):
         Template.render = _plain_render  # type: ignore[method-assign]
     _jinja2.uninstall()

@@ -138,6 +138,16 @@ CATALOGUE: dict[str, Metric] = {
             OWN,
         ),
         Metric(
+            "django.template.duration",
+            Kind.HISTOGRAM,
+            "s",
+            "Duration of template renders, with the templates that are included.",
+            ("django.template.name",),
+            "templates",
+            OWN,
+            SECONDS_LAYER,
+        ),
+        Metric(
             "db.client.operation.duration",
             Kind.HISTOGRAM,
             "s",

@@ -36,102 +36,97 @@ def is_wanted(config: Config) -> bool:
 class Layers:
     """Which layers of one request are open, and the time of each, in seconds."""
 
-    __slots__ = ("active", "nested_s", "open", "seconds", "since_s")
+    __slots__ = ("active", "is_mixed", "open", "seconds", "since_s")
 
     def __init__(self) -> None:
         #: How often each layer is open.
         self.open = [0, 0, 0, 0, 0]
         #: By layer, up to `since_s`.
         self.seconds = [0.0, 0.0, 0.0, 0.0, 0.0]
-        #: The sum of them.
-        self.nested_s = 0.0
         #: The innermost open layer, 0 without one, and since when.
         self.active = 0
         self.since_s = 0.0
-
-    # No calls and no loops in these, so that CPython lets no other thread in between (see metrics.series). Times that
-    # another thread overtakes still add up, since each interval begins where the last one ended.
-
-    def enter(self, layer: int, now_s: float) -> None:
-        """The layer begins, perhaps once more."""
-        self.open[layer] += 1
-        active = self.active
-        if layer > active:
-            if active:
-                took_s = now_s - self.since_s
-                self.seconds[active] += took_s
-                self.nested_s += took_s
-            self.since_s = now_s
-            self.active = layer
-
-    def leave(self, layer: int, now_s: float) -> None:
-        """The layer ends, once for each `enter`."""
-        still_open = self.open
-        still_open[layer] -= 1
-        if layer == self.active and not still_open[layer]:
-            took_s = now_s - self.since_s
-            self.seconds[layer] += took_s
-            self.nested_s += took_s
-            self.since_s = now_s
-            if still_open[3]:
-                self.active = 3
-            elif still_open[2]:
-                self.active = 2
-            elif still_open[1]:
-                self.active = 1
-            else:
-                self.active = 0
-
-    def nested_until(self, now_s: float) -> float:
-        """The time in any of the layers, up to now."""
-        return self.nested_s + (now_s - self.since_s) if self.active else self.nested_s
-
-    def settle(self, now_s: float) -> float:
-        """Count what is still open up to now; the time in any of the layers."""
-        active = self.active
-        if active:
-            took_s = now_s - self.since_s
-            self.seconds[active] += took_s
-            self.nested_s += took_s
-            self.since_s = now_s
-        return self.nested_s
+        #: Whether another layer may be open as well.
+        self.is_mixed = False
 
 
-def _under_lock(update: Callable[..., object]) -> Callable[..., object]:
-    """The update for a Python without a global lock."""
-    lock = threading.Lock()
-
-    @functools.wraps(update)
-    def locked(self: Layers, *arguments: object) -> object:
-        with lock:
-            return update(self, *arguments)
-
-    return locked
-
-
-if not HAS_GLOBAL_LOCK:
-    for _name in ("enter", "leave", "nested_until", "settle"):
-        setattr(Layers, _name, _under_lock(getattr(Layers, _name)))
+# No calls and no loops from the comments below on, so that CPython lets no other thread in between (see
+# `metrics.series`). Times that another thread overtakes still add up: each interval begins where the last one ended.
 
 
 def enter(record: RequestRecord | None, layer: int, now_s: float) -> Layers | None:
     """Let a layer of the request, if there is one, begin at `now_s`, a reading of `perf_counter`; `leave` ends it."""
     if record is None:
         return None
-    layers = record.layers
-    if layers is None:
+    opened = record.layers
+    if opened is None:
         # Of two threads that come at once both get the same.
-        layers = record.layers = record.made.setdefault("layers", Layers())
-    layers.enter(layer, now_s)
-    return layers
+        opened = record.layers = record.made.setdefault("layers", Layers())
+    # Not interrupted from here.
+    opened.open[layer] += 1
+    active = opened.active
+    if not active:
+        opened.active = layer
+        opened.since_s = now_s
+    elif layer > active:
+        opened.seconds[active] += now_s - opened.since_s
+        opened.active = layer
+        opened.since_s = now_s
+        opened.is_mixed = True
+    elif layer < active:
+        opened.is_mixed = True
+    return opened
 
 
 def leave(opened: Layers | None, layer: int) -> float:
     """Let the layer end that `enter` has begun; the time, as `perf_counter` has it."""
     now_s = perf_counter()
+    # Not interrupted from here.
     if opened is not None:
-        opened.leave(layer, now_s)
+        still_open = opened.open
+        still_open[layer] -= 1
+        if layer == opened.active and not still_open[layer]:
+            opened.seconds[layer] += now_s - opened.since_s
+            opened.since_s = now_s
+            if not opened.is_mixed:
+                opened.active = 0
+            elif still_open[3]:
+                opened.active = 3
+            elif still_open[2]:
+                opened.active = 2
+            elif still_open[1]:
+                opened.active = 1
+            else:
+                opened.active = 0
+                opened.is_mixed = False
     return now_s
+
+
+def settle_layers(opened: Layers, now_s: float) -> float:
+    """Count what is still open up to now; the time in any of the layers."""
+    seconds = opened.seconds
+    # Not interrupted from here.
+    seconds[opened.active] += now_s - opened.since_s
+    opened.since_s = now_s
+    return seconds[1] + seconds[2] + seconds[3] + seconds[4]
+
+
+def _under_lock(update: Callable[..., object]) -> Callable[..., object]:
+    """The update for a Python without a global lock."""
+
+    @functools.wraps(update)
+    def locked(*arguments: object) -> object:
+        with _lock:
+            return update(*arguments)
+
+    return locked
+
+
+if not HAS_GLOBAL_LOCK:
+    _lock = threading.Lock()
+    enter = _under_lock(enter)  # type: ignore[assignment]
+    leave = _under_lock(leave)  # type: ignore[assignment]
+    settle_layers = _under_lock(settle_layers)  # type: ignore[assignment]
 
 
 def enter_view(record: RequestRecord, view: object) -> None:
@@ -139,14 +134,14 @@ def enter_view(record: RequestRecord, view: object) -> None:
     now_s, layers = perf_counter(), record.layers
     record.view = view
     # Of a clock that stands still while a layer inside is open.
-    record.view_from_s = now_s if layers is None else now_s - layers.nested_until(now_s)
+    record.view_from_s = now_s if layers is None else now_s - settle_layers(layers, now_s)
 
 
 def leave_view(record: RequestRecord, now_s: float) -> None:
     """The view ends at `now_s`."""
     layers = record.layers
     record.view = None
-    record.view_s += (now_s if layers is None else now_s - layers.nested_until(now_s)) - record.view_from_s
+    record.view_s += (now_s if layers is None else now_s - settle_layers(layers, now_s)) - record.view_from_s
 
 
 def settle(record: RequestRecord, ended_s: float) -> float:
@@ -154,7 +149,7 @@ def settle(record: RequestRecord, ended_s: float) -> float:
     if record.view is not None:
         leave_view(record, ended_s)
     own_s = ended_s - record.started_s
-    return own_s if record.layers is None else own_s - record.layers.settle(ended_s)
+    return own_s if record.layers is None else own_s - settle_layers(record.layers, ended_s)
 
 
 def measure(record: RequestRecord, now_s: float) -> dict[str, float]:
@@ -163,8 +158,8 @@ def measure(record: RequestRecord, now_s: float) -> dict[str, float]:
     own_s, view_s, layers = now_s - record.started_s, record.view_s, record.layers
     nested_s = 0.0
     if layers is not None:
-        nested_s = layers.settle(now_s)
-        found = {name: seconds for name, seconds in zip(NAMES, layers.seconds, strict=True) if seconds > 0.0}
+        nested_s = settle_layers(layers, now_s)
+        found = {name: seconds for name, seconds in zip(NAMES, layers.seconds, strict=True) if name and seconds > 0.0}
     own_s -= nested_s
     if record.view is not None:
         view_s += now_s - nested_s - record.view_from_s

@@ -179,7 +179,7 @@ class RequestMetrics:
     def count_layers(self, route: RouteSeries, seconds: Sequence[float]) -> None:
         """Count the time of the layers inside view and middlewares, in seconds by layer."""
         for layer, took_s in enumerate(seconds):
-            if took_s > 0.0 and self._layers is not None:
+            if layer and took_s > 0.0 and self._layers is not None:
                 series = route.layers.get(layer)
                 if series is None:
                     series = route.layers[layer] = self._open_layer(route.label, NAMES[layer])

@@ -39,6 +39,10 @@ def problems_of(mapping, environ=None):
         ({"SAMPLING": {"RULES": ["/a"]}}, "E005", "Look at rule 1"),
         ({"SAMPLING": {"MAX_PER_SECOND": 0}}, "E002", "above 0"),
         ({"ENABLED": "yes"}, "E002", "expected True or False"),
+        ({"TEMPLATES": {"MIN": 1}}, "E001", "There is no key 'MIN'."),
+        ({"TEMPLATES": {"MIN_S": -1}}, "E002", "a number of at least 0"),
+        ({"TEMPLATES": 0.1}, "E002", 'True, False or a dict such as {"MIN_S": 0.001}'),
+        ({"MIDDLEWARE_SPANS": 1}, "E002", "expected True or False"),
         ({"SERVICE_NAME": ""}, "E002", "None or a non-empty string"),
         ({"TRACES": {"EXPORTERS": "otlp"}}, "E002", "Write ['otlp']."),
         ({"TRACES": {"EXPORTERS": ["oltp"]}}, "E002", "Did you mean 'otlp'?"),
@@ -134,7 +138,7 @@ def test_a_secret_is_never_shown():
 
 @pytest.mark.parametrize(
     "key",
-    ["TASKS", "TEMPLATES", "MIDDLEWARE_SPANS"],
+    ["NO_SUCH_LAYER"],
 )
 def test_a_key_whose_feature_is_not_built_is_unknown(key):
     assert problems_of({key: {}})[0].id == "django_otel.E001"

@@ -9,6 +9,8 @@ import threading
 import time
 import urllib.request
 from http.client import HTTPConnection
+from types import SimpleNamespace
+from unittest import mock
 
 import aiohttp
 import httpx
@@ -455,15 +457,21 @@ def test_any_overlap_gives_each_moment_to_the_innermost_layer(spans, end):
     events = sorted(
         [(begin, 1, layer) for layer, begin, _ in intervals] + [(stop, 0, layer) for layer, _, stop in intervals]
     )
-    found = layers.Layers()
+    record = SimpleNamespace(layers=None, made={})
+    found = layers.enter(record, layers.TEMPLATE, 0.0)
+    with mock.patch.object(layers, "perf_counter", lambda: 0.0):
+        layers.leave(found, layers.TEMPLATE)
     for at, is_begin, layer in events:
-        if at < end:
-            (found.enter if is_begin else found.leave)(layer, float(at))
-    found.settle(float(end))
+        if at < end and is_begin:
+            layers.enter(record, layer, float(at))
+        elif at < end:
+            with mock.patch.object(layers, "perf_counter", lambda at=at: float(at)):
+                layers.leave(found, layer)
+    total = layers.settle_layers(found, float(end))
     expected = [0.0] * 5
     for moment in range(end):
         open_layers = [layer for layer, begin, stop in intervals if begin <= moment < stop]
         if open_layers:
             expected[max(open_layers)] += 1.0
-    assert found.seconds == expected
-    assert found.nested_s == sum(expected)
+    assert found.seconds[1:] == expected[1:]
+    assert total == sum(expected)

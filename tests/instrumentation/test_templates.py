@@ -1,0 +1,135 @@
+"""Renders of templates: counted by name, with a span where they are long or hold others."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from django.db import connection
+from django.template import Context, Template, engines
+from django.template.base import Template as BaseTemplate
+from django.test import override_settings
+
+import django_otel
+
+DURATION = "django.template.duration"
+NAP_S = 0.01
+FILES = {
+    "base.html": "<b>{% block body %}{% endblock %}</b>",
+    "page.html": "{% extends 'base.html' %}{% block body %}{{ nap }}{% include 'row.html' %}{% endblock %}",
+    "row.html": "{{ nap }}",
+    "quick.html": "x",
+    "query.html": "{% include 'inner.html' %}",
+    "inner.html": "{{ query }}",
+    "broken.html": "{{ nap }}{{ fails }}",
+}
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", FILES)]},
+    }
+]
+
+
+def nap():
+    time.sleep(NAP_S)
+    return "x"
+
+
+def query():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    return "x"
+
+
+def fails():
+    raise RuntimeError("no")
+
+
+def render(name):
+    return engines["django"].get_template(name).render({"nap": nap, "query": query, "fails": fails})
+
+
+@pytest.fixture(autouse=True)
+def is_on(settings):
+    settings.TEMPLATES = TEMPLATES
+    settings.OTEL = {"TEMPLATES": {"MIN_S": NAP_S}}
+
+
+def test_each_render_counts_by_name_an_extended_one_with_the_other(otel_metrics):
+    assert render("page.html") == "<b>xx</b>"
+    page, row = (otel_metrics.value(DURATION, {"django.template.name": name}) for name in ("page.html", "row.html"))
+    assert (page.count, row.count, page.sum >= 2 * NAP_S, row.sum >= NAP_S) == (1, 1, True, True)
+    assert otel_metrics.value(DURATION).count == 2
+
+
+def test_a_template_of_a_string_has_no_name_of_its_own(otel_metrics):
+    Template("a").render(Context())
+    Template("b").render(Context())
+    assert otel_metrics.value(DURATION, {"django.template.name": "<string>"}).count == 2
+
+
+def test_long_renders_have_spans_that_nest(otel_spans):
+    with django_otel.span("work"):
+        render("page.html")
+        render("quick.html")
+    page, row, work = (otel_spans.one(name) for name in ("render page.html", "render row.html", "work"))
+    assert page.attributes == {"django.template.name": "page.html"}
+    assert row.parent.span_id == page.context.span_id
+    assert page.parent.span_id == work.context.span_id
+    assert page.start_time <= row.start_time < row.end_time <= page.end_time
+    assert page.end_time - page.start_time >= 2 * NAP_S * 1e9
+    assert len(otel_spans) == 3
+
+
+def test_short_ones_have_spans_where_others_are_inside(otel_spans, settings, db):
+    settings.OTEL = {"TEMPLATES": {"MIN_S": 3600}}
+    with django_otel.span("work"):
+        render("query.html")
+        render("page.html")
+    found = {span.name: span for span in otel_spans}
+    assert set(found) == {"SELECT", "render inner.html", "render query.html", "work"}
+    assert found["SELECT"].parent.span_id == found["render inner.html"].context.span_id
+    assert found["render inner.html"].parent.span_id == found["render query.html"].context.span_id
+    assert found["render query.html"].parent.span_id == found["work"].context.span_id
+
+
+def test_what_fails_is_marked_and_goes_on(otel_spans, otel_metrics):
+    with pytest.raises(RuntimeError), django_otel.span("work"):
+        render("broken.html")
+    assert otel_spans.one("render broken.html").attributes["error.type"] == "RuntimeError"
+    assert otel_metrics.value(DURATION, {"django.template.name": "broken.html"}).count == 1
+    # Nothing of it is current any more.
+    with django_otel.span("next"):
+        pass
+    assert otel_spans.one("next").parent is None
+
+
+def test_outside_of_a_trace_it_is_counted_alone(otel_spans, otel_metrics):
+    render("page.html")
+    assert list(otel_spans) == []
+    assert otel_metrics.value(DURATION).count == 2
+
+
+def test_jinja2_counts_by_name(otel_spans, otel_metrics, settings, tmp_path):
+    (tmp_path / "row.html").write_text("{{ nap() }}")
+    (tmp_path / "base.html").write_text("{% block a %}{% endblock %}")
+    (tmp_path / "page.html").write_text("{% extends 'base.html' %}{% block a %}{% include 'row.html' %}{% endblock %}")
+    settings.TEMPLATES = [{"BACKEND": "django.template.backends.jinja2.Jinja2", "NAME": "jinja2", "DIRS": [tmp_path]}]
+    with django_otel.span("work"):
+        assert engines["jinja2"].get_template("page.html").render({"nap": nap}) == "x"
+    assert otel_metrics.value(DURATION, {"django.template.name": "page.html"}).count == 1
+    assert otel_spans.one("render page.html").attributes == {"django.template.name": "page.html"}
+
+
+@pytest.mark.parametrize("given", [False, {"MIN_S": 0.5}, True, {}])
+def test_it_is_switched_by_the_setting(otel_metrics, given):
+    with override_settings(OTEL={"TEMPLATES": given}):
+        render("quick.html")
+    assert otel_metrics.value(DURATION).count == (0 if given is False else 1)
+
+
+def test_off_it_leaves_django_alone():
+    with override_settings(OTEL={"REQUEST": {"TIME_BUDGET": False}}):
+        assert "django_otel" not in BaseTemplate.render.__code__.co_filename
+    assert "django_otel" in BaseTemplate.render.__code__.co_filename
