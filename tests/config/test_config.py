@@ -137,14 +137,6 @@ def test_a_secret_is_never_shown():
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["NO_SUCH_LAYER"],
-)
-def test_a_key_whose_feature_is_not_built_is_unknown(key):
-    assert problems_of({key: {}})[0].id == "django_otel.E001"
-
-
-@pytest.mark.parametrize(
     ("section", "key"),
     [("METRICS", "NAMES")],
 )  # fmt: skip
