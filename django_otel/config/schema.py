@@ -365,6 +365,12 @@ class Database:
 @record
 class Cache:
     metrics: bool = key(True, boolean, "django.cache.operations and their duration, for every cache; never a key.")
+    spans: bool = key(False, boolean, "A span per cache operation of a recorded request; never a key.")
+    key_group: Any = key(
+        None,
+        optional(callable_or_path),
+        "Dotted path to f(key) -> str or None: the group of a key, on metrics and spans; at most 100 different ones.",
+    )
 
 
 @record

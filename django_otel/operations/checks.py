@@ -152,6 +152,7 @@ def _iterate_paths(config: Config) -> Iterator[tuple[str, str]]:
     for place, value in (
         ('OTEL["REQUEST"]["ENRICH"]', config.request.enrich),
         ('OTEL["SCRUB"]["CALLBACK"]', config.scrub.callback),
+        ('OTEL["CACHE"]["KEY_GROUP"]', config.cache.key_group),
         ('OTEL["METRICS_VIEW"]["ALLOW"]', config.metrics_view.allow),
     ):
         if isinstance(value, str) and "." in value:

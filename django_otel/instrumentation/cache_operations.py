@@ -1,0 +1,228 @@
+"""One operation of a cache while it is under way: its outcome, duration, span, and its part of the time budget.
+
+`cache` decides what is an operation. Keys are read for `CACHE.KEY_GROUP` alone, whose answer is what is exported: at
+most 100 different groups, all others are `_other`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from time import perf_counter
+
+from opentelemetry.trace import Span, Status, StatusCode
+
+from django_otel import runtime
+from django_otel.base import guard
+from django_otel.base.sdk_compat import attach, detach, get_current, with_span
+from django_otel.instrumentation.driver_calls import is_recorded, is_suppressed
+from django_otel.metrics.series import HistogramSeries, Series
+from django_otel.requests import layers, record
+from django_otel.tracing.exceptions import type_name
+
+#: Outcome, number of keys, and their group where there are groups.
+Outcome = tuple[str, int, str | None]
+KeyGroup = Callable[[object], object]
+
+OTHER_GROUP = "_other"
+_MAX_GROUPS = 100
+_PLACE = "measuring a cache operation"
+#: Set while an operation runs: what a backend makes of others counts once. Not a thread's own variable: greenlets
+#: share a thread.
+is_inside: ContextVar[bool] = ContextVar("django_otel_in_cache", default=False)
+#: Set by a backend that swallows an error of its server, for the operation in progress.
+swallowed: ContextVar[list[bool] | None] = ContextVar("django_otel_cache_swallowed", default=None)
+
+
+class State:
+    """What changes with the settings, and the series that were looked up."""
+
+    def __init__(self) -> None:
+        #: Whether operations are counted.
+        self.counts = False
+        #: Whether their time is part of a request's time budget.
+        self.times_requests = False
+        self.makes_spans = False
+        self.makes_roots = False
+        self.key_group: KeyGroup | None = None
+        self.groups: set[str] = set()
+        #: By alias, operation, outcome and group; and by alias, operation and group.
+        self.operations: dict[tuple[str, str, str, str | None], Series] = {}
+        self.durations: dict[tuple[str, str, str | None], HistogramSeries] = {}
+
+    def forget(self) -> None:
+        """Look everything up again."""
+        self.groups = set()
+        self.operations = {}
+        self.durations = {}
+
+
+state = State()
+
+
+def group_of(key: object) -> str | None:
+    """Return the group of a key by `CACHE.KEY_GROUP`; None without one."""
+    find = state.key_group
+    if find is None:
+        return None
+    try:
+        found = find(key)
+    except Exception as error:
+        guard.report("CACHE.KEY_GROUP", error)
+        return None
+    if not isinstance(found, str) or not found:
+        return None
+    groups = state.groups
+    if found not in groups:
+        if len(groups) >= _MAX_GROUPS:
+            return OTHER_GROUP
+        groups.add(found)
+    return found
+
+
+def group_of_all(keys: Iterable[object]) -> str | None:
+    """Return the group that all `keys` are of; None where they are of several."""
+    if state.key_group is None:
+        return None
+    found = {group_of(key) for key in keys}
+    return found.pop() if len(found) == 1 else None
+
+
+class CacheSpan:
+    """The span of an operation, where there is one: current from its start to `end`."""
+
+    __slots__ = ("_context", "_operation", "_span", "_token")
+
+    def __init__(self, alias: str, operation: str, group: str | None) -> None:
+        self._operation = operation
+        self._span: Span | None = None
+        if state.makes_spans:
+            self._start(alias, group)
+
+    @guard.guarded(_PLACE, None)
+    def _start(self, alias: str, group: str | None) -> None:
+        outer = get_current()
+        if is_suppressed(outer) or not (is_recorded(outer) or (state.makes_roots and record.current() is None)):
+            return
+        attributes = {"django.cache.alias": alias, "django.cache.operation": self._operation}
+        if group is not None:
+            attributes["django.cache.key.group"] = group
+        span = runtime.tracer().start_span(f"cache {self._operation}", outer, attributes=attributes)
+        self._context = with_span(outer, span)
+        self._token = attach(self._context)
+        self._span = span
+
+    @guard.guarded(_PLACE, None)
+    def end(self, outcomes: Sequence[Outcome], error: BaseException | None) -> None:
+        """End the span, with what has come of the operation."""
+        span = self._span
+        if span is None:
+            return
+        if get_current() is self._context:
+            detach(self._token)
+        if self._operation == "get_many":
+            for outcome, name in (("hit", "django.cache.hits"), ("miss", "django.cache.misses")):
+                span.set_attribute(name, sum(number for found, number, _ in outcomes if found == outcome))
+        elif outcomes:
+            span.set_attribute("django.cache.outcome", outcomes[0][0])
+        if error is not None:
+            name = type_name(error)
+            span.set_attribute("error.type", name)
+            if isinstance(error, Exception):
+                span.set_status(Status(StatusCode.ERROR, name))
+        span.end()
+
+
+class CacheOperation:
+    """One operation, from its making to `succeed` or `fail`."""
+
+    __slots__ = (
+        "_alias",
+        "_group",
+        "_inside",
+        "_opened",
+        "_operation",
+        "_span",
+        "_started_s",
+        "_swallowed",
+        "_swallowed_token",
+    )
+
+    def __init__(self, alias: str, operation: str, group: str | None = None) -> None:
+        self._alias = alias
+        self._operation = operation
+        self._group = group
+        self._swallowed: list[bool] = []
+        self._inside = is_inside.set(True)
+        self._swallowed_token = swallowed.set(self._swallowed)
+        self._span = CacheSpan(alias, operation, group) if state.makes_spans else None
+        self._opened: layers.Layers | None = None
+        self._started_s = perf_counter()
+        if state.times_requests:
+            self._opened = layers.enter(record.current(), layers.CACHE, self._started_s)
+
+    def succeed(self, outcomes: Callable[[], Sequence[Outcome]]) -> None:
+        """End the operation; `outcomes()` is not asked where the backend has swallowed an error."""
+        took_s = self._stop()
+        found: Sequence[Outcome] = (("error", 1, self._group),)
+        if not self._swallowed:
+            try:
+                found = outcomes()
+            except Exception as error:
+                guard.report(_PLACE, error)
+                found = (("ok", 1, self._group),)
+        self._record(took_s, found, None)
+
+    def fail(self, error: BaseException) -> None:
+        """End the operation with what it has raised."""
+        took_s = self._stop()
+        # How Django says that there is no such key.
+        is_miss = isinstance(error, ValueError) and self._operation in _RAISING
+        self._record(took_s, (("miss" if is_miss else "error", 1, self._group),), None if is_miss else error)
+
+    def _stop(self) -> float:
+        took_s = layers.leave(self._opened, layers.CACHE) - self._started_s
+        try:
+            is_inside.reset(self._inside)
+            swallowed.reset(self._swallowed_token)
+        except ValueError:
+            # An abandoned coroutine, closed elsewhere: nothing of it is current there.
+            pass
+        return took_s
+
+    @guard.guarded(_PLACE, None)
+    def _record(self, took_s: float, outcomes: Sequence[Outcome], error: BaseException | None) -> None:
+        if self._span is not None:
+            self._span.end(outcomes, error)
+        if state.counts and not is_suppressed(get_current()):
+            count(self._alias, self._operation, took_s, outcomes, self._group)
+
+
+#: Operations that raise ValueError for a key that is not there.
+_RAISING = frozenset({"incr", "decr", "incr_version", "decr_version"})
+
+
+def count(alias: str, operation: str, took_s: float, outcomes: Sequence[Outcome], group: str | None) -> None:
+    """Count an operation by its outcomes and its duration."""
+    duration = state.durations.get((alias, operation, group))
+    if duration is None:
+        attributes = {"django.cache.alias": alias, "django.cache.operation": operation}
+        if group is not None:
+            attributes["django.cache.key.group"] = group
+        made = runtime.store.catalogued("django.cache.operation.duration").series(attributes)
+        assert isinstance(made, HistogramSeries)
+        duration = state.durations[alias, operation, group] = made
+    duration.observe(took_s)
+    for outcome, number, of_group in outcomes:
+        if not number:
+            continue
+        series = state.operations.get((alias, operation, outcome, of_group))
+        if series is None:
+            attributes = {
+                "django.cache.alias": alias, "django.cache.operation": operation, "django.cache.outcome": outcome,
+            }  # fmt: skip
+            if of_group is not None:
+                attributes["django.cache.key.group"] = of_group
+            series = runtime.store.catalogued("django.cache.operations").series(attributes)
+            state.operations[alias, operation, outcome, of_group] = series
+        series.add(float(number))
