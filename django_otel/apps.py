@@ -71,7 +71,7 @@ class DjangoOTelConfig(AppConfig):
         """Each part switches itself on and off with the settings."""
         from django_otel import asgi, business, logs, runtime
         from django_otel.base import guard
-        from django_otel.console import failures
+        from django_otel.console import failures, notify
         from django_otel.instrumentation import (
             auth,
             cache,
@@ -96,29 +96,12 @@ class DjangoOTelConfig(AppConfig):
         from django_otel.live_sampling import follower
 
         # Instrumentors first: the stable conventions are opted in before any of them loads.
-        for part in (
-            instrumentors,
-            logs,
-            database,
-            cache,
-            auth,
-            security,
-            email,
-            tasks,
-            business,
-            failures,
-            view_times,
-            templates,
-            outbound_times,
-            middleware_spans,
-            commands,
-            migrations,
-            connections,
-            transactions,
-            feature_flags,
-            copies,
-            sql_comments,
-        ):
+        parts = (
+            instrumentors, logs, database, cache, auth, security, email, tasks, business, failures, view_times,
+            templates, outbound_times, middleware_spans, notify, commands, migrations, connections, transactions,
+            feature_flags, copies, sql_comments,
+        )  # fmt: skip
+        for part in parts:
             runtime.on_config_change(part.install)
             # A format of LOGGING may name the trace's id, whatever the settings say.
             runtime.on_refusal(logs.stand_by if part is logs else part.uninstall)

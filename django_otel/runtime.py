@@ -89,12 +89,14 @@ class Runtime(Process):
             for pipeline in (self.traces, self.metrics, self.logs):
                 pipeline.stop()
             self.console = None
+            exceptions.recording.report = None
         for callback in self._refusal_callbacks:
             with guard.contained(f"switching off {getattr(callback, '__module__', 'a part')}"):
                 callback()
 
     def _start(self, config: Config) -> None:
         self.console = None
+        exceptions.recording.report = None
         self.config = config
         self.problems = []
         self.generation += 1
@@ -127,6 +129,7 @@ class Runtime(Process):
         self.console = self._build_console(config)
         if self.console is not None:
             span_processors = (*span_processors, self.console)
+            exceptions.recording.report = self.console.on_error
         self.traces.start(config, span_processors)
         self.metrics.start(config, metric_exporters)
         self.logs.start(config)
@@ -207,6 +210,7 @@ class Runtime(Process):
             # "python -m gunicorn" is called gunicorn/__main__.py.
             "program": command_name() or (program.parent.name if program.name == "__main__.py" else program.name),
             "ratio": self.sampler.ratio_now(),
+            "release": self.config.service_version or "",
             "exporters": list(self.config.traces.exporters),
         }
 

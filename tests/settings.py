@@ -71,6 +71,11 @@ if "TEST_CLOCK" in os.environ:
 
     _time, _offset = time.time, pathlib.Path(os.environ["TEST_CLOCK"])
     time.time = lambda: _time() + float(_offset.read_text() or 0)
+if "TEST_MAILS" in os.environ:
+    # Mails into a folder, without those that Django itself sends of each failed request.
+    EMAIL_BACKEND, EMAIL_FILE_PATH = "django.core.mail.backends.filebased.EmailBackend", os.environ["TEST_MAILS"]
+    ADMINS = [("Ada", "ada@example.com")]
+    LOGGING = {"version": 1, "loggers": {"django.request": {"handlers": [], "propagate": False}}}
 USE_TZ = True
 LANGUAGES = [("en", "English"), ("de", "German")]
 STATIC_URL = "/static/"

@@ -26,6 +26,7 @@ from django_otel.config.validators import (
     buckets,
     business,
     callable_or_path,
+    editor_url,
     endpoint,
     exporters,
     headers,
@@ -34,6 +35,7 @@ from django_otel.config.validators import (
     list_of,
     log_level,
     metric_attributes,
+    notify_target,
     number,
     off_or_list_of,
     one_of,
@@ -425,6 +427,17 @@ class Console:
 
 
 @record
+class Errors:
+    notify: tuple[str, ...] = key(
+        (),
+        list_of(notify_target, '"mail", https URLs or dotted paths'),
+        'Where new errors, and those that come back, are reported: "mail" (to ADMINS), an https URL (webhook), a dotted'
+        " path to a function that is called with a dict. Needs the console's store.",
+    )
+    quiet_s: float = key(3600.0, number(0), "Minimum time between two notifications of one error, in seconds.")
+
+
+@record
 class Config:
     """The whole configuration. `sources` and `warnings` say where it came from and what was ignored."""
 
@@ -480,6 +493,12 @@ class Config:
     metrics_view: MetricsView = section(MetricsView)
     health: Health = section(Health)
     console: Console = section(Console)
+    errors: Errors = section(Errors)
+    editor_url: str | None = key(
+        None,
+        optional(editor_url),
+        "Address that opens a file in your editor, with {file} and {line}; links of stack frames while DEBUG is on.",
+    )
     trace_url: str | None = key(None, optional(trace_url), "Where a trace can be looked at, with {trace_id}.")
 
     sources: Mapping[str, str] = field(default_factory=dict, metadata={"internal": True})

@@ -484,6 +484,32 @@ def trace_url(value: object) -> str:
     return value
 
 
+def editor_url(value: object) -> str:
+    expected = "an address with {file} and {line} in it"
+    if not isinstance(value, str) or "{file}" not in value or "{line}" not in value:
+        raise Misfit(expected, "For VS Code: 'vscode://file/{file}:{line}'.")
+    if _split(value, expected).scheme in ("", "javascript", "data", "vbscript"):
+        raise Misfit(expected, "It must begin with the scheme of an editor, such as vscode:// or pycharm://.")
+    return value
+
+
+def notify_target(value: object) -> str:
+    expected = '"mail", an https URL or a dotted path'
+    if value == "mail":
+        return "mail"
+    if not isinstance(value, str):
+        raise Misfit(expected)
+    if "://" not in value:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
+            raise Misfit(expected)
+        return value
+    parts = _split(value, expected)
+    is_local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")
+    if not value.isprintable() or " " in value or not parts.hostname or not (parts.scheme == "https" or is_local):
+        raise Misfit(expected, "A webhook's URL must begin with https:// (http:// for this machine alone).")
+    return value
+
+
 def log_level(value: object) -> str:
     levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     if not isinstance(value, str) or value.upper() not in levels:

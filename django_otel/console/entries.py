@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from django.apps.registry import Apps
 from django.contrib import admin
+from django.db import models
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
 from django.utils.translation import gettext_lazy
@@ -39,12 +42,11 @@ class ConsoleAdmin(_ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
         return False
 
-    def _page(self, route: str, view: str, name: str) -> URLPattern:
+    def _page(self, route: str, view: str, name: str, module: str = "pages") -> URLPattern:
         def page(request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
             # Late: most processes never show one of these pages, and the admin is loaded by all of them.
-            from django_otel.console import pages
-
-            response: HttpResponse = getattr(pages, view)(request, self, *args, **kwargs)
+            views = importlib.import_module(f"django_otel.console.{module}")
+            response: HttpResponse = getattr(views, view)(request, self, *args, **kwargs)
             return response
 
         model = self.model._meta.model_name
@@ -68,3 +70,26 @@ class DashboardAdmin(ConsoleAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         return [self._page("", "dashboard", "changelist")]
+
+
+class Errors(models.Model):
+    """The pages of errors: a name for the admin alone. Outside Django's registry, so that no migration knows it."""
+
+    class Meta:
+        app_label = "django_otel"
+        apps = Apps()
+        managed = False
+        default_permissions = ()
+        verbose_name = gettext_lazy("error")
+        verbose_name_plural = gettext_lazy("errors")
+
+
+@admin.register(Errors)
+class ErrorsAdmin(ConsoleAdmin):
+    page_title = gettext_lazy("Errors")
+
+    def get_urls(self) -> list[URLPattern]:
+        return [
+            self._page("", "errors", "changelist", module="errors"),
+            self._page("<str:issue_id>/", "error", "detail", module="errors"),
+        ]

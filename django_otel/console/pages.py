@@ -7,37 +7,29 @@ asked for alone (`?part=`), which is how the pages refresh themselves.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
 import re
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import NoReverseMatch, reverse
+from django.urls import reverse
 from django.utils.translation import gettext, ngettext_lazy
 
 from django_otel import runtime
-from django_otel.base import guard
-from django_otel.base.private_files import Unusable
-from django_otel.base.suppression import suppress_instrumentation
 from django_otel.console import dashboard as dashboard_parts
 from django_otel.console import span_details, stored_spans, text, waterfall
-from django_otel.console.access import PERMISSION, may_view
+from django_otel.console.filters import whole
+from django_otel.console.page import console_page, read_store, store_errors
 from django_otel.tracestore.processor import StoreProcessor
-from django_otel.tracestore.reader import NO_CHOICES, Choices, StoreReader, TraceFilter, TracePage, TraceRow, read
+from django_otel.tracestore.reader import NO_CHOICES, Choices, StoreReader, TraceFilter, TracePage, TraceRow
 
 if TYPE_CHECKING:
     from django_otel.console.entries import ConsoleAdmin
-
-_Found = TypeVar("_Found")
 
 PAGE_SIZE = 50
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
@@ -54,89 +46,6 @@ DURATIONS_MS = (5, 10, 50, 100, 250, 500, 1000, 5000)
 _SPANS = ngettext_lazy("%(count)s span", "%(count)s spans", "n")
 _QUERIES = ngettext_lazy("%(count)s query", "%(count)s queries", "n")
 _ERRORS = ngettext_lazy("%(count)s error", "%(count)s errors", "n")
-
-View = Callable[..., HttpResponse]
-
-
-class _StoreFailed(Exception):  # noqa: N818 (an answer, not a fault)
-    """The store cannot be read; the text says why."""
-
-
-def _page(view: View) -> View:
-    """Base of the pages; they are called through the admin site, which requires a sign-in."""
-
-    @functools.wraps(view)
-    def wrapper(request: HttpRequest, admin: ConsoleAdmin, *args: object, **kwargs: object) -> HttpResponse:
-        if not may_view(request):
-            raise PermissionDenied(f"The permission {PERMISSION} is needed.")
-        # The path is excluded from telemetry; this keeps what the page itself does out of it as well.
-        with suppress_instrumentation():
-            context = {
-                **admin.admin_site.each_context(request),
-                "opts": admin.model._meta,
-                "otel_pages": _addresses(admin.admin_site.name),
-            }
-            console = runtime.console()
-            if console is None:
-                context |= {"title": admin.page_title, "why": _why_off()}
-                return TemplateResponse(request, "django_otel/console/off.html", context).render()
-            try:
-                response = view(request, admin, context, console, *args, **kwargs)
-                # Within the suppression: templates load lazily what they show.
-                return response.render() if isinstance(response, TemplateResponse) else response
-            except _StoreFailed as failure:
-                context |= {"title": admin.page_title, "why": [str(failure)], "is_failure": True}
-                return TemplateResponse(request, "django_otel/console/off.html", context, status=503).render()
-
-    return wrapper
-
-
-def _addresses(site: str) -> dict[str, str]:
-    found = {}
-    for name in ("trace", "dashboard"):
-        try:
-            found[name] = reverse(f"{site}:django_otel_{name}_changelist")
-        except NoReverseMatch:
-            # A project's own admin site with only one of the pages.
-            found[name] = ""
-    return found
-
-
-def _why_off() -> list[str]:
-    """Why there is no console in this process, and what to do."""
-    current = runtime.current()
-    if current.problems:
-        return [gettext("settings.OTEL is not valid, so telemetry is off: run manage.py check.")]
-    if not current.config.enabled:
-        return [gettext('Telemetry is off: OTEL["ENABLED"] is False (or OTEL_SDK_DISABLED is set).')]
-    if runtime.is_testing():
-        return [gettext("In tests spans are kept in memory, not in the store.")]
-    if current.config.console.enabled is None:
-        return [
-            gettext("By default the console is on only with DEBUG, and DEBUG is off here."),
-            gettext('To have it in production as well, set OTEL["CONSOLE"] = {"ENABLED": True}.'),
-            gettext("Only staff with the permission “Can view traces and dashboard” can see it."),
-        ]
-    return [gettext('The console is off: OTEL["CONSOLE"]["ENABLED"] is False.')]
-
-
-def _read(console: StoreProcessor, use: Callable[[StoreReader], _Found]) -> _Found:
-    """Return the result of `use(store)`. Errors: `_StoreFailed` with a sentence for the page."""
-    with _store_errors(), read(console.store()) as reader:
-        return use(reader)
-
-
-@contextlib.contextmanager
-def _store_errors() -> Iterator[None]:
-    """Turn the store's errors into `_StoreFailed`."""
-    try:
-        yield
-    except Unusable as error:
-        raise _StoreFailed(gettext("The trace store cannot be used: %(reason)s") % {"reason": error}) from error
-    except (sqlite3.Error, OSError) as error:
-        guard.report("using the trace store", error)
-        message = gettext("The trace store cannot be used now (%(reason)s); try again.")
-        raise _StoreFailed(message % {"reason": type(error).__name__}) from error
 
 
 # --- The list of traces. ---
@@ -191,22 +100,14 @@ def _parse_ms(given: str) -> float | None:
     return ms / 1000 if ms <= _MAX_MS else None
 
 
-def _whole(given: Any, lowest: int, highest: int) -> int:
-    """A number of an address within bounds; what is none is the lowest."""
-    try:
-        return min(highest, max(lowest, int(given)))
-    except (TypeError, ValueError):
-        return lowest
-
-
-@_page
+@console_page
 def traces(
     request: HttpRequest, admin: ConsoleAdmin, context: dict[str, object], console: StoreProcessor
 ) -> HttpResponse:
     """The list: newest first, filtered, in pages."""
     asked = _parse_filter(request.GET)
     wanted, values = asked.wanted, asked.values
-    number = _whole(request.GET.get("page"), 1, 1_000_000)
+    number = whole(request.GET.get("page"), 1, 1_000_000)
 
     is_part = request.GET.get("part") == "results"
 
@@ -216,7 +117,7 @@ def traces(
         page = reader.list_traces(wanted, offset=(number - 1) * PAGE_SIZE, limit=limit)
         return page, NO_CHOICES if is_part else reader.choices()
 
-    page, choices = _read(console, use)
+    page, choices = read_store(console, use)
     pages = max(1, math.ceil(page.total / PAGE_SIZE))
 
     def address(to: int) -> str:
@@ -317,13 +218,13 @@ def level_of(row: TraceRow) -> str:
 # --- One trace. ---
 
 
-@_page
+@console_page
 def trace(
     request: HttpRequest, admin: ConsoleAdmin, context: dict[str, object], console: StoreProcessor, trace_id: str
 ) -> HttpResponse:
     """The waterfall of a trace, one of its spans opened when `?span=` names it."""
     trace_id = trace_id.lower()
-    found = _read(console, lambda reader: reader.trace(trace_id)) if _TRACE_ID.fullmatch(trace_id) else None
+    found = read_store(console, lambda reader: reader.trace(trace_id)) if _TRACE_ID.fullmatch(trace_id) else None
     if found is None or not (found.spans or found.logs):
         context |= {"title": gettext("Trace not found"), "trace_id": trace_id[:64]}
         elsewhere = span_details.trace_address(runtime.current().config.trace_url, trace_id)
@@ -349,8 +250,8 @@ def trace(
     row = found.row
     shown = waterfall.build(
         found,
-        page=_whole(request.GET.get("rows"), 0, 1_000_000),
-        log_page=_whole(request.GET.get("logs"), 1, 1_000_000),
+        page=whole(request.GET.get("rows"), 0, 1_000_000),
+        log_page=whole(request.GET.get("logs"), 1, 1_000_000),
         span_id=span_id,
     )
     advice = stored_spans.advice_of(found.spans)
@@ -379,7 +280,7 @@ def trace(
 
 def _pin(request: HttpRequest, console: StoreProcessor, trace_id: str) -> bool:
     """Pin the trace, or no longer; whether there was room. The store is bounded, and so are its pinned traces."""
-    with _store_errors():
+    with store_errors():
         return console.store().pin(trace_id, is_pinned=request.POST.get("pin") == "1")
 
 
@@ -405,18 +306,18 @@ def _stored_links(console: StoreProcessor, opened: span_details.Details, site: s
             for link in opened.links
         ]
 
-    return _read(console, use) if opened.links else []
+    return read_store(console, use) if opened.links else []
 
 
 # --- The dashboard. ---
 
 
-@_page
+@console_page
 def dashboard(
     request: HttpRequest, admin: ConsoleAdmin, context: dict[str, object], console: StoreProcessor
 ) -> HttpResponse:
     """Figures of the last minutes, of all routes or of one."""
-    minutes = _whole(request.GET.get("minutes"), 0, 10_000)
+    minutes = whole(request.GET.get("minutes"), 0, 10_000)
     if minutes not in dashboard_parts.PERIODS:
         minutes = dashboard_parts.DEFAULT_PERIOD
     route = str(request.GET.get("route", ""))[:500]
@@ -433,7 +334,7 @@ def dashboard(
             recent = [*failed, *(row for row in newest if row.seq not in known)][:10]
         return dashboard_parts.load(reader, console, wanted), recent
 
-    loaded, recent = _read(console, use)
+    loaded, recent = read_store(console, use)
     place = {name: value for name, value in (("route", route), ("service", service)) if value}
     values = {"minutes": str(minutes), **place}
     context |= {

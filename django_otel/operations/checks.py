@@ -149,6 +149,9 @@ def _iterate_paths(config: Config) -> Iterator[tuple[str, str]]:
         for name in getattr(config.health, key.lower()):
             if "." in name and ":" not in name:
                 yield f'OTEL["HEALTH"]["{key}"]', name
+    for target in config.errors.notify:
+        if "." in target and "://" not in target:
+            yield 'OTEL["ERRORS"]["NOTIFY"]', target
     for place, value in (
         ('OTEL["REQUEST"]["ENRICH"]', config.request.enrich),
         ('OTEL["SCRUB"]["CALLBACK"]', config.scrub.callback),

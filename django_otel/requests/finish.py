@@ -20,7 +20,7 @@ from django_otel.requests.protocols import MatchLike, RequestLike, ResponseLike
 from django_otel.requests.record import RareState, RequestRecord
 from django_otel.requests.series import Attributes, Labels, RequestMetrics, RouteSeries
 from django_otel.requests.view_names import name_view
-from django_otel.tracing.exceptions import record_exception, type_name
+from django_otel.tracing.exceptions import record_exception, recording, type_name
 from django_otel.tracing.spans import SPANS_DROPPED, DroppedSpan, RecordedSpan
 
 
@@ -91,7 +91,7 @@ class RequestFinisher:
             if record.content_length:
                 _measure_body(series, record.content_length)
             if exception is not None:
-                self._metrics.count_exception(exception, series)
+                self._count_exception(exception, series, span, is_failure=bool(error_type))
             if record.repeats is not None and record.repeats.found:
                 record.repeats.finish(span, series.label)
             if span is not None and type(span) is not DroppedSpan:
@@ -132,6 +132,13 @@ class RequestFinisher:
         return self._metrics.find_labelled(
             record.request_class, route or series.route, route or series.label, series.status, error_type, extra
         )
+
+    def _count_exception(
+        self, exception: BaseException, series: RouteSeries, span: trace.Span | None, *, is_failure: bool
+    ) -> None:
+        self._metrics.count_exception(exception, series)
+        if is_failure and recording.report is not None:
+            recording.report(exception, series.label, span)
 
     def _finish_span(self, record: RequestRecord, span: trace.Span, ended_s: float, end: _End) -> None:
         if self._exemplars:

@@ -8,7 +8,6 @@ readable by this user alone.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import sqlite3
@@ -21,11 +20,10 @@ from pathlib import Path
 from django_otel.base import forks, guard
 from django_otel.base.private_files import Unusable, create_folder, temporary_folder
 from django_otel.tracestore import records
+from django_otel.tracestore.tables import SCHEMA, SCHEMA_VERSION
 
 #: "DjOt": identifies our file. Source: SQLite, "PRAGMA application_id".
 APPLICATION_ID = 0x446A4F74
-#: Grows with every change of the tables; each version has a file of its own, so that two may run side by side.
-SCHEMA_VERSION = 4
 FILE_NAME = f"traces-{SCHEMA_VERSION}.sqlite3"
 #: A path with one of these endings is the file, any other is a folder.
 FILE_ENDINGS = (".sqlite3", ".sqlite", ".db")
@@ -35,51 +33,6 @@ DAMAGED_SUFFIX = ".damaged"
 BUSY_TIMEOUT_S = 2.0
 PAGE_BYTES = 4096
 
-_SCHEMA = """
-CREATE TABLE trace (
-  seq INTEGER PRIMARY KEY AUTOINCREMENT,
-  trace_id TEXT NOT NULL UNIQUE,
-  start_ns INTEGER NOT NULL,
-  end_ns INTEGER NOT NULL,
-  duration_ns INTEGER NOT NULL,
-  root_rank INTEGER NOT NULL,
-  root_start_ns INTEGER NOT NULL,
-  name TEXT NOT NULL,
-  method TEXT NOT NULL,
-  route TEXT NOT NULL,
-  status INTEGER NOT NULL,
-  service TEXT NOT NULL,
-  services TEXT NOT NULL,
-  spans INTEGER NOT NULL,
-  queries INTEGER NOT NULL,
-  errors INTEGER NOT NULL,
-  logs INTEGER NOT NULL,
-  bytes INTEGER NOT NULL,
-  dropped INTEGER NOT NULL,
-  spans_dropped INTEGER NOT NULL,
-  is_pinned INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX trace_start ON trace (start_ns) WHERE spans > 0;
-CREATE INDEX trace_duration ON trace (duration_ns);
-CREATE INDEX trace_route ON trace (route);
-CREATE INDEX trace_status ON trace (status);
-CREATE INDEX trace_service ON trace (service);
-CREATE TABLE chunk (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, kind TEXT NOT NULL, data BLOB NOT NULL);
-CREATE INDEX chunk_seq ON chunk (seq);
-CREATE TABLE event (seq INTEGER NOT NULL, name TEXT NOT NULL, PRIMARY KEY (seq, name)) WITHOUT ROWID;
-CREATE INDEX event_name ON event (name);
-CREATE TABLE store (begun_s REAL NOT NULL);
-CREATE TABLE sample (
-  step_s INTEGER NOT NULL, at_s INTEGER NOT NULL, source TEXT NOT NULL, service TEXT NOT NULL, data BLOB NOT NULL,
-  routes BLOB NOT NULL, opening BLOB NOT NULL,
-  PRIMARY KEY (step_s, at_s, source)
-);
-CREATE TABLE baseline (source TEXT PRIMARY KEY, at_s REAL NOT NULL, data BLOB NOT NULL, running BLOB NOT NULL);
-CREATE TABLE process (
-  instance TEXT PRIMARY KEY, service TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL,
-  started_s REAL NOT NULL, seen_s REAL NOT NULL, data BLOB NOT NULL
-);
-"""
 
 _CORRUPT_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
@@ -277,33 +230,31 @@ class StoreFile:
         )
 
     def _make_file(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+        """Make the file, for this user alone, unless it is there. Errors: `Unusable` for anything but a file of ours.
+
+        One that is there is never opened here: closing it again would drop the locks that other threads of this
+        process hold on it through SQLite (POSIX), and another process could then delete the log they write to.
+        """
         try:
-            descriptor = os.open(self.path, flags, 0o600)
+            status = self.path.lstat()
         except FileNotFoundError:
-            # The folder was removed while in use.
-            _make_folder(self.path.parent)
-            descriptor = os.open(self.path, flags, 0o600)
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.EISDIR):
-                raise Unusable(f"{self.path} is a link or a folder; expected a file of this user's own.") from error
-            raise
-        try:
-            status = os.fstat(descriptor)
-            own = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
-            if not stat.S_ISREG(status.st_mode) or not own:
-                raise Unusable(f"{self.path} is not a file of this user's own.")
-            is_ours = status.st_size == 0 or _application_id(descriptor) == APPLICATION_ID
-            # Another application's database is left as it is: see _prepare.
-            if is_ours and stat.S_IMODE(status.st_mode) != 0o600 and hasattr(os, "fchmod"):
-                os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+            if not self.path.parent.is_dir():
+                # The folder was removed while in use.
+                _make_folder(self.path.parent)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, flags, 0o600))
+            status = self.path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Unusable(f"{self.path} is a link or a folder; expected a file of this user's own.")
+        if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+            raise Unusable(f"{self.path} is not a file of this user's own.")
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if (application_id, version) == (APPLICATION_ID, SCHEMA_VERSION):
+            self._make_private()
             return
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables:
@@ -324,12 +275,18 @@ class StoreFile:
         with transaction(connection):
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not tables:
-                for statement in (_SCHEMA + records.SCHEMA).split(";"):
+                for statement in (SCHEMA + records.SCHEMA).split(";"):
                     if statement.strip():
                         connection.execute(statement)
                 connection.execute("INSERT INTO store (begun_s) VALUES (?)", (time.time(),))
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._make_private()
+
+    def _make_private(self) -> None:
+        """Another application's database keeps its mode: this is called once the file is known to be ours."""
+        if stat.S_IMODE(self.path.stat().st_mode) != 0o600:
+            self.path.chmod(0o600)
 
     def set_aside(self) -> None:
         """Rename a damaged file; the next opening makes a new one. One damaged file is kept."""
@@ -352,11 +309,6 @@ def is_corrupt(error: sqlite3.Error) -> bool:
     """Whether an error says that the file itself is damaged, or is no database."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & 0xFF) in _CORRUPT_CODES
-
-
-def _application_id(descriptor: int) -> int:
-    """Source: SQLite, "Database File Format", the 4 bytes at offset 68."""
-    return int.from_bytes(os.pread(descriptor, 4, 68), "big")
 
 
 def used_bytes(connection: sqlite3.Connection) -> int:

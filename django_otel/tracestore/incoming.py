@@ -135,6 +135,8 @@ def _set_root(stored: StoredSpans, span: otlp.SpanRecord, rank: int) -> None:
     stored.route = str(attributes.get("http.route", ""))
     status = attributes.get("http.response.status_code")
     stored.status = status if isinstance(status, int) and not isinstance(status, bool) else 0
+    stored.release = span.get("release", "")
+    stored.user = str(attributes.get("user.id") or attributes.get("user.hash") or attributes.get("enduser.id") or "")
     stored.name = span["name"]
     if not stored.route and span["kind"] == "SERVER" and (path := attributes.get("url.path")):
         stored.name = f"{span['name']} {path}"[:_LONGEST_TITLE]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from django_otel.tracestore.issues import StoredErrors
+
 
 @dataclass(slots=True)
 class StatementSum:
@@ -44,6 +46,9 @@ class StoredSpans:
     route: str = ""
     status: int = 0
     service: str = ""
+    #: `service.version` of the service, and the user where requests record one.
+    release: str = ""
+    user: str = ""
     queries: int = 0
     errors: int = 0
     #: How many spans the process did not record, because the trace had too many.
@@ -112,4 +117,4 @@ class StoredProcess:
     facts: Mapping[str, object]
 
 
-Stored = StoredSpans | StoredLog | StoredSample | StoredProcess
+Stored = StoredSpans | StoredLog | StoredSample | StoredProcess | StoredErrors

@@ -46,6 +46,7 @@ class _Optional(TypedDict, total=False):
     description: str
     service: str
     instance: str
+    release: str
     scope: str
 
 
@@ -86,8 +87,13 @@ def _decode(data: bytes, own_scope: str) -> list[SpanRecord]:
                 groups.append(value)
         service = str(resource.get("service.name", ""))
         instance = str(resource.get("service.instance.id", ""))
+        release = str(resource.get("service.version", ""))
         for group in groups:
+            begin = len(spans)
             _decode_scope(group, service, instance, own_scope, spans)
+            if release:
+                for span in spans[begin:]:
+                    span["release"] = release
     return spans
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _QUERY_SYSTEMS_LEFT_OUT = ("redis", "valkey", "memcached")
 _ERROR = StatusCode.ERROR
 _LONGEST_TITLE = 200
+#: Who made a request, where `REQUEST.USER` or the project records it.
+_USER_KEYS = ("user.id", "user.hash", "enduser.id")
 
 
 class SpanPreparer:
@@ -50,7 +52,7 @@ class SpanPreparer:
         self._on_lost = on_lost
         self._encoder = build_encoder(clean)
         # By identity: hashing a Resource takes longer than encoding a span.
-        self._services: dict[int, tuple[Resource | None, str]] = {}
+        self._services: dict[int, tuple[Resource | None, str, str]] = {}
 
     def prepare(self, spans: Sequence[ReadableSpan]) -> list[StoredSpans]:
         """The spans by trace. Errors: none; see `on_lost`."""
@@ -134,11 +136,12 @@ class SpanPreparer:
         }
 
     def _add_service(self, resource: Resource | None) -> str:
-        name = str(resource.attributes.get("service.name", "")) if resource is not None else ""
+        attributes = resource.attributes if resource is not None else {}
+        name, release = str(attributes.get("service.name", "")), str(attributes.get("service.version", ""))
         if len(self._services) > 64:
             self._services.clear()
         # The object is kept, so that its identity stays its own.
-        self._services[id(resource)] = (resource, name)
+        self._services[id(resource)] = (resource, name, release)
         return name
 
     def _set_root(self, stored: StoredSpans, span: ReadableSpan, parts: SpanParts) -> None:
@@ -155,6 +158,11 @@ class SpanPreparer:
         stored.method = str(scrubber.value("http.request.method", values.get("http.request.method", "")))
         stored.route = str(scrubber.value("http.route", values.get("http.route", "")))
         stored.status = _whole(values.get("http.response.status_code"))
+        stored.release = self._services[id(resource)][2]
+        for key in _USER_KEYS:
+            if user := values.get(key):
+                stored.user = str(scrubber.value(key, user))
+                break
         path = values.get("url.path")
         if path and not stored.route and kind is SpanKind.SERVER:
             # A request without a route is listed by its path.

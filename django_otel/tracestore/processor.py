@@ -25,7 +25,9 @@ from django_otel.config.schema import Config
 from django_otel.export.batch import BatchWorker, WorkerOwner
 from django_otel.metrics.model import OWN_SCOPE, Family, HistogramValue, Point
 from django_otel.redaction.scrub import Scrubber
+from django_otel.tracestore.errors import ErrorCollector
 from django_otel.tracestore.file import BUSY_TIMEOUT_S, find_file
+from django_otel.tracestore.issues import StoredErrors
 from django_otel.tracestore.items import (
     RouteNumbers,
     SampleNumbers,
@@ -42,9 +44,10 @@ from django_otel.tracing.spans import RecordedSpan, is_discarded
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LogRecord
+    from opentelemetry.trace import Span
 
     #: What the queue holds beside spans: a log record with the name of its logger, numbers, a report.
-    _Taken = tuple[LogRecord, str] | StoredSample | StoredProcess
+    _Taken = tuple[LogRecord, str] | StoredSample | StoredProcess | type[ErrorCollector]
     _Item = ReadableSpan | _Taken
 
 #: The lowest `SeverityNumber` of a warning.
@@ -91,6 +94,10 @@ class StoreProcessor(WorkerOwner, Taker):
         self._facts = facts
         self._on_drop = on_drop
         self._store: TraceStore | None = None
+        #: Exceptions of this process until they are written; the class itself in the queue says that there are some.
+        self.errors = ErrorCollector(lambda: self.worker.put(ErrorCollector))
+        #: Called in the writing thread when a notice of an issue is due, and every ten seconds.
+        self.on_notices: Callable[[], None] | None = None
         #: Why the last batch could not be written; empty when it could.
         self.problem = ""
         self.worker: BatchWorker[_Item] = BatchWorker(
@@ -128,6 +135,14 @@ class StoreProcessor(WorkerOwner, Taker):
         if is_sampled or not record.trace_id or int(getattr(record.severity_number, "value", 0) or 0) >= _WARNING:
             self.worker.put((record, logger_name))
 
+    def on_error(self, error: BaseException, route: str, span: Span | None = None) -> None:
+        """Count an exception that ended a request or a task; `span` is the one it is recorded in, if there is one."""
+        context = span.get_span_context() if isinstance(span, ReadableSpan) and span.is_recording() else None
+        if context is not None and context.trace_flags & 1:
+            self.errors.add(error, route, context.trace_id, context.span_id)
+        else:
+            self.errors.add(error, route)
+
     # Out: in the worker's thread.
 
     def store(self) -> TraceStore:
@@ -139,6 +154,9 @@ class StoreProcessor(WorkerOwner, Taker):
         return self._store
 
     def _export(self, items: Sequence[_Item]) -> bool:
+        if ErrorCollector in items:
+            items = [item for item in items if item is not ErrorCollector]
+            self._write_errors()
         stored: list[Stored] = []
         spans: list[ReadableSpan] = []
         for item in items:
@@ -168,9 +186,38 @@ class StoreProcessor(WorkerOwner, Taker):
             self.problem = ""
         return True
 
+    def _write_errors(self) -> None:
+        """Write the pending exceptions in one transaction, or keep all of them."""
+        errors = self.errors.take()
+        if not errors:
+            return
+        wanted = self._config.errors
+        try:
+            self.store().write(
+                [
+                    StoredErrors(
+                        self.service(), self._config.service_version or "", self._started_s, errors, self._scrubber,
+                        tuple(wanted.notify), wanted.quiet_s,
+                    )
+                ],
+                self._on_drop,
+            )  # fmt: skip
+        except (Unusable, sqlite3.Error, OSError) as error:
+            # Once more with the next sample, or with the next exception.
+            self.errors.give_back(errors)
+            self.problem = f"{error}" if isinstance(error, Unusable) else f"{type(error).__name__}: {error}"
+        else:
+            self._notify()
+
+    def _notify(self) -> None:
+        if self.on_notices is not None and self._config.errors.notify:
+            with guard.contained("notifying of errors"):
+                self.on_notices()
+
     def _convert(self, item: _Taken) -> Stored:
         if isinstance(item, StoredSample | StoredProcess):
             return item
+        assert isinstance(item, tuple)
         record, logger_name = item
         return convert_log(record, logger_name, self._scrubber, self.service())
 
@@ -204,6 +251,9 @@ class StoreProcessor(WorkerOwner, Taker):
     def sample(self) -> bool:
         """Sample the numbers once, unless another process of the group has just done so; whether it was done here."""
         self._say_alive()
+        if self.errors.has_pending:
+            self.worker.put(ErrorCollector)
+        self._notify()
         group = self._group()
         # Between sharing and not, a sum over fewer processes would look like a new beginning.
         if group == "" or (group is not None and not self._is_due(self.source())):
@@ -261,6 +311,7 @@ class StoreProcessor(WorkerOwner, Taker):
     def after_fork(self) -> None:
         """In the child: queue and threads are the parent's."""
         self.worker.after_fork()
+        self.errors.reset()
         self._started_s = time.time()
         self._reset()
 

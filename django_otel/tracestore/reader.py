@@ -47,6 +47,8 @@ class TraceRow:
     dropped: int
     spans_dropped: int = 0
     is_pinned: bool = False
+    release: str = ""
+    user: str = ""
     events: tuple[str, ...] = ()
 
     @property
@@ -165,10 +167,10 @@ class Numbers:
 
 _COLUMNS = (
     "seq, trace_id, start_ns, end_ns, duration_ns, root_rank, name, method, route, status, service, services, spans, "
-    "queries, errors, logs, dropped, spans_dropped, is_pinned"
+    "queries, errors, logs, dropped, spans_dropped, is_pinned, release, user"
 )
 #: Their places among `_COLUMNS`; all others have whole numbers.
-_TEXT_COLUMNS = frozenset({1, 6, 7, 8, 10, 11})
+_TEXT_COLUMNS = frozenset({1, 6, 7, 8, 10, 11, 19, 20})
 #: What reading a damaged or foreign part raises.
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, zlib.error)
 
@@ -177,18 +179,13 @@ class StoreReader:
     """Reads through one connection, for the length of a page."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    @property
-    def connection(self) -> sqlite3.Connection:
-        """The connection, for the functions of `record_reader`."""
-        return self._connection
+        self.connection = connection
 
     # Traces.
 
     def list_traces(self, wanted: TraceFilter, *, offset: int = 0, limit: int = 50) -> TracePage:
         """The newest traces that fit, `limit` of them from `offset` on."""
-        execute = self._connection.execute
+        execute = self.connection.execute
         known = execute("SELECT 1 FROM trace WHERE route = ? LIMIT 1", (wanted.route,)) if wanted.route else None
         where, values = wanted.where(is_route=known is not None and known.fetchone() is not None)
         rows = execute(
@@ -205,7 +202,7 @@ class StoreReader:
     def _events(self, seqs: Sequence[int]) -> dict[int, tuple[str, ...]]:
         marks = ", ".join("?" * len(seqs))
         found: dict[int, tuple[str, ...]] = {}
-        for seq, name in self._connection.execute(
+        for seq, name in self.connection.execute(
             f"SELECT seq, name FROM event WHERE seq IN ({marks}) ORDER BY seq, name",  # noqa: S608
             seqs,
         ):
@@ -230,17 +227,17 @@ class StoreReader:
             f"SELECT value FROM found WHERE value IS NOT NULL LIMIT {MAX_CHOICES}"
         )
         kind = type(above)
-        return [value for (value,) in self._connection.execute(statement, (above,)) if isinstance(value, kind)]
+        return [value for (value,) in self.connection.execute(statement, (above,)) if isinstance(value, kind)]
 
     def trace(self, trace_id: str) -> Trace | None:
         """Return one trace with its spans and logs; None if it is not (or no longer) stored."""
-        row = self._connection.execute(f"SELECT {_COLUMNS} FROM trace WHERE trace_id = ?", (trace_id,)).fetchone()  # noqa: S608
+        row = self.connection.execute(f"SELECT {_COLUMNS} FROM trace WHERE trace_id = ?", (trace_id,)).fetchone()  # noqa: S608
         if row is None:
             return None
         spans: list[otlp.SpanRecord] = []
         logs: list[Mapping[str, Any]] = []
         damaged = 0
-        for kind, data in self._connection.execute("SELECT kind, data FROM chunk WHERE seq = ? ORDER BY id", (row[0],)):
+        for kind, data in self.connection.execute("SELECT kind, data FROM chunk WHERE seq = ? ORDER BY id", (row[0],)):
             try:
                 if kind == "spans":
                     spans += otlp.decode(zlib.decompress(data), OWN_SCOPE.name)
@@ -258,14 +255,14 @@ class StoreReader:
 
     def has_trace(self, trace_id: str) -> bool:
         """Whether a trace is here."""
-        row = self._connection.execute("SELECT 1 FROM trace WHERE trace_id = ? AND spans > 0", (trace_id,)).fetchone()
+        row = self.connection.execute("SELECT 1 FROM trace WHERE trace_id = ? AND spans > 0", (trace_id,)).fetchone()
         return row is not None
 
     # Numbers.
 
     def begun_s(self) -> float | None:
         """When the store began to count, in seconds since the Unix epoch."""
-        row = self._connection.execute("SELECT begun_s FROM store").fetchone()
+        row = self.connection.execute("SELECT begun_s FROM store").fetchone()
         return _number(row[0]) if row is not None else None
 
     def numbers(self, *, now_s: float, minutes: int, service: str = "", route: str | None = None) -> list[Numbers]:
@@ -277,7 +274,7 @@ class StoreReader:
         step_s, since_s = _step_of(now_s, minutes)
         column = "routes" if route is not None else "NULL"
         found: list[Numbers] = []
-        for at_s, data, routes in self._connection.execute(
+        for at_s, data, routes in self.connection.execute(
             f"SELECT at_s, data, {column} FROM sample "  # noqa: S608 (a column of ours)
             "WHERE step_s = ? AND at_s >= ? AND (? = '' OR service = ?) ORDER BY at_s",
             (step_s, since_s, service, service),
@@ -295,7 +292,7 @@ class StoreReader:
         """Return `numbers` of each route, added up over the time: {"routes": ..., "bounds": ...} per source."""
         step_s, since_s = _step_of(now_s, minutes)
         found: list[dict[str, Any]] = []
-        for running, opening in self._connection.execute(
+        for running, opening in self.connection.execute(
             "SELECT baseline.running, sample.opening FROM baseline JOIN sample ON sample.source = baseline.source "
             "WHERE sample.step_s = ? AND (? = '' OR sample.service = ?) AND sample.at_s = (SELECT min(first.at_s) "
             "FROM sample AS first WHERE first.step_s = ? AND first.at_s >= ? AND first.source = baseline.source)",
@@ -308,9 +305,7 @@ class StoreReader:
 
     def baseline(self, source: str) -> tuple[float, dict[str, Any], dict[str, Any]] | None:
         """When a source was last sampled, its cumulative numbers then, and what was ever counted of its routes."""
-        row = self._connection.execute(
-            "SELECT at_s, data, running FROM baseline WHERE source = ?", (source,)
-        ).fetchone()
+        row = self.connection.execute("SELECT at_s, data, running FROM baseline WHERE source = ?", (source,)).fetchone()
         if row is None:
             return None
         with contextlib.suppress(*_DAMAGED):
@@ -320,13 +315,13 @@ class StoreReader:
     def number_services(self) -> list[str]:
         """The services whose numbers are here."""
         return [
-            _text(name) for (name,) in self._connection.execute("SELECT DISTINCT service FROM sample ORDER BY service")
+            _text(name) for (name,) in self.connection.execute("SELECT DISTINCT service FROM sample ORDER BY service")
         ]
 
     def processes(self, *, seen_since_s: float) -> list[ProcessRow]:
         """Processes that have said since then that they live."""
         found = []
-        for row in self._connection.execute(
+        for row in self.connection.execute(
             "SELECT instance, service, host, pid, started_s, seen_s, data FROM process WHERE seen_s >= ? "
             "ORDER BY service, host, started_s, pid",
             (seen_since_s,),
@@ -356,7 +351,7 @@ def _build_row(row: Sequence[Any], events: tuple[str, ...]) -> TraceRow:
     others = (name for name in row[11].split("\n") if name and name != row[10])
     # That of the root first: it is the one that was asked.
     services = (*filter(None, [row[10]]), *others)
-    values: tuple[Any, ...] = (*row[:11], services, *row[12:18], bool(row[18]), events)
+    values: tuple[Any, ...] = (*row[:11], services, *row[12:18], bool(row[18]), *row[19:21], events)
     return TraceRow(*values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sqlite3
 import zlib
@@ -13,6 +14,7 @@ from django_otel.base.private_files import Unusable
 from django_otel.tracestore import records
 from django_otel.tracestore.bounds import Bounds
 from django_otel.tracestore.file import PAGE_BYTES, StoreFile, is_corrupt, transaction
+from django_otel.tracestore.issues import StoredErrors, note_release, write_errors
 from django_otel.tracestore.items import Stored, StoredLog, StoredProcess, StoredSample, StoredSpans
 from django_otel.tracestore.numbers import write_sample
 from django_otel.tracestore.packing import pack
@@ -49,6 +51,8 @@ class _Summary:
     bytes: int = 0
     dropped: int = 0
     spans_dropped: int = 0
+    release: str = ""
+    user: str = ""
 
     def add(self, part: StoredSpans) -> None:
         self._stretch(part.start_ns, part.end_ns)
@@ -63,6 +67,7 @@ class _Summary:
             self.root_rank, self.root_start_ns = part.rank, part.root_start_ns
             self.name, self.method, self.route = part.name, part.method, part.route
             self.status, self.service = part.status, part.service
+            self.release, self.user = part.release, part.user
             self.duration_ns = part.root_end_ns - part.root_start_ns
         if self.root_rank == 0:
             # No root yet: the duration is what is known of it.
@@ -87,13 +92,14 @@ class _Summary:
         return (
             self.start_ns, self.end_ns, self.duration_ns, self.root_rank, self.root_start_ns, self.name, self.method,
             self.route, self.status, self.service, self.services, self.spans, self.queries, self.errors, self.logs,
-            self.bytes, self.dropped, self.spans_dropped,
+            self.bytes, self.dropped, self.spans_dropped, self.release, self.user,
         )  # fmt: skip
 
 
 _COLUMNS = (
     "start_ns", "end_ns", "duration_ns", "root_rank", "root_start_ns", "name", "method", "route", "status", "service",
-    "services", "spans", "queries", "errors", "logs", "bytes", "dropped", "spans_dropped",
+    "services", "spans", "queries", "errors", "logs", "bytes", "dropped", "spans_dropped", "release",
+    "user",
 )  # fmt: skip
 _SELECT = f"SELECT seq, {', '.join(_COLUMNS)} FROM trace WHERE trace_id = ?"  # noqa: S608 (names of our own columns)
 _INSERT = (
@@ -175,6 +181,8 @@ class TraceStore(StoreFile):
                         traces.setdefault(item.trace_id, ([], []))[1].append(item)
                 elif isinstance(item, StoredSample):
                     write_sample(connection, item)
+                elif isinstance(item, StoredErrors):
+                    write_errors(connection, item, self.bounds.file_bytes)
                 else:
                     _write_process(connection, item)
             for trace_id, (spans, of_trace) in traces.items():
@@ -182,7 +190,9 @@ class TraceStore(StoreFile):
             records.write_logs(connection, logs, self.bounds.file_bytes)
             if traces:
                 self.bounds.keep(connection)
-        self.bounds.shrink(connection)
+        # What was written is in the file; a later batch shrinks it where that is not possible now.
+        with contextlib.suppress(sqlite3.OperationalError):
+            self.bounds.shrink(connection)
         if dropped:
             on_drop(dropped, "trace_too_large")
 
@@ -274,3 +284,5 @@ def _write_process(connection: sqlite3.Connection, process: StoredProcess) -> No
         ),
     )  # fmt: skip
     connection.execute("DELETE FROM process WHERE seen_s < ?", (process.seen_s - PROCESS_FORGOTTEN_S,))
+    if release := str(process.facts.get("release", "")):
+        note_release(connection, process.service, release, process.started_s)

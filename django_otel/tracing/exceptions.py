@@ -93,6 +93,8 @@ class Recording:
     def __init__(self) -> None:
         self._signal = "events"
         self._emit: Callable[[object, dict[str, object]], bool] | None = None
+        #: Called with each exception that ends a request or a task, its route, and its span if there is one.
+        self.report: Callable[[BaseException, str, trace.Span | None], None] | None = None
 
     def choose(self, signal: str, emit: Callable[[Any, dict[str, object]], bool]) -> None:
         """Record by `signal` ("events", "logs", "logs/dup"); `emit(span, attributes)` returns whether it could."""

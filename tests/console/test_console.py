@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
@@ -29,53 +29,10 @@ from django_otel.tracestore.numbers import merge
 from django_otel.tracestore.processor import numbers_of
 from django_otel.tracestore.reader import Trace, TraceRow, read
 from tests.pages import parse_text
-from tests.tracestore.test_store import Counted, processor, provider_with
+from tests.tracestore.test_store import provider_with
 
 LIST, DASHBOARD = "/admin/django_otel/trace/", "/admin/django_otel/dashboard/"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7|add:7 }}{% debug %}&lt;\u202e\x00"
-
-
-@pytest.fixture
-def console(tmp_path, monkeypatch):
-    """A store that this process reads and writes, as in a server."""
-    part = processor(tmp_path / "store", Counted())
-    monkeypatch.setattr(runtime.current(), "console", part)
-    yield part
-    part.shutdown()
-    part.finish_shutdown(5)
-
-
-@pytest.fixture
-def viewer(db):
-    """Staff with the permission, and nothing else."""
-    user = User.objects.create_user("viewer", password="x", is_staff=True)
-    user.user_permissions.add(Permission.objects.get(codename="view_console"))
-    return user
-
-
-@pytest.fixture
-def page(viewer):
-    client = Client()
-    client.force_login(viewer)
-
-    def get(path, **data):
-        return client.get(path, data)
-
-    get.client = client
-    return get
-
-
-@pytest.fixture
-def configure(console, settings):
-    """Puts other settings in force; a restart would end the store that the test uses."""
-
-    def put(**otel):
-        runtime.current().console = None
-        settings.OTEL = {"SERVICE_NAME": "tests", **otel}
-        runtime.current().console = console
-
-    yield put
-    runtime.current().console = None
 
 
 def record(console, build):

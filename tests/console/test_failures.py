@@ -16,7 +16,6 @@ from django.views.debug import ExceptionReporter
 
 from django_otel import runtime, views
 from django_otel.console import failures
-from tests.console.test_console import console  # noqa: F401 (a fixture)
 
 TRACE_URL = "http://jaeger.example/trace/{trace_id}"
 

@@ -988,3 +988,24 @@ def test_with_debug_traces_are_kept_without_any_setting(tmp_path):
         store = TraceStore(found[0], max_traces=500, max_bytes=64 << 20)
         wait_until(lambda: len(ids(store)) == 2, 15, "both traces")
     assert "django_otel: the trace store" not in (tmp_path / "log").read_text()
+
+
+def test_opening_the_store_drops_no_lock_of_another_thread(tmp_path):
+    """Closing any descriptor of a file drops every POSIX lock that the process has on it, SQLite's among them."""
+    store = TraceStore(tmp_path / "store.sqlite3", max_traces=10, max_bytes=1 << 22)
+    look = (
+        "import sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)\n"
+        "connection.execute('PRAGMA locking_mode = EXCLUSIVE')\n"
+        "try:\n    connection.execute('BEGIN EXCLUSIVE')\n"
+        "except sqlite3.OperationalError as error:\n    print(error)\nelse:\n    print('taken')"
+    )
+    with store.connection() as first:
+        first.execute("BEGIN")
+        first.execute("SELECT count(*) FROM trace").fetchone()
+        with store.connection() as second:
+            second.execute("SELECT count(*) FROM trace").fetchone()
+        done = subprocess.run(
+            [sys.executable, "-c", look, str(store.path)], capture_output=True, text=True, timeout=60, check=True
+        )
+    assert "locked" in done.stdout
