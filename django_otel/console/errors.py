@@ -98,6 +98,7 @@ def errors(
         ],
         "columns": _columns(sort, address),
         "values": values,
+        "time_example": "24h",
         "problems": problems,
         "state": state,
         "is_filtered": any(values[name] for name in _FILTERS if name not in ("sort", "state")),

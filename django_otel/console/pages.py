@@ -18,15 +18,16 @@ from urllib.parse import urlencode
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
-from django.utils.translation import gettext, ngettext_lazy
+from django.utils.translation import gettext, ngettext_lazy, pgettext
 
 from django_otel import runtime
 from django_otel.console import dashboard as dashboard_parts
 from django_otel.console import span_details, stored_spans, text, waterfall
-from django_otel.console.filters import whole
+from django_otel.console.filters import parse_time, whole
 from django_otel.console.page import console_page, read_store, store_errors
 from django_otel.tracestore.processor import StoreProcessor
-from django_otel.tracestore.reader import NO_CHOICES, Choices, StoreReader, TraceFilter, TracePage, TraceRow
+from django_otel.tracestore.reader import NO_CHOICES, SORTS, Choices, StoreReader, TraceFilter, TracePage, TraceRow
+from django_otel.tracestore.search import BadQuery, Condition, parse_query
 
 if TYPE_CHECKING:
     from django_otel.console.entries import ConsoleAdmin
@@ -37,7 +38,9 @@ _TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _SOME_ID = "0123456789abcdef" * 2
 _SPAN_ID = re.compile(r"[0-9a-f]{16}")
 _STATUS = re.compile(r"[1-5]xx|[1-5][0-9][0-9]")
-_FILTER_NAMES = ("route", "status", "min_ms", "error", "event", "trace", "service")
+_FILTER_NAMES = (
+    "q", "route", "status", "min_ms", "error", "event", "trace", "service", "release", "user", "since", "until", "sort",
+)  # fmt: skip
 #: Longer durations are no filter (ten days).
 _MAX_MS = 864_000_000
 #: What is offered as a minimum, in milliseconds.
@@ -77,6 +80,23 @@ def _parse_filter(query: Mapping[str, object]) -> _Asked:
     trace_id = given["trace"].lower()
     if not re.fullmatch("[0-9a-f]{0,32}", trace_id):
         problems["trace"] = gettext("Expected a part of a trace id: at most 32 digits 0 to 9 and letters a to f.")
+    now_s = time.time()
+    times: dict[str, int | None] = {}
+    for name in ("since", "until"):
+        at_s, problem = parse_time(given[name], now_s)
+        times[name] = None if at_s is None else int(at_s * 1e9)
+        if problem:
+            problems[name] = problem
+    conditions: tuple[Condition, ...] = ()
+    try:
+        conditions = tuple(parse_query(given["q"]))
+    except BadQuery as error:
+        problems["q"] = gettext(
+            "“%(piece)s” cannot be read. Expected words, and conditions such as http.route=/orders/, "
+            "business.total>100 or db.query.text~orders."
+        ) % {"piece": error.args[0]}
+    if given["sort"].removeprefix("-") not in SORTS:
+        given["sort"] = ""
     has_error = given["error"] not in ("", "0")
     given["error"] = "1" if has_error else ""
     wanted = TraceFilter(
@@ -87,6 +107,12 @@ def _parse_filter(query: Mapping[str, object]) -> _Asked:
         event=given["event"],
         trace_id="" if "trace" in problems else trace_id,
         service=given["service"],
+        release=given["release"],
+        user=given["user"],
+        since_ns=times["since"],
+        until_ns=times["until"],
+        conditions=conditions,
+        sort=given["sort"] or "-time",
     )
     return _Asked(wanted, {name: value for name, value in given.items() if value}, problems)
 
@@ -129,7 +155,12 @@ def traces(
         "total": text.count(page.total),
         "stored": text.count(page.stored),
         "has_any": page.stored > 0,
-        "is_filtered": bool(values),
+        "is_filtered": any(name != "sort" for name in values),
+        "is_partial": page.is_partial,
+        "search_example": "business.total>100 db.query.text~orders",
+        "time_example": "15m",
+        "releases": _with_chosen(values.get("release", ""), choices.releases),
+        "columns": _columns(wanted.sort, values),
         "values": values,
         "problems": asked.problems,
         "choices": choices,
@@ -155,6 +186,22 @@ def traces(
     }  # fmt: skip
     template = "traces_results" if is_part else "traces"
     return TemplateResponse(request, f"django_otel/console/{template}.html", context)
+
+
+def _columns(sort: str, values: Mapping[str, str]) -> list[dict[str, str]]:
+    """The heads of the list's columns, each with the address that sorts by it."""
+    names = (
+        ("time", gettext("Time")), ("name", gettext("Request")), ("status", gettext("Status")),
+        ("duration", pgettext("telemetry", "Duration")), ("spans", gettext("Spans")), ("service", gettext("Service")),
+    )  # fmt: skip
+    return [
+        {
+            "name": name,
+            "address": "?" + urlencode({**values, "sort": key if sort == f"-{key}" else f"-{key}"}),
+            "order": "descending" if sort == f"-{key}" else "ascending" if sort == key else "",
+        }
+        for key, name in names
+    ]
 
 
 def _with_chosen(chosen: str, choices: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from django_otel.metrics.model import OWN_SCOPE
 from django_otel.tracestore import otlp
 from django_otel.tracestore.numbers import STEPS_S, rise_of_routes
 from django_otel.tracestore.packing import unpack, unpack_route, unpack_routes
+from django_otel.tracestore.search import BUDGET_S, Condition, matching, split_conditions
 from django_otel.tracestore.writer import TraceStore
 
 _Value = TypeVar("_Value", str, int)
@@ -61,6 +63,13 @@ class TraceRow:
         return self.root_rank == 0
 
 
+#: What lists are sorted by.
+SORTS = {
+    "time": "start_ns", "duration": "duration_ns", "status": "status", "spans": "spans", "queries": "queries",
+    "errors": "errors", "name": "name", "service": "service", "release": "release", "user": "user",
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class TraceFilter:
     """A filter of traces. `status` is a code or a class ("404", "5xx"); empty texts and None mean any."""
@@ -72,10 +81,42 @@ class TraceFilter:
     event: str = ""
     trace_id: str = ""
     service: str = ""
+    release: str = ""
+    user: str = ""
+    #: Began in between: nanoseconds since the Unix epoch.
+    since_ns: int | None = None
+    until_ns: int | None = None
+    #: Further conditions, of the search.
+    conditions: tuple[Condition, ...] = ()
+    #: One of `SORTS`, with "-" before it for the largest first.
+    sort: str = "-time"
 
-    def where(self, *, is_route: bool) -> tuple[str, list[str | int]]:
+    @property
+    def order(self) -> str:
+        """The order in SQL."""
+        column = SORTS.get(self.sort.removeprefix("-"), "start_ns")
+        direction = "DESC" if self.sort.startswith("-") else "ASC"
+        return f"{column} {direction}" + ("" if column == "start_ns" else ", start_ns DESC")
+
+    def _add_search(self, conditions: list[str], values: list[object]) -> None:
+        for name, wanted in (("release", self.release), ("user", self.user)):
+            if wanted:
+                conditions.append(f"{name} = ?")
+                values.append(wanted)
+        if self.since_ns is not None:
+            conditions.append("start_ns >= ?")
+            values.append(max(-_MOST_NS, min(_MOST_NS, self.since_ns)))
+        if self.until_ns is not None:
+            conditions.append("start_ns <= ?")
+            values.append(max(-_MOST_NS, min(_MOST_NS, self.until_ns)))
+        for condition, parameters in split_conditions(self.conditions)[0]:
+            conditions.append(condition)
+            values += parameters
+
+    def where(self, *, is_route: bool) -> tuple[str, list[object]]:
         """The condition in SQL and its parameters. `is_route`: there is this very route, so it alone is meant."""
-        conditions, values = ["spans > 0"], list[str | int]()
+        conditions, values = ["spans > 0"], list[object]()
+        self._add_search(conditions, values)
         if self.status:
             if self.status.endswith("xx"):
                 conditions.append("status >= ? AND status < ?")
@@ -117,6 +158,8 @@ class TracePage:
     rows: Sequence[TraceRow]
     total: int
     stored: int
+    #: Whether there may be more than `total`: spans were searched, and not all of them yet.
+    is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +170,7 @@ class Choices:
     statuses: Sequence[int]
     events: Sequence[str]
     services: Sequence[str]
+    releases: Sequence[str] = ()
 
 
 NO_CHOICES = Choices((), (), (), ())
@@ -188,16 +232,71 @@ class StoreReader:
         execute = self.connection.execute
         known = execute("SELECT 1 FROM trace WHERE route = ? LIMIT 1", (wanted.route,)) if wanted.route else None
         where, values = wanted.where(is_route=known is not None and known.fetchone() is not None)
+        (stored,) = execute("SELECT count(*) FROM trace WHERE spans > 0").fetchone()
+        if split_conditions(wanted.conditions)[1]:
+            return self._search(wanted, where, values, stored, (offset, limit))
         rows = execute(
-            f"SELECT {_COLUMNS} FROM trace WHERE {where} ORDER BY start_ns DESC LIMIT ? OFFSET ?",  # noqa: S608
+            f"SELECT {_COLUMNS} FROM trace WHERE {where} ORDER BY {wanted.order} LIMIT ? OFFSET ?",  # noqa: S608
             (*values, limit, offset),
         ).fetchall()
-        (stored,) = execute("SELECT count(*) FROM trace WHERE spans > 0").fetchone()
         total = stored
         if values or wanted.has_error:
             (total,) = execute(f"SELECT count(*) FROM trace WHERE {where}", values).fetchone()  # noqa: S608
         events = self._events([row[0] for row in rows])
         return TracePage([_build_row(row, events.get(row[0], ())) for row in rows], total, stored)
+
+    def _search(
+        self, wanted: TraceFilter, where: str, values: list[object], stored: int, place: tuple[int, int]
+    ) -> TracePage:
+        """A page of what fits conditions on spans, as far as they are searched in time."""
+        offset, limit = place
+        ordered = self.connection.execute(
+            f"SELECT seq FROM trace WHERE {where} ORDER BY {wanted.order}",  # noqa: S608 (names of ours)
+            values,
+        ).fetchall()
+        found: list[int] = []
+        is_partial = False
+        spans = split_conditions(wanted.conditions)[1]
+        for seq in matching(self.connection, (row[0] for row in ordered), spans, time.monotonic() + BUDGET_S):
+            if seq is None or len(found) > offset + limit:
+                is_partial = True
+                break
+            found.append(seq)
+        chosen = found[offset : offset + limit]
+        marks = ", ".join("?" * len(chosen))
+        rows = self.connection.execute(
+            f"SELECT {_COLUMNS} FROM trace WHERE seq IN ({marks}) ORDER BY {wanted.order}",  # noqa: S608
+            chosen,
+        ).fetchall()
+        events = self._events(chosen)
+        return TracePage(
+            [_build_row(row, events.get(row[0], ())) for row in rows], len(found), stored, is_partial=is_partial
+        )
+
+    def neighbours(self, row: TraceRow) -> tuple[str, str]:
+        """The traces before and after this one of the same route and service; "" where there is none."""
+        found = []
+        for operator, direction in (("<", "DESC"), (">", "ASC")):
+            one = self.connection.execute(
+                f"SELECT trace_id FROM trace WHERE route = ? AND method = ? AND service = ? AND name = ? "  # noqa: S608
+                f"AND spans > 0 AND (start_ns, seq) {operator} (?, ?) ORDER BY start_ns {direction}, seq {direction} "
+                "LIMIT 1",
+                (row.route, row.method, row.service, row.name, row.start_ns, row.seq),
+            ).fetchone()
+            found.append(_text(one[0]) if one is not None else "")
+        return found[0], found[1]
+
+    def chunks(self, trace_id: str) -> bytes:
+        """The spans of a trace as the bytes of an OTLP `TracesData`, as far as they can be read."""
+        parts = []
+        for (data,) in self.connection.execute(
+            "SELECT data FROM chunk JOIN trace ON trace.seq = chunk.seq WHERE trace_id = ? AND kind = 'spans' "
+            "ORDER BY id",
+            (trace_id,),
+        ):
+            with contextlib.suppress(*_DAMAGED):
+                parts.append(zlib.decompress(data))
+        return b"".join(parts)
 
     def _events(self, seqs: Sequence[int]) -> dict[int, tuple[str, ...]]:
         marks = ", ".join("?" * len(seqs))
@@ -216,6 +315,7 @@ class StoreReader:
             statuses=self._distinct("trace", "status", 0),
             events=self._distinct("event", "name", ""),
             services=self._distinct("trace", "service", ""),
+            releases=self._distinct("trace", "release", ""),
         )
 
     def _distinct(self, table: str, column: str, above: _Value) -> list[_Value]:
