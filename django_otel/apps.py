@@ -80,6 +80,7 @@ class DjangoOTelConfig(AppConfig):
             connections,
             copies,
             database,
+            django_prometheus,
             email,
             feature_flags,
             instrumentors,
@@ -99,7 +100,7 @@ class DjangoOTelConfig(AppConfig):
         parts = (
             instrumentors, logs, database, cache, auth, security, email, tasks, business, failures, view_times,
             templates, outbound_times, middleware_spans, notify, commands, migrations, connections, transactions,
-            feature_flags, copies, sql_comments,
+            feature_flags, copies, sql_comments, django_prometheus,
         )  # fmt: skip
         for part in parts:
             runtime.on_config_change(part.install)

@@ -10,7 +10,7 @@ import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
@@ -38,6 +38,9 @@ from django_otel.requests.record import RequestRecord, find
 from django_otel.requests.response_headers import build_response_headers
 from django_otel.routes import route_template
 from django_otel.sampling.sampler import untraced
+
+if TYPE_CHECKING:
+    from django_otel.requests.django_prometheus import LegacyRequestMetrics
 
 #: Made once and stays.
 _runtime = runtime.current()
@@ -101,6 +104,7 @@ def _build_observer() -> Observer:
             static_prefixes=() if config.request.static else _find_static_prefixes(),
             set_headers=build_response_headers(config),
             own_paths=_find_own_paths(),
+            legacy=_build_legacy(config.metrics.names),
         ),
     )
 
@@ -127,6 +131,15 @@ def _find_observer_class(config: Config) -> type[Observer]:
 
     # It also notes what is printed of the request.
     return runserver_line.LineObserver if runserver_line.is_wanted(config) else Observer
+
+
+def _build_legacy(names: str) -> LegacyRequestMetrics | None:
+    if names == "otel":
+        return None
+    # Late: few projects use these names.
+    from django_otel.requests.django_prometheus import LegacyRequestMetrics
+
+    return LegacyRequestMetrics(runtime.store)
 
 
 @guard.guarded("finding our pages in the URLconf", {})
@@ -423,6 +436,14 @@ class OTelMiddleware:
             _abort(record, error)
             raise
         return _respond(record, response)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> None:
+        """Count the exception under the name of django-prometheus, if that is asked for; Django calls this."""
+        observer = _held.observer
+        if observer is not None and observer.legacy is not None:
+            with guard.contained("counting an exception"):
+                if find(request) is not None:
+                    observer.legacy.count_exception(exception, request.resolver_match)
 
     def _serve_unmeasured(self, request: HttpRequest) -> HttpResponseBase:
         """Serve an excluded request, which may be one for a page of ours."""

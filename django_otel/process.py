@@ -123,8 +123,8 @@ class Process(ProcessState):
         sharing = self.membership.find_sharing()
         if sharing is not None:
             with guard.contained("merging the processes' numbers"):
-                return sharing.collect()
-        return self.metrics.collect_process()
+                return self.narrow(sharing.collect())
+        return self.narrow(self.metrics.collect_process())
 
 
 class Membership:

@@ -113,6 +113,7 @@ class Runtime(Process):
             attribute_length=config.metrics.attribute_length,
             buckets=config.metrics.buckets,
             scrub=self.scrubber.labels,
+            is_exponential=config.metrics.histograms == "exponential",
         )
         exceptions.recording.choose(config.traces.exception_signal, self.logs.emit_exception)
         if not config.enabled:

@@ -185,17 +185,21 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 
 def _render(request: HttpRequest, config: Config) -> HttpResponse:
-    page_format = negotiation.negotiate(request.META.get("HTTP_ACCEPT"))
+    accept = request.META.get("HTTP_ACCEPT")
+    page_format = negotiation.negotiate(accept)
+    named = negotiation.negotiate_escaping(accept, page_format)
+    escaping = named if config.metrics.utf8_names else ""
     page = exposition.render(
-        runtime.collect(),
+        runtime.current().present(runtime.collect()),
         openmetrics=page_format.is_openmetrics,
         resource_attributes=runtime.current().resource.attributes,
         exemplars=config.metrics.exemplars,
         extra=_include_registry if config.metrics.include_registry else None,
+        escaping=escaping,
     )
     is_compressed = negotiation.accepts_gzip(request.META.get("HTTP_ACCEPT_ENCODING"))
     response = HttpResponse(
-        negotiation.compress(page) if is_compressed else page, content_type=page_format.content_type
+        negotiation.compress(page) if is_compressed else page, content_type=page_format.content_type_with(named)
     )
     if is_compressed:
         # Also keeps Django's GZipMiddleware from doing it again.

@@ -7,6 +7,7 @@ from pathlib import Path
 from django_otel.metrics.catalogue import CATALOGUE, Metric
 from django_otel.metrics.model import Kind
 from django_otel.metrics.prometheus_names import family_name
+from django_otel.operations.monitoring.catalogue_page import build_queries_markdown
 
 ROOT = Path(__file__).parent.parent
 #: The README has one line per metric of requests and Django; the page has every metric with its labels.
@@ -14,6 +15,8 @@ README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "metrics.md"
 BEGIN = "<!-- metrics: made by docs/build_readme.py -->"
 END = "<!-- end of metrics -->"
+BEGIN_QUERIES = "<!-- queries: made by docs/build_readme.py -->"
+END_QUERIES = "<!-- end of queries -->"
 
 _TYPES = {
     Kind.COUNTER: "counter",
@@ -53,13 +56,19 @@ def shown_name(metric: Metric) -> str:
     return f"{name}_total" if metric.kind is Kind.COUNTER else name
 
 
-def fill(page: str, table: str) -> str:
+def fill(page: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """Return a page with a table between its two marks. Errors: `ValueError` when a mark is missing."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
+
+
+def build_page(page: str) -> str:
+    """Return docs/metrics.md with its table and the queries of each metric."""
+    queries = build_queries_markdown(CATALOGUE.values())
+    return fill(fill(page, build_table()), queries, BEGIN_QUERIES, END_QUERIES)
 
 
 if __name__ == "__main__":
     README.write_text(fill(README.read_text(encoding="utf-8"), build_short_table()), encoding="utf-8")
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), build_table()), encoding="utf-8")
+    PAGE.write_text(build_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

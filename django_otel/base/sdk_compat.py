@@ -479,11 +479,13 @@ def _is_context_known() -> bool:
 _IS_CONTEXT_KNOWN = _is_context_known()
 
 
-def build_root_context(trace_id: int, span_id: int, trace_flags: TraceFlags) -> SpanContext:
+def build_root_context(
+    trace_id: int, span_id: int, trace_flags: TraceFlags, state: TraceState = EMPTY_TRACE_STATE
+) -> SpanContext:
     """The context of a local span without a parent; the ids are not zero."""
     if _IS_CONTEXT_KNOWN:
-        return tuple.__new__(SpanContext, (trace_id, span_id, False, trace_flags, EMPTY_TRACE_STATE, True))
-    return SpanContext(trace_id, span_id, False, trace_flags)
+        return tuple.__new__(SpanContext, (trace_id, span_id, False, trace_flags, state, True))
+    return SpanContext(trace_id, span_id, False, trace_flags, state)
 
 
 #: The flags of a caller: whether it is sampled, whether its id is random.

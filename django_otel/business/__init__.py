@@ -61,6 +61,7 @@ from django_otel import runtime
 from django_otel.base import guard
 from django_otel.base.frozen import record
 from django_otel.config.schema import Config, Problem
+from django_otel.instrumentation import django_prometheus
 
 if TYPE_CHECKING:
     from django_otel.business.specs import Spec, Transition
@@ -405,6 +406,7 @@ def install(config: Config) -> None:
         uninstall()
         if not config.enabled:
             return
+        django_prometheus.parts.find_models = registered_labels
         specs, found = _resolve(config)
         if found:
             # In check's words, for a server that never runs the checks.
@@ -430,6 +432,15 @@ def install(config: Config) -> None:
             _patch_saving(cls)
             if any(spec.is_watching for heir, spec in specs.items() if issubclass(heir, cls)):
                 _patch_loading(cls)
+
+
+def registered_labels() -> list[str]:
+    """Return the labels (`shop.Order`) of the models whose saves are counted now, in order."""
+    if _state.installed is None or "django_otel.business.specs" not in sys.modules:
+        return []
+    from django_otel.business.specs import registry
+
+    return sorted({spec.label for spec in registry.specs.values() if spec.metric})
 
 
 def uninstall() -> None:

@@ -188,6 +188,11 @@ class Metrics:
     interval_s: float = key(60.0, number(0, exclusive=True), "Time between OTLP or console exports, in seconds.")
     temporality: str = key("cumulative", one_of("cumulative", "delta"), "Temporality of exported sums and histograms.")
     buckets: Mapping[str, tuple[float, ...]] = key({}, buckets, "Bucket bounds by metric name, ascending.")
+    histograms: str = key(
+        "explicit",
+        one_of("explicit", "exponential"),
+        'Buckets of histograms over OTLP: "explicit" or "exponential" (base 2, scale 2); `/metrics` has explicit ones.',
+    )
     cardinality_limit: int = key(
         2000,
         whole(1),
@@ -205,6 +210,17 @@ class Metrics:
         None,
         optional(text),
         "Name of the group of processes that share their metrics; None is one group per server instance.",
+    )
+    names: str = key(
+        "otel",
+        one_of("otel", "django_prometheus", "both"),
+        'Names of the metrics: "otel", those of "django_prometheus" 2.5 in place of ours that say the same, or "both".',
+    )
+    utf8_names: bool = key(
+        False,
+        boolean,
+        "Show OpenTelemetry's names (`http.server.request.duration_seconds`) to a scraper whose Accept header has"
+        " `escaping=`; generated dashboards and rules use the names with underscores.",
     )
     exemplars: bool = key(True, boolean, "Trace ids beside histogram buckets (OpenMetrics), for sampled requests.")
 

@@ -224,8 +224,9 @@ def _exporters() -> Iterator[Variable]:
     )
     yield Variable(
         "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
-        advice="Histograms have explicit buckets (METRICS.BUCKETS).",
-        idle=("explicit_bucket_histogram",),
+        ("METRICS.HISTOGRAMS",),
+        choice(explicit_bucket_histogram="explicit", base2_exponential_bucket_histogram="exponential"),
+        "explicit_bucket_histogram or base2_exponential_bucket_histogram",
     )
     for name in ("OTEL_EXPORTER_OTLP_SPAN_INSECURE", "OTEL_EXPORTER_OTLP_METRIC_INSECURE"):
         yield Variable(name, advice="It is obsolete; use OTEL_EXPORTER_OTLP_INSECURE.")

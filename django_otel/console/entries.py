@@ -93,3 +93,23 @@ class ErrorsAdmin(ConsoleAdmin):
             self._page("", "errors", "changelist", module="errors"),
             self._page("<str:issue_id>/", "error", "detail", module="errors"),
         ]
+
+
+class Instruments(models.Model):
+    """The page of all instruments, likewise."""
+
+    class Meta:
+        app_label = "django_otel"
+        apps = Apps()
+        managed = False
+        default_permissions = ()
+        verbose_name = gettext_lazy("instruments")
+        verbose_name_plural = gettext_lazy("instruments")
+
+
+@admin.register(Instruments)
+class InstrumentsAdmin(ConsoleAdmin):
+    page_title = gettext_lazy("Instruments")
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self._page("", "instruments", "changelist", module="instrument_pages")]

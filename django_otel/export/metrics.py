@@ -12,6 +12,7 @@ from django_otel.config.schema import Config
 from django_otel.export.building import build_metric_exporters
 from django_otel.export.metrics_thread import MetricsThread
 from django_otel.export.state import ProcessState
+from django_otel.metrics.exponential import exponentialize
 from django_otel.metrics.lazy_metrics import LazyMeterProvider
 from django_otel.metrics.model import Family
 
@@ -59,7 +60,11 @@ class MetricPipeline:
         if self.sdk_metrics is not None:
             self._set_scrubber(self.sdk_metrics)
         self.thread = MetricsThread(
-            exporters, self.collect_process, lambda: state.resource, config, state.count_failure
+            exporters,
+            self.collect_for_export,
+            lambda: state.resource,
+            config,
+            state.count_failure,
         )
         self._switch_registry(config)
 
@@ -90,7 +95,7 @@ class MetricPipeline:
 
         from django_otel.metrics.sdk_metrics import SdkMetrics, build_reader
 
-        reader = build_reader()
+        reader = build_reader(is_exponential=self._state.config.metrics.histograms == "exponential")
         provider = MeterProvider(
             metric_readers=[reader],
             resource=self._state.resource,
@@ -114,7 +119,7 @@ class MetricPipeline:
         if "prometheus-registry" in config.metrics.exporters and not self._state.is_skipped:
             from django_otel.metrics.registry import start_registry
 
-            start_registry(self._collect, lambda: self._state.resource.attributes)
+            start_registry(lambda: self._state.present(self._collect()), lambda: self._state.resource.attributes)
         elif "django_otel.metrics.registry" in sys.modules:
             from django_otel.metrics.registry import stop_registry
 
@@ -126,6 +131,12 @@ class MetricPipeline:
         Without `observed` the callbacks of our own observable gauges are not asked.
         """
         return self._state.store.collect(observed=observed) + self.collect_sdk()
+
+    def collect_for_export(self) -> list[Family]:
+        """The families of this process under the names and with the buckets of the settings."""
+        state = self._state
+        families = state.present(self.collect_process())
+        return exponentialize(families) if state.store.is_exponential else families
 
     def collect_sdk(self) -> list[Family]:
         """The families that are measured through the SDK."""

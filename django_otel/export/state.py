@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from opentelemetry.sdk.resources import Resource
 
 from django_otel.config.schema import Config, Problem
+from django_otel.metrics.exponential import narrow
 from django_otel.metrics.instruments import Counter
+from django_otel.metrics.model import Family
 from django_otel.metrics.store import CellStore
 from django_otel.redaction.scrub import Scrubber
 from django_otel.sampling.policy import Policy
@@ -47,11 +50,17 @@ class ProcessState:
         #: Grows with every (re)start; what is derived from the settings is kept with the generation it belongs to.
         self.generation = 0
         self.started_at_s = 0.0
+        #: What a scrape and an exporter show of the families: others by name, or all (METRICS.NAMES).
+        self.present: Callable[[list[Family]], list[Family]] = list
 
     @property
     def is_quiet(self) -> bool:
         """Whether nothing may leave this process."""
         return self.is_testing or self.is_skipped
+
+    def narrow(self, families: list[Family]) -> list[Family]:
+        """Return families as a scrape shows them: with explicit buckets, whatever METRICS.HISTOGRAMS."""
+        return narrow(families, self.store.explicit_bounds) if self.store.is_exponential else families
 
     def count_drop(self, count: int, reason: str, signal: str) -> None:
         """Count items of `signal` ("traces", "metrics", "logs", "console") that are lost for `reason`."""

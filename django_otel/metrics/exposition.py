@@ -22,10 +22,12 @@ from django_otel.metrics.exemplar_choice import exemplar_labels, exemplars_by_bu
 from django_otel.metrics.model import Exemplar, ExponentialValue, Family, HistogramValue
 from django_otel.metrics.page_groups import SUFFIXES, Claims, Group, build_groups
 from django_otel.metrics.prometheus_names import (
+    Naming,
     escape,
     format_bound,
     format_labels,
     format_value,
+    is_legacy,
     label_pairs,
     target_attributes,
 )
@@ -58,12 +60,20 @@ def _histogram_skeleton(name: str, bounds: tuple[float, ...], shows_sum: bool, h
     """
     check_bounds(bounds)
     escaped = [*(format_bound(bound) for bound in bounds), "+Inf"]
-    before = _INNER + "," if has_labels else ""
-    braces = f"{{{_INNER}}}" if has_labels else ""
-    lines = [f'{name}_bucket{{{before}le="{bound}"}} %d\n' for bound in escaped]
+    inner = _INNER if has_labels else ""
+    before = f"{inner}," if inner else ""
+    lines = [_series(f"{name}_bucket", f'{before}le="{bound}"') + " %d\n" for bound in escaped]
     if shows_sum:
-        lines.append(f"{name}_sum{braces} %b\n{name}_count{braces} %d\n")
+        lines.append(f"{_series(f'{name}_sum', inner)} %b\n{_series(f'{name}_count', inner)} %d\n")
     return "".join(lines).encode()
+
+
+def _series(name: str, labels: str) -> str:
+    """A name with its labels; one that the old rules do not allow stands within the braces, in quotes."""
+    if not is_legacy(name):
+        quoted = escape(name).replace("%", "%%")
+        return f'{{"{quoted}",{labels}}}' if labels else f'{{"{quoted}"}}'
+    return f"{name}{{{labels}}}" if labels else name
 
 
 class Page:
@@ -85,12 +95,16 @@ class Page:
             self._out.write(b"# EOF\n")
         return self._out.getvalue()
 
-    def add_target_info(self, resource_attributes: Mapping[str, object]) -> None:
+    def add_target_info(self, resource_attributes: Mapping[str, object], naming: Naming) -> None:
         """Write the resource, once, without what names one process of many."""
         # Claimed in any case: a metric of that name would pass for the resource.
         self.claims.take("target", SUFFIXES["info"])
         with guard.contained("the exposition of target_info"):
-            labels = format_labels(label_pairs(target_attributes(resource_attributes)))
+            attributes = target_attributes(resource_attributes)
+            if naming.escaping:
+                labels = naming.labels(tuple(attributes), is_histogram=False)  # type: ignore[arg-type]
+            else:
+                labels = format_labels(label_pairs(attributes))
             if labels:
                 self._write_metadata("target", "info", "", "Target metadata")
                 self._out.write(b"target_info{%b} 1\n" % labels)
@@ -117,6 +131,7 @@ class Page:
     def _write_metadata(self, name: str, type_: str, unit: str, help_: str) -> None:
         lines = ""
         if self.openmetrics:
+            name = name if is_legacy(name) else f'"{escape(name)}"'
             lines = f"# TYPE {name} {type_}\n"
             if unit:
                 lines += f"# UNIT {name} {unit}\n"
@@ -125,6 +140,7 @@ class Page:
         else:
             # The older format has no info type, and its families bear the name of their samples.
             name += {"counter": "_total", "info": "_info"}.get(type_, "")
+            name = name if is_legacy(name) else f'"{escape(name)}"'
             if help_:
                 escaped = help_.replace("\\", "\\\\").replace("\n", "\\n")
                 lines = f"# HELP {name} {escaped}\n"
@@ -134,7 +150,8 @@ class Page:
     def _write_numbers(self, group: Group) -> None:
         write = self._out.write
         is_counter = group.type == "counter"
-        name = (group.name + "_total" if is_counter else group.name).encode()
+        sample = group.name + "_total" if is_counter else group.name
+        name, is_quoted = sample.encode(), not is_legacy(sample)
         place = f"the exposition of {group.name}"
         for labels, point in group.series.items():
             try:
@@ -147,6 +164,9 @@ class Page:
                 text = format_value(value)
                 if is_counter and self._exemplars:
                     text += _exemplar_text(newest_exemplar(point.exemplars))
+                if is_quoted:
+                    write(f"{_series(sample, labels.decode())} {text}\n".replace("%%", "%").encode())
+                    continue
                 write(
                     (b"%b{%b} %b\n" % (name, labels, text.encode())) if labels else b"%b %b\n" % (name, text.encode())
                 )
@@ -213,20 +233,23 @@ def render(
     resource_attributes: Mapping[str, object],
     exemplars: bool = True,
     extra: Callable[[Page], None] | None = None,
+    escaping: str = "",
 ) -> bytes:
     """Write the page.
 
     `extra` may write more families, of other sources, after ours
     (`core.registry.render_registry`). Exemplars appear in OpenMetrics alone:
-    the older format has no place for them.
+    the older format has no place for them. With an `escaping` names are
+    OpenTelemetry's, escaped like that.
 
     Units: as the families have them; a unit is named in the metric's name.
     Errors: none from a family or a point; what cannot be shown is reported and left out.
     Source: OpenTelemetry "Prometheus and OpenMetrics Compatibility"; OpenMetrics 1.0; Prometheus "Exposition formats".
     """
     page = Page(openmetrics=openmetrics, exemplars=exemplars)
-    page.add_target_info(resource_attributes)
-    page.add_groups(build_groups(families, page.claims))
+    naming = Naming(escaping)
+    page.add_target_info(resource_attributes, naming)
+    page.add_groups(build_groups(families, page.claims, naming))
     if extra is not None:
         with guard.contained("the exposition of further sources"):
             extra(page)

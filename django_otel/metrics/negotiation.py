@@ -27,6 +27,12 @@ class Format(enum.Enum):
         media_type, version = self.value
         return f"{media_type}; version={version}; charset=utf-8"
 
+    def content_type_with(self, escaping: str) -> str:
+        """The content type, with the escaping that the scraper has named ("" for none)."""
+        if not escaping:
+            return self.content_type
+        return f"{self.value[0]}; version=1.0.0; charset=utf-8; escaping={escaping}"
+
 
 @dataclass(frozen=True, slots=True)
 class _MediaRange:
@@ -34,6 +40,12 @@ class _MediaRange:
     version: str
     quality: float
     position: int
+    escaping: str = ""
+
+    @property
+    def named_escaping(self) -> str:
+        """The escaping, in a version that has it; "" without a known one."""
+        return self.escaping if self.version == "1.0.0" and self.escaping in ESCAPINGS else ""
 
     def specificity(self, wanted: Format) -> int:
         """How closely this range names `wanted`; 0 when it does not."""
@@ -42,6 +54,9 @@ class _MediaRange:
             if not self.version:
                 # No version means the format's current one.
                 return 0 if wanted is Format.OPENMETRICS_0_0_1 else 3
+            if wanted is Format.TEXT and self.named_escaping:
+                # Text 1.0.0 has the same lines, and says how names are escaped.
+                return 4
             return 4 if self.version == version else 0
         if self.media_type == media_type.partition("/")[0] + "/*":
             return 2
@@ -70,6 +85,16 @@ def negotiate(accept_header: str | None) -> Format:
     return best
 
 
+#: How names that Prometheus' old rules do not allow are written (Prometheus "Content negotiation", `escaping`).
+ESCAPINGS = ("allow-utf-8", "underscores", "dots", "values")
+
+
+def negotiate_escaping(accept_header: str | None, wanted: Format) -> str:
+    """Return the escaping that the scraper names for the format it is given; "" where it names none that is known."""
+    matches = [(found, r) for r in _parse_accept(accept_header or "") if (found := r.specificity(wanted))]
+    return max(matches, key=_closeness)[1].named_escaping if matches else ""
+
+
 def _closeness(match: tuple[int, _MediaRange]) -> tuple[int, int]:
     return match[0], -match[1].position
 
@@ -83,7 +108,8 @@ def _parse_accept(header: str) -> Iterable[_MediaRange]:
         values = dict(_parse_parameter(parameter) for parameter in parameters)
         quality = _parse_quality(values.get("q", "1"))
         if media_type and quality is not None:
-            yield _MediaRange(media_type.lower(), values.get("version", ""), quality, position)
+            escaping = values.get("escaping", "")
+            yield _MediaRange(media_type.lower(), values.get("version", ""), quality, position, escaping)
 
 
 def _parse_parameter(parameter: str) -> tuple[str, str]:

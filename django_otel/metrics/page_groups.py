@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from django_otel.base import guard
 from django_otel.metrics.classic_buckets import with_classic_buckets
 from django_otel.metrics.model import OWN_SCOPE, Attributes, ExponentialValue, Family, HistogramValue, Kind, Point
-from django_otel.metrics.prometheus_names import family_name, labels_of, printable
+from django_otel.metrics.prometheus_names import Naming, printable
 
 _TYPES = {
     Kind.COUNTER: "counter",
@@ -77,7 +77,12 @@ class _LabelCache:
 _cache = _LabelCache()
 
 
-def build_groups(families: Iterable[Family], claims: Claims | None = None) -> list[Group]:
+_USUAL = Naming()
+
+
+def build_groups(
+    families: Iterable[Family], claims: Claims | None = None, naming: Naming = _USUAL
+) -> list[Group]:  # fmt: skip
     """Sort the points of all families under their Prometheus names.
 
     Families are taken in an order of their own (this package's first, then by
@@ -91,22 +96,26 @@ def build_groups(families: Iterable[Family], claims: Claims | None = None) -> li
     claims = claims if claims is not None else Claims()
     known, fresh = _cache.labels, _Labels()
     budget = _MAX_CACHED_LABELS
+    if naming.escaping:
+        # Kept for the usual names alone.
+        known, budget = {}, 0
     groups: dict[str, Group] = {}
     for family in sorted(families, key=_order):
         place = f"the exposition of {family.name}"
         try:
-            group = _group_of(family, groups, claims)
+            group = _group_of(family, groups, claims, naming)
             if group is None:
                 continue
             points = family.points
             if family.kind is Kind.EXPONENTIAL_HISTOGRAM:
                 points = with_classic_buckets(points, place)
             labels_now = fresh.setdefault(group.name, {}) if budget > 0 else {}
-            _add_points(group, points, known.get(group.name, {}), labels_now, place)
+            _add_points(group, points, known.get(group.name, {}), labels_now, place, naming)
             budget -= len(points)
         except Exception as error:
             guard.report(place, error)
-    _cache.labels = fresh
+    if not naming.escaping:
+        _cache.labels = fresh
     return list(groups.values())
 
 
@@ -123,8 +132,8 @@ def _order(family: Family) -> tuple[bool, str, str, str, str, str, str]:
     )
 
 
-def _group_of(family: Family, groups: dict[str, Group], claims: Claims) -> Group | None:
-    name, unit = family_name(family.name, family.unit, family.kind)
+def _group_of(family: Family, groups: dict[str, Group], claims: Claims, naming: Naming) -> Group | None:
+    name, unit = naming.family(family.name, family.unit, family.kind)
     type_ = _TYPES[family.kind]
     group = groups.get(name)
     if group is not None and group.type == type_:
@@ -160,6 +169,7 @@ def _add_points(
     known: Mapping[int, tuple[Attributes, bytes]],
     fresh: dict[int, tuple[Attributes, bytes]],
     place: str,
+    naming: Naming,
 ) -> None:
     series = group.series
     is_histogram = group.type == "histogram"
@@ -169,7 +179,7 @@ def _add_points(
             key = id(attributes)
             entry = known.get(key)
             if entry is None or entry[0] is not attributes:
-                entry = (attributes, labels_of(attributes, is_histogram=is_histogram))
+                entry = (attributes, naming.labels(attributes, is_histogram=is_histogram))
             fresh[key] = entry
             labels = entry[1]
             if labels in series:

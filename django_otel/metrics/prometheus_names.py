@@ -78,6 +78,91 @@ def family_name(name: str, unit: str, kind: Kind) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=4096)
+def family_name_utf8(name: str, unit: str, kind: Kind) -> tuple[str, str]:
+    """`family_name` with the characters of OpenTelemetry's name as they are, and the suffixes of unit and counter."""
+    clean = printable(name) or "_"
+    if kind is Kind.COUNTER:
+        clean = _without_suffix(clean, "total")
+    word = "ratio" if kind is Kind.GAUGE and unit == "1" else unit_word(unit)
+    if word and clean != word:
+        clean = f"{_without_suffix(clean, word)}_{word}"
+    return clean, word if word and clean.endswith("_" + word) else ""
+
+
+def _without_suffix(name: str, word: str) -> str:
+    """The name without `word` and the mark before it at its end: "a.total" and "a_total" are "a"."""
+    rest = name.removesuffix(word)
+    return rest[:-1] if rest != name and len(rest) > 1 and not rest[-1].isalnum() else name
+
+
+_LEGACY_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+
+
+def is_legacy(name: str) -> bool:
+    """Whether Prometheus 2 allows the name."""
+    return _LEGACY_NAME.fullmatch(name) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def escape_name(name: str, escaping: str) -> str:
+    """Return a name as a scraper wants it ("allow-utf-8", "underscores", "dots", "values").
+
+    Source: Prometheus, "Escaping schemes" (`EscapeName` of prometheus/common).
+    """
+    if escaping == "allow-utf-8" or (escaping != "dots" and is_legacy(name)):
+        return name
+    escaped = ["U__"] if escaping == "values" else []
+    for place, character in enumerate(name):
+        is_valid = character.isascii() and (
+            character.isalpha() or character in "_:" or (character.isdigit() and place > 0)
+        )
+        if escaping == "underscores":
+            escaped.append(character if is_valid else "_")
+        elif character == "_":
+            escaped.append("__")
+        elif escaping == "dots":
+            escaped.append("_dot_" if character == "." else character if is_valid else "__")
+        else:
+            escaped.append(character if is_valid else f"_{ord(character):x}_")
+    return "".join(escaped)
+
+
+class Naming:
+    """How names are written on a page: by Prometheus' old rules, or OpenTelemetry's names in an escaping."""
+
+    def __init__(self, escaping: str = "") -> None:
+        #: "" is the specification's translation to names of the old rules.
+        self.escaping = escaping
+
+    def family(self, name: str, unit: str, kind: Kind) -> tuple[str, str]:
+        """Return the name without `_total`, and the unit's word where it ends in that."""
+        if not self.escaping:
+            return family_name(name, unit, kind)
+        found, word = family_name_utf8(name, unit, kind)
+        return escape_name(found, self.escaping), word if self.escaping == "allow-utf-8" else ""
+
+    def labels(self, attributes: Attributes, *, is_histogram: bool) -> bytes:
+        """Return the labels of a point as they are written."""
+        if not self.escaping:
+            return labels_of(attributes, is_histogram=is_histogram)
+        found: dict[str, str] = {}
+        for key, value in attributes:
+            name = escape_name(printable(key) or "_", self.escaping)
+            if is_histogram and name == "le":
+                name = "exported_le"
+            text = label_text(value)
+            found[name] = f"{found[name]};{text}" if name in found else text
+        return ",".join(
+            f'{quote_label(name)}="{escape(text)}"' for name, text in sorted(found.items()) if text
+        ).encode()  # fmt: skip
+
+
+def quote_label(name: str) -> str:
+    """A label's name, in quotes where the old rules do not allow it."""
+    return name if is_legacy(name) and ":" not in name else f'"{escape(name)}"'
+
+
+@functools.lru_cache(maxsize=4096)
 def label_name(key: str) -> str:
     """The Prometheus label of an attribute key."""
     clean = _NOT_IN_A_LABEL.sub("_", key) or "_"

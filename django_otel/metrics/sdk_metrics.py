@@ -36,6 +36,7 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 from opentelemetry.sdk.metrics.export import Histogram as HistogramData
+from opentelemetry.sdk.metrics.view import Aggregation, ExponentialBucketHistogramAggregation
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
@@ -63,9 +64,12 @@ _TEMPORALITY: dict[type, AggregationTemporality] = {
 }
 
 
-def build_reader() -> InMemoryMetricReader:
-    """The passive reader that `SdkMetrics` empties."""
-    return InMemoryMetricReader(preferred_temporality=dict(_TEMPORALITY))
+def build_reader(*, is_exponential: bool = False) -> InMemoryMetricReader:
+    """The passive reader that `SdkMetrics` empties; `is_exponential` is about histograms without a view."""
+    aggregation: dict[type, Aggregation] | None = None
+    if is_exponential:
+        aggregation = {Histogram: ExponentialBucketHistogramAggregation()}
+    return InMemoryMetricReader(preferred_temporality=dict(_TEMPORALITY), preferred_aggregation=aggregation)
 
 
 class SdkMetrics:

@@ -11,6 +11,7 @@ from django_otel.base import forks, guard
 from django_otel.metrics import catalogue
 from django_otel.metrics.attributes import cut
 from django_otel.metrics.cells import Definition, Memory
+from django_otel.metrics.exponential import widen
 from django_otel.metrics.instruments import (
     INSTRUMENT_CLASSES,
     OVERFLOW_METRIC,
@@ -44,6 +45,10 @@ class CellStore:
         self.around_callbacks: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
         self.scrub: Callable[[Attributes], Attributes] = _unchanged
         self._buckets: Mapping[str, tuple[float, ...]] = {}
+        #: Bounds that the maker of a histogram has asked for, by name.
+        self._given: dict[str, tuple[float, ...]] = {}
+        #: Whether histograms have the bounds of exponential buckets as well (METRICS.HISTOGRAMS).
+        self.is_exponential = False
         self._instruments: dict[str, Instrument] = {}
         #: How often cells have moved, or were set to zero.
         self.moves = 0
@@ -96,6 +101,7 @@ class CellStore:
         attribute_length: int = 256,
         buckets: Mapping[str, tuple[float, ...]],
         scrub: Callable[[Attributes], Attributes] | None = None,
+        is_exponential: bool = False,
     ) -> None:
         """Apply settings. An instrument whose bounds change starts again; the others keep their numbers."""
         with self.lock:
@@ -103,17 +109,24 @@ class CellStore:
             self.attribute_length = attribute_length
             self.scrub = scrub or _unchanged
             self._buckets = dict(buckets)
+            self.is_exponential = is_exponential
             for instrument in self._instruments.values():
                 wanted = self._with_bounds(instrument.definition)
                 if wanted.bounds != instrument.definition.bounds:
                     instrument.redefine(wanted)
 
+    def explicit_bounds(self, name: str) -> tuple[float, ...]:
+        """Return the bounds of a histogram as the settings, the catalogue or its maker give them, by its name."""
+        metric = catalogue.CATALOGUE.get(name)
+        default = metric.bounds if metric is not None else (self._given.get(name) or catalogue.DEFAULT_BOUNDS)
+        return self._buckets.get(name, default)
+
     def _with_bounds(self, definition: Definition) -> Definition:
         if definition.kind is not Kind.HISTOGRAM:
             return definition
-        metric = catalogue.CATALOGUE.get(definition.name)
-        default = metric.bounds if metric is not None else (definition.bounds or catalogue.DEFAULT_BOUNDS)
-        bounds = self._buckets.get(definition.name, default)
+        bounds = self.explicit_bounds(definition.name)
+        if self.is_exponential:
+            bounds = widen(bounds)
         return Definition(
             definition.name, definition.kind, definition.unit, definition.description, bounds, definition.aggregation
         )
@@ -133,6 +146,7 @@ class CellStore:
                         f"it cannot be a {definition.kind.value} as well. Choose another name."
                     )
                 return found
+            self._given[definition.name] = definition.bounds
             made = INSTRUMENT_CLASSES[definition.kind](self, self._with_bounds(definition))
             self._instruments[definition.name] = made
             return made

@@ -101,7 +101,7 @@ class GroupFinder:
                 if not background or self.is_ambiguous:
                     raise
                 # Task workers alone run here.
-                return [*background, *_read_observed()]
+                return _present([*background, *_read_observed()])
             if self._outsider is None or self._outsider.folder != folder:
                 self._outsider = discovery.Outsider(folder)
             outsider = self._outsider
@@ -109,7 +109,13 @@ class GroupFinder:
                 families = outsider.collect()
             except OSError as error:
                 raise Unavailable(_unreadable(folder, error)) from error
-        return [*add_background(families, background), *_read_observed()]
+        return _present([*add_background(families, background), *_read_observed()])
+
+
+def _present(families: list[Family]) -> list[Family]:
+    """The families with the names and buckets of a scrape."""
+    current = runtime.current()
+    return current.present(current.narrow(families))
 
 
 def _read_observed() -> list[Family]:

@@ -52,6 +52,8 @@ class Source:
     collect: Callable[[], list[Family]]
     resource_attributes: Mapping[str, object]
     exemplars: bool = True
+    #: Whether names are OpenTelemetry's for a scraper that names an escaping.
+    has_utf8_names: bool = False
     #: Whether this Authorization header may read the scrape.
     is_allowed: Callable[[str], bool] = lambda header: True
 
@@ -344,13 +346,15 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def _render(self, source: Source) -> None:
         page_format = negotiation.negotiate(self._header("Accept"))
+        named = negotiation.negotiate_escaping(self._header("Accept"), page_format)
         page = exposition.render(
             source.collect(),
             openmetrics=page_format.is_openmetrics,
             resource_attributes=source.resource_attributes,
             exemplars=source.exemplars,
+            escaping=named if source.has_utf8_names else "",
         )
-        headers = {"Content-Type": page_format.content_type, "Vary": "Accept, Accept-Encoding"}
+        headers = {"Content-Type": page_format.content_type_with(named), "Vary": "Accept, Accept-Encoding"}
         if negotiation.accepts_gzip(self._header("Accept-Encoding")):
             page = negotiation.compress(page)
             headers["Content-Encoding"] = "gzip"

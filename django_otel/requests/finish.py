@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
@@ -23,19 +24,24 @@ from django_otel.requests.view_names import name_view
 from django_otel.tracing.exceptions import record_exception, recording, type_name
 from django_otel.tracing.spans import SPANS_DROPPED, DroppedSpan, RecordedSpan
 
+if TYPE_CHECKING:
+    from django_otel.requests.django_prometheus import LegacyRequestMetrics
+
 
 class RequestFinisher:
     """Ends the measurement of requests; `finish` is called once for each."""
 
     __slots__ = (
-        "_enrich", "_exemplars", "_has_more", "_longest_path", "_metrics", "_most_spans", "_name_route",
-        "_response_headers", "_scrub_path", "_scrub_text", "_user_attributes", "dimensions", "times_layers",
+        "_enrich", "_exemplars", "_has_more", "_legacy", "_longest_path", "_metrics", "_most_spans",
+        "_name_route", "_response_headers", "_scrub_path", "_scrub_text", "_user_attributes", "dimensions",
+        "times_layers",
     )  # fmt: skip
 
     def __init__(
         self, config: Config, options: ObserverOptions, metrics: RequestMetrics, attributes: StartAttributes
     ) -> None:
         self._metrics = metrics
+        self._legacy = options.legacy
         self._enrich = options.enrich
         self._user_attributes = options.user_attributes
         self._scrub_path = options.scrub_path
@@ -50,6 +56,11 @@ class RequestFinisher:
         self._name_route = options.name_route
         #: Limits of what the project adds to the request metrics; None when it adds nothing.
         self.dimensions = options.dimensions
+
+    @property
+    def legacy(self) -> LegacyRequestMetrics | None:
+        """Counts requests under the names of django-prometheus; None when `METRICS["NAMES"]` asks for ours alone."""
+        return self._legacy
 
     def finish(  # noqa: C901 (one decision after the other, each with its reason)
         self,
@@ -92,6 +103,8 @@ class RequestFinisher:
                 _measure_body(series, record.content_length)
             if exception is not None:
                 self._count_exception(exception, series, span, is_failure=bool(error_type))
+            if self._legacy is not None:
+                self._legacy.count(record, response, response_size_bytes, ended_s - record.started_s)
             if record.repeats is not None and record.repeats.found:
                 record.repeats.finish(span, series.label)
             if span is not None and type(span) is not DroppedSpan:

@@ -16,6 +16,7 @@ from django_otel.requests.protocols import RequestLike, ResponseLike
 from django_otel.sampling.sampler import LiveSampler
 
 if TYPE_CHECKING:
+    from django_otel.requests.django_prometheus import LegacyRequestMetrics
     from django_otel.requests.record import RequestRecord
 
 #: Headers that are never recorded, even on request (check W010 warns of it).
@@ -57,6 +58,8 @@ class ObserverOptions:
     set_headers: Callable[[RequestRecord, ResponseLike], None] | None = None
     #: Paths of our own pages, which are not observed.
     own_paths: Iterable[str] = ()
+    #: Counts requests under the names of django-prometheus as well; None when they are not asked for.
+    legacy: LegacyRequestMetrics | None = None
 
 
 def select_headers(

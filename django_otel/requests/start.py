@@ -112,7 +112,7 @@ class SpanStarter:
             attributes = self._build_attributes(decision, record, request, meta)
             record.span_or_none = tracer.record_root(
                 record.request_class.name, _NOTHING, SpanKind.SERVER, low_bits, decision.is_sampled, attributes,
-                are_ready=len(request.path) <= self._attributes.longest_path,
+                are_ready=len(request.path) <= self._attributes.longest_path, threshold=decision.threshold,
             )  # fmt: skip
         else:
             record.span_or_none, record.low_bits = None, low_bits
@@ -155,7 +155,7 @@ class SpanStarter:
             attributes = self._build_attributes(decision, record, request, meta)
             record.span_or_none = tracer.record_entry(
                 record.request_class.name, _NOTHING, SpanKind.SERVER, parent, decision.is_sampled, attributes,
-                are_ready=len(request.path) <= self._attributes.longest_path,
+                are_ready=len(request.path) <= self._attributes.longest_path, threshold=decision.threshold,
             )  # fmt: skip
         else:
             record.span_or_none = dropped = DroppedSpan()

@@ -34,7 +34,9 @@ class Decision:
     held back until it is known how it ends (`tracing.tail`).
     """
 
-    __slots__ = ("_open_series", "attributes", "is_recording", "is_sampled", "opened", "reason", "result", "rule")
+    __slots__ = (
+        "_open_series", "attributes", "is_recording", "is_sampled", "opened", "reason", "result", "rule", "threshold",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -45,9 +47,12 @@ class Decision:
         rule: str = "",
         weight: float | None = None,
         open_series: OpenSeries | None = None,
+        threshold: str = "",
     ) -> None:
         self.is_sampled = is_sampled
         self.is_recording = is_sampled or is_held
+        #: `th` of the trace state (`sampling.tracestate`); "" where no ratio alone has decided.
+        self.threshold = threshold if is_sampled else ""
         self.reason = reason
         self.rule = rule
         attributes: dict[str, Any] = {}
@@ -93,5 +98,6 @@ class Decision:
         for name in Decision.__slots__:
             setattr(other, name, getattr(self, name))
         other.attributes = attributes
+        other.threshold = ""
         other.result = SamplingResult(SdkDecision.RECORD_AND_SAMPLE, attributes)
         return other

@@ -16,6 +16,7 @@ from opentelemetry.trace import SpanContext
 from django_otel.sampling.decision import Decision, OpenSeries
 from django_otel.sampling.limiter import Limiter
 from django_otel.sampling.policy import METHODS, TASK_PREFIX, Policy, Rule
+from django_otel.sampling.tracestate import format_threshold
 
 LOW_64_BITS = (1 << 64) - 1
 #: Paths whose matching rule is remembered, and the longest of them; clients choose paths.
@@ -29,7 +30,14 @@ class RuleOutcome:
     __slots__ = ("bound", "dropped", "is_forced", "is_never", "limited", "recorded", "rule")
 
     def __init__(
-        self, ratio: float, reason: str, rule: Rule | None, is_held: bool, open_series: OpenSeries | None
+        self,
+        ratio: float,
+        reason: str,
+        rule: Rule | None,
+        is_held: bool,
+        open_series: OpenSeries | None,
+        *,
+        is_limited: bool = False,
     ) -> None:
         #: Trace ids whose low 64 bits are below this are recorded. Source: `TraceIdRatioBased` of the SDK.
         self.bound = round(ratio * (LOW_64_BITS + 1))
@@ -38,11 +46,13 @@ class RuleOutcome:
         self.rule = rule
         self.is_forced = reason == "forced"
         label = rule.label if rule is not None else ""
+        # Not where a limit decides as well, or a person: the share that is recorded is another one then.
+        threshold = format_threshold(self.bound) if not is_limited and not self.is_forced else ""
 
         def decision(is_sampled: bool, reason: str) -> Decision:
             return Decision(
                 is_sampled=is_sampled, is_held=is_held, reason=reason, rule=label,
-                weight=1.0 / ratio if ratio else None, open_series=open_series,
+                weight=1.0 / ratio if ratio else None, open_series=open_series, threshold=threshold,
             )  # fmt: skip
 
         self.recorded = decision(True, reason)
@@ -137,10 +147,12 @@ class EffectivePolicy:
         self._build(open_series)
 
     def _build(self, open_series: OpenSeries | None) -> None:
-        held = self.keeps
-        self.default_outcome = RuleOutcome(self.ratio, "ratio", None, held, open_series)
+        held, is_limited = self.keeps, self.max_per_second is not None
+        self.default_outcome = RuleOutcome(self.ratio, "ratio", None, held, open_series, is_limited=is_limited)
         self.forced = RuleOutcome(1.0, "forced", None, held, open_series)
-        self._outcomes = [RuleOutcome(rule.ratio, "rule", rule, held, open_series) for rule in self.rules]
+        self._outcomes = [
+            RuleOutcome(rule.ratio, "rule", rule, held, open_series, is_limited=is_limited) for rule in self.rules
+        ]
         self._parent_yes, self._parent_no, self._parent_limited = (
             Decision(is_sampled=sampled, is_held=held, reason=reason, open_series=open_series)
             for sampled, reason in ((True, "parent"), (False, "parent"), (False, "rate_limit"))
@@ -242,7 +254,8 @@ class EffectivePolicy:
         """Where a view leads that has a ratio of its own."""
         found = self._view_outcomes.get(ratio)
         if found is None:
-            found = RuleOutcome(ratio, "view", None, self.keeps, self._open_series)
+            is_limited = self.max_per_second is not None
+            found = RuleOutcome(ratio, "view", None, self.keeps, self._open_series, is_limited=is_limited)
             self._view_outcomes[ratio] = found
         return found
 

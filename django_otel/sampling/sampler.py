@@ -24,6 +24,7 @@ from django_otel.sampling.decision import DROP, RECORD, RECORD_ONLY, OpenSeries
 from django_otel.sampling.effective import LOW_64_BITS, EffectivePolicy, RuleOutcome, outcome_of_attributes
 from django_otel.sampling.limiter import Limiter
 from django_otel.sampling.policy import Policy
+from django_otel.sampling.tracestate import build_state, replace_threshold
 
 _UNTRACED_KEY = create_key("django_otel-untraced")
 _OUTCOME_KEY = create_key("django_otel-sampling-branch")
@@ -162,12 +163,13 @@ class LiveSampler(Sampler):
 
         A remote parent is followed as `ParentBased` does; whether it may be
         trusted is settled before, when it is extracted. The parent's trace state
-        is passed on.
+        is passed on, without its threshold where it is not the parent that has decided.
         """
         context = get_current() if parent_context is None else parent_context
         span = get_current_span(context)
         parent = span.get_span_context()
         has_parent = parent.is_valid
+        passed_on = parent.trace_state if has_parent and parent.trace_state else None
         if context.get(_UNTRACED_KEY) or context.get(SUPPRESS_INSTRUMENTATION_KEY):
             result = DROP
         elif has_parent and not parent.is_remote:
@@ -185,9 +187,12 @@ class LiveSampler(Sampler):
             outcome: Any = context.get(_OUTCOME_KEY)
             if outcome is None and kind is SpanKind.SERVER and policy.has_rules and attributes:
                 outcome = outcome_of_attributes(policy, attributes)
-            result = policy.judge(trace_id, parent if has_parent else None, outcome).result
-
-        passed_on = parent.trace_state if has_parent and parent.trace_state else None
+            decision = policy.judge(trace_id, parent if has_parent else None, outcome)
+            result = decision.result
+            if not has_parent:
+                passed_on = build_state(decision.threshold, trace_id) or None
+            elif decision.reason != "parent" or policy.limiter is not None:
+                passed_on = replace_threshold(passed_on, decision.threshold) or None
         if result is DROP or not attributes:
             # The shared results are good as they are.
             if passed_on is None:

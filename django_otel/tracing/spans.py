@@ -26,11 +26,12 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
 from opentelemetry.sdk.util import BoundedList
-from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
 from django_otel.redaction.cutting import cut_attributes
 from django_otel.redaction.scrub import Scrubber
 from django_otel.sampling.sampler import LiveSampler
+from django_otel.sampling.tracestate import replace_threshold
 from django_otel.tracing.attributes import (
     EventAttributes,
     SharedAttributes,
@@ -408,7 +409,11 @@ class DroppedSpan(NonRecordingSpan):
                 trace_id = ids.bits(64) << 64 | low_bits or trace_id
             return SpanContext(trace_id, ids.generate_span_id(), False, ROOT_UNSAMPLED)
         flags = TraceFlags(parent.trace_flags & RANDOM)
-        return SpanContext(parent.trace_id, ids.generate_span_id(), False, flags, parent.trace_state)
+        state: TraceState | None = parent.trace_state
+        if parent.trace_flags & TraceFlags.SAMPLED:
+            # What is not sampled has no threshold.
+            state = replace_threshold(state, "")
+        return SpanContext(parent.trace_id, ids.generate_span_id(), False, flags, state)
 
 
 def drop(shared: Shared, low_bits: int | None, parent: SpanContext | DroppedSpan | None) -> DroppedSpan:

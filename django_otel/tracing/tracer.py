@@ -24,7 +24,8 @@ from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 
-from django_otel.base.sdk_compat import SPAN_KEY, build_child_context, build_root_context
+from django_otel.base.sdk_compat import EMPTY_TRACE_STATE, SPAN_KEY, build_child_context, build_root_context
+from django_otel.sampling.tracestate import ALWAYS, build_state
 from django_otel.tracing.attributes import SharedAttributes, clean, plain_name, store, warn_full
 from django_otel.tracing.spans import (
     RANDOM,
@@ -181,12 +182,14 @@ class Tracer(trace.Tracer):
         attributes: dict[str, Any],
         *,
         are_ready: bool,
+        threshold: str = "",
     ) -> RecordedSpan:
-        """The span of a trace that begins here and is recorded."""
+        """The span of a trace that begins here and is recorded; `threshold` is `th` of its state."""
         ids = self.shared.ids
         trace_id = ids.bits(64) << 64 | low_bits or ids.generate_trace_id()
         flags = _ROOT_SAMPLED if is_sampled else ROOT_UNSAMPLED
-        span_context = build_root_context(trace_id, ids.bits(64) or ids.generate_span_id(), flags)
+        state = ALWAYS if threshold == "0" else build_state(threshold, trace_id)
+        span_context = build_root_context(trace_id, ids.bits(64) or ids.generate_span_id(), flags, state)
         return self.record(name, context, kind, span_context, None, attributes, are_ready=are_ready)
 
     def record_entry(
@@ -199,11 +202,14 @@ class Tracer(trace.Tracer):
         attributes: dict[str, Any],
         *,
         are_ready: bool,
+        threshold: str = "",
     ) -> RecordedSpan:
         """The span of a request of `parent`, a caller's span without a state, that is recorded."""
         ids = self.shared.ids
         flags = TraceFlags(parent.trace_flags & RANDOM | (TraceFlags.SAMPLED if is_sampled else 0))
-        span_context = build_root_context(parent.trace_id, ids.bits(64) or ids.generate_span_id(), flags)
+        # Another threshold than 0 would need the randomness of an id that we have not drawn.
+        state = ALWAYS if threshold == "0" else EMPTY_TRACE_STATE
+        span_context = build_root_context(parent.trace_id, ids.bits(64) or ids.generate_span_id(), flags, state)
         return self.record(name, context, kind, span_context, parent, attributes, are_ready=are_ready)
 
     def record(  # noqa: PLR0913 (one parameter for each part that a span has)

@@ -136,14 +136,6 @@ def test_a_secret_is_never_shown():
         assert "12345678" not in text
 
 
-@pytest.mark.parametrize(
-    ("section", "key"),
-    [("METRICS", "NAMES")],
-)  # fmt: skip
-def test_a_key_within_a_section_whose_feature_is_not_built_is_unknown(section, key):
-    assert problems_of({section: {key: None}})[0].id == "django_otel.E001"
-
-
 def test_the_defaults_are_those_of_the_table():
     config = parse({}, {}, "shop")
     assert config.enabled

@@ -40,7 +40,7 @@ def fitting_value(variable):
     for name, value in FITTING.items():
         if variable.name.endswith(name):
             return value
-    for value in ("7", "true", "always_off", "delta", "gzip", "logs", "PURGE,GET", "info"):
+    for value in ("7", "true", "always_off", "delta", "gzip", "logs", "PURGE,GET", "info", "explicit_bucket_histogram"):
         try:
             if variable.convert(value) is not None:
                 return value

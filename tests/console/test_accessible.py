@@ -191,6 +191,8 @@ def open_trace(page: Any, what: str) -> None:
 
 PAGES = {
     "dashboard": DASHBOARD,
+    "instruments": "/admin/django_otel/instruments/",
+    "instruments-none": "/admin/django_otel/instruments/?q=no-such",
     "dashboard-route": f"{DASHBOARD}?route=/hello/",
     "traces": TRACES,
     "traces-none": f"{TRACES}?route=/nowhere/",

@@ -32,6 +32,7 @@ from tests.pages import parse_text
 from tests.tracestore.test_store import provider_with
 
 LIST, DASHBOARD = "/admin/django_otel/trace/", "/admin/django_otel/dashboard/"
+INSTRUMENTS = "/admin/django_otel/instruments/"
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7|add:7 }}{% debug %}&lt;\u202e\x00"
 
 
@@ -89,7 +90,7 @@ def words(page):
 # --- Who may look. ---
 
 
-@pytest.mark.parametrize("path", [LIST, DASHBOARD, f"{LIST}{'a' * 32}/", f"{LIST}?part=results"])
+@pytest.mark.parametrize("path", [LIST, DASHBOARD, f"{LIST}{'a' * 32}/", f"{LIST}?part=results", INSTRUMENTS])
 def test_only_staff_with_the_permission_may_look(console, viewer, path):
     anonymous = Client().get(path)
     assert anonymous.status_code == 302

@@ -16,7 +16,7 @@ from django.core.management import call_command
 from django_otel.metrics.catalogue import CATALOGUE
 from django_otel.metrics.model import Kind
 from django_otel.metrics.prometheus_names import family_name
-from django_otel.operations.monitoring import boards, collector, dashboards, rules, slo, yaml
+from django_otel.operations.monitoring import collector, dashboards, examples, more_boards, rules, slo, yaml
 from tests import services
 
 SLOS = ("availability 99.9", "availability /orders/<int:pk>/ 99", "latency 1s 99", "latency /hello/ 500ms 95")
@@ -43,7 +43,7 @@ def panel_queries() -> list[tuple[str, str, str]]:
     """(topic, panel, expression) of every query, with Grafana's variables filled in."""
     return [
         (board.topic, panel.title, fill(query.expr))
-        for board in boards.DASHBOARDS
+        for board in more_boards.ALL_DASHBOARDS
         for panel in board.panels
         for query in panel.queries
     ]
@@ -97,6 +97,7 @@ def test_other_types_are_refused():
 def test_every_expression_is_promql_over_metrics_that_exist():
     promql = pytest.importorskip("promql_parser", reason="promql-parser has no wheel here")
     expressions = [rule["expr"] for rule in all_rules(build_rules())] + [expr for _, _, expr in panel_queries()]
+    expressions += [example.query for metric in CATALOGUE.values() for example in examples.find_examples(metric)]
     for expr in expressions:
         promql.parse(expr)
         names = metric_names(expr)
@@ -186,6 +187,51 @@ FAULTS = {
     # Nine in ten requests fail, of all and of every objective's route.
     "DjangoErrorBudgetBurning": histogram('http_route="/hello/", http_response_status_code="500"', FAST, 6000),
 }
+#: Of metrics that may not be in the catalogue yet.
+FAULTS |= {
+    name: series
+    for name, series in {
+        "DjangoNPlusOneQueries": counter("django_request_n_plus_one_total", 'http_route="/a/"', 2),
+        "DjangoMigrationsUnapplied": [
+            {
+                "series": 'django_migrations{job="shop", django_db_alias="x", django_migration_state="unapplied"}',
+                "values": "2x200",
+            }
+        ],
+        "DjangoTasksFailing": counter(
+            "django_task_duration_seconds_count", 'django_task_name="mail", django_task_outcome="failed"', 2
+        ),
+        "DjangoTasksWaiting": [
+            {
+                "series": f'django_task_wait_seconds_bucket{{job="shop", django_task_queue="celery", le="{le}"}}',
+                "values": f"0+{share}x200",
+            }
+            for le, share in (("60", 1), ("300", 20), ("+Inf", 20))
+        ],
+        # promtool's clock begins at 0: the last success was 27 hours before.
+        "DjangoCommandLate": [
+            {
+                "series": 'django_command_last_success_seconds{job="shop", django_command_name="clearsessions"}',
+                "values": f"{-27 * 3600}x200",
+            }
+        ],
+        "DjangoWorkersBusy": [
+            {"series": f'django_otel_workers{{job="shop", instance="a", state="{state}"}}', "values": f"{number}x200"}
+            for state, number in (("busy", 8), ("idle", 0))
+        ],
+        "DjangoRequestsWaiting": [
+            {
+                "series": f'http_server_request_time_in_queue_seconds_bucket{{job="shop", le="{le}"}}',
+                "values": f"0+{share}x200",
+            }
+            for le, share in (("0.5", 1), ("2.5", 20), ("+Inf", 20))
+        ],
+        "DjangoDatabaseUnreachable": counter(
+            "django_db_connection_errors_total", 'django_db_alias="default", error_type="OperationalError"', 2
+        ),
+    }.items()
+    if name in {alert.name for alert in rules.ALERTS}
+}
 #: Alerts that the fault of another one raises as well.
 ALSO = {
     "DjangoRouteErrorRatioHigh": {"DjangoErrorBudgetBurning"},
@@ -237,7 +283,7 @@ def fired_alerts(promtool: str, folder: Path, series: list[dict], names: list[st
 # --- Dashboards. ---
 
 
-@pytest.mark.parametrize("board", boards.DASHBOARDS, ids=lambda board: board.topic)
+@pytest.mark.parametrize("board", more_boards.ALL_DASHBOARDS, ids=lambda board: board.topic)
 def test_a_dashboard_is_grafanas_model(board):
     """Grafana's own SDK reads it, and keeps every panel and variable."""
     sdk = pytest.importorskip("grafana_foundation_sdk.models.dashboard", reason="needs grafana-foundation-sdk")
@@ -258,7 +304,7 @@ def test_a_dashboard_is_grafanas_model(board):
     assert read.links[-1].url == "https://jaeger.example/trace/"
 
 
-@pytest.mark.parametrize("board", boards.DASHBOARDS, ids=lambda board: board.topic)
+@pytest.mark.parametrize("board", more_boards.ALL_DASHBOARDS, ids=lambda board: board.topic)
 def test_panels_fill_the_grid_without_overlap(board):
     cells = set()
     for panel in dashboards.build_dashboard(board)["panels"]:
@@ -269,9 +315,9 @@ def test_panels_fill_the_grid_without_overlap(board):
 
 
 def test_dashboards_have_ids_of_their_own():
-    built = [dashboards.build_dashboard(board) for board in boards.DASHBOARDS]
+    built = [dashboards.build_dashboard(board) for board in more_boards.ALL_DASHBOARDS]
     assert len({model["uid"] for model in built}) == len(built)
-    assert built == [dashboards.build_dashboard(board) for board in boards.DASHBOARDS]
+    assert built == [dashboards.build_dashboard(board) for board in more_boards.ALL_DASHBOARDS]
 
 
 #: Panels of faults that the test project does not have.
@@ -279,9 +325,32 @@ SILENT = {
     ("telemetry", "Dropped"), ("telemetry", "Cardinality overflow"),
     ("telemetry", "Unreadable files of the shared folder"),
     ("database", "Errors"), ("cache", "Errors"), ("telemetry", "Failed exports"),
+    *(
+        (board.topic, panel.title)
+        for board in more_boards.ALL_DASHBOARDS if board.topic in ("tasks", "websockets", "layers")
+        for panel in board.panels
+    ),
+    ("database", "Transactions"), ("database", "Duration of transactions"), ("database", "Failed connections"),
+    ("database", "Connection pool"), ("database", "Migrations"), ("runtime", "Lag of the event loop"),
+    ("runtime", "Pauses of the garbage collector"), ("runtime", "Garbage collections"),
     ("overview", "Business events"), ("business", "Events per minute"), ("business", "Events in the selected range"),
     ("business", "Saves and deletes"), ("security", "Sign-ins"), ("security", "Mail"), ("security", "Refused requests"),
 }  # fmt: skip
+
+
+#: Metrics of what the requests of the test do not do.
+SILENT_METRICS = {
+    name for name in CATALOGUE
+    if name.startswith(
+        (
+            "django_otel.", "django.auth", "django.security", "django.email", "django.model", "django.business",
+            "django.command", "django.db.connection.errors", "django.db.pool", "django.db.transaction", "django.task",
+            "django.request.n_plus_one", "django.template", "django.websocket", "django.event_loop",
+            "http.server.request.time_in_queue", "django.migrations",
+        )
+    )
+} - {"django_otel.sampling.ratio", "django_otel.sampling.decisions", "django_otel.shared.active"}  # fmt: skip
+SILENT_EXAMPLES = {"Failed operations per second, by error"}
 
 
 @pytest.mark.debian
@@ -309,6 +378,12 @@ def test_every_panel_shows_data_of_a_real_prometheus(tmp_path):
             services.wait_until(lambda: services.is_listening(port), 30, "Prometheus")
             open_queries = {
                 (topic, title, expr) for topic, title, expr in panel_queries() if (topic, title) not in SILENT
+            } | {
+                ("catalogue", metric.name, re.sub(r"\[\d+[mhd]\]", "[10s]", example.query))
+                for metric in CATALOGUE.values()
+                if metric.name not in SILENT_METRICS
+                for example in examples.find_examples(metric)
+                if example.title not in SILENT_EXAMPLES
             }
 
             def has_data(expr: str) -> bool:
@@ -325,7 +400,10 @@ def test_every_panel_shows_data_of_a_real_prometheus(tmp_path):
                 open_queries.difference_update({query for query in open_queries if has_data(query[2])})
                 return not open_queries
 
-            services.wait_until(all_answered, 60, f"data behind {len(open_queries)} queries")
+            try:
+                services.wait_until(all_answered, 60, "data behind every query")
+            except AssertionError:
+                pytest.fail(f"no data: {sorted(open_queries)}")
             services.wait_until(lambda: has_data("job_route:http_server_requests:rate5m"), 30, "the recording rules")
 
 
@@ -363,9 +441,11 @@ def test_backends_that_do_not_fit_are_refused(names, has_span_metrics):
 
 def test_the_commands_print_or_write(tmp_path, capsys):
     call_command("otel", "dashboards")
-    assert set(json.loads(capsys.readouterr().out)) == {board.topic for board in boards.DASHBOARDS}
+    assert set(json.loads(capsys.readouterr().out)) == {board.topic for board in more_boards.ALL_DASHBOARDS}
     call_command("otel", "dashboards", "--out", str(tmp_path / "new" / "folder"))
-    assert {path.stem for path in (tmp_path / "new" / "folder").glob("*.json")} == {b.topic for b in boards.DASHBOARDS}
+    assert {path.stem for path in (tmp_path / "new" / "folder").glob("*.json")} == {
+        b.topic for b in more_boards.ALL_DASHBOARDS
+    }
     call_command("otel", "rules", "--slo", "availability 99.9", "--out", str(tmp_path / "rules.yml"))
     assert pyyaml.safe_load((tmp_path / "rules.yml").read_text())["groups"][2]["name"] == "django_otel.slo"
     capsys.readouterr()
@@ -387,3 +467,25 @@ def test_a_fault_has_an_exit_code_and_a_reason(arguments, code, expected, capsys
         call_command("otel", *arguments)
     assert stopped.value.code == code
     assert expected in capsys.readouterr().out
+
+
+# --- The catalogue. ---
+
+
+@pytest.mark.parametrize("name", list(CATALOGUE))
+def test_each_metric_has_queries_over_itself(name):
+    found = examples.find_examples(CATALOGUE[name])
+    assert found
+    assert len({example.title for example in found}) == len(found)
+    sample = examples.sample_name(CATALOGUE[name])
+    assert any(series.startswith(sample) for series in metric_names(found[-1].query))
+
+
+def test_the_catalogue_prints_the_queries(capsys):
+    call_command("otel", "catalogue", "--format", "json")
+    printed = {metric["name"]: metric for metric in json.loads(capsys.readouterr().out)}
+    assert list(printed) == list(CATALOGUE)
+    queries = printed["django.cache.operations"]["queries"]
+    assert queries[0]["title"] == "Hit share, by cache"
+    call_command("otel", "catalogue")
+    assert queries[0]["query"] in capsys.readouterr().out

@@ -214,24 +214,14 @@ class Command(BaseCommand):
     # --- catalogue ---
 
     def _catalogue(self, form: str) -> None:
+        # Late: of the commands only this one needs it.
+        from django_otel.operations.monitoring import catalogue_page
+
+        metrics = catalogue.CATALOGUE.values()
         if form == "json":
-            self._write_json(
-                [
-                    {
-                        "name": metric.name,
-                        "kind": metric.kind.value,
-                        "unit": metric.unit,
-                        "description": metric.description,
-                        "attributes": list(metric.attributes),
-                        "bounds": list(metric.bounds),
-                        "cardinality": metric.cardinality,
-                        "source": metric.source,
-                    }
-                    for metric in catalogue.CATALOGUE.values()
-                ]
-            )
+            self._write_json(catalogue_page.build_catalogue_data(metrics))
             return
-        self.stdout.write(build_catalogue_markdown(catalogue.CATALOGUE.values()), ending="")
+        self.stdout.write(catalogue_page.build_catalogue_markdown(metrics), ending="")
 
     # --- serve and folder ---
 
@@ -262,6 +252,7 @@ class Command(BaseCommand):
             collect=found.collect,
             resource_attributes=runtime.current().resource.attributes,
             exemplars=config.metrics.exemplars,
+            has_utf8_names=config.metrics.utf8_names,
             is_allowed=functools.partial(_is_allowed, config.metrics_view.token),
         )
         stop = serving.stop_on_signals()
@@ -547,22 +538,3 @@ def _simplify(scrubber: Scrubber, key: str, value: object) -> object:
 
 def _show(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def build_catalogue_markdown(metrics: Iterable[catalogue.Metric]) -> str:
-    """The catalogue as a Markdown table, with a heading."""
-    lines = [
-        "# Metrics",
-        "",
-        "| name | type | unit | meaning | attributes | series | source |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for metric in metrics:
-        attributes = ", ".join(f"`{name}`" for name in metric.attributes)
-        meaning = metric.description
-        if metric.bounds:
-            meaning += " Buckets: " + " ".join(f"{bound:g}" for bound in metric.bounds) + "."
-        kind = metric.kind.value.replace("_", "-")
-        cells = (f"`{metric.name}`", kind, metric.unit, meaning, attributes, metric.cardinality, metric.source)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from django_otel.base.frozen import record
 
 TARGET = 'job=~"$job", instance=~"$instance"'
-_ROUTE = f'{TARGET}, http_route=~"$route"'
+ROUTE = f'{TARGET}, http_route=~"$route"'
 DURATION = "http_server_request_duration_seconds"
 
 
@@ -45,34 +45,36 @@ class Dashboard:
     panels: tuple[Panel, ...]
 
 
-def _rate(metric: str, by: str, matchers: str = TARGET) -> str:
+def rate(metric: str, by: str, matchers: str = TARGET) -> str:
+    """Return the PromQL of a rate, summed by labels."""
     return f"sum by ({by}) (rate({metric}{{{matchers}}}[$__rate_interval]))"
 
 
-def _quantile(quantile: float, metric: str, by: str = "", matchers: str = TARGET) -> str:
+def quantile(part: float, metric: str, by: str = "", matchers: str = TARGET) -> str:
+    """Return the PromQL of a quantile of a histogram, interpolated within buckets."""
     labels = f"le, {by}" if by else "le"
-    return f"histogram_quantile({quantile}, sum by ({labels}) (rate({metric}_bucket{{{matchers}}}[$__rate_interval])))"
+    return f"histogram_quantile({part}, sum by ({labels}) (rate({metric}_bucket{{{matchers}}}[$__rate_interval])))"
 
 
-def _share(part: str, whole: str) -> str:
+def share(part: str, whole: str) -> str:
+    """Return the PromQL of a share; 0 where there is no part."""
     return f"({part} or {whole} * 0) / {whole}"
 
 
-def _percentiles(metric: str, matchers: str) -> tuple[Query, ...]:
-    return tuple(
-        Query(_quantile(quantile, metric, matchers=matchers), f"p{quantile * 100:g}") for quantile in (0.5, 0.95, 0.99)
-    )
+def percentiles(metric: str, matchers: str) -> tuple[Query, ...]:
+    """Return the queries of the median, p95 and p99 of a histogram."""
+    return tuple(Query(quantile(part, metric, matchers=matchers), f"p{part * 100:g}") for part in (0.5, 0.95, 0.99))
 
 
-_ERRORS = f'{_ROUTE}, http_response_status_code=~"5.."'
-_REQUESTS = Query(_rate(f"{DURATION}_count", "http_route", _ROUTE), "{{http_route}}")
+_ERRORS = f'{ROUTE}, http_response_status_code=~"5.."'
+_REQUESTS = Query(rate(f"{DURATION}_count", "http_route", ROUTE), "{{http_route}}")
 _ERROR_SHARE = Query(
-    _share(_rate(f"{DURATION}_count", "job", _ERRORS), _rate(f"{DURATION}_count", "job", _ROUTE)), "{{job}}"
+    share(rate(f"{DURATION}_count", "job", _ERRORS), rate(f"{DURATION}_count", "job", ROUTE)), "{{job}}"
 )
 _LATENCY = Panel(
     "Duration",
     "Percentiles of the request duration, interpolated within buckets.",
-    _percentiles(DURATION, _ROUTE),
+    percentiles(DURATION, ROUTE),
     "s",
     has_exemplars=True,
 )
@@ -85,7 +87,7 @@ _OVERVIEW = Dashboard(
         Panel(
             "Requests per second",
             "All routes.",
-            (Query(_rate(f"{DURATION}_count", "job", _ROUTE), "{{job}}"),),
+            (Query(rate(f"{DURATION}_count", "job", ROUTE), "{{job}}"),),
             "reqps",
             "stat",
             6,
@@ -96,7 +98,7 @@ _OVERVIEW = Dashboard(
         Panel(
             "95th percentile",
             "Of the request duration.",
-            (Query(_quantile(0.95, DURATION, "job", _ROUTE), "{{job}}"),),
+            (Query(quantile(0.95, DURATION, "job", ROUTE), "{{job}}"),),
             "s",
             "stat",
             6,
@@ -117,7 +119,7 @@ _OVERVIEW = Dashboard(
             "Total duration of database operations per request.",
             (
                 Query(
-                    f"{_rate('db_client_operation_duration_seconds_sum', 'job')} / {_rate(f'{DURATION}_count', 'job')}",
+                    f"{rate('db_client_operation_duration_seconds_sum', 'job')} / {rate(f'{DURATION}_count', 'job')}",
                     "{{job}}",
                 ),
             ),
@@ -128,13 +130,13 @@ _OVERVIEW = Dashboard(
             "Hits among reads.",
             (
                 Query(
-                    _share(
-                        _rate(
+                    share(
+                        rate(
                             "django_cache_operations_total",
                             "django_cache_alias",
                             f'{TARGET}, django_cache_outcome="hit"',
                         ),
-                        _rate(
+                        rate(
                             "django_cache_operations_total",
                             "django_cache_alias",
                             f'{TARGET}, django_cache_outcome=~"hit|miss"',
@@ -148,7 +150,7 @@ _OVERVIEW = Dashboard(
         Panel(
             "Business events",
             "Committed events per minute.",
-            (Query(f"60 * {_rate('django_business_events_total', 'business_event')}", "{{business_event}}"),),
+            (Query(f"60 * {rate('django_business_events_total', 'business_event')}", "{{business_event}}"),),
         ),
     ),
 )
@@ -162,7 +164,7 @@ _REQUESTS_BOARD = Dashboard(
         Panel(
             "Requests by status",
             "Requests per second.",
-            (Query(_rate(f"{DURATION}_count", "http_response_status_code", _ROUTE), "{{http_response_status_code}}"),),
+            (Query(rate(f"{DURATION}_count", "http_response_status_code", ROUTE), "{{http_response_status_code}}"),),
             "reqps",
             is_stacked=True,
         ),
@@ -170,24 +172,20 @@ _REQUESTS_BOARD = Dashboard(
         Panel(
             "95th percentile by route",
             "Of the request duration.",
-            (Query(_quantile(0.95, DURATION, "http_route", _ROUTE), "{{http_route}}"),),
+            (Query(quantile(0.95, DURATION, "http_route", ROUTE), "{{http_route}}"),),
             "s",
             has_exemplars=True,
         ),
         Panel(
             "Errors by route",
             "Server errors per second.",
-            (Query(_rate(f"{DURATION}_count", "http_route", _ERRORS), "{{http_route}}"),),
+            (Query(rate(f"{DURATION}_count", "http_route", _ERRORS), "{{http_route}}"),),
             "reqps",
         ),
         Panel(
             "Unhandled exceptions",
             "Exceptions per minute, by type.",
-            (
-                Query(
-                    f"60 * {_rate('django_request_exceptions_total', 'exception_type', _ROUTE)}", "{{exception_type}}"
-                ),
-            ),
+            (Query(f"60 * {rate('django_request_exceptions_total', 'exception_type', ROUTE)}", "{{exception_type}}"),),
         ),
         Panel(
             "Requests in flight",
@@ -201,23 +199,23 @@ _REQUESTS_BOARD = Dashboard(
         Panel(
             "Response size",
             "95th percentile by route.",
-            (Query(_quantile(0.95, "http_server_response_body_size_bytes", "http_route", _ROUTE), "{{http_route}}"),),
+            (Query(quantile(0.95, "http_server_response_body_size_bytes", "http_route", ROUTE), "{{http_route}}"),),
             "bytes",
         ),
         Panel(
             "Request size",
             "95th percentile by route.",
-            (Query(_quantile(0.95, "http_server_request_body_size_bytes", "http_route", _ROUTE), "{{http_route}}"),),
+            (Query(quantile(0.95, "http_server_request_body_size_bytes", "http_route", ROUTE), "{{http_route}}"),),
             "bytes",
         ),
         Panel(
             "Routes",
             "Requests per second, mean duration and error share in the selected range.",
             (
-                Query(f"sum by (http_route) (rate({DURATION}_count{{{_ROUTE}}}[$__range]))", "requests/s"),
+                Query(f"sum by (http_route) (rate({DURATION}_count{{{ROUTE}}}[$__range]))", "requests/s"),
                 Query(
-                    f"sum by (http_route) (rate({DURATION}_sum{{{_ROUTE}}}[$__range]))"
-                    f" / sum by (http_route) (rate({DURATION}_count{{{_ROUTE}}}[$__range]))",
+                    f"sum by (http_route) (rate({DURATION}_sum{{{ROUTE}}}[$__range]))"
+                    f" / sum by (http_route) (rate({DURATION}_count{{{ROUTE}}}[$__range]))",
                     "mean s",
                 ),
             ),
@@ -238,20 +236,20 @@ _DATABASE = Dashboard(
             "By operation.",
             (
                 Query(
-                    _rate(f"{_DB}_count", "django_db_alias, db_operation_name"),
+                    rate(f"{_DB}_count", "django_db_alias, db_operation_name"),
                     "{{django_db_alias}} {{db_operation_name}}",
                 ),
             ),
             "ops",
             is_stacked=True,
         ),
-        Panel("Duration", "Percentiles of the operation duration.", _percentiles(_DB, TARGET), "s"),
+        Panel("Duration", "Percentiles of the operation duration.", percentiles(_DB, TARGET), "s"),
         Panel(
             "Errors",
             "Failed operations per second, by error.",
             (
                 Query(
-                    _rate(f"{_DB}_count", "django_db_alias, error_type", f'{TARGET}, error_type!=""'),
+                    rate(f"{_DB}_count", "django_db_alias, error_type", f'{TARGET}, error_type!=""'),
                     "{{django_db_alias}} {{error_type}}",
                 ),
             ),
@@ -260,7 +258,7 @@ _DATABASE = Dashboard(
         Panel(
             "Connections opened",
             "Per second.",
-            (Query(_rate("django_db_connections_total", "django_db_alias"), "{{django_db_alias}}"),),
+            (Query(rate("django_db_connections_total", "django_db_alias"), "{{django_db_alias}}"),),
             "ops",
         ),
         Panel(
@@ -268,8 +266,8 @@ _DATABASE = Dashboard(
             "Mean by route.",
             (
                 Query(
-                    f"{_rate('django_request_queries_sum', 'http_route', _ROUTE)}"
-                    f" / {_rate('django_request_queries_count', 'http_route', _ROUTE)}",
+                    f"{rate('django_request_queries_sum', 'http_route', ROUTE)}"
+                    f" / {rate('django_request_queries_count', 'http_route', ROUTE)}",
                     "{{http_route}}",
                 ),
             ),
@@ -277,7 +275,7 @@ _DATABASE = Dashboard(
         Panel(
             "Queries per request, 95th percentile",
             "By route.",
-            (Query(_quantile(0.95, "django_request_queries", "http_route", _ROUTE), "{{http_route}}"),),
+            (Query(quantile(0.95, "django_request_queries", "http_route", ROUTE), "{{http_route}}"),),
         ),
     ),
 )
@@ -293,7 +291,7 @@ _CACHE = Dashboard(
             "By operation.",
             (
                 Query(
-                    _rate(_CACHE_OPERATIONS, "django_cache_alias, django_cache_operation"),
+                    rate(_CACHE_OPERATIONS, "django_cache_alias, django_cache_operation"),
                     "{{django_cache_alias}} {{django_cache_operation}}",
                 ),
             ),
@@ -305,9 +303,9 @@ _CACHE = Dashboard(
             "Hits among reads.",
             (
                 Query(
-                    _share(
-                        _rate(_CACHE_OPERATIONS, "django_cache_alias", f'{TARGET}, django_cache_outcome="hit"'),
-                        _rate(_CACHE_OPERATIONS, "django_cache_alias", f'{TARGET}, django_cache_outcome=~"hit|miss"'),
+                    share(
+                        rate(_CACHE_OPERATIONS, "django_cache_alias", f'{TARGET}, django_cache_outcome="hit"'),
+                        rate(_CACHE_OPERATIONS, "django_cache_alias", f'{TARGET}, django_cache_outcome=~"hit|miss"'),
                     ),
                     "{{django_cache_alias}}",
                 ),
@@ -319,7 +317,7 @@ _CACHE = Dashboard(
             "95th percentile by operation.",
             (
                 Query(
-                    _quantile(
+                    quantile(
                         0.95, "django_cache_operation_duration_seconds", "django_cache_alias, django_cache_operation"
                     ),
                     "{{django_cache_alias}} {{django_cache_operation}}",
@@ -332,7 +330,7 @@ _CACHE = Dashboard(
             "Failed operations per second.",
             (
                 Query(
-                    _rate(_CACHE_OPERATIONS, "django_cache_alias", f'{TARGET}, django_cache_outcome="error"'),
+                    rate(_CACHE_OPERATIONS, "django_cache_alias", f'{TARGET}, django_cache_outcome="error"'),
                     "{{django_cache_alias}}",
                 ),
             ),
@@ -349,7 +347,7 @@ _BUSINESS = Dashboard(
         Panel(
             "Events per minute",
             "Committed events.",
-            (Query(f"60 * {_rate('django_business_events_total', 'business_event')}", "{{business_event}}"),),
+            (Query(f"60 * {rate('django_business_events_total', 'business_event')}", "{{business_event}}"),),
             is_stacked=True,
         ),
         Panel(
@@ -368,7 +366,7 @@ _BUSINESS = Dashboard(
             "Of registered models, per minute.",
             (
                 Query(
-                    f"60 * {_rate('django_model_operations_total', 'django_model, django_model_operation')}",
+                    f"60 * {rate('django_model_operations_total', 'django_model, django_model_operation')}",
                     "{{django_model}} {{django_model_operation}}",
                 ),
             ),
@@ -393,7 +391,7 @@ _TELEMETRY = Dashboard(
             "Traces per second, by decision and reason.",
             (
                 Query(
-                    _rate("django_otel_sampling_decisions_total", "sampling_decision, sampling_reason"),
+                    rate("django_otel_sampling_decisions_total", "sampling_decision, sampling_reason"),
                     "{{sampling_decision}} {{sampling_reason}}",
                 ),
             ),
@@ -404,7 +402,7 @@ _TELEMETRY = Dashboard(
             "Per minute, by signal.",
             (
                 Query(
-                    f"60 * {_rate('django_otel_export_failures_total', 'django_otel_signal')}", "{{django_otel_signal}}"
+                    f"60 * {rate('django_otel_export_failures_total', 'django_otel_signal')}", "{{django_otel_signal}}"
                 ),
             ),
         ),
@@ -413,7 +411,7 @@ _TELEMETRY = Dashboard(
             "Spans, log records and data points dropped per minute.",
             tuple(
                 Query(
-                    f"60 * {_rate(f'django_otel_{signal}_dropped_total', 'django_otel_reason')}",
+                    f"60 * {rate(f'django_otel_{signal}_dropped_total', 'django_otel_reason')}",
                     f"{signal} {{{{django_otel_reason}}}}",
                 )
                 for signal in ("spans", "logs", "metrics", "console")
@@ -422,7 +420,7 @@ _TELEMETRY = Dashboard(
         Panel(
             "Cardinality overflow",
             "Measurements in overflow series per minute.",
-            (Query(f"60 * {_rate('django_otel_cardinality_overflow_total', 'job')}", "{{job}}"),),
+            (Query(f"60 * {rate('django_otel_cardinality_overflow_total', 'job')}", "{{job}}"),),
         ),
         Panel(
             "Workers share their metrics",
@@ -434,7 +432,7 @@ _TELEMETRY = Dashboard(
             "Per minute, by reason.",
             (
                 Query(
-                    f"60 * {_rate('django_otel_shared_files_skipped_total', 'django_otel_reason')}",
+                    f"60 * {rate('django_otel_shared_files_skipped_total', 'django_otel_reason')}",
                     "{{django_otel_reason}}",
                 ),
             ),
@@ -451,14 +449,14 @@ _SECURITY = Dashboard(
         Panel(
             "Sign-ins",
             "Sign-ins, sign-outs and failed sign-ins per minute.",
-            (Query(f"60 * {_rate('django_auth_events_total', 'django_auth_event')}", "{{django_auth_event}}"),),
+            (Query(f"60 * {rate('django_auth_events_total', 'django_auth_event')}", "{{django_auth_event}}"),),
         ),
         Panel(
             "Refused requests",
             "By kind, per minute.",
             (
                 Query(
-                    f"60 * {_rate('django_security_events_total', 'django_security_event')}",
+                    f"60 * {rate('django_security_events_total', 'django_security_event')}",
                     "{{django_security_event}}",
                 ),
             ),
@@ -466,7 +464,7 @@ _SECURITY = Dashboard(
         Panel(
             "Mail",
             "Messages per minute, by outcome (EMAIL).",
-            (Query(f"60 * {_rate('django_email_sent_total', 'django_email_outcome')}", "{{django_email_outcome}}"),),
+            (Query(f"60 * {rate('django_email_sent_total', 'django_email_outcome')}", "{{django_email_outcome}}"),),
             width=24,
         ),
     ),

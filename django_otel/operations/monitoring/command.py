@@ -12,9 +12,9 @@ from django.utils.translation import gettext
 
 from django_otel.base.text import printable
 from django_otel.config.schema import Config
-from django_otel.operations.monitoring.boards import DASHBOARDS
 from django_otel.operations.monitoring.collector import BACKENDS, build_collector
 from django_otel.operations.monitoring.dashboards import build_dashboard
+from django_otel.operations.monitoring.more_boards import ALL_DASHBOARDS
 from django_otel.operations.monitoring.rules import build_rules
 from django_otel.operations.monitoring.slo import parse_slo
 from django_otel.operations.monitoring.yaml import dump
@@ -101,7 +101,7 @@ def _texts(value: object) -> list[str]:
 
 
 def _write_dashboards(config: Config, folder: Path | None, write: Callable[[str], object]) -> None:
-    built = {board.topic: build_dashboard(board, trace_url=config.trace_url) for board in DASHBOARDS}
+    built = {board.topic: build_dashboard(board, trace_url=config.trace_url) for board in ALL_DASHBOARDS}
     if folder is None:
         write(json.dumps(built, indent=2))
         return

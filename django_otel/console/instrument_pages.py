@@ -1,0 +1,201 @@
+"""The page of all instruments: those of this package, of the project and of its libraries, each with a small chart.
+
+It shows what `/metrics` shows at this moment; nothing of it comes from the store.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils.functional import Promise
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext, gettext_lazy, ngettext_lazy
+
+from django_otel import runtime
+from django_otel.base import guard
+from django_otel.console import svg, text
+from django_otel.console.dashboard import quantile
+from django_otel.console.entries import ConsoleAdmin
+from django_otel.console.page import console_page
+from django_otel.metrics.classic_buckets import with_classic_buckets
+from django_otel.metrics.model import OWN_SCOPE, Family, HistogramValue, Kind, Point
+from django_otel.metrics.prometheus_names import format_bound, label_text
+from django_otel.tracestore.processor import StoreProcessor
+
+PAGE_SIZE = 24
+#: Series of one instrument that are drawn and listed.
+MAX_SERIES = 8
+_MAX_SEARCH = 200
+_SERIES = ngettext_lazy("%(count)s series", "%(count)s series", "n")
+_MEASUREMENTS = ngettext_lazy("%(count)s measurement", "%(count)s measurements", "n")
+_KINDS: dict[Kind, Promise] = {
+    Kind.COUNTER: gettext_lazy("counter"),
+    Kind.UP_DOWN_COUNTER: gettext_lazy("up-down counter"),
+    Kind.GAUGE: gettext_lazy("gauge"),
+    Kind.HISTOGRAM: gettext_lazy("histogram"),
+    Kind.EXPONENTIAL_HISTOGRAM: gettext_lazy("exponential histogram"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One instrument as the page shows it; `rows` are its largest series: name, value, and the bar's width."""
+
+    name: str
+    kind: str
+    unit: str
+    description: str
+    scope: str
+    summary: str
+    drawing: SafeString | None
+    labels: Sequence[str]
+    ends: tuple[str, str]
+    rows: Sequence[tuple[str, str]]
+    hidden: int
+
+
+@console_page
+def instruments(
+    request: HttpRequest, admin: ConsoleAdmin, context: dict[str, object], console: StoreProcessor
+) -> HttpResponse:
+    """Every instrument that has a value, by name; `q` filters by name, meaning and scope."""
+    search = str(request.GET.get("q", ""))[:_MAX_SEARCH].strip()
+    families = [family for family in runtime.collect() if family.points]
+    found = sorted((family for family in families if _fits(family, search)), key=_order)
+    pages = max(1, -(-len(found) // PAGE_SIZE))
+    wanted = str(request.GET.get("page", ""))[:6]
+    number = min(max(1, int(wanted) if wanted.isascii() and wanted.isdecimal() else 1), pages)
+    shown = []
+    for family in found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]:
+        with guard.contained(f"the page of the instrument {family.name}"):
+            shown.append(_show(family))
+
+    def address(page: int) -> str:
+        return "?" + urlencode({**({"q": search} if search else {}), "page": page})
+
+    context |= {
+        "title": gettext("Instruments"),
+        "instruments": shown,
+        "search": search,
+        "total": len(found),
+        "stored": len(families),
+        "number": number,
+        "pages": pages,
+        "previous": address(number - 1) if number > 1 else "",
+        "next": address(number + 1) if number < pages else "",
+        "problem": console.problem,
+    }
+    return TemplateResponse(request, "django_otel/console/instruments.html", context)
+
+
+def _fits(family: Family, search: str) -> bool:
+    words = search.lower().split()
+    place = f"{family.name} {family.name.replace('.', '_')} {family.description} {family.scope.name}".lower()
+    return all(word in place for word in words)
+
+
+def _order(family: Family) -> tuple[bool, str, str]:
+    """Those of the project and its libraries first: ours have pages of their own."""
+    is_ours = family.scope == OWN_SCOPE and family.name.startswith(("django_otel.", "django.", "http.", "db."))
+    return is_ours, family.name, family.scope.name
+
+
+def _show(family: Family) -> Shown:
+    points: Sequence[Point] = family.points
+    if family.kind is Kind.EXPONENTIAL_HISTOGRAM:
+        points = with_classic_buckets(points, f"the page of the instrument {family.name}")
+    draw = _draw_histogram if any(isinstance(point.value, HistogramValue) for point in points) else _draw_numbers
+    summary, chart, ends, rows = draw(family, points)
+    return Shown(
+        name=family.name,
+        kind=str(_KINDS[family.kind]),
+        unit=family.unit,
+        description=family.description,
+        scope="" if family.scope == OWN_SCOPE else family.scope.name,
+        summary=summary,
+        drawing=None if chart.is_empty else chart.drawing,
+        labels=chart.labels,
+        ends=ends,
+        rows=rows[:MAX_SERIES],
+        hidden=max(0, len(points) - MAX_SERIES),
+    )
+
+
+#: What is written below the name, the chart, the ends of its axis, and the series with their values.
+_Drawn = tuple[str, svg.Chart, tuple[str, str], list[tuple[str, str]]]
+
+
+def _draw_numbers(family: Family, points: Sequence[Point]) -> _Drawn:
+    show = _format_of(family.unit)
+    numbers = [(_name(point), float(point.value)) for point in points if isinstance(point.value, int | float)]
+    # One that is no number compares with none.
+    numbers.sort(key=lambda item: -abs(item[1]) if math.isfinite(item[1]) else 0.0)
+    drawn = numbers[:MAX_SERIES]
+    rows = [(name, show(value)) for name, value in drawn]
+    description = ", ".join(f"{name}: {value}" if name else value for name, value in rows)
+    chart = svg.draw_bars(
+        [svg.Line("", "c0", [max(0.0, value) if math.isfinite(value) else 0.0 for _, value in drawn])],
+        description=f"{family.name}: {description}",
+        moments=[svg.Moment("", name or family.name) for name, _ in drawn],
+        show=show,
+    )
+    summary = text.plural(len(numbers), _SERIES)
+    if family.kind is Kind.COUNTER and len(numbers) > 1:
+        summary = gettext("%(total)s in %(series)s") % {
+            "total": show(sum(value for _, value in numbers)), "series": summary,
+        }  # fmt: skip
+    return summary, chart, ("", ""), rows
+
+
+def _draw_histogram(family: Family, points: Sequence[Point]) -> _Drawn:
+    show = _format_of(family.unit)
+    values = [(point, point.value) for point in points if isinstance(point.value, HistogramValue)]
+    values.sort(key=lambda item: -item[1].count)
+    bounds = values[0][1].bounds
+    same = [value for _, value in values if value.bounds == bounds]
+    buckets = [sum(column) for column in zip(*(value.buckets for value in same), strict=True)]
+    count, total = sum(buckets), sum(value.sum for value in same)
+    summary = text.plural(count, _MEASUREMENTS)
+    if count:
+        p95 = quantile(buckets, bounds, 0.95)
+        figures = {"count": summary, "mean": show(total / count), "p95": show(p95) if p95 is not None else "-"}
+        summary = gettext("%(count)s, mean %(mean)s, p95 %(p95)s") % figures
+    names = [f"≤ {show(bound)}" for bound in bounds] + [f"> {show(bounds[-1])}" if bounds else format_bound(0.0)]
+    chart = svg.draw_bars(
+        [svg.Line("", "c0", buckets)],
+        description=f"{family.name}: {summary}",
+        moments=[svg.Moment("", name) for name in names],
+        show=text.count,
+    )
+    rows = [
+        (
+            _name(point),
+            gettext("%(count)s, mean %(mean)s")
+            % {"count": text.plural(value.count, _MEASUREMENTS), "mean": show(value.sum / value.count)},
+        )
+        for point, value in values[:MAX_SERIES]
+        if value.count
+    ]
+    return summary, chart, (names[0], names[-1]), rows
+
+
+def _name(point: Point) -> str:
+    return ", ".join(f"{key}={label_text(value)}" for key, value in point.attributes)
+
+
+def _format_of(unit: str) -> Callable[[float], str]:
+    return _show_seconds if unit == "s" else _show_number
+
+
+def _show_seconds(value: float) -> str:
+    # A moment (Unix time) is no duration.
+    return text.seconds(value) if 0 <= value < 1e9 else _show_number(value)
+
+
+def _show_number(value: float) -> str:
+    return text.count(value) if math.isfinite(value) else str(value)

@@ -1,0 +1,63 @@
+"""The page of all instruments."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import django_otel
+from django_otel import runtime
+from tests.console.test_console import INSTRUMENTS, console, page, viewer, words  # noqa: F401
+
+pytestmark = pytest.mark.django_db
+
+
+def test_own_counters_gauges_and_histograms_have_a_chart(console, page):  # noqa: F811
+    django_otel.counter("shop.carts", "{cart}", "Carts opened.").add(3, {"shop.country": "fr"})
+    django_otel.counter("shop.carts").add(1, {"shop.country": "<b>de</b>"})
+    django_otel.gauge("shop.stock", "{piece}", "Pieces in stock.").set(17)
+    django_otel.histogram("shop.price.duration", "s", "Time to price a cart.").record(0.2)
+    content = page(INSTRUMENTS, q="shop.").content.decode()
+    assert content.count('class="otel-chart"') == 3
+    text = words(page(INSTRUMENTS, q="shop."))
+    for expected in (
+        "shop.carts",
+        "Carts opened.",
+        "shop.country=fr",
+        "4 in 2 series",
+        "17",
+        "1 measurement, mean 200 ms",
+    ):
+        assert expected in text, expected
+    assert "<b>de</b>" not in content and "&lt;b&gt;de" in content
+
+
+def test_all_instruments_are_listed_over_pages(console, page, client):  # noqa: F811
+    for number in range(60):
+        django_otel.counter(f"paged.counter_{number:02}").add(1)
+    seen = []
+    number = 1
+    while True:
+        content = page(INSTRUMENTS, page=number).content.decode()
+        seen += re.findall(r'<h2 id="otel-instrument-\d+">(?:<[^>]*>)*([\w.]+)', content)
+        if 'rel="next"' not in content:
+            break
+        number += 1
+    assert sorted(seen) == sorted(family.name for family in runtime.collect() if family.points)
+
+
+@pytest.mark.parametrize(
+    "given", [{"page": "-1"}, {"page": "99999"}, {"page": "x"}, {"q": "\x00' OR 1"}, {"q": "x" * 5000}]
+)
+def test_any_address_is_answered(console, page, given):  # noqa: F811
+    assert page(INSTRUMENTS, **given).status_code == 200
+
+
+def test_negative_endless_and_missing_values_do_not_break_a_chart(console, page):  # noqa: F811
+    django_otel.up_down_counter("odd.negative").add(-5)
+    django_otel.gauge("odd.endless").set(float("inf"))
+    django_otel.gauge("odd.none").set(float("nan"))
+    text = words(page(INSTRUMENTS, q="odd."))
+    for name in ("odd.negative", "odd.endless", "odd.none"):
+        assert name in text
