@@ -27,6 +27,7 @@ lint:
 docs:
 	$(PYTHON) docs/build_settings.py
 	$(PYTHON) docs/build_readme.py
+	$(PYTHON) deploy/stack/generated.py
 	$(PYTHON) docs/build_architecture.py
 
 # The documentation site, in site/; a broken link is an error.
