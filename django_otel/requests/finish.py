@@ -104,7 +104,7 @@ class RequestFinisher:
             if exception is not None:
                 self._count_exception(exception, series, span, is_failure=bool(error_type))
             if self._legacy is not None:
-                self._legacy.count(record, response, response_size_bytes, ended_s - record.started_s)
+                self._legacy.count(record, response, response_size_bytes, duration_s)
             if record.repeats is not None and record.repeats.found:
                 record.repeats.finish(span, series.label)
             if span is not None and type(span) is not DroppedSpan:
