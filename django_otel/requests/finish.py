@@ -119,8 +119,7 @@ class RequestFinisher:
         finally:
             if not is_counted:
                 _count_as_ended(record)
-            # Nothing holds the request longer than the server does.
-            record.request = record.view = None
+            record.request = record.view = None  # Nothing holds the request longer than the server does.
             if rare is not None:
                 _let_go(record, rare)
 

@@ -8,12 +8,12 @@ import pytest
 
 import django_otel
 from django_otel import runtime
-from tests.console.test_console import INSTRUMENTS, console, page, viewer, words  # noqa: F401
+from tests.console.test_console import INSTRUMENTS, words
 
 pytestmark = pytest.mark.django_db
 
 
-def test_own_counters_gauges_and_histograms_have_a_chart(console, page):  # noqa: F811
+def test_own_counters_gauges_and_histograms_have_a_chart(console, page):
     django_otel.counter("shop.carts", "{cart}", "Carts opened.").add(3, {"shop.country": "fr"})
     django_otel.counter("shop.carts").add(1, {"shop.country": "<b>de</b>"})
     django_otel.gauge("shop.stock", "{piece}", "Pieces in stock.").set(17)
@@ -33,7 +33,7 @@ def test_own_counters_gauges_and_histograms_have_a_chart(console, page):  # noqa
     assert "<b>de</b>" not in content and "&lt;b&gt;de" in content
 
 
-def test_all_instruments_are_listed_over_pages(console, page, client):  # noqa: F811
+def test_all_instruments_are_listed_over_pages(console, page, client):
     for number in range(60):
         django_otel.counter(f"paged.counter_{number:02}").add(1)
     seen = []
@@ -50,11 +50,11 @@ def test_all_instruments_are_listed_over_pages(console, page, client):  # noqa: 
 @pytest.mark.parametrize(
     "given", [{"page": "-1"}, {"page": "99999"}, {"page": "x"}, {"q": "\x00' OR 1"}, {"q": "x" * 5000}]
 )
-def test_any_address_is_answered(console, page, given):  # noqa: F811
+def test_any_address_is_answered(console, page, given):
     assert page(INSTRUMENTS, **given).status_code == 200
 
 
-def test_negative_endless_and_missing_values_do_not_break_a_chart(console, page):  # noqa: F811
+def test_negative_endless_and_missing_values_do_not_break_a_chart(console, page):
     django_otel.up_down_counter("odd.negative").add(-5)
     django_otel.gauge("odd.endless").set(float("inf"))
     django_otel.gauge("odd.none").set(float("nan"))
