@@ -18,7 +18,7 @@ from django.utils.translation import gettext, ngettext_lazy, pgettext
 
 from django_otel import runtime
 from django_otel.base import guard
-from django_otel.console import svg, text
+from django_otel.console import layers, svg, text
 from django_otel.metrics.model import OWN_SCOPE, Family
 from django_otel.tracestore.items import RouteNumbers
 from django_otel.tracestore.numbers import SAMPLE_INTERVAL_S, rise
@@ -202,11 +202,12 @@ def quantile(counts: Sequence[float], bounds: Sequence[float], share: float) -> 
 class _Sum:
     """Figures of some routes or steps, added up. A histogram is a list of its count, its sum and its buckets."""
 
-    __slots__ = ("duration", "errors", "query", "refused")
+    __slots__ = ("duration", "errors", "layers", "query", "refused")
 
     def __init__(self) -> None:
         self.duration: list[float] = []
         self.query: list[float] = []
+        self.layers: list[float] = []
         self.errors = 0.0
         self.refused = 0.0
 
@@ -218,16 +219,20 @@ class _Sum:
     def mean_queries(self) -> float:
         return self.query[1] / self.query[0] if self.query and self.query[0] else 0.0
 
-    def add(self, duration: list[float], query: list[float], errors: float, refused: float) -> None:
+    def add(
+        self, duration: list[float], query: list[float], errors: float, refused: float, layers: list[float]
+    ) -> None:
         self.duration = _add(self.duration, duration)
         self.query = _add(self.query, query)
+        self.layers = _add(self.layers, layers)
         self.errors += errors
         self.refused += refused
 
 
-def _parts(figures: RouteNumbers) -> tuple[list[float], list[float], float, float]:
+def _parts(figures: RouteNumbers) -> tuple[list[float], list[float], float, float, list[float]]:
     """The part of a set of figures that `_Sum.add` uses."""
-    return figures.get("duration", []), figures.get("queries", []), figures.get("errors", 0), figures.get("refused", 0)
+    durations, queries = figures.get("duration", []), figures.get("queries", [])
+    return durations, queries, figures.get("errors", 0), figures.get("refused", 0), figures.get("layers", [])
 
 
 def _add(one: list[float], other: list[float]) -> list[float]:
@@ -389,7 +394,7 @@ class _Builder:
         panels = [self._rate_panel(period), self._error_panel(period), self._duration_panel(period)]
         if not self._wanted.route:
             panels += [self._event_panel(period), self._cache_panel(period)]
-        return panels
+        return [*panels, self._panel(*layers.draw_chart(self._by_step, self._moments, period, _axis_seconds))]
 
     def _rate_panel(self, period: str) -> Panel:
         rates: dict[str, list[float | None]] = {"answered": [], "refused": [], "failed": []}

@@ -22,7 +22,7 @@ from django.utils.translation import gettext, ngettext_lazy, pgettext
 
 from django_otel import runtime
 from django_otel.console import dashboard as dashboard_parts
-from django_otel.console import span_details, stored_spans, text, waterfall
+from django_otel.console import layers, span_details, stored_spans, text, waterfall
 from django_otel.console.filters import parse_time, whole
 from django_otel.console.page import console_page, read_store, store_errors
 from django_otel.tracestore.processor import StoreProcessor
@@ -309,6 +309,7 @@ def trace(
         "at": text.time_tag(row.start_ns),
         "duration": text.duration(row.duration_ns),
         "waterfall": shown,
+        "layers": layers.build_bar(found.spans),
         "repeated": [group for group in shown.query_groups if group.is_n_plus_one],
         "advised": [(text.shorten(statement, 160), *rest) for count, statement, *rest in advice if rest[-1]],
         "opened_group": _group_of(shown, span_id),

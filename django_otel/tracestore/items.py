@@ -71,9 +71,14 @@ class StoredLog:
     record: Mapping[str, object]
 
 
+#: The layers of the time budget, in the order of their seconds in `RouteNumbers`.
+LAYERS = ("database", "cache", "template", "http", "view", "middleware")
+
+
 class RouteNumbers(TypedDict, total=False):
     """What is counted of one route; histograms as in `SampleNumbers`."""
 
+    layers: list[float]
     duration: list[float]
     queries: list[float]
     errors: float

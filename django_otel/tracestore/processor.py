@@ -29,6 +29,7 @@ from django_otel.tracestore.errors import ErrorCollector
 from django_otel.tracestore.file import BUSY_TIMEOUT_S, find_file
 from django_otel.tracestore.issues import StoredErrors
 from django_otel.tracestore.items import (
+    LAYERS,
     RouteNumbers,
     SampleNumbers,
     Stored,
@@ -412,6 +413,15 @@ def _take_queries(numbers: SampleNumbers, family: Family, point: Point) -> None:
         _add_histogram(route, "queries", point.value)
 
 
+def _take_layers(numbers: SampleNumbers, family: Family, point: Point) -> None:
+    attributes = dict(point.attributes)
+    layer = attributes.get("django.layer")
+    if isinstance(point.value, HistogramValue) and layer in LAYERS:
+        route = numbers["routes"].setdefault(_route_of(attributes), {})
+        seconds = route.setdefault("layers", [0.0] * len(LAYERS))
+        seconds[LAYERS.index(str(layer))] += point.value.sum
+
+
 def _take_by(
     place: Literal["cache", "events", "failures", "dropped"], attribute: str
 ) -> Callable[[SampleNumbers, Family, Point], None]:
@@ -426,6 +436,7 @@ def _take_by(
 _TAKERS: dict[str, Callable[[SampleNumbers, Family, Point], None]] = {
     "http.server.request.duration": _take_duration,
     "django.request.queries": _take_queries,
+    "django.request.layer.duration": _take_layers,
     "django.cache.operations": _take_by("cache", "django.cache.outcome"),
     "django.business.events": _take_by("events", "business.event"),
     "django_otel.export.failures": _take_by("failures", "django_otel.signal"),

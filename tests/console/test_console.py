@@ -702,6 +702,49 @@ def test_the_cache_hit_share_is_that_of_the_counted_reads(console, page, client,
     assert shown()[1] in ("67", "66.7")
 
 
+@pytest.mark.parametrize("route", ["", "/queries/"])
+def test_the_dashboard_stacks_the_layers_of_requests(console, page, client, configure, route):
+    """Each layer with its colour, of all routes and of one, whether it is in a sample already or not."""
+    configure(CONSOLE={"ENABLED": True})
+    runtime.store.clear()
+    console._collect = runtime.collect
+
+    def shown():
+        found = page(DASHBOARD, minutes=5, **({"route": route} if route else {})).context["page"].panels
+        panel = next(panel for panel in found if panel.title == "Where the time goes")
+        return panel.chart and dict(panel.chart.legend)
+
+    assert shown() is None
+    client.get("/queries/")
+    expected = {"database": "c0", "view": "c4", "middleware": "c5"}
+    assert shown() == expected
+    assert console.sample()
+    assert console.force_flush()
+    assert shown() == expected
+
+
+def test_a_trace_shows_where_its_time_went(console, page):
+    def build(tracer):
+        layers = {"database": 0.25, "view": 0.5, "middleware": 0.25, "http": "a text", "cache": -1.0}
+        with request_span(tracer, **{f"django.layer.{name}.duration": value for name, value in layers.items()}):
+            pass
+        with request_span(tracer, route="/without/"):
+            pass
+
+    record(console, build)
+    with_layers, without = sorted(stored(console), key=lambda row: row.route == "/without/")
+    shown = page(f"{LIST}{with_layers.trace_id}/")
+    bar = shown.context["layers"]
+    assert [(name, colour) for name, colour, _ in bar.parts] == [
+        ("database", "c0"), ("view", "c4"), ("middleware", "c5"),
+    ]  # fmt: skip
+    assert re.findall(r'x="([\d.]+)%" width="([\d.]+)%"', bar.drawing) == [
+        ("0.00", "25.00"), ("25.00", "50.00"), ("75.00", "25.00"),
+    ]  # fmt: skip
+    assert Markup(shown).inline == []
+    assert page(f"{LIST}{without.trace_id}/").context["layers"] is None
+
+
 def test_a_route_shows_its_figures_and_traces_failed_ones_first(console, page):
     def build(tracer):
         with request_span(tracer, route="/pay/", status=500):
