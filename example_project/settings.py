@@ -61,6 +61,10 @@ OTEL = {
         # Orders come from the web pages and from the API: their requests are told apart on every request metric.
         "METRIC_ATTRIBUTES": {"shop.channel": 3},
     },
+    # An order's transactions have a span each, and what the database logs of a statement names the page.
+    "DATABASE": {"TRANSACTIONS": True, "COMMENTS": ["route"]},
+    # The product list comes from the cache: whether it was there is seen on each trace.
+    "CACHE": {"SPANS": True},
     # Trace headers go to our own services, not to strangers.
     "PROPAGATION": {"OUTBOUND_HOSTS": ["127.0.0.1", "localhost"]},
     # The shop answers on the loopback address only, with no proxy before it; a public one sets a TOKEN instead.

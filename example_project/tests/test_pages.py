@@ -34,6 +34,14 @@ def test_the_product_list_comes_from_the_cache_the_second_time(client: Client, d
         client.get("/")
 
 
+def test_the_trace_shows_the_cache_and_the_transactions_of_an_order(client: Client, gateway: str, otel_spans) -> None:
+    client.get("/")
+    assert [found.attributes["django.cache.outcome"] for found in otel_spans.named("cache get")] == ["miss"]
+    client.post("/order/", {**CUSTOMER, "quantity-sencha": "1"})
+    outcomes = [found.attributes["django.transaction.outcome"] for found in otel_spans.named("transaction default")]
+    assert outcomes and set(outcomes) == {"committed"}
+
+
 def test_what_is_sold_out_cannot_be_ordered(client: Client) -> None:
     assert "product=moon-cup" not in client.get("/").content.decode()
     page = client.get("/order/").content.decode()
