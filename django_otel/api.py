@@ -22,6 +22,7 @@ from django_otel.base.attribute_values import clean_attributes, clean_text, is_r
 from django_otel.live_sampling.force import force_trace_token as force_trace_token
 from django_otel.metrics import catalogue
 from django_otel.tracing import exceptions
+from django_otel.tracing.enclosing import find_own_span
 from django_otel.tracing.scopes import F, Run, Scope, decorate
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class timed(span):  # noqa: N801 (used like a function)
 @guard.guarded("event()", None)
 def event(name: str, /, **attributes: Any) -> None:
     """Add an event to the current span, if one is recorded."""
-    current = trace.get_current_span()
+    current = find_own_span()
     if current.is_recording():
         current.add_event(clean_text(name), clean_attributes(attributes))
 
@@ -168,7 +169,7 @@ def event(name: str, /, **attributes: Any) -> None:
 @guard.guarded("set_attributes()", None)
 def set_attributes(**attributes: Any) -> None:
     """Set attributes of the current span, if one is recorded. Names with dots: `**{"cart.items": 3}`."""
-    current = trace.get_current_span()
+    current = find_own_span()
     if current.is_recording():
         current.set_attributes(clean_attributes(attributes))
 

@@ -31,12 +31,13 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from django_otel import runtime
 from django_otel.base import guard
-from django_otel.base.sdk_compat import attach, detach, get_current, with_span
+from django_otel.base.sdk_compat import attach, detach, get_current
 from django_otel.config.schema import Config
 from django_otel.instrumentation import driver_calls
 from django_otel.instrumentation.driver_calls import is_recorded, is_suppressed
 from django_otel.metrics.series import HistogramSeries
 from django_otel.requests.record import current
+from django_otel.tracing.enclosing import with_enclosing
 from django_otel.tracing.exceptions import type_name
 
 COMMITTED = "committed"
@@ -95,7 +96,7 @@ class _Transaction:
         alias = self.connection.alias
         self.span = runtime.tracer().start_span(f"transaction {alias}", outer, attributes={"django.db.alias": alias})
         if not self.is_manual:
-            self.context = with_span(outer, self.span)
+            self.context = with_enclosing(outer, self.span)
             self.token = attach(self.context)
 
     def finish(self, outcome: str | None, error: BaseException | None = None) -> None:

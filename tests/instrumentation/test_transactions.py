@@ -10,6 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import StatusCode, get_current_span
 
+import django_otel
 from django_otel import span
 from django_otel.base import guard
 from django_otel.instrumentation import transactions
@@ -258,6 +259,22 @@ def test_a_transaction_has_a_span_around_its_queries(other, otel_spans):
     ]
     inside = [child.name for child in otel_spans if child.parent and child.parent.span_id == found.context.span_id]
     assert inside[0] == "BEGIN" and inside[-1] == "COMMIT" and "INSERT app_item" in inside
+
+
+@ON
+def test_what_the_project_says_of_its_span_stays_there(other, otel_spans):
+    """With the transaction's span as the current one, and its own spans inside as ever."""
+    with span("parent"), transaction.atomic(), transaction.atomic():
+        django_otel.set_attributes(place="parent")
+        django_otel.event("said")
+        with span("inside"):
+            django_otel.set_attributes(place="inside")
+    assert otel_spans.one("parent").attributes["place"] == "parent"
+    assert [event.name for event in otel_spans.one("parent").events] == ["said"]
+    assert otel_spans.one("inside").attributes["place"] == "inside"
+    found = otel_spans.one("transaction default")
+    assert "place" not in found.attributes
+    assert otel_spans.one("inside").parent.span_id == found.context.span_id
 
 
 @ON
