@@ -1,10 +1,10 @@
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 
+from tests.task_shop.celery_app import send_invoice
+
 
 def place(request: HttpRequest, number: int) -> HttpResponse:
-    from tests.task_shop.celery_app import send_invoice
-
     send_invoice.delay(number, secret="hunter2")
     return HttpResponse(status=201)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 
 from django_otel import runtime
 from django_otel.base import guard
@@ -22,6 +22,8 @@ from django_otel.base.sdk_compat import SPAN_KEY, attach, build_remote_context, 
 from django_otel.sampling.sampler import with_outcome
 from django_otel.tracing.exceptions import message_for, record_exception, type_name
 from django_otel.tracing.propagation import parse_traceparent
+from django_otel.tracing.spans import RecordedSpan, drop
+from django_otel.tracing.tracer import Tracer
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
@@ -37,6 +39,7 @@ OTHER = "_other"
 #: Distinct queues of a backend that are told apart in metrics; names of queues may be made up at run time.
 MAX_QUEUES = 100
 _MAX_NAME = 200
+_NOTHING = Context()
 _MAX_HEADER = 8192
 
 #: Management commands that are web servers.
@@ -50,10 +53,24 @@ class State:
 
     def __init__(self) -> None:
         self.is_on = False
+        #: Our own tracer, where spans may be started without the sampler's and the API's detours; False where not.
+        self.tracer: Tracer | bool | None = None
         #: Whether it is known what kind of process this is.
         self.has_looked = False
         #: The one format that is read and written without the propagators; "" where they are needed.
         self.is_plain = False
+
+    def find_tracer(self) -> Tracer | None:
+        """Return our own tracer where spans may be started by it directly, else None."""
+        tracer = self.tracer
+        if tracer is None:
+            found = runtime.tracer()
+            longest = found.shared.limits.max_span_attribute_length if type(found) is Tracer else 0
+            is_own = type(found) is Tracer and self.is_plain and (longest is None or longest > _MAX_NAME)
+            tracer = self.tracer = found if is_own and type(found) is Tracer else False
+        if not isinstance(tracer, Tracer) or tracer.shared.is_sdk_path or tracer.shared.starters:
+            return None
+        return tracer if tracer.shared.sampler.on_first is None else None
 
 
 state = State()
@@ -207,13 +224,18 @@ class Sending:
             "django.task.backend": backend.label, "django.task.name": name[:_MAX_NAME], "django.task.queue": queue,
         }  # fmt: skip
         if task_id:
-            attributes["django.task.id"] = task_id
+            attributes["django.task.id"] = task_id[:_MAX_NAME]
         context = get_current()
-        if context.get(SPAN_KEY) is None:
-            # The trace begins here: a rule may name the task.
-            context = with_task_outcome(context, name)
-        self.span = runtime.tracer().start_span(f"send {name[:_MAX_NAME]}", context, SpanKind.PRODUCER, attributes)
-        inside = with_span(context, self.span)
+        tracer = None if context else state.find_tracer()
+        if tracer is not None:
+            self.span = _start_root(tracer, f"send {name[:_MAX_NAME]}", SpanKind.PRODUCER, name, attributes)
+            inside = Context({SPAN_KEY: self.span})
+        else:
+            if context.get(SPAN_KEY) is None:
+                # The trace begins here: a rule may name the task.
+                context = with_task_outcome(context, name)
+            self.span = runtime.tracer().start_span(f"send {name[:_MAX_NAME]}", context, SpanKind.PRODUCER, attributes)
+            inside = with_span(context, self.span)
         self._token = attach(inside)
         if state.is_plain:
             ids = self.span.get_span_context()
@@ -221,14 +243,16 @@ class Sending:
                 self.headers["traceparent"] = f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{ids.trace_flags & 3:02x}"
                 if ids.trace_state:
                     self.headers["tracestate"] = ids.trace_state.to_header()
-        if not state.is_plain or baggage.get_all(inside):
+        if not state.is_plain or (len(inside) > 1 and baggage.get_all(inside)):
             runtime.propagator().inject(self.headers, inside)
 
     def end(self) -> None:
         """Count the task as sent."""
-        with guard.contained("the end of sending a task"):
+        try:
             self._metrics.sent().add(1.0)
             self._close(None)
+        except Exception as fault:
+            guard.report("the end of sending a task", fault)
 
     def fail(self, error: BaseException) -> None:
         """End without the task having been sent."""
@@ -285,10 +309,10 @@ class Run:
             attributes: dict[str, AttributeValue] = {
                 "django.task.backend": self.backend.label,
                 "django.task.name": self._name[:_MAX_NAME],
-                "django.task.queue": self._queue,
+                "django.task.queue": self._queue[:_MAX_NAME],
             }
             if task_id:
-                attributes["django.task.id"] = task_id
+                attributes["django.task.id"] = task_id[:_MAX_NAME]
             if wait_s is not None:
                 attributes["django.task.wait"] = wait_s
             if retries:
@@ -304,6 +328,10 @@ class Run:
         is_local: bool,
         started_s: float | None,
     ) -> None:
+        if not is_local and started_s is None and (wait_s is None or wait_s <= LINK_AFTER_S):
+            tracer = state.find_tracer()
+            if tracer is not None and self._start_quickly(tracer, headers, attributes):
+                return
         context = get_current()
         links: tuple[Link, ...] = ()
         if not is_local:
@@ -327,6 +355,31 @@ class Run:
         )
         self._token = attach(with_span(context, self.span))
 
+    def _start_quickly(
+        self, tracer: Tracer, headers: Mapping[str, object], attributes: dict[str, AttributeValue]
+    ) -> bool:
+        """Start the span below a sender that has sent `traceparent` alone; False where there is more to see to."""
+        parent = read_parent(headers.get("traceparent"))
+        if parent is None or "tracestate" in headers or "baggage" in headers:
+            return False
+        sampler = tracer.shared.sampler
+        policy = sampler.effective if sampler.effective.is_steady else sampler.policy
+        if not policy.follows_parent:
+            return False
+        decision = policy.decide(parent.trace_id, parent)
+        decision.count()
+        if decision.is_recording:
+            if decision.attributes:
+                attributes.update(decision.attributes)
+            self.span = tracer.record_entry(
+                f"process {self._name[:_MAX_NAME]}", _NOTHING, SpanKind.CONSUMER, parent, decision.is_sampled,
+                attributes, are_ready=True,
+            )  # fmt: skip
+        else:
+            self.span = drop(tracer.shared, None, parent)
+        self._token = attach(Context({SPAN_KEY: self.span}))
+        return True
+
     def set_attribute(self, key: str, value: str) -> None:
         """Set an attribute of the span; an empty value is left out."""
         if self.span is not None and value and self.span.is_recording():
@@ -340,8 +393,10 @@ class Run:
 
     def end(self, outcome: str, error: BaseException | None = None) -> None:
         """End the run; `error` is the exception that ended the task, if any."""
-        with guard.contained("the end of a task"):
+        try:
             self._end(outcome, error)
+        except Exception as fault:
+            guard.report("the end of a task", fault)
 
     def _end(self, outcome: str, error: BaseException | None) -> None:
         token, self._token = self._token, None
@@ -357,7 +412,10 @@ class Run:
             durations.observe(duration_s)
         if span is not None:
             if ids is not None:
-                span.set_attribute("django.task.outcome", outcome)
+                if type(span) is RecordedSpan:
+                    span.complete(span.name, {"django.task.outcome": outcome}, are_clean=True)
+                else:
+                    span.set_attribute("django.task.outcome", outcome)
                 if outcome == FAILED:
                     record_failure(span, error)
                 elif error is not None:
@@ -387,6 +445,34 @@ def record_failure(span: trace.Span, error: BaseException | None) -> None:
     span.set_attribute("error.type", kind)
     span.set_status(Status(StatusCode.ERROR, f"{kind}: {message_for(span, error, scrub)}"))
     record_exception(span, error, scrub)
+
+
+def _start_root(
+    tracer: Tracer, span_name: str, kind: SpanKind, task: str, attributes: dict[str, AttributeValue]
+) -> trace.Span:
+    """Start the span of a trace that begins here, where nothing is current."""
+    shared = tracer.shared
+    sampler = shared.sampler
+    policy = sampler.effective if sampler.effective.is_steady else sampler.policy
+    low_bits = shared.ids.bits(64)
+    decision = policy.decide(low_bits, None, policy.outcome_of_task(task) if policy.rules else None)
+    decision.count()
+    if not decision.is_recording:
+        return drop(shared, low_bits, None)
+    if decision.attributes:
+        attributes.update(decision.attributes)
+    return tracer.record_root(span_name, _NOTHING, kind, low_bits, decision.is_sampled, attributes, are_ready=True)
+
+
+def read_parent(header: object) -> SpanContext | None:
+    """Return the sender's context of a `traceparent` in its usual form; None for any other."""
+    if not isinstance(header, str) or len(header) != 55 or header[:3] != "00-":
+        return None
+    try:
+        trace_id, span_id, flags = int(header[3:35], 16), int(header[36:52], 16), int(header[53:], 16)
+    except ValueError:
+        return None
+    return build_remote_context(trace_id, span_id, flags & 3) if trace_id and span_id else None
 
 
 def with_task_outcome(context: Context, name: str) -> Context:

@@ -16,6 +16,7 @@ def install(config: Config) -> None:
         uninstall()
         return
     state.is_on = True
+    state.tracer = None
     state.is_plain = config.propagation.formats in _PLAIN
     for library in _LIBRARIES:
         library.install(config)
