@@ -157,9 +157,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail above a quarter of the official instrumentor")
     parser.add_argument("--tasks", type=int, default=50, help="how many tasks are counted")
-    parser.add_argument(
-        "--peers", default="", help="folder with the official instrumentor and Sentry"
-    )
+    parser.add_argument("--peers", default="", help="folder with the official instrumentor and Sentry")
     parser.add_argument("--count", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.count:
