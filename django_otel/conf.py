@@ -53,7 +53,12 @@ def is_console_on(config: Config) -> bool:
 
 
 #: The pages of the console, wherever the admin is mounted.
-CONSOLE_PATHS = ("*/django_otel/trace/*", "*/django_otel/dashboard/*")
+CONSOLE_PATHS = (
+    "*/django_otel/trace/*",
+    "*/django_otel/dashboard/*",
+    "*/django_otel/queries/*",
+    "*/django_otel/logs/*",
+)
 
 
 def excluded_paths(config: Config) -> tuple[str, ...]:

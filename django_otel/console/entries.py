@@ -113,3 +113,43 @@ class InstrumentsAdmin(ConsoleAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         return [self._page("", "instruments", "changelist", module="instrument_pages")]
+
+
+class Queries(models.Model):
+    """The page of statements, likewise."""
+
+    class Meta:
+        app_label = "django_otel"
+        apps = Apps()
+        managed = False
+        default_permissions = ()
+        verbose_name = gettext_lazy("queries")
+        verbose_name_plural = gettext_lazy("queries")
+
+
+@admin.register(Queries)
+class QueriesAdmin(ConsoleAdmin):
+    page_title = gettext_lazy("Queries")
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self._page("", "queries", "changelist", module="record_pages")]
+
+
+class Logs(models.Model):
+    """The page of log records, likewise."""
+
+    class Meta:
+        app_label = "django_otel"
+        apps = Apps()
+        managed = False
+        default_permissions = ()
+        verbose_name = gettext_lazy("logs")
+        verbose_name_plural = gettext_lazy("logs")
+
+
+@admin.register(Logs)
+class LogsAdmin(ConsoleAdmin):
+    page_title = gettext_lazy("Logs")
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self._page("", "logs", "changelist", module="record_pages")]
