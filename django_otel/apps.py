@@ -51,6 +51,7 @@ class DjangoOTelConfig(AppConfig):
         _register_checks()
         conf.on_change(runtime.restart)
         self._connect_parts()
+        _connect_runserver_line()
         try:
             runtime.start(conf.get_config())
         except ConfigError as error:
@@ -106,7 +107,6 @@ class DjangoOTelConfig(AppConfig):
             runtime.on_config_change(part.install)
             # A format of LOGGING may name the trace's id, whatever the settings say.
             runtime.on_refusal(logs.stand_by if part is logs else part.uninstall)
-        _connect_runserver_line()
         runtime.store.around_callbacks = callbacks.own_connections
         runtime.on_prepare(follower.ensure_started)
         asgi.answer_lifespan()

@@ -53,12 +53,7 @@ def is_console_on(config: Config) -> bool:
 
 
 #: The pages of the console, wherever the admin is mounted.
-CONSOLE_PATHS = (
-    "*/django_otel/trace/*",
-    "*/django_otel/dashboard/*",
-    "*/django_otel/queries/*",
-    "*/django_otel/logs/*",
-)
+CONSOLE_PATHS = tuple(f"*/django_otel/{page}/*" for page in ("trace", "dashboard", "errors", "queries", "logs"))
 
 
 def excluded_paths(config: Config) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.translation import gettext, gettext_lazy, ngettext_lazy
 
+from django_otel.base.text import visible
 from django_otel.console import text
 from django_otel.console.answers import SEVERITIES
 from django_otel.console.filters import parse_time, whole
@@ -181,7 +182,8 @@ def logs(
         "problems": problems,
         "is_filtered": bool(without_follow),
         "levels": list(SEVERITIES),
-        "loggers": loggers,
+        # As values of the field they cannot be written out.
+        "loggers": [name for name in loggers if visible(name) == name],
         "is_followed": is_followed,
         "follow_s": _FOLLOW_S,
         "follow_address": "?" + urlencode({**without_follow, "follow": "1"}),
