@@ -9,9 +9,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from django_otel.tracestore.items import StatementSum, StoredLog, StoredSpans
-from tests.console.test_console import HOSTILE, Markup, console, page, viewer
-
-__all__ = ["console", "page", "viewer"]
+from tests.console.test_console import HOSTILE, Markup
 
 QUERIES, LOGS = "/admin/django_otel/queries/", "/admin/django_otel/logs/"
 TRACE = "a" * 32
