@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from django_otel import runtime, span
 from django_otel.instrumentation.database import QueryWrapper
 from tests.app.models import Item
+from tests.relations.models import Author, Book, Tag
 
 DURATION = "db.client.operation.duration"
 SECRET = "hunter2"
@@ -342,3 +343,21 @@ def test_django_counts_the_same_queries(django_assert_num_queries):
     with span("parent"), django_assert_num_queries(2):
         Item.objects.count()
         list(Item.objects.iterator())
+
+
+def test_equal_queries_of_a_request_have_their_cure(client, otel_spans):
+    """The driver's placeholders and quotes make no difference."""
+    for number in range(12):
+        author = Author.objects.create(name=str(number))
+        Book.objects.create(title="x", author=author).tags.add(Tag.objects.create(name=str(number)))
+    found = {}
+    with override_settings(ROOT_URLCONF="tests.relations.views"):
+        for view in ("foreign_key", "many_to_many", "deferred", "raw_cursor", "awaited"):
+            client.get(f"/{view}/")
+            (event,) = [event for event in otel_spans.one(f"GET /{view}/").events if event.name == "django.n_plus_one"]
+            assert event.attributes["django.n_plus_one.count"] == 12
+            found[view] = event.attributes.get("django.n_plus_one.advice", "").partition("(")[0]
+    assert found == {
+        "foreign_key": "select_related", "many_to_many": "prefetch_related", "deferred": "only", "raw_cursor": "",
+        "awaited": "",
+    }  # fmt: skip

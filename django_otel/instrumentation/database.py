@@ -46,12 +46,12 @@ from django_otel.base.sdk_compat import (
 )
 from django_otel.config.schema import Config
 from django_otel.instrumentation.callers import find_caller
-from django_otel.instrumentation.n_plus_one import KnownStatement, Watch, build_watch
+from django_otel.instrumentation.n_plus_one import KnownStatement, Watch, Watched, build_watch, note_query
 from django_otel.metrics.instruments import Counter, Histogram
 from django_otel.metrics.series import HistogramSeries
 from django_otel.redaction.statements import MAX_LENGTH, Statement, parameterise
 from django_otel.requests import layers
-from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord
+from django_otel.requests.record import REQUEST_KEY, RequestContext
 from django_otel.tracing.attributes import SharedAttributes, are_ready
 from django_otel.tracing.exceptions import type_name
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
@@ -119,15 +119,14 @@ class _State:
 _state = _State()
 
 
-class Query:
+class Query(Watched):
     """One SQL text on one connection: what its spans and numbers have in common, worked out once."""
 
-    __slots__ = ("attributes", "has_row_count", "is_ready", "known", "operation", "series", "statement")
+    __slots__ = ("attributes", "has_row_count", "is_ready", "operation", "series", "statement")
 
     def __init__(self, statement: Statement, attributes: dict[str, Any], known: KnownStatement | None) -> None:
+        super().__init__(known)
         self.statement = statement
-        #: Where it was run from; None for one that is not counted by place.
-        self.known = known
         self.operation = statement.operation
         self.attributes = SharedAttributes(attributes)
         #: Whether a span keeps the attributes as they are; None when not known yet.
@@ -209,13 +208,23 @@ class QueryWrapper:
             result = execute(sql, params, many, context)
         except BaseException as error:
             ended_s = layers.leave(opened, layers.DATABASE)
-            self._note(settings, request, query, span)
+            if request is not None and query is not None and query.known is not None:
+                note_query(settings.watch, request, query, span)
             self.finish(settings, query, ended_s - started_s, span, token, error)
             raise
         if span is not None and query is not None and query.has_row_count:
             _note_rows(span, context["cursor"])
         ended_s = layers.leave(opened, layers.DATABASE)
-        self._note(settings, request, query, span)
+        if request is not None and query is not None and query.known is not None:
+            # Calls cost most here; `n_plus_one.Watched` says what this does.
+            if query.owner is request.started_s:
+                count = query.count = query.count + 1
+                if count == query.look_at:
+                    note_query(settings.watch, request, query, span)
+            elif query.is_trusted and query.repeats is None:
+                query.owner, query.count, query.look_at = request.started_s, 1, 2
+            else:
+                note_query(settings.watch, request, query, span)
         self.finish(settings, query, ended_s - started_s, span, token, None)
         return result
 
@@ -258,14 +267,6 @@ class QueryWrapper:
                 span.end()
         except Exception as fault:
             guard.report(_PLACE, fault)
-
-    def _note(self, settings: Settings, request: RequestRecord | None, query: Query | None, span: Span | None) -> None:
-        """Count a query of a request by the line that runs it."""
-        try:
-            if request is not None and query is not None and query.known is not None and settings.watch is not None:
-                settings.watch.note(request, query.known, span)
-        except Exception as fault:
-            guard.report("counting equal queries", fault)
 
     # --- Once per SQL text. ---
 

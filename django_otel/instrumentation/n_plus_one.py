@@ -11,7 +11,10 @@ Walking the stack costs more than all else that is done for a query. So each pla
 of a statement is walked to once in a process, and known from then on by how far out
 on the stack its frame is, that frame's code and the position in it: one look. Not
 noticed is code that has never run the statement before, when it runs between exactly
-that position and the query, and both are equally far apart.
+that position and the query, and both are equally far apart. A statement that has come
+from one line alone a hundred times is looked at by every `limit`th query of a request
+only; when it then comes from another line for the first time, the queries since the
+last look count as that line's, and afterwards each is looked at again.
 """
 
 from __future__ import annotations
@@ -53,6 +56,9 @@ _MAX_EVENTS = 20
 #: In vain the stack is walked so often per statement and request: Django's own code may run it again and again.
 _MAX_FAILED_WALKS = 3
 _MAX_LABELS = 1000
+#: A statement that came so often from one line alone is not looked at each time; and so much longer if it did not.
+_TRUSTED = 100
+_DISTRUSTED = 10_000
 _CONTROL = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT", "START", "END", "SET", ""})
 
 _getframe = sys._getframe  # noqa: SLF001 (the documented way is ten times slower)
@@ -177,6 +183,17 @@ class KnownStatement:
         return None
 
 
+def _shows(site: Site) -> bool:
+    """Whether the stack shows `site` outside of the caller of the function that asks."""
+    try:
+        frame = _getframe(site.depth + 2)
+    except ValueError:
+        return False
+    if frame.f_code is not site.code or frame.f_lasti != site.lasti:
+        return False
+    return site.detail is None or is_caller(frame, site.detail)
+
+
 def _outer(frame: FrameType, depth: int) -> FrameType:
     for _ in range(depth):
         assert frame.f_back is not None
@@ -184,23 +201,75 @@ def _outer(frame: FrameType, depth: int) -> FrameType:
     return frame
 
 
+class Watched:
+    """One SQL text on one connection, whose queries are counted.
+
+    A text that has come from the same line a hundred times is trusted to come from there: its queries are counted
+    here, and looked at by the `look_at`th of a request alone.
+    """
+
+    __slots__ = ("count", "is_trusted", "known", "look_at", "owner", "repeats", "sightings")
+
+    def __init__(self, known: KnownStatement | None) -> None:
+        #: Where it was run from; None for one that is not counted by place.
+        self.known = known
+        #: How often it has come from the one known line; negative once there was another.
+        self.sightings = 0
+        self.is_trusted = False
+        #: The request whose queries are counted here, by its `started_s`, which is an object of its own.
+        self.owner: float | None = None
+        self.count = 0
+        self.look_at = 0
+        #: The same request's, once there are two.
+        self.repeats: Repeats | None = None
+
+    def trust(self, known: KnownStatement, site: Site, record: RequestRecord) -> None:
+        """Note that the query came from the only known line, in a request that has the connection for itself."""
+        self.sightings += 1
+        if self.sightings >= _TRUSTED:
+            is_shared = hasattr(record.request, "scope") or (site.detail is not None and site.detail[0] == "awaiting")
+            self.is_trusted = len(known.places) == 1 and not is_shared
+
+    def distrust(self) -> None:
+        self.sightings, self.is_trusted = -_DISTRUSTED, False
+        self.owner = self.repeats = None
+
+
 class Repeats:
     """The queries of one request, by place."""
 
-    __slots__ = ("counts", "failed", "found", "watch")
+    __slots__ = ("counts", "failed", "found", "queries", "watch")
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
         self.counts: dict[Place, int] = {}
         #: Places with as many queries as are reported.
         self.found: list[Place] = []
+        #: Those that count for themselves.
+        self.queries: list[Watched] = []
         #: Walks in vain, by statement.
         self.failed: dict[KnownStatement, int] | None = None
 
     def finish(self, span: Span | None, route: str) -> None:
         """Report what was found, when the request ends. Never raises an `Exception`."""
-        with guard.contained("reporting equal queries"):
-            self.watch.report(self, span, route)
+        try:
+            for query in self.queries:
+                self.take(query)
+            if self.found:
+                self.watch.report(self, span, route)
+        except Exception as fault:
+            guard.report("reporting equal queries", fault)
+
+    def take(self, query: Watched) -> None:
+        """Add what a trusted query has counted, which then begins again."""
+        known = query.known
+        if query.repeats is not self or known is None or known.last is None:
+            return
+        query.owner = query.repeats = None
+        place = known.last.place
+        count = self.counts[place] = self.counts.get(place, 0) + query.count
+        if count >= self.watch.limit and place not in self.found:
+            self.found.append(place)
 
     def make_room(self) -> None:
         """Forget places that have run their statement once, if there are very many."""
@@ -218,11 +287,20 @@ def build_watch(config: Config) -> Watch | None:
     return Watch(limit, counter, tells_text=config.database.statement != "off")
 
 
+def note_query(watch: Watch | None, record: RequestRecord, query: Watched, span: Span | None) -> None:
+    """Count a query of a request that has just run. Never raises an `Exception`."""
+    try:
+        if watch is not None:
+            watch.note(record, query, span)
+    except Exception as fault:
+        guard.report("counting equal queries", fault)
+
+
 class Watch:
     """Counts the queries of requests under the settings in force; made again when they change."""
 
     def __init__(self, limit: int, counter: Counter, *, tells_text: bool) -> None:
-        self._limit = limit
+        self.limit = limit
         #: The count from which on there is something to do.
         self._first = min(limit, _NAMED)
         self._counter = counter
@@ -244,12 +322,16 @@ class Watch:
         return known
 
     def note(  # noqa: C901 (one decision after the other, each with its reason)
-        self, record: RequestRecord, known: KnownStatement, span: Span | None
+        self, record: RequestRecord, query: Watched, span: Span | None
     ) -> None:
         """Count a query of a request. Called from `QueryWrapper` once the query has run."""
+        known = query.known
+        assert known is not None
         repeats: Repeats = record.repeats  # type: ignore[assignment]
         if repeats is None:
             repeats = record.repeats = Repeats(self)
+        if query.is_trusted and self._count_trusted(repeats, record, query, span):
+            return
         site = known.last
         if site is not None:
             try:
@@ -265,6 +347,7 @@ class Watch:
             if site is None:
                 return
             known.last = site
+        query.trust(known, site, record)
         place = site.place
         counts = repeats.counts
         if place in counts:
@@ -272,7 +355,7 @@ class Watch:
             if count >= self._first:
                 if count == _NAMED and span is not None and runtime.console() is not None:
                     span.set_attributes(place.attributes)
-                limit = self._limit
+                limit = self.limit
                 if count >= limit and (count == limit or not site.is_advised):
                     self._report_later(repeats, site, count)
         else:
@@ -280,8 +363,45 @@ class Watch:
                 repeats.make_room()
             repeats.counts[place] = 1
 
+    def _count_trusted(self, repeats: Repeats, record: RequestRecord, query: Watched, span: Span | None) -> bool:
+        """Go on with a query that counts for itself; False if it is from another line than it always was."""
+        known = query.known
+        assert known is not None
+        if query.owner is not record.started_s:
+            if query.repeats is not None:
+                # Of a request under way beside this one, on the same connection.
+                query.repeats.take(query)
+            query.owner, query.count, query.look_at = record.started_s, 1, 2
+            return True
+        count, limit = query.count, self.limit
+        if query.repeats is None:
+            query.repeats = repeats
+            repeats.queries.append(query)
+        site = known.last
+        if count == _NAMED and site is not None and span is not None and runtime.console() is not None:
+            span.set_attributes(site.place.attributes)
+        if count % limit == 0:
+            seen = site if site is not None and _shows(site) else known.recognise(_getframe(1))
+            if seen is None or len(known.places) != 1:
+                count -= limit
+                query.count = count
+                repeats.take(query)
+                query.distrust()
+                seen = seen or self._learn(repeats, known, _getframe(1))
+                if seen is None:
+                    return True
+                # Those since the last look, as far as is known: this one is counted by `note`.
+                repeats.counts[seen.place] = repeats.counts.get(seen.place, 0) + limit - 1
+                known.last = seen
+                return False
+            if not seen.is_advised or (count == limit and seen.advised_at is not None):
+                seen.advise(_getframe(1))
+        is_named = count < _NAMED and span is not None and runtime.console() is not None
+        query.look_at = _NAMED if is_named else count - count % limit + limit
+        return True
+
     def _report_later(self, repeats: Repeats, site: Site, count: int) -> None:
-        if count == self._limit and site.place not in repeats.found:
+        if count == self.limit and site.place not in repeats.found:
             repeats.found.append(site.place)
         if not site.is_advised or site.advised_at is not None:
             site.advise(_getframe(1))
@@ -312,9 +432,11 @@ class Watch:
         series.add(float(len(repeats.found)))
         if span is None or not span.is_recording():
             return
-        counts = repeats.counts
-        for place in sorted(repeats.found, key=lambda each: -counts[each])[:_MAX_EVENTS]:
+        counts, found = repeats.counts, repeats.found
+        if len(found) > 1:
+            found = sorted(found, key=lambda each: -counts[each])[:_MAX_EVENTS]
+        for place in found:
             if type(span) is RecordedSpan:
-                span.add_known_event(EVENT, place.known_event, {COUNT: counts[place]})
+                span.add_known_event(EVENT, place.known_event, COUNT, counts[place])
             else:
                 span.add_event(EVENT, {**place.event, COUNT: counts[place]})

@@ -105,7 +105,7 @@ class RequestFinisher:
                 self._count_exception(exception, series, span, is_failure=bool(error_type))
             if self._legacy is not None:
                 self._legacy.count(record, response, response_size_bytes, duration_s)
-            if record.repeats is not None and record.repeats.found:
+            if record.repeats is not None:
                 record.repeats.finish(span, series.label)
             if span is not None and type(span) is not DroppedSpan:
                 self._finish_span(record, span, ended_s, (request, response, series, match, error_type, exception))

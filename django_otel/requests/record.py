@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextvars import Token
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -27,9 +27,6 @@ REQUEST_KEY = create_key("django_otel-request")
 
 class Repeats(Protocol):
     """Equal queries of one request; the database layer's."""
-
-    #: Those that are to be reported.
-    found: Sequence[object]
 
     def finish(self, span: trace.Span | None, route: str) -> None:
         """Report them. Never raises an `Exception`."""

@@ -225,21 +225,24 @@ class RecordedSpan(SpanFields):
             name = plain_name(name)
         self._append(Event(name, bound_event(attributes, limits, self._shared.scrub), timestamp))
 
-    def add_known_event(self, name: str, known: EventAttributes, numbers: Mapping[str, int]) -> None:
-        """Add an event with `known` attributes, some of them replaced by `numbers`; cheaper than `add_event`."""
+    def add_known_event(self, name: str, known: EventAttributes, key: str, number: int) -> None:
+        """Add an event with `known` attributes, of which `key` has the value `number`; cheaper than `add_event`."""
         attributes = known.bound(self._limits, self._shared.scrub)
-        for key, number in numbers.items():
-            if key in attributes:
-                attributes[key] = number
+        if key in attributes:
+            attributes[key] = number
         self._append(Event(name, attributes))
 
     def _append(self, event: Event) -> None:
-        with self._lock:
+        lock = self._lock
+        lock.acquire()
+        try:
             is_recording = self._end_time is None
             if is_recording:
-                if isinstance(self._events, tuple):
+                if type(self._events) is tuple:
                     self._events = BoundedList(self._limits.max_events)
-                self._events.append(event)
+                self._events.append(event)  # type: ignore[union-attr]
+        finally:
+            lock.release()
         if not is_recording:
             _logger.warning("Tried calling %s on an ended span.", "_add_event")
 

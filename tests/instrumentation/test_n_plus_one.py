@@ -1,5 +1,6 @@
 """Equal queries of a request (N+1): found, counted, placed and advised on."""
 
+import asyncio
 import linecache
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import django
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.contenttypes.models import ContentType
+from django.test import AsyncClient
 
 from django_otel.base import guard
 from django_otel.instrumentation import database, n_plus_one
@@ -31,6 +33,19 @@ def shelf(db):
     guard.reset()
     yield
     assert guard.fault_counts() == {}
+
+
+@pytest.fixture(autouse=True)
+def _look_at_each(monkeypatch):
+    """However often a statement came from one line in the tests before."""
+    monkeypatch.setattr(n_plus_one, "_TRUSTED", 10**9)
+
+
+@pytest.fixture
+def fresh(settings, monkeypatch):
+    """A process that knows no statement, and trusts one soon."""
+    monkeypatch.setattr(n_plus_one, "_TRUSTED", 20)
+    settings.OTEL = {**settings.OTEL, "DATABASE": {"N_PLUS_ONE": 9}}
 
 
 @pytest.fixture
@@ -334,3 +349,63 @@ def test_advice_runs_no_query(client, django_assert_num_queries, monkeypatch):
 
 def _greedy(self):
     return models.VisibleQuerySet(self.model, using=self._db).exclude(pk=models.Country.objects.count() + 10_000)
+
+
+# --- Statements that have always come from one line. ---
+
+
+def test_counts_of_a_trusted_statement_are_exact(fresh, client, otel_spans, monkeypatch):
+    """The stack is looked at by the ninth query of a request alone."""
+    looks, shows = [], n_plus_one._shows
+    client.get("/repeated/30/")
+    monkeypatch.setattr(n_plus_one, "_shows", lambda site: looks.append(site) or shows(site))
+    for times, seen in ((8, 0), (9, 1), (12, 1), (20, 2)):
+        otel_spans.clear()
+        looks.clear()
+        client.get(f"/repeated/{times}/")
+        assert [each[COUNT] for each in detections(otel_spans)] == ([times] if times > 8 else [])
+        assert len(looks) == seen
+
+
+def test_a_trusted_statement_from_another_line_is_that_lines(fresh, client, otel_spans):
+    """When it comes from there for the first time; from then on each query is looked at."""
+    client.get("/repeated/30/")
+    otel_spans.clear()
+    client.get("/two_places/12/0/")
+    found = one(otel_spans)
+    assert (found[COUNT], marked_line(found).split("# ")[1]) == (12, "first\n")
+    otel_spans.clear()
+    client.get("/two_places/12/15/")
+    assert {marked_line(each).split("# ")[1]: each[COUNT] for each in detections(otel_spans)} == {
+        "first\n": 12,
+        "second\n": 15,
+    }
+    otel_spans.clear()
+    client.get("/repeated/10/")
+    assert one(otel_spans)[COUNT] == 10
+
+
+def test_the_cure_of_a_trusted_statement_is_kept(fresh, client, otel_spans, otel_metrics):
+    for _ in range(4):
+        otel_spans.clear()
+        client.get("/foreign_key/")
+        assert one(otel_spans)[ADVICE] == f'select_related("author"){PEERS}'
+    with override_sampling(0.0):
+        client.get("/foreign_key/")
+    assert otel_metrics.value(COUNTER, http__route="/foreign_key/") == 5
+
+
+def test_requests_that_share_a_connection_do_not_mix_their_counts(fresh, client, otel_spans):
+    """Asynchronous views run their queries in one thread."""
+    client.get("/awaited/")
+    client.get("/awaited/")
+    otel_spans.clear()
+
+    async def visit():
+        clients = [AsyncClient() for _ in range(3)]
+        await asyncio.gather(*(each.get("/awaited/") for each in clients))
+
+    async_to_sync(visit)()
+    requests = [span for span in otel_spans if span.parent is None]
+    counts = [[event.attributes[COUNT] for event in span.events if event.name == NAME] for span in requests]
+    assert counts == [[12]] * 3

@@ -41,7 +41,8 @@ class Tag(models.Model):
 
 class Note(models.Model):
     text = models.CharField(max_length=100)
-    content_type = models.ForeignKey(ContentType, models.CASCADE)
+    # Apps without migrations have their tables before those with migrations.
+    content_type = models.ForeignKey(ContentType, models.CASCADE, db_constraint=False)
     object_id = models.PositiveIntegerField()
     content_object = GenericForeignKey()
 
