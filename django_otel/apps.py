@@ -88,6 +88,7 @@ class DjangoOTelConfig(AppConfig):
             middleware_spans,
             migrations,
             outbound_times,
+            process_metrics,
             security,
             sql_comments,
             templates,
@@ -101,7 +102,7 @@ class DjangoOTelConfig(AppConfig):
         parts = (
             instrumentors, logs, database, cache, auth, security, email, tasks, business, failures, view_times,
             templates, outbound_times, middleware_spans, notify, commands, migrations, connections, transactions,
-            feature_flags, copies, sql_comments, django_prometheus,
+            feature_flags, copies, sql_comments, django_prometheus, process_metrics,
         )  # fmt: skip
         for part in parts:
             runtime.on_config_change(part.install)

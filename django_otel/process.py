@@ -372,6 +372,9 @@ class Membership:
 
     def _at_exit(self) -> None:
         self.write_snapshot()
+        if self.sharing is not None:
+            with guard.contained("the CPU time at the end"):
+                self.sharing.note_cpu_time()
         with guard.contained("the shutdown at exit"):
             self._process.stop()
 

@@ -37,6 +37,7 @@ LATE = (
     ("export.traces", "the resource in our tracer provider; empty queues, no tail of the parent"),
     ("export.metrics", "the resource in our meter provider; no thread, SDK instruments at zero"),
     ("export.logs", "the resource in our logger provider; empty queues"),
+    ("instrumentation.process_metrics", "collections and pauses of the parent are the parent's; another event loop"),
     ("instrumentation.migrations", "the parent's thread is not there: the child reads for itself"),
     ("tracestore.processor", "an empty queue of the console; its thread starts with the first measurement"),
 )

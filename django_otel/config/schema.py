@@ -333,6 +333,11 @@ class Request:
         " HTTP, middleware and view.",
     )
     traceresponse: bool = key(False, boolean, "A `traceresponse` header with the trace id (W3C draft).")
+    queue_headers: tuple[str, ...] = key(
+        ("X-Request-Start", "X-Queue-Start"),
+        list_of(text, "header names"),
+        "Headers in which a proxy says when it received the request: http.server.request.time_in_queue.",
+    )
     enrich: Any = key(None, optional(callable_or_path), "Dotted path to f(span, request, response).")
     metric_attributes: Mapping[str, int] = key(
         {},
@@ -503,6 +508,9 @@ class Config:
     )
     tasks: bool = key(
         True, boolean, "Spans and django.task metrics of tasks (Celery, django.tasks, RQ, Dramatiq, Huey)."
+    )
+    runtime: bool = key(
+        True, boolean, "Metrics of the processes, of Python's garbage collector and of the event loop; busy workers."
     )
     business: Mapping[str, Mapping[str, object]] = key({}, business, "Business events by model label.")
     scrub: Scrub = section(Scrub)

@@ -130,7 +130,19 @@ class MetricPipeline:
 
         Without `observed` the callbacks of our own observable gauges are not asked.
         """
-        return self._state.store.collect(observed=observed) + self.collect_sdk()
+        return self._state.store.collect(observed=observed) + self.collect_sdk() + self._describe_process()
+
+    def _describe_process(self) -> list[Family]:
+        """The metrics of this process itself."""
+        state = self._state
+        if not (state.enabled and state.config.runtime):
+            return []
+        with guard.contained("reading the use of this process"):
+            from django_otel.multiprocess.processes import describe_processes, own_member
+
+            active = state.store.catalogued("http.server.active_requests").all_series()
+            return describe_processes([own_member(sum(series.read() for series in active))], None)
+        return []
 
     def collect_for_export(self) -> list[Family]:
         """The families of this process under the names and with the buckets of the settings."""

@@ -13,6 +13,9 @@ SECONDS_DB = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 SECONDS_COMMAND = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1_800.0, 3_600.0, 21_600.0, 86_400.0)
 SECONDS_TASK = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0)
 SECONDS_LAYER = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS_WAIT = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+SECONDS_PAUSE = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+SECONDS_CONNECTION = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1_800.0, 3_600.0, 14_400.0, 86_400.0)
 BYTES = (0.0, 100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0, 10_000_000.0, 100_000_000.0)
 QUERIES = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0)
 #: Default bounds of a histogram made by a project (OpenTelemetry metrics SDK, explicit bucket aggregation).
@@ -43,6 +46,7 @@ class Metric:
 
 HTTP_SEMCONV = "OpenTelemetry semantic conventions, HTTP metrics"
 DB_SEMCONV = "OpenTelemetry semantic conventions, database client metrics"
+PROCESS_SEMCONV = "OpenTelemetry semantic conventions, process metrics"
 OWN = "django_otel"
 
 _PER_ROUTE = "routes x methods x status codes"
@@ -317,6 +321,133 @@ CATALOGUE: dict[str, Metric] = {
             "Tasks waiting in a queue.",
             ("django.task.backend", "django.task.queue"),
             "queues",
+            OWN,
+            aggregation="last",
+        ),
+        Metric(
+            "http.server.request.time_in_queue",
+            Kind.HISTOGRAM,
+            "s",
+            "Time from the proxy's header (REQUEST.QUEUE_HEADERS) to the middleware.",
+            (),
+            "1",
+            OWN,
+            SECONDS_WAIT,
+        ),
+        Metric(
+            "django.websocket.connections",
+            Kind.UP_DOWN_COUNTER,
+            "{connection}",
+            "Open WebSocket connections.",
+            ("http.route",),
+            "routes",
+            OWN,
+            aggregation="livesum",
+        ),
+        Metric(
+            "django.websocket.duration",
+            Kind.HISTOGRAM,
+            "s",
+            "Duration of WebSocket connections, from their acceptance to their end.",
+            ("http.route", "django.websocket.closed_by"),
+            "routes x 2",
+            OWN,
+            SECONDS_CONNECTION,
+        ),
+        Metric(
+            "django.websocket.messages",
+            Kind.COUNTER,
+            "{message}",
+            "Messages of WebSocket connections.",
+            ("http.route", "network.io.direction"),
+            "routes x 2",
+            OWN,
+        ),
+        Metric(
+            "process.cpu.time",
+            Kind.COUNTER,
+            "s",
+            "CPU time of all worker processes, also of those that have ended.",
+            ("cpu.mode",),
+            "2",
+            PROCESS_SEMCONV,
+        ),
+        Metric(
+            "process.memory.usage",
+            Kind.UP_DOWN_COUNTER,
+            "By",
+            "Resident memory of the living worker processes; memory that they share counts for each.",
+            (),
+            "1",
+            PROCESS_SEMCONV,
+            aggregation="livesum",
+        ),
+        Metric(
+            "process.open_file_descriptor.count",
+            Kind.UP_DOWN_COUNTER,
+            "{file_descriptor}",
+            "Open file descriptors of the living worker processes.",
+            (),
+            "1",
+            PROCESS_SEMCONV,
+            aggregation="livesum",
+        ),
+        Metric(
+            "process.thread.count",
+            Kind.UP_DOWN_COUNTER,
+            "{thread}",
+            "Threads of the living worker processes.",
+            (),
+            "1",
+            PROCESS_SEMCONV,
+            aggregation="livesum",
+        ),
+        Metric(
+            "process.uptime",
+            Kind.GAUGE,
+            "s",
+            "Age of each living worker process.",
+            ("worker",),
+            "workers",
+            PROCESS_SEMCONV,
+            aggregation="last",
+        ),
+        Metric(
+            "cpython.gc.collections",
+            Kind.COUNTER,
+            "{collection}",
+            "Collections of Python's garbage collector, by generation.",
+            ("cpython.gc.generation",),
+            "3",
+            "OpenTelemetry semantic conventions, CPython metrics",
+        ),
+        Metric(
+            "cpython.gc.pause",
+            Kind.HISTOGRAM,
+            "s",
+            "Duration of collections, other than those of the youngest objects.",
+            ("cpython.gc.generation",),
+            "2",
+            OWN,
+            SECONDS_PAUSE,
+        ),
+        Metric(
+            "django.event_loop.lag",
+            Kind.HISTOGRAM,
+            "s",
+            "How late the timers of an ASGI server's event loop are.",
+            (),
+            "1",
+            OWN,
+            SECONDS_PAUSE,
+        ),
+        Metric(
+            "django_otel.workers",
+            Kind.GAUGE,
+            "{process}",
+            "Living worker processes that serve a request now, or none.",
+            ("state",),
+            "2",
             OWN,
             aggregation="last",
         ),

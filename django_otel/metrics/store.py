@@ -43,6 +43,8 @@ class CellStore:
         self.attribute_length = 256
         #: Wrapped around each round of callbacks; they may use resources that must be given back, such as connections.
         self.around_callbacks: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+        #: Called before numbers are read or shown: what counts elsewhere is brought up to date.
+        self.updaters: list[Callable[[], None]] = []
         self.scrub: Callable[[Attributes], Attributes] = _unchanged
         self._buckets: Mapping[str, tuple[float, ...]] = {}
         #: Bounds that the maker of a histogram has asked for, by name.
@@ -254,6 +256,12 @@ class CellStore:
                 for series in instrument.all_series():
                     series.rebase()
 
+    def update(self) -> None:
+        """Bring numbers up to date that are counted elsewhere."""
+        for updater in list(self.updaters):
+            with guard.contained("bringing metrics up to date"):
+                updater()
+
     def observed(self) -> list[Family]:
         """The observable gauges, as this process reads them."""
         with self.lock:
@@ -265,6 +273,7 @@ class CellStore:
 
         Without `observed` no callback is asked.
         """
+        self.update()
         with self.lock:
             instruments = [
                 found for found in self._instruments.values() if observed or not isinstance(found, ObservableGauge)

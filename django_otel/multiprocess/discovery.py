@@ -17,6 +17,7 @@ from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
 from django_otel.multiprocess import server_group
 from django_otel.multiprocess.format import JOINED_AT_CELL, KEYS_LENGTH_CELL, MAGIC, MAGIC_CELL, PID_CELL, Keys
 from django_otel.multiprocess.lease import HAS_LOCKS, living_slots
+from django_otel.multiprocess.processes import describe_processes
 from django_otel.multiprocess.reader import Reader
 
 
@@ -108,8 +109,9 @@ def find_living(folder: Path) -> set[int]:
 class Outsider:
     """Reads a group's numbers without being one of its processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, shows_processes: bool = False) -> None:
         self.folder = folder
+        self._shows_processes = shows_processes
         self._skipped: dict[str, int] = {}
         self._reader = Reader(folder, self._count_skipped)
 
@@ -126,6 +128,7 @@ class Outsider:
             *merged,
             *merge_processes((families, number in living) for number, families in snapshots),
             *_build_state(self._skipped),
+            *(describe_processes(self._reader.members, self.folder) if self._shows_processes else ()),
         ]
 
     def slots(self) -> list[Slot]:

@@ -18,7 +18,9 @@ from django_otel.metrics.model import Attributes, Exemplar, Kind
 
 #: File format; a file of another format is foreign and skipped.
 MAGIC = 20261123.0
-MAGIC_CELL, KEYS_LENGTH_CELL, ADOPTIONS_CELL, JOINED_AT_CELL, PID_CELL, READY_CELL = range(6)
+MAGIC_CELL, KEYS_LENGTH_CELL, ADOPTIONS_CELL, JOINED_AT_CELL, PID_CELL, READY_CELL, NAMESPACE_CELL, STARTED_CELL = (
+    range(8)
+)
 RING_OFFSET = 1024
 RING_RECORDS = 64
 RECORD = struct.Struct("<QIIddQQQ")

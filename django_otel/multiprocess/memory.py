@@ -31,6 +31,7 @@ from django_otel.multiprocess.format import (
     MAGIC,
     MAGIC_CELL,
     MAX_KEYS_BYTES,
+    NAMESPACE_CELL,
     PID_CELL,
     READY_CELL,
     RECORD,
@@ -39,6 +40,7 @@ from django_otel.multiprocess.format import (
     RING_RECORDS,
     SEGMENT_BYTES,
     SEGMENT_CELLS,
+    STARTED_CELL,
     Entry,
     Keys,
     is_live,
@@ -46,6 +48,7 @@ from django_otel.multiprocess.format import (
     pack_definition,
     pack_series,
 )
+from django_otel.multiprocess.processes import pid_namespace, start_ticks
 from django_otel.multiprocess.slot_files import SlotFiles
 from django_otel.multiprocess.snapshot import read_snapshot, write_snapshot
 
@@ -111,7 +114,7 @@ class SharedMemory(Memory):
         header[KEYS_LENGTH_CELL] = float(self.keys.length)
         header[ADOPTIONS_CELL] += 1.0
         header[JOINED_AT_CELL] = time.time()
-        header[PID_CELL] = float(os.getpid())
+        self._sign()
         header[MAGIC_CELL] = MAGIC
         self._known = {(entry.definition, identity(entry.attributes)): entry for entry in self.keys.entries}
         self._definition_indexes = {definition: index for index, (definition, _) in enumerate(self.keys.definitions)}
@@ -131,6 +134,12 @@ class SharedMemory(Memory):
         self._sequence = last_sequence(self._header_map[:])
         self._ring_next = self._sequence % RING_RECORDS
         header[READY_CELL] = 1.0
+
+    def _sign(self) -> None:
+        """Note which process this is."""
+        header = self._header
+        header[PID_CELL], header[STARTED_CELL] = float(os.getpid()), float(start_ticks(os.getpid()))
+        header[NAMESPACE_CELL] = float(pid_namespace())
 
     def _adopt_snapshot(self) -> None:
         path = self.path("snap")
@@ -286,7 +295,7 @@ class SharedMemory(Memory):
         if self._header[MAGIC_CELL] != MAGIC:
             self._header[ADOPTIONS_CELL] += 1.0
             self._header[JOINED_AT_CELL] = time.time()
-            self._header[PID_CELL] = float(os.getpid())
+            self._sign()
             self._header[KEYS_LENGTH_CELL] = float(self.keys.length)
             self._header[READY_CELL] = 1.0
             self._header[MAGIC_CELL] = MAGIC

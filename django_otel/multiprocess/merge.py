@@ -13,6 +13,7 @@ from django_otel.metrics.model import OWN_SCOPE, Exemplar, Family, HistogramValu
 from django_otel.multiprocess.format import is_live, read_ring
 from django_otel.multiprocess.layout import Instrument, Series, SlotLayout
 
+ACTIVE = "http.server.active_requests"
 #: What a plan is made for: number, layout, series, definitions, whether it lives, and readable cells of each slot.
 State = list[tuple[int, SlotLayout, int, int, bool, int]]
 
@@ -49,6 +50,15 @@ class MergePlan:
         wanted = {instrument for instrument, _ in newest.values()}
         #: For each slot, the series that count and where they are.
         self._places = [_places(layout, wanted, is_living, cells) for _, layout, _, _, is_living, cells in state]
+        #: For each slot, where it counts its requests under way.
+        self.active_bases = [
+            [
+                layout.bases[position]
+                for series, position in places.items()
+                if series.instrument.definition.name == ACTIVE
+            ]
+            for (_, layout, *_), places in zip(state, self._places, strict=True)
+        ]
         holders: dict[Series, int] = {}
         for index, places in enumerate(self._places):
             bit = 1 << index

@@ -26,11 +26,15 @@ from django_otel.multiprocess.format import (
     MAX_CELLS_BYTES,
     MAX_KEYS_BYTES,
     MAX_SLOTS,
+    NAMESPACE_CELL,
+    PID_CELL,
     READY_CELL,
+    STARTED_CELL,
 )
 from django_otel.multiprocess.layout import Instrument, Series, SlotLayout
 from django_otel.multiprocess.lease import living_slots
 from django_otel.multiprocess.merge import MergePlan
+from django_otel.multiprocess.processes import Member
 from django_otel.multiprocess.snapshot import read_snapshot
 
 #: What a scrape reads of a slot: its number, what is in it, the bytes of its cells.
@@ -54,6 +58,8 @@ class Reader:
         self._instruments: dict[Definition, Instrument] = {}
         self._plan: MergePlan | None = None
         self._snapshots: dict[int, tuple[tuple[int, int, int], list[Family]]] = {}
+        #: The living processes, as the last merge found them.
+        self.members: list[Member] = []
         self._warned: set[tuple[int, str]] = set()
 
     def numbers(self) -> list[int]:
@@ -94,7 +100,9 @@ class Reader:
             if self._plan is None or self._plan.state != state:
                 self._plan = MergePlan(state)
                 self._forget()
-            return self._plan.read([data for _, _, data in loaded])
+            slots = [data for _, _, data in loaded]
+            self.members = _find_members(self._plan, slots)
+            return self._plan.read(slots)
 
     def newest_definitions(self) -> dict[str, tuple[Definition, float]]:
         """Return the last merged value of each name and its time, in seconds since the epoch."""
@@ -190,3 +198,15 @@ class Reader:
                 known = (stamp, families)
                 self._snapshots[number] = known
             yield number, known[1]
+
+
+def _find_members(plan: MergePlan, slots: Sequence[bytes]) -> list[Member]:
+    """Return the living processes whose slots a plan is for."""
+    members = []
+    for (number, _, _, _, is_living, _), bases, data in zip(plan.state, plan.active_bases, slots, strict=True):
+        if is_living:
+            header = struct.unpack_from("<8d", data)
+            active = sum(struct.unpack_from("<d", data, base * 8)[0] for base in bases)
+            pid, started, namespace = (int(header[cell]) for cell in (PID_CELL, STARTED_CELL, NAMESPACE_CELL))
+            members.append(Member(number, pid, started, namespace, active))
+    return members

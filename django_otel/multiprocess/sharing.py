@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from django_otel.base import forks, guard
@@ -25,10 +25,20 @@ from django_otel.multiprocess import server_group
 from django_otel.multiprocess.background import background_bases
 from django_otel.multiprocess.lease import living_slots
 from django_otel.multiprocess.memory import SharedMemory
+from django_otel.multiprocess.processes import (
+    Member,
+    add_cpu_times,
+    build_key,
+    describe_processes,
+    own_member,
+    read_usage,
+)
 from django_otel.multiprocess.reader import Reader
 from django_otel.multiprocess.snapshot import write_snapshot
 
 _TICK_S = 1.0
+#: A killed process loses at most so many seconds of its CPU time.
+_TICKS_PER_CPU_TIME = 10
 #: So that a forked child can close what it inherited, at any fork.
 _all: weakref.WeakSet[Sharing] = weakref.WeakSet()
 
@@ -64,9 +74,11 @@ def start_sharing(
     for known in list(_all):
         if known.serves(name, bases, store):
             # New settings, same folder: in another slot, what was counted would be there twice.
+            known.shows_processes = config.runtime
             return known
         known.stop()
     sharing = Sharing(name, owner, bases, store, collect_sdk)
+    sharing.shows_processes = config.runtime and background is None
     sharing.join()
     sharing.start()
     return sharing
@@ -92,6 +104,8 @@ class Sharing:
         self._inherited: list[Family] = []
         self.memory: SharedMemory | None = None
         self.reader: Reader | None = None
+        #: Whether the metrics of the processes themselves are wanted (RUNTIME).
+        self.shows_processes = False
         #: Why numbers are not shared now; empty when they are.
         self.problem = ""
         _all.add(self)
@@ -160,9 +174,14 @@ class Sharing:
             with guard.contained("reading the shared folder"):
                 # What others have there is parsed once, and better here than in the first scrape.
                 self.merge()
+        ticks = 0
         while not self._stop.wait(_TICK_S):
             with guard.contained("keeping the shared folder"):
                 self.tick()
+            ticks += 1
+            if ticks % _TICKS_PER_CPU_TIME == 0:
+                with guard.contained("noting the CPU time"):
+                    self.note_cpu_time()
 
     def tick(self) -> None:
         """Look after folder and snapshot once."""
@@ -198,6 +217,7 @@ class Sharing:
 
     def write_snapshot(self) -> list[Family]:
         """Write this process's SDK instruments for the others, if anything changed; return them."""
+        self._store.update()
         with self._lock:
             families = self._sdk_families()
             memory = self.memory
@@ -222,7 +242,7 @@ class Sharing:
         own_sdk = self.write_snapshot()
         memory, reader = self.memory, self.reader
         if memory is None or reader is None or not memory.is_intact():
-            return [*self._store.collect(), *own_sdk, *self._state(is_shared=False)]
+            return [*self._store.collect(), *own_sdk, *self._state(is_shared=False), *self._describe([own_member(0.0)])]
         own = memory.lease.number
         others = list(reader.snapshots(except_slot=own))
         living = living_slots(reader.folder, [number for number, _ in others]) if others else set()
@@ -231,7 +251,22 @@ class Sharing:
         merged = self.merge()
         if memory.is_degraded:
             self._degraded(merged)
-        return [*merged, *self._store.observed(), *sdk, *self._state(is_shared=not memory.is_degraded)]
+        state = self._state(is_shared=not memory.is_degraded)
+        return [*merged, *self._store.observed(), *sdk, *state, *self._describe(reader.members, reader.folder)]
+
+    def _describe(self, members: Sequence[Member], folder: Path | None = None) -> list[Family]:
+        """The metrics of the processes themselves."""
+        return describe_processes(members, folder) if self.shows_processes else []
+
+    def note_cpu_time(self) -> None:
+        """Leave this process's CPU time to those that read the folder; at its end, and now and then before."""
+        reader = self.reader
+        if reader is None or not self.shows_processes:
+            return
+        member = own_member(0.0)
+        usage = read_usage(member.pid, member.started_ticks)
+        if usage is not None:
+            add_cpu_times(reader.folder, {build_key(member): (usage.user_s, usage.system_s)})
 
     def merge(self) -> list[Family]:
         """Our own instruments over all slots."""

@@ -103,7 +103,7 @@ class GroupFinder:
                 # Task workers alone run here.
                 return _present([*background, *_read_observed()])
             if self._outsider is None or self._outsider.folder != folder:
-                self._outsider = discovery.Outsider(folder)
+                self._outsider = discovery.Outsider(folder, shows_processes=self._config.runtime)
             outsider = self._outsider
             try:
                 families = outsider.collect()

@@ -24,6 +24,7 @@ from django_otel.requests.attributes import StartAttributes
 from django_otel.requests.finish import RequestFinisher
 from django_otel.requests.options import ObserverOptions
 from django_otel.requests.protocols import RequestLike
+from django_otel.requests.queue_time import QueueTime
 from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord
 from django_otel.requests.series import RequestClass, RequestMetrics
 from django_otel.requests.start import SpanStarter, inbound_keys
@@ -41,8 +42,8 @@ class Observer(RequestFinisher):
     # Slots: with more than thirty attributes in a dict the interpreter looks each up again and again.
     __slots__ = (
         "_excluded", "_excluded_paths", "_inbound_key", "_inbound_key_too", "_inbound_keys_left", "_last_class",
-        "_sampler", "_secure_header", "_starter", "_static_prefixes", "_store",
-        "find_force_token", "set_headers", "shared",
+        "_queue_key", "_queue_key_too", "_queue_time", "_secure_header", "_static_prefixes", "_store",
+        "find_force_token", "makes_spans", "sampler", "scrub_text", "set_headers", "shared", "starter",
     )  # fmt: skip
 
     def __init__(
@@ -63,19 +64,24 @@ class Observer(RequestFinisher):
         )
         super().__init__(config, options, metrics, attributes)
         self._store = store
-        self._sampler = options.sampler
+        self.sampler = options.sampler
         self._secure_header = options.secure_header
         self._static_prefixes = options.static_prefixes
         self.find_force_token = options.find_force_token
+        self.makes_spans, self.scrub_text = options.makes_spans, options.scrub_text
         self.set_headers = options.set_headers
-        self._starter = SpanStarter(config, tracer, propagator, options, attributes)
-        own = self._starter.own_tracer
+        self.starter = SpanStarter(config, tracer, propagator, options, attributes)
+        own = self.starter.own_tracer
         #: What the spans of our own tracer share; None where the request path may not start spans by itself.
         self.shared: Shared | None = own.shared if own is not None else None
         # One look for each of the usual two: a loop over them costs twice as much.
         first, second, *others = [*sorted(inbound_keys(propagator)), "", ""]
         self._inbound_key, self._inbound_key_too = first, second
         self._inbound_keys_left = tuple(filter(None, others)) or None
+        self._queue_time = queue_time = QueueTime(store, config.request.queue_headers)
+        # With more than two headers any of them may be there.
+        keys = queue_time.keys
+        self._queue_key, self._queue_key_too = [*keys, "", ""][:2] if len(keys) <= 2 else ("PATH_INFO", "")
         #: Our own pages, and further ones that `learn` adds.
         self._excluded_paths = set(options.own_paths)
         patterns = "|".join(fnmatch.translate(pattern) for pattern in config.request.exclude)
@@ -116,6 +122,8 @@ class Observer(RequestFinisher):
                 request_class = self._metrics.find_class(method, scheme, protocol)
                 self._last_class = (method, scheme, protocol, request_class)
             record.request_class = request_class
+            if self._queue_key in meta or self._queue_key_too in meta:
+                self._queue_time.observe(meta)
             # Not at the end, when the request has grown and is slow to ask.
             record.content_length = meta.get("CONTENT_LENGTH")
             record.made = {}
@@ -125,7 +133,7 @@ class Observer(RequestFinisher):
             record.view_s = 0.0
             record.is_finished = False
             if self._static_prefixes and path.startswith(self._static_prefixes):
-                current = self._starter.start_nothing(context, record)
+                current = self.starter.start_nothing(context, record)
             else:
                 current = self._start(context, record, request, meta)
             # From here on it is measured, and `finish` comes.
@@ -139,7 +147,7 @@ class Observer(RequestFinisher):
 
     def _start(self, context: Context, record: RequestRecord, request: RequestLike, meta: Mapping[str, str]) -> Context:
         """Start the request's span, and return what is to be current with it."""
-        shared, sampler = self.shared, self._sampler
+        shared, sampler = self.shared, self.sampler
         if (
             shared is None
             or sampler is None
@@ -150,7 +158,7 @@ class Observer(RequestFinisher):
             or self._inbound_key_too in meta
             or (self._inbound_keys_left is not None and not meta.keys().isdisjoint(self._inbound_keys_left))
         ):
-            return self._starter.start(context, record, request, meta)
+            return self.starter.start(context, record, request, meta)
         # The usual case: nothing is current yet, no service has called us, and a ratio or a path decides.
         policy = sampler.effective
         if not policy.is_steady:
@@ -160,12 +168,12 @@ class Observer(RequestFinisher):
             outcome = policy.outcome(record.request_class.method, request.path_info)
         if outcome is None:
             # It depends on the route, which Django has yet to find.
-            return self._starter.start(context, record, request, meta)
+            return self.starter.start(context, record, request, meta)
         if outcome.is_never:
             record.decisions = outcome.dropped.opened or outcome.dropped.series()
             record.span_or_none = record.low_bits = None
         else:
-            self._starter.start_root(record, request, meta, policy, outcome)
+            self.starter.start_root(record, request, meta, policy, outcome)
         current = RequestContext()
         current.record = record
         return current

@@ -33,8 +33,18 @@ class SpanStarter:
     """Starts the spans of requests: `start_root`, `start_below_caller`, `start_child`, `join`; `start` chooses."""
 
     __slots__ = (
-        "_attributes", "_find_force_token", "_inbound_keys", "_inbound_keys_but_traceparent",
-        "_makes_spans", "_propagator", "_sampler", "_template", "_traceparent", "_tracer", "_trust", "own_tracer",
+        "_attributes",
+        "_find_force_token",
+        "_inbound_keys",
+        "_inbound_keys_but_traceparent",
+        "_makes_spans",
+        "_propagator",
+        "_sampler",
+        "_template",
+        "_traceparent",
+        "_trust",
+        "own_tracer",
+        "tracer",
     )  # fmt: skip
 
     def __init__(
@@ -45,7 +55,7 @@ class SpanStarter:
         options: ObserverOptions,
         attributes: StartAttributes,
     ) -> None:
-        self._tracer = tracer
+        self.tracer = tracer
         self._propagator = propagator
         self._makes_spans = options.makes_spans
         self._sampler = options.sampler
@@ -178,7 +188,7 @@ class SpanStarter:
             # Another tool made the server span already, recorded or not.
             self.join(record, outer)
             return context
-        context, links, has_parent = self._extract(context, meta)
+        context, links, has_parent = self.extract(context, meta)
         policy = self._sampler.policy if self._sampler is not None else None
         token = self._find_force_token(meta) if self._find_force_token is not None and policy is not None else None
         span: trace.Span
@@ -198,7 +208,7 @@ class SpanStarter:
         record.span_or_none = span
         return context
 
-    def _extract(self, context: Context, meta: Mapping[str, str]) -> tuple[Context, Sequence[Link], bool]:
+    def extract(self, context: Context, meta: Mapping[str, str]) -> tuple[Context, Sequence[Link], bool]:
         """What a caller has sent: the context with it, or a link to one that is not trusted; whether it is a parent."""
         if meta.keys().isdisjoint(self._inbound_keys):
             return context, (), False
@@ -218,7 +228,7 @@ class SpanStarter:
         start_time_unix_nano: int | None = None,
     ) -> trace.Span:
         """Start the server span in `context`, which may hold what the sampler is to know besides."""
-        return self._tracer().start_span(
+        return self.tracer().start_span(
             record.request_class.name,
             context,
             SpanKind.SERVER,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -248,3 +249,26 @@ def test_the_statement_of_sales_has_an_n_plus_one_whose_cure_is_named(client: Cl
     assert event.attributes["django.n_plus_one.count"] == 18
     assert event.attributes["django.n_plus_one.advice"].startswith('select_related("product")')
     assert event.attributes["code.file.path"].endswith("shop/views.py")
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_the_websocket_tells_what_is_left(otel_spans, otel_metrics) -> None:
+    from example_project.asgi import application
+
+    incoming = [
+        {"type": "websocket.connect"},
+        {"type": "websocket.receive", "text": "unknown"},
+        {"type": "websocket.disconnect", "code": 1000},
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return incoming.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await application({"type": "websocket", "path": "/stock/", "headers": []}, receive, send)
+    assert sent == [{"type": "websocket.accept"}, {"type": "websocket.send", "text": "0"}]
+    assert otel_metrics.value("django.websocket.messages", http__route="/stock/") == 2
+    assert otel_spans.one("websocket /stock/")

@@ -386,6 +386,7 @@ OTHERS_PRIVATE_NAMES = {
     "_request": "rest_framework.request.Request, documented",
     "_django_otel_sample_ratio": "our mark on a view",
     "_answers_lifespan": "our mark on an ASGI application",
+    "_notes_route": "our mark on the router of Channels",
 }
 
 

@@ -1,0 +1,251 @@
+"""WebSockets are counted exactly, whoever closes them, under real servers and when a server stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from django_otel import asgi
+from django_otel.multiprocess.discovery import Outsider
+from tests.services import free_port, is_listening, running, server_env, wait_until
+
+pytest.importorskip("channels")
+DISCONNECT = {"type": "websocket.disconnect", "code": 1001}
+
+
+class Client:
+    """The other end of a bare ASGI connection: gives `messages`, keeps what is sent."""
+
+    def __init__(self, *messages):
+        self.messages = [{"type": "websocket.connect"}, *messages]
+        self.sent = []
+
+    async def receive(self):
+        if not self.messages:
+            await asyncio.Event().wait()
+        return self.messages.pop(0)
+
+    async def send(self, message):
+        self.sent.append(message)
+
+
+def scope_of(path="/room/7/", **more):
+    return {"type": "websocket", "path": path, "headers": [], "scheme": "ws", "server": ["testserver", 80], **more}
+
+
+async def echo(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+        if message["text"] == "bye":
+            return await send({"type": "websocket.close", "code": 4000})
+        if message["text"] == "fail":
+            raise ValueError("planted")
+    return None
+
+
+def text(content):
+    return {"type": "websocket.receive", "text": content}
+
+
+def run(client, app=echo, scope=None, **options):
+    asyncio.run(asgi.instrument(app, **options)(scope or scope_of(), client.receive, client.send))
+
+
+@pytest.fixture(autouse=True)
+def is_on(settings):
+    settings.OTEL = {}
+
+
+def durations(otel_metrics, closed_by):
+    return otel_metrics.value("django.websocket.duration", {"django.websocket.closed_by": closed_by}).count
+
+
+@pytest.mark.parametrize(
+    ("last", "closed_by", "code"),
+    [
+        (DISCONNECT, "client", 1001),
+        (text("bye"), "server", 4000),
+        ({"type": "websocket.disconnect", "code": 1012}, "server", 1012),
+        ({"type": "websocket.disconnect"}, "client", None),
+    ],
+)
+def test_a_connection_is_counted_with_its_messages(otel_metrics, otel_spans, last, closed_by, code):
+    run(Client(text("a"), text("b"), last), route="/room/<int:number>/")
+    number = 3 if last == text("bye") else 2
+    route = {"http.route": "/room/<int:number>/"}
+    assert otel_metrics.value("django.websocket.connections", route) == 0
+    for direction in ("receive", "transmit"):
+        wanted = {**route, "network.io.direction": direction}
+        assert otel_metrics.value("django.websocket.messages", wanted) == number
+    assert durations(otel_metrics, closed_by) == 1
+    assert otel_metrics.value("django.websocket.duration").count == 1
+    span = otel_spans.one("websocket /room/<int:number>/")
+    assert span.kind.name == "SERVER"
+    assert span.attributes["django.websocket.messages.receive"] == number
+    assert span.attributes["django.websocket.closed_by"] == closed_by
+    assert span.attributes.get("django.websocket.close_code") == code
+
+
+def test_a_failing_application_and_a_cancelled_one(otel_metrics, otel_spans):
+    with pytest.raises(ValueError, match="planted"):
+        run(Client(text("fail")))
+    span = otel_spans.one("websocket")
+    assert span.attributes["error.type"] == "ValueError" and span.events[0].name == "exception"
+    assert durations(otel_metrics, "server") == 1
+
+    async def cancelled():
+        task = asyncio.create_task(asgi.instrument(echo)(scope_of(), (client := Client()).receive, client.send))
+        while not client.sent:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert otel_metrics.value("django.websocket.connections") == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert durations(otel_metrics, "server") == 2
+    assert otel_metrics.value("django.websocket.connections") == 0
+    assert otel_spans.named("websocket")[-1].status.status_code.name == "UNSET"
+
+
+def test_a_refused_connection_was_never_open(otel_metrics, otel_spans):
+    async def refuse(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.close"})
+
+    run(Client(), refuse)
+    assert otel_metrics.value("django.websocket.duration").count == 0
+    assert otel_metrics.series("django.websocket.connections") == []
+    assert otel_spans.one("websocket").attributes["django.websocket.closed_by"] == "server"
+
+
+def test_a_fault_of_ours_does_not_reach_the_application(otel_metrics):
+    def fail(scope):
+        raise LookupError("no route")
+
+    client = Client(text("a"), DISCONNECT)
+    run(client, route=fail)
+    assert [message["type"] for message in client.sent] == ["websocket.accept", "websocket.send"]
+    run(Client({"no": "type"}, DISCONNECT), lambda scope, receive, send: receive())
+    assert durations(otel_metrics, "client") == 1
+
+
+@pytest.mark.parametrize("otel", [{"ENABLED": False}, {"REQUEST": {"EXCLUDE": ["/room/*"]}}])
+def test_off_and_excluded(settings, otel_spans, otel_metrics, otel):
+    settings.OTEL = otel
+    client = Client(text("a"), DISCONNECT)
+    run(client)
+    assert len(client.sent) == 2
+    assert len(otel_spans) == 0
+    assert otel_metrics.series("django.websocket.duration") == []
+
+
+def test_the_caller_and_secrets_in_the_path(otel_spans):
+    parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    scope = scope_of("/room/sk_live_4eC39HqLyjWDarjtT1zdp7dc/", headers=[(b"traceparent", parent)])
+    run(Client(DISCONNECT), scope=scope)
+    span = otel_spans.one("websocket")
+    assert f"{span.parent.span_id:x}" == "b7ad6b7169203331"
+    assert "4eC39HqLyjWDarjtT1zdp7dc" not in span.to_json()
+
+
+@pytest.mark.parametrize("knows", ["nothing", "after_receive", "lifespan"])
+def test_the_lifespan_is_answered(otel_spans, knows):
+    async def app(scope, receive, send):
+        if knows == "nothing":
+            raise ValueError("No application configured for scope type 'lifespan'")
+        await receive()
+        if knows == "after_receive":
+            raise ValueError("lifespan?")
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    client = Client()
+    client.messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    run(client, app, {"type": "lifespan"})
+    assert [message["type"] for message in client.sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert Counter(span.name for span in otel_spans) == {"lifespan startup": 1, "lifespan shutdown": 1}
+
+
+# --- Real servers. ---
+
+
+def command(kind: str, port: int) -> list[str]:
+    if kind == "daphne":
+        return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), "tests.asgi_sockets:application"]
+    return [
+        sys.executable, "-m", "uvicorn", "tests.asgi_sockets:application", "--host", "127.0.0.1", "--port", str(port),
+        "--timeout-graceful-shutdown", "5",
+    ]  # fmt: skip
+
+
+def connect_all(stack: contextlib.ExitStack, port: int, paths: list[str]) -> list:
+    from websockets.sync.client import connect
+
+    found = []
+    for path in paths:
+        found.append(stack.enter_context(connect(f"ws://127.0.0.1:{port}{path}", close_timeout=5)))
+        for number in range(3):
+            found[-1].send(f"m{number}")
+            assert found[-1].recv(timeout=30) == f"m{number}"
+    return found
+
+
+@pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
+def test_fifty_connections_are_exact_also_when_the_server_stops(kind):
+    pytest.importorskip("websockets")
+    pytest.importorskip(kind)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        otel = {"METRICS": {"SHARED_DIR": folder, "GROUP": "sockets"}}
+        env = server_env(otel, TEST_SQLITE=str(Path(folder) / "db.sqlite3"))
+        port, log = free_port(), Path(folder) / "log"
+        with running(command(kind, port), env, log) as process:
+            wait_until(lambda: is_listening(port) or process.poll() is not None, 30, f"{kind} on port {port}")
+            paths = [
+                "/bare/7/" if number % 2 else ("/ws/chat/a/" if number % 4 else "/live/b/") for number in range(50)
+            ]
+            clients = connect_all(stack, port, paths)
+            (group,) = (path for path in Path(folder).glob("django-otel-*/named-*"))
+            assert read(group, "django.websocket.connections") == {
+                ("/bare/",): 25, ("/live/<room>/",): 13, ("/ws/chat/<str:room>/",): 12,
+            }  # fmt: skip
+            for client in clients[:20]:
+                client.close()
+            for client in clients[20:30]:
+                client.send("bye")
+                assert client.recv(timeout=30) == "bye"
+            wait_until(lambda: sum(read(group, "django.websocket.connections").values()) == 20, 30, "20 left open")
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+        assert re.search(r"Traceback|contained", log.read_text()) is None, log.read_text()
+        assert sum(read(group, "django.websocket.connections").values()) == 0
+        closed = Counter()
+        for (by, _), number in read(group, "django.websocket.duration").items():
+            closed[by] += number
+        assert closed == {"client": 20, "server": 30}
+        messages = Counter()
+        for (_, direction), number in read(group, "django.websocket.messages").items():
+            messages[direction] += number
+        assert messages == {"receive": 160, "transmit": 160}
+
+
+def read(group: Path, name: str) -> dict[tuple[str, ...], float]:
+    found = {}
+    for family in Outsider(group).collect():
+        if family.name == name:
+            for point in family.points:
+                value = getattr(point.value, "count", point.value)
+                found[tuple(str(value) for _, value in point.attributes)] = value
+    return found
