@@ -355,7 +355,7 @@ def _measure_cache(cache: BaseCache, alias: str) -> None:
         method = getattr(cache, name, None)
         if callable(method):
             made[name] = _Bound(method, _measured_iterator(method, alias, name))
-    made["get_or_set"] = _measured_get_or_set(cache.get_or_set, cache, alias)
+    made["get_or_set"] = _Bound(cache.get_or_set, _measured_get_or_set(cache.get_or_set, cache, alias))
     made["aget_or_set"] = _measured_aget_or_set(cache.aget_or_set, cache, alias)
     if vars(cache).get(_SWALLOWS):
         setattr(cache, _SWALLOWS, _NoticedTruth())

@@ -11,6 +11,7 @@ from django.test import override_settings
 import django_otel
 
 ON = {"EMAIL": True}
+LOCMEM = "django.core.mail.backends.locmem.EmailBackend"
 
 
 class Half(BaseEmailBackend):
@@ -48,9 +49,14 @@ def is_on(settings):
     settings.OTEL = ON
 
 
-def send(number: int, backend: str = "django.core.mail.backends.locmem.EmailBackend") -> None:
-    chosen = {"MAILERS": {"default": {"BACKEND": backend}}} if django.VERSION >= (6, 1) else {"EMAIL_BACKEND": backend}
-    with override_settings(**chosen):
+def sending_by(backend: str):
+    if django.VERSION >= (6, 1):
+        return override_settings(MAILERS={"default": {"BACKEND": backend}})
+    return override_settings(EMAIL_BACKEND=backend)
+
+
+def send(number: int, backend: str = LOCMEM) -> None:
+    with sending_by(backend):
         mail.send_mass_mail([("secret subject", "secret text", "a@example.org", ["b@example.org"])] * number)
 
 
@@ -63,7 +69,8 @@ def counts(otel_metrics) -> dict[str, float]:
 
 def test_messages_are_counted(otel_metrics, mailoutbox):
     send(3)
-    mail.EmailMessage("secret", "text", "a@example.org", ["b@example.org"]).send()
+    with sending_by(LOCMEM):
+        mail.EmailMessage("secret", "text", "a@example.org", ["b@example.org"]).send()
     assert len(mailoutbox) == 4
     assert counts(otel_metrics) == {"sent": 4, "failed": 0}
 

@@ -245,7 +245,7 @@ def test_a_transaction_has_a_span_around_its_queries(other, otel_spans):
                 pass
             with pytest.raises(KeyError), transaction.atomic():
                 raise KeyError
-            sid = transaction.savepoint()
+            sid = connections["default"].savepoint()
             transaction.savepoint_commit(sid)
         assert get_current_span().name == "parent"
     found = otel_spans.one("transaction default")
@@ -335,7 +335,7 @@ def test_async_code_sees_its_transactions(otel_spans, otel_metrics):
     async def main():
         with span("parent"):
             await work()
-            await Item.objects.abulk_create([Item(name="b")])
+            await Item.objects.abulk_create([Item(name="b"), Item(name="c")], batch_size=1)
 
     asyncio.run(main())
     assert count(otel_metrics, "committed") == 2
