@@ -12,6 +12,7 @@ object. No such frame, or one that only looks like it (`related.filter(...)`,
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model, QuerySet
 from django.db.models.query import ModelIterable
+from django.template.context import BaseContext
 
 from django_otel.base import guard
 from django_otel.instrumentation.callers import is_django
@@ -278,7 +280,7 @@ def _find_path(instance: Model, place: FrameType, *, is_joined: bool) -> tuple[t
         for current, owner, steps in level:
             for cached_as, value in list(current._state.fields_cache.items()):
                 name = _name_step(type(current), cached_as, is_joined=is_joined)
-                if not isinstance(value, Model) or name is None:
+                if name is None or not _is_object(value):
                     continue
                 if value is instance:
                     found_here.add((owner, (*steps, name)))
@@ -303,15 +305,13 @@ def _name_step(model: type[Model], cached_as: str, *, is_joined: bool) -> str | 
 
 def _find_objects(place: FrameType) -> Iterator[Model]:
     """The model objects in a frame's variables, or in those of a template."""
-    values: list[Any] = []
-    for value in list(place.f_locals.values()):
-        values.append(value)
-        for scope in getattr(value, "dicts", None) or ():
-            # A template's context.
-            if isinstance(scope, dict):
-                values += list(scope.values())
-    count = 0
-    for value in values:
-        if isinstance(value, Model) and count < _MAX_OBJECTS:
-            count += 1
-            yield value
+    values = list(place.f_locals.values())
+    for value in values.copy():
+        if issubclass(type(value), BaseContext):
+            values += (found for scope in list(value.dicts) for found in list(scope.values()))
+    yield from itertools.islice(filter(_is_object, values), _MAX_OBJECTS)
+
+
+def _is_object(value: object) -> bool:
+    """Whether it is a model's object itself: to ask a lazy one (`request.user`) for its class would load it."""
+    return issubclass(type(value), Model)

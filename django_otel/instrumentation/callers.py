@@ -34,6 +34,8 @@ _NEVER = tuple(
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 #: Classes of the project that say nothing about the place: many places use one object.
 _PASSIVE = (Model, QuerySet, BaseManager)
+#: Variables that hold such an object: of methods, and of the functions that show the admin's lists.
+_OBJECTS = ("self", "model_admin")
 
 #: Kinds of file: never a caller (Django, us, Python), an installed package, the project, and those with the functions
 #: of `_MARKS`, whose frames show more than a line.
@@ -66,7 +68,7 @@ class Caller(NamedTuple):
     #: How far out that frame is; of a coroutine, how far out the thread's work item is.
     depth: int
     #: None for a line of code; a template's name and line, or the class whose method runs, of a frame that does not
-    #: tell by its code; the coroutine's code and position, of a work item.
+    #: tell by its code, and the variable that holds its object; the coroutine's code and position, of a work item.
     detail: tuple[Any, ...] | None
     #: The frames between the start and this one, innermost first.
     inner: list[FrameType]
@@ -117,7 +119,7 @@ def is_caller(frame: FrameType, detail: tuple[Any, ...]) -> bool:
     if kind == "node":
         return _node_key(frame.f_locals.get("self")) == detail
     if kind == "object":
-        return type(frame.f_locals.get("self")) is detail[1]
+        return type(frame.f_locals.get(detail[2])) is detail[1]
     found = _walk_waiting(frame, [])
     return found is not None and found.detail == detail
 
@@ -217,15 +219,16 @@ def _walk_waiting(frame: FrameType, frames: list[FrameType]) -> Caller | None:
 def _find_object(frames: list[FrameType]) -> Caller | None:
     """The innermost object of a class of the project whose inherited method runs."""
     for depth, frame in enumerate(frames):
-        if "self" not in frame.f_code.co_varnames:
+        name = next((name for name in _OBJECTS if name in frame.f_code.co_varnames), None)
+        if name is None:
             continue
-        kind = type(frame.f_locals.get("self"))
+        kind = type(frame.f_locals.get(name))
         module = sys.modules.get(kind.__module__)
         path = getattr(module, "__file__", None)
         if not isinstance(path, str) or _rank(path) != _PROJECT or issubclass(kind, _PASSIVE):
             continue
         attributes = _code(path, _find_class(path, kind.__name__), kind.__qualname__)
-        return Caller(attributes, frame, depth, ("object", kind), frames[:depth])
+        return Caller(attributes, frame, depth, ("object", kind, name), frames[:depth])
     return None
 
 

@@ -55,6 +55,8 @@ _MAX_PLACES = 1000
 _MAX_EVENTS = 20
 #: In vain the stack is walked so often per statement and request: Django's own code may run it again and again.
 _MAX_FAILED_WALKS = 3
+#: Of a process: from so many on a statement is walked for when it comes a second time in a request.
+_MAX_FAILURES = 20
 _MAX_LABELS = 1000
 #: A statement that came so often from one line alone is not looked at each time; and so much longer if it did not.
 _TRUSTED = 100
@@ -131,7 +133,7 @@ class Site:
 class KnownStatement:
     """A statement's text, and where it has been run from in this process."""
 
-    __slots__ = ("depths", "is_shown", "is_unplaced", "last", "places", "sites", "text")
+    __slots__ = ("depths", "failures", "is_shown", "last", "places", "sites", "text")
 
     def __init__(self, text: str, *, is_shown: bool) -> None:
         self.text = text
@@ -144,14 +146,14 @@ class KnownStatement:
         self.depths: tuple[int, ...] = ()
         #: By file, line and function.
         self.places: dict[tuple[Any, ...], Place] = {}
-        #: Whether it has run without any line of the project, in Django's own code.
-        self.is_unplaced = False
+        #: How often the stack had no line of the project: Django's own code runs it.
+        self.failures = 0
 
     def learn(self, start: FrameType) -> Site | None:
         """Walk the stack outside of `start`; None without a line of the project."""
         found = walk(start)
         if found is None:
-            self.is_unplaced = True
+            self.failures += 1
             return None
         if sum(map(len, self.sites.values())) >= _MAX_SITES:
             self.sites, self.places = {}, {}
@@ -414,7 +416,7 @@ class Watch:
             return None
         walked = failed.get(known, 0)
         # Django's own code runs some in every request, the session's: not before they are there a second time.
-        if walked > _MAX_FAILED_WALKS or (known.is_unplaced and walked == 0):
+        if walked > _MAX_FAILED_WALKS or (known.failures >= _MAX_FAILURES and walked == 0):
             failed[known] = walked + 1
             return None
         site = known.learn(start)

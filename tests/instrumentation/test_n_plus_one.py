@@ -217,6 +217,50 @@ def test_a_template_is_named_with_its_line(client, otel_spans):
     assert found["country.html", 2][ADVICE] == f'select_related("owner"){PEERS}'
 
 
+def test_a_jinja_template_is_named_with_its_line(client, otel_spans):
+    client.get("/in_jinja/")
+    found = one(otel_spans)
+    assert (Path(found[FILE]).name, found[LINE], found[FUNCTION]) == ("books.html", 4, "template")
+    assert found[ADVICE] == f'select_related("author"){PEERS}'
+
+
+def test_a_method_that_calls_the_one_it_overrides_is_not_the_place(client, otel_spans):
+    """A queryset's `get`; the line that calls it is."""
+    client.get("/overridden/")
+    assert marked_line(one(otel_spans)).endswith("# here\n")
+
+
+def test_without_a_line_of_the_project_its_class_is_the_place(client, otel_spans):
+    """A REST framework view of attributes alone."""
+    client.get("/rest/")
+    found = {each[FUNCTION]: each for each in detections(otel_spans)}
+    assert {each[FILE] for each in found.values()} == {VIEWS}
+    by_advice = {each[ADVICE]: each for each in detections(otel_spans)}
+    assert set(by_advice) == {f'select_related("author"){PEERS}', 'prefetch_related("chapter_set")'}
+    assert {linecache.getline(each[FILE], each[LINE]).split("(")[0] for each in by_advice.values()} == {
+        "class BookSerializer"
+    }
+
+
+def test_the_admins_lists_are_named_by_their_lines_or_classes(admin_client, otel_spans):
+    admin_client.get("/admin/relations/book/")
+    by_advice = {each[ADVICE]: each for each in detections(otel_spans)}
+    assert marked_line(by_advice[f'select_related("author"){PEERS}']).endswith("# here\n")
+    otel_spans.clear()
+    admin_client.get("/admin/relations/chapter/")
+    found = detections(otel_spans)
+    assert {each[FUNCTION] for each in found} == {"ChapterAdmin"}
+    assert {each[ADVICE] for each in found} == {f'select_related("book"){PEERS}', f'select_related("author"){PEERS}'}
+
+
+def test_advice_evaluates_no_lazy_object(client, otel_spans):
+    """A request's user, in a variable or a template's context, may not be loaded yet."""
+    views.evaluated.clear()
+    client.get("/with_a_lazy_object/")
+    assert len(detections(otel_spans)) == 4
+    assert views.evaluated == []
+
+
 def test_a_helper_of_the_project_is_the_place_whoever_calls_it(client, otel_spans):
     client.get("/through_a_helper/")
     found = one(otel_spans)

@@ -2,13 +2,20 @@
 
 import asyncio
 import threading
+from pathlib import Path
 
 from asgiref.sync import async_to_sync, sync_to_async
+from django.contrib import admin
 from django.db import connection, connections, transaction
 from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
+from django.template.backends.jinja2 import Jinja2
 from django.urls import path, re_path
+from django.utils.functional import SimpleLazyObject
 from django.views.generic import ListView
+from rest_framework.generics import ListAPIView
+from rest_framework.renderers import JSONRenderer
+from rest_framework.serializers import ModelSerializer, StringRelatedField
 
 from tests.relations.models import Author, Book, Chapter, Country, Magazine, Note, Novel, ProxyBook, Tag
 
@@ -316,6 +323,62 @@ class Lists(ListView):
         return super().render_to_response(context, **kwargs)
 
 
+def overridden(request):
+    keys = [book.label.pk for book in Book.objects.select_related("label")]
+    return answer([Tag.objects.get(pk=key) for key in keys])  # here
+
+
+def with_a_lazy_object(request):
+    user = SimpleLazyObject(lambda: evaluated.append(1))
+    found = [list(book.notes.all()) for book in Book.objects.all()]  # here
+    return render(request, "relations/books.html", {"books": Book.objects.all(), "user": user, "notes": found})
+
+
+evaluated = []
+
+
+def in_jinja(request):
+    backend = Jinja2({"NAME": "jinja", "DIRS": [Path(__file__).parent / "jinja"], "APP_DIRS": False, "OPTIONS": {}})
+    return HttpResponse(backend.get_template("books.html").render({"books": Book.objects.all()}))
+
+
+class BookSerializer(ModelSerializer):
+    author = StringRelatedField()
+    chapter_set = StringRelatedField(many=True)
+
+    class Meta:
+        model = Book
+        fields = ("title", "author", "chapter_set")
+
+
+class RestBooks(ListAPIView):
+    """No line of it runs."""
+
+    queryset = Book.objects.all()
+    serializer_class = BookSerializer
+    renderer_classes = (JSONRenderer,)
+    authentication_classes = permission_classes = ()
+
+
+class BookAdmin(admin.ModelAdmin):
+    list_display = ("title", "profile")
+
+    @admin.display
+    def profile(self, book):
+        return book.author.profile_of_author.text  # here
+
+
+class ChapterAdmin(admin.ModelAdmin):
+    """No line of it runs."""
+
+    list_display = ("title", "book__author")
+
+
+site = admin.AdminSite("relations")
+site.register(Book, BookAdmin)
+site.register(Chapter, ChapterAdmin)
+
+
 # --- Asynchronous. ---
 
 
@@ -404,5 +467,7 @@ _PLAIN = [
 urlpatterns = [
     *(path(f"{view.__name__}/{_TAKING.get(view.__name__, '')}", view) for view in _PLAIN),
     path("books/", Books.as_view()),
+    path("rest/", RestBooks.as_view()),
+    path("admin/", site.urls),
     re_path(r"^lists/$", Lists.as_view(template_name="relations/books.html")),
 ]
