@@ -55,6 +55,9 @@ OTEL = {
     ],
     # Nightly jobs: how long they take, and when each last succeeded.
     "COMMANDS": ["restock"],
+    # Which template takes how long, and with SHOP_MIDDLEWARE_SPANS=1 what each middleware does.
+    "TEMPLATES": {"MIN_S": 0.001},
+    "MIDDLEWARE_SPANS": os.environ.get("SHOP_MIDDLEWARE_SPANS") == "1",
     # Style sheets are neither traced nor counted.
     "REQUEST": {
         "EXCLUDE": ["/static/*", "/favicon.ico"],

@@ -17,7 +17,7 @@ from django.template.base import Template
 from django.template.context import Context as TemplateContext
 from django.utils.safestring import SafeString
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span, Status, StatusCode, get_current_span
 
 from django_otel import runtime
 from django_otel.base import guard, import_hooks
@@ -56,6 +56,11 @@ _state = _State()
 class _RenderSpan(DeferredSpan):
     """The span of a render, which is started when one inside asks for its parent, or at its end if it was long."""
 
+    def __init__(self, decide: Callable[[], Span], outer_span: Span) -> None:
+        super().__init__(decide)
+        #: The span around it: a page names that one, and not a render that may leave no span.
+        self.outer_span = outer_span
+
 
 class _Render:
     """One render under way that is counted by name."""
@@ -77,7 +82,7 @@ class _Render:
                     f"render {name}", outer, attributes=attributes, start_time=started_unix_ns
                 )
 
-            self._span = _RenderSpan(decide)
+            self._span = _RenderSpan(decide, get_current_span(outer))
             self._token = attach(with_span(outer, self._span))
         self._started_s = perf_counter()
 

@@ -90,6 +90,14 @@ class SpanNode(template.Node):
             return self.nodelist.render(context)
 
 
+def _find_span() -> trace.Span:
+    """The current span, or the one around the renders: a render that is timed leaves a span only if it was long."""
+    span = trace.get_current_span()
+    while (outer := getattr(span, "outer_span", None)) is not None:
+        span = outer
+    return span
+
+
 class SignalNode(template.Node):
     """Something that is reported when it is rendered, and renders nothing."""
 
@@ -107,9 +115,12 @@ class SignalNode(template.Node):
         self.only_recorded = only_recorded
 
     def render(self, context: Context) -> str:
-        if not self.only_recorded or trace.get_current_span().is_recording():
+        span = _find_span()
+        if not self.only_recorded or span.is_recording():
             with guard.contained("a template tag"):
-                self.report(_resolve_name(self.name, context), _resolve(self.attributes, context))
+                name, attributes = _resolve_name(self.name, context), _resolve(self.attributes, context)
+                with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                    self.report(name, attributes)
         return ""
 
 
@@ -210,7 +221,7 @@ def otel_traceparent_meta(context: Context) -> SafeString:
     page would put every visitor into one trace. So would a fragment inside
     `{% cache %}`, where it renders nothing and warns once. Never renders baggage.
     """
-    ids = trace.get_current_span().get_span_context()
+    ids = _find_span().get_span_context()
     if not ids.is_valid:
         return mark_safe("")
     value = f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{int(ids.trace_flags) & 0xFF:02x}"

@@ -43,6 +43,14 @@ def test_the_trace_shows_the_cache_and_the_transactions_of_an_order(client: Clie
     assert outcomes and set(outcomes) == {"committed"}
 
 
+def test_templates_and_the_time_budget_of_a_page(client: Client, otel_spans, otel_metrics) -> None:
+    client.get("/")
+    attributes = otel_spans.one("GET /").attributes
+    layers = ("database", "cache", "template", "view", "middleware")
+    assert all(attributes[f"django.layer.{layer}.duration"] > 0 for layer in layers)
+    assert otel_metrics.value("django.template.duration", {"django.template.name": "shop/product_list.html"}).count == 1
+
+
 def test_what_is_sold_out_cannot_be_ordered(client: Client) -> None:
     assert "product=moon-cup" not in client.get("/").content.decode()
     page = client.get("/order/").content.decode()

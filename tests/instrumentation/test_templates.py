@@ -133,3 +133,11 @@ def test_off_it_leaves_django_alone():
     with override_settings(OTEL={"REQUEST": {"TIME_BUDGET": False}}):
         assert "django_otel" not in BaseTemplate.render.__code__.co_filename
     assert "django_otel" in BaseTemplate.render.__code__.co_filename
+
+
+def test_a_page_names_the_span_around_the_render(otel_spans, settings):
+    settings.OTEL = {"TEMPLATES": {"MIN_S": 3600}}
+    with django_otel.span("work") as work:
+        page = Template("{% load otel %}{% otel_traceparent_meta %}").render(Context())
+    assert f"{work.get_span_context().span_id:016x}" in page
+    assert [span.name for span in otel_spans] == ["work"]
