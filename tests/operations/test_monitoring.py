@@ -345,7 +345,7 @@ SILENT_METRICS = {
         (
             "django_otel.", "django.auth", "django.security", "django.email", "django.model", "django.business",
             "django.command", "django.db.connection.errors", "django.db.pool", "django.db.transaction", "django.task",
-            "django.request.n_plus_one", "django.template", "django.websocket", "django.event_loop",
+            "cpython.gc", "django.request.n_plus_one", "django.template", "django.websocket", "django.event_loop",
             "http.server.request.time_in_queue", "django.migrations",
         )
     )
