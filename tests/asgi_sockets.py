@@ -1,5 +1,6 @@
 """WebSockets beside Django: a consumer of Channels, and a bare ASGI application below /bare/."""
 
+import asyncio
 import os
 
 from django.core.asgi import get_asgi_application
@@ -9,7 +10,8 @@ django_application = get_asgi_application()
 
 from channels.generic.websocket import AsyncWebsocketConsumer  # noqa: E402 (Django is set up first)
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
-from django.urls import path, re_path  # noqa: E402
+from django.http import StreamingHttpResponse  # noqa: E402 (Django is set up first)
+from django.urls import include, path, re_path  # noqa: E402
 
 from django_otel.asgi import instrument  # noqa: E402
 
@@ -50,6 +52,22 @@ async def bare(scope, receive, send):
         if message["text"] == "bye":
             return await send({"type": "websocket.close"})
     return None
+
+
+async def watch(request):
+    """Server-sent events until the client goes away, or three of them."""
+
+    async def events():
+        number = 0
+        while "endless" in request.GET or number < 3:
+            yield f"data: {number}\n\n"
+            number += 1
+            await asyncio.sleep(0.01)
+
+    return StreamingHttpResponse(events(), content_type="text/event-stream")
+
+
+urlpatterns = [path("", include("django_otel.urls")), path("events/", watch)]
 
 
 async def choose(scope, receive, send):

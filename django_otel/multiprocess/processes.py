@@ -7,8 +7,10 @@ is no /proc, these metrics are absent.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +154,13 @@ def _is_gone(key: str) -> bool:
 # --- Families. ---
 
 
+@functools.lru_cache(maxsize=4)
+def _begun_ns(pid: int, started_ticks: int) -> int:
+    """When a process began, in nanoseconds since the Unix epoch; always the same, though the clock is set meanwhile."""
+    found = read_usage(pid, started_ticks)
+    return 0 if found is None else int((time.time() - found.uptime_s) * 1e9)
+
+
 def own_member(active: float, slot: int = 0) -> Member:
     """Return this process."""
     pid = os.getpid()
@@ -174,12 +183,13 @@ def describe_processes(members: Sequence[Member], folder: Path | None) -> list[F
     if folder is not None:
         with guard.contained("the CPU times of the processes"):
             total = add_cpu_times(folder, times)
-    families.append(
-        _family(
-            "process.cpu.time",
-            [Point((("cpu.mode", mode),), used_s) for mode, used_s in zip(("user", "system"), total, strict=True)],
-        )
-    )
+    # Of several processes, or of those that are gone, the beginning is not known.
+    start_ns = _begun_ns(readable[0].pid, readable[0].started_ticks) if folder is None and len(readable) == 1 else 0
+    points = [
+        Point((("cpu.mode", mode),), used_s, (), start_ns)
+        for mode, used_s in zip(("user", "system"), total, strict=True)
+    ]
+    families.append(_family("process.cpu.time", points))
     families += _describe_usages(usages)
     return families
 

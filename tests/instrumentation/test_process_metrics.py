@@ -88,6 +88,10 @@ def test_this_process():
     cpu = {dict(point.attributes)["cpu.mode"]: point.value for point in found["process.cpu.time"].points}
     assert cpu["user"] == pytest.approx(user_s, rel=0.05, abs=0.05)
     assert cpu["system"] == pytest.approx(system_s, rel=0.05, abs=0.05)
+    # The same start at each reading, or an exporter of deltas would take each for a new beginning.
+    again = next(family for family in runtime.collect_process() if family.name == "process.cpu.time")
+    starts = {point.start_time_unix_nano for point in (*found["process.cpu.time"].points, *again.points)}
+    assert len(starts) == 1 and 0 < min(starts) < time.time_ns()
     states = {dict(point.attributes)["state"]: point.value for point in found["django_otel.workers"].points}
     assert states == {"busy": 0, "idle": 1}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import re
 import signal
 import sys
@@ -209,7 +210,7 @@ def test_fifty_connections_are_exact_also_when_the_server_stops(kind):
     pytest.importorskip(kind)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         otel = {"METRICS": {"SHARED_DIR": folder, "GROUP": "sockets"}}
-        env = server_env(otel, TEST_SQLITE=str(Path(folder) / "db.sqlite3"))
+        env = server_env(otel, TEST_SQLITE=str(Path(folder) / "db.sqlite3"), TEST_ROOT_URLCONF="tests.asgi_sockets")
         port, log = free_port(), Path(folder) / "log"
         with running(command(kind, port), env, log) as process:
             wait_until(lambda: is_listening(port) or process.poll() is not None, 30, f"{kind} on port {port}")
@@ -221,6 +222,11 @@ def test_fifty_connections_are_exact_also_when_the_server_stops(kind):
             assert read(group, "django.websocket.connections") == {
                 ("/bare/",): 25, ("/live/<room>/",): 13, ("/ws/chat/<str:room>/",): 12,
             }  # fmt: skip
+            watch_events(port)
+            wait_until(
+                lambda: read(group, "http.server.active_requests") in ({("GET", "http"): 0}, {}), 30, "no stream"
+            )
+            assert sum(read(group, "http.server.request.duration").values()) == 6
             for client in clients[:20]:
                 client.close()
             for client in clients[20:30]:
@@ -239,6 +245,19 @@ def test_fifty_connections_are_exact_also_when_the_server_stops(kind):
         for (_, direction), number in read(group, "django.websocket.messages").items():
             messages[direction] += number
         assert messages == {"receive": 160, "transmit": 160}
+
+
+def watch_events(port: int) -> None:
+    """Read three streams of server-sent events to their end, and leave three others in the middle."""
+    for query in ("", "?endless"):
+        for _ in range(3):
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+                connection.request("GET", f"/events/{query}")
+                answer = connection.getresponse()
+                assert answer.headers["Content-Type"] == "text/event-stream"
+                assert answer.readline() == b"data: 0\n"
+                if not query:
+                    assert answer.read().endswith(b"data: 2\n\n")
 
 
 def read(group: Path, name: str) -> dict[tuple[str, ...], float]:
