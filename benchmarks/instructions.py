@@ -111,14 +111,14 @@ PER_QUERY = (
         "12 equal queries, unsampled",
         "12 equal queries, no N+1 watch, unsampled",
         12,
-        1.0,
+        2.0,
     ),
     (
         "N+1 watch, 12 equal queries, recorded",
         "12 equal queries, all sampled",
         "12 equal queries, no N+1 watch, all sampled",
         1,
-        10.0,
+        50.0,
     ),
 )
 

@@ -215,7 +215,7 @@ class QueryWrapper:
         if span is not None and query is not None and query.has_row_count:
             _note_rows(span, context["cursor"])
         ended_s = layers.leave(opened, layers.DATABASE)
-        if request is not None and query is not None and query.known is not None:
+        if request is not None and query is not None:
             # Calls cost most here; `n_plus_one.Watched` says what this does.
             if query.owner is request.started_s:
                 count = query.count = query.count + 1
@@ -223,7 +223,7 @@ class QueryWrapper:
                     note_query(settings.watch, request, query, span)
             elif query.is_trusted and query.repeats is None:
                 query.owner, query.count, query.look_at = request.started_s, 1, 2
-            else:
+            elif query.known is not None:
                 note_query(settings.watch, request, query, span)
         self.finish(settings, query, ended_s - started_s, span, token, None)
         return result
