@@ -60,7 +60,10 @@ class TraceAdmin(ConsoleAdmin):
     def get_urls(self) -> list[URLPattern]:
         return [
             self._page("", "traces", "changelist"),
+            self._page("import/", "import_trace", "import", module="trace_pages"),
             self._page("<str:trace_id>/", "trace", "detail"),
+            self._page("<str:trace_id>/export/", "export", "export", module="trace_pages"),
+            self._page("<str:trace_id>/compare/", "compare_traces", "compare", module="trace_pages"),
         ]
 
 

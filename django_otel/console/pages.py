@@ -22,11 +22,21 @@ from django.utils.translation import gettext, ngettext_lazy, pgettext
 
 from django_otel import runtime
 from django_otel.console import dashboard as dashboard_parts
-from django_otel.console import layers, span_details, stored_spans, text, waterfall
+from django_otel.console import layers, span_details, stored_spans, text, trace_view, waterfall
 from django_otel.console.filters import parse_time, whole
 from django_otel.console.page import console_page, read_store, store_errors
+from django_otel.tracestore.issue_reader import find_issue_of_span
 from django_otel.tracestore.processor import StoreProcessor
-from django_otel.tracestore.reader import NO_CHOICES, SORTS, Choices, StoreReader, TraceFilter, TracePage, TraceRow
+from django_otel.tracestore.reader import (
+    NO_CHOICES,
+    SORTS,
+    Choices,
+    StoreReader,
+    Trace,
+    TraceFilter,
+    TracePage,
+    TraceRow,
+)
 from django_otel.tracestore.search import BadQuery, Condition, parse_query
 
 if TYPE_CHECKING:
@@ -302,6 +312,7 @@ def trace(
         span_id=span_id,
     )
     advice = stored_spans.advice_of(found.spans)
+    context |= _beside(console, found)
     context |= {
         "title": title_of(row),
         "row": row,
@@ -324,6 +335,26 @@ def trace(
         "damaged": found.damaged,
     }
     return TemplateResponse(request, "django_otel/console/trace.html", context)
+
+
+def _beside(console: StoreProcessor, found: Trace) -> dict[str, object]:
+    """The parts of the page beside the waterfall."""
+    row, spans = found.row, found.spans
+
+    def use(reader: StoreReader) -> tuple[tuple[str, str], list[tuple[int, str, str]]]:
+        return reader.neighbours(row), find_issue_of_span(reader.connection, row.trace_id)
+
+    (before, after), issues = read_store(console, use)
+    return {
+        "before": before,
+        "after": after,
+        "issues": issues,
+        "budget": trace_view.budget_of(spans),
+        "critical": trace_view.critical_path(spans),
+        "minimap": trace_view.draw_flame(spans, is_map=True),
+        "flame": trace_view.draw_flame(spans),
+        "curl": trace_view.curl_of(spans),
+    }
 
 
 def _pin(request: HttpRequest, console: StoreProcessor, trace_id: str) -> bool:

@@ -230,7 +230,7 @@ def _clean_span(span: dict[str, Any], scrubber: Scrubber, *, keeps_statements: b
     status = span.get("status")
     if isinstance(status, Mapping):
         message = scrubber.value("status.description", str(status.get("message") or ""))
-        clean["status"] = {"code": status.get("code"), "message": str(message)}
+        clean["status"] = {"code": status.get("code"), "message": str(message) or None}
     return clean
 
 
