@@ -339,7 +339,7 @@ def trace(
 
 def _beside(console: StoreProcessor, found: Trace) -> dict[str, object]:
     """The parts of the page beside the waterfall."""
-    row, spans = found.row, found.spans
+    row, spans = found.row, trace_view.plain(found.spans)
 
     def use(reader: StoreReader) -> tuple[tuple[str, str], list[tuple[int, str, str]]]:
         return reader.neighbours(row), find_issue_of_span(reader.connection, row.trace_id)

@@ -13,7 +13,7 @@ from django.utils.translation import gettext, gettext_lazy
 
 from django_otel.base.text import visible
 from django_otel.console import text
-from django_otel.console.stored_spans import is_error, kind_of, statement_of
+from django_otel.console.stored_spans import attributes_of, is_error, kind_of, statement_of, whole_number
 from django_otel.redaction.keys import REDACTED
 from django_otel.requests.layers import PREFIX, SUFFIX
 from django_otel.tracestore.otlp import SpanRecord
@@ -50,6 +50,21 @@ class Step:
     name: str
     duration: str
     share: str
+
+
+def plain(spans: Sequence[SpanRecord]) -> list[SpanRecord]:
+    """The spans with every field that is read here, of its type, whatever another program has written."""
+    found: list[SpanRecord] = []
+    for span in spans:
+        start = whole_number(span.get("start"))
+        made: SpanRecord = {
+            "id": str(span.get("id", "")), "name": str(span.get("name", "")), "kind": str(span.get("kind", "")),
+            "start": start, "end": max(start, whole_number(span.get("end"))),
+            "attributes": dict(attributes_of(span)), "parent": str(span.get("parent", "")),
+            "service": str(span.get("service", "")), "status": str(span.get("status", "")),
+        }  # fmt: skip
+        found.append(made)
+    return found
 
 
 def find_root(spans: Sequence[SpanRecord]) -> SpanRecord | None:
@@ -218,7 +233,7 @@ def compare(one: Trace, other: Trace) -> list[Difference]:
     """The spans of two traces by service, name and statement, the largest difference in time first."""
     found: dict[tuple[str, str, str], list[list[int]]] = {}
     for place, trace in enumerate((one, other)):
-        for span in trace.spans:
+        for span in plain(trace.spans):
             statement = statement_of(span) if kind_of(span) == "database" else ""
             sums = found.setdefault((span.get("service", ""), span["name"], statement), [[0, 0], [0, 0]])
             sums[place][0] += 1

@@ -907,7 +907,8 @@ def test_a_page_of_a_huge_trace_leads_to_the_others(console, page):
 
     record(console, build)
     (row,) = stored(console)
-    content = page(f"{LIST}{row.trace_id}/").content.decode()
+    # The flame view has spans of every page.
+    content = page(f"{LIST}{row.trace_id}/").content.decode().partition('id="otel-spans-title"')[2]
     assert "step 598" in content
     assert "step 599" not in content
     assert "1 to 600 of 701" in content
