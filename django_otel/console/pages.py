@@ -349,7 +349,6 @@ def _beside(console: StoreProcessor, found: Trace) -> dict[str, object]:
         "before": before,
         "after": after,
         "issues": issues,
-        "budget": trace_view.budget_of(spans),
         "critical": trace_view.critical_path(spans),
         "minimap": trace_view.draw_flame(spans, is_map=True),
         "flame": trace_view.draw_flame(spans),

@@ -1,4 +1,4 @@
-"""What a trace's page shows beside its waterfall: time budget, critical path, flame view, the request as a command."""
+"""What a trace's page shows beside its waterfall: critical path, flame view, the request as a command."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from urllib.parse import quote
 
 from django.utils.html import escape
 from django.utils.safestring import SafeString, mark_safe
-from django.utils.translation import gettext, gettext_lazy
+from django.utils.translation import gettext
 
 from django_otel.base.text import visible
 from django_otel.console import text
 from django_otel.console.stored_spans import attributes_of, is_error, kind_of, statement_of, whole_number
 from django_otel.redaction.keys import REDACTED
-from django_otel.requests.layers import PREFIX, SUFFIX
 from django_otel.tracestore.otlp import SpanRecord
 from django_otel.tracestore.reader import Trace
 
@@ -23,23 +22,6 @@ from django_otel.tracestore.reader import Trace
 MAX_FLAME = 500
 _MAX_DEPTH = 40
 _ROW = 18
-_LAYERS = (
-    ("database", gettext_lazy("database"), "c0"), ("cache", gettext_lazy("cache"), "c3"),
-    ("http", gettext_lazy("outbound HTTP"), "c4"), ("template", gettext_lazy("template"), "c2"),
-    ("view", gettext_lazy("view"), "c1"), ("middleware", gettext_lazy("middleware"), "c5"),
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A part of the time budget."""
-
-    name: str
-    colour: str
-    duration: str
-    share: str
-    x: str
-    width: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +52,6 @@ def plain(spans: Sequence[SpanRecord]) -> list[SpanRecord]:
 def find_root(spans: Sequence[SpanRecord]) -> SpanRecord | None:
     """The request: the first server span, else the first span."""
     return next((span for span in spans if span["kind"] == "SERVER"), spans[0] if spans else None)
-
-
-def budget_of(spans: Sequence[SpanRecord]) -> list[Layer]:
-    """The layers of the request's time budget, largest first; empty when it was not measured."""
-    root = find_root(spans)
-    if root is None:
-        return []
-    found: list[tuple[float, str, str]] = []
-    for layer, title, colour in _LAYERS:
-        value = root["attributes"].get(f"{PREFIX}{layer}{SUFFIX}")
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9:
-            found.append((float(value), str(title), colour))
-    whole_s = sum(seconds for seconds, _, _ in found)
-    layers, reached = [], 0.0
-    for seconds, name, colour in found:
-        share = seconds / whole_s
-        layers.append(
-            Layer(
-                name, colour, text.seconds(seconds), text.share(share), f"{reached * 100:.3f}%", f"{share * 100:.3f}%"
-            )
-        )
-        reached += share
-    return layers
 
 
 def critical_path(spans: Sequence[SpanRecord]) -> list[Step]:

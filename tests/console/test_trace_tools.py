@@ -1,4 +1,4 @@
-"""A trace beside its waterfall: neighbours, critical path, budget, flame view, curl, export and import, comparison."""
+"""A trace beside its waterfall: neighbours, critical path, flame view, curl, export and import, comparison."""
 
 from __future__ import annotations
 
@@ -64,17 +64,7 @@ def test_the_critical_path_is_what_the_request_waited_for():
 def test_faulty_spans_break_nothing(spans):
     trace_view.critical_path(spans)
     trace_view.draw_flame(spans)
-    trace_view.budget_of(spans)
     trace_view.curl_of(spans)
-
-
-def test_the_time_budget_adds_up():
-    root = span("a", 0, 10**9, kind="SERVER")
-    root["attributes"] = {"django.layer.database.duration": 0.75, "django.layer.view.duration": 0.25}
-    assert [(layer.share, layer.duration) for layer in trace_view.budget_of([root])] == [
-        ("75 %", "750 ms"),
-        ("25 %", "250 ms"),
-    ]
 
 
 def test_curl_has_no_secret_and_is_one_safe_command():
@@ -141,7 +131,6 @@ def test_the_page_shows_its_parts_without_script(page, console):
     answer = page(f"{LIST}{row.trace_id}/")
     content, text = answer.content.decode(), parse_text(answer)
     for part in (
-        "Time budget",
         "Critical path",
         "Flame view",
         "As a curl command",
