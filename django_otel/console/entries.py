@@ -156,3 +156,23 @@ class LogsAdmin(ConsoleAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         return [self._page("", "logs", "changelist", module="record_pages")]
+
+
+class Tasks(models.Model):
+    """The page of tasks, likewise."""
+
+    class Meta:
+        app_label = "django_otel"
+        apps = Apps()
+        managed = False
+        default_permissions = ()
+        verbose_name = gettext_lazy("tasks")
+        verbose_name_plural = gettext_lazy("tasks")
+
+
+@admin.register(Tasks)
+class TasksAdmin(ConsoleAdmin):
+    page_title = gettext_lazy("Tasks")
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self._page("", "tasks", "changelist", module="task_pages")]
