@@ -82,6 +82,7 @@ OTEL = {
 | `send-test [--timeout 5]` | sends one test trace and prints its id and `TRACE_URL` | 0, 1, 3 |
 | `logs level [LOGGER LEVEL] [--for 10m] [--end] [--note TEXT] [--user NAME]` | sets the level of a logger in every process until then, ends it, or lists the levels that are set ([logs.md](logs.md)) | 0, 1, 2 for an unknown level, 3 |
 | `traces`, `trace ID`, `errors`, `slow`, `n-plus-one`, `logs` `[--since 15m] [--limit 20] [--format json]` | what the console has stored ([assistants.md](assistants.md)) | 0, 1 without a store or such a trace, 3 |
+| `collect [--port 4318] [--host 127.0.0.1]` | takes OTLP over HTTP from other services of this machine into the console's store ([console.md](console.md#other-services)) | 0, 1, 3 |
 | `mcp` | the same for coding assistants, over standard input and output (extra `mcp`) | 0, 1 without the package, 3 |
 | `catalogue [--format md or json]` | every metric | 0 |
 

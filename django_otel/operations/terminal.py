@@ -103,9 +103,8 @@ def address_of(config: Config) -> Callable[[str], str]:
     return lambda trace_id: url.replace("{trace_id}", trace_id) if url else ""
 
 
-@contextlib.contextmanager
-def open_answers(config: Config) -> Iterator[Answers]:
-    """Answers from the store of this project. Errors: `NoStoreError`."""
+def open_store(config: Config) -> TraceStore:
+    """The store of this project; its file is made when it is first used. Errors: `NoStoreError`."""
     if not config.enabled or not conf.is_console_on(config):
         raise NoStoreError(
             gettext(
@@ -115,15 +114,28 @@ def open_answers(config: Config) -> Iterator[Answers]:
         )
     try:
         path = find_file(config.console.path, config.surroundings, conf.deployment_identity(config))
-        if not path.exists():
+    except (Unusable, OSError) as error:
+        raise _failure(error) from error
+    return TraceStore(path, max_traces=config.console.max_traces, max_bytes=config.console.max_mb << 20)
+
+
+def _failure(error: Exception) -> NoStoreError:
+    reason = str(error) if isinstance(error, Unusable) else type(error).__name__
+    return NoStoreError(gettext("The trace store cannot be used: %(reason)s") % {"reason": reason})
+
+
+@contextlib.contextmanager
+def open_answers(config: Config) -> Iterator[Answers]:
+    """Answers from the store of this project. Errors: `NoStoreError`."""
+    store = open_store(config)
+    try:
+        if not store.path.exists():
             message = gettext("There is no trace store at %(path)s yet: no process of this project has written one.")
-            raise NoStoreError(message % {"path": path})
-        store = TraceStore(path, max_traces=config.console.max_traces, max_bytes=config.console.max_mb << 20)
+            raise NoStoreError(message % {"path": store.path})
         with read(store) as reader:
             yield Answers(reader, address_of(config))
     except (Unusable, sqlite3.Error, OSError) as error:
-        reason = str(error) if isinstance(error, Unusable) else type(error).__name__
-        raise NoStoreError(gettext("The trace store cannot be used: %(reason)s") % {"reason": reason}) from error
+        raise _failure(error) from error
 
 
 # --- The commands. ---

@@ -139,7 +139,8 @@ def test_without_a_subcommand_it_prints_help():
     assert code == 0
     assert "Exit codes: 0 all is well" in text
     assert re.findall(r"^    (\w[\w-]*) ", text, re.MULTILINE) == [
-        "config", "doctor", "send-test", "sampling", "traces", "trace", "errors", "slow", "n-plus-one", "logs", "mcp",
+        "config", "doctor", "send-test", "sampling", "traces", "trace", "errors", "slow", "n-plus-one", "logs",
+        "collect", "mcp",
         "catalogue", "serve",
         "folder", "dashboards", "rules", "collector",
     ]  # fmt: skip

@@ -28,7 +28,7 @@ from django_otel.export.exporters import OTLP_KINDS
 from django_otel.live_sampling import command, follower, log_level_command, policy_rows
 from django_otel.metrics import catalogue
 from django_otel.multiprocess import discovery
-from django_otel.operations import doctor, groups, mcp_server, surroundings, terminal, variables
+from django_otel.operations import collect, doctor, groups, mcp_server, surroundings, terminal, variables
 from django_otel.operations import serve as serving
 from django_otel.operations.monitoring import command as monitoring
 from django_otel.operations.serve import Unavailable
@@ -331,13 +331,15 @@ class Command(BaseCommand):
             self.stdout.write((first if index == 0 and first is not None else indent) + line)
 
 
-_STORE_COMMANDS = (*terminal.NAMES, "mcp")
+_STORE_COMMANDS = (*terminal.NAMES, "mcp", "collect")
 
 
 def _use_store(command: Command, name: str, options: dict[str, Any], config: Config) -> int:
     """Run a command about what the console has stored, and return the exit code."""
     if name == "logs" and options["action"] is not None:
         return log_level_command.LogLevelCommand(config, command.stdout.write).run(options)
+    if name == "collect":
+        return _collect(command, options["host"], options["port"], config)
     if name != "mcp":
         return terminal.run(name, options, config, command.stdout.write)
     try:
@@ -345,6 +347,31 @@ def _use_store(command: Command, name: str, options: dict[str, Any], config: Con
     except mcp_server.ExtraMissingError:
         # Standard output is the protocol's.
         command.stderr.write(gettext("Install the package first: %(command)s") % {"command": mcp_server.INSTALL})
+        return NOT_WORKING
+    return OK
+
+
+def _collect(command: Command, host: str, port: int, config: Config) -> int:
+    write = command.stdout.write
+    try:
+        store = terminal.open_store(config)
+    except terminal.NoStoreError as problem:
+        write(printable(str(problem)))
+        return NOT_WORKING
+    collector = collect.Collector(store, runtime.current().scrubber, config.database.statement != "off")
+    if not _is_loopback(host):
+        write(gettext("Whoever reaches %(host)s can write into the store. Listen on 127.0.0.1.") % {"host": host})
+
+    def say(port: int) -> None:
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        write(gettext("Listening on %(address)s") % {"address": address})
+        command.stdout.flush()
+
+    try:
+        collect.serve(host, port, collector, serving.stop_on_signals(), say)
+    except OSError as error:
+        message = gettext("Cannot listen on %(address)s: %(reason)s.")
+        write(message % {"address": f"{host}:{port}", "reason": error.strerror or error})
         return NOT_WORKING
     return OK
 
@@ -455,6 +482,11 @@ def _add_subcommands(commands: Any) -> None:
     logs = commands.add_parser("logs", help=gettext("log records that the console has stored; levels of loggers"))
     terminal.add_log_arguments(logs)
     log_level_command.add_arguments(logs.add_subparsers(dest="action", metavar="action"))
+    receive = commands.add_parser(
+        "collect", help=gettext("take OTLP over HTTP from other services of this machine into the console's store")
+    )
+    receive.add_argument("--port", type=_port, default=4318, help=gettext("0 takes a free one and prints it"))
+    receive.add_argument("--host", default="127.0.0.1", help=gettext("address to listen on (default 127.0.0.1)"))
     commands.add_parser(
         "mcp", help=gettext("serve the store to coding assistants over standard input and output (extra mcp)")
     )
