@@ -249,6 +249,21 @@ NO_TEXTS: dict[str, set[str]] = {
     "console/text.py": {f"{TAG} min {TAG} s"},
     # Values of JSON, and what an assistant reads.
     "console/answers.py": {f"{TAG} in {TAG}", "This answer is too long."},
+    # Answers to programs.
+    "operations/collect.py": {
+        'The body is no message of OTLP.',
+        'The trace store cannot be written to now.',
+        'Metrics are not stored here; export traces and logs only.',
+        'Expected /v1/traces or /v1/logs.',
+        f'Expected {TAG} or {TAG}.',
+        'The length of the body is missing.',
+        f'The body has more than {TAG} bytes.',
+        'The body ended early.',
+        'A chunk without its length.',
+        'Expected gzip, or no compression.',
+        'The body is not gzip.',
+        f'The body has more than {TAG} bytes when unpacked.',
+    },
     "operations/mcp_server.py": {
         'pip install "django-otel-kit[mcp]"', "Expected a status such as 404, or a class such as 5xx.",
         INSTRUCTIONS, f"Expected a level out of {TAG}.", "There is no such trace in the store.",
