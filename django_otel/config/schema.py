@@ -506,9 +506,7 @@ class Config:
     feature_flags: bool = key(
         False, boolean, "Evaluations of django-waffle and OpenFeature as events of the current span."
     )
-    tasks: bool = key(
-        True, boolean, "Spans and django.task metrics of tasks (Celery, django.tasks, RQ, Dramatiq, Huey)."
-    )
+    tasks: bool = key(True, boolean, "Spans and django.task metrics of tasks (Celery, django.tasks, Dramatiq).")
     runtime: bool = key(
         True, boolean, "Metrics of the processes, of Python's garbage collector and of the event loop; busy workers."
     )

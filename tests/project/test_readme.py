@@ -244,6 +244,22 @@ def test_rules_name_tasks():
     assert [Rule.from_settings(rule).is_for_tasks for rule in rules] == [True, True]
 
 
+def test_a_carried_task_continues_its_senders_trace(otel_spans):
+    names: dict = {}
+    exec(snippet("carried_task", "python"), names)
+
+    class Queue:
+        def enqueue(self, task, *arguments):
+            self.task, self.arguments = task, arguments
+
+    queue = Queue()
+    with django_otel.span("order"):
+        names["place_order"](queue, 7)
+    queue.task(*queue.arguments)
+    task = otel_spans.one("process send_invoice")
+    assert task.parent.span_id == otel_spans.one("order").context.span_id
+
+
 def test_every_block_of_code_is_a_snippet_that_a_test_uses():
     """A block without a name would not be tested, nor one whose name no test has."""
     named = set(re.findall(r"^<!-- snippet: ([\w-]+) -->$", "\n".join(TESTED_PAGES.values()), re.MULTILINE))
