@@ -218,6 +218,7 @@ def test_a_template_is_named_with_its_line(client, otel_spans):
 
 
 def test_a_jinja_template_is_named_with_its_line(client, otel_spans):
+    pytest.importorskip("jinja2")
     client.get("/in_jinja/")
     found = one(otel_spans)
     assert (Path(found[FILE]).name, found[LINE], found[FUNCTION]) == ("books.html", 4, "template")
@@ -232,9 +233,9 @@ def test_a_method_that_calls_the_one_it_overrides_is_not_the_place(client, otel_
 
 def test_without_a_line_of_the_project_its_class_is_the_place(client, otel_spans):
     """A REST framework view of attributes alone."""
+    pytest.importorskip("rest_framework")
     client.get("/rest/")
-    found = {each[FUNCTION]: each for each in detections(otel_spans)}
-    assert {each[FILE] for each in found.values()} == {VIEWS}
+    assert {Path(each[FILE]).name for each in detections(otel_spans)} == {"rest.py"}
     by_advice = {each[ADVICE]: each for each in detections(otel_spans)}
     assert set(by_advice) == {f'select_related("author"){PEERS}', 'prefetch_related("chapter_set")'}
     assert {linecache.getline(each[FILE], each[LINE]).split("(")[0] for each in by_advice.values()} == {

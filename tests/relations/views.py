@@ -1,6 +1,7 @@
 """Views whose lines run one statement again and again; each names with a comment the line that is to blame."""
 
 import asyncio
+import importlib.util
 import threading
 from pathlib import Path
 
@@ -9,13 +10,9 @@ from django.contrib import admin
 from django.db import connection, connections, transaction
 from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
-from django.template.backends.jinja2 import Jinja2
 from django.urls import path, re_path
 from django.utils.functional import SimpleLazyObject
 from django.views.generic import ListView
-from rest_framework.generics import ListAPIView
-from rest_framework.renderers import JSONRenderer
-from rest_framework.serializers import ModelSerializer, StringRelatedField
 
 from tests.relations.models import Author, Book, Chapter, Country, Magazine, Note, Novel, ProxyBook, Tag
 
@@ -338,26 +335,10 @@ evaluated = []
 
 
 def in_jinja(request):
+    from django.template.backends.jinja2 import Jinja2
+
     backend = Jinja2({"NAME": "jinja", "DIRS": [Path(__file__).parent / "jinja"], "APP_DIRS": False, "OPTIONS": {}})
     return HttpResponse(backend.get_template("books.html").render({"books": Book.objects.all()}))
-
-
-class BookSerializer(ModelSerializer):
-    author = StringRelatedField()
-    chapter_set = StringRelatedField(many=True)
-
-    class Meta:
-        model = Book
-        fields = ("title", "author", "chapter_set")
-
-
-class RestBooks(ListAPIView):
-    """No line of it runs."""
-
-    queryset = Book.objects.all()
-    serializer_class = BookSerializer
-    renderer_classes = (JSONRenderer,)
-    authentication_classes = permission_classes = ()
 
 
 class BookAdmin(admin.ModelAdmin):
@@ -467,7 +448,10 @@ _PLAIN = [
 urlpatterns = [
     *(path(f"{view.__name__}/{_TAKING.get(view.__name__, '')}", view) for view in _PLAIN),
     path("books/", Books.as_view()),
-    path("rest/", RestBooks.as_view()),
     path("admin/", site.urls),
     re_path(r"^lists/$", Lists.as_view(template_name="relations/books.html")),
 ]
+if importlib.util.find_spec("rest_framework") is not None:
+    from tests.relations.rest import RestBooks
+
+    urlpatterns.append(path("rest/", RestBooks.as_view()))
