@@ -332,7 +332,7 @@ class _Builder:
             hidden_routes=max(0, len(by_p95) - _MAX_ROUTES),
             busiest_queries=[self._route(route, longest_s) for route in by_queries[:_MAX_BUSY_ROUTES]],
             exporters=self._exporters(),
-            processes=self._processes(),
+            processes=_describe_processes(self._loaded.processes, self._wanted.now_s),
             services=self._loaded.services,
             total=self._total.count,
         )
@@ -548,20 +548,21 @@ class _Builder:
                          "level": "warn"})  # fmt: skip
         return rows
 
-    def _processes(self) -> list[dict[str, object]]:
-        now_s = self._wanted.now_s
-        return [
-            {
-                "service": process.service,
-                "host": process.host,
-                "pid": str(process.pid),
-                "running": text.whole_seconds(now_s - process.started_s),
-                "program": str(process.facts.get("program", "")),
-                "ratio": _ratio(process.facts.get("ratio")),
-                "seen": text.whole_seconds(now_s - process.seen_s),
-            }
-            for process in self._loaded.processes
-        ]
+
+def _describe_processes(processes: Sequence[ProcessRow], now_s: float) -> list[dict[str, object]]:
+    """Return the row of each process."""
+    return [
+        {
+            "service": process.service,
+            "host": process.host,
+            "pid": str(process.pid),
+            "running": text.whole_seconds(now_s - process.started_s),
+            "program": str(process.facts.get("program", "")),
+            "ratio": _ratio(process.facts.get("ratio")),
+            "seen": text.whole_seconds(now_s - process.seen_s),
+        }
+        for process in processes
+    ]
 
 
 def _ratio(value: object) -> str:

@@ -17,9 +17,7 @@ ANY_PER_1000_LINES = 12
 
 #: What is larger, with the lines it may have at most. Lower a number, or take an entry out, whenever it shrinks.
 LARGE_MODULES: dict[str, int] = {}
-LARGE_CLASSES = {
-    "console/dashboard.py _Builder": 311,
-}
+LARGE_CLASSES: dict[str, int] = {}
 LARGE_FUNCTIONS: dict[str, int] = {}
 #: Names at module level that change while a process runs. At most `MOST_REBOUND_NAMES` of them are to stay.
 REBOUND_NAMES = {
