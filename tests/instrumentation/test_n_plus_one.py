@@ -171,6 +171,23 @@ async def _read_async(response):
         pass
 
 
+class AuthorsElsewhere:
+    """A router that has the authors in a database of their own."""
+
+    def db_for_read(self, model, **hints):
+        return "other" if model is models.Author else None
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+def test_a_relation_into_another_database_is_prefetched(client, otel_spans, settings):
+    """No join leads there."""
+    for author in models.Author.objects.all():
+        models.Author.objects.using("other").create(pk=author.pk, name=author.name)
+    settings.DATABASE_ROUTERS = [f"{__name__}.AuthorsElsewhere"]
+    client.get("/foreign_key_elsewhere/")
+    assert one(otel_spans)[ADVICE] == f'prefetch_related("author"){PEERS}'
+
+
 def test_two_relations_of_one_line_are_one_event_with_both(client, otel_spans):
     """Their statement is the same, and so is the line."""
     client.get("/two_foreign_keys/")

@@ -28,6 +28,10 @@ def foreign_key(request):
     return answer([book.author.name for book in Book.objects.all()])  # here
 
 
+def foreign_key_elsewhere(request):
+    return answer([book.author.name for book in Book.objects.all()])  # here
+
+
 def foreign_key_to_field(request):
     return answer([book.label.name for book in Book.objects.all()])  # here
 
