@@ -19,6 +19,8 @@ they cost per second stands in the comparison with the peers.
 15 %; without valgrind it says so and succeeds. `--plain` puts a provider of
 another tool in front, so that the plain API path is taken. `--console` keeps
 recent traces for the admin as well (the writing thread does not run meanwhile).
+`--otel '{"REQUEST": {"TIME_BUDGET": false}}'` counts with these settings on top,
+so that a layer is compared on and off.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import asyncio
 import contextlib
 import gc
 import io
+import json
 import os
 import random
 import statistics
@@ -48,6 +51,8 @@ TOLERANCE = 0.15
 #: Tells a counted process its layout, and how many texts more it then makes before everything else.
 _LAYOUT = "BENCHMARK_LAYOUT"
 _LAYOUT_STEP = 997
+#: Settings on top of those below, as JSON.
+_OTEL = "BENCHMARK_OTEL"
 #: How long threads are given to start, in seconds.
 _SETTLE_S = 1.0
 #: Requests before any is counted: the interpreter adapts to them, and tries again and again where it has failed.
@@ -185,6 +190,7 @@ def configure(*, is_instrumented: bool, is_async: bool, has_console: bool = Fals
                 # The exporting thread sleeps while requests are counted.
                 "BATCH": {"QUEUE_SIZE": 100_000, "BATCH_SIZE": 100_000, "DELAY_S": 3600},
             },
+            **json.loads(os.environ.get(_OTEL) or "{}"),
         },
     )
     django.setup()
@@ -427,6 +433,7 @@ def count(kind: str, cases: list[Case], requests: int, layouts: int = 1) -> dict
 def _count_once(kind: str, cases: list[Case], requests: int, layout: int) -> dict[str, float]:
     found: dict[str, float] = {}
     environ = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), _LAYOUT: str(layout)}
+    environ[_OTEL] = os.environ.get(_OTEL, "")
     # Threads that an earlier loop has left behind change what an asynchronous case costs: a process for each.
     groups = [[case] for case in cases if case.is_async]
     together = [[case for case in cases if not case.is_async and case.watches is watches] for watches in (True, False)]
@@ -469,6 +476,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail when a target is exceeded by more than 15 %%")
     parser.add_argument("--plain", action="store_true", help="count the plain API path, under a foreign provider")
     parser.add_argument("--console", action="store_true", help="keep recent traces for the admin, too")
+    parser.add_argument("--otel", help="further settings of OTEL as JSON, in place of the same keys")
     parser.add_argument("--case", action="append", help="only cases whose name contains this; may be repeated")
     parser.add_argument("--requests", type=int, default=100, help="requests counted per case (default 100)")
     parser.add_argument("--layouts", type=int, default=3, help="layouts of the memory per case (default 3)")
@@ -477,6 +485,8 @@ def main() -> int:
     if options.count:
         count_here(options.count, options.case, options.requests)
         return 0
+    if options.otel:
+        os.environ[_OTEL] = options.otel
     reason = callgrind.why_not()
     if reason:
         print(f"No instructions were counted: {reason}")
