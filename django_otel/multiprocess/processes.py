@@ -109,11 +109,11 @@ def add_cpu_times(folder: Path, times: Mapping[str, tuple[float, float]]) -> tup
 
     Errors: `OSError`, also where the system has no file locks.
     """
-    import fcntl
+    from django_otel.multiprocess.shared_values import lock_briefly
 
     descriptor = open_file(folder / _FILE, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock_briefly(descriptor)
         gone, known = _parse(os.pread(descriptor, _MAX_BYTES, 0))
         for key, (user_s, system_s) in times.items():
             before = known.pop(key, (0.0, 0.0))
@@ -179,17 +179,22 @@ def describe_processes(members: Sequence[Member], folder: Path | None) -> list[F
         return families
     usages = {member: found for member in readable if (found := read_usage(member.pid, member.started_ticks))}
     times = {build_key(member): (found.user_s, found.system_s) for member, found in usages.items()}
-    total = (sum(user_s for user_s, _ in times.values()), sum(system_s for _, system_s in times.values()))
-    if folder is not None:
+    total: tuple[float, float] | None = None
+    if folder is None:
+        total = (sum(user_s for user_s, _ in times.values()), sum(system_s for _, system_s in times.values()))
+    else:
+        # Absent when the file cannot be had: without those that are gone the counter would go backwards.
         with guard.contained("the CPU times of the processes"):
             total = add_cpu_times(folder, times)
-    # Of several processes, or of those that are gone, the beginning is not known.
-    start_ns = _begun_ns(readable[0].pid, readable[0].started_ticks) if folder is None and len(readable) == 1 else 0
-    points = [
-        Point((("cpu.mode", mode),), used_s, (), start_ns)
-        for mode, used_s in zip(("user", "system"), total, strict=True)
-    ]
-    families.append(_family("process.cpu.time", points))
+    if total is not None:
+        # Of several processes, or of those that are gone, the beginning is not known.
+        is_single = folder is None and len(readable) == 1
+        start_ns = _begun_ns(readable[0].pid, readable[0].started_ticks) if is_single else 0
+        points = [
+            Point((("cpu.mode", mode),), used_s, (), start_ns)
+            for mode, used_s in zip(("user", "system"), total, strict=True)
+        ]
+        families.append(_family("process.cpu.time", points))
     families += _describe_usages(usages)
     return families
 

@@ -29,7 +29,7 @@ def admit(folder: Path, name: str, wanted: Iterable[str], limit: int) -> frozens
     path = folder / f"values-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
-        _lock(descriptor)
+        lock_briefly(descriptor)
         data = os.pread(descriptor, _MAX_BYTES, 0)
         # A line that was not finished is a dead process's.
         whole = data[: data.rfind(b"\n") + 1]
@@ -45,7 +45,8 @@ def admit(folder: Path, name: str, wanted: Iterable[str], limit: int) -> frozens
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
+def lock_briefly(descriptor: int) -> None:
+    """Lock a file that others hold for the time of a write. Errors: `OSError` when one holds it for longer."""
     deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
     while True:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import gc
 import http.client
 import os
@@ -127,6 +128,17 @@ def test_cpu_times_never_go_back_and_outlive_their_process(tmp_path):
     assert processes.add_cpu_times(tmp_path, {own: (1.0, 0.1)}) == (6.0, 2.5)
     (tmp_path / "cpu-times").write_text("{]")
     assert processes.add_cpu_times(tmp_path, {own: (1.0, 0.1)}) == (1.0, 0.1)
+
+
+@needs_proc
+def test_a_file_that_another_process_holds_stops_no_scrape(tmp_path):
+    own = processes.own_member(0.0)
+    processes.describe_processes([own], tmp_path)
+    with (tmp_path / "cpu-times").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        names = [family.name for family in processes.describe_processes([own], tmp_path)]
+    assert "process.memory.usage" in names and "process.cpu.time" not in names
+    assert "process.cpu.time" in [family.name for family in processes.describe_processes([own], tmp_path)]
 
 
 def test_collections_are_counted(settings, otel_metrics):
