@@ -100,6 +100,12 @@ CASES = (
     Case("12 equal queries, no N+1 watch, all sampled", "/queries/12/", 1.0, watches=False),
     Case("template, unsampled", "/template/", 0.0),
     Case("template, all sampled", "/template/", 1.0),
+    Case("1 transaction, unsampled", "/transactions/1/", 0.0),
+    Case("11 transactions, unsampled", "/transactions/11/", 0.0),
+    Case("11 transactions, all sampled", "/transactions/11/", 1.0),
+    Case("1 transaction, all sampled", "/transactions/1/", 1.0),
+    Case("1 cache operation, unsampled", "/cached/1/", 0.0),
+    Case("11 cache operations, unsampled", "/cached/11/", 0.0),
     Case("404, unsampled", "/missing/", 0.0),
     Case("404, all sampled", "/missing/", 1.0),
     Case("traceparent, flag 00", "/json/", 1.0, traceparent_flag="0"),
@@ -108,7 +114,11 @@ CASES = (
     Case("async view under ASGI, all sampled", "/async/", 1.0, 95, is_async=True),
 )
 #: The difference of two cases, over so many queries, and its target.
-PER_QUERY = (
+PER_QUERY: tuple[tuple[str, str, str, int, float | None], ...] = (
+    # Each with its BEGIN, which is a query on SQLite, and its COMMIT.
+    ("per transaction, dropped", "11 transactions, unsampled", "1 transaction, unsampled", 10, None),
+    ("per transaction, recorded", "11 transactions, all sampled", "1 transaction, all sampled", 10, None),
+    ("per cache operation", "11 cache operations, unsampled", "1 cache operation, unsampled", 10, None),
     ("per query, dropped", "10 queries, unsampled", "1 query, unsampled", 9, 18.0),
     ("per query, recorded", "10 queries, all sampled", "1 query, all sampled", 9, 60.0),
     (
@@ -493,7 +503,7 @@ def main() -> int:
         return 0 if options.check else 1
     kind = "plain" if options.plain else "console" if options.console else "app"
     wanted = targets(kind)
-    needed = set(wanted) | {name for _, more, less, _, _ in PER_QUERY for name in (more, less)}
+    needed = set(wanted) | {name for _, more, less, _, target in PER_QUERY if target for name in (more, less)}
     cases = [
         case
         for case in CASES

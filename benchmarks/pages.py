@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from django.db import connection
+from django.core.cache import cache
+from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.urls import path
@@ -20,6 +21,19 @@ def queries(request: HttpRequest, count: int) -> JsonResponse:
     return JsonResponse({"queries": count})
 
 
+def transactions(request: HttpRequest, count: int) -> JsonResponse:
+    for _ in range(count):
+        with transaction.atomic():
+            pass
+    return JsonResponse({"transactions": count})
+
+
+def cached(request: HttpRequest, count: int) -> JsonResponse:
+    for _ in range(count):
+        cache.get("nothing")
+    return JsonResponse({"operations": count})
+
+
 def template(request: HttpRequest) -> HttpResponse:
     return render(request, "page.html", {"numbers": range(10), "title": "a title"})
 
@@ -32,5 +46,7 @@ urlpatterns = [
     path("json/", json_view),
     path("queries/<int:count>/", queries),
     path("template/", template),
+    path("transactions/<int:count>/", transactions),
+    path("cached/<int:count>/", cached),
     path("async/", async_view),
 ]

@@ -263,6 +263,29 @@ def test_a_pool_shows_its_size_use_and_queue(pooled, otel_metrics):
 
 
 @pytest.mark.skipif(not is_psycopg3, reason="pools are of psycopg 3")
+def test_the_figures_of_a_busy_pool_are_exact_at_its_end(pooled, otel_metrics):
+    """Many threads want one of two connections, commit and give it back, again and again."""
+    connects = [pooled() for _ in range(12)]
+
+    def work(own):
+        for _ in range(10):
+            connections["pooled"] = own
+            with transaction.atomic(using="pooled"):
+                own.cursor().execute("SELECT 1")
+            own.close()
+
+    threads = [threading.Thread(target=work, args=(own,)) for own in connects]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    services.wait_until(lambda: gauges(otel_metrics) == (2, 0, 0), what="an idle pool")
+    found = otel_metrics.value(DURATION, {"django.db.alias": "pooled", "django.transaction.outcome": "committed"})
+    assert found.count == 120
+    assert otel_metrics.value("django.db.connections", {"django.db.alias": "pooled"}) == 120
+
+
+@pytest.mark.skipif(not is_psycopg3, reason="pools are of psycopg 3")
 def test_a_pool_that_has_no_connection_left_is_an_error_of_its_own(pooled, otel_metrics):
     first, second, third = pooled(), pooled(), pooled()
     first.ensure_connection()

@@ -14,10 +14,11 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 from django_otel import runtime
 from django_otel.base import guard
-from django_otel.base.sdk_compat import attach, detach, get_current, with_span
+from django_otel.base.sdk_compat import attach, detach, get_current
 from django_otel.instrumentation.driver_calls import is_recorded, is_suppressed
 from django_otel.metrics.series import HistogramSeries, Series
 from django_otel.requests import layers, record
+from django_otel.tracing.enclosing import with_enclosing
 from django_otel.tracing.exceptions import type_name
 
 #: Outcome, number of keys, and their group where there are groups.
@@ -108,7 +109,7 @@ class CacheSpan:
         if group is not None:
             attributes["django.cache.key.group"] = group
         span = runtime.tracer().start_span(f"cache {self._operation}", outer, attributes=attributes)
-        self._context = with_span(outer, span)
+        self._context = with_enclosing(outer, span)
         self._token = attach(self._context)
         self._span = span
 

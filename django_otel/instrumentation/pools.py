@@ -110,6 +110,7 @@ def watch(connection: BaseDatabaseWrapper) -> None:
     if not options.get("pool"):
         return
     pool = cast("_Pool | None", getattr(connection, "pool", None))
-    if pool is not None and _MARK not in vars(pool):
-        setattr(pool, _MARK, True)
+    mark = object()
+    # Of two threads that come at once one does it.
+    if pool is not None and vars(pool).setdefault(_MARK, mark) is mark:
         _Watch(pool, connection.alias)

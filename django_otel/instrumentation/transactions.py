@@ -63,6 +63,18 @@ class _State:
     def __init__(self) -> None:
         #: None while transactions are not observed.
         self.settings: _Settings | None = None
+        #: By alias and outcome.
+        self.series: dict[tuple[str, str], HistogramSeries] = {}
+
+    def find_series(self, alias: str, outcome: str) -> HistogramSeries:
+        """Return where transactions of that outcome are counted."""
+        found = self.series.get((alias, outcome))
+        if found is None:
+            attributes = {"django.db.alias": alias, "django.transaction.outcome": outcome}
+            made = runtime.store.catalogued("django.db.transaction.duration").series(attributes)
+            assert isinstance(made, HistogramSeries)
+            found = self.series[alias, outcome] = made
+        return found
 
 
 _state = _State()
@@ -104,10 +116,7 @@ class _Transaction:
         vars(self.connection).pop(_ATTRIBUTE, None)
         try:
             if outcome is not None and self.measures:
-                attributes = {"django.db.alias": self.connection.alias, "django.transaction.outcome": outcome}
-                series = runtime.store.catalogued("django.db.transaction.duration").series(attributes)
-                assert isinstance(series, HistogramSeries)
-                series.observe(perf_counter() - self.started_s)
+                _state.find_series(self.connection.alias, outcome).observe(perf_counter() - self.started_s)
             if self.span is not None:
                 self._end_span(self.span, outcome, error)
         except Exception as fault:
@@ -418,6 +427,8 @@ def install(config: Config) -> None:
     if not (config.enabled and (wanted.metrics or wanted.transactions)):
         uninstall()
         return
+    # A change of buckets has made the old series invalid.
+    _state.series = {}
     _state.settings = _Settings(wanted.metrics, wanted.transactions, wanted.root_spans)
     _put(_PATCHES, is_on=True)
     _put(_SPAN_PATCHES, is_on=wanted.transactions)

@@ -10,6 +10,7 @@ from django.core.management import call_command
 from django.test import override_settings
 from opentelemetry.trace import StatusCode, get_current_span
 
+import django_otel
 from django_otel import span
 from django_otel.base import guard
 from django_otel.instrumentation import cache as instrument
@@ -256,12 +257,14 @@ def test_get_or_set_holds_its_parts_and_what_its_callable_does(settings, request
     cache.clear()
 
     def make():
+        django_otel.set_attributes(made=True)
         with span("made"):
             return 5
 
     with span("parent"):
         assert cache.get_or_set("k", make) == 5
         assert asyncio.run(cache.aget_or_set("l", make)) == 5
+    assert otel_spans.one("parent").attributes["made"] is True
     outer = otel_spans.named("cache get_or_set")
     assert len(outer) == 2
     for found in outer:
