@@ -244,7 +244,7 @@ class OTelHandler(logging.Handler):
         if log_records.is_below(record.name, log_records.SQL_LOGGER):
             return str(record.msg)
         try:
-            text = self.format(record) if self.formatter is not None else record.getMessage()
+            text = self.format(record) if self.formatter is not None else log_records.message_of(record)
             # Also in the message, where a QueueHandler has formatted it.
             return text.replace(f"\n{log_records.NO_EXCEPTION}\n", "\n").removesuffix(f"\n{log_records.NO_EXCEPTION}")
         except Exception:

@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import django_otel
 from django_otel import runtime
+from django_otel.export import log_records
 from django_otel.instrumentation.tasks import celery_hooks, celery_lost, runs
 from django_otel.instrumentation.tasks.celery_hooks import backend
 from django_otel.sampling.policy import Rule
@@ -306,3 +307,14 @@ def test_a_process_of_the_pool_notes_what_it_has_counted(monkeypatch):
     assert stages == [0, celery_lost._BEGUN, celery_lost._ENDED, 0]
     assert celery_lost.ends_with_process(SystemExit())
     assert not celery_lost.ends_with_process(ValueError())
+
+
+def test_what_celery_logs_of_arguments_and_results_is_not_exported(app, eager, caplog):
+    with caplog.at_level("INFO"):
+        app.tasks["orders.send_invoice"].delay(1, password="hunter2")
+    records = [record for record in caplog.records if record.name == "celery.app.trace"]
+    assert records and any("hunter2" in str(vars(record)) for record in records)
+    for record in records:
+        attributes, _ = log_records.extra_attributes(record, str)
+        assert "hunter2" not in f"{attributes} {log_records.message_of(record)}"
+        assert "orders.send_invoice" in log_records.message_of(record)
