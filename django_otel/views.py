@@ -188,7 +188,7 @@ def _render(request: HttpRequest, config: Config) -> HttpResponse:
     accept = request.META.get("HTTP_ACCEPT")
     page_format = negotiation.negotiate(accept)
     named = negotiation.negotiate_escaping(accept, page_format)
-    escaping = named if config.metrics.utf8_names else ""
+    escaping = named if config.metrics.negotiate_names else ""
     page = exposition.render(
         runtime.current().present(runtime.collect()),
         openmetrics=page_format.is_openmetrics,

@@ -216,7 +216,7 @@ class Metrics:
         one_of("otel", "django_prometheus", "both"),
         'Names of the metrics: "otel", those of "django_prometheus" 2.5 in place of ours that say the same, or "both".',
     )
-    utf8_names: bool = key(
+    negotiate_names: bool = key(
         False,
         boolean,
         "Show OpenTelemetry's names (`http.server.request.duration_seconds`) to a scraper whose Accept header has"

@@ -53,7 +53,7 @@ class Source:
     resource_attributes: Mapping[str, object]
     exemplars: bool = True
     #: Whether names are OpenTelemetry's for a scraper that names an escaping.
-    has_utf8_names: bool = False
+    has_negotiated_names: bool = False
     #: Whether this Authorization header may read the scrape.
     is_allowed: Callable[[str], bool] = lambda header: True
 
@@ -352,7 +352,7 @@ class _Exchange(BaseHTTPRequestHandler):
             openmetrics=page_format.is_openmetrics,
             resource_attributes=source.resource_attributes,
             exemplars=source.exemplars,
-            escaping=named if source.has_utf8_names else "",
+            escaping=named if source.has_negotiated_names else "",
         )
         headers = {"Content-Type": page_format.content_type_with(named), "Vary": "Accept, Accept-Encoding"}
         if negotiation.accepts_gzip(self._header("Accept-Encoding")):

@@ -193,6 +193,9 @@ class LiveSampler(Sampler):
                 passed_on = build_state(decision.threshold, trace_id) or None
             elif decision.reason != "parent" or policy.limiter is not None:
                 passed_on = replace_threshold(passed_on, decision.threshold) or None
+        if result is DROP and passed_on is not None and parent.trace_flags.sampled:
+            # What is not sampled has no threshold.
+            passed_on = replace_threshold(passed_on, "") or None
         if result is DROP or not attributes:
             # The shared results are good as they are.
             if passed_on is None:

@@ -111,7 +111,7 @@ def test_a_page_in_utf8_changes_no_later_page(families):
 
 @pytest.mark.parametrize("is_on", [False, True])
 def test_a_scraper_gets_the_names_it_asks_for_where_the_setting_allows_it(is_on, client, settings):
-    settings.OTEL = {**settings.OTEL, "METRICS": {"UTF8_NAMES": is_on}, "METRICS_VIEW": {"ALLOW": "all"}}
+    settings.OTEL = {**settings.OTEL, "METRICS": {"NEGOTIATE_NAMES": is_on}, "METRICS_VIEW": {"ALLOW": "all"}}
     django_otel.counter("own.größe").add(1)
     client.get("/hello/")
     answer = client.get("/metrics", headers={"accept": PROMETHEUS_3})

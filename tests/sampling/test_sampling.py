@@ -201,10 +201,12 @@ def test_nothing_is_recorded_where_instrumentation_is_suppressed():
 
 
 def test_decisions_share_constant_results():
-    """A request that is dropped, or recorded without attributes, builds no result object."""
+    """A request that is dropped builds no result object, and what is recorded shares its attributes."""
     sampler = LiveSampler(Policy(0.5))
 
-    assert sampler.should_sample(None, 1, "x") is sampler.should_sample(None, 2, "y")
+    # Of what is recorded the trace state differs: it names the randomness of the trace.
+    first, second = sampler.should_sample(None, 1, "x"), sampler.should_sample(None, 2, "y")
+    assert first.attributes == second.attributes == {"sampling.weight": 2.0}
     high = (1 << 64) - 1
     assert sampler.should_sample(None, high, "x", attributes={"a": 1}) is sampler.should_sample(None, high, "x")
 

@@ -12,7 +12,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 
 from django_otel.sampling.effective import RuleOutcome
 from django_otel.sampling.policy import Policy, Rule
-from django_otel.sampling.sampler import LiveSampler, with_outcome
+from django_otel.sampling.sampler import LiveSampler, untraced, with_outcome
 from django_otel.sampling.tracestate import build_state, format_threshold, replace_threshold
 
 trace_ids = st.integers(min_value=1, max_value=(1 << 128) - 1)
@@ -118,6 +118,14 @@ def test_an_unsampled_trace_has_no_threshold():
     answer = sampler.should_sample(remote(1, "ot=th:8;rv:1,acme=1"), 1, "GET /")
     assert answer.decision is Decision.DROP
     assert answer.trace_state.to_header() == "ot=rv:1,acme=1"
+
+
+def test_what_is_not_traced_within_a_sampled_trace_has_no_threshold():
+    local = SpanContext(5, 7, False, TraceFlags(1), TraceState([("ot", "th:8;rv:ffffffffffffff"), ("acme", "1")]))
+    context = untraced(trace.set_span_in_context(NonRecordingSpan(local), otel_context.Context()))
+    answer = LiveSampler(Policy(1.0)).should_sample(context, 5, "inner")
+    assert answer.decision is Decision.DROP
+    assert answer.trace_state.to_header() == "ot=rv:ffffffffffffff,acme=1"
 
 
 # --- On the wire. ---

@@ -252,7 +252,7 @@ class Command(BaseCommand):
             collect=found.collect,
             resource_attributes=runtime.current().resource.attributes,
             exemplars=config.metrics.exemplars,
-            has_utf8_names=config.metrics.utf8_names,
+            has_negotiated_names=config.metrics.negotiate_names,
             is_allowed=functools.partial(_is_allowed, config.metrics_view.token),
         )
         stop = serving.stop_on_signals()
