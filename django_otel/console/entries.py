@@ -13,6 +13,7 @@ from django.urls import URLPattern, path
 from django.utils.translation import gettext_lazy
 
 from django_otel.console.access import may_view
+from django_otel.console.objects import add_button
 from django_otel.models import Dashboard, Trace
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class TraceAdmin(ConsoleAdmin):
         return [
             self._page("", "traces", "changelist"),
             self._page("import/", "import_trace", "import", module="trace_pages"),
+            self._page("object/<str:model>/<path:pk>/", "object_traces", "object", module="record_pages"),
             self._page("<str:trace_id>/", "trace", "detail"),
             self._page("<str:trace_id>/export/", "export", "export", module="trace_pages"),
             self._page("<str:trace_id>/compare/", "compare_traces", "compare", module="trace_pages"),
@@ -176,3 +178,6 @@ class TasksAdmin(ConsoleAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         return [self._page("", "tasks", "changelist", module="task_pages")]
+
+
+add_button()

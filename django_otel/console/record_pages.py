@@ -19,10 +19,10 @@ from django_otel.console import text
 from django_otel.console.answers import SEVERITIES
 from django_otel.console.filters import parse_time, whole
 from django_otel.console.page import console_page, read_store
-from django_otel.console.pages import PAGE_SIZE
+from django_otel.console.pages import PAGE_SIZE, trace_rows
 from django_otel.tracestore import record_reader
 from django_otel.tracestore.processor import StoreProcessor
-from django_otel.tracestore.reader import StoreReader
+from django_otel.tracestore.reader import StoreReader, TraceFilter, TraceRow
 from django_otel.tracestore.record_reader import (
     STATEMENT_ORDERS,
     LogFilter,
@@ -224,3 +224,29 @@ def _log(row: LogRow, site: str) -> dict[str, object]:
         "details": [(key, text.value(value)) for key, value in sorted(row.details.items())][:40],
         "address": _trace_address(site, row.trace_id),
     }
+
+
+# --- One object. ---
+
+
+@console_page
+def object_traces(
+    request: HttpRequest, admin: ConsoleAdmin, context: dict[str, object], console: StoreProcessor, model: str, pk: str
+) -> HttpResponse:
+    """The traces that created, changed or named an object."""
+    number = whole(request.GET.get("page"), 1, 1_000_000)
+
+    def use(reader: StoreReader) -> tuple[list[TraceRow], int]:
+        ids, total = record_reader.traces_of_object(
+            reader.connection, model[:200], pk[:200], offset=(number - 1) * PAGE_SIZE, limit=PAGE_SIZE
+        )
+        found = (reader.list_traces(TraceFilter(trace_id=trace_id), limit=1).rows for trace_id in ids)
+        return [row for rows in found for row in rows], total
+
+    rows, total = read_store(console, use)
+    context |= {
+        "title": gettext("Traces of %(object)s") % {"object": f"{model} {pk}"[:200]},
+        "rows": trace_rows(rows, admin.admin_site.name),
+        **_pages(total, number, {}),
+    }
+    return TemplateResponse(request, "django_otel/console/object_traces.html", context)
