@@ -37,13 +37,13 @@ def add_button() -> None:
         response = original(self, request, context, *args, **kwargs)
         with guard.contained("adding the button of an object's traces"):
             instance = context.get("original")
-            is_wanted = instance is not None and isinstance(response, TemplateResponse) and not response.is_rendered
-            if is_wanted and runtime.console() is not None and may_view(request):
+            is_shown = instance is not None and runtime.console() is not None and may_view(request)
+            if is_shown and isinstance(response, TemplateResponse) and not response.is_rendered:
                 _add_to(response, instance, self.admin_site.name)
         return response
 
     render_change_form.is_of_django_otel = True  # type: ignore[attr-defined]
-    admin.ModelAdmin.render_change_form = render_change_form  # type: ignore[method-assign, assignment]
+    admin.ModelAdmin.render_change_form = render_change_form  # type: ignore[method-assign]
 
 
 def _add_to(response: TemplateResponse, instance: models.Model, site: str) -> None:
