@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from django_otel.tracestore import record_reader
+from django_otel.tracestore.issue_reader import IssueFilter, IssueRow, find_issue, list_issues
 from django_otel.tracestore.otlp import SpanRecord
 from django_otel.tracestore.reader import StoreReader, Trace, TraceFilter, TraceRow
 from django_otel.tracestore.record_reader import LogFilter, LogRow, RequestRow
@@ -101,7 +102,25 @@ class Answers:
     # --- Errors. ---
 
     def list_errors(self, scope: Scope) -> Answer:
-        """Exceptions by type and message, of the traces that are stored; those seen last come first."""
+        """The issues of the page of errors, exactly counted; without any, exceptions of the traces that are stored."""
+        wanted = IssueFilter(since_s=scope.begin_ns / 1e9 or None)
+        page = list_issues(self._reader.connection, wanted, limit=scope.rows)
+        if page.stored:
+            return {"errors": [self._issue(row) for row in page.rows]}
+        return self._errors_of_traces(scope)
+
+    def _issue(self, row: IssueRow) -> Answer:
+        found = find_issue(self._reader.connection, row.id)
+        trace_id = next((seen.trace_id for seen in found.traces if seen.is_stored), "") if found is not None else ""
+        return {
+            "type": row.type, "message": cut(row.message), "place": row.place, "count": row.count,
+            "routes": [route for route, _ in found.routes[:10]] if found is not None else [],
+            "first": iso(int(row.first_s * 1e9)), "last": iso(int(row.last_s * 1e9)), "state": row.state,
+            "trace_id": trace_id, "address": self._address(trace_id) if trace_id else "",
+        }  # fmt: skip
+
+    def _errors_of_traces(self, scope: Scope) -> Answer:
+        """Exceptions by type and place; those seen last come first."""
         page = self._reader.list_traces(TraceFilter(has_error=True), limit=MAX_ROWS)
         begin_ns = scope.begin_ns
         groups: dict[tuple[str, str], Answer] = {}

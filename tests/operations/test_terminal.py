@@ -134,6 +134,23 @@ def test_what_the_answers_say(run, filled):
     assert logs["total"] == 1 and logs["log_records"][0]["trace_id"] == failed
 
 
+def test_errors_are_the_issues_where_there_are_any(run, tmp_path):
+    """Also those of requests that are not recorded, each counted."""
+    part = processor(tmp_path / "store", Counted())
+    for _ in range(3):
+        try:
+            raise KeyError("order")
+        except KeyError as error:
+            part.on_error(error, "/orders/")
+    assert part.force_flush()
+    part.shutdown()
+    part.finish_shutdown(5)
+    otel = {"SERVICE_NAME": "shop", "CONSOLE": {"ENABLED": True, "PATH": str(tmp_path / "store")}}
+    (error,) = json.loads(run("errors", "--format", "json", otel=otel)[1])["errors"]
+    assert (error["type"], error["count"], error["routes"], error["trace_id"]) == ("KeyError", 3, ["/orders/"], "")
+    assert "3 x KeyError" in run("errors", otel=otel)[1]
+
+
 def test_one_trace(run, filled):
     _, failed = filled
     code, text = run("trace", failed[:12])
