@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from django_otel.tracestore import record_reader
-from django_otel.tracestore.issue_reader import IssueFilter, IssueRow, find_issue, list_issues
+from django_otel.tracestore.issue_reader import IssueFilter, IssueRow, find_issue, list_issues, list_releases
 from django_otel.tracestore.otlp import SpanRecord
 from django_otel.tracestore.reader import StoreReader, Trace, TraceFilter, TraceRow
 from django_otel.tracestore.record_reader import LogFilter, LogRow, RequestRow
@@ -144,17 +144,27 @@ class Answers:
     # --- Routes. ---
 
     def list_slow_routes(self, scope: Scope) -> Answer:
-        """Routes by their 95th percentile, slowest first, of the traces that are stored."""
+        """Routes by their 95th percentile, slowest first, of the traces that are stored.
+
+        With two releases or more each has its figures before the last one began (`before`), and since (`after`).
+        """
         rows = record_reader.list_requests(self._reader.connection, since_ns=scope.begin_ns)
+        releases = list_releases(self._reader.connection)
+        release, began_ns = (releases[0][1], int(releases[0][2] * 1e9)) if len(releases) > 1 else ("", 0)
+        before = by_route([row for row in rows if row.start_ns < began_ns])
+        after = by_route([row for row in rows if row.start_ns >= began_ns]) if release else {}
         found = sorted(by_route(rows).values(), key=lambda route: -route.p95_ns)
         return {
             "routes": [
                 {"route": route.route, "method": route.method, "requests": route.requests, "p50_ms": ms(route.p50_ns),
                  "p95_ms": ms(route.p95_ns), "longest_ms": ms(route.longest.duration_ns), "errors": route.errors,
                  "queries": round(route.queries, 1), "trace_id": route.longest.trace_id,
-                 "address": self._address(route.longest.trace_id)}
+                 "address": self._address(route.longest.trace_id),
+                 "before": _figures(before.get((route.method, route.route))),
+                 "after": _figures(after.get((route.method, route.route)))}
                 for route in found[: scope.rows]
             ],
+            "release": release or None,
         }  # fmt: skip
 
     # --- Queries. ---
@@ -231,6 +241,13 @@ def by_route(rows: Sequence[RequestRow]) -> dict[tuple[str, str], RouteSum]:
 def percentile(ordered: Sequence[int], share: float) -> int:
     """The value that `share` of the ordered values do not exceed (nearest rank)."""
     return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
+
+
+def _figures(route: RouteSum | None) -> Answer | None:
+    """What is compared of a route between two releases."""
+    if route is None:
+        return None
+    return {"requests": route.requests, "p95_ms": ms(route.p95_ns), "errors": route.errors}
 
 
 # --- Spans. ---

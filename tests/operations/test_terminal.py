@@ -12,10 +12,12 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
-from django_otel.console.answers import by_route, fit, percentile
+from django_otel.console.answers import Answers, Scope, by_route, fit, percentile
+from django_otel.tracestore.file import find_file
 from django_otel.tracestore.items import StoredLog
 from django_otel.tracestore.reader import read
 from django_otel.tracestore.record_reader import RequestRow
+from django_otel.tracestore.writer import TraceStore
 from tests.services import ROOT, server_env
 from tests.tracestore.test_store import Counted, processor, provider_with
 
@@ -134,6 +136,26 @@ def test_what_the_answers_say(run, filled):
     assert logs["total"] == 1 and logs["log_records"][0]["trace_id"] == failed
 
 
+def test_slow_routes_before_and_since_the_last_release(filled, monkeypatch):
+    """Divided where the last release was first seen; without two of them there is nothing to compare."""
+    from django_otel.console import answers
+
+    store = TraceStore(find_file(filled[0]["CONSOLE"]["PATH"], {}, "x"), max_traces=500, max_bytes=64 << 20)
+    for began_s, wanted in ((0.0, (None, 10)), (4e9, (10, None))):
+        monkeypatch.setattr(
+            answers, "list_releases", lambda connection, began_s=began_s: [("shop", "2", began_s), ("shop", "1", 0.0)]
+        )
+        with read(store) as reader:
+            found = Answers(reader, str).list_slow_routes(Scope())
+        route = next(each for each in found["routes"] if each["method"] == "GET")
+        counts = tuple(figures and figures["requests"] for figures in (route["before"], route["after"]))
+        assert (found["release"], counts) == ("2", wanted)
+    monkeypatch.setattr(answers, "list_releases", lambda connection: [("shop", "1", 0.0)])
+    with read(store) as reader:
+        found = Answers(reader, str).list_slow_routes(Scope())
+    assert found["release"] is None and found["routes"][0]["before"] is None
+
+
 def test_errors_are_the_issues_where_there_are_any(run, tmp_path):
     """Also those of requests that are not recorded, each counted."""
     part = processor(tmp_path / "store", Counted())
@@ -245,8 +267,6 @@ def test_official_client_over_stdio(filled):
 
 
 def test_the_store_is_not_changed_by_reading(run, filled):
-    from django_otel.tracestore.file import find_file
-
     path = find_file(filled[0]["CONSOLE"]["PATH"], {}, "x")
     before = path.read_bytes()
     for name in COMMANDS:
