@@ -7,9 +7,7 @@ events) is still said of that one.
 from __future__ import annotations
 
 from opentelemetry import trace
-from opentelemetry.context import Context, create_key
-
-from django_otel.base.sdk_compat import get_current
+from opentelemetry.context import Context, create_key, get_current
 
 _KEY = create_key("django_otel-enclosing")
 

@@ -19,7 +19,7 @@ from opentelemetry import trace
 from django_otel import runtime
 from django_otel.config.parse import parse
 from django_otel.config.schema import ConfigError
-from django_otel.console import notify
+from django_otel.console import notices, notify
 from django_otel.tracestore.errors import ErrorCollector
 from django_otel.tracestore.file import FILE_NAME
 from django_otel.tracestore.issue_reader import IssueFilter, list_issues
@@ -170,7 +170,7 @@ def notified(console, monkeypatch, settings):
 
         def send():
             count = 0
-            while notify.send_one(console):
+            while notices.send_one(console):
                 count += 1
             return count
 
