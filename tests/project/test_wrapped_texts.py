@@ -156,7 +156,7 @@ MARKS = {
 #: Calls whose texts are for the log, for developers or for machines.
 NOT_SHOWN = {
     # The log.
-    "contained", "report", "warn_once", "debug", "info", "warning", "error", "log", "exception",
+    "contained", "report", "warn_once", "debug", "info", "warning", "error", "log", "exception", "with_classic_buckets",
     # Exceptions for developers.
     "ValueError", "TypeError", "RuntimeError", "PermissionDenied", "ImproperlyConfigured", "Misfit",
     # Other than text.
