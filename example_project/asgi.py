@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
+from asgiref.sync import sync_to_async
 from django.core.asgi import get_asgi_application
+from django.db import close_old_connections
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "example_project.settings")
 
@@ -26,6 +28,8 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         return
     await send({"type": "websocket.accept"})
     while (message := await receive())["type"] == "websocket.receive":
+        # As Django does around a request: a connection that has been lost is replaced.
+        await sync_to_async(close_old_connections)()
         product = await Product.objects.filter(sku=str(message.get("text") or "")).afirst()
         await send({"type": "websocket.send", "text": str(product.stock if product else 0)})
 

@@ -276,7 +276,11 @@ async def test_the_websocket_tells_what_is_left(otel_spans, otel_metrics) -> Non
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await application({"type": "websocket", "path": "/stock/", "headers": []}, receive, send)
+    try:
+        await application({"type": "websocket", "path": "/stock/", "headers": []}, receive, send)
+    finally:
+        # That of the thread that queries: PostgreSQL drops no database that is in use.
+        await sync_to_async(connections.close_all)()
     assert sent == [{"type": "websocket.accept"}, {"type": "websocket.send", "text": "0"}]
     assert otel_metrics.value("django.websocket.messages", http__route="/stock/") == 2
     assert otel_spans.one("websocket /stock/")

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import urllib.parse
 from pathlib import Path
@@ -324,6 +325,10 @@ def test_a_project_with_the_lines_is_silent_and_measured(new_project):
     }
     assert counts == {"/admin/login/": 2, "<unmatched>": 1}
     assert "target_info{" in page.decode() and 'service_name="shop"' in page.decode()
+    # runserver's own line names the address of the request's trace, and of nothing else.
+    trace = rf"  http://127\.0\.0\.1:{port}/admin/django_otel/trace/[0-9a-f]{{32}}/$"
+    assert len(re.findall(trace, log, re.MULTILINE)) == 3, log
+    log = re.sub(trace, "", log, flags=re.MULTILINE)
     for word in ("otel", "Traceback", "telemetry"):
         assert word not in log.lower() if word.islower() else word not in log, log
 
@@ -486,7 +491,9 @@ def test_the_names_in_the_table_are_those_on_the_page(shop):
     create_orders(shop)
     rows = dict(re.findall(r"^\| `([\w.]+)` \| `(\w+)` \|", METRICS, re.MULTILINE))
     with served_shop(shop, {"SERVICE_NAME": "shop", "METRICS_VIEW": {"ALLOW": "all"}}) as server:
-        assert server.request("POST", "/orders/7/pay/", b"x=1")[0] == 200
+        # As a proxy says when it received the request.
+        received = {"X-Request-Start": f"t={time.time():.3f}"}
+        assert server.request("POST", "/orders/7/pay/", b"x=1", headers=received)[0] == 200
         page = server.get("/metrics")[2].decode()
     shown = set(re.findall(r"^# TYPE (\w+)", page, re.MULTILINE))
     wanted = {
