@@ -32,7 +32,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import CursorWrapper
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, get_current_span
+from opentelemetry.trace import Span, SpanKind, get_current_span
 
 from django_otel import runtime
 from django_otel.base import guard
@@ -47,6 +47,7 @@ from django_otel.base.sdk_compat import (
 from django_otel.config.schema import Config
 from django_otel.instrumentation.callers import find_caller
 from django_otel.instrumentation.n_plus_one import KnownStatement, Watch, Watched, build_watch, note_query
+from django_otel.instrumentation.query_outcome import note_error, note_rows
 from django_otel.metrics.instruments import Counter, Histogram
 from django_otel.metrics.series import HistogramSeries
 from django_otel.redaction.statements import MAX_LENGTH, Statement, parameterise
@@ -181,20 +182,12 @@ class QueryWrapper:
             if query is None:
                 query = self._prepare(settings, sql, params, many)
             if settings.makes_spans:
-                inner = outer
-                # The two kinds of span of our requests are recognised by their type.
                 if type(parent) is RecordedSpan:
                     if parent.is_recording():
                         span = self._start(query, outer, parent)
-                elif type(parent) is not DroppedSpan and (
-                    (parent is not None and get_current_span(outer).is_recording())
-                    or (settings.makes_roots and request is None)
-                ):
-                    span = runtime.tracer().start_span(
-                        query.statement.summary, outer, SpanKind.CLIENT, query.attributes
-                    )
-                if span is not None:
-                    inner = with_span(outer, span)
+                elif type(parent) is not DroppedSpan and (parent is not None or request is None):
+                    span = _start_elsewhere(query, outer, makes_roots=settings.makes_roots and request is None)
+                inner = outer if span is None else with_span(outer, span)
                 cursor_class = type(context["cursor"].cursor)
                 if self._traced[cursor_class] if cursor_class in self._traced else self._examine(cursor_class):
                     inner = Context({**inner, SUPPRESS_INSTRUMENTATION_KEY: True, _PLAIN_SUPPRESS_KEY: True})
@@ -207,13 +200,11 @@ class QueryWrapper:
         try:
             result = execute(sql, params, many, context)
         except BaseException as error:
-            ended_s = layers.leave(opened, layers.DATABASE)
-            if request is not None and query is not None and query.known is not None:
-                note_query(settings.watch, request, query, span)
-            self.finish(settings, query, ended_s - started_s, span, token, error)
+            took_s = layers.leave(opened, layers.DATABASE) - started_s
+            self._finish_failed(settings, query, took_s, (request, span, token), error)
             raise
         if span is not None and query is not None and query.has_row_count:
-            _note_rows(span, context["cursor"])
+            note_rows(span, context["cursor"])
         ended_s = layers.leave(opened, layers.DATABASE)
         if request is not None and query is not None:
             # Calls cost most here; `n_plus_one.Watched` says what this does.
@@ -227,6 +218,20 @@ class QueryWrapper:
                 note_query(settings.watch, request, query, span)
         self.finish(settings, query, ended_s - started_s, span, token, None)
         return result
+
+    def _finish_failed(
+        self,
+        settings: Settings,
+        query: Query | None,
+        took_s: float,
+        around: tuple[Any, Any, Any],
+        error: BaseException,
+    ) -> None:
+        """End a query that raised; `around` are its request, its span and the token of its context."""
+        request, span, token = around
+        if request is not None and query is not None and query.known is not None:
+            note_query(settings.watch, request, query, span)
+        self.finish(settings, query, took_s, span, token, error)
 
     def _start(self, query: Query, outer: Context, parent: RecordedSpan) -> Span:
         tracer = runtime.tracer()
@@ -261,7 +266,7 @@ class QueryWrapper:
                     series.observe(duration_s, own.trace_id if own.trace_flags & 1 else 0, own.span_id)
             if span is not None:
                 if error is not None:
-                    _tell_error(span, error)
+                    note_error(span, error)
                 if settings.source_over_s is not None and duration_s >= settings.source_over_s:
                     span.set_attributes(find_caller())
                 span.end()
@@ -397,40 +402,11 @@ def _as_batch(statement: Statement, batch: Any) -> Statement:
     )
 
 
-@guard.guarded(_PLACE, None)
-def _note_rows(span: Span, cursor: CursorWrapper) -> None:
-    rows = cursor.cursor.rowcount
-    if rows >= 0:
-        # Of a server-side cursor the driver knows nothing yet.
-        span.set_attribute("db.response.returned_rows", rows)
-
-
-# --- Errors. ---
-
-
-def _tell_error(span: Span, error: BaseException) -> None:
-    name = type_name(error)
-    span.set_attribute("error.type", name)
-    code = _status_code(error)
-    if code:
-        span.set_attribute("db.response.status_code", code)
-    if isinstance(error, Exception):
-        # Cancellation or exit is not the query's failure.
-        span.set_status(Status(StatusCode.ERROR, name))
-
-
-def _status_code(error: BaseException) -> str | None:
-    """The database's own code: SQLSTATE, SQLite's name, the number of MySQL or Oracle."""
-    cause = error.__cause__ or error
-    for name in ("sqlstate", "pgcode", "sqlite_errorname"):
-        code = getattr(cause, name, None)
-        if isinstance(code, str) and code:
-            return code
-    first = cause.args[0] if cause.args else None
-    if isinstance(first, int) and not isinstance(first, bool):
-        return str(first)
-    code = getattr(first, "full_code", None)
-    return code if isinstance(code, str) and code else None
+def _start_elsewhere(query: Query, outer: Context, *, makes_roots: bool) -> Span | None:
+    """Start the span of a query beneath a span that is not one of our requests', or as a root."""
+    if not makes_roots and not get_current_span(outer).is_recording():
+        return None
+    return runtime.tracer().start_span(query.statement.summary, outer, SpanKind.CLIENT, query.attributes)
 
 
 # --- What a connection leads to. ---

@@ -88,7 +88,7 @@ def test_from_the_dashboard_to_the_exception(open_page: Any) -> None:
     wait_for_row(page, page.url, "GET /error/")
     page.locator(".otel-is-bad").get_by_role("link", name="GET /error/").first.click()
     page.wait_for_url(f"**{TRACES}*/")
-    assert "WarehouseDoorStuckError" in page.locator(".otel-notice-bad").inner_text()
+    assert "WarehouseDoorStuckError" in page.locator(".otel-notice-bad").first.inner_text()
     row = page.locator(".otel-item").filter(has_text="GET /error/").locator("a.otel-span").first
     row.click()
     details = page.locator(".otel-details")
@@ -113,10 +113,10 @@ def test_a_trace_over_both_services_shows_whole(open_page: Any) -> None:
             return False
         links.first.click()
         page.wait_for_url(re.compile(r"/[0-9a-f]{32}/"))
-        return page.locator(".otel-legend li").count() == 2
+        return page.locator(".otel-services li").count() == 2
 
     wait_until(open_one, 60, "a paid order")
-    assert page.locator(".otel-legend").inner_text().split() == ["shop", "payment-gateway"]
+    assert page.locator(".otel-services").inner_text().split() == ["shop", "payment-gateway"]
     text = page.locator(".otel-waterfall").inner_text()
     assert "charge_payment" in text
     assert "POST /charges/" in text

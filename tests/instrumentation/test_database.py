@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
 from django_otel import conf, runtime, span
 from django_otel.base import guard
-from django_otel.instrumentation import database
+from django_otel.instrumentation import database, query_outcome
 from django_otel.instrumentation.database import QueryWrapper
 from django_otel.testing import override_sampling
 from django_otel.tracing.tracer import Tracer
@@ -813,7 +813,7 @@ def test_a_mysql_connection_is_not_asked_whether_it_is_mariadb():
 )
 def test_the_databases_own_code_is_told_and_never_its_words(cause, code):
     """What each driver calls it."""
-    assert database._status_code(types.SimpleNamespace(__cause__=cause)) == code
+    assert query_outcome.status_code(types.SimpleNamespace(__cause__=cause)) == code
 
 
 @pytest.mark.django_db(transaction=True)
