@@ -22,7 +22,7 @@ from django.db import router
 from django_otel.base import guard
 from django_otel.base.log_levels import MAX_LEVELS, LiveLevel, levels
 from django_otel.base.suppression import suppress_instrumentation
-from django_otel.live_sampling.policy_rows import epoch_s, migrate_command
+from django_otel.live_sampling.policy_rows import epoch_s, migrate_command, policy_alias, tables_exist
 
 if TYPE_CHECKING:
     from django_otel.multiprocess.host_registry import HostRegistry
@@ -111,6 +111,9 @@ class LevelFollower:
             reading = read_levels(alias)
         except (DatabaseFault, ImproperlyConfigured, OSError) as error:
             # Those that hold go on and end by themselves.
+            if alias == policy_alias() and tables_exist(alias) is False:
+                # The same migration makes the tables of the sampling policy, whose fault names it.
+                return
             guard.warn_once(
                 "log level rows",
                 "django_otel: the log levels cannot be read (%s). If their table is missing, run: %s",

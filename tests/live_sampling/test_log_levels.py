@@ -19,9 +19,10 @@ from django.urls import reverse
 from django.utils import timezone
 
 from django_otel import runtime
+from django_otel.base import guard
 from django_otel.base.log_levels import MAX_LEVELS, LiveLevel, levels
 from django_otel.live_sampling import follower, log_levels
-from django_otel.models import LogLevel
+from django_otel.models import LogLevel, SamplingHost, SamplingPolicy, SamplingRule, SamplingVersion
 from django_otel.multiprocess.host_registry import HostRegistry
 from django_otel.multiprocess.level_file import FILE_NAME, LevelFile, LevelReading
 from tests.services import free_port
@@ -137,7 +138,10 @@ def test_a_missing_table_leaves_sampling_alone(registry, caplog):
         editor.delete_model(LogLevel)
     try:
         caplog.set_level(logging.WARNING, "django_otel")
+        guard.reset()
         log_levels.LevelFollower().poll(registry)
+        log_levels.LevelFollower().poll(registry)
+        assert caplog.text.count("manage.py migrate django_otel") == 1
         follower.follower().read_and_apply("default")
         assert follower.status()["error"] == ""
         assert run() == (
@@ -146,6 +150,33 @@ def test_a_missing_table_leaves_sampling_alone(registry, caplog):
     finally:
         with connection.schema_editor() as editor:
             editor.create_model(LogLevel)
+
+
+def test_of_all_missing_tables_only_the_sampling_policy_speaks(registry, caplog):
+    """One migration makes them all; a table of the levels that is still missing afterwards has its own warning."""
+    caplog.set_level(logging.WARNING, "django_otel")
+    guard.reset()
+    missing = [LogLevel, SamplingHost, SamplingRule, SamplingVersion, SamplingPolicy]
+    with connection.schema_editor() as editor:
+        for model in missing:
+            editor.delete_model(model)
+    try:
+        mine = follower.follower()
+        for _ in range(2):
+            mine.read_and_apply("default")
+            mine.log_levels.poll(registry)
+        assert caplog.text.count("manage.py migrate django_otel") == 1
+        with connection.schema_editor() as editor:
+            while len(missing) > 1:
+                editor.create_model(missing.pop())
+        mine.read_and_apply("default")
+        mine.log_levels.poll(registry)
+        assert caplog.text.count("manage.py migrate django_otel") == 2
+        assert "the log levels cannot be read" in caplog.text
+    finally:
+        with connection.schema_editor() as editor:
+            while missing:
+                editor.create_model(missing.pop())
 
 
 def test_follower_applies_and_ends_levels():

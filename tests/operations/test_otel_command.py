@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import http.server
 import io
@@ -15,7 +16,7 @@ import threading
 import time
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.urls import path
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -364,6 +365,30 @@ def test_common_options_before_the_subcommand_are_kept():
 
     parsed = Command().create_parser("manage.py", "otel").parse_args(["-v", "3", "--no-color", "config"])
     assert (parsed.verbosity, parsed.no_color) == (3, True)
+
+
+def test_options_of_a_subcommand_are_no_abbreviations_of_those_before_it():
+    """`--for` of `logs level` begins like `--format` of `logs` and `--force-color` of all."""
+    from django_otel.management.commands.otel import Command
+
+    refused, tried = [], 0
+
+    def walk_parsers(parser, words, outer):
+        nonlocal tried
+        for option in [option for action in parser._actions for option in action.option_strings]:
+            for before in outer:
+                tried += 1
+                try:
+                    before._parse_optional(option)
+                except CommandError as error:
+                    refused.append(f"{' '.join(words)} {option}: {error}")
+        for action in parser._actions:
+            for name, inner in action.choices.items() if isinstance(action, argparse._SubParsersAction) else ():
+                walk_parsers(inner, [*words, name], [*outer, parser])
+
+    walk_parsers(Command().create_parser("manage.py", "otel"), ["otel"], [])
+    assert not refused
+    assert tried > 100
 
 
 @pytest.mark.parametrize("debug", [True, False])

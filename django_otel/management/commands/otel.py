@@ -518,6 +518,8 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:  # noqa: SLF001 (shared with the checks and the parser)
         if not isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 (shared with the checks and the parser)
             continue
+        # It looks at the options of its subcommands, too: theirs are no abbreviations of its own (--for, --format).
+        parser.allow_abbrev = False
         for subparser in set(action.choices.values()):
             group = subparser.add_argument_group(gettext("options of every command"))
             group.add_argument("-v", "--verbosity", type=int, choices=(0, 1, 2, 3), default=argparse.SUPPRESS)
