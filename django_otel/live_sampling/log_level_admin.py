@@ -21,11 +21,11 @@ from django.utils.translation import gettext, gettext_lazy
 
 from django_otel import conf
 from django_otel.base import log_levels
-from django_otel.base.text import visible
 from django_otel.config.schema import ConfigError
 from django_otel.live_sampling import policy_rows
 from django_otel.live_sampling import wording as text
 from django_otel.live_sampling.assets import Stylesheet
+from django_otel.live_sampling.isolation import bdi, ltr
 from django_otel.live_sampling.log_levels import level_alias
 from django_otel.log_level_model import describe_most, validate_logger
 from django_otel.models import LogLevel
@@ -93,6 +93,7 @@ class LogLevelForm(_ModelForm):
         if "logger" in self.fields:
             # Else the message about an empty field would be the only answer for the root logger.
             self.fields["logger"].required = True
+            self.fields["logger"].help_text = bdi(self.fields["logger"].help_text)
 
     def clean_logger(self) -> str:
         given = str(self.cleaned_data["logger"])
@@ -136,7 +137,7 @@ class LogLevelAdmin(_ModelAdmin):
 
     form = LogLevelForm
     fields = ("logger", "level", "lasts", "note")
-    list_display = ("shown_logger", "level", "shown_end", "shown_author", "shown_note")
+    list_display = ("shown_logger", "shown_level", "shown_end", "shown_author", "shown_note")
     list_per_page = 50
     list_display_links = ("shown_logger",)
 
@@ -151,11 +152,11 @@ class LogLevelAdmin(_ModelAdmin):
         if obj is not None and self.has_change_permission(request, obj):
             return ("shown_logger", "level", "lasts", "note")
         is_writing = obj is None and self.has_add_permission(request)
-        return self.fields if is_writing else ("shown_logger", "level", "shown_end", "shown_author", "shown_note")
+        return self.fields if is_writing else self.list_display
 
     def get_readonly_fields(self, request: HttpRequest, obj: LogLevel | None = None) -> tuple[str, ...]:
         # The row of another logger is another row, which is added.
-        return ("shown_logger", "shown_end", "shown_author", "shown_note")
+        return self.list_display
 
     def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         # The widgets of the form rather than the admin's.
@@ -163,24 +164,28 @@ class LogLevelAdmin(_ModelAdmin):
 
     @admin.display(description=gettext_lazy("logger"), ordering="logger")
     def shown_logger(self, obj: LogLevel) -> SafeString:
-        return format_html('<bdi dir="ltr">{}</bdi>', visible(obj.logger))
+        return ltr(obj.logger)
+
+    @admin.display(description=gettext_lazy("level"), ordering="level")
+    def shown_level(self, obj: LogLevel) -> SafeString:
+        return ltr(obj.level)
 
     @admin.display(description=gettext_lazy("until"), ordering="expires_at")
-    def shown_end(self, obj: LogLevel) -> str:
+    def shown_end(self, obj: LogLevel) -> SafeString:
         """Return when the level ends, or that it has."""
         if obj.expires_at is None:
-            return ""
+            return SafeString("")
         if obj.is_over:
-            return gettext("ended at %(time)s") % {"time": text.show(obj.expires_at)}
-        return text.until(policy_rows.epoch_s(obj.expires_at) or 0.0)
+            return bdi(gettext("ended at %(time)s") % {"time": text.show(obj.expires_at)})
+        return bdi(text.until(policy_rows.epoch_s(obj.expires_at) or 0.0))
 
     @admin.display(description=gettext_lazy("set by"), ordering="set_by")
     def shown_author(self, obj: LogLevel) -> SafeString:
-        return format_html("<bdi>{}</bdi>", visible(obj.set_by))
+        return bdi(obj.set_by)
 
     @admin.display(description=gettext_lazy("note"))
     def shown_note(self, obj: LogLevel) -> SafeString:
-        return format_html("<bdi>{}</bdi>", visible(obj.note))
+        return bdi(obj.note)
 
     def save_model(self, request: HttpRequest, obj: LogLevel, form: Any, change: bool) -> None:
         """Save it from now on, in place of the row that this logger has already."""
@@ -212,7 +217,7 @@ class LogLevelAdmin(_ModelAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> HttpResponse:
         if request.method == "GET":
             for problem in _problems():
-                self.message_user(request, problem, messages.WARNING)
+                self.message_user(request, bdi(problem), messages.WARNING)
         return super().changelist_view(request, {**(extra_context or {}), "title": gettext("Log levels")})
 
     @_needs_table

@@ -212,6 +212,8 @@ PAGES = {
     "log-levels": LOG_LEVELS,
     "log-level-add": f"{LOG_LEVELS}add/",
     "log-level-change": f"{LOG_LEVELS}1/change/",
+    "log-level-history": f"{LOG_LEVELS}1/history/",
+    "log-level-delete": f"{LOG_LEVELS}1/delete/",
     "failed": "/boom/",
 }
 PAGES_WITHOUT = {

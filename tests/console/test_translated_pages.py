@@ -43,7 +43,22 @@ TEXTS = """() => {
 #: Figures with a unit, and paths: laid out from right to left their parts change places.
 FIGURE_OR_PATH = r"\d\s*(?:µs|ms|s|min|h|d)(?!\w)|(?:^|\s)/[\w<]"
 #: Names and terms that stay as they are.
-LATIN_WORDS = {"OpenTelemetry", "N", "p50", "p95", "p99", "xx", "ms", "Server", "Client", "INFO", "SQL"}
+LATIN_WORDS = {
+    "OpenTelemetry",
+    "N",
+    "p50",
+    "p95",
+    "p99",
+    "xx",
+    "ms",
+    "Server",
+    "Client",
+    "INFO",
+    "SQL",
+    "OTLP",
+    "JSON",
+    "curl",
+}
 
 
 @pytest.fixture
