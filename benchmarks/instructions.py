@@ -40,11 +40,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import callgrind
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 #: A target may be exceeded by this share before `--check` fails.
 TOLERANCE = 0.15
@@ -353,11 +356,24 @@ def set_policy(case: Case) -> None:
         provider.sampler.ratio = case.ratio  # type: ignore[union-attr]
 
 
+def install_provider(provider: TracerProvider) -> None:
+    """Make a provider of the SDK the global one; its spans are batched and exported to nothing, after an hour."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    processor = BatchSpanProcessor(
+        NothingExporter(),  # type: ignore[arg-type]
+        max_queue_size=100_000,
+        max_export_batch_size=100_000,
+        schedule_delay_millis=3_600_000,
+    )
+    provider.add_span_processor(processor)
+    trace.set_tracer_provider(provider)
+
+
 def install_other_tool() -> None:
     """A tracer provider such as another tool installs, with the SDK's batch processor and sampler."""
-    from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
 
     class Switched(Sampler):
@@ -372,15 +388,7 @@ def install_other_tool() -> None:
         def get_description(self) -> str:
             return "Switched"
 
-    provider = TracerProvider(sampler=Switched(), shutdown_on_exit=False)
-    processor = BatchSpanProcessor(
-        NothingExporter(),  # type: ignore[arg-type]
-        max_queue_size=100_000,
-        max_export_batch_size=100_000,
-        schedule_delay_millis=3_600_000,
-    )
-    provider.add_span_processor(processor)
-    trace.set_tracer_provider(provider)
+    install_provider(TracerProvider(sampler=Switched(), shutdown_on_exit=False))
 
 
 def stop_the_stores_threads() -> None:

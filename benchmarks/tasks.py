@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import callgrind  # noqa: E402
-from benchmarks.instructions import NothingExporter, counted, settle  # noqa: E402
+from benchmarks.instructions import counted, install_provider, settle  # noqa: E402
 
 KINDS = ("bare", "django_otel", "official", "sentry")
 #: Share of the official instrumentor's cost.
@@ -53,20 +53,10 @@ def configure_django(*, is_instrumented: bool) -> None:
 
 def start_official() -> None:
     """The official instrumentor with the SDK's batch processor."""
-    from opentelemetry import trace
     from opentelemetry.instrumentation.celery import CeleryInstrumentor
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(shutdown_on_exit=False)
-    processor = BatchSpanProcessor(
-        NothingExporter(),  # type: ignore[arg-type]
-        max_queue_size=100_000,
-        max_export_batch_size=100_000,
-        schedule_delay_millis=3_600_000,
-    )
-    provider.add_span_processor(processor)
-    trace.set_tracer_provider(provider)
+    install_provider(TracerProvider(shutdown_on_exit=False))
     CeleryInstrumentor().instrument()
 
 
