@@ -42,7 +42,7 @@ class TooManyError(Exception):
 
 
 class LogLevel(models.Model):
-    """A level that one logger has until `expires_at` in every process, whatever the settings say."""
+    """A level that one logger has until `expires_at` in every process, above what the settings say."""
 
     logger = models.CharField(
         gettext_lazy("logger"),

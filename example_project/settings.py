@@ -61,7 +61,7 @@ OTEL = {
     # Style sheets are neither traced nor counted.
     "REQUEST": {
         "EXCLUDE": ["/static/*", "/favicon.ico"],
-        # Orders come from the web pages and from the API: their requests are told apart on every request metric.
+        # Orders come from the web pages and from the API: every request metric shows which.
         "METRIC_ATTRIBUTES": {"shop.channel": 3},
     },
     # An order's transactions have a span each, and what the database logs of a statement names the page.

@@ -28,7 +28,7 @@ def address_of(site: str, instance: models.Model) -> str:
 
 
 def add_button() -> None:
-    """Let every object page of every admin site have the button, whatever template the project has for it."""
+    """Let every object page of every admin site have the button, also where the project has its own template."""
     original = admin.ModelAdmin.render_change_form
     if getattr(original, "is_of_django_otel", False):
         return

@@ -35,7 +35,7 @@ class Step:
 
 
 def plain(spans: Sequence[SpanRecord]) -> list[SpanRecord]:
-    """The spans with every field that is read here, of its type, whatever another program has written."""
+    """The spans with every field that is read here, of its type, since other programs write spans too."""
     found: list[SpanRecord] = []
     for span in spans:
         start = whole_number(span.get("start"))

@@ -59,7 +59,7 @@ class ProcessState:
         return self.is_testing or self.is_skipped
 
     def narrow(self, families: list[Family]) -> list[Family]:
-        """Return families as a scrape shows them: with explicit buckets, whatever METRICS.HISTOGRAMS."""
+        """Return families as a scrape shows them: with explicit buckets, also of exponential histograms."""
         return narrow(families, self.store.explicit_bounds) if self.store.is_exponential else families
 
     def count_drop(self, count: int, reason: str, signal: str) -> None:

@@ -403,7 +403,7 @@ def _as_batch(statement: Statement, batch: Any) -> Statement:
 
 
 def _start_elsewhere(query: Query, outer: Context, *, makes_roots: bool) -> Span | None:
-    """Start the span of a query beneath a span that is not one of our requests', or as a root."""
+    """Start the span of a query below a span that is not one of our requests', or as a root."""
     if not makes_roots and not get_current_span(outer).is_recording():
         return None
     return runtime.tracer().start_span(query.statement.summary, outer, SpanKind.CLIENT, query.attributes)

@@ -102,7 +102,7 @@ def _watch_openfeature() -> None:
         return
 
     class EvaluationHook(Hook):  # type: ignore[misc, unused-ignore]
-        """Adds the event after each evaluation, whatever it came to."""
+        """Adds the event after each evaluation, failed ones included."""
 
         def finally_after(self, hook_context: object, details: object, hints: object = None) -> None:
             if _State.is_on and get_current_span().is_recording():

@@ -16,7 +16,7 @@ from django_otel.metrics.model import OWN_SCOPE, ExponentialValue, Family, Histo
 
 SCALE = 2
 _PER_DOUBLING: int = 2**SCALE
-#: Doublings below the smallest bound and above the largest that are told apart; values beyond are in the outermost.
+#: Doublings below the smallest bound and above the largest that have buckets; values beyond are in the outermost.
 _MARGIN = 6
 
 

@@ -27,7 +27,7 @@ from django_otel.tracestore.writer import TraceStore
 #: Longest body as it arrives, and unpacked, in bytes.
 MAX_BODY_BYTES = 4 << 20
 MAX_UNPACKED_BYTES = 16 << 20
-#: Requests at once; one more is told to come back.
+#: Requests at once; one more gets 503, to try again.
 MAX_REQUESTS = 16
 #: How long a client may take for its whole request, in seconds.
 _TIMEOUT_S = 10.0

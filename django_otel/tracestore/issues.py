@@ -51,7 +51,7 @@ class StoredErrors:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What a target is to be told: `reason` is "new" or "back"."""
+    """What a notice says: `reason` is "new" or "back"."""
 
     id: int
     issue: int

@@ -136,7 +136,7 @@ def forget_statements(connection: sqlite3.Connection) -> None:
 
 # --- What a span says. ---
 
-#: Longest statement that is told from others by its text.
+#: Longest statement that is distinguished from others by its text.
 MAX_STATEMENT = 4_000
 #: Most statements and objects of one trace that arrive together.
 MAX_PER_TRACE = 200

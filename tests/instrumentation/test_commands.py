@@ -1,4 +1,4 @@
-"""Management commands are measured, whatever way they end, and never with an argument."""
+"""Management commands are measured, in every way to end, and never with an argument."""
 
 from __future__ import annotations
 

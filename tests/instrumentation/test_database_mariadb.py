@@ -20,7 +20,7 @@ def mariadb_socket(tmp_path_factory):
     if shutil.which("mariadbd") is None:
         services.missing("MariaDB cannot be started. Run: apt install mariadb-server")
     folder = tmp_path_factory.mktemp("mariadb")
-    # As root the server has to be told that it is meant.
+    # The server runs as root only when it is named.
     user = ["--user=root"] if os.geteuid() == 0 else []
     common = [*user, f"--datadir={folder}/data"]
     subprocess.run(

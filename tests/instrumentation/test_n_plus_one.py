@@ -133,7 +133,7 @@ def test_equal_queries_become_one_event_with_the_last_count(client, otel_spans, 
     ],
 )
 def test_the_cure_is_that_of_the_field_behind_the_query(client, otel_spans, view, advice, model):
-    """Of whatever kind: worked out from Django's own objects on the stack."""
+    """For each kind: worked out from Django's own objects on the stack."""
     b"".join(client.get(f"/{view}/"))
     if advice is None:
         return

@@ -1,4 +1,4 @@
-"""WebSockets are counted exactly, whoever closes them, under real servers and when a server stops."""
+"""WebSockets are counted exactly, closed by either side, under real servers and when a server stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Django's tasks (`django.tasks`, and its backport `django_tasks`), whatever backend runs them.
+"""Django's tasks (`django.tasks`, and its backport `django_tasks`), on any backend.
 
 Sending is measured around `Task.enqueue`, running by the signals `task_started` and `task_finished`. The sender's trace
 reaches the worker of the database backend (`django-tasks-db`) with the row: beside the arguments, which stay as they

@@ -36,7 +36,7 @@ SENT_AT = "django_otel_sent_at"
 LINK_AFTER_S = 3600.0
 #: Stands for names that no code has registered, and for queues beyond the limit.
 OTHER = "_other"
-#: Distinct queues of a backend that are told apart in metrics; names of queues may be made up at run time.
+#: Distinct queues of a backend that have a label of their own in metrics; names of queues may be made up at run time.
 MAX_QUEUES = 100
 _MAX_NAME = 200
 _NOTHING = Context()

@@ -1,4 +1,4 @@
-"""Ends as it is told, after a command inside it."""
+"""Ends as its argument says, after a command inside it."""
 
 import sys
 
