@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.apps.registry import Apps
@@ -12,6 +13,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
 from django.utils.translation import gettext_lazy
 
+from django_otel.base.frozen import record
 from django_otel.console.access import may_view
 from django_otel.console.objects import add_button
 from django_otel.models import Dashboard, Trace
@@ -23,10 +25,24 @@ else:
     _ModelAdmin = admin.ModelAdmin
 
 
+@record
+class Page:
+    """One address below that of a model, and the view in a module of the console that answers it."""
+
+    route: str
+    view: str
+    name: str = "changelist"
+    module: str = "pages"
+
+
 class ConsoleAdmin(_ModelAdmin):
     """A page that is no list of rows: it can be looked at, nothing else."""
 
     page_title: Any = ""
+    pages: Sequence[Page] = ()
+
+    def get_urls(self) -> list[URLPattern]:
+        return [self._url(page) for page in self.pages]
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return may_view(request)
@@ -43,48 +59,49 @@ class ConsoleAdmin(_ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
         return False
 
-    def _page(self, route: str, view: str, name: str, module: str = "pages") -> URLPattern:
-        def page(request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
+    def _url(self, page: Page) -> URLPattern:
+        def show(request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
             # Late: most processes never show one of these pages, and the admin is loaded by all of them.
-            views = importlib.import_module(f"django_otel.console.{module}")
-            response: HttpResponse = getattr(views, view)(request, self, *args, **kwargs)
+            views = importlib.import_module(f"django_otel.console.{page.module}")
+            response: HttpResponse = getattr(views, page.view)(request, self, *args, **kwargs)
             return response
 
-        model = self.model._meta.model_name
-        return path(route, self.admin_site.admin_view(page), name=f"django_otel_{model}_{name}")
+        name = f"django_otel_{self.model._meta.model_name}_{page.name}"
+        return path(page.route, self.admin_site.admin_view(show), name=name)
+
+
+class _PageMeta:
+    """Options of a model that is a name for the admin alone. Outside Django's registry: no migration knows it."""
+
+    app_label = "django_otel"
+    apps = Apps()
+    managed = False
+    default_permissions = ()
 
 
 @admin.register(Trace)
 class TraceAdmin(ConsoleAdmin):
     page_title = gettext_lazy("Traces")
-
-    def get_urls(self) -> list[URLPattern]:
-        return [
-            self._page("", "traces", "changelist"),
-            self._page("import/", "import_trace", "import", module="trace_pages"),
-            self._page("object/<str:model>/<path:pk>/", "object_traces", "object", module="record_pages"),
-            self._page("<str:trace_id>/", "trace", "detail"),
-            self._page("<str:trace_id>/export/", "export", "export", module="trace_pages"),
-            self._page("<str:trace_id>/compare/", "compare_traces", "compare", module="trace_pages"),
-        ]
+    pages = (
+        Page("", "traces"),
+        Page("import/", "import_trace", "import", "trace_pages"),
+        Page("object/<str:model>/<path:pk>/", "object_traces", "object", "record_pages"),
+        Page("<str:trace_id>/", "trace", "detail"),
+        Page("<str:trace_id>/export/", "export", "export", "trace_pages"),
+        Page("<str:trace_id>/compare/", "compare_traces", "compare", "trace_pages"),
+    )
 
 
 @admin.register(Dashboard)
 class DashboardAdmin(ConsoleAdmin):
     page_title = gettext_lazy("Dashboard")
-
-    def get_urls(self) -> list[URLPattern]:
-        return [self._page("", "dashboard", "changelist")]
+    pages = (Page("", "dashboard"),)
 
 
 class Errors(models.Model):
-    """The pages of errors: a name for the admin alone. Outside Django's registry, so that no migration knows it."""
+    """The pages of errors."""
 
-    class Meta:
-        app_label = "django_otel"
-        apps = Apps()
-        managed = False
-        default_permissions = ()
+    class Meta(_PageMeta):
         verbose_name = gettext_lazy("error")
         verbose_name_plural = gettext_lazy("errors")
 
@@ -92,22 +109,16 @@ class Errors(models.Model):
 @admin.register(Errors)
 class ErrorsAdmin(ConsoleAdmin):
     page_title = gettext_lazy("Errors")
-
-    def get_urls(self) -> list[URLPattern]:
-        return [
-            self._page("", "errors", "changelist", module="errors"),
-            self._page("<str:issue_id>/", "error", "detail", module="errors"),
-        ]
+    pages = (
+        Page("", "errors", module="errors"),
+        Page("<str:issue_id>/", "error", "detail", "errors"),
+    )
 
 
 class Instruments(models.Model):
-    """The page of all instruments, likewise."""
+    """The page of all instruments."""
 
-    class Meta:
-        app_label = "django_otel"
-        apps = Apps()
-        managed = False
-        default_permissions = ()
+    class Meta(_PageMeta):
         verbose_name = gettext_lazy("instruments")
         verbose_name_plural = gettext_lazy("instruments")
 
@@ -115,19 +126,13 @@ class Instruments(models.Model):
 @admin.register(Instruments)
 class InstrumentsAdmin(ConsoleAdmin):
     page_title = gettext_lazy("Instruments")
-
-    def get_urls(self) -> list[URLPattern]:
-        return [self._page("", "instruments", "changelist", module="instrument_pages")]
+    pages = (Page("", "instruments", module="instrument_pages"),)
 
 
 class Queries(models.Model):
-    """The page of statements, likewise."""
+    """The page of statements."""
 
-    class Meta:
-        app_label = "django_otel"
-        apps = Apps()
-        managed = False
-        default_permissions = ()
+    class Meta(_PageMeta):
         verbose_name = gettext_lazy("queries")
         verbose_name_plural = gettext_lazy("queries")
 
@@ -135,19 +140,13 @@ class Queries(models.Model):
 @admin.register(Queries)
 class QueriesAdmin(ConsoleAdmin):
     page_title = gettext_lazy("Queries")
-
-    def get_urls(self) -> list[URLPattern]:
-        return [self._page("", "queries", "changelist", module="record_pages")]
+    pages = (Page("", "queries", module="record_pages"),)
 
 
 class Logs(models.Model):
-    """The page of log records, likewise."""
+    """The page of log records."""
 
-    class Meta:
-        app_label = "django_otel"
-        apps = Apps()
-        managed = False
-        default_permissions = ()
+    class Meta(_PageMeta):
         verbose_name = gettext_lazy("logs")
         verbose_name_plural = gettext_lazy("logs")
 
@@ -155,19 +154,13 @@ class Logs(models.Model):
 @admin.register(Logs)
 class LogsAdmin(ConsoleAdmin):
     page_title = gettext_lazy("Logs")
-
-    def get_urls(self) -> list[URLPattern]:
-        return [self._page("", "logs", "changelist", module="record_pages")]
+    pages = (Page("", "logs", module="record_pages"),)
 
 
 class Tasks(models.Model):
-    """The page of tasks, likewise."""
+    """The page of tasks."""
 
-    class Meta:
-        app_label = "django_otel"
-        apps = Apps()
-        managed = False
-        default_permissions = ()
+    class Meta(_PageMeta):
         verbose_name = gettext_lazy("tasks")
         verbose_name_plural = gettext_lazy("tasks")
 
@@ -175,9 +168,7 @@ class Tasks(models.Model):
 @admin.register(Tasks)
 class TasksAdmin(ConsoleAdmin):
     page_title = gettext_lazy("Tasks")
-
-    def get_urls(self) -> list[URLPattern]:
-        return [self._page("", "tasks", "changelist", module="task_pages")]
+    pages = (Page("", "tasks", module="task_pages"),)
 
 
 add_button()
