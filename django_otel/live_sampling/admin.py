@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.contrib import admin, messages
 from django.db import IntegrityError, transaction
@@ -18,13 +18,11 @@ from django_otel.live_sampling import admin_history, rule_matches
 from django_otel.live_sampling import wording as text
 from django_otel.live_sampling.admin_forms import POLICY_FIELDS, SamplingPolicyForm, SamplingRuleInline
 from django_otel.live_sampling.admin_history import alias
-from django_otel.live_sampling.admin_pages import STATUS_NAME, PolicyPages, needs_tables
+from django_otel.live_sampling.admin_pages import STATUS_NAME, PolicyPages
 from django_otel.live_sampling.assets import Script, Stylesheet
 from django_otel.live_sampling.large_forms import allow_many_fields
+from django_otel.live_sampling.row_pages import needs_tables
 from django_otel.models import SamplingPolicy
-
-if TYPE_CHECKING:
-    from django.db.models import QuerySet
 
 #: Addresses whose forms have all the rules.
 _LARGE_FORMS = frozenset(f"django_otel_samplingpolicy_{page}" for page in ("add", "change", "routes"))
@@ -53,10 +51,6 @@ class SamplingPolicyAdmin(PolicyPages):
             if pattern.name in _LARGE_FORMS:
                 pattern.callback = allow_many_fields(pattern.callback, self.admin_site.has_permission)
         return found
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[SamplingPolicy]:
-        """From the alias that is written to: a replica may not have what was saved a moment ago."""
-        return super().get_queryset(request).using(alias())
 
     def get_readonly_fields(self, request: HttpRequest, obj: object = None) -> tuple[str, ...]:
         return ("shown_note",)
@@ -125,18 +119,6 @@ class SamplingPolicyAdmin(PolicyPages):
                     raise
                 self._say_somebody_was_first(request)
                 return HttpResponseRedirect(self._row_url())
-
-    @needs_tables
-    def delete_view(
-        self, request: HttpRequest, object_id: str, extra_context: dict[str, object] | None = None
-    ) -> HttpResponse:
-        return super().delete_view(request, object_id, extra_context)
-
-    @needs_tables
-    def history_view(
-        self, request: HttpRequest, object_id: str, extra_context: dict[str, object] | None = None
-    ) -> HttpResponse:
-        return super().history_view(request, object_id, extra_context)
 
     def get_formset_kwargs(
         self, request: HttpRequest, obj: SamplingPolicy, inline: Any, prefix: str

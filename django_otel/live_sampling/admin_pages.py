@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-from django.contrib import admin
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
-from django.core.exceptions import ImproperlyConfigured, PermissionDenied
-from django.db import Error as DatabaseFault
-from django.db import connections, transaction
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.template.loader import render_to_string
-from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext
 
 from django_otel import models, runtime
 from django_otel.base import guard
-from django_otel.live_sampling import admin_history, follower, force, overview, policy_rows, rule_matches
+from django_otel.live_sampling import admin_history, follower, force, overview, rule_matches
 from django_otel.live_sampling import wording as text
 from django_otel.live_sampling.admin_forms import SamplingRuleInline, may_see
 from django_otel.live_sampling.admin_history import alias
+from django_otel.live_sampling.row_pages import RowPages, needs_tables
 from django_otel.models import SamplingPolicy, SamplingRule
-
-if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin[SamplingPolicy]
-else:
-    # Generic only for the type checker.
-    _ModelAdmin = admin.ModelAdmin
 
 #: Life of a link that traces one visit, in seconds.
 _FORCE_TTL_S = 3600
@@ -42,36 +30,13 @@ STATUS_NAME = "django_otel_samplingpolicy_status"
 _POLL_S, _POLL_WHILE_CHANGING_S = 4.0, 0.7
 
 
-def needs_tables(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Say what to do, rather than fail, where the tables are missing or their database does not answer."""
-
-    @functools.wraps(view)
-    def guarded(self: PolicyPages, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
-        try:
-            # Under ATOMIC_REQUESTS PostgreSQL would answer nothing more, not even which tables there are.
-            is_atomic = connections[alias()].in_atomic_block
-            with transaction.atomic(using=alias()) if is_atomic else contextlib.nullcontext():
-                return view(self, request, *args, **kwargs)
-        except (DatabaseFault, ImproperlyConfigured, OSError):
-            are_there = policy_rows.tables_exist(alias())
-            if are_there:
-                # Something else, which is not to be hidden.
-                raise
-            return self.unavailable(request, is_answering=are_there is not None)
-
-    return guarded
-
-
-class PolicyPages(_ModelAdmin):
+class PolicyPages(RowPages):
     """What the pages of the policy show and answer beside its form."""
 
     # --- No tables. ---
 
     def unavailable(self, request: HttpRequest, *, is_answering: bool) -> HttpResponse:
         """The page instead of any other while the rows cannot be reached, with status 503; JSON for the script."""
-        if not (self.has_view_or_change_permission(request) or self.has_add_permission(request)):
-            raise PermissionDenied
-        database = alias()
         if is_answering:
             title = gettext("The tables of the sampling policy are missing")
             problem = gettext(
@@ -80,7 +45,7 @@ class PolicyPages(_ModelAdmin):
         else:
             title = gettext("The database does not answer")
             problem = gettext('Database "%(database)s", which has the sampling policy, does not answer.')
-        problem %= {"database": database}
+        problem %= {"database": alias()}
         if request.resolver_match is not None and request.resolver_match.url_name == STATUS_NAME:
             _leave_out(request)
             return JsonResponse({"problem": problem}, status=503)
@@ -88,17 +53,14 @@ class PolicyPages(_ModelAdmin):
         reason = text.source(status["base_source"]) if status["source"] != "admin" else ""
         # Beside the problem its fault would be said twice.
         otel = overview.describe({**status, "error": ""}, None, effective, reason=reason)
-        request.current_app = self.admin_site.name
-        context = {
-            **self.admin_site.each_context(request),
-            "title": title,
-            "opts": self.opts,
-            "problem": problem,
-            "command": policy_rows.migrate_command(database) if is_answering else "",
-            "is_lost": request.method == "POST",
-            "otel": otel,
-        }
-        return TemplateResponse(request, "admin/django_otel/samplingpolicy/unavailable.html", context, status=503)
+        return self.show_unavailable(
+            request,
+            title,
+            problem,
+            is_answering=is_answering,
+            template="samplingpolicy/unavailable.html",
+            otel=otel,
+        )
 
     # --- What the page's script asks, again and again. ---
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.core.exceptions import ImproperlyConfigured, ValidationError
-from django.db import Error as DatabaseFault
+from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
@@ -27,17 +24,14 @@ from django_otel.live_sampling import wording as text
 from django_otel.live_sampling.assets import Stylesheet
 from django_otel.live_sampling.isolation import bdi, ltr
 from django_otel.live_sampling.log_levels import level_alias
+from django_otel.live_sampling.row_pages import RowPages, needs_tables
 from django_otel.log_level_model import describe_most, validate_logger
 from django_otel.models import LogLevel
 
 if TYPE_CHECKING:
-    from django.db.models import QuerySet
-
-    _ModelAdmin = admin.ModelAdmin[LogLevel]
     _ModelForm = forms.ModelForm[LogLevel]
 else:
     # Generic only for the type checker.
-    _ModelAdmin = admin.ModelAdmin
     _ModelForm = forms.ModelForm
 
 #: Most names of loggers that the form offers.
@@ -113,28 +107,11 @@ class LogLevelForm(_ModelForm):
         """Setting the level of a logger that has one already replaces it (`LogLevelAdmin.save_model`)."""
 
 
-def _needs_table(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Say what to do, rather than fail, where the table is missing or its database does not answer."""
-
-    @functools.wraps(view)
-    def guarded(self: LogLevelAdmin, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
-        try:
-            response = view(self, request, *args, **kwargs)
-            # Within the guard: the list is read when it is shown.
-            return response.render() if isinstance(response, TemplateResponse) else response
-        except (DatabaseFault, ImproperlyConfigured, OSError):
-            is_there = policy_rows.tables_exist(level_alias(), (LogLevel,))
-            if is_there:
-                raise
-            return self.unavailable(request, is_answering=is_there is not None)
-
-    return guarded
-
-
 @admin.register(LogLevel)
-class LogLevelAdmin(_ModelAdmin):
+class LogLevelAdmin(RowPages):
     """Setting a level takes effect within a second in all processes of this host; deleting it ends it."""
 
+    tables = (LogLevel,)
     form = LogLevelForm
     fields = ("logger", "level", "lasts", "note")
     list_display = ("shown_logger", "shown_level", "shown_end", "shown_author", "shown_note")
@@ -143,10 +120,6 @@ class LogLevelAdmin(_ModelAdmin):
 
     class Media:
         css = {"all": (Stylesheet("django_otel/admin.css"),)}
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[LogLevel]:
-        """From the alias that is written to: a replica may not have what was saved a moment ago."""
-        return super().get_queryset(request).using(level_alias())
 
     def get_fields(self, request: HttpRequest, obj: LogLevel | None = None) -> tuple[str, ...]:
         if obj is not None and self.has_change_permission(request, obj):
@@ -213,47 +186,27 @@ class LogLevelAdmin(_ModelAdmin):
 
     # --- The pages. ---
 
-    @_needs_table
+    @needs_tables
+    def changeform_view(self, *args: Any, **kwargs: Any) -> HttpResponse:
+        return super().changeform_view(*args, **kwargs)
+
+    @needs_tables
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> HttpResponse:
         if request.method == "GET":
             for problem in _problems():
                 self.message_user(request, bdi(problem), messages.WARNING)
-        return super().changelist_view(request, {**(extra_context or {}), "title": gettext("Log levels")})
-
-    @_needs_table
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, object] | None = None,
-    ) -> HttpResponse:
-        return super().changeform_view(request, object_id, form_url, extra_context)
-
-    @_needs_table
-    def delete_view(
-        self, request: HttpRequest, object_id: str, extra_context: dict[str, object] | None = None
-    ) -> HttpResponse:
-        return super().delete_view(request, object_id, extra_context)
+        response = super().changelist_view(request, {**(extra_context or {}), "title": gettext("Log levels")})
+        # Within the guard: the list is read when it is shown.
+        return response.render() if isinstance(response, TemplateResponse) else response
 
     def unavailable(self, request: HttpRequest, *, is_answering: bool) -> HttpResponse:
-        """Return the page instead of any other while the rows cannot be reached, with status 503."""
-        database = level_alias()
         message = (
             gettext('Database "%(database)s" has no table of the log levels.')
             if is_answering
             else gettext('Database "%(database)s", which has the log levels, does not answer.')
         )
-        request.current_app = self.admin_site.name
-        context = {
-            **self.admin_site.each_context(request),
-            "title": gettext("Log levels"),
-            "opts": self.opts,
-            "problem": message % {"database": database},
-            "command": policy_rows.migrate_command(database) if is_answering else "",
-            "is_lost": request.method == "POST",
-        }
-        return TemplateResponse(request, "admin/django_otel/loglevel/unavailable.html", context, status=503).render()
+        problem = message % {"database": self.database()}
+        return self.show_unavailable(request, gettext("Log levels"), problem, is_answering=is_answering)
 
 
 def _problems() -> list[str]:

@@ -217,6 +217,7 @@ def permit(user, *names):
 
 
 ADD, LIST = reverse("admin:django_otel_loglevel_add"), reverse("admin:django_otel_loglevel_changelist")
+PAGES_OF_ONE = ("change", "delete", "history")
 
 
 def test_only_its_own_permissions_open_the_page(client, staff):
@@ -293,7 +294,7 @@ def test_hostile_texts_are_escaped(admin_client):
     page = admin_client.get(LIST).content.decode()
     assert "<script>alert" not in page and "<b>" not in page.replace("<bdi>", "") and "\u202e" not in page
     row = LogLevel.objects.create(logger="a\u202eb", level="DEBUG", expires_at=timezone.now())
-    for name in ("change", "delete", "history"):
+    for name in PAGES_OF_ONE:
         page = admin_client.get(reverse(f"admin:django_otel_loglevel_{name}", args=[row.pk])).content.decode()
         assert "\u202e" not in page, name
     assert "\u202e" not in admin_client.get(LIST).content.decode()
@@ -305,15 +306,33 @@ def test_the_page_says_why_nothing_would_happen(admin_client):
         assert run(NAME, "DEBUG") == (1, "SAMPLING.LIVE is False, so no process applies a log level.")
 
 
-def test_the_page_without_its_table(admin_client):
+@pytest.fixture(params=[False, True], ids=["", "atomic"])
+def no_table(request):
+    """The table is missing, with and without a transaction for each request."""
     with connection.schema_editor() as editor:
         editor.delete_model(LogLevel)
-    try:
-        response = admin_client.get(LIST)
-        assert response.status_code == 503 and "manage.py migrate django_otel" in response.content.decode()
-    finally:
-        with connection.schema_editor() as editor:
-            editor.create_model(LogLevel)
+    connection.settings_dict["ATOMIC_REQUESTS"] = request.param
+    yield
+    connection.settings_dict["ATOMIC_REQUESTS"] = False
+    with connection.schema_editor() as editor:
+        editor.create_model(LogLevel)
+
+
+def test_every_page_that_needs_the_table_says_what_makes_it(admin_client, no_table):
+    for address in (LIST, *(reverse(f"admin:django_otel_loglevel_{name}", args=[1]) for name in PAGES_OF_ONE)):
+        response = admin_client.get(address)
+        assert response.status_code == 503, address
+        assert "manage.py migrate django_otel" in response.content.decode(), address
+    response = admin_client.post(ADD, {"logger": NAME, "level": "DEBUG", "lasts": "15m", "note": ""})
+    assert response.status_code == 503 and "Nothing was saved." in response.content.decode()
+
+
+def test_staff_who_may_not_see_log_levels_learn_nothing_of_their_table(client, no_table):
+    client.force_login(User.objects.create_user("clerk", is_staff=True))
+    for address in (LIST, ADD, *(reverse(f"admin:django_otel_loglevel_{name}", args=[1]) for name in PAGES_OF_ONE)):
+        response = client.get(address)
+        assert response.status_code == 403, address
+        assert "migrate" not in response.content.decode()
 
 
 # --- The command. ---
