@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
 from django.utils.translation import gettext, gettext_lazy, ngettext_lazy
 
 from django_otel import runtime
 from django_otel.console import svg, text
 from django_otel.console.filters import parse_time, whole
-from django_otel.console.page import SOME_ID, console_page, read_store, store_errors
+from django_otel.console.page import (
+    PAGE_SIZE,
+    console_page,
+    issue_addresses,
+    page_links,
+    read_store,
+    sorted_columns,
+    store_errors,
+    trace_addresses,
+)
 from django_otel.tracestore.errors import STEP_S
 from django_otel.tracestore.file import transaction
 from django_otel.tracestore.issue_reader import (
@@ -35,7 +43,6 @@ from django_otel.tracestore.processor import StoreProcessor
 if TYPE_CHECKING:
     from django_otel.console.entries import ConsoleAdmin
 
-PAGE_SIZE = 50
 #: The chart's span, in seconds.
 CHART_S = 86_400
 _STATE_NAMES = {
@@ -72,72 +79,55 @@ def errors(
 
     def use(reader: Any) -> tuple[IssuePage, IssuePage]:
         every = list_issues(reader.connection, wanted, limit=0)
-        chosen = IssueFilter(**{**_fields(wanted), "state": "" if state == ALL else state})
+        chosen = replace(wanted, state="" if state == ALL else state)
         limit = 0 if problems else PAGE_SIZE
         return every, list_issues(reader.connection, chosen, offset=(number - 1) * PAGE_SIZE, limit=limit)
 
     every, page = read_store(console, use)
     kept = {name: value for name, value in values.items() if value}
-    pages = max(1, math.ceil(page.total / PAGE_SIZE))
 
-    def address(**changed: object) -> str:
-        return "?" + urlencode({**kept, **changed})
+    def address(state: str) -> str:
+        return "?" + urlencode({**kept, "state": state})
 
-    names = {OPEN: every.counts[OPEN], "resolved": every.counts["resolved"], "ignored": every.counts["ignored"]}
+    issue_address = issue_addresses(admin.admin_site.name)
     context |= {
         "title": gettext("Errors"),
-        "rows": [_row(row, page.steps.get(row.id, {}), now_s, admin.admin_site.name) for row in page.rows],
+        "rows": [_row(row, page.steps.get(row.id, {}), now_s, issue_address(row.id)) for row in page.rows],
         "states": [
             *(
-                {"name": _STATE_NAMES[name], "count": text.count(count), "address": address(state=name),
+                {"name": words, "count": text.count(every.counts[name]), "address": address(name),
                  "is_current": name == state}
-                for name, count in names.items()
+                for name, words in _STATE_NAMES.items()
             ),
-            {"name": gettext("all"), "count": text.count(every.total), "address": address(state=ALL),
+            {"name": gettext("all"), "count": text.count(every.total), "address": address(ALL),
              "is_current": state == ALL},
         ],
-        "columns": _columns(sort, address),
+        "columns": _columns(sort, kept),
         "values": values,
         "time_example": "24h",
         "problems": problems,
         "state": state,
         "is_filtered": any(values[name] for name in _FILTERS if name not in ("sort", "state")),
         "stored": page.stored,
-        "number": number,
-        "pages": pages,
-        "newer": address(page=number - 1) if number > 1 else "",
-        "older": address(page=number + 1) if number < pages else "",
+        **page_links(page.total, number, kept),
         "problem": console.problem,
     }  # fmt: skip
     return TemplateResponse(request, "django_otel/console/errors.html", context)
 
 
-def _columns(sort: str, address: Callable[..., str]) -> list[dict[str, str]]:
+def _columns(sort: str, values: Mapping[str, object]) -> list[dict[str, str]]:
     """The heads of the columns that the list is sorted by."""
     names = (
         ("type", gettext("Error")), ("count", gettext("Times")), ("first", gettext("First seen")),
         ("last", gettext("Last seen")), ("release", gettext("Release")),
     )  # fmt: skip
-    return [
-        {
-            "name": name,
-            "key": key,
-            "address": address(sort=f"-{key}" if sort != f"-{key}" else key),
-            "order": "descending" if sort == f"-{key}" else "ascending" if sort == key else "",
-        }
-        for key, name in names
-    ]
+    return sorted_columns(names, sort, values)
 
 
-def _fields(wanted: IssueFilter) -> dict[str, Any]:
-    return {name: getattr(wanted, name) for name in IssueFilter.__slots__}
-
-
-def _row(row: IssueRow, steps: Mapping[int, int], now_s: float, site: str) -> dict[str, object]:
-    before, after = reverse(f"{site}:django_otel_errors_detail", args=[SOME_ID]).split(str(SOME_ID))
+def _row(row: IssueRow, steps: Mapping[int, int], now_s: float, address: str) -> dict[str, object]:
     return {
         "row": row,
-        "address": f"{before}{row.id}{after}",
+        "address": address,
         "count": text.count(row.count),
         "times": text.plural(row.count, _TIMES),
         "first": text.time_tag(int(row.first_s * 1e9)),
@@ -180,7 +170,7 @@ def error(
             change_state(connection, number, state, user, time.time())
         return HttpResponseRedirect(request.path)
     row, now_s = found.row, time.time()
-    site = admin.admin_site.name
+    address = trace_addresses(admin.admin_site.name)
     context |= {
         "title": row.type,
         "row": row,
@@ -205,11 +195,8 @@ def error(
             for release in found.releases
         ],
         "traces": [
-            {
-                "seen": seen, "at": text.time_tag(int(seen.at_s * 1e9)),
-                "address": f"{reverse(f'{site}:django_otel_trace_detail', args=[seen.trace_id])}?span={seen.span_id}"
-                if seen.is_stored else "",
-            }
+            {"seen": seen, "at": text.time_tag(int(seen.at_s * 1e9)),
+             "address": f"{page}?span={seen.span_id}" if seen.is_stored and (page := address(seen.trace_id)) else ""}
             for seen in found.traces
         ],
         "chain": _chain(found),

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlencode
 
 from django.apps import apps
 from django.core.exceptions import PermissionDenied
@@ -41,8 +44,11 @@ TABS = (
     ("instruments", gettext_lazy("Instruments")),
     ("tasks", gettext_lazy("Tasks")),
 )
-#: Stands for a number in an address.
-SOME_ID = 1234567890123456
+#: Rows of a page of a list.
+PAGE_SIZE = 50
+TRACE_ID = re.compile(r"[0-9a-f]{32}")
+#: Stand for an id in an address.
+_SOME_TRACE, _SOME_NUMBER = "0123456789abcdef" * 2, "1234567890123456"
 
 View = Callable[..., HttpResponse]
 
@@ -128,3 +134,55 @@ def store_errors() -> Iterator[None]:
         guard.report("using the trace store", error)
         message = gettext("The trace store cannot be used now (%(reason)s); try again.")
         raise StoreFailed(message % {"reason": type(error).__name__}) from error
+
+
+# --- Lists. ---
+
+
+def trace_addresses(site: str) -> Callable[[str], str]:
+    """Return a function that gives the address of a trace; "" for what is no id of one, or without that page."""
+    address = _addresses_like(f"{site}:django_otel_trace_detail", _SOME_TRACE)
+    return lambda trace_id: address(trace_id) if TRACE_ID.fullmatch(trace_id) else ""
+
+
+def issue_addresses(site: str) -> Callable[[int], str]:
+    """Return a function that gives the address of an issue, by its number."""
+    return _addresses_like(f"{site}:django_otel_errors_detail", _SOME_NUMBER)
+
+
+def _addresses_like(name: str, some_id: str) -> Callable[[object], str]:
+    # Resolved once: an address for each of fifty rows takes as long as reading them.
+    try:
+        before, after = reverse(name, args=[some_id]).split(some_id)
+    except NoReverseMatch:
+        # A project's own admin site with only some of the pages.
+        return lambda given: ""
+    return lambda given: f"{before}{given}{after}"
+
+
+def page_links(total: int, number: int, values: Mapping[str, object]) -> dict[str, object]:
+    """Return what the links between the pages of a list need; `values` are those of the address."""
+    pages = max(1, math.ceil(total / PAGE_SIZE))
+
+    def address(to: int) -> str:
+        return "?" + urlencode({**values, "page": to})
+
+    return {
+        "number": number,
+        "pages": pages,
+        "newer": address(number - 1) if number > 1 else "",
+        "older": address(number + 1) if number < pages else "",
+    }
+
+
+def sorted_columns(names: Sequence[tuple[str, str]], sort: str, values: Mapping[str, object]) -> list[dict[str, str]]:
+    """Return the heads of a list's columns (key and words), each with the address that sorts by it."""
+    return [
+        {
+            "name": name,
+            "key": key,
+            "address": "?" + urlencode({**values, "sort": key if sort == f"-{key}" else f"-{key}"}),
+            "order": "descending" if sort == f"-{key}" else "ascending" if sort == key else "",
+        }
+        for key, name in names
+    ]

@@ -7,7 +7,6 @@ asked for alone (`?part=`), which is how the pages refresh themselves.
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,22 @@ from urllib.parse import urlencode
 
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
 from django.utils.translation import gettext, ngettext_lazy, pgettext
 
 from django_otel import runtime
 from django_otel.console import dashboard as dashboard_parts
 from django_otel.console import layers, span_details, stored_spans, text, trace_view, waterfall
 from django_otel.console.filters import parse_time, whole
-from django_otel.console.page import console_page, read_store, store_errors
+from django_otel.console.page import (
+    PAGE_SIZE,
+    TRACE_ID,
+    console_page,
+    page_links,
+    read_store,
+    sorted_columns,
+    store_errors,
+    trace_addresses,
+)
 from django_otel.tracestore.issue_reader import find_issue_of_span
 from django_otel.tracestore.processor import StoreProcessor
 from django_otel.tracestore.reader import (
@@ -42,10 +49,6 @@ from django_otel.tracestore.search import BadQuery, Condition, parse_query
 if TYPE_CHECKING:
     from django_otel.console.entries import ConsoleAdmin
 
-PAGE_SIZE = 50
-_TRACE_ID = re.compile(r"[0-9a-f]{32}")
-#: Stands for a trace in an address.
-_SOME_ID = "0123456789abcdef" * 2
 _SPAN_ID = re.compile(r"[0-9a-f]{16}")
 _STATUS = re.compile(r"[1-5]xx|[1-5][0-9][0-9]")
 _FILTER_NAMES = (
@@ -154,11 +157,6 @@ def traces(
         return page, NO_CHOICES if is_part else reader.choices()
 
     page, choices = read_store(console, use)
-    pages = max(1, math.ceil(page.total / PAGE_SIZE))
-
-    def address(to: int) -> str:
-        return "?" + urlencode({**values, "page": to})
-
     context |= {
         "title": gettext("Traces"),
         "rows": trace_rows(page.rows, admin.admin_site.name),
@@ -182,10 +180,7 @@ def traces(
         "services": _with_chosen(values.get("service", ""), choices.services),
         "stored_count": page.stored,
         "durations": [(f"{ms:g}", text.duration(ms * 1e6)) for ms in DURATIONS_MS],
-        "number": number,
-        "pages": pages,
-        "newer": address(number - 1) if number > 1 else "",
-        "older": address(number + 1) if number < pages else "",
+        **page_links(page.total, number, values),
         "part_address": "?" + urlencode({**values, "page": number, "part": "results"}),
         "hints": [] if page.stored else _why_empty(console),
         "problem": console.problem,
@@ -199,19 +194,11 @@ def traces(
 
 
 def _columns(sort: str, values: Mapping[str, str]) -> list[dict[str, str]]:
-    """The heads of the list's columns, each with the address that sorts by it."""
     names = (
         ("time", gettext("Time")), ("name", gettext("Request")), ("status", gettext("Status")),
         ("duration", pgettext("telemetry", "Duration")), ("spans", gettext("Spans")), ("service", gettext("Service")),
     )  # fmt: skip
-    return [
-        {
-            "name": name,
-            "address": "?" + urlencode({**values, "sort": key if sort == f"-{key}" else f"-{key}"}),
-            "order": "descending" if sort == f"-{key}" else "ascending" if sort == key else "",
-        }
-        for key, name in names
-    ]
+    return sorted_columns(names, sort, values)
 
 
 def _with_chosen(chosen: str, choices: Sequence[str]) -> list[str]:
@@ -236,12 +223,11 @@ def _why_empty(console: StoreProcessor) -> list[str]:
 def trace_rows(rows: Sequence[TraceRow], site: str) -> list[dict[str, object]]:
     """Return the row of each trace."""
     longest = max((row.duration_ns for row in rows), default=1) or 1
-    # Resolved once: an address for each of fifty rows takes as long as reading them.
-    before, after = reverse(f"{site}:django_otel_trace_detail", args=[_SOME_ID]).split(_SOME_ID)
+    address = trace_addresses(site)
     return [
         {
             "row": row,
-            "address": f"{before}{row.trace_id}{after}",
+            "address": address(row.trace_id),
             "title": title_of(row),
             "at": text.time_tag(row.start_ns),
             "duration": text.duration(row.duration_ns),
@@ -281,11 +267,11 @@ def trace(
 ) -> HttpResponse:
     """The waterfall of a trace, one of its spans opened when `?span=` names it."""
     trace_id = trace_id.lower()
-    found = read_store(console, lambda reader: reader.trace(trace_id)) if _TRACE_ID.fullmatch(trace_id) else None
+    found = read_store(console, lambda reader: reader.trace(trace_id)) if TRACE_ID.fullmatch(trace_id) else None
     if found is None or not (found.spans or found.logs):
         context |= {"title": gettext("Trace not found"), "trace_id": trace_id[:64]}
         elsewhere = span_details.trace_address(runtime.current().config.trace_url, trace_id)
-        context["elsewhere"] = elsewhere if _TRACE_ID.fullmatch(trace_id) else None
+        context["elsewhere"] = elsewhere if TRACE_ID.fullmatch(trace_id) else None
         return TemplateResponse(request, "django_otel/console/missing.html", context, status=404)
     if request.method == "POST":
         if _pin(request, console, trace_id):
@@ -373,14 +359,11 @@ def _group_of(shown: waterfall.Waterfall, span_id: str) -> str:
 def _stored_links(console: StoreProcessor, opened: span_details.Details, site: str) -> list[dict[str, object]]:
     """The links of a span, each with an address where its trace is stored here."""
 
+    address = trace_addresses(site)
+
     def use(reader: StoreReader) -> list[dict[str, object]]:
         return [
-            {
-                "link": link,
-                "address": reverse(f"{site}:django_otel_trace_detail", args=[link.trace_id])
-                if _TRACE_ID.fullmatch(link.trace_id) and reader.has_trace(link.trace_id)
-                else "",
-            }
+            {"link": link, "address": address(link.trace_id) if reader.has_trace(link.trace_id) else ""}
             for link in opened.links
         ]
 

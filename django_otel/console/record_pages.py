@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.urls import reverse
 from django.utils.translation import gettext, gettext_lazy, ngettext_lazy
 
 from django_otel.base.text import visible
 from django_otel.console import text
 from django_otel.console.answers import SEVERITIES
 from django_otel.console.filters import parse_time, whole
-from django_otel.console.page import console_page, read_store
-from django_otel.console.pages import PAGE_SIZE, trace_rows
+from django_otel.console.page import PAGE_SIZE, TRACE_ID, console_page, page_links, read_store, trace_addresses
+from django_otel.console.pages import trace_rows
 from django_otel.tracestore import record_reader
 from django_otel.tracestore.processor import StoreProcessor
 from django_otel.tracestore.reader import StoreReader, TraceFilter, TraceRow
@@ -35,7 +32,6 @@ from django_otel.tracestore.record_reader import (
 if TYPE_CHECKING:
     from django_otel.console.entries import ConsoleAdmin
 
-_SOME_ID = "0123456789abcdef" * 2
 _TIMES = ngettext_lazy("%(count)s time", "%(count)s times", "n")
 _TRACES = ngettext_lazy("%(count)s trace", "%(count)s traces", "n")
 _IN_ONE = ngettext_lazy("%(count)s time in one request", "%(count)s times in one request", "n")
@@ -61,27 +57,6 @@ def _given(request: HttpRequest, names: tuple[str, ...]) -> dict[str, str]:
     """The values of the form that are there."""
     found = {name: str(request.GET.get(name, "")).strip()[:200] for name in names}
     return {name: value for name, value in found.items() if value}
-
-
-def _pages(total: int, number: int, values: Mapping[str, str]) -> dict[str, object]:
-    """What the links between pages need."""
-    pages = max(1, math.ceil(total / PAGE_SIZE))
-
-    def address(to: int) -> str:
-        return "?" + urlencode({**values, "page": to})
-
-    return {
-        "number": number,
-        "pages": pages,
-        "newer": address(number - 1) if number > 1 else "",
-        "older": address(number + 1) if number < pages else "",
-    }
-
-
-def _trace_address(site: str, trace_id: str) -> str:
-    if not re.fullmatch(r"[0-9a-f]{32}", trace_id):
-        return ""
-    return reverse(f"{site}:django_otel_trace_detail", args=[_SOME_ID]).replace(_SOME_ID, trace_id)
 
 
 # --- Statements. ---
@@ -112,10 +87,11 @@ def queries(
         )
 
     page = read_store(console, use)
+    address = trace_addresses(admin.admin_site.name)
     without_sort = {name: value for name, value in values.items() if name != "sort"}
     context |= {
         "title": gettext("Queries"),
-        "rows": [_statement(row, admin.admin_site.name) for row in page.rows],
+        "rows": [_statement(row, address) for row in page.rows],
         "total": page.total,
         "values": values,
         "problems": problems,
@@ -125,12 +101,12 @@ def queries(
              "is_current": name == order}
             for name, words in _ORDERS.items()
         ],
-        **_pages(page.total, number, values),
+        **page_links(page.total, number, values),
     }  # fmt: skip
     return TemplateResponse(request, "django_otel/console/queries.html", context)
 
 
-def _statement(row: StatementRow, site: str) -> dict[str, object]:
+def _statement(row: StatementRow, address: Callable[[str], str]) -> dict[str, object]:
     most = max(row.most, row.repeated)
     is_repeated = row.repeated > 0 or most >= record_reader.MANY_EQUAL
     return {
@@ -146,7 +122,7 @@ def _statement(row: StatementRow, site: str) -> dict[str, object]:
         "line": text.short_path(row.line) if row.line else "",
         "advice": row.advice,
         "route": row.route,
-        "address": _trace_address(site, row.trace_id),
+        "address": address(row.trace_id),
     }
 
 
@@ -171,11 +147,12 @@ def logs(
         return page, [] if is_part else record_reader.list_loggers(reader.connection)
 
     page, loggers = read_store(console, use)
+    address = trace_addresses(admin.admin_site.name)
     is_followed = "follow" in values and number == 1 and not problems
     without_follow = {name: value for name, value in values.items() if name != "follow"}
     context |= {
         "title": gettext("Logs"),
-        "rows": [_log(row, admin.admin_site.name) for row in page.rows],
+        "rows": [_log(row, address) for row in page.rows],
         "total": page.total,
         "stored": page.stored,
         "values": values,
@@ -190,7 +167,7 @@ def logs(
         "stay_address": "?" + urlencode(without_follow),
         "part_address": "?" + urlencode({**values, "page": number, "part": "results"}),
         "problem": console.problem,
-        **_pages(page.total, number, without_follow),
+        **page_links(page.total, number, without_follow),
     }
     template = "logs_results" if is_part else "logs"
     return TemplateResponse(request, f"django_otel/console/{template}.html", context)
@@ -201,7 +178,7 @@ def _log_filter(values: Mapping[str, str], problems: dict[str, str]) -> LogFilte
     if level and level not in SEVERITIES:
         problems["level"] = gettext("Expected a level such as WARNING.")
     trace_id = values.get("trace", "").lower()
-    if trace_id and not re.fullmatch(r"[0-9a-f]{32}", trace_id):
+    if trace_id and not TRACE_ID.fullmatch(trace_id):
         problems["trace"] = gettext("Expected a trace id: 32 digits 0 to 9 and letters a to f.")
     return LogFilter(
         text=values.get("q", ""),
@@ -213,7 +190,7 @@ def _log_filter(values: Mapping[str, str], problems: dict[str, str]) -> LogFilte
     )
 
 
-def _log(row: LogRow, site: str) -> dict[str, object]:
+def _log(row: LogRow, address: Callable[[str], str]) -> dict[str, object]:
     return {
         "at": text.time_tag(row.time_ns),
         "level": row.level,
@@ -222,7 +199,7 @@ def _log(row: LogRow, site: str) -> dict[str, object]:
         "service": row.service,
         "body": row.body,
         "details": [(key, text.value(value)) for key, value in sorted(row.details.items())][:40],
-        "address": _trace_address(site, row.trace_id),
+        "address": address(row.trace_id),
     }
 
 
@@ -247,6 +224,6 @@ def object_traces(
     context |= {
         "title": gettext("Traces of %(object)s") % {"object": f"{model} {pk}"[:200]},
         "rows": trace_rows(rows, admin.admin_site.name),
-        **_pages(total, number, {}),
+        **page_links(total, number, {}),
     }
     return TemplateResponse(request, "django_otel/console/object_traces.html", context)

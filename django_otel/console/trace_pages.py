@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING
 
 from django.core.files.uploadedfile import UploadedFile
@@ -15,12 +14,13 @@ from django.utils.translation import gettext, ngettext_lazy
 
 from django_otel import runtime
 from django_otel.console import text
-from django_otel.console.page import console_page, read_store, store_errors
+from django_otel.console.page import TRACE_ID, console_page, read_store, store_errors, trace_addresses
 from django_otel.console.pages import title_of
 from django_otel.console.trace_view import compare
 from django_otel.tracestore.incoming import Received, read_spans_json
 from django_otel.tracestore.otlp_json import TRACES, to_json
 from django_otel.tracestore.processor import StoreProcessor
+from django_otel.tracestore.reader import StoreReader, Trace
 
 if TYPE_CHECKING:
     from django_otel.console.entries import ConsoleAdmin
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 #: Largest file that is imported, and most spans in it.
 MAX_IMPORT_BYTES = 8 << 20
 MAX_IMPORT_SPANS = 20_000
-_TRACE_ID = re.compile(r"[0-9a-f]{32}")
 _SPANS = ngettext_lazy("%(count)s span", "%(count)s spans", "n")
 
 
@@ -38,7 +37,7 @@ def export(
 ) -> HttpResponse:
     """The trace as OTLP/JSON, as a file."""
     trace_id = trace_id.lower()
-    data = read_store(console, lambda reader: reader.chunks(trace_id)) if _TRACE_ID.fullmatch(trace_id) else b""
+    data = read_store(console, lambda reader: reader.chunks(trace_id)) if TRACE_ID.fullmatch(trace_id) else b""
     content = None
     if data:
         try:
@@ -103,14 +102,15 @@ def compare_traces(
 ) -> HttpResponse:
     """Two traces side by side, by the names of their spans; the other one is `?with=`."""
     ids = [trace_id.lower(), request.GET.get("with", "").strip().lower()]
-    found = [
-        read_store(console, lambda reader, one=one: reader.trace(one)) if _TRACE_ID.fullmatch(one) else None  # type: ignore[misc]
-        for one in ids
-    ]
+
+    def use(reader: StoreReader) -> list[Trace | None]:
+        return [reader.trace(one) if TRACE_ID.fullmatch(one) else None for one in ids]
+
+    found = read_store(console, use)
     if found[0] is None:
         context |= {"title": gettext("Trace not found"), "trace_id": ids[0][:64]}
         return TemplateResponse(request, "django_otel/console/missing.html", context, status=404)
-    site = admin.admin_site.name
+    address = trace_addresses(admin.admin_site.name)
     context |= {
         "title": gettext("Compare traces"),
         "given": ids[1][:64],
@@ -119,7 +119,7 @@ def compare_traces(
             {
                 "title": title_of(one.row), "at": text.time_tag(one.row.start_ns), "release": one.row.release,
                 "duration": text.duration(one.row.duration_ns), "spans": text.plural(one.row.spans, _SPANS),
-                "address": reverse(f"{site}:django_otel_trace_detail", args=[one.row.trace_id]),
+                "address": address(one.row.trace_id),
             }
             for one in found if one is not None
         ],
