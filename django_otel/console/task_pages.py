@@ -19,7 +19,7 @@ from django_otel import runtime
 from django_otel.console import stored_spans, text
 from django_otel.console.dashboard import quantile
 from django_otel.console.entries import ConsoleAdmin
-from django_otel.console.page import console_page, read_store
+from django_otel.console.page import console_page, read_store, trace_addresses
 from django_otel.metrics.model import Family, HistogramValue
 from django_otel.tracestore.processor import StoreProcessor
 from django_otel.tracestore.reader import StoreReader, TraceFilter
@@ -39,6 +39,30 @@ OUTCOMES = {
 
 
 @dataclass(slots=True)
+class Times:
+    """Durations of several series, added up."""
+
+    buckets: list[float] = field(default_factory=list)
+    bounds: tuple[float, ...] = ()
+    sum_s: float = 0.0
+
+    def add(self, value: HistogramValue) -> None:
+        """Add one series."""
+        known = self.buckets
+        self.buckets = [*map(sum, zip(known, value.buckets, strict=True))] if known else list(value.buckets)
+        self.bounds = value.bounds
+        self.sum_s += value.sum
+
+    def __str__(self) -> str:
+        """Return mean and 95th percentile; "-" without any."""
+        count = sum(self.buckets)
+        if not count:
+            return "-"
+        p95 = quantile(self.buckets, self.bounds, 0.95)
+        return f"{text.seconds(self.sum_s / count)} / {text.seconds(p95) if p95 is not None else '-'}"
+
+
+@dataclass(slots=True)
 class TaskRow:
     """One task in one queue; `outcomes` counts its runs."""
 
@@ -47,29 +71,20 @@ class TaskRow:
     queue: str
     sent: float = 0.0
     outcomes: dict[str, float] = field(default_factory=dict)
-    durations: list[float] = field(default_factory=list)
-    duration_sum_s: float = 0.0
-    waits: list[float] = field(default_factory=list)
-    wait_sum_s: float = 0.0
-    bounds: tuple[float, ...] = ()
-    wait_bounds: tuple[float, ...] = ()
+    duration: Times = field(default_factory=Times)
+    wait: Times = field(default_factory=Times)
     address: str = ""
     failed_address: str = ""
 
     def add(self, name: str, outcome: str, value: object) -> None:
         """Add one series of the metric `name`."""
-        if isinstance(value, HistogramValue):
-            is_wait = name == "django.task.wait"
-            known = self.waits if is_wait else self.durations
-            buckets = [*map(sum, zip(known, value.buckets, strict=True))] if known else list(value.buckets)
-            if is_wait:
-                self.waits, self.wait_bounds, self.wait_sum_s = buckets, value.bounds, self.wait_sum_s + value.sum
-            else:
-                self.durations, self.bounds = buckets, value.bounds
-                self.duration_sum_s += value.sum
-                self.outcomes[outcome] = self.outcomes.get(outcome, 0.0) + value.count
-        elif isinstance(value, int | float):
+        if isinstance(value, int | float):
             self.sent += value
+        elif isinstance(value, HistogramValue) and name == "django.task.wait":
+            self.wait.add(value)
+        elif isinstance(value, HistogramValue):
+            self.duration.add(value)
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0.0) + value.count
 
     @property
     def runs(self) -> str:
@@ -89,25 +104,6 @@ class TaskRow:
         """The outcomes that occurred: key, word and number."""
         return [(key, str(word), text.count(self.outcomes[key])) for key, word in OUTCOMES.items()
                 if self.outcomes.get(key)]  # fmt: skip
-
-    @property
-    def duration(self) -> str:
-        """Mean and 95th percentile of the duration."""
-        return _summarize(self.durations, self.bounds, self.duration_sum_s)
-
-    @property
-    def wait(self) -> str:
-        """Mean and 95th percentile of the wait."""
-        return _summarize(self.waits, self.wait_bounds, self.wait_sum_s)
-
-
-def _summarize(buckets: Sequence[float], bounds: Sequence[float], total_s: float) -> str:
-    count = sum(buckets)
-    if not count:
-        return "-"
-    p95 = quantile(buckets, bounds, 0.95)
-    mean = text.seconds(total_s / count)
-    return f"{mean} / {text.seconds(p95) if p95 is not None else '-'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +176,14 @@ def _find_runs(reader: StoreReader, site: str, query: str) -> list[RunRow]:
     page = reader.list_traces(TraceFilter(conditions=tuple(parse_query(query))), limit=MAX_RUNS)
     found: list[RunRow] = []
     wanted = "failed" if query == _FAILED else ""
+    address = trace_addresses(site)
     for row in page.rows:
         trace = reader.trace(row.trace_id)
         for span in trace.spans if trace is not None else ():
             attributes = stored_spans.attributes_of(span)
             outcome = str(attributes.get("django.task.outcome", ""))
             if outcome and outcome == (wanted or outcome):
-                found.append(_build_run(span, attributes, outcome, _trace_address(site, row.trace_id)))
+                found.append(_build_run(span, attributes, outcome, address(row.trace_id)))
     return sorted(found, key=lambda run: -run.start_ns)[:MAX_RUNS]
 
 
@@ -210,12 +207,5 @@ def _build_run(span: Mapping[str, object], attributes: Mapping[str, object], out
 def _list_address(site: str, query: str) -> str:
     try:
         return f"{reverse(f'{site}:django_otel_trace_changelist')}?{urlencode({'q': query})}"
-    except NoReverseMatch:
-        return ""
-
-
-def _trace_address(site: str, trace_id: str) -> str:
-    try:
-        return reverse(f"{site}:django_otel_trace_detail", args=(trace_id,))
     except NoReverseMatch:
         return ""
