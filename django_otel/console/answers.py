@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from django_otel.tracestore import record_reader
 from django_otel.tracestore.issue_reader import IssueFilter, IssueRow, find_issue, list_issues, list_releases
 from django_otel.tracestore.otlp import SpanRecord
-from django_otel.tracestore.reader import StoreReader, Trace, TraceFilter, TraceRow
+from django_otel.tracestore.reader import StoreReader, TraceFilter, TraceRow
 from django_otel.tracestore.record_reader import LogFilter, LogRow, RequestRow
 
 Answer = dict[str, object]
@@ -61,10 +61,9 @@ class Answers:
 
     def list_traces(self, scope: Scope, wanted: TraceFilter | None = None) -> Answer:
         """The newest traces that fit."""
-        begin_ns = scope.begin_ns
-        page = self._reader.list_traces(wanted or TraceFilter(), limit=scope.rows)
-        rows = [row for row in page.rows if row.start_ns >= begin_ns]
-        return {"traces": [self._trace_row(row) for row in rows], "stored": page.stored}
+        wanted = replace(wanted or TraceFilter(), since_ns=scope.begin_ns)
+        page = self._reader.list_traces(wanted, limit=scope.rows)
+        return {"traces": [self._trace_row(row) for row in page.rows], "stored": page.stored}
 
     def _trace_row(self, row: TraceRow) -> Answer:
         return {
@@ -79,7 +78,7 @@ class Answers:
         found = self._reader.trace(trace_id.strip().lower())
         if found is None or not (found.spans or found.logs):
             return None
-        spans = in_tree_order(found)
+        spans = in_tree_order(found.spans)
         return {
             **self._trace_row(found.row),
             "span_count": len(found.spans),
@@ -121,11 +120,10 @@ class Answers:
 
     def _errors_of_traces(self, scope: Scope) -> Answer:
         """Exceptions by type and place; those seen last come first."""
-        page = self._reader.list_traces(TraceFilter(has_error=True), limit=MAX_ROWS)
-        begin_ns = scope.begin_ns
+        page = self._reader.list_traces(TraceFilter(has_error=True, since_ns=scope.begin_ns), limit=MAX_ROWS)
         groups: dict[tuple[str, str], Answer] = {}
         for row in page.rows:
-            found = self._reader.trace(row.trace_id) if row.start_ns >= begin_ns else None
+            found = self._reader.trace(row.trace_id)
             for span in found.spans if found is not None else ():
                 for kind, message, place in _exceptions(span):
                     group = groups.setdefault(
@@ -253,11 +251,11 @@ def _figures(route: RouteSum | None) -> Answer | None:
 # --- Spans. ---
 
 
-def in_tree_order(trace: Trace) -> list[tuple[SpanRecord, int]]:
+def in_tree_order(spans: Sequence[SpanRecord]) -> list[tuple[SpanRecord, int]]:
     """The spans with their depth, each after its parent; those whose parent is not there begin a tree."""
-    known = {span["id"] for span in trace.spans}
+    known = {span["id"] for span in spans}
     children: dict[str, list[SpanRecord]] = {}
-    for span in trace.spans:
+    for span in spans:
         parent = span.get("parent", "")
         children.setdefault(parent if parent in known and parent != span["id"] else "", []).append(span)
     found: list[tuple[SpanRecord, int]] = []
@@ -271,7 +269,7 @@ def in_tree_order(trace: Trace) -> list[tuple[SpanRecord, int]]:
         found.append((span, depth))
         stack += [(child, depth + 1) for child in reversed(children.get(span["id"], []))]
     # Spans that are each other's parents.
-    return found + [(span, 0) for span in trace.spans if id(span) not in seen]
+    return found + [(span, 0) for span in spans if id(span) not in seen]
 
 
 def _span(span: SpanRecord, depth: int, start_ns: int) -> Answer:

@@ -13,6 +13,7 @@ from django.utils.translation import gettext
 
 from django_otel.base.text import visible
 from django_otel.console import text
+from django_otel.console.answers import in_tree_order
 from django_otel.console.stored_spans import attributes_of, is_error, kind_of, statement_of, whole_number
 from django_otel.redaction.keys import REDACTED
 from django_otel.tracestore.otlp import SpanRecord
@@ -102,15 +103,15 @@ def draw_flame(spans: Sequence[SpanRecord], *, is_map: bool = False) -> SafeStri
         return SafeString("")
     begin, end = min(span["start"] for span in spans), max(max(span["end"], span["start"]) for span in spans)
     whole_ns = max(1, end - begin)
-    depths = _depths(spans)
+    depths = {span["id"]: min(depth, _MAX_DEPTH) for span, depth in in_tree_order(spans)}
     chosen = sorted(spans, key=lambda span: span["start"] - span["end"])[:MAX_FLAME]
     row = 4 if is_map else _ROW
-    height = row * (1 + max(depths.get(span["id"], 0) for span in chosen))
+    height = row * (1 + max(depths[span["id"]] for span in chosen))
     parts = []
     for span in sorted(chosen, key=lambda span: span["start"]):
         x = (span["start"] - begin) / whole_ns * 1000
         width = max(0.8, (span["end"] - span["start"]) / whole_ns * 1000)
-        y = depths.get(span["id"], 0) * row
+        y = depths[span["id"]] * row
         colour = "bad" if is_error(span) else {"database": "c0", "cache": "c3", "client": "c4"}.get(kind_of(span), "c1")
         bar = (
             f'<rect class="otel-flame otel-{colour}" x="{x:.2f}" y="{y}" width="{min(width, 1000 - x):.2f}" '
@@ -129,23 +130,6 @@ def draw_flame(spans: Sequence[SpanRecord], *, is_map: bool = False) -> SafeStri
         f'<svg class="otel-flames{" otel-minimap" if is_map else ""}" viewBox="0 0 1000 {height}" '
         f'preserveAspectRatio="none" height="{height}" width="100%"{hidden}>{"".join(parts)}</svg>'
     )
-
-
-def _depths(spans: Sequence[SpanRecord]) -> dict[str, int]:
-    """How deep each span lies; a circle of a faulty sender ends."""
-    parents = {span["id"]: span.get("parent", "") for span in spans}
-    depths: dict[str, int] = {}
-    for span_id in parents:
-        path: list[str] = []
-        current = span_id
-        while current in parents and current not in depths and current not in path and len(path) < 10_000:
-            path.append(current)
-            current = parents[current]
-        depth = depths.get(current, -1)
-        for one in reversed(path):
-            depth += 1
-            depths[one] = min(depth, _MAX_DEPTH)
-    return depths
 
 
 def curl_of(spans: Sequence[SpanRecord]) -> str:
