@@ -7,11 +7,9 @@ import datetime
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management.base import CommandParser
-from django.db import Error as DatabaseFault
 from django.db import router, transaction
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
@@ -25,14 +23,10 @@ from django_otel.config.schema import Config
 from django_otel.live_sampling import command_history, policy_rows, preview
 from django_otel.live_sampling import wording as text
 from django_otel.live_sampling.command_history import RefusedError
+from django_otel.live_sampling.command_parts import add_user, argument, run_action
 from django_otel.models import SamplingPolicy, SamplingRule
 from django_otel.sampling.effective import EffectivePolicy
 from django_otel.sampling.policy import MAX_RULES, METHODS, Policy
-
-_Parsed = TypeVar("_Parsed")
-
-OK = 0
-NOT_WORKING = 1
 
 _EXAMPLES = """\
   manage.py otel sampling get
@@ -77,11 +71,11 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     get.add_argument("--format", choices=("text", "json"), default="text")
 
     set_ = actions.add_parser("set", help=gettext("set the ratio of the policy, and what else is given"))
-    set_.add_argument("ratio", type=_argument(text.parse_ratio), help=_ratio_help())
+    set_.add_argument("ratio", type=argument(text.parse_ratio), help=_ratio_help())
     _add_end(set_)
     set_.add_argument("--note", default=None, help=gettext("the reason, shown in the history"))
     set_.add_argument(
-        "--max-per-second", type=_argument(_number_or_none), default=argparse.SUPPRESS, metavar="NUMBER",
+        "--max-per-second", type=argument(_number_or_none), default=argparse.SUPPRESS, metavar="NUMBER",
         help=gettext('most new traces per second of a server; "none": as in the settings'),
     )  # fmt: skip
     set_.add_argument(
@@ -89,19 +83,19 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
         help=gettext("record every request that ends in an error"),
     )  # fmt: skip
     set_.add_argument(
-        "--keep-slow", type=_argument(_number_or_none), default=argparse.SUPPRESS, metavar="SECONDS",
+        "--keep-slow", type=argument(_number_or_none), default=argparse.SUPPRESS, metavar="SECONDS",
         help=gettext('record every request that takes as long; "none": as in the settings'),
     )  # fmt: skip
-    _add_user(set_)
+    add_user(set_)
 
     reset = actions.add_parser("reset", help=gettext("remove the policy and its rules: the settings apply again"))
-    _add_user(reset)
+    add_user(reset)
 
     rule = actions.add_parser("rule", help=gettext("rules: a ratio for some paths, routes or methods"))
     rules = rule.add_subparsers(dest="rule_action", metavar="action", required=True)
     add = rules.add_parser("add", help=gettext("add a rule"))
     add.add_argument("pattern", help=gettext('a path with wildcards, such as "/checkout/*"'))
-    add.add_argument("ratio", type=_argument(text.parse_ratio), help=_ratio_help())
+    add.add_argument("ratio", type=argument(text.parse_ratio), help=_ratio_help())
     add.add_argument(
         "--route", action="store_true", help=gettext("the pattern is a URL pattern, such as /orders/<int:pk>/")
     )
@@ -111,12 +105,12 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     )
     _add_end(add)
     add.add_argument("--note", default="", help=gettext("the reason, shown in the history"))
-    _add_user(add)
+    add_user(add)
     list_ = rules.add_parser("list", help=gettext("every rule, in the order in which they are asked"))
     list_.add_argument("--format", choices=("text", "json"), default="text")
     remove = rules.add_parser("remove", help=gettext("remove rules by their number, as list shows it"))
     remove.add_argument("id", type=int, nargs="+", help=gettext("the number of a rule"))
-    _add_user(remove)
+    add_user(remove)
 
 
 def _ratio_help() -> str:
@@ -127,33 +121,15 @@ def _ratio_help() -> str:
 def _add_end(parser: argparse.ArgumentParser) -> None:
     end = parser.add_mutually_exclusive_group()
     end.add_argument(
-        "--for", dest="lasts_s", type=_argument(text.parse_duration_s), metavar="DURATION",
+        "--for", dest="lasts_s", type=argument(text.parse_duration_s), metavar="DURATION",
         help=gettext("end by itself after this time: 90s, 15m, 1h30m, 2d (without it: until it is changed)"),
     )  # fmt: skip
     end.add_argument(
-        "--until", type=_argument(_parse_moment), metavar="TIME",
+        "--until", type=argument(_parse_moment), metavar="TIME",
         help=gettext(
             "end by itself at this time: 2030-01-31T18:00, in the time zone of the settings unless it names one"
         ),
     )  # fmt: skip
-
-
-def _add_user(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--user", default=None, help=gettext("whose change it is, in the admin's history (default: your login)")
-    )
-
-
-def _argument(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
-    """For argparse, which shows the text of this error only."""
-
-    def parse_argument(given: str) -> _Parsed:
-        try:
-            return parse(given)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse_argument
 
 
 def _number_or_none(given: str) -> float | None:
@@ -196,28 +172,12 @@ class SamplingCommand:
     def run(self, options: dict[str, object]) -> int:
         """Does what was asked and gives the exit code."""
         action = options["action"] if options["action"] != "rule" else f"rule_{options['rule_action']}"
-        try:
-            getattr(self, f"_{action}")(options)
-        except RefusedError as refusal:
-            self._write(str(refusal))
-            return NOT_WORKING
-        except ValidationError as error:
-            self._write(gettext("Not saved: %(problems)s") % {"problems": " ".join(error.messages)})
-            return NOT_WORKING
-        except (DatabaseFault, ImproperlyConfigured, OSError) as error:
-            if policy_rows.tables_exist(self._alias) is False:
-                message = gettext(
-                    'The tables of the sampling policy in database "%(database)s" are not those of this version. '
-                    "Run: %(command)s"
-                )
-                command = policy_rows.migrate_command(self._alias)
-                self._write(message % {"database": self._alias, "command": command})
-                return NOT_WORKING
-            # The driver's own text may name hosts and users.
-            message = gettext('The database "%(database)s" does not answer (%(error)s).')
-            self._write(message % {"database": self._alias, "error": type(error).__name__})
-            return NOT_WORKING
-        return OK
+        missing = gettext(
+            'The tables of the sampling policy in database "%(database)s" are not those of this version. '
+            "Run: %(command)s"
+        )
+        do = getattr(self, f"_{action}")
+        return run_action(lambda: do(options), self._write, alias=self._alias, missing=missing)
 
     def _get(self, options: dict[str, object]) -> None:
         effective, state = self._effective()

@@ -173,13 +173,8 @@ class LogLevelAdmin(RowPages):
 
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: object, add: bool = False) -> Any:
         """Return what the history says: level, for how long, and why."""
-        values = {
-            "level": form.cleaned_data.get("level", ""),
-            "duration": text.span(_SECONDS[form.cleaned_data["lasts"]]),
-            "note": form.cleaned_data.get("note", ""),
-        }
-        said = gettext("Level %(level)s for %(duration)s. %(note)s")
-        return (said % values).strip()
+        lasts_s = _SECONDS[form.cleaned_data["lasts"]]
+        return text.level_for(form.cleaned_data.get("level", ""), lasts_s, form.cleaned_data.get("note", ""))
 
     def delete_model(self, request: HttpRequest, obj: LogLevel) -> None:
         obj.delete(using=level_alias())
@@ -192,9 +187,9 @@ class LogLevelAdmin(RowPages):
 
     @needs_tables
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> HttpResponse:
-        if request.method == "GET":
-            for problem in _problems():
-                self.message_user(request, bdi(problem), messages.WARNING)
+        problem = _problem() if request.method == "GET" else ""
+        if problem:
+            self.message_user(request, bdi(problem), messages.WARNING)
         response = super().changelist_view(request, {**(extra_context or {}), "title": gettext("Log levels")})
         # Within the guard: the list is read when it is shown.
         return response.render() if isinstance(response, TemplateResponse) else response
@@ -209,14 +204,9 @@ class LogLevelAdmin(RowPages):
         return self.show_unavailable(request, gettext("Log levels"), problem, is_answering=is_answering)
 
 
-def _problems() -> list[str]:
-    """Return why a level that is set would have no effect."""
+def _problem() -> str:
+    """Return why a level that is set would have no effect; "" where it would."""
     try:
-        config = conf.get_config()
+        return text.why_no_level(conf.get_config())
     except ConfigError:
-        return [gettext("settings.OTEL is not valid, so no process applies a log level: run manage.py check.")]
-    if not config.enabled:
-        return [gettext("Telemetry is off (ENABLED), so no process applies a log level.")]
-    if not config.sampling.live:
-        return [gettext("SAMPLING.LIVE is False, so no process applies a log level.")]
-    return []
+        return gettext("settings.OTEL is not valid, so no process applies a log level: run manage.py check.")

@@ -8,9 +8,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management.base import CommandParser
-from django.db import Error as DatabaseFault
 from django.utils import timezone
 from django.utils.translation import gettext, ngettext
 
@@ -20,12 +18,11 @@ from django_otel.config.schema import Config
 from django_otel.live_sampling import command_history, policy_rows
 from django_otel.live_sampling import wording as text
 from django_otel.live_sampling.command_history import RefusedError
+from django_otel.live_sampling.command_parts import add_user, argument, run_action
 from django_otel.live_sampling.log_levels import level_alias
 from django_otel.log_level_model import TooManyError, set_level
 from django_otel.models import LogLevel
 
-OK = 0
-NOT_WORKING = 1
 DEFAULT_LASTS_S = 600
 _NAME = "logs level"
 
@@ -42,16 +39,16 @@ def add_arguments(actions: argparse._SubParsersAction[CommandParser]) -> None:
         ),
     )
     level.add_argument("logger", nargs="?", help=gettext('name of a logger, such as django.request; "root" for all'))
-    level.add_argument("level", nargs="?", type=_level, help=gettext("DEBUG, INFO, WARNING, ERROR or CRITICAL"))
     level.add_argument(
-        "--for", dest="lasts_s", type=_lasts_s, default=DEFAULT_LASTS_S, metavar="DURATION",
+        "level", nargs="?", type=argument(_level), help=gettext("DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    )
+    level.add_argument(
+        "--for", dest="lasts_s", type=argument(_lasts_s), default=DEFAULT_LASTS_S, metavar="DURATION",
         help=gettext("end by itself after this time, at most a day: 90s, 15m, 1h30m (default 10m)"),
     )  # fmt: skip
     level.add_argument("--end", action="store_true", help=gettext("end the level of this logger now"))
     level.add_argument("--note", default="", help=gettext("the reason, shown in the history"))
-    level.add_argument(
-        "--user", default=None, help=gettext("whose change it is, in the admin's history (default: your login)")
-    )
+    add_user(level)
     level.add_argument("--format", choices=("text", "json"), default="text")
 
 
@@ -60,18 +57,15 @@ def _level(given: str) -> str:
     if log_levels.level_number(name) is None:
         message = gettext("%(level)s is no log level; there are %(levels)s")
         values = {"level": repr(given), "levels": ", ".join(log_levels.level_names())}
-        raise argparse.ArgumentTypeError(message % values)
+        raise ValueError(message % values)
     return name
 
 
 def _lasts_s(given: str) -> int:
-    try:
-        lasts_s = text.parse_duration_s(given)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    lasts_s = text.parse_duration_s(given)
     if lasts_s > log_levels.MAX_LASTS_S:
         message = gettext("%(text)s is longer than a day, which is the most")
-        raise argparse.ArgumentTypeError(message % {"text": repr(given)})
+        raise ValueError(message % {"text": repr(given)})
     return lasts_s
 
 
@@ -85,47 +79,37 @@ class LogLevelCommand:
 
     def run(self, options: Mapping[str, Any]) -> int:
         """Do what was asked and return the exit code."""
-        try:
-            if options["logger"] is None:
-                self._list(options["format"])
-            elif options["end"]:
-                self._end(options)
-            elif options["level"] is None:
-                message = gettext("Name a level for %(logger)s (%(levels)s), or end the one that is set with --end.")
-                values = {"logger": options["logger"], "levels": ", ".join(log_levels.level_names())}
-                raise RefusedError(message % values)
-            else:
-                self._set(options)
-        except (RefusedError, TooManyError) as refusal:
-            self._write(str(refusal))
-            return NOT_WORKING
-        except ValidationError as error:
-            self._write(gettext("Not saved: %(problems)s") % {"problems": " ".join(error.messages)})
-            return NOT_WORKING
-        except (DatabaseFault, ImproperlyConfigured, OSError) as error:
-            self._write(self._describe_fault(error))
-            return NOT_WORKING
-        return OK
+        missing = gettext('The table of the log levels is missing in database "%(database)s". Run: %(command)s')
+        return run_action(
+            lambda: self._do(options), self._write, alias=self._alias, missing=missing, tables=(LogLevel,)
+        )
 
-    def _describe_fault(self, error: Exception) -> str:
-        if policy_rows.tables_exist(self._alias, (LogLevel,)) is False:
-            message = gettext('The table of the log levels is missing in database "%(database)s". Run: %(command)s')
-            return message % {"database": self._alias, "command": policy_rows.migrate_command(self._alias)}
-        # The driver's own text may name hosts and users.
-        message = gettext('The database "%(database)s" does not answer (%(error)s).')
-        return message % {"database": self._alias, "error": type(error).__name__}
+    def _do(self, options: Mapping[str, Any]) -> None:
+        if options["logger"] is None:
+            self._list(options["format"])
+        elif options["end"]:
+            self._end(options)
+        elif options["level"] is None:
+            message = gettext("Name a level for %(logger)s (%(levels)s), or end the one that is set with --end.")
+            values = {"logger": options["logger"], "levels": ", ".join(log_levels.level_names())}
+            raise RefusedError(message % values)
+        else:
+            self._set(options)
 
     def _set(self, options: Mapping[str, Any]) -> None:
-        self._refuse_without_effect()
+        if problem := text.why_no_level(self._config):
+            raise RefusedError(problem)
         user = command_history.find_user(options["user"])
         author = user.name if user.row is not None else f"{user.name}@{socket.gethostname()}"
         end = text.now() + datetime.timedelta(seconds=options["lasts_s"])
-        row = set_level(
-            self._alias, options["logger"], options["level"], end, set_by=author, note=options["note"]
-        )  # fmt: skip
-        said = gettext("Level %(level)s for %(duration)s. %(note)s")
-        values = {"level": row.level, "duration": text.span(options["lasts_s"]), "note": row.note}
-        history = command_history.write(user, row, (said % values).strip(), command=_NAME)
+        try:
+            row = set_level(
+                self._alias, options["logger"], options["level"], end, set_by=author, note=options["note"]
+            )  # fmt: skip
+        except TooManyError as refusal:
+            raise RefusedError(str(refusal)) from None
+        said = text.level_for(row.level, options["lasts_s"], row.note)
+        history = command_history.write(user, row, said, command=_NAME)
         end_text = text.until(policy_rows.epoch_s(row.expires_at) or 0.0)
         message = gettext("%(logger)s has level %(level)s until %(end)s, set by %(user)s.")
         self._write(message % {"logger": row.logger, "level": row.level, "end": end_text, "user": author})
@@ -147,12 +131,6 @@ class LogLevelCommand:
         self._write(gettext("The level of %(logger)s ends.") % {"logger": name})
         if history:
             self._write(history)
-
-    def _refuse_without_effect(self) -> None:
-        if not self._config.enabled:
-            raise RefusedError(gettext("Telemetry is off (ENABLED), so no process applies a log level."))
-        if not self._config.sampling.live:
-            raise RefusedError(gettext("SAMPLING.LIVE is False, so no process applies a log level."))
 
     def _list(self, form: str) -> None:
         rows = list(LogLevel._base_manager.using(self._alias).filter(expires_at__gt=timezone.now()).order_by("logger"))

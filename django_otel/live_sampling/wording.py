@@ -6,12 +6,15 @@ import datetime
 import re
 import time
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from django.utils import formats, timezone
 from django.utils.translation import gettext, gettext_lazy, gettext_noop, ngettext, pgettext
 
 from django_otel.base.text import visible
+
+if TYPE_CHECKING:
+    from django_otel.config.schema import Config
 
 #: What an end can be chosen from: (what a form sends, seconds, words).
 DURATIONS = (
@@ -50,6 +53,21 @@ class RuleLike(Protocol):
     def route(self) -> str: ...
     @property
     def method(self) -> str: ...
+
+
+def level_for(level: str, lasts_s: float, note: str) -> str:
+    """Return what the history says of a log level: which, for how long, and why."""
+    said = gettext("Level %(level)s for %(duration)s. %(note)s")
+    return (said % {"level": level, "duration": span(lasts_s), "note": note}).strip()
+
+
+def why_no_level(config: Config) -> str:
+    """Return why a log level that is set would have no effect under these settings; "" where it would."""
+    if not config.enabled:
+        return gettext("Telemetry is off (ENABLED), so no process applies a log level.")
+    if not config.sampling.live:
+        return gettext("SAMPLING.LIVE is False, so no process applies a log level.")
+    return ""
 
 
 def parse_duration_s(text: str) -> int:
