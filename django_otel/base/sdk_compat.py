@@ -402,8 +402,8 @@ def rebuild_span(
         parent=span.parent,
         resource=span.resource,
         attributes=bounded,
-        events=own_events if events is None else _build_list(events, span.dropped_events),
-        links=own_links if links is None else _build_list(links, span.dropped_links),
+        events=own_events if events is None else build_list(events, span.dropped_events),
+        links=own_links if links is None else build_list(links, span.dropped_links),
         kind=span.kind,
         status=span.status,
         start_time=span.start_time,
@@ -412,8 +412,8 @@ def rebuild_span(
     )
 
 
-def _build_list(items: Sequence[_Item], dropped: int) -> BoundedList[_Item]:
-    """The SDK's list, which tells how many items were dropped."""
+def build_list(items: Sequence[_Item], dropped: int) -> BoundedList[_Item]:
+    """Return the items in the SDK's list, which also has how many were dropped."""
     built: BoundedList[_Item] = BoundedList(None)
     built.extend(items)
     built.dropped = dropped

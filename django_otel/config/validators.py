@@ -134,25 +134,23 @@ def one_of(*choices: str) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    def check(value: object) -> object:
-        if value is None:
-            return None
-        try:
-            return rule(value)
-        except Misfit as misfit:
-            raise Misfit(f"None or {misfit.expected}", misfit.hint, misfit.problem_id) from None
-
-    return check
+    return _either("None", lambda value: value is None, rule)
 
 
 def boolean_or(rule: Rule) -> Rule:
+    return _either("True, False", lambda value: isinstance(value, bool), rule)
+
+
+def _either(names: str, is_one: Callable[[object], bool], rule: Rule) -> Rule:
+    """Return the rule for a value of which `is_one` says that it fits as it is, or that `rule` fits."""
+
     def check(value: object) -> object:
-        if isinstance(value, bool):
+        if is_one(value):
             return value
         try:
             return rule(value)
         except Misfit as misfit:
-            raise Misfit(f"True, False or {misfit.expected}", misfit.hint, misfit.problem_id) from None
+            raise Misfit(f"{names} or {misfit.expected}", misfit.hint, misfit.problem_id) from None
 
     return check
 
@@ -188,8 +186,11 @@ def off_or_list_of(*choices: str) -> Rule:
     return rule
 
 
+_DOTTED_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
 def dotted_path(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
+    if not isinstance(value, str) or not _DOTTED_PATH.fullmatch(value):
         raise Misfit("a dotted import path such as 'shop.telemetry.enrich'", problem_id="django_otel.E003")
     return value
 
@@ -500,7 +501,7 @@ def notify_target(value: object) -> str:
     if not isinstance(value, str):
         raise Misfit(expected)
     if "://" not in value:
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
+        if not _DOTTED_PATH.fullmatch(value):
             raise Misfit(expected)
         return value
     parts = _split(value, expected)

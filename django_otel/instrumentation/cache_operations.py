@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from time import perf_counter
 
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span
 
 from django_otel import runtime
 from django_otel.base import guard
@@ -19,7 +19,7 @@ from django_otel.instrumentation.driver_calls import is_recorded, is_suppressed
 from django_otel.metrics.series import HistogramSeries, Series
 from django_otel.requests import layers, record
 from django_otel.tracing.enclosing import with_enclosing
-from django_otel.tracing.exceptions import type_name
+from django_otel.tracing.exceptions import mark_failed
 
 #: Outcome, number of keys, and their group where there are groups.
 Outcome = tuple[str, int, str | None]
@@ -127,10 +127,7 @@ class CacheSpan:
         elif outcomes:
             span.set_attribute("django.cache.outcome", outcomes[0][0])
         if error is not None:
-            name = type_name(error)
-            span.set_attribute("error.type", name)
-            if isinstance(error, Exception):
-                span.set_status(Status(StatusCode.ERROR, name))
+            mark_failed(span, error)
         span.end()
 
 

@@ -75,16 +75,7 @@ def _copy(cursor: CursorWrapper, method: Callable[..., object], *args: object, *
 def _copy_at_once(
     cursor: CursorWrapper, method: Callable[..., object], statement: object, *args: object, **kwargs: object
 ) -> object:
-    call = _begin(cursor, statement)
-    try:
-        result = method(*args, **kwargs)
-    except BaseException as error:
-        if call is not None:
-            call.finish(error)
-        raise
-    if call is not None:
-        call.finish()
-    return result
+    return driver_calls.run(_begin(cursor, statement), method, *args, **kwargs)
 
 
 def _copy_expert(cursor: CursorWrapper, method: Callable[..., object], *args: object, **kwargs: object) -> object:

@@ -7,6 +7,7 @@ a query: `db.client.operation.duration`, the request's database time, and a span
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter, time_ns
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -98,3 +99,16 @@ def begin(connection: BaseDatabaseWrapper, sql: object, *, has_span: bool = Fals
     except Exception as fault:
         guard.report(_PLACE, fault)
         return None
+
+
+def run(call: DriverCall | None, function: Callable[..., object], *args: object, **kwargs: object) -> object:
+    """Return what `function` returns for these arguments, and finish `call` with its end, if there is one."""
+    try:
+        result = function(*args, **kwargs)
+    except BaseException as error:
+        if call is not None:
+            call.finish(error)
+        raise
+    if call is not None:
+        call.finish()
+    return result

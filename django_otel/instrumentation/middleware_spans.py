@@ -8,20 +8,21 @@ ours is not inside the request's span, and has none.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.handlers import base
 from django.http import HttpRequest
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span
 
 from django_otel import runtime
 from django_otel.base import guard
 from django_otel.base.sdk_compat import attach, detach, get_current, with_span
 from django_otel.config.schema import Config
 from django_otel.instrumentation.driver_calls import is_recorded
-from django_otel.tracing.exceptions import type_name
+from django_otel.tracing.exceptions import mark_failed
 
 _plain_import = base.import_string  # type: ignore[attr-defined]
 
@@ -56,33 +57,13 @@ class _Measured:
         span, inner = self._start()
         if self._is_async:
             return self._acall(request, span, inner)
-        if span is None or inner is None:
+        with _inside(span, inner):
             return self._middleware(request)
-        token = attach(inner)
-        try:
-            return self._middleware(request)
-        except BaseException as error:
-            _fail(span, error)
-            raise
-        finally:
-            detach(token)
-            span.end()
 
     async def _acall(self, request: HttpRequest, span: Span | None, inner: Context | None) -> object:
-        found: Awaitable[object]
-        if span is None or inner is None:
-            found = self._middleware(request)  # type: ignore[assignment]
+        with _inside(span, inner):
+            found: Awaitable[object] = self._middleware(request)  # type: ignore[assignment]
             return await found
-        token = attach(inner)
-        try:
-            found = self._middleware(request)  # type: ignore[assignment]
-            return await found
-        except BaseException as error:
-            _fail(span, error)
-            raise
-        finally:
-            detach(token)
-            span.end()
 
     def _start(self) -> tuple[Span | None, Context | None]:
         with guard.contained("the span of a middleware"):
@@ -93,11 +74,22 @@ class _Measured:
         return None, None
 
 
-def _fail(span: Span, error: BaseException) -> None:
-    with guard.contained("the span of a middleware"):
-        span.set_attribute("error.type", type_name(error))
-        if isinstance(error, Exception):
-            span.set_status(Status(StatusCode.ERROR, type_name(error)))
+@contextlib.contextmanager
+def _inside(span: Span | None, inner: Context | None) -> Iterator[None]:
+    """Have the span current, and end it; where there is none, nothing changes."""
+    if span is None or inner is None:
+        yield
+        return
+    token = attach(inner)
+    try:
+        yield
+    except BaseException as error:
+        with guard.contained("the span of a middleware"):
+            mark_failed(span, error)
+        raise
+    finally:
+        detach(token)
+        span.end()
 
 
 def _import(path: str) -> object:

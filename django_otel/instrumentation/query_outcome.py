@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from django.db.backends.utils import CursorWrapper
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span
 
 from django_otel.base import guard
-from django_otel.tracing.exceptions import type_name
+from django_otel.tracing.exceptions import mark_failed
 
 
 @guard.guarded("the database layer", None)
@@ -20,14 +20,10 @@ def note_rows(span: Span, cursor: CursorWrapper) -> None:
 
 def note_error(span: Span, error: BaseException) -> None:
     """Say in the span of a query what it failed with."""
-    name = type_name(error)
-    span.set_attribute("error.type", name)
+    mark_failed(span, error)
     code = status_code(error)
     if code:
         span.set_attribute("db.response.status_code", code)
-    if isinstance(error, Exception):
-        # Cancellation or exit is not the query's failure.
-        span.set_status(Status(StatusCode.ERROR, name))
 
 
 def status_code(error: BaseException) -> str | None:

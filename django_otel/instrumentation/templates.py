@@ -17,7 +17,7 @@ from django.template.base import Template
 from django.template.context import Context as TemplateContext
 from django.utils.safestring import SafeString
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, Status, StatusCode, get_current_span
+from opentelemetry.trace import Span, get_current_span
 
 from django_otel import runtime
 from django_otel.base import guard, import_hooks
@@ -28,7 +28,7 @@ from django_otel.metrics.series import HistogramSeries
 from django_otel.requests import layers
 from django_otel.requests.deferred import DeferredSpan
 from django_otel.requests.record import current
-from django_otel.tracing.exceptions import type_name
+from django_otel.tracing.exceptions import mark_failed
 
 _PLACE = "measuring a template"
 _JINJA2 = "django.template.backends.jinja2"
@@ -98,9 +98,7 @@ class _Render:
         span = self._span.decided() if took_s >= min_s else self._span.started()
         if span is not None:
             if error is not None:
-                span.set_attribute("error.type", type_name(error))
-                if isinstance(error, Exception):
-                    span.set_status(Status(StatusCode.ERROR, type_name(error)))
+                mark_failed(span, error)
             span.end()
 
 

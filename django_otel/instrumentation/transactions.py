@@ -27,7 +27,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic, get_connection
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span
 
 from django_otel import runtime
 from django_otel.base import guard
@@ -38,7 +38,7 @@ from django_otel.instrumentation.driver_calls import is_recorded, is_suppressed
 from django_otel.metrics.series import HistogramSeries
 from django_otel.requests.record import current
 from django_otel.tracing.enclosing import with_enclosing
-from django_otel.tracing.exceptions import type_name
+from django_otel.tracing.exceptions import mark_failed
 
 COMMITTED = "committed"
 ROLLED_BACK = "rolled_back"
@@ -129,9 +129,7 @@ class _Transaction:
         if outcome is not None:
             span.set_attribute("django.transaction.outcome", outcome)
         if error is not None:
-            span.set_attribute("error.type", type_name(error))
-            if isinstance(error, Exception):
-                span.set_status(Status(StatusCode.ERROR, type_name(error)))
+            mark_failed(span, error)
         span.end()
 
 
@@ -233,27 +231,29 @@ _plain_commit, _plain_rollback = BaseDatabaseWrapper.commit, BaseDatabaseWrapper
 _plain_set_autocommit, _plain_close = BaseDatabaseWrapper.set_autocommit, BaseDatabaseWrapper.close
 
 
+def _run_measured(
+    connection: BaseDatabaseWrapper, operation: str, plain: Callable[..., object], *args: object, **kwargs: object
+) -> object:
+    settings = _state.settings
+    call = driver_calls.begin(connection, operation, has_span=settings is not None and settings.makes_spans)
+    return driver_calls.run(call, plain, connection, *args, **kwargs)
+
+
 @functools.wraps(_plain_commit)
 def _commit(self: BaseDatabaseWrapper, *args: object, **kwargs: object) -> object:
     if self.in_atomic_block or self.connection is None:
         return _plain_commit(self, *args, **kwargs)
     found = _current_of(self)
     was_aborted = is_aborted(self)
-    settings = _state.settings
-    call = driver_calls.begin(self, "COMMIT", has_span=settings is not None and settings.makes_spans)
     try:
-        result = _plain_commit(self, *args, **kwargs)
+        result = _run_measured(self, "COMMIT", _plain_commit, *args, **kwargs)
     except BaseException as error:
-        if call is not None:
-            call.finish(error)
         if found is not None and found.is_manual and not is_open(self):
             found.finish(ROLLED_BACK, error)
         elif found is not None:
             # A rollback comes next.
             found.error = error
         raise
-    if call is not None:
-        call.finish()
     if found is not None:
         found.finish(ROLLED_BACK if was_aborted else COMMITTED)
     return result
@@ -263,16 +263,7 @@ def _commit(self: BaseDatabaseWrapper, *args: object, **kwargs: object) -> objec
 def _rollback(self: BaseDatabaseWrapper, *args: object, **kwargs: object) -> object:
     if self.in_atomic_block or self.connection is None:
         return _plain_rollback(self, *args, **kwargs)
-    settings = _state.settings
-    call = driver_calls.begin(self, "ROLLBACK", has_span=settings is not None and settings.makes_spans)
-    try:
-        result = _plain_rollback(self, *args, **kwargs)
-    except BaseException as fault:
-        if call is not None:
-            call.finish(fault)
-        raise
-    if call is not None:
-        call.finish()
+    result = _run_measured(self, "ROLLBACK", _plain_rollback, *args, **kwargs)
     found = _current_of(self)
     if found is not None:
         found.finish(ROLLED_BACK, found.error)

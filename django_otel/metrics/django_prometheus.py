@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from django_otel.base import guard
 from django_otel.base.frozen import record
-from django_otel.metrics.model import OWN_SCOPE, Attributes, Family, HistogramValue, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, Attributes, Family, Kind, Point
 
 #: `PROMETHEUS_LATENCY_BUCKETS`, in seconds.
 LATENCY_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 25.0, 50.0, 75.0)
@@ -189,10 +189,7 @@ def _derive(families: Iterable[Family], names: Names) -> list[Family]:
 
 
 def _build(metric: LegacyMetric, points: Mapping[Attributes, float], start_ns: int) -> Family:
-    made: list[Point] = []
-    for attributes, value in points.items():
-        number: float | HistogramValue = value
-        made.append(Point(attributes, number, (), start_ns))
+    made = [Point(attributes, value, (), start_ns) for attributes, value in points.items()]
     return Family(metric.name, metric.kind, "", metric.description, OWN_SCOPE, made)
 
 

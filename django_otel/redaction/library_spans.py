@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Status
 
+from django_otel.base.sdk_compat import build_list
 from django_otel.redaction import statements
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class LibrarySpanCleaner:
             parent=span.parent,
             resource=span.resource,
             attributes=_merge(given, changes, span.dropped_attributes),
-            events=_bounded_list(events, span.dropped_events),
+            events=build_list(events, span.dropped_events),
             links=span.links,
             kind=span.kind,
             status=span.status if status_text == description else Status(span.status.status_code, status_text),
@@ -274,12 +274,5 @@ def _merge(given: _Given, changes: _Changes, dropped: int) -> BoundedAttributes:
     """Attributes with the changes applied (None removes), counting what the SDK had dropped before."""
     merged = {**given, **changes}
     bounded = BoundedAttributes(attributes={key: value for key, value in merged.items() if value is not None})
-    bounded.dropped = dropped
-    return bounded
-
-
-def _bounded_list(items: list[Event], dropped: int) -> BoundedList[Event]:
-    bounded: BoundedList[Event] = BoundedList(None)
-    bounded.extend(items)
     bounded.dropped = dropped
     return bounded

@@ -6,15 +6,15 @@ Each function returns the object it was given when there was nothing to do, and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.util import BoundedList
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, Status
 
+from django_otel.base.sdk_compat import build_list
 from django_otel.metrics.model import Scope
 from django_otel.redaction.scrub import Scrubber
 
@@ -50,8 +50,8 @@ def scrub_span(scrubber: Scrubber, span: ReadableSpan) -> ReadableSpan:
         parent=span.parent,
         resource=span.resource,
         attributes=_bounded(attributes, span.dropped_attributes),
-        events=_bounded_list(events if events is not None else span.events, span.dropped_events),
-        links=_bounded_list(links if links is not None else span.links, span.dropped_links),
+        events=build_list(events if events is not None else span.events, span.dropped_events),
+        links=build_list(links if links is not None else span.links, span.dropped_links),
         kind=span.kind,
         status=span.status if status_text is description else Status(span.status.status_code, str(status_text)),
         start_time=span.start_time,
@@ -133,12 +133,5 @@ def _bounded(attributes: Any, dropped: int) -> BoundedAttributes:
     if isinstance(attributes, BoundedAttributes):
         return attributes
     bounded = BoundedAttributes(attributes=dict(attributes) if attributes else None)
-    bounded.dropped = dropped
-    return bounded
-
-
-def _bounded_list(items: Sequence[Item], dropped: int) -> BoundedList[Item]:
-    bounded: BoundedList[Item] = BoundedList(None)
-    bounded.extend(items)
     bounded.dropped = dropped
     return bounded

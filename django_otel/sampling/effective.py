@@ -231,10 +231,7 @@ class EffectivePolicy:
             return self.default_outcome
         path = TASK_PREFIX + name
         key = ("", path)
-        try:
-            known = self._remembered[key]
-        except KeyError:
-            known = None
+        known = self._remembered.get(key)
         if known is not None:
             return known
         found = self.default_outcome

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.trace import Status, StatusCode
 
 from django_otel.base import guard
 from django_otel.base.text import encodable
@@ -28,6 +29,14 @@ def class_name(cls: type) -> str:
 def type_name(error: BaseException) -> str:
     """Return the qualified name of the class of `error`."""
     return class_name(type(error))
+
+
+def mark_failed(span: trace.Span, error: BaseException) -> None:
+    """Say in a span which class of error ended it; cancellation or exit is no failure of the operation."""
+    name = type_name(error)
+    span.set_attribute("error.type", name)
+    if isinstance(error, Exception):
+        span.set_status(Status(StatusCode.ERROR, name))
 
 
 def format_stack(error: BaseException, scrub: Callable[[str], str], limit: int = MAX_STACK) -> str:
