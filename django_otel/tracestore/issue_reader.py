@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django_otel.tracestore.columns import DAMAGED
 from django_otel.tracestore.errors import STEP_S
 from django_otel.tracestore.issues import STATES
 from django_otel.tracestore.packing import unpack
@@ -168,21 +168,13 @@ def list_issues(connection: sqlite3.Connection, wanted: IssueFilter, *, offset: 
     return IssuePage(rows, counts, stored, _steps(connection, [row.id for row in rows]))
 
 
-def count_states(connection: sqlite3.Connection) -> dict[str, int]:
-    """The number of issues of each state."""
-    found = dict.fromkeys(STATES, 0)
-    for state, count in connection.execute("SELECT state, count(*) FROM issue GROUP BY state"):
-        found[str(state)] = int(count)
-    return found
-
-
 def find_issue(connection: sqlite3.Connection, issue: int) -> Issue | None:
     """One issue; None if it is not, or no longer, stored."""
     row = connection.execute(f"SELECT {_COLUMNS}, stack FROM issue WHERE id = ?", (issue,)).fetchone()  # noqa: S608
     if row is None:
         return None
     stack: list[dict[str, Any]] = []
-    with contextlib.suppress(ValueError, TypeError, zlib.error):
+    with contextlib.suppress(*DAMAGED):
         stack = [raised for raised in unpack(row[-1]) if isinstance(raised, dict)]
     routes = connection.execute(
         "SELECT route, count FROM issue_route WHERE issue = ? ORDER BY count DESC, route", (issue,)

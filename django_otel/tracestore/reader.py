@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sqlite3
 import time
 import zlib
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 from django_otel.metrics.model import OWN_SCOPE
 from django_otel.tracestore import otlp
+from django_otel.tracestore.columns import DAMAGED, to_integer, to_number, to_text
 from django_otel.tracestore.numbers import STEPS_S, rise_of_routes
 from django_otel.tracestore.packing import unpack, unpack_route, unpack_routes
 from django_otel.tracestore.search import BUDGET_S, Condition, matching, split_conditions
@@ -215,8 +215,6 @@ _COLUMNS = (
 )
 #: Their places among `_COLUMNS`; all others have whole numbers.
 _TEXT_COLUMNS = frozenset({1, 6, 7, 8, 10, 11, 19, 20})
-#: What reading a damaged or foreign part raises.
-_DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, zlib.error)
 
 
 class StoreReader:
@@ -283,7 +281,7 @@ class StoreReader:
                 "LIMIT 1",
                 (row.route, row.method, row.service, row.name, row.start_ns, row.seq),
             ).fetchone()
-            found.append(_text(one[0]) if one is not None else "")
+            found.append(to_text(one[0]) if one is not None else "")
         return found[0], found[1]
 
     def chunks(self, trace_id: str) -> bytes:
@@ -294,7 +292,7 @@ class StoreReader:
             "ORDER BY id",
             (trace_id,),
         ):
-            with contextlib.suppress(*_DAMAGED):
+            with contextlib.suppress(*DAMAGED):
                 parts.append(zlib.decompress(data))
         return b"".join(parts)
 
@@ -305,7 +303,7 @@ class StoreReader:
             f"SELECT seq, name FROM event WHERE seq IN ({marks}) ORDER BY seq, name",  # noqa: S608
             seqs,
         ):
-            found[seq] = (*found.get(seq, ()), _text(name))
+            found[seq] = (*found.get(seq, ()), to_text(name))
         return found
 
     def choices(self) -> Choices:
@@ -343,13 +341,13 @@ class StoreReader:
                     spans += otlp.decode(zlib.decompress(data), OWN_SCOPE.name)
                 else:
                     logs += [item for item in unpack(data) if isinstance(item, dict)]
-            except _DAMAGED:
+            except DAMAGED:
                 damaged += 1
         events = self._events([row[0]])
         return Trace(
             _build_row(row, events.get(row[0], ())),
-            sorted(spans, key=lambda span: _number(span.get("start"))),
-            sorted(logs, key=lambda log: _number(log.get("time"))),
+            sorted(spans, key=lambda span: to_number(span.get("start"))),
+            sorted(logs, key=lambda log: to_number(log.get("time"))),
             damaged,
         )
 
@@ -363,7 +361,7 @@ class StoreReader:
     def begun_s(self) -> float | None:
         """When the store began to count, in seconds since the Unix epoch."""
         row = self.connection.execute("SELECT begun_s FROM store").fetchone()
-        return _number(row[0]) if row is not None else None
+        return to_number(row[0]) if row is not None else None
 
     def numbers(self, *, now_s: float, minutes: int, service: str = "", route: str | None = None) -> list[Numbers]:
         """Return the counts of the last `minutes`, in the finest step that is kept that long, by time.
@@ -379,13 +377,13 @@ class StoreReader:
             "WHERE step_s = ? AND at_s >= ? AND (? = '' OR service = ?) ORDER BY at_s",
             (step_s, since_s, service, service),
         ):
-            with contextlib.suppress(*_DAMAGED):
+            with contextlib.suppress(*DAMAGED):
                 values = _mapping(unpack(data))
                 if route:
                     values = {"total": unpack_route(routes, route), "bounds": values.get("bounds", {})}
                 elif route is not None:
                     values["routes"] = unpack_routes(routes)
-                found.append(Numbers(_integer(at_s), step_s, values))
+                found.append(Numbers(to_integer(at_s), step_s, values))
         return found
 
     def route_numbers(self, *, now_s: float, minutes: int, service: str = "") -> list[dict[str, Any]]:
@@ -398,7 +396,7 @@ class StoreReader:
             "FROM sample AS first WHERE first.step_s = ? AND first.at_s >= ? AND first.source = baseline.source)",
             (step_s, service, service, step_s, since_s),
         ):
-            with contextlib.suppress(*_DAMAGED):
+            with contextlib.suppress(*DAMAGED):
                 now = _mapping(unpack(running))
                 found.append({"routes": rise_of_routes(now, unpack(opening)), "bounds": now.get("bounds", {})})
         return found
@@ -408,14 +406,14 @@ class StoreReader:
         row = self.connection.execute("SELECT at_s, data, running FROM baseline WHERE source = ?", (source,)).fetchone()
         if row is None:
             return None
-        with contextlib.suppress(*_DAMAGED):
-            return _number(row[0]), _mapping(unpack(row[1])), _mapping(unpack(row[2]))
+        with contextlib.suppress(*DAMAGED):
+            return to_number(row[0]), _mapping(unpack(row[1])), _mapping(unpack(row[2]))
         return None
 
     def number_services(self) -> list[str]:
         """The services whose numbers are here."""
         return [
-            _text(name) for (name,) in self.connection.execute("SELECT DISTINCT service FROM sample ORDER BY service")
+            to_text(name) for (name,) in self.connection.execute("SELECT DISTINCT service FROM sample ORDER BY service")
         ]
 
     def processes(self, *, seen_since_s: float) -> list[ProcessRow]:
@@ -427,13 +425,13 @@ class StoreReader:
             (seen_since_s,),
         ):
             facts: Mapping[str, Any] = {}
-            with contextlib.suppress(*_DAMAGED):
+            with contextlib.suppress(*DAMAGED):
                 facts = _mapping(unpack(row[6]))
             instance, service, host, pid, started_s, seen_s, _ = row
             found.append(
                 ProcessRow(
-                    _text(instance), _text(service), _text(host), _integer(pid), _number(started_s), _number(seen_s),
-                    facts,
+                    to_text(instance), to_text(service), to_text(host), to_integer(pid), to_number(started_s),
+                    to_number(seen_s), facts,
                 )
             )  # fmt: skip
         return found
@@ -446,29 +444,12 @@ def _step_of(now_s: float, minutes: int) -> tuple[int, int]:
 
 
 def _build_row(row: Sequence[Any], events: tuple[str, ...]) -> TraceRow:
-    # SQLite keeps any value in any column: a damaged file, or another tool's hand, must not break a page.
-    row = [_text(value) if place in _TEXT_COLUMNS else _integer(value) for place, value in enumerate(row)]
+    row = [to_text(value) if place in _TEXT_COLUMNS else to_integer(value) for place, value in enumerate(row)]
     others = (name for name in row[11].split("\n") if name and name != row[10])
     # That of the root first: it is the one that was asked.
     services = (*filter(None, [row[10]]), *others)
     values: tuple[Any, ...] = (*row[:11], services, *row[12:18], bool(row[18]), *row[19:21], events)
     return TraceRow(*values)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
-
-
-def _integer(value: object) -> int:
-    if isinstance(value, float):
-        return int(value) if math.isfinite(value) else 0
-    return value if isinstance(value, int) else 0
-
-
-def _number(value: object) -> float:
-    return value if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 def _mapping(value: object) -> dict[str, Any]:

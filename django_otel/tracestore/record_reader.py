@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from django_otel.tracestore.columns import DAMAGED, to_integer, to_text
 from django_otel.tracestore.packing import unpack
 
 #: What may be asked for as the order of statements, and the column.
@@ -14,7 +14,6 @@ STATEMENT_ORDERS = {"total": "total_ns", "count": "queries", "longest": "longest
 #: As many equal queries in one trace are probably an N+1.
 MANY_EQUAL = 5
 _NS_PER_S = 1_000_000_000
-_DAMAGED = (ValueError, TypeError, KeyError, OverflowError, RecursionError, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +153,11 @@ def _log_row(row: Sequence[object]) -> LogRow:
         try:
             unpacked = unpack(row[9])
             details = unpacked if isinstance(unpacked, dict) else {}
-        except _DAMAGED:
+        except DAMAGED:
             details = {}
-    level, logger, service, trace_id, span_id, body = map(_text, row[3:9])
-    return LogRow(
-        _whole(row[0]), _whole(row[1]), _whole(row[2]), level, logger, service, trace_id, span_id, body, details
-    )
+    level, logger, service, trace_id, span_id, body = map(to_text, row[3:9])
+    number, time_ns, severity = map(to_integer, row[:3])
+    return LogRow(number, time_ns, severity, level, logger, service, trace_id, span_id, body, details)
 
 
 def list_statements(
@@ -205,18 +203,18 @@ def list_statements(
 
 
 def _statement_row(connection: sqlite3.Connection, row: Sequence[object]) -> StatementRow:
-    sql = _whole(row[0])
+    sql = to_integer(row[0])
     text = connection.execute("SELECT text FROM sql WHERE id = ?", (sql,)).fetchone()
     seen = connection.execute(
         "SELECT trace.trace_id, trace.route, trace.name FROM statement JOIN trace ON trace.seq = statement.seq "
         "WHERE statement.sql = ? ORDER BY statement.count DESC, statement.seq DESC LIMIT 1",
         (sql,),
     ).fetchone()
-    queries, total_ns, longest_ns, traces, most, repeated, repeating = map(_whole, row[1:8])
-    trace_id, route, name = map(_text, seen) if seen is not None else ("", "", "")
+    queries, total_ns, longest_ns, traces, most, repeated, repeating = map(to_integer, row[1:8])
+    trace_id, route, name = map(to_text, seen) if seen is not None else ("", "", "")
     return StatementRow(
-        sql, _text(text[0]) if text is not None else "", queries, total_ns, longest_ns, traces, most, repeated,
-        repeating, _text(row[8]), _text(row[9]), trace_id, route or name,
+        sql, to_text(text[0]) if text is not None else "", queries, total_ns, longest_ns, traces, most, repeated,
+        repeating, to_text(row[8]), to_text(row[9]), trace_id, route or name,
     )  # fmt: skip
 
 
@@ -229,10 +227,11 @@ def list_requests(connection: sqlite3.Connection, *, since_ns: int = 0, service:
     )
     return [
         RequestRow(
-            _text(row[0]), _text(row[1]), _whole(row[2]), _whole(row[3]), bool(row[4]), _whole(row[5]), _text(row[6])
+            to_text(row[0]), to_text(row[1]), to_integer(row[2]), to_integer(row[3]), bool(row[4]), to_integer(row[5]),
+            to_text(row[6]),
         )
         for row in rows
-    ]
+    ]  # fmt: skip
 
 
 def traces_of_object(
@@ -248,12 +247,4 @@ def traces_of_object(
         "SELECT count(*) FROM object JOIN trace ON trace.seq = object.seq WHERE object.model = ? AND object.pk = ?",
         (model.lower(), pk),
     ).fetchone()
-    return [_text(trace_id) for (trace_id,) in rows], total
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else "" if value is None else str(value)
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return [to_text(trace_id) for (trace_id,) in rows], total

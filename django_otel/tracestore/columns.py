@@ -1,0 +1,31 @@
+"""Values as they are read from the store's file: any kind may stand in any column.
+
+SQLite keeps any value in any column: a damaged file, or another tool's hand, must not break a page.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+#: What reading a damaged or foreign part raises.
+DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, zlib.error)
+
+
+def to_text(value: object) -> str:
+    """Return a value as text; nothing as ""."""
+    if isinstance(value, str):
+        return value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+
+
+def to_integer(value: object) -> int:
+    """Return a value as a whole number; 0 for what is none."""
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, float) and math.isfinite(value) else 0
+
+
+def to_number(value: object) -> float:
+    """Return a value as a finite number; 0 for what is none."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else 0.0
