@@ -22,7 +22,6 @@ from django_otel.tracing.spans import SPANS_DROPPED
 
 _STATEMENTS = ("db.query.text", "db.statement")
 _SYSTEMS_WITHOUT_SQL = ("redis", "valkey", "memcached", "mongodb", "elasticsearch", "opensearch", "dynamodb")
-_LONGEST_TITLE = 200
 _LONGEST_BODY = 20_000
 
 
@@ -109,7 +108,7 @@ def summarize(trace_id: str, data: bytes) -> StoredSpans:
         stored.end_ns = max(stored.end_ns, span["end"], span["start"])
         stored.errors += span.get("status") == "ERROR"
         system = attributes.get("db.system.name") or attributes.get("db.system")
-        if system and system not in ("redis", "valkey", "memcached"):
+        if system and system not in records.SYSTEMS_WITHOUT_QUERIES:
             stored.queries += 1
             records.add_query(stored, attributes, span["end"] - span["start"])
         for event_of_span in span.get("events", ()):
@@ -118,8 +117,7 @@ def summarize(trace_id: str, data: bytes) -> StoredSpans:
         records.add_object(stored, attributes)
         if event := attributes.get("business.event"):
             stored.events.add(str(event))
-        dropped = attributes.get(SPANS_DROPPED)
-        stored.spans_dropped += dropped if isinstance(dropped, int) and not isinstance(dropped, bool) else 0
+        stored.spans_dropped += records.to_whole(attributes.get(SPANS_DROPPED))
         rank = 2 if "parent" not in span else 1 if span.get("entry") else 0
         if (rank, -span["start"]) > best or best[0] < 0:
             best = (rank, -span["start"])
@@ -133,13 +131,12 @@ def _set_root(stored: StoredSpans, span: otlp.SpanRecord, rank: int) -> None:
     stored.root_start_ns, stored.root_end_ns = span["start"], max(span["end"], span["start"])
     stored.method = str(attributes.get("http.request.method", ""))
     stored.route = str(attributes.get("http.route", ""))
-    status = attributes.get("http.response.status_code")
-    stored.status = status if isinstance(status, int) and not isinstance(status, bool) else 0
+    stored.status = records.to_whole(attributes.get("http.response.status_code"))
     stored.release = span.get("release", "")
-    stored.user = str(attributes.get("user.id") or attributes.get("user.hash") or attributes.get("enduser.id") or "")
+    stored.user = str(next((user for key in records.USER_KEYS if (user := attributes.get(key))), ""))
     stored.name = span["name"]
     if not stored.route and span["kind"] == "SERVER" and (path := attributes.get("url.path")):
-        stored.name = f"{span['name']} {path}"[:_LONGEST_TITLE]
+        stored.name = f"{span['name']} {path}"[: records.LONGEST_TITLE]
 
 
 # --- Redaction of the objects of OTLP/JSON. ---
@@ -250,4 +247,4 @@ def _log_of(log: dict[str, Any], logger: str, service: str, scrubber: Scrubber) 
         "service": service,
         "attributes": attributes,
     }
-    return StoredLog(trace_id if is_id(trace_id, 32) else "0" * 32, time_ns, service, record)
+    return StoredLog(trace_id if is_id(trace_id, 32) else records.NO_TRACE, time_ns, service, record)

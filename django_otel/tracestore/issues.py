@@ -104,10 +104,7 @@ def _write_error(connection: sqlite3.Connection, item: StoredErrors, error: Pend
     message = scrub.text(error.chain[0].message)[:_MAX_MESSAGE] if error.chain else ""
     stack = pack(_describe_chain(error.chain, scrub))
     if release:
-        connection.execute(
-            "INSERT OR IGNORE INTO release (service, name, first_s) VALUES (?, ?, ?)",
-            (item.service, release, error.first_s),
-        )
+        note_release(connection, item.service, release, error.first_s)
     row = connection.execute(
         "SELECT id, state, changed_s, resolved_release, notified_s FROM issue WHERE fingerprint = ?", (fingerprint,)
     ).fetchone()

@@ -27,11 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     from opentelemetry.trace import SpanContext
 
-_QUERY_SYSTEMS_LEFT_OUT = ("redis", "valkey", "memcached")
 _ERROR = StatusCode.ERROR
-_LONGEST_TITLE = 200
-#: Who made a request, where `REQUEST.USER` or the project records it.
-_USER_KEYS = ("user.id", "user.hash", "enduser.id")
 
 
 class SpanPreparer:
@@ -111,7 +107,7 @@ class SpanPreparer:
         if "django.model" in attributes:
             records.add_object(stored, attributes)
         system = attributes.get("db.system.name") or attributes.get("db.system")
-        if system is not None and system not in _QUERY_SYSTEMS_LEFT_OUT:
+        if system is not None and system not in records.SYSTEMS_WITHOUT_QUERIES:
             stored.queries += 1
             if library_spans.is_library_scope(scope):
                 # Statements of other instrumentors have values in them.
@@ -121,7 +117,7 @@ class SpanPreparer:
         if event := attributes.get("business.event"):
             stored.events.add(str(self._scrubber.value("business.event", event)))
         if dropped := attributes.get(SPANS_DROPPED):
-            stored.spans_dropped += _whole(dropped)
+            stored.spans_dropped += records.to_whole(dropped)
 
     def _redact(self, stored: StoredSpans) -> None:
         """Redact what becomes a row of its own; statements once each, not once for each query."""
@@ -157,16 +153,16 @@ class SpanPreparer:
         name = scrubber.text(str(name))
         stored.method = str(scrubber.value("http.request.method", values.get("http.request.method", "")))
         stored.route = str(scrubber.value("http.route", values.get("http.route", "")))
-        stored.status = _whole(values.get("http.response.status_code"))
+        stored.status = records.to_whole(values.get("http.response.status_code"))
         stored.release = self._services[id(resource)][2]
-        for key in _USER_KEYS:
+        for key in records.USER_KEYS:
             if user := values.get(key):
                 stored.user = str(scrubber.value(key, user))
                 break
         path = values.get("url.path")
         if path and not stored.route and kind is SpanKind.SERVER:
             # A request without a route is listed by its path.
-            name = f"{name} {scrubber.value('url.path', path)}"[:_LONGEST_TITLE]
+            name = f"{name} {scrubber.value('url.path', path)}"[: records.LONGEST_TITLE]
         stored.name = name
 
 
@@ -175,7 +171,3 @@ def _rank(parent: SpanContext | None, kind: SpanKind) -> int:
     if parent is None:
         return 2
     return 1 if parent.is_remote or kind in (SpanKind.SERVER, SpanKind.CONSUMER) else 0
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0

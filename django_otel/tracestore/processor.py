@@ -25,6 +25,7 @@ from django_otel.config.schema import Config
 from django_otel.export.batch import BatchWorker, WorkerOwner
 from django_otel.metrics.model import OWN_SCOPE, Family, HistogramValue, Point
 from django_otel.redaction.scrub import Scrubber
+from django_otel.tracestore import records
 from django_otel.tracestore.errors import ErrorCollector
 from django_otel.tracestore.file import BUSY_TIMEOUT_S, find_file
 from django_otel.tracestore.issues import StoredErrors
@@ -175,7 +176,7 @@ class StoreProcessor(WorkerOwner, Taker):
         except (Unusable, sqlite3.Error, OSError) as error:
             reason = reason_of(error)
             self._on_drop(len(items), reason)
-            self.problem = f"{error}" if isinstance(error, Unusable) else f"{type(error).__name__}: {error}"
+            self.problem = _describe(error)
             if reason != "busy":
                 guard.warn_once(
                     f"trace store {reason}",
@@ -206,7 +207,7 @@ class StoreProcessor(WorkerOwner, Taker):
         except (Unusable, sqlite3.Error, OSError) as error:
             # Once more with the next sample, or with the next exception.
             self.errors.give_back(errors)
-            self.problem = f"{error}" if isinstance(error, Unusable) else f"{type(error).__name__}: {error}"
+            self.problem = _describe(error)
         else:
             self._notify()
 
@@ -323,11 +324,11 @@ class StoreProcessor(WorkerOwner, Taker):
             self._reset()
 
 
+def _describe(error: Exception) -> str:
+    return f"{error}" if isinstance(error, Unusable) else f"{type(error).__name__}: {error}"
+
+
 # --- Conversion. ---
-
-
-def _whole(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def convert_log(record: LogRecord, logger_name: str, scrubber: Scrubber, service: str) -> StoredLog:
@@ -399,7 +400,7 @@ def _take_duration(numbers: SampleNumbers, family: Family, point: Point) -> None
     route = numbers["routes"].setdefault(_route_of(attributes), {})
     numbers["bounds"]["duration"] = " ".join(map(repr, value.bounds))
     _add_histogram(route, "duration", value)
-    status = _whole(attributes.get("http.response.status_code"))
+    status = records.to_whole(attributes.get("http.response.status_code"))
     if status >= 500 or attributes.get("error.type"):
         route["errors"] = route.get("errors", 0) + _short(value.count)
     elif status >= 400:

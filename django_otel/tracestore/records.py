@@ -140,6 +140,12 @@ def forget_statements(connection: sqlite3.Connection) -> None:
 MAX_STATEMENT = 4_000
 #: Most statements and objects of one trace that arrive together.
 MAX_PER_TRACE = 200
+#: Systems whose operations are no queries.
+SYSTEMS_WITHOUT_QUERIES = ("redis", "valkey", "memcached")
+#: Who made a request, where `REQUEST.USER` or the project records it.
+USER_KEYS = ("user.id", "user.hash", "enduser.id")
+#: Longest name under which a request without a route is listed.
+LONGEST_TITLE = 200
 _N_PLUS_ONE = "django.n_plus_one"
 _N_PLUS_ONE_COUNT = f"{_N_PLUS_ONE}.count"
 _N_PLUS_ONE_ADVICE = f"{_N_PLUS_ONE}.advice"
@@ -194,10 +200,12 @@ def _statement(stored: StoredSpans, text: str) -> StatementSum | None:
     return found
 
 
+def to_whole(value: object) -> int:
+    """Return the value of an attribute as a whole number; 0 for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
 def source_line(attributes: Mapping[str, object]) -> str:
     """Where in the project a query was made, as "file:line"; "" where that is not known."""
     path, line = attributes.get("code.file.path"), attributes.get("code.line.number")
     return f"{path}:{line}"[-300:] if path and line else ""
-
-
-__all__ = ["SCHEMA", "add_events", "add_object", "add_query", "write_logs", "write_statements"]
