@@ -6,7 +6,7 @@ Documentation, dashboards and tests are checked against this module.
 from __future__ import annotations
 
 from django_otel.base.frozen import record
-from django_otel.metrics.model import Kind
+from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
 
 SECONDS_HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 SECONDS_DB = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
@@ -564,3 +564,9 @@ CATALOGUE: dict[str, Metric] = {
         ),
     )
 }
+
+
+def build_family(name: str, points: list[Point]) -> Family:
+    """Return a family of the catalogue with these points. Errors: `KeyError` for another name."""
+    metric = CATALOGUE[name]
+    return Family(metric.name, metric.kind, metric.unit, metric.description, OWN_SCOPE, points)

@@ -29,7 +29,7 @@ from pathlib import Path
 from django_otel.base import guard
 from django_otel.base.private_files import Unusable, check_folder, make_folder, open_file
 from django_otel.multiprocess import server_group
-from django_otel.multiprocess.lease import Lease, living_slots
+from django_otel.multiprocess.lease import Lease, living_slots, lock_exclusively_in_time
 from django_otel.sampling.policy import Policy
 
 try:
@@ -315,17 +315,10 @@ class HostRegistry:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock around replacing a file that all processes read. Errors: `OSError`."""
-        descriptor = open_file(self.folder / "policy.lock", os.O_RDWR | os.O_CREAT)
+        path = self.folder / "policy.lock"
+        descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
         try:
-            deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() >= deadline_s:
-                        raise Unusable(f"{self.folder}/policy.lock is held by another process.") from None
-                time.sleep(0.005)
+            lock_exclusively_in_time(descriptor, _LOCK_TIMEOUT_S, path)
             yield
         finally:
             os.close(descriptor)

@@ -119,15 +119,27 @@ def _joining(folder: Path, how: int) -> Iterator[None]:
     except FileNotFoundError:
         descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
-        if not _lock_in_time(descriptor, how) and how == fcntl.LOCK_EX:
+        timeout_s = _JOIN_TIMEOUT_S if how == fcntl.LOCK_EX else _PROBE_TIMEOUT_S
+        if not _lock_in_time(descriptor, how, timeout_s) and how == fcntl.LOCK_EX:
             raise Unusable(f"{path} is held by another process for more than {_JOIN_TIMEOUT_S} s.")
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock_in_time(descriptor: int, how: int) -> bool:
-    deadline_s = time.monotonic() + (_JOIN_TIMEOUT_S if how == fcntl.LOCK_EX else _PROBE_TIMEOUT_S)
+def lock_exclusively_in_time(descriptor: int, timeout_s: float, path: Path) -> None:
+    """Lock a file that others hold for the time of a write; `path` is for the message.
+
+    Errors: `Unusable` when one holds it for longer, or where the system has no file locks; `OSError`.
+    """
+    if not HAS_LOCKS:
+        raise Unusable("This system has no file locks (fcntl).")
+    if not _lock_in_time(descriptor, fcntl.LOCK_EX, timeout_s):
+        raise Unusable(f"{path} is held by another process.")
+
+
+def _lock_in_time(descriptor: int, how: int, timeout_s: float) -> bool:
+    deadline_s = time.monotonic() + timeout_s
     while True:
         try:
             fcntl.flock(descriptor, how | fcntl.LOCK_NB)

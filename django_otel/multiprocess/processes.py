@@ -17,8 +17,10 @@ from pathlib import Path
 
 from django_otel.base import guard
 from django_otel.base.private_files import open_file
-from django_otel.metrics.catalogue import CATALOGUE
-from django_otel.metrics.model import OWN_SCOPE, Attributes, Family, Point
+from django_otel.metrics.catalogue import build_family
+from django_otel.metrics.model import Attributes, Family, Point
+from django_otel.multiprocess.lease import lock_exclusively_in_time
+from django_otel.multiprocess.shared_values import LOCK_TIMEOUT_S
 
 _FILE = "cpu-times"
 _MAX_BYTES = 1 << 20
@@ -109,11 +111,10 @@ def add_cpu_times(folder: Path, times: Mapping[str, tuple[float, float]]) -> tup
 
     Errors: `OSError`, also where the system has no file locks.
     """
-    from django_otel.multiprocess.shared_values import lock_briefly
-
-    descriptor = open_file(folder / _FILE, os.O_RDWR | os.O_CREAT)
+    path = folder / _FILE
+    descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
-        lock_briefly(descriptor)
+        lock_exclusively_in_time(descriptor, LOCK_TIMEOUT_S, path)
         gone, known = _parse(os.pread(descriptor, _MAX_BYTES, 0))
         for key, (user_s, system_s) in times.items():
             before = known.pop(key, (0.0, 0.0))
@@ -171,7 +172,7 @@ def describe_processes(members: Sequence[Member], folder: Path | None) -> list[F
     """Return the metrics of these living processes, and the CPU time of all that were in `folder`."""
     busy = sum(1 for member in members if member.active > 0)
     states = [(("state", "busy"), float(busy)), (("state", "idle"), float(len(members) - busy))]
-    families = [_family("django_otel.workers", [Point((attribute,), number) for attribute, number in states])]
+    families = [build_family("django_otel.workers", [Point((attribute,), number) for attribute, number in states])]
     namespace = pid_namespace()
     readable = [member for member in members if member.namespace == namespace and member.started_ticks]
     if len(readable) < len(members) or not namespace:
@@ -194,7 +195,7 @@ def describe_processes(members: Sequence[Member], folder: Path | None) -> list[F
             Point((("cpu.mode", mode),), used_s, (), start_ns)
             for mode, used_s in zip(("user", "system"), total, strict=True)
         ]
-        families.append(_family("process.cpu.time", points))
+        families.append(build_family("process.cpu.time", points))
     families += _describe_usages(usages)
     return families
 
@@ -202,18 +203,13 @@ def describe_processes(members: Sequence[Member], folder: Path | None) -> list[F
 def _describe_usages(usages: Mapping[Member, Usage]) -> Iterable[Family]:
     nothing: Attributes = ()
     found = usages.values()
-    yield _family("process.memory.usage", [Point(nothing, float(sum(usage.memory_bytes for usage in found)))])
-    yield _family("process.thread.count", [Point(nothing, float(sum(usage.threads for usage in found)))])
+    yield build_family("process.memory.usage", [Point(nothing, float(sum(usage.memory_bytes for usage in found)))])
+    yield build_family("process.thread.count", [Point(nothing, float(sum(usage.threads for usage in found)))])
     descriptors = [usage.descriptors for usage in found]
     if None not in descriptors:
         total = sum(number for number in descriptors if number is not None)
-        yield _family("process.open_file_descriptor.count", [Point(nothing, float(total))])
-    yield _family(
+        yield build_family("process.open_file_descriptor.count", [Point(nothing, float(total))])
+    yield build_family(
         "process.uptime",
         [Point((("worker", str(member.slot)),), usage.uptime_s) for member, usage in usages.items()],
     )
-
-
-def _family(name: str, points: list[Point]) -> Family:
-    metric = CATALOGUE[name]
-    return Family(metric.name, metric.kind, metric.unit, metric.description, OWN_SCOPE, points)

@@ -6,19 +6,18 @@ it does not know yet, and never again once the file is full.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from django_otel.base.private_files import open_file
+from django_otel.multiprocess.lease import lock_exclusively_in_time
 
 _MAX_BYTES = 4 << 20
-#: How long another process may hold the file: it writes a line.
-_LOCK_TIMEOUT_S = 0.05
+#: How long another process may hold the file, in seconds: it writes a line.
+LOCK_TIMEOUT_S = 0.05
 
 
 def admit(folder: Path, name: str, wanted: Iterable[str], limit: int) -> frozenset[str]:
@@ -29,7 +28,7 @@ def admit(folder: Path, name: str, wanted: Iterable[str], limit: int) -> frozens
     path = folder / f"values-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
-        lock_briefly(descriptor)
+        lock_exclusively_in_time(descriptor, LOCK_TIMEOUT_S, path)
         data = os.pread(descriptor, _MAX_BYTES, 0)
         # A line that was not finished is a dead process's.
         whole = data[: data.rfind(b"\n") + 1]
@@ -43,18 +42,6 @@ def admit(folder: Path, name: str, wanted: Iterable[str], limit: int) -> frozens
         return frozenset([*found, *more])
     finally:
         os.close(descriptor)
-
-
-def lock_briefly(descriptor: int) -> None:
-    """Lock a file that others hold for the time of a write. Errors: `OSError` when one holds it for longer."""
-    deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() >= deadline_s:
-                raise
-        time.sleep(0.001)
 
 
 def _parse(data: bytes) -> list[str]:
