@@ -276,13 +276,13 @@ class Membership:
             return None
         known = self._background
         if known is None or known[0] is not config:
-            from django_otel.multiprocess.background import BackgroundReader, background_bases, build_background_name
+            from django_otel.multiprocess.background import build_background_reader
             from django_otel.multiprocess.sharing import is_shown
 
             if not is_shown(config):
                 return None
-            name = build_background_name(self.project_identity())
-            known = self._background = (config, BackgroundReader(name, background_bases(config.metrics.shared_dir)))
+            reader = build_background_reader(self.project_identity(), config.metrics.shared_dir)
+            known = self._background = (config, reader)
         return known[1]
 
     def find_sharing(self) -> Sharing | None:

@@ -7,23 +7,20 @@ The web server's page adds their numbers to its own, see `add_background`.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from django_otel.base.private_files import check_folder, temporary_folder
 from django_otel.metrics.merging import merge_processes
 from django_otel.metrics.model import Family
-from django_otel.multiprocess.lease import HAS_LOCKS, living_slots
+from django_otel.multiprocess.lease import HAS_LOCKS
 from django_otel.multiprocess.reader import Reader
-
-#: The beginning of the folders' names.
-PREFIX = "background-"
+from django_otel.multiprocess.server_group import BACKGROUND_PREFIX, find_parent
 
 
 def build_background_name(identity: str) -> str:
     """Return the folder name of the group of the project known by `identity`."""
-    return PREFIX + hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return BACKGROUND_PREFIX + hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def background_bases(shared_dir: str | None) -> list[Path]:
@@ -41,7 +38,7 @@ class BackgroundReader:
 
     def __init__(self, name: str, bases: list[Path], on_skip: Callable[[str], None] = lambda reason: None) -> None:
         #: Where the group may be.
-        self.folders = [base / f"django-otel-{os.geteuid()}" / name for base in bases]
+        self.folders = [find_parent(base) / name for base in bases]
         self._on_skip = on_skip
         self._readers: Mapping[Path, Reader] = {}
 
@@ -59,17 +56,13 @@ class BackgroundReader:
             if reader is None:
                 reader = Reader(folder, self._on_skip)
                 self._readers = {**self._readers, folder: reader}
-            parts.append(_read(reader))
+            parts.append(reader.collect())
         return parts[0] if len(parts) == 1 else merge_processes((part, True) for part in parts)
 
 
-def _read(reader: Reader) -> list[Family]:
-    merged = reader.merge()
-    snapshots = list(reader.snapshots())
-    if not snapshots:
-        return merged
-    living = living_slots(reader.folder, [number for number, _ in snapshots])
-    return [*merged, *merge_processes((families, number in living) for number, families in snapshots)]
+def build_background_reader(identity: str, shared_dir: str | None) -> BackgroundReader:
+    """Return the reader of the group of the project known by `identity`."""
+    return BackgroundReader(build_background_name(identity), background_bases(shared_dir))
 
 
 def add_background(own: list[Family], background: list[Family]) -> list[Family]:

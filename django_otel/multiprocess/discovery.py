@@ -12,8 +12,8 @@ from pathlib import Path
 from django_otel.base import private_files
 from django_otel.base.private_files import Unusable, check_folder
 from django_otel.config.schema import Config
-from django_otel.metrics.merging import merge_processes
-from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
+from django_otel.metrics.catalogue import build_family
+from django_otel.metrics.model import Family, Point
 from django_otel.multiprocess import server_group
 from django_otel.multiprocess.format import JOINED_AT_CELL, KEYS_LENGTH_CELL, MAGIC, MAGIC_CELL, PID_CELL, Keys
 from django_otel.multiprocess.lease import HAS_LOCKS, living_slots
@@ -53,7 +53,7 @@ def find_groups(config: Config) -> list[Group]:
         raise Unusable("This system has no file locks (fcntl).")
     found: dict[Path, Group] = {}
     for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings):
-        parent = base / f"django-otel-{os.geteuid()}"
+        parent = server_group.find_parent(base)
         try:
             check_folder(parent)
             names = sorted(path.name for path in parent.iterdir())
@@ -121,12 +121,8 @@ class Outsider:
     def collect(self) -> list[Family]:
         """Every family over all processes of the group, at this moment. Errors: `OSError` when the folder is gone."""
         check_folder(self.folder)
-        merged = self._reader.merge()
-        snapshots = list(self._reader.snapshots())
-        living = living_slots(self.folder, [number for number, _ in snapshots]) if snapshots else set()
         return [
-            *merged,
-            *merge_processes((families, number in living) for number, families in snapshots),
+            *self._reader.collect(),
             *_build_state(self._skipped),
             *(describe_processes(self._reader.members, self.folder) if self._shows_processes else ()),
         ]
@@ -165,23 +161,8 @@ def _read(path: Path, size: int) -> bytes:
 
 
 def _build_state(skipped: Mapping[str, int]) -> list[Family]:
-    active = Family(
-        "django_otel.shared.active",
-        Kind.GAUGE,
-        "",
-        "1 if the processes of this server share their metrics; 0 if the page shows only some of them.",
-        OWN_SCOPE,
-        [Point((), 1.0)],
-    )
+    active = build_family("django_otel.shared.active", [Point((), 1.0)])
     if not skipped:
         return [active]
     points = [Point((("django_otel.reason", reason),), float(count)) for reason, count in sorted(skipped.items())]
-    files = Family(
-        "django_otel.shared.files.skipped",
-        Kind.COUNTER,
-        "{file}",
-        "Files in the shared folder that could not be read, by reason.",
-        OWN_SCOPE,
-        points,
-    )
-    return [active, files]
+    return [active, build_family("django_otel.shared.files.skipped", points)]

@@ -15,6 +15,7 @@ from pathlib import Path
 from django_otel.base import guard
 from django_otel.base.private_files import open_file
 from django_otel.metrics.cells import Definition
+from django_otel.metrics.merging import merge_processes
 from django_otel.metrics.model import Family
 from django_otel.multiprocess.format import (
     ADOPTIONS_CELL,
@@ -103,6 +104,13 @@ class Reader:
             slots = [data for _, _, data in loaded]
             self.members = _find_members(self._plan, slots)
             return self._plan.read(slots)
+
+    def collect(self) -> list[Family]:
+        """Return every family over all slots, for a process that holds none of them."""
+        merged = self.merge()
+        snapshots = list(self.snapshots())
+        living = living_slots(self.folder, [number for number, _ in snapshots]) if snapshots else set()
+        return [*merged, *merge_processes((families, number in living) for number, families in snapshots)]
 
     def newest_definitions(self) -> dict[str, tuple[Definition, float]]:
         """Return the last merged value of each name and its time, in seconds since the epoch."""

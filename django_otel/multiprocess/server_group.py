@@ -29,6 +29,7 @@ from django_otel.base.private_files import (
     touched_at_s,
 )
 from django_otel.multiprocess.lease import HAS_LOCKS, living_slots
+from django_otel.multiprocess.processes import pid_namespace, start_ticks
 
 _OWNER_FILE = "owner"
 #: Said where there is no candidate at all.
@@ -37,6 +38,8 @@ NO_PLACE = "no folder for shared or temporary files was found"
 _SWEEP_AGE_S = 60.0
 #: Of a group whose master cannot be looked for (another container): since when nothing was written, in seconds.
 FOREIGN_AGE_S = 3600.0
+#: The beginning of the folder's name of a group of task workers.
+BACKGROUND_PREFIX = "background-"
 #: Of the group of task workers, which is to outlive their restarts, in seconds.
 BACKGROUND_AGE_S = 7 * 86400.0
 
@@ -53,20 +56,18 @@ def candidate_bases(shared_dir: str | None, environ: Mapping[str, str]) -> list[
     return [Path(path) for path in found if path]
 
 
+def find_parent(base: Path) -> Path:
+    """Return the folder of all groups of this user in `base`."""
+    return base / f"django-otel-{os.geteuid()}"
+
+
 def start_time(pid: int) -> str:
     """Return when a process began, in clock ticks since boot; "" if it does not exist or the system does not say."""
-    try:
-        # The command name stands in parentheses and may itself contain some.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    return str(start_ticks(pid) or "")
 
 
 def _pid_namespace() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").stat().st_ino)
-    except OSError:
-        return ""
+    return str(pid_namespace() or "")
 
 
 def owner_pid(configured_pid: int, environ: Mapping[str, str]) -> int | None:
@@ -121,7 +122,7 @@ def open_group(name: str, owner: int | None, bases: list[Path]) -> Path:
     reasons = []
     for base in bases:
         try:
-            parent = make_parent(bases, base, f"django-otel-{os.geteuid()}")
+            parent = make_parent(bases, base, find_parent(base).name)
             folder = parent / name
             make_folder(folder)
             if owner is not None:
@@ -161,7 +162,7 @@ def _write_owner(folder: Path, owner: int) -> None:
 
 def _idle_age_s(folder: Path) -> float:
     """How long nothing may have been written before a group is swept, in seconds; infinity while its master lives."""
-    if folder.name.startswith("background-"):
+    if folder.name.startswith(BACKGROUND_PREFIX):
         return BACKGROUND_AGE_S
     try:
         pid, _, rest = (folder / _OWNER_FILE).read_text().partition(" ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -17,13 +16,7 @@ from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
 from django_otel.metrics.model import Family
 from django_otel.multiprocess import discovery, lease, server_group
-from django_otel.multiprocess.background import PREFIX as BACKGROUND_PREFIX
-from django_otel.multiprocess.background import (
-    BackgroundReader,
-    add_background,
-    background_bases,
-    build_background_name,
-)
+from django_otel.multiprocess.background import add_background, build_background_reader
 from django_otel.operations import surroundings
 from django_otel.operations.serve import Unavailable
 
@@ -33,7 +26,7 @@ def describe_none(config: Config) -> str:
     if lease.HAS_LOCKS and (obstacle := surroundings.find_sharing_obstacle(config)):
         return describe_unshared(obstacle)
     bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
-    places = [str(base / f"django-otel-{os.geteuid()}") for base in bases]
+    places = [str(server_group.find_parent(base)) for base in bases]
     message = gettext(
         "No worker process of this project has put numbers into %(places)s. Either none has answered a request yet, or "
         "the server is a single process (its own /metrics is whole; a METRICS.GROUP makes it share), or it runs as "
@@ -59,7 +52,9 @@ class GroupFinder:
         self._outsider: discovery.Outsider | None = None
         self._lock = threading.Lock()
         is_read = folder is None and config.metrics.group is None
-        self._background = build_background_reader(config) if is_read else None
+        self._background = (
+            build_background_reader(conf.project_identity(), config.metrics.shared_dir) if is_read else None
+        )
         self.is_ambiguous = False
 
     def find(self) -> Path:
@@ -128,16 +123,10 @@ def find_background(config: Config) -> list[discovery.Group]:
     if config.metrics.group is not None or not lease.HAS_LOCKS:
         return []
     found = []
-    for folder in build_background_reader(config).folders:
+    for folder in build_background_reader(conf.project_identity(), config.metrics.shared_dir).folders:
         with contextlib.suppress(OSError):
             found.append(discovery.open_folder(folder))
     return found
-
-
-def build_background_reader(config: Config) -> BackgroundReader:
-    """Return the reader of the numbers of this project's task workers on this host."""
-    name = build_background_name(conf.project_identity())
-    return BackgroundReader(name, background_bases(config.metrics.shared_dir))
 
 
 def _unreadable(folder: Path, error: OSError) -> str:
@@ -180,7 +169,7 @@ def describe(group: discovery.Group, slots: Sequence[discovery.Slot]) -> Descrip
     notes = [gettext("living") if group.is_living else gettext("all its processes are gone")]
     if group.owner_pid is not None:
         notes.append(gettext("master %(pid)s") % {"pid": group.owner_pid})
-    elif group.folder.name.startswith(BACKGROUND_PREFIX):
+    elif group.folder.name.startswith(server_group.BACKGROUND_PREFIX):
         notes.append(gettext("task workers"))
     if group.is_foreign:
         notes.append(gettext("possibly another project's"))

@@ -75,7 +75,7 @@ def find_obstacle(path: Path) -> str:
 
 def find_folder_obstacle(base: Path) -> str:
     """Why the workers' shared folder cannot be in `base`; "" when it can. Makes nothing."""
-    folder = base / f"django-otel-{os.geteuid()}"
+    folder = server_group.find_parent(base)
     try:
         private_files.check_folder(folder)
         place = folder
@@ -107,7 +107,7 @@ def find_shared_folder(config: Config) -> Path | None:
         return None
     for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings):
         if not find_folder_obstacle(base):
-            return base / f"django-otel-{os.geteuid()}"
+            return server_group.find_parent(base)
     return None
 
 
