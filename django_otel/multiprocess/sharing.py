@@ -16,10 +16,11 @@ from pathlib import Path
 from django_otel.base import forks, guard
 from django_otel.base.private_files import Unusable
 from django_otel.config.schema import Config
+from django_otel.metrics.catalogue import build_family
 from django_otel.metrics.cells import Memory
 from django_otel.metrics.instruments import Counter
 from django_otel.metrics.merging import merge_processes
-from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
+from django_otel.metrics.model import Family, Point
 from django_otel.metrics.store import CellStore
 from django_otel.multiprocess import server_group
 from django_otel.multiprocess.background import background_bases
@@ -71,14 +72,15 @@ def start_sharing(
         bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
     if name is None:
         return None
+    shows_processes = config.runtime and background is None
     for known in list(_all):
         if known.serves(name, bases, store):
             # New settings, same folder: in another slot, what was counted would be there twice.
-            known.shows_processes = config.runtime
+            known.shows_processes = shows_processes
             return known
         known.stop()
     sharing = Sharing(name, owner, bases, store, collect_sdk)
-    sharing.shows_processes = config.runtime and background is None
+    sharing.shows_processes = shows_processes
     sharing.join()
     sharing.start()
     return sharing
@@ -290,16 +292,7 @@ class Sharing:
                     merged += [Family(family.name, family.kind, family.unit, family.description, family.scope, [point])]
 
     def _state(self, *, is_shared: bool) -> list[Family]:
-        return [
-            Family(
-                "django_otel.shared.active",
-                Kind.GAUGE,
-                "",
-                "1 if the processes of this server share their metrics; 0 if the page shows only some of them.",
-                OWN_SCOPE,
-                [Point((), 1.0 if is_shared else 0.0)],
-            )
-        ]
+        return [build_family("django_otel.shared.active", [Point((), 1.0 if is_shared else 0.0)])]
 
     def _count_skipped(self, reason: str) -> None:
         skipped = self._store.catalogued("django_otel.shared.files.skipped")

@@ -107,3 +107,11 @@ def test_without_a_folder_there_is_nothing_to_add(tmp_path):
     # One that others may write to is not read.
     (parent / build_background_name("x")).chmod(0o777)
     assert BackgroundReader(build_background_name("x"), [tmp_path]).collect() == []
+
+
+def test_after_new_settings_too_a_worker_leaves_the_metrics_of_processes_to_the_web_server(tmp_path):
+    end = (
+        "runtime.restart(); django_otel.counter('jobs.done').add(1);"
+        "assert runtime.current().config.runtime and not runtime.sharing().shows_processes"
+    )
+    assert work(tmp_path, end=end, otel={**OTEL, "RUNTIME": True}) == 0
