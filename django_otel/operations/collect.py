@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from django_otel.base import guard
 from django_otel.base.private_files import Unusable
+from django_otel.export.wire import write_field, write_varint
 from django_otel.operations.serve import StopFlag
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracestore import incoming
@@ -199,13 +200,8 @@ def _success(refused: int, name: str, *, is_json: bool) -> bytes:
         return json.dumps({"partialSuccess": {name: str(refused)}} if refused else {}).encode()
     if not refused:
         return b""
-    number, left = bytearray(b"\x08"), refused
-    while left > 0x7F:
-        number.append(left & 0x7F | 0x80)
-        left >>= 7
-    number.append(left)
     # Field 1, a message whose field 1 is the number. Source: opentelemetry-proto, trace_service.proto.
-    return bytes([0x0A, len(number), *number])
+    return write_field(b"\x0a", b"\x08" + write_varint(refused))
 
 
 class _Server(ThreadingHTTPServer):
