@@ -28,6 +28,7 @@ NOT_WORKING = 1
 NAMES = ("traces", "trace", "errors", "slow", "n-plus-one", "logs")
 #: Every line of a table fits.
 _WIDTH = 80
+_Rows = list[Mapping[str, Any]]
 
 
 class NoStoreError(Exception):
@@ -143,23 +144,21 @@ def open_answers(config: Config) -> Iterator[Answers]:
 
 def run(name: str, options: Mapping[str, Any], config: Config, write: Callable[[str], object]) -> int:
     """Run one of `NAMES` with parsed options, and return the exit code."""
+    is_json = options["format"] == "json"
+    answer: Answer | None
     try:
         with open_answers(config) as answers:
             answer = _ask(name, options, answers)
-    except NoStoreError as problem:
-        if options["format"] == "json":
-            write(printable_json({"problem": str(problem)}))
-        else:
-            write(printable(str(problem)))
-        return NOT_WORKING
+        problem = gettext("There is no trace %(id)s in the store.") % {"id": options["id"]} if answer is None else ""
+    except NoStoreError as error:
+        answer, problem = None, str(error)
     if answer is None:
-        problem_text = gettext("There is no trace %(id)s in the store.") % {"id": options["id"]}
-        write(printable_json({"problem": problem_text}) if options["format"] == "json" else printable(problem_text))
+        write(printable_json({"problem": problem}) if is_json else printable(problem))
         return NOT_WORKING
-    if options["format"] == "json":
+    if is_json:
         write(printable_json(answer))
         return OK
-    for line in _LINES[name](answer):
+    for line in _lines(name, answer):
         write(shorten(printable(line), _WIDTH))
     return OK
 
@@ -215,13 +214,9 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: max(0, width - 3)]}..."[:width]
 
 
-def _items(answer: Answer, key: str) -> list[Mapping[str, Any]]:
+def _items(answer: Answer, key: str) -> _Rows:
     rows = answer.get(key)
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-
-
-def _nothing() -> list[str]:
-    return [gettext("Nothing that fits is stored.")]
 
 
 def _clock(moment: str) -> str:
@@ -232,10 +227,7 @@ def _milliseconds(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, int | float) else ""
 
 
-def _traces(answer: Answer) -> list[str]:
-    rows = _items(answer, "traces")
-    if not rows:
-        return _nothing()
+def _traces(rows: _Rows) -> list[str]:
     head = (
         gettext("trace"), gettext("time"), gettext("ms"), gettext("status"), pgettext("database", "queries"),
         gettext("request"),
@@ -272,10 +264,7 @@ def _trace(answer: Answer) -> list[str]:
     return lines
 
 
-def _errors(answer: Answer) -> list[str]:
-    rows = _items(answer, "errors")
-    if not rows:
-        return _nothing()
+def _errors(rows: _Rows) -> list[str]:
     lines = []
     for row in rows:
         lines.append(shorten(f"{row['count']} x {row['type']}: {row['message']}", _WIDTH))
@@ -284,10 +273,7 @@ def _errors(answer: Answer) -> list[str]:
     return lines
 
 
-def _slow(answer: Answer) -> list[str]:
-    rows = _items(answer, "routes")
-    if not rows:
-        return _nothing()
+def _slow(rows: _Rows) -> list[str]:
     head = (
         pgettext("95th percentile", "p95 ms"), pgettext("median", "p50 ms"), gettext("longest"), gettext("requests"),
         gettext("failed"), pgettext("database", "queries"), gettext("route"),
@@ -303,10 +289,7 @@ def _slow(answer: Answer) -> list[str]:
     )  # fmt: skip
 
 
-def _n_plus_one(answer: Answer) -> list[str]:
-    rows = _items(answer, "statements")
-    if not rows:
-        return _nothing()
+def _n_plus_one(rows: _Rows) -> list[str]:
     lines = []
     for row in rows:
         lines.append(shorten(f"{row['in_one_request']} x {row['statement']}", _WIDTH))
@@ -319,10 +302,7 @@ def _n_plus_one(answer: Answer) -> list[str]:
     return lines
 
 
-def _logs(answer: Answer) -> list[str]:
-    rows = _items(answer, "log_records")
-    if not rows:
-        return _nothing()
+def _logs(rows: _Rows) -> list[str]:
     head = (gettext("time"), gettext("level"), gettext("logger"), gettext("text"))
     return table(
         head,
@@ -331,6 +311,17 @@ def _logs(answer: Answer) -> list[str]:
     )
 
 
-_LINES: dict[str, Callable[[Answer], list[str]]] = {
-    "traces": _traces, "trace": _trace, "errors": _errors, "slow": _slow, "n-plus-one": _n_plus_one, "logs": _logs,
+#: Of each list: the key of its rows, and the lines that show them.
+_LISTS: dict[str, tuple[str, Callable[[_Rows], list[str]]]] = {
+    "traces": ("traces", _traces), "errors": ("errors", _errors), "slow": ("routes", _slow),
+    "n-plus-one": ("statements", _n_plus_one), "logs": ("log_records", _logs),
 }  # fmt: skip
+
+
+def _lines(name: str, answer: Answer) -> list[str]:
+    """The text of an answer to one of `NAMES`."""
+    if name == "trace":
+        return _trace(answer)
+    key, show = _LISTS[name]
+    rows = _items(answer, key)
+    return show(rows) if rows else [gettext("Nothing that fits is stored.")]

@@ -13,7 +13,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,25 +68,11 @@ class Command(BaseCommand):
         _add_common_options(parser)
 
     def handle(self, *args: object, subcommand: str | None, **options: Any) -> None:
-        code, write = OK, self.stdout.write
-        if subcommand == "config":
-            code = self._config(options["format"], options["variables"])
-        elif subcommand == "doctor":
-            code = self._doctor(options["timeout"], options["format"])
-        elif subcommand == "send-test":
-            code = self._send_test(options["timeout"])
-        elif subcommand == "sampling":
-            code = self._with_config(lambda config: command.SamplingCommand(config, write).run(options), options)
-        elif subcommand in _STORE_COMMANDS:
-            code = self._with_config(lambda config: _use_store(self, subcommand, options, config), options)
-        elif subcommand == "catalogue":
+        code = OK
+        if subcommand == "catalogue":
             self._catalogue(options["format"])
-        elif subcommand in monitoring.NAMES:
-            code = self._with_config(lambda config: monitoring.run(subcommand, options, config, write), {})
-        elif subcommand == "serve":
-            code = self._serve(options["host"], options["port"], options["folder"])
-        elif subcommand == "folder":
-            code = self._folder(options["folder"], options["format"])
+        elif subcommand is not None:
+            code = self._with_config(subcommand, options)
         else:
             self._parser.print_help(self.stdout)
         if code != OK:
@@ -98,10 +84,7 @@ class Command(BaseCommand):
 
     # --- config ---
 
-    def _config(self, form: str, all_variables: bool) -> int:
-        config = self._read_config(form)
-        if config is None:
-            return BAD_CONFIGURATION
+    def _config(self, config: Config, form: str, all_variables: bool) -> int:
         values, sources = config.flat(), dict(config.sources)
         for dotted, (value, why) in find_effective(config).items():
             values[dotted], sources[dotted] = value, f"{sources[dotted]} ({why})"
@@ -143,17 +126,32 @@ class Command(BaseCommand):
                     self._write_wrapped(f"{problem.message} ({problem.id})", "  ")
             return None
 
-    def _with_config(self, run: Callable[[Config], int], options: Mapping[str, object]) -> int:
-        """The exit code of `run(config)`, or that of a configuration that is faulty."""
-        config = self._read_config("json" if options.get("format") == "json" else "text")
-        return BAD_CONFIGURATION if config is None else run(config)
-
-    # --- doctor ---
-
-    def _doctor(self, timeout_s: float, form: str) -> int:
+    def _with_config(self, name: str, options: dict[str, Any]) -> int:
+        """Run a subcommand that needs the configuration; its exit code, or that of a configuration that is faulty."""
+        form = options.get("format", "text")
         config = self._read_config(form)
         if config is None:
             return BAD_CONFIGURATION
+        write = self.stdout.write
+        if name == "config":
+            return self._config(config, form, options["variables"])
+        if name == "doctor":
+            return self._doctor(config, options["timeout"], form)
+        if name == "send-test":
+            return self._send_test(config, options["timeout"])
+        if name == "sampling":
+            return command.SamplingCommand(config, write).run(options)
+        if name in monitoring.NAMES:
+            return monitoring.run(name, options, config, write)
+        if name == "serve":
+            return self._serve(config, options["host"], options["port"], options["folder"])
+        if name == "folder":
+            return self._folder(config, options["folder"], form)
+        return _use_store(self, name, options, config)
+
+    # --- doctor ---
+
+    def _doctor(self, config: Config, timeout_s: float, form: str) -> int:
         findings = doctor.examine(config, timeout_s)
         failures = [finding for finding in findings if finding.outcome == "failed"]
         warnings = [finding for finding in findings if finding.outcome == "warning"]
@@ -190,10 +188,7 @@ class Command(BaseCommand):
 
     # --- send-test ---
 
-    def _send_test(self, timeout_s: float) -> int:
-        config = self._read_config()
-        if config is None:
-            return BAD_CONFIGURATION
+    def _send_test(self, config: Config, timeout_s: float) -> int:
         if not config.traces.exporters:
             self.stdout.write(
                 gettext(
@@ -225,10 +220,7 @@ class Command(BaseCommand):
 
     # --- serve and folder ---
 
-    def _serve(self, host: str, port: int, folder: Path | None) -> int:
-        config = self._read_config()
-        if config is None:
-            return BAD_CONFIGURATION
+    def _serve(self, config: Config, host: str, port: int, folder: Path | None) -> int:
         if not config.enabled or "prometheus" not in config.metrics.exporters:
             self._write_wrapped(
                 gettext(
@@ -259,9 +251,7 @@ class Command(BaseCommand):
         try:
             server = serving.ScrapeServer(host, port, source)
         except OSError as error:
-            message = gettext("Cannot listen on %(address)s: %(reason)s.")
-            values = {"address": f"{host}:{port}", "reason": error.strerror or error}
-            self._write_wrapped(message % values, "")
+            self._write_wrapped(_cannot_listen(host, port, error), "")
             return NOT_WORKING
         if not config.metrics_view.token and not _is_loopback(host):
             self._write_wrapped(
@@ -269,17 +259,11 @@ class Command(BaseCommand):
                 % {"host": host, "setting": 'OTEL["METRICS_VIEW"]["TOKEN"]'},
                 "",
             )
-        shown_host = f"[{host}]" if ":" in host else host
-        address = f"http://{shown_host}:{server.server_port}/metrics"
-        self.stdout.write(gettext("Listening on %(address)s") % {"address": address})
-        self.stdout.flush()
+        _say_listening(self, host, server.server_port, "/metrics")
         server.run_until(stop)
         return OK
 
-    def _folder(self, folder: Path | None, form: str) -> int:
-        config = self._read_config(form)
-        if config is None:
-            return BAD_CONFIGURATION
+    def _folder(self, config: Config, folder: Path | None, form: str) -> int:
         try:
             if folder is not None:
                 found = [discovery.open_folder(folder)]
@@ -331,9 +315,6 @@ class Command(BaseCommand):
             self.stdout.write((first if index == 0 and first is not None else indent) + line)
 
 
-_STORE_COMMANDS = (*terminal.NAMES, "mcp", "collect")
-
-
 def _use_store(command: Command, name: str, options: dict[str, Any], config: Config) -> int:
     """Run a command about what the console has stored, and return the exit code."""
     if name == "logs" and options["action"] is not None:
@@ -362,18 +343,25 @@ def _collect(command: Command, host: str, port: int, config: Config) -> int:
     if not _is_loopback(host):
         write(gettext("Whoever reaches %(host)s can write into the store. Listen on 127.0.0.1.") % {"host": host})
 
-    def say(port: int) -> None:
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        write(gettext("Listening on %(address)s") % {"address": address})
-        command.stdout.flush()
-
     try:
-        collect.serve(host, port, collector, serving.stop_on_signals(), say)
+        collect.serve(
+            host, port, collector, serving.stop_on_signals(), functools.partial(_say_listening, command, host)
+        )
     except OSError as error:
-        message = gettext("Cannot listen on %(address)s: %(reason)s.")
-        write(message % {"address": f"{host}:{port}", "reason": error.strerror or error})
+        write(_cannot_listen(host, port, error))
         return NOT_WORKING
     return OK
+
+
+def _say_listening(command: Command, host: str, port: int, path: str = "") -> None:
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
+    command.stdout.write(gettext("Listening on %(address)s") % {"address": address})
+    command.stdout.flush()
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> str:
+    values = {"address": f"{host}:{port}", "reason": error.strerror or error}
+    return gettext("Cannot listen on %(address)s: %(reason)s.") % values
 
 
 def _sum_up(failures: int, warnings: int) -> str:
