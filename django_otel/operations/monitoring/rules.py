@@ -1,7 +1,6 @@
 """Prometheus rules: recording rules per route, alerts, and burn-rate alerts of objectives.
 
-Every alert names the metrics of the catalogue that it uses; `METRICS` of a rule that are not in the catalogue would be
-a fault of this module (a test compares).
+All use metrics of the catalogue alone (a test compares).
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import json
 from collections.abc import Iterable
 
 from django_otel.base.frozen import record
-from django_otel.metrics.catalogue import CATALOGUE
 from django_otel.operations.monitoring.slo import Slo
 
 _DURATION = "http_server_request_duration_seconds"
@@ -58,7 +56,7 @@ RECORDED = (
     ),
 )
 
-_ALERTS = (
+ALERTS = (
     Alert(
         "DjangoErrorRatioHigh",
         f'sum by (job) (rate({_DURATION}_count{{http_response_status_code=~"5.."}}[5m]))\n'
@@ -154,111 +152,80 @@ _ALERTS = (
         "{{ $labels.instance }}: /metrics shows one worker only",
         "The worker processes cannot share their metrics. See check W005 and the log.",
     ),
-)
-
-
-#: Alerts on metrics, by their OpenTelemetry names; each is there once the catalogue has them.
-_MORE_ALERTS = (
-    (
-        "django.request.n_plus_one",
-        Alert(
-            "DjangoNPlusOneQueries",
-            "sum by (job, http_route) (increase(django_request_n_plus_one_total[30m])) > 20",
-            "10m",
-            "warning",
-            "{{ $labels.http_route }}: {{ $value | humanize }} requests repeat one statement",
-            "A view reads related objects one by one. The console's page of the route names the line.",
-        ),
+    Alert(
+        "DjangoNPlusOneQueries",
+        "sum by (job, http_route) (increase(django_request_n_plus_one_total[30m])) > 20",
+        "10m",
+        "warning",
+        "{{ $labels.http_route }}: {{ $value | humanize }} requests repeat one statement",
+        "A view reads related objects one by one. The console's page of the route names the line.",
     ),
-    (
-        "django.migrations",
-        Alert(
-            "DjangoMigrationsUnapplied",
-            'max by (job, django_db_alias) (django_migrations{django_migration_state="unapplied"}) > 0',
-            "15m",
-            "warning",
-            "{{ $labels.job }}: {{ $value }} migrations of {{ $labels.django_db_alias }} are not applied",
-            "The code that runs has migrations that the database does not have. Run `manage.py migrate`.",
-        ),
+    Alert(
+        "DjangoMigrationsUnapplied",
+        'max by (job, django_db_alias) (django_migrations{django_migration_state="unapplied"}) > 0',
+        "15m",
+        "warning",
+        "{{ $labels.job }}: {{ $value }} migrations of {{ $labels.django_db_alias }} are not applied",
+        "The code that runs has migrations that the database does not have. Run `manage.py migrate`.",
     ),
-    (
-        "django.task.duration",
-        Alert(
-            "DjangoTasksFailing",
-            "sum by (job, django_task_name)"
-            ' (increase(django_task_duration_seconds_count{django_task_outcome="failed"}[15m])) > 5\n'
-            "  and sum by (job, django_task_name)"
-            ' (rate(django_task_duration_seconds_count{django_task_outcome="failed"}[15m]))\n'
-            "  / sum by (job, django_task_name) (rate(django_task_duration_seconds_count[15m])) > 0.1",
-            "5m",
-            "warning",
-            "{{ $labels.django_task_name }}: {{ $value | humanize }} runs failed in 15 minutes",
-            "More than one run in ten of this task fails.",
-        ),
+    Alert(
+        "DjangoTasksFailing",
+        "sum by (job, django_task_name)"
+        ' (increase(django_task_duration_seconds_count{django_task_outcome="failed"}[15m])) > 5\n'
+        "  and sum by (job, django_task_name)"
+        ' (rate(django_task_duration_seconds_count{django_task_outcome="failed"}[15m]))\n'
+        "  / sum by (job, django_task_name) (rate(django_task_duration_seconds_count[15m])) > 0.1",
+        "5m",
+        "warning",
+        "{{ $labels.django_task_name }}: {{ $value | humanize }} runs failed in 15 minutes",
+        "More than one run in ten of this task fails.",
     ),
-    (
-        "django.task.wait",
-        Alert(
-            "DjangoTasksWaiting",
-            "histogram_quantile(0.95, sum by (job, django_task_queue, le) (rate(django_task_wait_seconds_bucket[10m])))"
-            " > 60",
-            "10m",
-            "warning",
-            "{{ $labels.django_task_queue }}: tasks wait {{ $value | humanizeDuration }}",
-            "One task in twenty waits for more than a minute. Start more workers.",
-        ),
+    Alert(
+        "DjangoTasksWaiting",
+        "histogram_quantile(0.95, sum by (job, django_task_queue, le) (rate(django_task_wait_seconds_bucket[10m])))"
+        " > 60",
+        "10m",
+        "warning",
+        "{{ $labels.django_task_queue }}: tasks wait {{ $value | humanizeDuration }}",
+        "One task in twenty waits for more than a minute. Start more workers.",
     ),
-    (
-        "django.command.last_success",
-        Alert(
-            "DjangoCommandLate",
-            # Commands that ran within a week; one that ran once is not late.
-            "time() - max by (job, django_command_name) (django_command_last_success_seconds) > 26 * 3600\n"
-            "  and time() - max by (job, django_command_name) (django_command_last_success_seconds) < 7 * 86400",
-            "0m",
-            "warning",
-            "{{ $labels.django_command_name }}: last success {{ $value | humanizeDuration }} ago",
-            "A command that runs every day has not succeeded for 26 hours. Silence the alert for commands that run less"
-            " often.",
-        ),
+    Alert(
+        "DjangoCommandLate",
+        # Commands that ran within a week; one that ran once is not late.
+        "time() - max by (job, django_command_name) (django_command_last_success_seconds) > 26 * 3600\n"
+        "  and time() - max by (job, django_command_name) (django_command_last_success_seconds) < 7 * 86400",
+        "0m",
+        "warning",
+        "{{ $labels.django_command_name }}: last success {{ $value | humanizeDuration }} ago",
+        "A command that runs every day has not succeeded for 26 hours. Silence the alert for commands that run less"
+        " often.",
     ),
-    (
-        "django_otel.workers",
-        Alert(
-            "DjangoWorkersBusy",
-            'sum by (job, instance) (avg_over_time(django_otel_workers{state="busy"}[10m]))\n'
-            "  / sum by (job, instance) (avg_over_time(django_otel_workers[10m])) > 0.9",
-            "10m",
-            "warning",
-            "{{ $labels.instance }}: {{ $value | humanizePercentage }} of the workers are busy",
-            "Nearly every worker process has been busy for ten minutes: requests wait.",
-        ),
+    Alert(
+        "DjangoWorkersBusy",
+        'sum by (job, instance) (avg_over_time(django_otel_workers{state="busy"}[10m]))\n'
+        "  / sum by (job, instance) (avg_over_time(django_otel_workers[10m])) > 0.9",
+        "10m",
+        "warning",
+        "{{ $labels.instance }}: {{ $value | humanizePercentage }} of the workers are busy",
+        "Nearly every worker process has been busy for ten minutes: requests wait.",
     ),
-    (
-        "http.server.request.time_in_queue",
-        Alert(
-            "DjangoRequestsWaiting",
-            "histogram_quantile(0.95, sum by (job, le) (rate(http_server_request_time_in_queue_seconds_bucket[5m])))"
-            " > 0.5",
-            "10m",
-            "warning",
-            "{{ $labels.job }}: requests wait {{ $value | humanizeDuration }} for a worker",
-            "One request in twenty waits for more than half a second between the proxy and Django.",
-        ),
+    Alert(
+        "DjangoRequestsWaiting",
+        "histogram_quantile(0.95, sum by (job, le) (rate(http_server_request_time_in_queue_seconds_bucket[5m]))) > 0.5",
+        "10m",
+        "warning",
+        "{{ $labels.job }}: requests wait {{ $value | humanizeDuration }} for a worker",
+        "One request in twenty waits for more than half a second between the proxy and Django.",
     ),
-    (
-        "django.db.connection.errors",
-        Alert(
-            "DjangoDatabaseUnreachable",
-            "sum by (job, django_db_alias) (increase(django_db_connection_errors_total[10m])) > 10",
-            "0m",
-            "critical",
-            "{{ $labels.django_db_alias }}: {{ $value | humanize }} connections failed",
-            "More than ten connections to the database failed in ten minutes.",
-        ),
+    Alert(
+        "DjangoDatabaseUnreachable",
+        "sum by (job, django_db_alias) (increase(django_db_connection_errors_total[10m])) > 10",
+        "0m",
+        "critical",
+        "{{ $labels.django_db_alias }}: {{ $value | humanize }} connections failed",
+        "More than ten connections to the database failed in ten minutes.",
     ),
 )
-ALERTS = (*_ALERTS, *(alert for metric, alert in _MORE_ALERTS if metric in CATALOGUE))
 
 #: Burn rate, long and short window, severity (SRE workbook, table 5-8).
 _BURN_RATES = (
