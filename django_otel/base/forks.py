@@ -6,9 +6,11 @@ package calls `os.register_at_fork`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 from django_otel.base import guard
 
@@ -17,6 +19,7 @@ Hook = Callable[[], object]
 #: What a forked child does at once, in this order, and why it stands there.
 EARLY = (
     ("base.guard", "its lock first: faults in what follows are reported through it"),
+    ("base.forks", "its gate, before anything is imported"),
     ("base.import_hooks", "its lock, before anything is imported"),
     ("logs", "its lock, before anything is logged"),
     (
@@ -44,8 +47,73 @@ LATE = (
 #: The whole list.
 ORDER = (*EARLY, *LATE)
 
+
+class ForkGate:
+    """Lets a fork wait for a moment in which no other thread is doing what a child must not inherit half done.
+
+    Neither side waits longer than `patience_s` seconds for the other.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        #: Made with the first use, after gevent has patched `threading`.
+        self._condition: threading.Condition | None = None
+        self._pid = os.getpid()
+        self._users = 0
+        self._forks = 0
+        #: Whether this process was forked at a bad moment.
+        self.is_tainted = False
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[None]:
+        """Hold forks off for as long as the block takes."""
+        # A fork may have run no hooks (uWSGI's own).
+        self.after_in_child()
+        condition = self._condition
+        if condition is None:
+            # Of two threads both use the same.
+            condition = self.__dict__.setdefault("_made", threading.Condition())
+            self._condition = condition
+        with condition:
+            condition.wait_for(lambda: not self._forks, self._patience_s)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with condition:
+                self._users -= 1
+                condition.notify_all()
+
+    def before_fork(self) -> None:
+        """Wait for those inside, and let no other thread in."""
+        if self._condition is not None:
+            with self._condition:
+                self._forks += 1
+                self._condition.wait_for(lambda: not self._users, self._patience_s)
+
+    def after_in_parent(self) -> None:
+        """Let threads in again."""
+        if self._condition is not None:
+            with self._condition:
+                self._forks = max(0, self._forks - 1)
+                self._condition.notify_all()
+
+    def after_in_child(self) -> None:
+        """Once in each forked child: nothing of the parent's threads is here."""
+        if self._pid == os.getpid():
+            return
+        self._pid = os.getpid()
+        self.is_tainted = self.is_tainted or self._users > 0
+        self._condition = threading.Condition() if self._condition is not None else None
+        self._users = self._forks = 0
+
+
+#: A module that a thread is importing while another one forks stays locked in the child: who imports it there waits for
+#: ever. So our threads do this inside `importing.using()`.
+importing = ForkGate(patience_s=5.0)
+
 _NAMES = {name for name, _ in ORDER}
-_children: dict[str, list[Hook]] = {"base.guard": [guard.renew_lock]}
+_children: dict[str, list[Hook]] = {"base.guard": [guard.renew_lock], "base.forks": [importing.after_in_child]}
 _before: list[Hook] = []
 _parents: list[Hook] = []
 #: One entry for each time the late part was registered; the last one does it.
@@ -97,7 +165,8 @@ def _run(hooks: list[Hook] | tuple[Hook, ...], place: str) -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=lambda: _run(_before, "what precedes a fork"),
-        after_in_parent=lambda: _run(_parents, "what the parent does after a fork"),
+        # The gate first, while the other locks are free: what is imported may count and log.
+        before=lambda: _run([importing.before_fork, *_before], "what precedes a fork"),
+        after_in_parent=lambda: _run([*_parents, importing.after_in_parent], "what the parent does after a fork"),
         after_in_child=lambda: _run_children(EARLY),
     )

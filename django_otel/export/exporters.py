@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from django_otel.base import sdk_environment
+from django_otel.base import forks, sdk_environment
 from django_otel.base.sdk_compat import LOG_EXPORTER_MODULE, watch_grpc_answers
 from django_otel.config.packages import missing_package, package_version
 from django_otel.config.schema import Config, Logs, Metrics, Traces
@@ -235,7 +235,8 @@ class LazyExporter:
     def _get(self) -> Any:
         with self._lock:
             if self._inner is None:
-                self._inner = self._build()
+                with forks.importing.using():
+                    self._inner = self._build()
             return self._inner
 
     def after_fork(self) -> None:

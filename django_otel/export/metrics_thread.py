@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.resources import Resource
 
-from django_otel.base import guard
+from django_otel.base import forks, guard
 from django_otel.config.schema import Config
 from django_otel.export.answers import FailureCounter
 from django_otel.export.exporters import LazyExporter
@@ -82,9 +82,10 @@ class MetricsThread:
                 arrived = False
                 with guard.contained("the export of metrics"):
                     # Imports as well: another thread may import the same modules, and one of the two then fails.
-                    from opentelemetry.sdk.metrics.export import MetricExportResult
+                    with forks.importing.using():
+                        from opentelemetry.sdk.metrics.export import MetricExportResult
 
-                    from django_otel.metrics.sdk_metrics import MetricsDataBuilder
+                        from django_otel.metrics.sdk_metrics import MetricsDataBuilder
 
                     if self._builder is None:
                         self._builder = MetricsDataBuilder(self._config.metrics.temporality)

@@ -9,7 +9,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import StatusCode, TraceFlags
 
-from django_otel.base import guard
+from django_otel.base import forks, guard
 from django_otel.base.sdk_compat import EndingForwarder, context_of, flags_of, rebuild_span
 from django_otel.config.schema import Config
 from django_otel.export.answers import DropCounter, FailureCounter
@@ -162,7 +162,8 @@ class SpanBatchProcessor(WorkerOwner, Taker):
 
     def _export(self, spans: list[ReadableSpan]) -> bool:
         # Here: who exports nothing needs no part of it.
-        from opentelemetry.sdk.trace.export import SpanExportResult
+        with forks.importing.using():
+            from opentelemetry.sdk.trace.export import SpanExportResult
 
         self._lost = 0
         if any(map(is_discarded, spans)):

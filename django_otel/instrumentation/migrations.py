@@ -126,8 +126,9 @@ def count_all(aliases: list[str]) -> list[Reading]:
 
 def _count(alias: str) -> tuple[int, int] | None:
     """Applied and unapplied migrations; None for a database that has none to have, such as a replica's."""
-    from django.db.migrations.loader import MigrationLoader
-    from django.db.migrations.recorder import MigrationRecorder
+    with forks.importing.using():
+        from django.db.migrations.loader import MigrationLoader
+        from django.db.migrations.recorder import MigrationRecorder
 
     connection = connections[alias]
     if connection.vendor == "sqlite" and connection.settings_dict["NAME"] in ("", ":memory:"):

@@ -12,7 +12,6 @@ import hashlib
 import os
 import sqlite3
 import stat
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -104,70 +103,9 @@ def _make_folder(folder: Path) -> None:
 
 # --- Forks. ---
 
-
-class _ForkGate:
-    """Lets a fork wait for the moment in which no connection is open.
-
-    SQLite keeps the locks of a file in the process's memory; a child that
-    inherits them in the middle of a transaction would take the file for locked.
-    """
-
-    #: A fork waits no longer than this, in seconds; the child then leaves the store alone.
-    PATIENCE_S = 1.0
-
-    def __init__(self) -> None:
-        #: Made with the first connection, after gevent has patched `threading`.
-        self._condition: threading.Condition | None = None
-        self._pid = os.getpid()
-        self._users = 0
-        self._forks = 0
-        self.is_tainted = False
-
-    @contextlib.contextmanager
-    def using(self) -> Iterator[None]:
-        """Around everything that has a connection open. Errors: `Unusable` in a child forked at a bad moment."""
-        # A fork may have run no hooks (uWSGI's own).
-        self.after_in_child()
-        if self.is_tainted:
-            raise Unusable("this process was forked in the middle of a write; it cannot use the store.")
-        condition = self._condition
-        if condition is None:
-            # Of two threads both use the same.
-            condition = self.__dict__.setdefault("_made", threading.Condition())
-            self._condition = condition
-        with condition:
-            condition.wait_for(lambda: not self._forks, self.PATIENCE_S)
-            self._users += 1
-        try:
-            yield
-        finally:
-            with condition:
-                self._users -= 1
-                condition.notify_all()
-
-    def before_fork(self) -> None:
-        if self._condition is not None:
-            with self._condition:
-                self._forks += 1
-                self._condition.wait_for(lambda: not self._users, self.PATIENCE_S)
-
-    def after_in_parent(self) -> None:
-        if self._condition is not None:
-            with self._condition:
-                self._forks = max(0, self._forks - 1)
-                self._condition.notify_all()
-
-    def after_in_child(self) -> None:
-        """Once in each forked child: nothing of the parent's threads is here."""
-        if self._pid == os.getpid():
-            return
-        self._pid = os.getpid()
-        self.is_tainted = self.is_tainted or self._users > 0
-        self._condition = threading.Condition() if self._condition is not None else None
-        self._users = self._forks = 0
-
-
-_gate = _ForkGate()
+#: SQLite keeps the locks of a file in the process's memory; a child that inherits them in the middle of a transaction
+#: would take the file for locked. Such a child leaves the store alone.
+_gate = forks.ForkGate(patience_s=1.0)
 forks.register("tracestore.file", _gate.after_in_child, before=_gate.before_fork, in_parent=_gate.after_in_parent)
 
 
@@ -187,6 +125,8 @@ class StoreFile:
     def connection(self) -> Iterator[sqlite3.Connection]:
         """A connection for a moment; the file is made when it is missing, and set aside when it is damaged."""
         with _gate.using():
+            if _gate.is_tainted:
+                raise Unusable("this process was forked in the middle of a write; it cannot use the store.")
             connection = self._open()
             try:
                 yield connection

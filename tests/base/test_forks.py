@@ -26,7 +26,7 @@ def test_each_entry_is_explained_and_used():
     assert len(set(names)) == len(names)
     assert all(reason for _, reason in forks.ORDER)
     text = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
-    used = set(re.findall(r'forks\.register\(\s*"([\w.]+)"', text)) | {"base.guard"}
+    used = set(re.findall(r'forks\.register\(\s*"([\w.]+)"', text)) | {"base.guard", "base.forks"}
     assert used == set(names)
 
 
@@ -72,3 +72,107 @@ def test_the_order_is_kept_and_a_fault_stops_nothing():
     in_child, in_parent, without_hooks = done.stdout.splitlines()
     names = ",".join(name for name, _ in forks.ORDER)
     assert (in_child, in_parent, without_hooks) == (names, "0", names)
+
+
+SLOW_TO_IMPORT = """
+import sys, time
+sys.began.set()
+time.sleep(0.5)
+class Exporter:
+    def export(self, batch):
+        sys.got.extend(batch)
+        return True
+"""
+IMPORTS_IN_A_THREAD = """
+import os, signal, sys, threading
+from django_otel.export.batch import BatchWorker
+from django_otel.export.exporters import LazyExporter
+
+began = threading.Event()
+got = []
+
+def build():
+    from slow_to_import import Exporter
+    return Exporter()
+
+sys.began, sys.got = began, got
+exporter = LazyExporter(build)
+worker = BatchWorker("x", exporter.export, queue_size=10, batch_size=1, delay_s=0.01, on_drop=print, on_failure=print)
+worker.put("parent's")
+assert began.wait(30)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    got.clear()
+    worker.after_fork()
+    exporter.after_fork()
+    worker.put("child's")
+    os._exit(0 if worker.flush(20) and got == ["child's"] else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert worker.flush(30) and got == ["parent's"], got
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_while_a_thread_imports_its_exporter_exports_for_itself(tmp_path):
+    """In the child, the module would stay as it was then, half imported and locked."""
+    (tmp_path / "slow_to_import.py").write_text(SLOW_TO_IMPORT)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS_IN_A_THREAD],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{services.ROOT}"},
+        capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+THREADS_IMPORT = """
+import logging, sys, threading
+import django
+from django.conf import settings
+receiver = {"EXPORTERS": ["otlp"], "ENDPOINT": sys.argv[1]}
+settings.configure(SECRET_KEY="s", INSTALLED_APPS=["django_otel"], DATABASES={}, OTEL={
+    "SERVICE_NAME": "forks", "CONSOLE": {"ENABLED": False}, "SAMPLING": {"LIVE": False}, "TRACES": receiver,
+    "LOGS": receiver, "METRICS": receiver})
+from django_otel import runtime
+from django_otel.base import forks
+django.setup()
+from opentelemetry import trace
+imported, outside = [], []
+
+def note(event, arguments):
+    if event == "import" and threading.current_thread() is not threading.main_thread():
+        (imported if forks.importing._users else outside).append(arguments[0])
+
+sys.addaudithook(note)
+with trace.get_tracer("a").start_as_current_span("b"):
+    logging.getLogger("shop").error("no")
+assert runtime.current().flush(60)
+assert len(imported) > 10 and outside == [], outside
+"""
+
+
+def test_threads_that_export_import_only_where_a_fork_waits_for_them(receiver):
+    url = receiver.url.replace("127.0.0.1", "localhost")
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS_IMPORT, url],
+        cwd=services.ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_waits_no_longer_than_its_patience():
+    gate = forks.ForkGate(patience_s=0.05)
+    with gate.using():
+        gate.before_fork()
+        # Who is inside may go in again.
+        with gate.using():
+            pass
+        pid = os.fork()
+        if pid == 0:
+            gate.after_in_child()
+            with gate.using():
+                os._exit(0 if gate.is_tainted else 1)
+        gate.after_in_parent()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert not gate.is_tainted

@@ -95,16 +95,11 @@ POOLS = {
 }
 
 
-#: A fault that is known: numbers are exact, but a child that ends after one task does not always export its last span.
-LOSES_SPANS = pytest.mark.xfail(reason="the last span of a child that ends after one task may be lost", strict=False)
-
-
 @pytest.mark.parametrize(
     "pool",
     [
         "prefork",
-        pytest.param("one task per child", marks=[pytest.mark.long, LOSES_SPANS]),
-        *(pytest.param(pool, marks=pytest.mark.long) for pool in ("threads", "solo", "gevent")),
+        *(pytest.param(pool, marks=pytest.mark.long) for pool in POOLS if pool != "prefork"),
     ],
 )
 def test_an_order_and_its_task_are_one_trace_and_all_ends_are_counted(shop, pool):
