@@ -113,7 +113,8 @@ def _open(name: str, alias: str, vendor: str, error: str = "") -> Series:
     return found
 
 
-def _attach(connection: BaseDatabaseWrapper, **_: object) -> None:
+@guard.guarded(_PLACE, None)
+def _attach(connection: BaseDatabaseWrapper) -> None:
     if not any(isinstance(wrapper, StatementCounter) for wrapper in connection.execute_wrappers):
         connection.execute_wrappers.append(StatementCounter())
 
@@ -186,6 +187,5 @@ def uninstall() -> None:
                 connection.execute_wrappers.remove(wrapper)
 
 
-def _on_connection_created(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
-    with guard.contained(_PLACE):
-        _attach(connection)
+def _on_connection_created(connection: BaseDatabaseWrapper, **_: object) -> None:
+    _attach(connection)

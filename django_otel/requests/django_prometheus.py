@@ -71,9 +71,7 @@ class LegacyRequestMetrics:
             series.add(1.0)
         ended.latency.observe(duration_s)
         self._latency.observe(duration_s)
-        length = str(record.content_length or "")
-        is_number = length.isascii() and length.isdigit() and len(length) < 16
-        self._request_size.observe(float(length) if is_number else 0.0)
+        self._request_size.observe(record.body_bytes or 0.0)
         if answer is not None and not is_streaming and size_bytes is not None:
             if method == "HEAD":
                 # The server leaves out what Django produced.

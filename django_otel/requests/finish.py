@@ -99,8 +99,8 @@ class RequestFinisher:
             is_counted = True
             if record.layers is not None:
                 self._metrics.count_layers(series, record.layers.seconds)
-            if record.content_length:
-                _measure_body(series, record.content_length)
+            if record.content_length and (body_bytes := record.body_bytes) is not None:
+                series.request_size.observe(body_bytes)
             if exception is not None:
                 self._count_exception(exception, series, span, is_failure=bool(error_type))
             if self._legacy is not None:
@@ -217,12 +217,6 @@ class RequestFinisher:
 
 #: How a request with a span has ended: request, response, series, match, `error.type` ("" without) and exception.
 _End = tuple[RequestLike, ResponseLike | None, RouteSeries, MatchLike | None, str, BaseException | None]
-
-
-def _measure_body(series: RouteSeries, length: str) -> None:
-    length = str(length)
-    if length.isascii() and length.isdigit() and len(length) < 16:
-        series.request_size.observe(float(length))
 
 
 def _count_as_ended(record: RequestRecord) -> None:

@@ -110,6 +110,12 @@ class RequestRecord:
             found = self.span_or_none = self.made.setdefault("span", dropped)
         return found
 
+    @property
+    def body_bytes(self) -> float | None:
+        """How long the body is, as the request's header has it; None where that is no number that can be."""
+        length = str(self.content_length or "")
+        return float(length) if length.isascii() and length.isdigit() and len(length) < 16 else None
+
     def make_rare(self) -> RareState:
         """Return the changes to make."""
         if self.rare is None:
