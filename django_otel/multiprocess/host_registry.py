@@ -22,9 +22,10 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from django_otel.base import guard
 from django_otel.base.private_files import Unusable, check_folder, make_folder, open_file
@@ -116,6 +117,41 @@ def sweep(parent: Path, keep: str) -> list[str]:
     return removed
 
 
+_Content = TypeVar("_Content")
+
+
+class ReadingFile(Generic[_Content]):
+    """A file that all processes of a folder read, as one process sees it; `parse` makes a reading of its content."""
+
+    def __init__(self, path: Path, parse: Callable[[bytes], _Content]) -> None:
+        self.path = path
+        self._parse = parse
+        self._seen: tuple[int, ...] | None = None
+
+    def has_changed(self) -> bool:
+        """Whether the file is another than the one read last."""
+        try:
+            return stamp_of(self.path) != self._seen
+        except OSError:
+            return False
+
+    def read(self) -> _Content | None:
+        """Return what was read last on this host, or None. Errors: `OSError`, `ValueError` when damaged."""
+        try:
+            # Before the content: a change in between is then read again, not missed.
+            self._seen = stamp_of(self.path)
+            return self._parse(read_bounded(self.path))
+        except FileNotFoundError:
+            return None
+
+    def read_contained(self) -> _Content | None:
+        """Return what is there for a moment's look, or None when it cannot be read."""
+        try:
+            return self._parse(read_bounded(self.path))
+        except (OSError, ValueError, RecursionError):
+            return None
+
+
 class HostRegistry:
     """One folder of processes that follow one policy. Take a slot of it with `join()`."""
 
@@ -123,7 +159,7 @@ class HostRegistry:
         self.folder = folder
         self.lease: Lease | None = None
         self._leader = -1
-        self._seen: tuple[int, ...] | None = None
+        self._policy = ReadingFile(folder / _POLICY_FILE, Reading.from_bytes)
         self._reported: dict[str, object] | None = None
         self._members: dict[int, tuple[tuple[int, ...], dict[str, object]]] = {}
         self._clock: tuple[Path, tuple[int, int], memoryview[float]] | None = None
@@ -272,25 +308,16 @@ class HostRegistry:
 
     def has_changed(self) -> bool:
         """Whether the file is another than the one read last."""
-        try:
-            return stamp_of(self.folder / _POLICY_FILE) != self._seen
-        except OSError:
-            return False
+        return self._policy.has_changed()
 
     def read(self) -> Reading | None:
         """Return the policy read last on this host, or None. Errors: `OSError`, `ValueError` when damaged."""
-        path = self.folder / _POLICY_FILE
-        try:
-            # Before the content: a change in between is then read again, not missed.
-            self._seen = stamp_of(path)
-            return Reading.from_bytes(read_bounded(path))
-        except FileNotFoundError:
-            return None
+        return self._policy.read()
 
     def publish(self, reading: Reading) -> bool:
         """Let the other processes have a reading, unless theirs is newer; whether that was done. Errors: `OSError`."""
         with self.locked():
-            before = self._read_contained()
+            before = self._policy.read_contained()
             if before is not None and before.began_s > reading.began_s:
                 return False
             if before is None or (before.policy, before.fault) != (reading.policy, reading.fault):
@@ -300,17 +327,11 @@ class HostRegistry:
     def publish_fault(self, fault: str, began_s: float) -> None:
         """Say that the database could not be read; the policy stays. Errors: `OSError`."""
         with self.locked():
-            before = self._read_contained()
+            before = self._policy.read_contained()
             if before is None:
                 before = Reading(None, 0.0, 0.0)
             if before.began_s <= began_s and before.fault != fault:
                 self.replace_file(_POLICY_FILE, replace(before, fault=fault).to_bytes())
-
-    def _read_contained(self) -> Reading | None:
-        try:
-            return Reading.from_bytes(read_bounded(self.folder / _POLICY_FILE))
-        except (OSError, ValueError, RecursionError):
-            return None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import time
 
 from django_otel.base.frozen import record
 from django_otel.base.log_levels import MAX_LEVELS, LiveLevel
-from django_otel.multiprocess.host_registry import HostRegistry, read_bounded, stamp_of
+from django_otel.multiprocess.host_registry import HostRegistry, ReadingFile
 
 FILE_NAME = "log-levels.json"
 _FORMAT = 1
@@ -52,37 +52,16 @@ def _number(value: object) -> float:
     return float(value)
 
 
-class LevelFile:
+class LevelFile(ReadingFile[LevelReading]):
     """The file of one folder, as one process sees it."""
 
     def __init__(self, registry: HostRegistry) -> None:
+        super().__init__(registry.folder / FILE_NAME, LevelReading.from_bytes)
         self.registry = registry
-        self._path = registry.folder / FILE_NAME
-        self._seen: tuple[int, ...] | None = None
-
-    def has_changed(self) -> bool:
-        """Whether the file is another than the one read last."""
-        try:
-            return stamp_of(self._path) != self._seen
-        except OSError:
-            return False
-
-    def read(self) -> LevelReading | None:
-        """Return the levels read last on this host, or None. Errors: `OSError`, `ValueError` when damaged."""
-        try:
-            # Before the content: a change in between is then read again, not missed.
-            self._seen = stamp_of(self._path)
-            return LevelReading.from_bytes(read_bounded(self._path))
-        except FileNotFoundError:
-            return None
 
     def publish(self, reading: LevelReading) -> None:
         """Let the other processes have a reading, unless theirs is newer. Errors: `OSError`."""
         with self.registry.locked():
-            before: LevelReading | None = None
-            try:
-                before = LevelReading.from_bytes(read_bounded(self._path))
-            except (OSError, ValueError, RecursionError):
-                pass
+            before = self.read_contained()
             if before is None or (before.began_s <= reading.began_s and before.levels != reading.levels):
                 self.registry.replace_file(FILE_NAME, reading.to_bytes())

@@ -119,7 +119,8 @@ def add_cpu_times(folder: Path, times: Mapping[str, tuple[float, float]]) -> tup
         for key, (user_s, system_s) in times.items():
             before = known.pop(key, (0.0, 0.0))
             known[key] = (max(before[0], user_s), max(before[1], system_s))
-        for key in [key for key in known if key not in times and (len(known) > _MAX_KNOWN or _is_gone(key))]:
+        own = str(pid_namespace())
+        for key in [key for key in known if key not in times and (len(known) > _MAX_KNOWN or _is_gone(key, own))]:
             user_s, system_s = known.pop(key)
             gone = (gone[0] + user_s, gone[1] + system_s)
         data = json.dumps([gone, known]).encode()
@@ -145,11 +146,11 @@ def build_key(member: Member) -> str:
     return f"{member.namespace}:{member.pid}:{member.started_ticks}"
 
 
-def _is_gone(key: str) -> bool:
+def _is_gone(key: str, own_namespace: str) -> bool:
     namespace, _, rest = key.partition(":")
     pid, _, started = rest.partition(":")
     # Of another container nothing can be said.
-    return namespace == str(pid_namespace()) and pid.isdecimal() and str(start_ticks(int(pid))) != started
+    return namespace == own_namespace and pid.isdecimal() and str(start_ticks(int(pid))) != started
 
 
 # --- Families. ---

@@ -18,10 +18,9 @@ from django_otel.base.text import printable, printable_json
 from django_otel.config.schema import Config
 from django_otel.console.answers import DEFAULT_ROWS, MAX_ROWS, SEVERITIES, Answer, Answers, Scope
 from django_otel.live_sampling import wording
-from django_otel.tracestore.file import find_file
 from django_otel.tracestore.reader import TraceFilter, read
 from django_otel.tracestore.record_reader import LogFilter
-from django_otel.tracestore.writer import TraceStore
+from django_otel.tracestore.writer import TraceStore, find_store
 
 OK = 0
 NOT_WORKING = 1
@@ -114,10 +113,9 @@ def open_store(config: Config) -> TraceStore:
             )
         )
     try:
-        path = find_file(config.console.path, config.surroundings, conf.deployment_identity(config))
+        return find_store(config, conf.deployment_identity(config))
     except (Unusable, OSError) as error:
         raise _failure(error) from error
-    return TraceStore(path, max_traces=config.console.max_traces, max_bytes=config.console.max_mb << 20)
 
 
 def _failure(error: Exception) -> NoStoreError:

@@ -27,7 +27,7 @@ from django_otel.metrics.model import OWN_SCOPE, Family, HistogramValue, Point
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracestore import records
 from django_otel.tracestore.errors import ErrorCollector
-from django_otel.tracestore.file import BUSY_TIMEOUT_S, find_file
+from django_otel.tracestore.file import BUSY_TIMEOUT_S
 from django_otel.tracestore.issues import StoredErrors
 from django_otel.tracestore.items import (
     LAYERS,
@@ -40,7 +40,7 @@ from django_otel.tracestore.items import (
 )
 from django_otel.tracestore.numbers import SAMPLE_INTERVAL_S
 from django_otel.tracestore.preparing import SpanPreparer
-from django_otel.tracestore.writer import TraceStore, reason_of
+from django_otel.tracestore.writer import TraceStore, find_store, reason_of
 from django_otel.tracing.provider import Taker
 from django_otel.tracing.spans import RecordedSpan, is_discarded
 
@@ -150,9 +150,7 @@ class StoreProcessor(WorkerOwner, Taker):
     def store(self) -> TraceStore:
         """The store, found when it is first needed. Errors: `Unusable`."""
         if self._store is None:
-            console = self._config.console
-            path = find_file(console.path, self._config.surroundings, self._identity)
-            self._store = TraceStore(path, max_traces=console.max_traces, max_bytes=console.max_mb << 20)
+            self._store = find_store(self._config, self._identity)
         return self._store
 
     def _export(self, items: Sequence[_Item]) -> bool:

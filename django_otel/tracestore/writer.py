@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from django_otel.base.private_files import Unusable
+from django_otel.config.schema import Config
 from django_otel.tracestore import records
 from django_otel.tracestore.bounds import Bounds
-from django_otel.tracestore.file import PAGE_BYTES, StoreFile, is_corrupt, transaction
+from django_otel.tracestore.file import PAGE_BYTES, StoreFile, find_file, is_corrupt, transaction
 from django_otel.tracestore.issues import StoredErrors, note_release, write_errors
 from django_otel.tracestore.items import Stored, StoredLog, StoredProcess, StoredSample, StoredSpans
 from django_otel.tracestore.numbers import write_sample
@@ -235,6 +236,13 @@ class TraceStore(StoreFile):
                 connection.execute("INSERT OR IGNORE INTO event (seq, name) VALUES (?, ?)", (seq, name))
         records.write_statements(connection, seq or 0, spans)
         return dropped
+
+
+def find_store(config: Config, identity: str) -> TraceStore:
+    """Return the store of the settings; `identity` is that of the deployment. Errors: `Unusable`."""
+    console = config.console
+    path = find_file(console.path, config.surroundings, identity)
+    return TraceStore(path, max_traces=console.max_traces, max_bytes=console.max_mb << 20)
 
 
 def reason_of(error: BaseException) -> str:
