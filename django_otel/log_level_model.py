@@ -79,19 +79,32 @@ def set_level(using: str, logger: str, level: str, expires_at: datetime, *, set_
 
     Errors: `ValidationError`, `TooManyError`; those of the database.
     """
+    row = LogLevel(
+        logger=logger.strip() or log_levels.ROOT, level=level.upper(), expires_at=expires_at, set_by=set_by[:200],
+        note=note,
+    )  # fmt: skip
     with transaction.atomic(using=using):
-        rows = LogLevel._base_manager.using(using)
-        rows.filter(expires_at__lte=timezone.now()).delete()
-        name = logger.strip() or log_levels.ROOT
-        row = rows.filter(logger=name).first()
-        if row is None:
-            if rows.count() >= log_levels.MAX_LEVELS:
-                raise TooManyError(describe_most())
-            row = LogLevel(logger=name)
-        row.level, row.expires_at, row.set_by, row.note = level.upper(), expires_at, set_by[:200], note
+        refuse_too_many(using, row.logger)
         row.full_clean(validate_unique=False)
-        row.save(using=using)
-        return row
+        save_in_place(using, row)
+    return row
+
+
+def refuse_too_many(using: str, logger: str) -> None:
+    """Look whether a level for this logger would be one too many. Errors: `TooManyError`."""
+    others = LogLevel._base_manager.using(using).exclude(logger=logger).filter(expires_at__gt=timezone.now())
+    if others.count() >= log_levels.MAX_LEVELS:
+        raise TooManyError(describe_most())
+
+
+def save_in_place(using: str, row: LogLevel) -> None:
+    """Save a level in place of the one that its logger has already, and remove rows that are over."""
+    rows = LogLevel._base_manager.using(using)
+    rows.filter(expires_at__lte=timezone.now()).exclude(pk=row.pk).delete()
+    if row.pk is None:
+        found = rows.filter(logger=row.logger).values_list("pk", flat=True).first()
+        row.pk, row._state.adding = found, found is None
+    row.save(using=using)
 
 
 def describe_most() -> str:

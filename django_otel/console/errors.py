@@ -15,7 +15,7 @@ from django.utils.translation import gettext, gettext_lazy, ngettext_lazy
 
 from django_otel import runtime
 from django_otel.console import svg, text
-from django_otel.console.filters import parse_time, whole
+from django_otel.console.filters import read_time, whole
 from django_otel.console.page import (
     PAGE_SIZE,
     console_page,
@@ -66,14 +66,10 @@ def errors(
     problems: dict[str, str] = {}
     state = values["state"] if values["state"] in (*STATES, ALL) else OPEN
     sort = values["sort"] if values["sort"].removeprefix("-") in SORTS else "-last"
-    times = {}
-    for name in ("since", "until"):
-        times[name], problem = parse_time(values[name], now_s)
-        if problem:
-            problems[name] = problem
+    since_s, until_s = (read_time(values, name, now_s, problems) for name in ("since", "until"))
     wanted = IssueFilter(
         state="", text=values["q"], service=values["service"], route=values["route"], release=values["release"],
-        since_s=times["since"], until_s=times["until"], sort=sort,
+        since_s=since_s, until_s=until_s, sort=sort,
     )  # fmt: skip
     number = whole(request.GET.get("page"), 1, 1_000_000)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from django.utils import timezone
@@ -37,3 +38,11 @@ def parse_time(given: str, now_s: float) -> tuple[float | None, str]:
         return at.timestamp(), ""
     except (ValueError, OverflowError):
         return None, gettext("Expected a time ago such as 15m, 2h or 7d, or a date such as 2026-11-30 14:05.")
+
+
+def read_time(values: Mapping[str, str], name: str, now_s: float, problems: dict[str, str]) -> float | None:
+    """Return the point in time of a field, as `parse_time`; what is wrong with it is added to `problems`."""
+    at_s, problem = parse_time(values.get(name, ""), now_s)
+    if problem:
+        problems[name] = problem
+    return at_s

@@ -21,6 +21,7 @@ from django_otel.base import guard
 from django_otel.console import svg, text
 from django_otel.console.dashboard import quantile
 from django_otel.console.entries import ConsoleAdmin
+from django_otel.console.filters import whole
 from django_otel.console.page import console_page
 from django_otel.metrics.classic_buckets import with_classic_buckets
 from django_otel.metrics.model import OWN_SCOPE, Family, HistogramValue, Kind, Point
@@ -68,8 +69,7 @@ def instruments(
     families = [family for family in runtime.collect() if family.points]
     found = sorted((family for family in families if _fits(family, search)), key=_order)
     pages = max(1, -(-len(found) // PAGE_SIZE))
-    wanted = str(request.GET.get("page", ""))[:6]
-    number = min(max(1, int(wanted) if wanted.isascii() and wanted.isdecimal() else 1), pages)
+    number = whole(request.GET.get("page"), 1, pages)
     shown = []
     for family in found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]:
         with guard.contained(f"the page of the instrument {family.name}"):

@@ -66,11 +66,12 @@ def console_page(view: View) -> View:
             raise PermissionDenied(f"The permission {PERMISSION} is needed.")
         # The path is excluded from telemetry; this keeps what the page itself does out of it as well.
         with suppress_instrumentation():
+            pages = _addresses(admin.admin_site.name)
             context = {
                 **admin.admin_site.each_context(request),
                 "opts": admin.model._meta,
-                "otel_pages": _addresses(admin.admin_site.name),
-                "otel_tabs": TABS,
+                "otel_pages": pages,
+                "otel_tabs": [(name, title, pages[name]) for name, title in TABS if pages[name]],
                 "otel_app": apps.get_app_config("django_otel").verbose_name,
             }
             console = runtime.console()

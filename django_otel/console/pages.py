@@ -21,7 +21,7 @@ from django.utils.translation import gettext, ngettext_lazy, pgettext
 from django_otel import runtime
 from django_otel.console import dashboard as dashboard_parts
 from django_otel.console import layers, span_details, stored_spans, text, trace_view, waterfall
-from django_otel.console.filters import parse_time, whole
+from django_otel.console.filters import read_time, whole
 from django_otel.console.page import (
     PAGE_SIZE,
     TRACE_ID,
@@ -94,12 +94,8 @@ def _parse_filter(query: Mapping[str, object]) -> _Asked:
     if not re.fullmatch("[0-9a-f]{0,32}", trace_id):
         problems["trace"] = gettext("Expected a part of a trace id: at most 32 digits 0 to 9 and letters a to f.")
     now_s = time.time()
-    times: dict[str, int | None] = {}
-    for name in ("since", "until"):
-        at_s, problem = parse_time(given[name], now_s)
-        times[name] = None if at_s is None else int(at_s * 1e9)
-        if problem:
-            problems[name] = problem
+    times_s = (read_time(given, name, now_s, problems) for name in ("since", "until"))
+    since_ns, until_ns = (None if at_s is None else int(at_s * 1e9) for at_s in times_s)
     conditions: tuple[Condition, ...] = ()
     try:
         conditions = tuple(parse_query(given["q"]))
@@ -122,8 +118,8 @@ def _parse_filter(query: Mapping[str, object]) -> _Asked:
         service=given["service"],
         release=given["release"],
         user=given["user"],
-        since_ns=times["since"],
-        until_ns=times["until"],
+        since_ns=since_ns,
+        until_ns=until_ns,
         conditions=conditions,
         sort=given["sort"] or "-time",
     )

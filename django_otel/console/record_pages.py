@@ -14,7 +14,7 @@ from django.utils.translation import gettext, gettext_lazy, ngettext_lazy
 from django_otel.base.text import visible
 from django_otel.console import text
 from django_otel.console.answers import SEVERITIES
-from django_otel.console.filters import parse_time, whole
+from django_otel.console.filters import read_time, whole
 from django_otel.console.page import PAGE_SIZE, TRACE_ID, console_page, page_links, read_store, trace_addresses
 from django_otel.console.pages import trace_rows
 from django_otel.tracestore import record_reader
@@ -45,12 +45,9 @@ _ORDERS = {
 _FOLLOW_S = 2
 
 
-def _moment_ns(given: str, problems: dict[str, str], name: str) -> int:
+def _moment_ns(values: Mapping[str, str], name: str, problems: dict[str, str]) -> int:
     """A time of an address in nanoseconds since the Unix epoch; 0 for none."""
-    found, problem = parse_time(given, time.time())
-    if problem:
-        problems[name] = problem
-    return max(0, int((found or 0) * 1e9))
+    return max(0, int((read_time(values, name, time.time(), problems) or 0) * 1e9))
 
 
 def _given(request: HttpRequest, names: tuple[str, ...]) -> dict[str, str]:
@@ -72,7 +69,7 @@ def queries(
     order = values.get("sort", "total")
     if order not in STATEMENT_ORDERS:
         order = "total"
-    since_ns = _moment_ns(values.get("since", ""), problems, "since")
+    since_ns = _moment_ns(values, "since", problems)
     number = whole(request.GET.get("page"), 1, 1_000_000)
 
     def use(reader: StoreReader) -> StatementPage:
@@ -185,8 +182,8 @@ def _log_filter(values: Mapping[str, str], problems: dict[str, str]) -> LogFilte
         severity=SEVERITIES.get(level, 0),
         logger=values.get("logger", ""),
         trace_id=trace_id,
-        since_ns=_moment_ns(values.get("since", ""), problems, "since"),
-        until_ns=_moment_ns(values.get("until", ""), problems, "until"),
+        since_ns=_moment_ns(values, "since", problems),
+        until_ns=_moment_ns(values, "until", problems),
     )
 
 

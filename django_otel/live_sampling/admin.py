@@ -8,18 +8,17 @@ from django.contrib import admin, messages
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path
-from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, gettext_lazy
 
 from django_otel import models
-from django_otel.base.text import visible
 from django_otel.live_sampling import admin_history, rule_matches
 from django_otel.live_sampling import wording as text
 from django_otel.live_sampling.admin_forms import POLICY_FIELDS, SamplingPolicyForm, SamplingRuleInline
 from django_otel.live_sampling.admin_history import alias
 from django_otel.live_sampling.admin_pages import STATUS_NAME, PolicyPages
 from django_otel.live_sampling.assets import Script, Stylesheet
+from django_otel.live_sampling.isolation import bdi
 from django_otel.live_sampling.large_forms import allow_many_fields
 from django_otel.live_sampling.row_pages import needs_tables
 from django_otel.models import SamplingPolicy
@@ -58,7 +57,7 @@ class SamplingPolicyAdmin(PolicyPages):
     @admin.display(description=gettext_lazy("note"))
     def shown_note(self, obj: SamplingPolicy) -> SafeString:
         """Return the note, isolated and with marks for characters that reorder text."""
-        return format_html("<bdi>{}</bdi>", visible(obj.note))
+        return bdi(obj.note)
 
     def get_fieldsets(self, request: HttpRequest, obj: SamplingPolicy | None = None) -> Any:
         first: tuple[str, ...] = ("enabled", "ratio", "lasts", "expires_at", "note")

@@ -21,6 +21,7 @@ import random
 import socket
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -439,19 +440,22 @@ def stop(timeout_s: float = 0.0) -> None:
 def _on_sampling_changed(*, using: str, **_: object) -> None:
     """The row changed through the database alias `using`: apply it in this process once that is committed."""
     with guard.contained("noticing a change of the sampling policy"):
-        if using != policy_alias() or not is_live():
-            return
-        connection = connections[using]
-        if connection.in_atomic_block or connection.get_autocommit():
-            transaction.on_commit(partial(_apply_committed, using), using=using, robust=True)
-        # Else the project manages transactions by hand and Django has no hook; the next poll sees the row.
+        if using == policy_alias() and is_live():
+            _after_commit(partial(_apply_committed, using), using)
 
 
 def _on_log_levels_changed(*, using: str, **_: object) -> None:
     """A level was set or ended through the database alias `using`: share it once that is committed."""
     with guard.contained("noticing a change of the log levels"):
         if using == log_levels.level_alias() and is_live():
-            transaction.on_commit(_share_log_levels, using=using, robust=True)
+            _after_commit(_share_log_levels, using)
+
+
+def _after_commit(action: Callable[[], object], using: str) -> None:
+    connection = connections[using]
+    if connection.in_atomic_block or connection.get_autocommit():
+        transaction.on_commit(action, using=using, robust=True)
+    # Else the project manages transactions by hand and Django has no hook; the next poll sees the row.
 
 
 def _share_log_levels() -> None:

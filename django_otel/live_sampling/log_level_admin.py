@@ -11,7 +11,6 @@ from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
-from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext, gettext_lazy
@@ -25,7 +24,7 @@ from django_otel.live_sampling.assets import Stylesheet
 from django_otel.live_sampling.isolation import bdi, ltr
 from django_otel.live_sampling.log_levels import level_alias
 from django_otel.live_sampling.row_pages import RowPages, needs_tables
-from django_otel.log_level_model import describe_most, validate_logger
+from django_otel.log_level_model import TooManyError, refuse_too_many, save_in_place, validate_logger
 from django_otel.models import LogLevel
 
 if TYPE_CHECKING:
@@ -98,10 +97,10 @@ class LogLevelForm(_ModelForm):
         super().clean()
         cleaned = self.cleaned_data
         if self.instance.pk is None and "logger" in cleaned:
-            rows = LogLevel._base_manager.using(level_alias())
-            others = rows.exclude(logger=cleaned["logger"]).filter(expires_at__gt=timezone.now())
-            if others.count() >= log_levels.MAX_LEVELS:
-                raise ValidationError(describe_most(), code="too_many")
+            try:
+                refuse_too_many(level_alias(), cleaned["logger"])
+            except TooManyError as refusal:
+                raise ValidationError(str(refusal), code="too_many") from None
 
     def validate_unique(self) -> None:
         """Setting the level of a logger that has one already replaces it (`LogLevelAdmin.save_model`)."""
@@ -164,12 +163,7 @@ class LogLevelAdmin(RowPages):
         """Save it from now on, in place of the row that this logger has already."""
         obj.set_by = str(request.user)[:200]
         obj.expires_at = text.now() + datetime.timedelta(seconds=_SECONDS[form.cleaned_data["lasts"]])
-        rows = LogLevel._base_manager.using(level_alias())
-        rows.filter(expires_at__lte=timezone.now()).exclude(pk=obj.pk).delete()
-        if obj.pk is None:
-            found = rows.filter(logger=obj.logger).values_list("pk", flat=True).first()
-            obj.pk, obj._state.adding = found, found is None
-        obj.save(using=level_alias())
+        save_in_place(level_alias(), obj)
 
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: object, add: bool = False) -> Any:
         """Return what the history says: level, for how long, and why."""

@@ -5,14 +5,23 @@ from __future__ import annotations
 import time
 
 import pytest
+from django.contrib.admin import AdminSite
 from django.contrib.auth.models import User
-from django.test import Client
+from django.test import Client, override_settings
+from django.urls import path as at
 
+from django_otel.console import entries
 from django_otel.tracestore.items import StatementSum, StoredLog, StoredSpans
 from tests.console.test_console import HOSTILE, Markup
 
 QUERIES, LOGS = "/admin/django_otel/queries/", "/admin/django_otel/logs/"
 TRACE = "a" * 32
+
+#: An admin site of a project with only two of the pages.
+partial = AdminSite()
+partial.register([entries.Logs], entries.LogsAdmin)
+partial.register([entries.Queries], entries.QueriesAdmin)
+urlpatterns = [at("admin/", partial.urls)]
 
 
 def write_query(console, text="SELECT ? FROM shop_order", trace_id=TRACE, **sums):
@@ -39,6 +48,17 @@ def test_only_staff_with_the_permission_may_look(console, path, page, db):
     other.force_login(User.objects.create_user("other", is_staff=True))
     assert other.get(path).status_code == 403
     assert Client().get(path).status_code == 302
+
+
+def test_a_site_without_the_page_of_traces_leads_to_none(console, page):
+    write_query(console)
+    write_log(console)
+    with override_settings(ROOT_URLCONF=__name__):
+        for address, shown in ((QUERIES, "shop_order"), (LOGS, "paid")):
+            response = page(address)
+            assert response.status_code == 200
+            content = response.content.decode()
+            assert shown in content and TRACE not in content
 
 
 def test_queries_name_line_advice_and_trace(console, page):
