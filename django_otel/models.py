@@ -402,7 +402,10 @@ class Trace(SamplingPolicy):
     class Meta:
         proxy = True
         default_permissions = ()
-        permissions = (("view_console", "Can view traces and dashboard"),)
+        permissions = (
+            ("view_console", "Can view traces and dashboard"),
+            ("explain_query", "Can ask the database for query plans"),
+        )
         verbose_name = gettext_lazy("trace")
         verbose_name_plural = gettext_lazy("traces")
 

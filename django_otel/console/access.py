@@ -5,6 +5,8 @@ from __future__ import annotations
 from django.http import HttpRequest
 
 PERMISSION = "django_otel.view_console"
+#: Asking the database for the plan of a stored statement needs this one as well.
+EXPLAIN_PERMISSION = "django_otel.explain_query"
 
 
 def may_view(request: HttpRequest) -> bool:
@@ -19,3 +21,9 @@ def may_view(request: HttpRequest) -> bool:
         and hasattr(user, "has_perm")
         and user.has_perm(PERMISSION)
     )
+
+
+def may_explain(request: HttpRequest) -> bool:
+    """Whether the user of this request may ask the database for query plans."""
+    user = getattr(request, "user", None)
+    return may_view(request) and user is not None and user.has_perm(EXPLAIN_PERMISSION)

@@ -87,6 +87,7 @@ class TraceAdmin(ConsoleAdmin):
         Page("import/", "import_trace", "import", "trace_pages"),
         Page("object/<str:model>/<path:pk>/", "object_traces", "object", "record_pages"),
         Page("<str:trace_id>/", "trace", "detail"),
+        Page("<str:trace_id>/explain/", "explain_span", "explain", "plan_pages"),
         Page("<str:trace_id>/export/", "export", "export", "trace_pages"),
         Page("<str:trace_id>/compare/", "compare_traces", "compare", "trace_pages"),
     )
@@ -140,7 +141,10 @@ class Queries(models.Model):
 @admin.register(Queries)
 class QueriesAdmin(ConsoleAdmin):
     page_title = gettext_lazy("Queries")
-    pages = (Page("", "queries", module="record_pages"),)
+    pages = (
+        Page("", "queries", module="record_pages"),
+        Page("explain/", "explain_statement", "explain", "plan_pages"),
+    )
 
 
 class Logs(models.Model):

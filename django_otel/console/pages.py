@@ -21,6 +21,7 @@ from django.utils.translation import gettext, ngettext_lazy, pgettext
 from django_otel import runtime
 from django_otel.console import dashboard as dashboard_parts
 from django_otel.console import layers, span_details, stored_spans, text, trace_view, waterfall
+from django_otel.console.access import may_explain
 from django_otel.console.filters import read_time, whole
 from django_otel.console.page import (
     PAGE_SIZE,
@@ -282,7 +283,7 @@ def trace(
     opened = span_details.details(found, span_id) if _SPAN_ID.fullmatch(span_id) else None
     if opened is not None:
         context["linked"] = _stored_links(console, opened, admin.admin_site.name)
-    context |= {"opened": opened, "trace_id": trace_id, "page": request.path}
+    context |= {"opened": opened, "trace_id": trace_id, "page": request.path, "may_explain": may_explain(request)}
     if request.GET.get("part") == "span":
         status = 200 if opened is not None else 404
         return TemplateResponse(request, "django_otel/console/span.html", context, status=status)

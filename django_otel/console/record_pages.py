@@ -13,6 +13,7 @@ from django.utils.translation import gettext, gettext_lazy, ngettext_lazy
 
 from django_otel.base.text import visible
 from django_otel.console import text
+from django_otel.console.access import may_explain
 from django_otel.console.answers import SEVERITIES
 from django_otel.console.filters import read_time, whole
 from django_otel.console.page import PAGE_SIZE, TRACE_ID, console_page, page_links, read_store, trace_addresses
@@ -89,6 +90,7 @@ def queries(
     context |= {
         "title": gettext("Queries"),
         "rows": [_statement(row, address) for row in page.rows],
+        "may_explain": may_explain(request),
         "total": page.total,
         "values": values,
         "problems": problems,
@@ -107,6 +109,7 @@ def _statement(row: StatementRow, address: Callable[[str], str]) -> dict[str, ob
     most = max(row.most, row.repeated)
     is_repeated = row.repeated > 0 or most >= record_reader.MANY_EQUAL
     return {
+        "id": row.id,
         "title": text.shorten(text.one_line(row.text), 120),
         "sql": text.sql(row.text),
         "total": text.duration(row.total_ns),

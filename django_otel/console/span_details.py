@@ -11,7 +11,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, ngettext_lazy
 
 from django_otel.console import text
-from django_otel.console.stored_spans import attributes_of, list_of, whole_number
+from django_otel.console.stored_spans import attributes_of, kind_of, list_of, whole_number
 from django_otel.tracestore.reader import Trace
 
 _LOST = ngettext_lazy("%(count)s item above TRACES.LIMITS", "%(count)s items above TRACES.LIMITS", "n")
@@ -47,6 +47,8 @@ class Details:
     id: str
     facts: Sequence[tuple[str, str]]
     sql: SafeString
+    #: Whether it is a query of a database.
+    is_query: bool
     faults: Sequence[Fault]
     attributes: Sequence[tuple[str, str]]
     events: Sequence[SpanEvent]
@@ -97,6 +99,7 @@ def details(trace: Trace, span_id: str) -> Details | None:
         id=span_id,
         facts=facts,
         sql=text.sql(statement) if statement else SafeString(""),
+        is_query=kind_of(span) == "database",
         faults=faults,
         attributes=_pairs({key: item for key, item in attributes.items() if key != "db.query.text"}),
         events=events,

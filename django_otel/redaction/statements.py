@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 
 from django_otel.base.frozen import record
 from django_otel.base.patterns import lazy_pattern
@@ -277,6 +278,25 @@ def parameterise(sql: object, vendor: str, max_length: int = MAX_LENGTH) -> Stat
     if len(sql) > max_length:
         return _remembered(sql[:max_length], vendor, True)
     return _remembered(sql, vendor, False)
+
+
+def read_tokens(text: str, vendor: str) -> Iterator[tuple[str, str]]:
+    """Yield the tokens of a statement as (kind, text).
+
+    Kinds: "space", "comment", "word", "name" (quoted), "number", "string", "placeholder", "op" (one character),
+    "special" (the beginning of a comment or a dollar-quoted string) and "stop" (where reading is uncertain), which end
+    it.
+    """
+    match = _DIALECTS.get(vendor, _UNKNOWN).tokens.match
+    position = 0
+    while position < len(text):
+        token = match(text, position)
+        assert token is not None  # the last alternative takes any character
+        position = token.end()
+        kind = token.lastgroup or "op"
+        yield kind, token.group()
+        if kind in ("special", "stop"):
+            return
 
 
 def _text_of(sql: object, max_length: int) -> str:

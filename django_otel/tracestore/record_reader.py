@@ -218,6 +218,17 @@ def _statement_row(connection: sqlite3.Connection, row: Sequence[object]) -> Sta
     )  # fmt: skip
 
 
+def find_statement(connection: sqlite3.Connection, number: int) -> tuple[str, str]:
+    """Return the text of a statement and the id of the trace in which it ran most often; "" for what is not there."""
+    row = connection.execute(
+        "SELECT sql.text, trace.trace_id FROM sql JOIN statement ON statement.sql = sql.id "
+        "JOIN trace ON trace.seq = statement.seq WHERE sql.id = ? ORDER BY statement.count DESC, statement.seq DESC "
+        "LIMIT 1",
+        (number,),
+    ).fetchone()
+    return (to_text(row[0]), to_text(row[1])) if row is not None else ("", "")
+
+
 def list_requests(connection: sqlite3.Connection, *, since_ns: int = 0, service: str = "") -> list[RequestRow]:
     """What is compared of the requests that began at or after `since_ns`; their traces have a route."""
     rows = connection.execute(

@@ -207,6 +207,8 @@ PAGES = {
     "policy-history": f"{POLICY}1/history/",
     "policy-delete": f"{POLICY}1/delete/",
     "queries": "/admin/django_otel/queries/",
+    "query-plan": "/admin/django_otel/queries/explain/?statement=1",
+    "query-plan-none": "/admin/django_otel/queries/explain/?statement=0",
     "logs": "/admin/django_otel/logs/?follow=1",
     "logs-unreadable": "/admin/django_otel/logs/?since=x&trace=x",
     "log-levels": LOG_LEVELS,

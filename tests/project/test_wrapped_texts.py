@@ -270,7 +270,10 @@ NO_TEXTS: dict[str, set[str]] = {
     },
     "live_sampling/log_level_command.py": {"logs level"},
     # The name of the permission in the database; an object that no page shows.
-    "models.py": {f"version {TAG}", "Can view traces and dashboard"},
+    "models.py": {f"version {TAG}", "Can view traces and dashboard", "Can ask the database for query plans"},
+    # SQL.
+    "console/plans.py": {"BEGIN READ ONLY", f"SET LOCAL statement_timeout = {TAG}", f"EXPLAIN (GENERIC_PLAN) {TAG}"},
+    "console/plan_pages.py": {"ORDER BY ?"},
     "operations/checks.py": {f"pip install {TAG}", "METRICS.SHARED_DIR, METRICS.GROUP"},
     "operations/doctor.py": {
         "django_otel doctor", "child of the test", "Runs of the doctor.", "A test record of manage.py otel doctor.",
