@@ -102,17 +102,20 @@ class HealthChecks:
     def _start(self, name: str) -> _Run:
         with self._lock:
             run = self._runs.get(name)
-            if run is None or run.done.is_set():
-                run = self._runs[name] = _Run(time.monotonic())
-                thread = threading.Thread(target=self._execute, args=(name, run), name=f"django_otel health {name}")
-                thread.daemon = True
-                try:
-                    thread.start()
-                except RuntimeError as error:
-                    # The machine has no thread left, or the interpreter is ending.
-                    run.result = _failure(name, run, error)
-                    run.done.set()
-            return run
+            if run is not None and not run.done.is_set():
+                return run
+            run = self._runs[name] = _Run(time.monotonic())
+        # Outside the lock, which may be the system's: where threads are greenlets, this one runs at once.
+        thread = threading.Thread(
+            target=self._execute, args=(name, run), name=f"django_otel health {name}", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # The machine has no thread left, or the interpreter is ending.
+            run.result = _failure(name, run, error)
+            run.done.set()
+        return run
 
     def _wait(self, name: str, run: _Run, deadline_s: float, timeout_s: float) -> Result:
         # A run that is late already gets no second period.

@@ -144,6 +144,9 @@ class Membership:
         self._sharing_lock = threading.RLock()
         #: What `threading.Lock` was when the locks were made; gevent puts another in its place.
         self._lock_type = threading.Lock
+        #: Whether gevent has patched `threading` after Django was loaded: its connections are then common to all
+        #: greenlets, and a query in a thread of ours would take the one of a request.
+        self.is_patched_late = False
         #: How this process shares its numbers; None when it keeps them to itself.
         self.sharing: Sharing | None = None
         #: Whether this process works outside the web server (a task worker, a scheduler).
@@ -357,6 +360,7 @@ class Membership:
         if threading.Lock is self._lock_type:
             return
         self._lock_type = threading.Lock
+        self.is_patched_late = True
         process = self._process
         process.lock = threading.RLock()
         self._notice_lock = threading.Lock()

@@ -134,7 +134,7 @@ def surrogates(request):
 
 
 def flush(request):
-    return JsonResponse({"done": django_otel.flush(0.5)})
+    return JsonResponse({"done": django_otel.flush(float(request.GET.get("s", 0.5)))})
 
 
 def watch_slowly(request):

@@ -85,7 +85,7 @@ def prepare(folder: Path, interpreter: str, django: str, held: list[str]) -> Pat
 
 def run(python: Path, arguments: list[str]) -> Result:
     """Run the quick tests with this interpreter."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DJANGO_"))}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DJANGO_", "PYTEST_"))}
     done = subprocess.run([str(python), "-c", _VERSIONS], capture_output=True, text=True, check=True)
     versions = tuple(done.stdout.split())
     done = subprocess.run(

@@ -305,7 +305,7 @@ def serve(
         if migrate:
             migrate_database(environment)
         with running(server_command(kind, port, workers, *arguments), environment, log_path) as process:
-            wait_until(lambda: is_listening(port) or process.poll() is not None, 20, f"{kind} on port {port}")
+            wait_until(lambda: is_listening(port) or process.poll() is not None, 60, f"{kind} on port {port}")
             if process.poll() is not None:
                 raise AssertionError(f"{kind} ended at once:\n{log_path.read_text()}")
             yield Server(f"http://127.0.0.1:{port}", process, log_path)
@@ -383,6 +383,7 @@ class Receiver:
     url: str
     requests: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
     status: int = 200
+    #: How long an answer takes; what waits already ends with a shorter one.
     delay_s: float = 0.0
     #: How many requests have begun; each is in `requests` after `delay_s`.
     begun: int = 0
@@ -460,7 +461,10 @@ def start_receiver() -> Iterator[Receiver]:
                 body = gzip.decompress(body)
             elif encoding == "deflate":
                 body = zlib.decompress(body)
-            time.sleep(receiver.delay_s)
+            begun_s = time.monotonic()
+            # The delay may be shortened meanwhile.
+            while time.monotonic() < begun_s + receiver.delay_s:
+                time.sleep(0.01)
             kind = kinds.get(self.path)
             if kind is None:
                 self.send_response(404)

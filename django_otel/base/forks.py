@@ -104,7 +104,9 @@ class ForkGate:
             return
         self._pid = os.getpid()
         self.is_tainted = self.is_tainted or self._users > 0
-        self._condition = threading.Condition() if self._condition is not None else None
+        # Made with the next use: gunicorn's workers fork first and patch then.
+        self._condition = None
+        self.__dict__.pop("_made", None)
         self._users = self._forks = 0
 
 

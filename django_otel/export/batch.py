@@ -119,6 +119,8 @@ class BatchWorker(Generic[T]):
         if self._thread is None:
             self._start_lock = threading.Lock()
             self._wake = threading.Event()
+            self._idle = threading.Event()
+            self._idle.set()
 
     def put(self, item: T) -> None:
         """Queue an item; never blocks on the exporter."""

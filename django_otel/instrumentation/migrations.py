@@ -49,7 +49,7 @@ class MigrationCounts:
 
     def read(self) -> list[Reading]:
         """Return what is known, and have it read again when it is old."""
-        if not self.is_on:
+        if not self.is_on or runtime.current().membership.is_patched_late:
             return []
         if runtime.current().is_quiet:
             # A thread would see neither the transaction of the test nor its database in memory.
@@ -57,19 +57,25 @@ class MigrationCounts:
             return self._found
         with self._lock:
             is_first = self._read_at_s == -math.inf
-            if self._done is None and time.monotonic() - self._read_at_s >= self._age_s():
+            is_due = self._done is None and time.monotonic() - self._read_at_s >= self._age_s()
+            if is_due:
                 self._done = threading.Event()
-                thread = threading.Thread(target=self._run, args=(self._done,), name="django_otel migrations")
-                thread.daemon = True
-                try:
-                    thread.start()
-                except RuntimeError:
-                    # The machine has no thread left, or the interpreter is ending.
-                    self._done = None
             done = self._done
+        if is_due and done is not None:
+            self._start(done)
         if is_first and done is not None:
             done.wait(_FIRST_WAIT_S)
         return self._found
+
+    def _start(self, done: threading.Event) -> None:
+        # Outside the lock, which may be the system's: where threads are greenlets, this one runs at once.
+        thread = threading.Thread(target=self._run, args=(done,), name="django_otel migrations", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # The machine has no thread left, or the interpreter is ending.
+            self._done = None
+            done.set()
 
     def _age_s(self) -> float:
         missing = any(count for count, attributes in self._found if attributes["django.migration.state"] != "applied")

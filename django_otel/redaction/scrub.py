@@ -364,6 +364,7 @@ class Scrubber:
         if not attributes:
             return attributes
         changed: dict[str, object] | None = None
+        renamed: dict[str, str] = {}
         untouched = self._untouched.pairs
         for key, value in attributes.items():
             # Texts alone: 1, True and 1.0 are equal, and are not judged alike.
@@ -377,10 +378,12 @@ class Scrubber:
             else:
                 if changed is None:
                     changed = dict(attributes)
+                changed[key] = scrubbed
                 if name is not key:
-                    del changed[key]
-                changed[name] = scrubbed
-        return attributes if changed is None else changed
+                    renamed[key] = name
+        if changed is None:
+            return attributes
+        return _rename(changed, renamed) if renamed else changed
 
     def labels(self, attributes: Attributes) -> Attributes:
         """Scrub the attributes of a metric series; the same tuple when nothing changed."""
@@ -394,3 +397,14 @@ class Scrubber:
                 item = (name, value)
             scrubbed.append(item)
         return tuple(scrubbed) if changed else attributes
+
+
+def _rename(attributes: Mapping[str, object], names: Mapping[str, str]) -> dict[str, object]:
+    """Return the attributes under other names, in their order; of those that have one name then, the last is kept."""
+    renamed: dict[str, object] = {}
+    for key, value in attributes.items():
+        name = names.get(key, key)
+        # Where the kept one stood, not where the first one did.
+        renamed.pop(name, None)
+        renamed[name] = value
+    return renamed

@@ -131,7 +131,8 @@ def test_the_same_with_the_other_driver(postgres):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "DATABASE_URL": postgres, "TEST_WITHOUT_PSYCOPG3": "1"},
+        # Options of plugins that are not loaded there, or that choose other tests, would end it.
+        env={**os.environ, "DATABASE_URL": postgres, "TEST_WITHOUT_PSYCOPG3": "1", "PYTEST_ADDOPTS": ""},
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

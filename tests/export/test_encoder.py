@@ -7,7 +7,7 @@ import logging
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -608,8 +608,18 @@ def test_any_spans_of_the_sdk_are_encoded_as_by_the_stock_encoder(plan):
     assert_equal_to_stock(record(plan))
 
 
+def plan_with(attributes):
+    """A span that has these attributes, and an event and a link that have them as well."""
+    return [(("django_otel", "1"), "GET", SpanKind.INTERNAL, None, attributes, [Event("e", attributes, 1)],
+             [Link(CONTEXT, attributes)], None)]  # fmt: skip
+
+
 @FUZZ
 @given(build_plans(small_attributes))
+@example(plan_with({"to use near 'x'": 1, "a": 2}))
+@example(plan_with({"to use near 'x'": 1, "a": 2, "to use near 'y'": 3}))
+@example(plan_with({"to use near 'x'": 1, "a": 2, "to use near '[redacted]'": 3}))
+@example(plan_with({"to use near '[redacted]'": 1, "a": 2, "to use near 'x'": 3}))
 def test_any_spans_are_redacted_on_the_way_as_before(plan):
     scrubber = Scrubber(("a*",))
     spans = record(plan)

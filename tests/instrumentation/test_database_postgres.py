@@ -25,7 +25,7 @@ def test_the_database_layer_on_postgresql(driver, postgres):
         # Not spread over workers: those import the driver that is hidden here.
         [sys.executable, *start, *CASES, "-q", "-n", "0", "--create-db", "-p", "no:cacheprovider", *plugin],
         cwd=ROOT,
-        env={**os.environ, "TEST_DATABASE_URL": postgres, "TEST_DRIVER": driver},
+        env={**os.environ, "TEST_DATABASE_URL": postgres, "TEST_DRIVER": driver, "PYTEST_ADDOPTS": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

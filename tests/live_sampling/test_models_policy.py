@@ -457,7 +457,7 @@ def test_all_of_this_holds_on_postgresql(postgres):
     """Every test of this file, in a process of its own whose database is PostgreSQL."""
     run = subprocess.run(
         [sys.executable, "-m", "pytest", __file__, "-q", "-n", "0", "-p", "no:cacheprovider"],
-        cwd=services.ROOT, env={**os.environ, "TEST_DATABASE_URL": postgres}, timeout=300,
+        cwd=services.ROOT, env={**os.environ, "TEST_DATABASE_URL": postgres, "PYTEST_ADDOPTS": ""}, timeout=300,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]

@@ -135,7 +135,11 @@ def test_the_checkout_stays_clean(tmp_path):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, target)
     checkout, python = tmp_path / "checkout", sys.executable
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DJANGO_", "COVERAGE"))}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OTEL_", "DJANGO_", "COVERAGE", "PYTEST_"))
+    }
     env["PYTHONPATH"] = str(checkout)
 
     def run(*command: str | Path) -> str:

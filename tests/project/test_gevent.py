@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -45,7 +44,7 @@ def test_concurrent_requests_keep_their_contexts_apart_and_nothing_blocks(argume
         # Each request saw one trace from its begin to its end, and no two the same.
         assert all(len(set(three)) == 1 and three[0] for three in seen)
         assert len({three[0] for three in seen}) == 200
-        services.wait_until(lambda: sum(span.name == "inner" for _, span in receiver.spans()) == 200, 15, "the spans")
+        services.wait_until(lambda: sum(span.name == "inner" for _, span in receiver.spans()) == 200, what="the spans")
         services.wait_until(
             lambda: any(metric.name == "http.server.request.duration" for _, _, metric in receiver.metrics()),
             what="the metrics",
@@ -68,7 +67,8 @@ def test_concurrent_requests_keep_their_contexts_apart_and_nothing_blocks(argume
 def test_exports_do_not_stop_requests_while_the_collector_is_slow(receiver):
     """An export under way is a greenlet like any other."""
     receiver.delay_s = 600.0
-    with services.serve("gunicorn-gevent", exporting(receiver), arguments=("--preload",), **HARD) as server:
+    arguments = ("--preload", "--graceful-timeout", "1")
+    with services.serve("gunicorn-gevent", exporting(receiver), arguments=arguments, **HARD) as server:
         assert server.get("/ids/1/")[0] == 200
         services.wait_until(lambda: receiver.begun, what="an export under way")
         for _ in range(10):
@@ -84,30 +84,39 @@ def test_streams_of_greenlets_keep_their_contexts_apart(receiver):
         traces = [set(body.split()) for _, _, body in answers]
         assert all(len(found) == 1 for found in traces)
         assert len(set().union(*traces)) == 40
-        services.wait_until(lambda: sum(span.name == "chunk" for _, span in receiver.spans()) == 400, 15, "the spans")
+        services.wait_until(lambda: sum(span.name == "chunk" for _, span in receiver.spans()) == 400, what="the spans")
         assert active_requests(server.get("/metrics")[2]) == 0
 
 
 @pytest.mark.parametrize("arguments", [(), ("--preload",)], ids=["app loaded in the worker", "preloaded"])
 def test_a_graceful_stop_flushes_what_waits(arguments, receiver):
-    with services.serve("gunicorn-gevent", exporting(receiver, 60.0), arguments=arguments, **HARD) as server:
+    # Longer than a loaded machine needs for the last export.
+    arguments = (*arguments, "--graceful-timeout", "60")
+    with services.serve("gunicorn-gevent", exporting(receiver, 600.0), arguments=arguments, **HARD) as server:
         assert server.get("/fine/")[0] == 200
         assert not receiver.spans()
+        server.process.terminate()
+        assert server.process.wait(90) == 0
+        assert "Traceback" not in server.log
     assert [span.name for _, span in receiver.spans()] == ["GET /fine/"]
 
 
 def test_a_flush_during_an_export_does_not_stop_the_hub(receiver):
     """Preloaded, our locks are the system's; one held over a switch of greenlets would block for ever."""
-    receiver.delay_s = 2.0
+    receiver.delay_s = 600.0
     with services.serve("gunicorn-gevent", exporting(receiver), arguments=("--preload",), **HARD) as server:
         assert server.get("/fine/")[0] == 200
-        time.sleep(0.6)
+        services.wait_until(lambda: receiver.begun, what="an export under way")
         for _ in range(3):
-            status, _, body = server.get("/flush/", timeout_s=5.0)
-            assert (status, body) == (200, b'{"done": false}')
-            assert server.get("/fine/", timeout_s=2.0)[0] == 200
-        receiver.delay_s = 0.0
-        services.wait_until(lambda: server.get("/flush/")[2] == b'{"done": true}', 15, "a flush that arrives")
+            assert server.get("/flush/", timeout_s=60)[2] == b'{"done": false}'
+            assert server.get("/fine/", timeout_s=60)[0] == 200
+        with ThreadPoolExecutor(1) as pool:
+            flushed = pool.submit(server.get, "/flush/?s=500", timeout_s=600)
+            # Answered while the flush waits: it has not returned yet.
+            assert [server.get("/fine/", timeout_s=60)[0] for _ in range(20)] == [200] * 20
+            assert not flushed.done()
+            receiver.delay_s = 0.0
+            assert flushed.result()[2] == b'{"done": true}'
 
 
 def test_scrapes_during_a_slow_callback_do_not_stop_the_hub():
@@ -116,6 +125,6 @@ def test_scrapes_during_a_slow_callback_do_not_stop_the_hub():
     with services.serve("gunicorn-gevent", otel, arguments=("--preload",), **HARD) as server:
         assert server.get("/watch-slowly/")[0] == 200
         with ThreadPoolExecutor(3) as pool:
-            pages = list(pool.map(lambda _: server.get("/metrics", timeout_s=8.0), range(3)))
+            pages = list(pool.map(lambda _: server.get("/metrics", timeout_s=60), range(3)))
         assert [status for status, _, _ in pages] == [200] * 3
         assert all(b"slow_gauge 1" in page for _, _, page in pages)

@@ -26,6 +26,11 @@ REBOUND_NAMES = {
     "metrics/registry.py _collector": "what is registered with prometheus_client, whose registry is global too",
 }
 MOST_REBOUND_NAMES = 5
+#: Where a thread is started under a lock: under gevent that lets others run, who may want the lock.
+STARTS_UNDER_LOCKS = {
+    "export/batch.py BatchWorker._start": "its lock is replaced when gevent has patched `threading`",
+    "live_sampling/follower.py Follower.start": "made at the first request, so after gevent has patched",
+}
 
 
 @cache
@@ -123,3 +128,18 @@ def test_state_stands_in_objects_and_not_in_modules() -> None:
 
 def test_what_stays_rebound_is_explained() -> None:
     assert all(REBOUND_NAMES.values())
+
+
+def test_no_thread_is_started_under_a_lock_of_the_system() -> None:
+    """With --preload, gunicorn's gevent workers patch `threading` late: an older lock would stop all greenlets."""
+    found = {
+        f"{module} {name}"
+        for module, (_, tree) in _sources().items()
+        for name, definition, _ in _definitions(tree)
+        if isinstance(definition, ast.FunctionDef)
+        for block in ast.walk(definition)
+        if isinstance(block, ast.With) and any("lock" in ast.unparse(item.context_expr) for item in block.items)
+        for call in ast.walk(block)
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("thread.start")
+    }
+    assert found == set(STARTS_UNDER_LOCKS)

@@ -95,6 +95,7 @@ def test_limiter_and_follower_on_a_machine_booted_a_minute_ago(tmp_path):
     done = subprocess.run(
         [*_unshare(5.0), sys.executable, "-m", "pytest", "-n", "0", "-q", "--basetemp", str(tmp_path), *tests],
         cwd=ROOT,
+        env={**os.environ, "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         timeout=300,
