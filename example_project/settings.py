@@ -1,7 +1,8 @@
 """Settings of the shop.
 
 Environment: `DJANGO_DEBUG` (default on), `DJANGO_SECRET_KEY`, `DATABASE_URL`
-(default SQLite), `REDIS_URL` (default a cache in each process's memory),
+(default SQLite), `REDIS_URL` (default a cache in each process's memory; with it, Celery sends the invoices:
+`celery -A example_project.celery_app worker`),
 `PAYMENT_GATEWAY_URL`, `CONSOLE_PATH` (where recent traces are kept), and the `OTEL_*` variables of the OpenTelemetry
 specification: `OTEL_EXPORTER_OTLP_ENDPOINT` says where traces go.
 """
@@ -9,7 +10,10 @@ specification: `OTEL_EXPORTER_OTLP_ENDPOINT` says where traces go.
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
+
+import django
 
 from example_project.addresses import parse_database_url, parse_redis_url, sqlite
 
@@ -29,6 +33,8 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "django_otel",
     "example_project.shop",
+    # Django's tasks for Django 5.2.
+    *(["django_tasks"] if django.VERSION < (6, 0) and find_spec("django_tasks") else []),
 ]
 
 MIDDLEWARE = [
@@ -68,6 +74,8 @@ OTEL = {
     "DATABASE": {"TRANSACTIONS": True, "COMMENTS": ["route"]},
     # The product list comes from the cache: whether it was there is seen on each trace.
     "CACHE": {"SPANS": True},
+    # Invoices are mailed.
+    "EMAIL": True,
     # Trace headers go to our own services, not to strangers.
     "PROPAGATION": {"OUTBOUND_HOSTS": ["127.0.0.1", "localhost"]},
     # The shop answers on the loopback address only, with no proxy before it; a public one sets a TOKEN instead.
@@ -109,6 +117,18 @@ CACHES = {
     if os.environ.get("REDIS_URL")
     else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
 }
+
+# Invoices are sent by a task: by Celery where it is installed and has a broker, else by a thread of the web server.
+CELERY_BROKER_URL = (
+    os.environ["REDIS_URL"]
+    if os.environ.get("REDIS_URL", "").startswith(("redis://", "rediss://")) and find_spec("celery")
+    else ""
+)
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+TASKS = {"default": {"BACKEND": "example_project.shop.threads.ThreadBackend"}}
+# There is no mail server: messages are counted, and go nowhere.
+EMAIL_BACKEND = "django.core.mail.backends.dummy.EmailBackend"
 
 STATIC_URL = "/static/"
 # Served from the apps' own folders, so that there is no collectstatic to forget.

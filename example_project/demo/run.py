@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from django.conf import settings
@@ -77,6 +78,8 @@ class Demo:
         environ["PAYMENT_GATEWAY_URL"] = f"http://127.0.0.1:{gateway_port}"
         gateway = self._serve("payment gateway", "example_project.settings_gateway", gateway_port, environ, workers=1)
         shop = self._serve("shop", "example_project.settings", self._options.port, environ, workers=WORKERS)
+        if environ.get("REDIS_URL") and find_spec("celery"):
+            self._start_worker(environ)
         self._wait_until_ready(gateway, gateway_port)
         self._wait_until_ready(shop, self._options.port)
         self._print_addresses(gateway_port)
@@ -183,6 +186,13 @@ class Demo:
         ]
         return self._start(name, command, {**environ, "DJANGO_SETTINGS_MODULE": settings_module})
 
+    def _start_worker(self, environ: Mapping[str, str]) -> None:
+        """Start what runs the shop's tasks; without Valkey a thread of the web server does."""
+        program = (sys.executable, "-m", "celery", "-A", "example_project.celery_app", "worker")
+        options = ("--concurrency", "2", "--loglevel", "INFO")
+        variables = {**environ, "DJANGO_SETTINGS_MODULE": "example_project.settings"}
+        self._start("task worker", [*program, *options], variables)
+
     def _start(self, name: str, command: Sequence[str], environ: Mapping[str, str]) -> Process:
         if self._stop.is_set():
             raise StoppedEarlyError
@@ -212,6 +222,7 @@ class Demo:
             f"  Numbers   {shop}/metrics\n"
             f"  Admin     {shop}/admin/   name {ADMIN_NAME}, password {self._admin_password}\n"
             f"  Console   {shop}/admin/django_otel/dashboard/   traces and figures, same name and password\n"
+            f"  Tasks     {shop}/admin/django_otel/tasks/   invoices, sent after the order's page was answered\n"
             f"  Gateway   http://127.0.0.1:{gateway_port}/metrics\n"
         )
         ending = "Ctrl-C ends it." if self._options.seconds is None else f"Ends after {self._options.seconds:g} s."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 
-from example_project.shop.models import Order, OrderLine, Payment, Product
+from example_project.shop.models import Invoice, Order, OrderLine, Payment, Product
 
 
 @admin.register(Product)
@@ -49,3 +49,11 @@ class PaymentAdmin(admin.ModelAdmin):
 
     def has_add_permission(self, request: object) -> bool:
         return False
+
+
+@admin.register(Invoice)
+class InvoiceAdmin(admin.ModelAdmin):
+    list_display = ("__str__", "order", "written_at")
+    list_select_related = ("order",)
+    raw_id_fields = ("order",)
+    readonly_fields = ("written_at",)

@@ -119,3 +119,16 @@ class Payment(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_status_display()}: {self.amount} EUR"
+
+
+class Invoice(models.Model):
+    """The invoice of a paid order; its number is its primary key."""
+
+    order = models.OneToOneField(Order, on_delete=models.CASCADE, related_name="invoice")
+    written_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("-pk",)
+
+    def __str__(self) -> str:
+        return f"Invoice {self.pk}"

@@ -10,7 +10,7 @@ from django.db import transaction
 from django.db.models import F
 
 import django_otel
-from example_project.shop import gateway, metrics
+from example_project.shop import gateway, metrics, tasks
 from example_project.shop.models import Order, OrderLine, Payment, Product
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,7 @@ def charge_payment(order: Order, card: str) -> Payment:
             _set_status(order, Order.Status.PAID)
         django_otel.event("payment_captured", **{"payment.id": payment.pk, "payment.amount": float(payment.amount)})
         metrics.order_value.record(float(order.total), {"channel": order.channel})
+        tasks.send_invoice_later(order)
     return payment
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django_otel import business
-from example_project.shop.models import Order
+from example_project.shop.models import Invoice, Order
 
 
 @business.register(Order)
@@ -17,3 +17,9 @@ class OrderEvents(business.ModelEvents):
         }
     }
     attributes = ("id", "total", "channel")
+
+
+@business.register(Invoice)
+class InvoiceEvents(business.ModelEvents):
+    created = "invoice.written"
+    attributes = ("order_id",)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from django.core.cache import cache
 
@@ -57,3 +58,14 @@ def no_gateway(settings: Any) -> None:
 @pytest.fixture(autouse=True)
 def empty_cache() -> None:
     cache.clear()
+
+
+@pytest.fixture(autouse=True)
+def tasks_at_once(settings: Any) -> None:
+    """Tasks run inside their sender: a test's transaction is seen by no other thread or process."""
+    package = "django.tasks" if django.VERSION >= (6, 0) else "django_tasks"
+    settings.TASKS = {"default": {"BACKEND": f"{package}.backends.immediate.ImmediateBackend"}}
+    if settings.CELERY_BROKER_URL:
+        from example_project.celery_app import app
+
+        app.conf.task_always_eager = True

@@ -11,6 +11,7 @@ from opentelemetry import context
 from opentelemetry.trace import SpanKind, StatusCode
 
 import django_otel
+from django_otel.instrumentation.tasks import django_hooks
 from tests import services
 
 PACKAGE = "django.tasks" if django.VERSION >= (6, 0) else "django_tasks"
@@ -87,6 +88,33 @@ def test_the_dummy_backend_only_sends(backend, otel_spans, otel_metrics):
     with pytest.raises(TypeError):
         jobs.fail.enqueue(object())
     assert count(otel_metrics, "django.task.sent", "fail") == 1
+
+
+def test_a_thread_of_the_sender_continues_its_trace(settings, otel_spans, otel_metrics):
+    from tests.task_shop import jobs
+
+    settings.TASKS = {"default": {"BACKEND": "example_project.shop.threads.ThreadBackend"}}
+    with django_otel.span("order"):
+        jobs.fail.enqueue(secret="hunter2")
+        jobs.asynchronous.enqueue()
+    services.wait_until(lambda: sum(span.name.startswith("process") for span in otel_spans) == 2, 60, "both runs")
+    for task in ("fail", "asynchronous"):
+        send, process = (otel_spans.one(f"{kind} tests.task_shop.jobs.{task}") for kind in ("send", "process"))
+        assert process.parent.span_id == send.context.span_id
+        assert process.context.trace_id == otel_spans.one("order").context.trace_id
+        assert count(otel_metrics, "django.task.wait", task) == 1
+    assert not django_hooks._waiting
+
+
+def test_what_is_kept_for_tasks_that_run_elsewhere_is_bounded(backend, monkeypatch):
+    from tests.task_shop import jobs
+
+    monkeypatch.setattr(django_hooks, "_MOST_WAITING", 3)
+    backend("Dummy")
+    for _ in range(5):
+        jobs.asynchronous.enqueue()
+    assert len(django_hooks._waiting) <= 3
+    django_hooks._waiting.clear()
 
 
 def test_without_tasks_nothing_is_measured(backend, otel_spans, settings):

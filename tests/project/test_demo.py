@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import html
 import http.cookiejar
 import os
 import random
@@ -150,13 +151,14 @@ def demo(*arguments: str, environ: Mapping[str, str] = {}) -> Iterator[Demo]:
         started.close()
 
 
-def assert_good_table(run: Demo) -> None:
+def assert_good_table(run: Demo, *, had_visitors_only: bool = True) -> None:
     table = run.table()
     sent, counted = int(table["Requests sent"][0]), int(table["Requests /metrics counted"][0])
     assert sent > 20, run.output
-    assert 0 < counted <= sent, run.output
-    # Whichever worker answers the scrape.
-    assert "every request that was answered" in table["Requests /metrics counted"][1]
+    if had_visitors_only:
+        assert 0 < counted <= sent, run.output
+        # Whichever worker answers the scrape.
+        assert "every request that was answered" in table["Requests /metrics counted"][1]
     services_named = dict(re.findall(r"([a-z-]+) (\d+)", table["Spans exported"][1]))
     assert sum(map(int, services_named.values())) == int(table["Spans exported"][0])
     assert set(services_named) == {"shop", "payment-gateway"}
@@ -166,6 +168,31 @@ def assert_good_table(run: Demo) -> None:
     assert float(table["Error rate"][0].rstrip("%")) < 30
     assert 0 < int(table["Latency p50"][0]) <= int(table["Latency p95"][0])
     assert "Exports not accepted" not in table
+
+
+SEND_INVOICE = "example_project.shop.tasks.send_invoice"
+
+
+def assert_invoices_are_shown(admin: Admin, backend: str) -> None:
+    """The console's page of tasks shows runs and failures, and the trace of one the request that sent it."""
+
+    def find_rows() -> list[str]:
+        page, _ = admin.get("/admin/django_otel/tasks/")
+        rows = [row for row in page.split("<tr") if SEND_INVOICE in row]
+        shown = " ".join(rows)
+        return rows if "succeeded" in shown and "MailboxFullError" in page and backend in shown else []
+
+    rows = wait_until(find_rows, 60, "an invoice and a failure on the page of tasks")
+    trace = next(filter(None, (re.search(r"/admin/django_otel/trace/[0-9a-f]{32}/", row) for row in rows)))
+
+    def is_whole() -> bool:
+        # Each process writes its own part.
+        page, _ = admin.get(trace.group())
+        page = html.unescape(page)
+        requests_found = re.search(r"POST /(api/orders|order|orders/<uuid:key>/pay)/", page)
+        return bool(requests_found) and f"send {SEND_INVOICE}" in page and f"process {SEND_INVOICE}" in page
+
+    wait_until(is_whole, 60, "the request and its task on the page of the trace")
 
 
 def test_five_seconds_of_the_demo_end_with_a_true_table(receiver: services.Receiver) -> None:
@@ -207,13 +234,16 @@ def test_five_seconds_of_the_demo_end_with_a_true_table(receiver: services.Recei
 
 def test_the_demo_runs_on_postgresql_and_valkey_before_a_strict_collector(rotel: services.Rotel) -> None:
     """`--services` starts and stops both; a collector that refuses what is not right accepts every export."""
-    arguments = ("--seconds", "5", "--services", "--rate", "30")
+    arguments = ("--services", "--rate", "30")
     with demo(*arguments, environ={"OTEL_EXPORTER_OTLP_ENDPOINT": rotel.http_url}) as run:
-        run.wait_for("Visitors send")
+        output = run.wait_for("Visitors send")
         assert run.pids("postgres"), run.running()
         assert run.pids("valkey"), run.running()
+        assert run.pids("celery"), run.running()
+        assert_invoices_are_shown(Admin.of(run, output), backend="celery")
+        os.killpg(run.process.pid, signal.SIGINT)
         assert run.wait() == 0, run.output
-        assert_good_table(run)
+        assert_good_table(run, had_visitors_only=False)
         run.assert_nothing_is_left()
     log = wait_until(lambda: "process_order" in rotel.log and rotel.log, 10, "a span in the collector's log")
     for name in ("charge_payment", "validate_inventory", "payment_captured", "payment-gateway"):
@@ -336,6 +366,13 @@ class Admin:
         page, _ = self.post("/admin/login/", {"username": "admin", "password": password, "next": "/admin/"})
         assert "Log out" in page
 
+    @classmethod
+    def of(cls, run: Demo, output: str) -> Admin:
+        """Return one who uses the password that the demo has printed."""
+        password = re.search(r"password (\S+)", output)
+        assert password, output
+        return cls(f"http://127.0.0.1:{run.port}", password.group(1))
+
     def get(self, path: str) -> tuple[str, str]:
         """The page's text and its address after redirects."""
         with self._browser.open(self._base_url + path, timeout=10) as answer:
@@ -365,9 +402,8 @@ def test_the_ratio_turned_in_the_admin_changes_what_every_worker_exports(receive
 
     with demo("--rate", "40", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}) as run:
         output = run.wait_for("Visitors send")
-        password = re.search(r"password (\S+)", output)
-        assert password, output
-        admin = Admin(f"http://127.0.0.1:{run.port}", password.group(1))
+        admin = Admin.of(run, output)
+        assert_invoices_are_shown(admin, backend="django")
         wait_until(
             lambda: len({r["service.instance.id"] for r, _ in receiver.spans()}) == 3, 20, "spans of all processes"
         )

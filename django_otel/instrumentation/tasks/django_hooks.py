@@ -37,6 +37,11 @@ _sending: ContextVar[Sending | None] = ContextVar("django_otel_sending", default
 _run: ContextVar[_Running | None] = ContextVar("django_otel_run", default=None)
 
 
+#: By the id of a task that was sent here, and may run here: what its sender hands over.
+_waiting: dict[str, dict[str, str]] = {}
+_MOST_WAITING = 1000
+
+
 class _Running:
     """A task under way, and what was under way around it (a task that an immediate backend runs inside another)."""
 
@@ -156,6 +161,7 @@ def _on_save(instance: Row, **_: object) -> None:
         sending = _sending.get()
         if sending is not None and isinstance(instance.args_kwargs, dict):
             instance.args_kwargs = {**instance.args_kwargs, CARRIED: sending.headers}
+            sending.is_carried = True
     elif instance.status == "FAILED" and _run.get() is None:
         # Its task cannot be imported: it has failed without having started.
         backend.reject(OTHER, instance.queue_name, _carried(instance), str(instance.pk), "unknown")
@@ -188,14 +194,26 @@ def read_lengths() -> Iterator[tuple[float, Mapping[str, object]]]:
 # --- Running. ---
 
 
+@guard.guarded("a task that is sent", None)
+def _on_enqueued(task_result: Result, **_: object) -> None:
+    """Note what is handed over for a backend that runs the task in this process, in another thread."""
+    sending = _sending.get()
+    if sending is None or sending.is_carried:
+        return
+    _waiting[str(task_result.id)] = sending.headers
+    while len(_waiting) > _MOST_WAITING:
+        _waiting.pop(next(iter(_waiting)), None)
+
+
 @guard.guarded("the start of a task", None)
 def _on_started(task_result: Result, **_: object) -> None:
     sending = _sending.get()
     task = task_result.task
     headers: Mapping[str, object] = sending.headers if sending is not None else {}
     sent_at = task_result.enqueued_at
+    waiting = _waiting.pop(str(task_result.id), None)
     if sending is None:
-        headers = _carried(getattr(task_result, "db_result", None)) or _carried_by_rq()
+        headers = waiting or _carried(getattr(task_result, "db_result", None)) or _carried_by_rq()
     run = backend.run(
         task.module_path,
         task.queue_name,
@@ -241,6 +259,7 @@ def _on_finished(task_result: Result, **_: object) -> None:
 
 def _connect(package: str) -> None:
     signals = sys.modules[f"{package}.signals"]
+    signals.task_enqueued.connect(_on_enqueued, dispatch_uid=_UID)
     signals.task_started.connect(_on_started, dispatch_uid=_UID)
     signals.task_finished.connect(_on_finished, dispatch_uid=_UID)
 
@@ -268,6 +287,7 @@ def uninstall() -> None:
     for package in _PACKAGES:
         signals = sys.modules.get(f"{package}.signals")
         if signals is not None:
+            signals.task_enqueued.disconnect(dispatch_uid=_UID)
             signals.task_started.disconnect(dispatch_uid=_UID)
             signals.task_finished.disconnect(dispatch_uid=_UID)
     for model in find_models():

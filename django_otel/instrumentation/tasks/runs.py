@@ -211,11 +211,13 @@ class Backend:
 class Sending:
     """One task being sent: its PRODUCER span is current until `end`. `headers` go with the message."""
 
-    __slots__ = ("_metrics", "_token", "headers", "span")
+    __slots__ = ("_metrics", "_token", "headers", "is_carried", "span")
 
     def __init__(self, backend: Backend, name: str, queue: str, task_id: str) -> None:
         self._metrics = backend.metrics(name, queue)
         self._token: object = None
+        #: Whether the message, or row, holds them.
+        self.is_carried = False
         self.headers: dict[str, str] = {SENT_AT: f"{time.time():.6f}"}
         self.span: trace.Span | None = None
         if not backend.makes_spans:
