@@ -41,6 +41,10 @@ REQUIREMENTS: dict[str, list[str]] = {
         "opentelemetry-exporter-prometheus>=0.60b0",
     ],
     "ddtrace": ["ddtrace>=3"],
+    # Of benchmarks/consoles.py.
+    "django-orbit": ["django-orbit>=0.14"],
+    "django-silk": ["django-silk>=5.6"],
+    "django-debug-toolbar": ["django-debug-toolbar>=8"],
 }
 
 

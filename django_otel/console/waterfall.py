@@ -31,8 +31,8 @@ GROUP_FROM = 3
 #: So many equal queries in a trace look like a query per row of another one.
 N_PLUS_ONE_FROM = 5
 #: Rows and log records of one page of a trace; failed ones of other pages come on top, up to a bound.
-MAX_ROWS = 600
-MAX_LOGS = 500
+MAX_ROWS = 300
+MAX_LOGS = 250
 MAX_FAILED = 200
 #: Deeper nesting is indented no further.
 _DEEPEST_INDENT = 14
