@@ -1,5 +1,6 @@
 """The database layers on a real MariaDB; run by `test_database_mariadb`."""
 
+import datetime
 import os
 
 import pymysql
@@ -29,9 +30,13 @@ django.setup()
 
 from django.core.management import call_command  # noqa: E402
 from django.db import IntegrityError, OperationalError, connection, connections, transaction  # noqa: E402
+from django.utils import timezone  # noqa: E402
 from opentelemetry.trace import StatusCode  # noqa: E402
 
 from django_otel import span  # noqa: E402
+from django_otel.live_sampling.log_levels import read_levels  # noqa: E402
+from django_otel.live_sampling.rows_together import RowsTogether  # noqa: E402
+from django_otel.models import LogLevel, SamplingPolicy, SamplingRule, read_state  # noqa: E402
 from django_otel.testing import capture_metrics, capture_spans  # noqa: E402
 from tests.app.models import Item  # noqa: E402
 
@@ -122,8 +127,26 @@ def check_autocommit_off():
         assert outcomes(metrics) == (1, 1)
 
 
+def check_the_query_of_a_poll():
+    end = timezone.now() + datetime.timedelta(hours=1)
+    SamplingPolicy(ratio=0.25, max_per_second=7.5, keep_errors=True, expires_at=end, note="ä").save()
+    SamplingRule.objects.create(path="/a/*", ratio=1.0, priority=-3)
+    SamplingRule.objects.create(route="b/", ratio=0.0, method="POST", expires_at=end)
+    LogLevel.objects.create(logger="shop", level="DEBUG", expires_at=end)
+    together = RowsTogether()
+    state = together.read("default")
+    assert state == read_state("default") and state.policy.keep_errors is True
+    assert together.is_whole and together.levels.levels == read_levels("default").levels
+
+
 if __name__ == "__main__":
     call_command("migrate", "--run-syncdb", verbosity=0)
-    for check in (check_queries, check_transactions, check_a_lost_connection, check_autocommit_off):
+    for check in (
+        check_queries,
+        check_transactions,
+        check_a_lost_connection,
+        check_autocommit_off,
+        check_the_query_of_a_poll,
+    ):
         check()
         print(check.__name__, "passed")

@@ -44,11 +44,13 @@ from django_otel.live_sampling.policy_rows import (
     policy_alias,
     tables_exist,
 )
+from django_otel.live_sampling.rows_together import RowsTogether
 from django_otel.sampling.policy import Policy
 from django_otel.sampling.sampler import LiveSampler
 from django_otel.signals import log_levels_changed, sampling_changed
 
 if TYPE_CHECKING:
+    from django_otel.models import SamplingState
     from django_otel.multiprocess.host_registry import HostRegistry, Reading
 
 
@@ -82,6 +84,7 @@ class Follower:
         #: When the reading began that is applied, on the clock of `time.monotonic()`.
         self._applied_began_s = -math.inf
         self._pause_s = 0.0
+        self._has_polled = False
         # On that clock as well.
         self._next_poll_s = -math.inf
         self._next_open_s = -math.inf
@@ -156,8 +159,11 @@ class Follower:
                     if reason_not_to_run():
                         break
                     self.tick()
-                is_hurried = not self._knows.is_set() and time.monotonic() < self._hurries_until_s
-                self._wake.wait(_FIRST_TICK_S if is_hurried else _TICK_S)
+                now_s = time.monotonic()
+                is_hurried = not self._knows.is_set() and now_s < self._hurries_until_s
+                # The one that polls: not a tick later than is due.
+                until_poll_s = self._next_poll_s - now_s if self._next_poll_s > now_s else _TICK_S
+                self._wake.wait(_FIRST_TICK_S if is_hurried else min(_TICK_S, until_poll_s))
                 self._wake.clear()
         finally:
             with guard.contained("ending log levels"):
@@ -236,22 +242,18 @@ class Follower:
     def poll(self) -> float:
         """Read and apply the rows on a connection that is closed again.
 
-        Units: returns the seconds to wait before the next poll: a little under
-            `REFRESH_S` (so that the hosts do not all ask at once), or more while
-            the database does not answer.
+        Units: returns the seconds to wait before the next poll: `REFRESH_S`; less after the first one, so that hosts
+            that start together do not go on asking together; more while the database does not answer.
         """
         alias = policy_alias()
+        together = RowsTogether()
         try:
             try:
-                is_readable = self.read_and_apply(alias)
+                is_readable = self.read_and_apply(alias, together.read)
             finally:
                 self._knows.set()
             if is_readable:
-                with guard.contained("reading the log levels"):
-                    self.log_levels.poll(self.registry)
-            if is_readable and not self.fault:
-                with guard.contained("looking for an open page of the processes"), suppress_instrumentation():
-                    self._reporter.look(alias)
+                together.pass_on(alias, self.registry, self.log_levels, None if self.fault else self._reporter)
         finally:
             with guard.contained("closing the connection of the sampling policy"):
                 connections[alias].close()
@@ -260,18 +262,19 @@ class Follower:
         refresh_s = runtime.current().config.sampling.refresh_s
         if is_readable:
             self._pause_s = 0.0
-            return refresh_s * random.uniform(0.85, 1.0)  # noqa: S311 (spreads load, keeps no secret)
+            is_first, self._has_polled = not self._has_polled, True
+            return refresh_s * random.uniform(0.5, 1.0) if is_first else refresh_s  # noqa: S311 (keeps no secret)
         self._pause_s = min(max(self._pause_s * 2, refresh_s), max(_LONGEST_PAUSE_S, refresh_s))
         return self._pause_s
 
-    def read_and_apply(self, alias: str) -> bool:
-        """Read the rows through this thread's connection, apply and share them. False when they could not be read."""
+    def read_and_apply(self, alias: str, read: Callable[[str], SamplingState] | None = None) -> bool:
+        """Read the rows (by `models.read_state`), apply and share them. False when they could not be read."""
         began_s = time.monotonic()
         fault = ""
         policy: Policy | None = None
         try:
             with suppress_instrumentation():
-                policy = policy_rows.read_policy(alias)
+                policy = policy_rows.read_policy(alias, read)
         except (TableMissingError, RowFaultyError) as problem:
             fault = str(problem)
         except UnreadableError as problem:

@@ -79,11 +79,14 @@ class HostReporter:
         self._told = ""
 
     def look(self, using: str) -> None:
-        """Return whether a page is open; one query. Errors: the database's."""
+        """Find out whether a page is open; one query. Errors: the database's."""
         from django_otel.models import SamplingVersion
 
         versions = SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID)
-        watched_at = next(iter(versions.values_list("watched_at", flat=True)[:1]), None)
+        self.note(next(iter(versions.values_list("watched_at", flat=True)[:1]), None))
+
+    def note(self, watched_at: datetime.datetime | None) -> None:
+        """Take over when a page was last looked at, as the database has it."""
         if watched_at != self._watched_at:
             # That it has changed is enough: clocks of hosts differ.
             if self._watched_at is not None or _is_recent(watched_at):

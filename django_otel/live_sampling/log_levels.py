@@ -13,6 +13,7 @@ import contextlib
 import math
 import threading
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from django.core.exceptions import ImproperlyConfigured
@@ -25,6 +26,8 @@ from django_otel.base.suppression import suppress_instrumentation
 from django_otel.live_sampling.policy_rows import epoch_s, migrate_command, policy_alias, tables_exist
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from django_otel.multiprocess.host_registry import HostRegistry
     from django_otel.multiprocess.level_file import LevelFile, LevelReading
 
@@ -39,12 +42,18 @@ def level_alias() -> str:
 def read_levels(alias: str) -> LevelReading:
     """Return the levels that the database has and that have not ended. Errors: those of the database."""
     from django_otel.models import LogLevel
-    from django_otel.multiprocess.level_file import LevelReading
 
     began_s = time.monotonic()
     with suppress_instrumentation():
         rows = LogLevel._base_manager.using(alias).order_by("logger").values_list("logger", "level", "expires_at")
-        found = [LiveLevel(logger, level, epoch_s(end) or 0.0) for logger, level, end in rows[: 2 * MAX_LEVELS]]
+        return build_reading(rows[: 2 * MAX_LEVELS], began_s)
+
+
+def build_reading(rows: Iterable[tuple[str, str, datetime | None]], began_s: float) -> LevelReading:
+    """Return the reading of rows of (logger, level, end), in the order of loggers, without those that have ended."""
+    from django_otel.multiprocess.level_file import LevelReading
+
+    found = [LiveLevel(logger, level, epoch_s(end) or 0.0) for logger, level, end in rows]
     now_s = time.time()
     return LevelReading(tuple(live for live in found if live.expires_at_s > now_s)[:MAX_LEVELS], began_s)
 
@@ -120,6 +129,10 @@ class LevelFollower:
                 type(error).__name__, migrate_command(alias),
             )  # fmt: skip
             return
+        self.spread(reading, registry, is_following=is_following)
+
+    def spread(self, reading: LevelReading, registry: HostRegistry | None, *, is_following: bool = True) -> None:
+        """Apply a reading of the rows if this process follows, and share it."""
         if is_following:
             self.take(reading)
         if registry is not None:

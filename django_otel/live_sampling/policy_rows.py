@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -42,15 +42,17 @@ def policy_alias() -> str:
     return router.db_for_write(SamplingPolicy)
 
 
-def read_policy(alias: str) -> Policy | None:
+def read_policy(alias: str, read: Callable[[str], SamplingState] | None = None) -> Policy | None:
     """The admin's policy as the database has it; None when nothing is set there or it is not enabled.
+
+    `read` is the way to the rows, by default `models.read_state`.
 
     Errors: `TableMissingError`, `RowFaultyError`, or `UnreadableError` for anything else.
     """
     from django_otel.models import read_state
 
     try:
-        state = read_state(alias)
+        state = (read or read_state)(alias)
     except (DatabaseFault, ImproperlyConfigured, OSError) as error:
         if tables_exist(alias) is False:
             raise TableMissingError(missing_table_text(alias)) from error

@@ -293,8 +293,8 @@ def test_of_two_readings_that_overlap_the_one_that_began_later_wins(sampler, mon
     has_read, may_apply = threading.Event(), threading.Event()
     read = policy_rows.read_policy
 
-    def slow(alias):
-        policy = read(alias)
+    def slow(*given):
+        policy = read(*given)
         if threading.current_thread().name == "slow poll":
             for opened in connections.all(initialized_only=True):
                 close_for_good(opened)
