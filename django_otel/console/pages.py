@@ -20,7 +20,7 @@ from django.utils.translation import gettext, ngettext_lazy, pgettext
 
 from django_otel import runtime
 from django_otel.console import dashboard as dashboard_parts
-from django_otel.console import layers, span_details, stored_spans, text, trace_view, waterfall
+from django_otel.console import layers, span_details, span_filter, stored_spans, text, trace_view, waterfall
 from django_otel.console.access import may_explain
 from django_otel.console.filters import read_time, whole
 from django_otel.console.page import (
@@ -288,8 +288,10 @@ def trace(
         status = 200 if opened is not None else 404
         return TemplateResponse(request, "django_otel/console/span.html", context, status=status)
     row = found.row
+    chosen = span_filter.parse(request.GET)
     shown = waterfall.build(
         found,
+        chosen=chosen,
         page=whole(request.GET.get("rows"), 0, 1_000_000),
         log_page=whole(request.GET.get("logs"), 1, 1_000_000),
         span_id=span_id,
@@ -303,6 +305,9 @@ def trace(
         "at": text.time_tag(row.start_ns),
         "duration": text.duration(row.duration_ns),
         "waterfall": shown,
+        "chosen": chosen,
+        "keep": chosen.address()[1:] + "&" if chosen.address() != "?" else "",
+        "kinds": span_filter.kinds_in(found.spans),
         "layers": layers.build_bar(found.spans),
         "repeated": [group for group in shown.query_groups if group.is_n_plus_one],
         "advised": [(text.shorten(statement, 160), *rest) for count, statement, *rest in advice if rest[-1]],

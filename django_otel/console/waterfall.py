@@ -10,6 +10,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext
 
 from django_otel.console import text
+from django_otel.console.span_filter import SpanFilter
 from django_otel.console.stored_spans import (
     attributes_of,
     database_system,
@@ -34,6 +35,8 @@ N_PLUS_ONE_FROM = 5
 MAX_ROWS = 300
 MAX_LOGS = 250
 MAX_FAILED = 200
+#: Log records between the spans of one page; all of them are in the list below.
+MAX_INLINE_LOGS = 300
 #: Deeper nesting is indented no further.
 _DEEPEST_INDENT = 14
 _SERVICE_COLOURS = 6
@@ -116,6 +119,14 @@ class Row:
     members: list[Row] = field(default_factory=list)
     #: What is left out before it.
     gap: Gap | None = None
+    #: Log records that follow it in time, or are its own.
+    logs: list[InlineLog] = field(default_factory=list)
+    #: Whether it has spans below it; how many are hidden, because it is collapsed; the address that turns that.
+    is_parent: bool = False
+    hidden: int = 0
+    toggle: str = ""
+    #: Whether it does not fit the filter, and is there for one below it.
+    is_context: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +164,17 @@ class LogRow:
 
 
 @dataclass(frozen=True, slots=True)
+class InlineLog:
+    """A log record between the spans."""
+
+    indent: int
+    offset: str
+    level: str
+    is_bad: bool
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
 class Waterfall:
     """Everything the page of a trace shows below its head."""
 
@@ -169,6 +191,9 @@ class Waterfall:
     first_error: Row | None
     #: What is known of why, in one line.
     failure: str
+    #: How many spans fit the filter, of how many.
+    fitting: int
+    total: int
 
 
 class _Node:
@@ -192,30 +217,41 @@ class _Node:
         return max(0, self.end - self.start - covered)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Entry:
     """A span in the order of the page, and the group of equal queries it is shown in."""
 
     node: _Node
     depth: int
     group: Sequence[_Node] = ()
+    #: Log records directly after it, with their depth.
+    logs: list[tuple[Mapping[str, Any], int]] = field(default_factory=list)
+    #: Spans below it that are not shown, because it is collapsed.
+    hidden: int = 0
+    is_parent: bool = False
+    #: Whether a filter keeps it only for a span below it.
+    is_context: bool = False
 
     @property
     def is_error(self) -> bool:
         return is_error(self.node.span)
 
 
-def build(trace: Trace, *, page: int = 0, log_page: int = 1, span_id: str = "") -> Waterfall:
+def build(
+    trace: Trace, *, page: int = 0, log_page: int = 1, span_id: str = "", chosen: SpanFilter | None = None
+) -> Waterfall:
     """A page of the waterfall: the one asked for, else the one with the span asked for, else the first.
 
-    Failed spans and the span asked for are among the rows of every page.
+    Failed spans and the span asked for are among the rows of every page. With a filter there are the spans that fit it,
+    and those above them.
     """
-    return _Builder(trace).build(page, log_page, span_id)
+    return _Builder(trace, chosen or SpanFilter()).build(page, log_page, span_id)
 
 
 class _Builder:
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, chosen: SpanFilter) -> None:
         self._trace = trace
+        self._chosen = chosen
         self._nodes = {str(span.get("id")): _Node(span) for span in trace.spans}
         starts = [node.start for node in self._nodes.values()] or [trace.row.start_ns]
         ends = [node.end for node in self._nodes.values()] or [trace.row.end_ns]
@@ -224,10 +260,21 @@ class _Builder:
         names = dict.fromkeys(str(span.get("service", "")) for span in trace.spans)
         self._services = {name: number % _SERVICE_COLOURS for number, name in enumerate(names)}
         self._entries: list[_Entry] = []
+        self._logs: dict[str, list[Mapping[str, Any]]] = {}
+        for log in trace.logs:
+            self._logs.setdefault(str(log.get("span", "")), []).append(log)
+        self._inline_left = 0 if chosen.hides_logs else MAX_INLINE_LOGS
+        self._fitting = 0
 
     def build(self, page: int, log_page: int, span_id: str) -> Waterfall:
         for root in self._roots():
             self._walk(root)
+        total = len(self._entries)
+        telling = _most_telling([entry for entry in self._entries if entry.is_error])
+        if self._chosen.is_active:
+            for entry in self._entries:
+                entry.is_context = True
+            self._filter()
         entries = self._entries
         wanted = next((index for index, entry in enumerate(entries) if entry.node.span.get("id") == span_id), None)
         if page < 1:
@@ -239,7 +286,6 @@ class _Builder:
         log_pages = Pages.of(len(logs), MAX_LOGS, log_page)
         bad_logs = [index for index, log in enumerate(logs) if is_bad_log(log)]
         groups, query_ns = self._query_groups()
-        telling = _most_telling([entries[index] for index in failed])
         return Waterfall(
             rows=rows,
             pages=pages,
@@ -252,7 +298,35 @@ class _Builder:
             log_pages=log_pages,
             first_error=self._row(telling.node, telling.depth) if telling is not None else None,
             failure=failure_of(telling.node.span) if telling is not None else "",
+            fitting=self._fitting if self._chosen.is_active else total,
+            total=total,
         )
+
+    def _filter(self) -> None:
+        """Keep the spans that fit, with their log records, and those above them."""
+        kept: dict[int, _Entry] = {}
+        above: list[int] = []
+        for index, entry in enumerate(self._entries):
+            del above[entry.depth :]
+            logs = self._logs.get(str(entry.node.span.get("id", "")), [])
+            entry.logs = []
+            if self._chosen.fits(entry.node.span, logs):
+                for ancestor in above:
+                    kept.setdefault(ancestor, self._entries[ancestor])
+                entry.logs = [(log, entry.depth + 1) for log in logs]
+                entry.is_context = False
+                kept[index] = entry
+            above.append(index)
+        self._fitting = sum(not entry.is_context for entry in kept.values())
+        self._entries = [kept[index] for index in sorted(kept)]
+        groups: dict[int, list[_Entry]] = {}
+        for entry in self._entries:
+            if entry.group:
+                groups.setdefault(id(entry.group), []).append(entry)
+        for members in groups.values():
+            nodes = [entry.node for entry in members] if len(members) >= GROUP_FROM else []
+            for entry in members:
+                entry.group = nodes
 
     def _roots(self) -> list[_Node]:
         """Spans without a parent here, and one of each circle that a faulty sender may have made."""
@@ -282,20 +356,39 @@ class _Builder:
         return sorted(roots, key=lambda node: node.start)
 
     def _walk(self, root: _Node) -> None:
-        """Spans in the order of the tree; without recursion, since traces may be deep."""
+        """Spans in the order of the tree, with log records in time; without recursion, since traces may be deep."""
         seen: set[int] = set()
-        waiting: list[tuple[list[_Node], int]] = [([root], 0)]
+        waiting: list[tuple[list[_Node] | Mapping[str, Any], int]] = [([root], 0)]
+        closed = () if self._chosen.is_active else self._chosen.closed
         while waiting:
-            nodes, depth = waiting.pop()
-            if len(nodes) > 1:
-                self._entries += [_Entry(node, depth, nodes) for node in nodes]
+            part, depth = waiting.pop()
+            if not isinstance(part, list):
+                self._entries[-1].logs.append((part, depth))
                 continue
-            (node,) = nodes
+            if len(part) > 1:
+                self._entries += [_Entry(node, depth, part) for node in part]
+                # Within a group they would be hidden with it.
+                self._entries[-1].logs += [(log, depth + 1) for node in part for log in self._logs_of(node)]
+                continue
+            (node,) = part
             if id(node) in seen:
                 continue
             seen.add(id(node))
-            self._entries.append(_Entry(node, depth))
-            waiting += [(part, depth + 1) for part in reversed(_in_groups(node.children))]
+            entry = _Entry(node, depth, is_parent=bool(node.children))
+            self._entries.append(entry)
+            if node.children and node.span.get("id") in closed:
+                entry.hidden = _count_below(node)
+                entry.logs += [(log, depth + 1) for log in self._logs_of(node)]
+                continue
+            below: list[tuple[int, list[_Node] | Mapping[str, Any]]] = [
+                (nodes[0].start, nodes) for nodes in _in_groups(node.children)
+            ]
+            below += [(whole_number(log.get("time")), log) for log in self._logs_of(node)]
+            below.sort(key=lambda item: item[0])
+            waiting += [(one, depth + 1) for _, one in reversed(below)]
+
+    def _logs_of(self, node: _Node) -> list[Mapping[str, Any]]:
+        return self._logs.get(str(node.span.get("id", "")), [])
 
     def _rows(self, positions: Sequence[int]) -> tuple[list[Row], Gap | None]:
         """The rows of these positions, and what is left out after them."""
@@ -308,6 +401,9 @@ class _Builder:
             reached = position + 1
             if not entry.group:
                 row = self._row(entry.node, entry.depth)
+                row.is_parent, row.hidden, row.is_context = entry.is_parent, entry.hidden, entry.is_context
+                if row.is_parent and not self._chosen.is_active:
+                    row.toggle = self._chosen.turned(row.id)
                 rows.append(row)
             elif entry.group is group:
                 row = self._row(entry.node, entry.depth + 1)
@@ -318,7 +414,22 @@ class _Builder:
                 rows.append(row)
             group = entry.group
             row.gap = gap
+            rows[-1].logs += self._inline(entry.logs)
         return rows, self._gap(reached, len(self._entries))
+
+    def _inline(self, logs: Sequence[tuple[Mapping[str, Any], int]]) -> list[InlineLog]:
+        shown = logs[: self._inline_left]
+        self._inline_left -= len(shown)
+        return [
+            InlineLog(
+                min(depth, _DEEPEST_INDENT),
+                text.duration(max(0, whole_number(log.get("time")) - self._start)),
+                str(log.get("level", "")),
+                is_bad_log(log),
+                text.shorten(text.one_line(str(log.get("body", ""))), 300),
+            )
+            for log, depth in shown
+        ]
 
     def _gap(self, begin: int, end: int) -> Gap | None:
         return Gap(end - begin, begin // MAX_ROWS + 1) if end > begin else None
@@ -419,6 +530,17 @@ class _Builder:
             service=str(log.get("service", "")),
             source=text.source_line(attributes),
         )
+
+
+def _count_below(node: _Node) -> int:
+    seen: set[int] = set()
+    waiting = list(node.children)
+    while waiting:
+        below = waiting.pop()
+        if id(below) not in seen:
+            seen.add(id(below))
+            waiting += below.children
+    return len(seen)
 
 
 def _in_groups(children: list[_Node]) -> list[list[_Node]]:

@@ -96,6 +96,14 @@ _FLAGS = ("true", "false")
 _ALIASES = ("", "name", "route", "kind", "user", "method")
 
 
+def duration_fits(condition: Condition, duration_ns: int) -> bool:
+    """Whether a condition on the duration (`duration>250ms`) fits a time in nanoseconds."""
+    found = _DURATION.fullmatch(condition.value.lower())
+    if found is None:
+        return False
+    return _compare(duration_ns, condition.operator, str(float(found[1]) * _UNITS_NS[found[2] or ""]))
+
+
 def parse_query(query: str) -> list[Condition]:
     """The conditions of a query; all of them must fit. Errors: `BadQuery`."""
     found = [_read_condition(piece) for piece in _split(query[:MAX_QUERY])]

@@ -53,6 +53,14 @@
 
   const rowOf = (id) => document.querySelector(`[data-otel-span="${CSS.escape(id)}"]`);
 
+  /* The address names the open span beside the filter of the spans. */
+  const keepAddress = (id) => {
+    const address = new URL(location.href);
+    address.searchParams.delete('span');
+    if (id) address.searchParams.set('span', id);
+    history.replaceState(null, '', address.pathname + address.search + (id ? `#s-${id}` : ''));
+  };
+
   const toggle = async (row, open) => {
     const item = row.parentElement;
     const shown = item.querySelector(':scope > .otel-details');
@@ -60,7 +68,7 @@
     if (shown && !wanted) {
       shown.remove();
       row.setAttribute('aria-expanded', 'false');
-      history.replaceState(null, '', location.pathname);
+      keepAddress('');
     } else if (!shown && wanted) {
       const id = row.dataset.otelSpan;
       row.setAttribute('aria-expanded', 'true');
@@ -69,7 +77,7 @@
         if (row.getAttribute('aria-expanded') === 'true' && !item.querySelector(':scope > .otel-details')) {
           item.append(...nodes.childNodes);
         }
-        history.replaceState(null, '', `?span=${encodeURIComponent(id)}#s-${id}`);
+        keepAddress(id);
       } catch {
         /* Signed out, or the trace was pushed out: the page itself says which. */
         location.assign(row.href);
