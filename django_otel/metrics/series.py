@@ -50,8 +50,8 @@ class Series:
     """One value with its attributes: counter or up-down counter."""
 
     __slots__ = (
-        "_baseline", "_cells", "_definition", "_lock", "_store", "attributes", "base", "is_overflow", "is_set",
-        "start_time_unix_nano", "view",
+        "_baseline", "_definition", "_lock", "_place", "_store", "attributes", "cells", "is_overflow", "is_set",
+        "start_time_unix_nano",
     )  # fmt: skip
 
     def __init__(self, store: SeriesStore, definition: Definition, attributes: Attributes, is_overflow: bool) -> None:
@@ -60,40 +60,37 @@ class Series:
         self.is_set = False
         self.start_time_unix_nano = time.time_ns()
         self._definition = definition
-        self._cells = cells_of(definition)
         self._store = store
         self._lock = store.lock
         self._put(store.memory)
 
     def _put(self, memory: Memory) -> None:
         view, base = memory.place(self._definition, self.attributes, self.start_time_unix_nano)
-        found: list[float] = view[base : base + self._cells].tolist()  # type: ignore[assignment]
+        cells = view[base : base + cells_of(self._definition)]
+        found: list[float] = cells.tolist()  # type: ignore[assignment]
         #: What an earlier process had counted in these cells; None where that is nothing.
         self._baseline: list[float] | None = found if any(found) else None
-        #: Where the cells are. All at once, for updates take no lock.
-        self.view, self.base = view, base
+        #: The memory, and where in it the cells begin.
+        self._place = view, base
+        #: All at once, for updates take no lock.
+        self.cells: memoryview[float] = cells
 
     def _own(self) -> list[float]:
         """Return the values of this process."""
-        return self._read_own(self.view, self.base, self._baseline)
-
-    def _read_own(self, view: memoryview[float], base: int, baseline: list[float] | None) -> list[float]:
-        cells: list[float] = view[base : base + self._cells].tolist()  # type: ignore[assignment]
-        return cells if baseline is None else [now - before for now, before in zip(cells, baseline, strict=True)]
+        return _subtract(self.cells, self._baseline)
 
     def move(self, memory: Memory) -> None:
         """Go on in other memory, with what this process has counted so far. The store's lock is held."""
-        view, base, baseline = self.view, self.base, self._baseline
+        cells, place, baseline = self.cells, self._place, self._baseline
         self._put(memory)
         self._store.moves += 1
-        if self.view is view and self.base == base:
+        if self._place[0] is place[0] and self._place[1] == place[1]:
             # It is there already (others were not, because the memory could not grow).
             self._baseline = baseline
             return
         # Only now that updates go to the new cells, so that none is lost.
-        for index, counted in enumerate(self._read_own(view, base, baseline)):
-            place = self.base + index
-            self.view[place] += counted
+        for index, counted in enumerate(_subtract(cells, baseline)):
+            self.cells[index] += counted
 
     def rebase(self) -> None:
         """Take the cells as they are for what this process has counted, where they are below the baseline.
@@ -113,20 +110,19 @@ class Series:
         if not self._store.joined:
             self._store.wake()
         # Not interrupted from here.
-        view, base = self.view, self.base
-        view[base] += amount
+        self.cells[0] += amount
         self.is_set = True
 
     def read(self) -> float:
         """The value, as far as this process has counted it."""
         baseline = self._baseline
-        value: float = self.view[self.base]
+        value: float = self.cells[0]
         return value if baseline is None else value - baseline[0]
 
     def clear(self) -> None:
         self._store.moves += 1
-        for index in range(self.base, self.base + self._cells):
-            self.view[index] = 0.0
+        for index in range(len(self.cells)):
+            self.cells[index] = 0.0
         self._baseline = None
         self.is_set = False
         self.start_time_unix_nano = time.time_ns()
@@ -140,32 +136,31 @@ class GaugeSeries(Series):
     def set(self, value: float) -> None:
         """Replace the value, in the instrument's unit."""
         with self._lock:
-            self.view[self.base] = value
-            self.view[self.base + 1] = time.time()
+            self.cells[0] = value
+            self.cells[1] = time.time()
             self.is_set = True
         if not self._store.joined:
             self._store.wake()
 
     def read(self) -> float:
-        value: float = self.view[self.base]
+        value: float = self.cells[0]
         return value
 
     def move(self, memory: Memory) -> None:
-        value, set_at_s = self.view[self.base], self.view[self.base + 1]
+        value, set_at_s = self.cells
         self._put(memory)
         self._store.moves += 1
         if self.is_set:
-            self.view[self.base], self.view[self.base + 1] = value, set_at_s
+            self.cells[0], self.cells[1] = value, set_at_s
 
 
 class HistogramSeries(Series):
     """One distribution with its attributes."""
 
-    __slots__ = ("_bounds", "_exemplars", "_mark", "_shown", "_shown_since_s", "_to_sum")
+    __slots__ = ("_bounds", "_exemplars", "_mark", "_shown", "_shown_since_s")
 
     def __init__(self, store: SeriesStore, definition: Definition, attributes: Attributes, is_overflow: bool) -> None:
         self._bounds = definition.bounds
-        self._to_sum = len(definition.bounds) + 1
         self._exemplars = store.exemplars
         super().__init__(store, definition, attributes, is_overflow)
 
@@ -187,9 +182,9 @@ class HistogramSeries(Series):
         # A bound is the inclusive upper end of its bucket, in OpenTelemetry and in Prometheus ("le").
         bucket = bisect_left(self._bounds, value)
         # Not interrupted from here.
-        view, base = self.view, self.base
-        view[base + bucket] += 1.0
-        view[base + self._to_sum] += value
+        cells = self.cells
+        cells[bucket] += 1.0
+        cells[-1] += value
         self.is_set = True
 
     def show_exemplar(self, value: float, trace_id: int, span_id: int) -> None:
@@ -198,8 +193,8 @@ class HistogramSeries(Series):
         now_s = time.time()
         if not self._shown:
             # This one last: it is looked at without a lock.
-            self._shown_since_s = [-math.inf] * self._to_sum
-            self._shown = [0] * self._to_sum
+            self._shown_since_s = [-math.inf] * (len(self._bounds) + 1)
+            self._shown = [0] * (len(self._bounds) + 1)
         since_s = self._shown_since_s[bucket]
         if not 0.0 <= now_s - since_s < _EXEMPLAR_AGE_S or since_s < self._exemplars.cleared_at_s:
             self._shown_since_s[bucket] = now_s
@@ -229,11 +224,9 @@ class HistogramSeries(Series):
         return HistogramValue(self._bounds, cells[:-1], cells[-1])
 
 
-def _place_of(series: HistogramSeries | None) -> tuple[memoryview[float] | None, int, int]:
-    """Where the buckets and the sum of a histogram are, if there is one."""
-    if series is None:
-        return None, 0, 0
-    return series.view, series.base, series.base + series._to_sum  # noqa: SLF001 (classes of one module, on the hot path)
+def _subtract(cells: memoryview[float], baseline: list[float] | None) -> list[float]:
+    found: list[float] = cells.tolist()  # type: ignore[assignment]
+    return found if baseline is None else [now - before for now, before in zip(found, baseline, strict=True)]
 
 
 class RequestSeries:
@@ -245,7 +238,7 @@ class RequestSeries:
     """
 
     __slots__ = (
-        "_active", "_first_bound", "_first_layer_bound", "_last_queries", "_last_size", "_lock", "_moves", "_places",
+        "_active", "_cells", "_first_bound", "_first_layer_bound", "_last_queries", "_last_size", "_lock", "_moves",
         "_store", "duration", "is_overflow", "middleware_time", "queries", "request_size", "response_size", "view_time",
     )  # fmt: skip
 
@@ -277,20 +270,19 @@ class RequestSeries:
         #: replaced whole, so that threads need no lock.
         self._last_size: tuple[int, int, float] = (-1, 0, 0.0)
         self._last_queries: tuple[int, int, float] = (-1, 0, 0.0)
-        self._places: tuple[Any, ...] = ()
+        self._cells: tuple[Any, ...] = ()
         #: `CellStore.moves` when that was found out.
         self._moves = -1
 
-    def _find_places(self) -> None:
+    def _find_cells(self) -> None:
         """Find out where the cells are now: again after one has moved, or was set to zero."""
-        duration, size, queries = self.duration, self.response_size, self.queries
+        duration, queries = self.duration, self.queries
         # First, so that what moves meanwhile is seen the next time.
         self._moves = self._store.moves
-        self._places = (
-            self._active.view, self._active.base,
-            duration.view, duration.base, duration.base + duration._to_sum,  # noqa: SLF001 (classes of one module, on the hot path)
-            size.view, size.base, size.base + size._to_sum,  # noqa: SLF001 (classes of one module, on the hot path)
-            *_place_of(queries), *_place_of(self.middleware_time), *_place_of(self.view_time),
+        maybe = (queries, self.middleware_time, self.view_time)
+        self._cells = (
+            self._active.cells, duration.cells, self.response_size.cells,
+            *(None if series is None else series.cells for series in maybe),
         )  # fmt: skip
         self._active.is_set = duration.is_set = True
         if queries is not None:
@@ -324,33 +316,29 @@ class RequestSeries:
         view_bucket = 0 if view_s <= self._first_layer_bound else bisect_left(self.view_time._bounds, view_s)  # type: ignore[union-attr]  # noqa: SLF001
         store = self._store
         while self._moves != store.moves:
-            self._find_places()
+            self._find_cells()
         # Not interrupted from here; the loop above ends with a look at whether anything has moved.
-        (
-            active, place, durations, first, to_sum, sizes, size_first, size_sum, counts, count_first, count_sum,
-            owns, own_first, own_sum, views, view_first, view_sum,
-        ) = self._places  # fmt: skip
-        active[place] -= 1.0
-        durations[first + bucket] += 1.0
-        durations[to_sum] += duration_s
+        active, durations, sizes, counts, owns, views = self._cells
+        active[0] -= 1.0
+        durations[bucket] += 1.0
+        durations[-1] += duration_s
         if response_size_bytes is not None:
-            sizes[size_first + last_size[1]] += 1.0
-            sizes[size_sum] += last_size[2]
+            sizes[last_size[1]] += 1.0
+            sizes[-1] += last_size[2]
             self.response_size.is_set = True
         if counts is not None:
-            counts[count_first + last_queries[1]] += 1.0
+            counts[last_queries[1]] += 1.0
             if query_count:
-                counts[count_sum] += last_queries[2]
+                counts[-1] += last_queries[2]
         if owns is not None:
-            owns[own_first + own_bucket] += 1.0
-            owns[own_sum] += own_s
+            owns[own_bucket] += 1.0
+            owns[-1] += own_s
             if view_s:
-                views[view_first + view_bucket] += 1.0
-                views[view_sum] += view_s
+                views[view_bucket] += 1.0
+                views[-1] += view_s
                 self.view_time.is_set = True  # type: ignore[union-attr]
         if decisions is not None:
-            active, place = decisions.view, decisions.base
-            active[place] += 1.0
+            decisions.cells[0] += 1.0
             decisions.is_set = True
 
 

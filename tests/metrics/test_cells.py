@@ -60,7 +60,7 @@ def test_nothing_lets_another_thread_in_between_the_look_at_where_the_cells_are_
     """Else an increment could be lost, or go to cells that were given up."""
     instructions = list(dis.get_instructions(getattr(owner, name)))
     looks = [n for n, found in enumerate(instructions) if found.opname == "UNPACK_SEQUENCE"]
-    begin = looks[0] if looks else next(n for n, found in enumerate(instructions) if found.argval == "view")
+    begin = looks[0] if looks else next(n for n, found in enumerate(instructions) if found.argval == "cells")
     end = max(n for n, found in enumerate(instructions) if found.opname in ("STORE_SUBSCR", "STORE_ATTR"))
     updates = [found for found in instructions[begin:end] if found.opname in ("BINARY_OP", "BINARY_OP_ADD_FLOAT")]
     assert updates, "the part that is looked at holds no update"
