@@ -52,7 +52,7 @@ from django_otel.metrics.instruments import Counter, Histogram
 from django_otel.metrics.series import HistogramSeries
 from django_otel.redaction.statements import MAX_LENGTH, Statement, parameterise
 from django_otel.requests import layers
-from django_otel.requests.record import REQUEST_KEY, RequestContext
+from django_otel.requests.record import REQUEST_KEY, RequestRecord
 from django_otel.tracing.attributes import SharedAttributes, are_ready
 from django_otel.tracing.exceptions import type_name
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
@@ -163,9 +163,9 @@ class QueryWrapper:
         outer = get_current()
         request: Any
         parent: Any
-        if type(outer) is RequestContext:
+        if type(outer) is RequestRecord:
             # As within most requests. Nothing else is in it; a span that was never accessed is not recorded.
-            request, parent, is_suppressed = outer.record, outer.record.span_or_none, False
+            request, parent, is_suppressed = outer, outer.span_or_none, False
         else:
             request, parent = outer.get(REQUEST_KEY), outer.get(SPAN_KEY)
             is_suppressed = bool(outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY))

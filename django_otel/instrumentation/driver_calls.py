@@ -19,7 +19,7 @@ from django_otel.base import guard
 from django_otel.base.sdk_compat import SPAN_KEY, SUPPRESS_INSTRUMENTATION_KEY, get_current
 from django_otel.instrumentation import database
 from django_otel.requests import layers
-from django_otel.requests.record import RequestContext, current
+from django_otel.requests.record import RequestRecord, current
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
 
 _PLACE = "the database layer"
@@ -27,14 +27,14 @@ _PLACE = "the database layer"
 
 def is_suppressed(context: Context) -> bool:
     """Whether instrumentation is switched off in `context`, by this or by the older key."""
-    if type(context) is RequestContext:
+    if type(context) is RequestRecord:
         return False
     return bool(context.get(SUPPRESS_INSTRUMENTATION_KEY) or context.get("suppress_instrumentation"))
 
 
 def is_recorded(context: Context) -> bool:
     """Whether the span of `context` is recorded. Makes no span for a request that is not."""
-    parent = context.record.span_or_none if type(context) is RequestContext else context.get(SPAN_KEY)
+    parent = context.span_or_none if type(context) is RequestRecord else context.get(SPAN_KEY)
     if type(parent) is RecordedSpan:
         return parent.is_recording()
     return parent is not None and type(parent) is not DroppedSpan and get_current_span(context).is_recording()

@@ -19,7 +19,7 @@ from django.template.response import SimpleTemplateResponse
 from django_otel.base.sdk_compat import get_current
 from django_otel.config.schema import Config
 from django_otel.requests import layers
-from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord, current
+from django_otel.requests.record import REQUEST_KEY, RequestRecord, current
 
 _plain_make_view_atomic = BaseHandler.make_view_atomic
 _plain_check_response = BaseHandler.check_response
@@ -31,7 +31,7 @@ def _make_view_atomic(self: BaseHandler, view: Callable[..., HttpResponseBase]) 
     """Called right before the view."""
     wrapped = _plain_make_view_atomic(self, view)
     context = get_current()
-    record: Any = context.record if type(context) is RequestContext else context.get(REQUEST_KEY)
+    record: Any = context if type(context) is RequestRecord else context.get(REQUEST_KEY)
     # A handler that a view calls is part of the view.
     if record is not None and record.view is None:
         if record.layers is None:
@@ -50,7 +50,7 @@ def _check_response(
 ) -> None:
     """Called with what a view has returned, and with what a middleware has made of it."""
     context = get_current()
-    record: Any = context.record if type(context) is RequestContext else context.get(REQUEST_KEY)
+    record: Any = context if type(context) is RequestRecord else context.get(REQUEST_KEY)
     if record is not None and record.view is callback:
         if record.layers is None:
             record.view = None

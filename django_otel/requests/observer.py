@@ -25,7 +25,7 @@ from django_otel.requests.finish import RequestFinisher
 from django_otel.requests.options import ObserverOptions
 from django_otel.requests.protocols import RequestLike
 from django_otel.requests.queue_time import QueueTime
-from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord
+from django_otel.requests.record import REQUEST_KEY, RequestRecord
 from django_otel.requests.series import RequestClass, RequestMetrics
 from django_otel.requests.start import SpanStarter, inbound_keys
 from django_otel.sampling.effective import RuleOutcome
@@ -174,9 +174,7 @@ class Observer(RequestFinisher):
             record.span_or_none = record.low_bits = None
         else:
             self.starter.start_root(record, request, meta, policy, outcome)
-        current = RequestContext()
-        current.record = record
-        return current
+        return record
 
     def _read_scheme(self, request: RequestLike, meta: Mapping[str, str]) -> tuple[str | None, str | None]:
         """Scheme and protocol under ASGI, and where a proxy names the scheme."""

@@ -50,8 +50,13 @@ class RareState:
 _USUAL = RareState()
 
 
-class RequestRecord:
-    """One request under way, filled in by `Observer.begin`. `queries` is counted up by the database layer."""
+class RequestRecord(Context):
+    """One request under way, filled in by `Observer.begin`. `queries` is counted up by the database layer.
+
+    It is also what is current while the request is served, if nothing else was before: a context of the API, in which
+    the record itself and the span are found. To put both into a dict, and to make a span that nothing records, would
+    cost more, and few ask for them.
+    """
 
     # Without `__init__` and defaults in the class: docs/decisions/hot-path.md.
     __slots__ = (
@@ -195,16 +200,7 @@ class RequestRecord:
                 # Ended in another context than it began in (an abandoned coroutine): nothing of ours is current there.
                 pass
 
-
-class RequestContext(Context):
-    """What is current while a request is served, if nothing else was before: a context of the API.
-
-    In it the request's record and its span are found. To put both into a dict,
-    and to make a span that nothing records, would cost more, and few ask for them.
-    """
-
-    __slots__ = ("record",)
-    record: RequestRecord
+    # --- The context. ---
 
     def _refuse(self, *arguments: object, **keywords: object) -> NoReturn:
         raise ValueError("A context cannot be changed. Make another of it with opentelemetry.context.set_value().")
@@ -214,8 +210,8 @@ class RequestContext(Context):
 
     def get(self, key: str, default: object = None) -> object:
         if key == SPAN_KEY:
-            return self.record.current_span()
-        return self.record if key == REQUEST_KEY else default
+            return self.current_span()
+        return self if key == REQUEST_KEY else default
 
     def __getitem__(self, key: str) -> object:
         found = self.get(key)
@@ -224,7 +220,7 @@ class RequestContext(Context):
         return found
 
     def copy(self) -> dict[str, object]:
-        return {SPAN_KEY: self.record.current_span(), REQUEST_KEY: self.record}
+        return {SPAN_KEY: self.current_span(), REQUEST_KEY: self}
 
     def __contains__(self, key: object) -> bool:
         return key in (SPAN_KEY, REQUEST_KEY)
@@ -254,7 +250,7 @@ class RequestContext(Context):
         return {**other, **self.copy()}
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (not isinstance(other, RequestContext) and self.copy() == other)
+        return self is other or (not isinstance(other, RequestRecord) and self.copy() == other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -263,14 +259,14 @@ class RequestContext(Context):
 
     def __repr__(self) -> str:
         # Not the request's path, which may hold a secret.
-        return f"<{type(self).__name__} of a {self.record.method} request>"
+        return f"<{type(self).__name__} of a {self.method} request>"
 
 
 def current() -> RequestRecord | None:
     """The request that is being served in this context, or None."""
     context = get_current()
-    if type(context) is RequestContext:
-        return context.record
+    if type(context) is RequestRecord:
+        return context
     found: RequestRecord | None = context.get(REQUEST_KEY)  # type: ignore[assignment]
     return found
 

@@ -17,7 +17,7 @@ from django_otel.requests.attributes import StartAttributes
 from django_otel.requests.deferred import DeferredSpan
 from django_otel.requests.options import ObserverOptions
 from django_otel.requests.protocols import RequestLike
-from django_otel.requests.record import REQUEST_KEY, RequestContext, RequestRecord
+from django_otel.requests.record import REQUEST_KEY, RequestRecord
 from django_otel.requests.series import Attributes
 from django_otel.sampling.decision import Decision
 from django_otel.sampling.effective import EffectivePolicy, RuleOutcome
@@ -85,7 +85,7 @@ class SpanStarter:
         else:
             context = self.start_child(context, record, request, meta)
         if not context:
-            return enter(record)
+            return record
         return Context({**context, SPAN_KEY: record.current_span(), REQUEST_KEY: record})
 
     def start_nothing(self, context: Context, record: RequestRecord) -> Context:
@@ -280,10 +280,3 @@ def inbound_keys(propagator: TextMapPropagator) -> frozenset[str]:
     Source: W3C Trace Context, "Tracestate Header".
     """
     return frozenset("HTTP_" + name.upper().replace("-", "_") for name in set(propagator.fields) - {"tracestate"})
-
-
-def enter(record: RequestRecord) -> RequestContext:
-    """The context of a request where nothing else is current."""
-    context = RequestContext()
-    context.record = record
-    return context

@@ -17,7 +17,7 @@ from django_otel import runtime
 from django_otel.base.sdk_compat import SPAN_KEY
 from django_otel.middleware import OTelMiddleware
 from django_otel.requests import record
-from django_otel.requests.record import REQUEST_KEY, RequestContext
+from django_otel.requests.record import REQUEST_KEY, RequestRecord
 from django_otel.sampling.policy import Policy
 
 PARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}
@@ -55,11 +55,11 @@ def inside(view, headers=None):
 def test_it_is_read_as_any_mapping_is(ratio):
     def view():
         here = context.get_current()
-        assert type(here) is RequestContext and isinstance(here, Context)
+        assert type(here) is RequestRecord and isinstance(here, Context)
         span, other = trace.get_current_span(), object()
-        whole = {SPAN_KEY: span, REQUEST_KEY: here.record}
+        whole = {SPAN_KEY: span, REQUEST_KEY: here}
         assert here.get(SPAN_KEY) is here[SPAN_KEY] is context.get_value(SPAN_KEY) is span
-        assert here.get(REQUEST_KEY) is here[REQUEST_KEY] is here.record
+        assert here.get(REQUEST_KEY) is here[REQUEST_KEY] is here
         assert here.get("other") is None and here.get("other", other) is other
         with pytest.raises(KeyError, match="other"):
             here["other"]
@@ -72,7 +72,7 @@ def test_it_is_read_as_any_mapping_is(ratio):
             assert all(copied[key] is whole[key] for key in whole)
         assert (here | {"a": 1})["a"] == ({"a": 1} | here)["a"] == 1
         assert here == here and here == Context(here) and here != Context() and here != Context({SPAN_KEY: span})
-        assert repr(here) == "<RequestContext of a GET request>", "nothing of its path, which may hold a secret"
+        assert repr(here) == "<RequestRecord of a GET request>", "nothing of its path, which may hold a secret"
 
     inside(view)
 
@@ -112,7 +112,7 @@ def test_what_is_added_to_it_keeps_the_request_and_its_span(ratio):
             token = context.attach(further)
             try:
                 assert trace.get_current_span() is span
-                assert record.current() is here.record
+                assert record.current() is here
             finally:
                 context.detach(token)
         assert context.get_current() is here
@@ -139,7 +139,7 @@ def test_nothing_of_it_is_left_to_the_garbage_collector(ratio):
 
     def view():
         here = context.get_current()
-        assert here[REQUEST_KEY] is here.record
+        assert here[REQUEST_KEY] is here
         assert trace.get_current_span() is not trace.INVALID_SPAN
         return weakref.ref(here)
 
@@ -157,7 +157,7 @@ def test_nothing_of_it_is_left_to_the_garbage_collector(ratio):
 def test_a_span_that_is_not_recorded_is_one_for_all_that_ask(dropped):
     def view():
         here = context.get_current()
-        assert here.record.span_or_none is None, "not asked for yet"
+        assert here.span_or_none is None, "not asked for yet"
         begin = threading.Barrier(8)
         found = []
 
@@ -171,12 +171,12 @@ def test_a_span_that_is_not_recorded_is_one_for_all_that_ask(dropped):
         for thread in threads:
             thread.join(10)
         assert len(found) == 8 and len(set(map(id, found))) == 1
-        assert found[0] is trace.get_current_span() is here.record.span
+        assert found[0] is trace.get_current_span() is here.span
         assert found[0].get_span_context().is_valid and not found[0].is_recording()
         return here, found[0]
 
     here, span = inside(view)
-    assert here.record.span is span, "also when the request is over"
+    assert here.span is span, "also when the request is over"
 
 
 def test_the_first_who_asks_may_come_after_the_request(dropped):
@@ -212,7 +212,7 @@ def test_services_that_are_called_and_spans_that_begin_belong_to_its_trace(dropp
 
 def test_below_a_caller_that_does_not_record_it_has_the_callers_trace_id(otel_spans):
     found = inside(lambda: (type(context.get_current()), trace.get_current_span().get_span_context()), PARENT)
-    assert found[0] is RequestContext
+    assert found[0] is RequestRecord
     assert f"{found[1].trace_id:032x}" == PARENT["traceparent"].split("-")[1]
     assert not otel_spans
 
