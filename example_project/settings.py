@@ -3,8 +3,8 @@
 Environment: `DJANGO_DEBUG` (default on), `DJANGO_SECRET_KEY`, `DATABASE_URL`
 (default SQLite), `REDIS_URL` (default a cache in each process's memory; with it, Celery sends the invoices:
 `celery -A example_project.celery_app worker`),
-`PAYMENT_GATEWAY_URL`, `CONSOLE_PATH` (where recent traces are kept), and the `OTEL_*` variables of the OpenTelemetry
-specification: `OTEL_EXPORTER_OTLP_ENDPOINT` says where traces go.
+`PAYMENT_GATEWAY_URL`, `CONSOLE_PATH` (where recent traces are kept), `SHOP_RELEASE`, and the `OTEL_*` variables of the
+OpenTelemetry specification: `OTEL_EXPORTER_OTLP_ENDPOINT` says where traces go.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 DEBUG = os.environ.get("DJANGO_DEBUG", "1").lower() in ("1", "true", "yes", "on")
 # For trying out on your own machine only; `manage.py demo` makes a new one for each run.
 SECRET_KEY = os.environ.get("DJANGO_SECRET_KEY") or "django-insecure-example-shop-for-your-own-machine-only"
+# What runs. 1.1.0 asks the carriers one after the other: the demo shows how a release that is slower is seen.
+RELEASE = os.environ.get("SHOP_RELEASE", "1.0.0")
 ALLOWED_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 
 INSTALLED_APPS = [
@@ -43,6 +45,8 @@ MIDDLEWARE = [
     "example_project.shop.middleware.ContentSecurityPolicy",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    # The shop is in English, the admin in the visitor's language.
+    "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -52,7 +56,7 @@ MIDDLEWARE = [
 
 OTEL = {
     "SERVICE_NAME": "shop",
-    "SERVICE_VERSION": "1.0.0",
+    "SERVICE_VERSION": RELEASE,
     "ENVIRONMENT": "example",
     # The default list, and our own: what these commands do is not what the shop does.
     "SKIP_COMMANDS": [

@@ -67,7 +67,7 @@ def table(outcome: Outcome) -> str:
             )
     share = results.errors / results.sent if results.sent else 0.0
     rows += [
-        ("Error rate", f"{share:.1%}", f"{results.errors} of {results.sent}; /error/ fails on purpose"),
+        ("Error rate", f"{share:.1%}", f"{results.errors} of {results.sent}; some pages fail on purpose"),
         ("Latency p50", format_ms(results.percentile_s(0.5)), ""),
         ("Latency p95", format_ms(results.percentile_s(0.95)), "as the visitors saw it"),
     ]

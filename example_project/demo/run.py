@@ -26,6 +26,11 @@ from example_project.demo.services import READY_FILE
 from example_project.demo.visitors import Crowd
 
 WORKERS = 2
+#: The releases of the shop: visited before the servers start, and running in them.
+EARLIER_RELEASE = "1.0.0"
+RELEASE = "1.1.0"
+#: The logger whose level is lowered, so that the page of log levels has one.
+_LOGGER = "example_project.shop"
 ADMIN_NAME = "admin"
 SERVICES = "PostgreSQL and Valkey"
 _READY_TIMEOUT_S = 40.0
@@ -74,6 +79,8 @@ class Demo:
         if self._options.with_services:
             environ |= self._start_services(environ)
         self._prepare_database(environ)
+        self._visit_earlier_release(environ)
+        environ["SHOP_RELEASE"] = RELEASE
         gateway_port = self._options.gateway_port or free_port()
         environ["PAYMENT_GATEWAY_URL"] = f"http://127.0.0.1:{gateway_port}"
         gateway = self._serve("payment gateway", "example_project.settings_gateway", gateway_port, environ, workers=1)
@@ -159,6 +166,17 @@ class Demo:
         quiet = {**environ, "OTEL_SDK_DISABLED": "true", "DJANGO_SUPERUSER_PASSWORD": self._admin_password}
         self._manage(quiet, "migrate", "--verbosity", "0")
         self._manage(quiet, "shop_admin", "--username", ADMIN_NAME)
+
+    def _visit_earlier_release(self, environ: Mapping[str, str]) -> None:
+        """Have traces of an earlier release in the console, and a log level that was set: its pages compare and list.
+
+        None of it is exported: the table counts what the visitors cause.
+        """
+        self._say(f"Visiting release {EARLIER_RELEASE}; {RELEASE} is the one that runs then.")
+        silent = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+        earlier = {**environ, **silent, "SHOP_RELEASE": EARLIER_RELEASE}
+        self._manage(earlier, "visit")
+        self._manage(earlier, *("otel", "logs", "level", _LOGGER, "DEBUG", "--for", "1h", "--note", "set by the demo"))
 
     def _manage(self, environ: Mapping[str, str], *arguments: str) -> None:
         done = subprocess.run(

@@ -75,6 +75,8 @@ class Visitor:
             (14, self.order_in_the_browser),
             (16, self.order_by_api),
             (6, lambda: self.get("/api/products/")),
+            (1, lambda: self.get("/api/products/?limit=all")),
+            (4, lambda: self.get("/statement/")),
             (
                 3,
                 lambda: self.send(

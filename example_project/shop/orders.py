@@ -54,6 +54,7 @@ def process_order(order: Order, card: str) -> Order:
     with django_otel.span("process_order", **{"order.id": order.pk, "order.channel": order.channel}):
         _settle(order, card)
         metrics.orders_total.add(1, {"outcome": order.status, "channel": order.channel})
+        logger.info("Order %d for %s EUR: %s", order.pk, order.total, order.get_status_display())
     return order
 
 

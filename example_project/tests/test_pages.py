@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 from typing import Any
 
@@ -284,3 +285,31 @@ async def test_the_websocket_tells_what_is_left(otel_spans, otel_metrics) -> Non
     assert sent == [{"type": "websocket.accept"}, {"type": "websocket.send", "text": "0"}]
     assert otel_metrics.value("django.websocket.messages", http__route="/stock/") == 2
     assert otel_spans.one("websocket /stock/")
+
+
+def test_the_list_of_products_can_be_cut_and_fails_on_what_is_no_number(client: Client) -> None:
+    assert len(client.get("/api/products/?limit=2").json()["products"]) == 2
+    client.raise_request_exception = False
+    assert client.get("/api/products/?limit=all").status_code == 500
+
+
+async def test_release_1_1_0_asks_the_carriers_one_after_the_other(
+    async_client: AsyncClient, otel_spans, settings
+) -> None:
+    """Which is slower, for the console to show."""
+    settings.RELEASE = "1.1.0"
+    await async_client.get("/delivery/")
+    await sync_to_async(connections.close_all)()
+    quotes = sorted(otel_spans.named("carrier.quote"), key=lambda quote: quote.start_time)
+    assert all(before.end_time <= after.start_time for before, after in itertools.pairwise(quotes))
+
+
+def test_an_earlier_release_is_visited_without_a_server(otel_spans) -> None:
+    call_command("visit", rounds=2)
+    assert len(otel_spans.named("GET /delivery/")) == 4
+    assert len(otel_spans.named("GET /sales.csv")) == 2
+
+
+def test_the_admin_is_in_the_language_of_its_user(client: Client) -> None:
+    assert "Anmelden" in client.get("/admin/login/", headers={"accept-language": "de"}).content.decode()
+    assert "Log in" in client.get("/admin/login/").content.decode()
