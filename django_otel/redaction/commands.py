@@ -26,7 +26,7 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
     (r"snmp(?:get|walk|set|bulkwalk|trap|table)", rf"-[AX]{_GAP}"),
     (r"net use", r"/user:[^\s\"']{1,120}\s+"),
     (r"openssl", r"\bpass:"),
-    (r"sqlplus|impdp|expdp|rman|sqlldr", r"\b[A-Za-z_]\w{0,60}/(?=[^\s/@]+@)"),
+    (r"sqlplus|impdp|expdp|rman|sqlldr|CONN(?:ECT)?", r"\b[A-Za-z_]\w{0,60}/(?=[^\s/@]+@)"),
     (r"htpasswd", r"-[a-zA-Z]*b[a-zA-Z]*\s+\S{1,200}\s+\S{1,100}\s+"),
     (r"mosquitto_(?:pub|sub)|ipmitool", rf"-P{_GAP}"),
     (r"plink|pscp|psftp|cqlsh|smbmap|arangosh", rf"-p(?:w)?{_GAP}"),
@@ -38,7 +38,7 @@ _COMMAND = lazy_pattern(
 )
 _HAS_COMMAND = lazy_pattern(
     r"\b(?:mysql|mariadb|7z|sshpass|docker|podman|helm|az|oc|buildah|skopeo|mongo|influx|clickhouse|redis-cli|valkey-cli"
-    r"|ldap|sqlcmd|bcp|zip|unzip|isql|curl|https?|lftp|smb|rpcclient|snmp|net use|openssl|sqlplus|impdp|expdp|rman|sqlldr"  # noqa: E501
+    r"|ldap|sqlcmd|bcp|zip|unzip|isql|curl|https?|lftp|smb|rpcclient|snmp|net use|openssl|sqlplus|impdp|expdp|rman|sqlldr|CONN"  # noqa: E501
     r"|htpasswd|mosquitto|ipmitool|plink|pscp|psftp|cqlsh|smbmap|arangosh|xfreerdp|wfreerdp|rabbitmqctl)"
 )
 _SECRETS = tuple(
@@ -77,6 +77,18 @@ _QUOTED_PROSE = lazy_pattern(
     r"(?i)(\b(?:password|passphrase|passcode|secret|api key|access token|pin) (?:was|is|used|given|entered) )"
     r"(?:\"([^\"\n]{1,200})\"|'([^'\n]{1,200})')"
 )
+#: the password is x1y2z3, mot de passe : x
+_SAID_PASSWORD = lazy_pattern(
+    r"(?i)(\b(?:(?:pass(?:word|phrase|code|wort)|kennwort)[ ](?:is|was|ist|war)[ ]|mot de passe ?: )['\"]?)"
+    r"(?!(?:sha|md|base|utf|argon|pbkdf|bcrypt|scrypt|ascii)[\-_]?[0-9])(?=[^\s\"']{0,60}[0-9])(?=[^\s\"']{0,60}[A-Za-z])"
+    r"[^\s\"'<>,;\[\]]{6,}"
+)
+#: your code is 123456, 2FA code 123456
+_SAID_CODE = lazy_pattern(
+    r"(?i)(\b(?:(?:verification|security|login|sign[\- ]in|one[\- ]time|access|confirmation|activation|authentication"
+    r"|2fa|mfa|otp|sms|recovery)[ ](?:pass)?code|your[ ](?:pass)?code|(?:your|the)[ ]pin|otp)(?:[ ](?:is|was))?:?[ ])"
+    r"(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?![\w.:])"
+)
 #: login("bob", "x")
 _LOGIN_CALL = lazy_pattern(
     r"(\b(?:auth|login|authenticate|logIn|signIn|sign_in|BasicAuth|HTTPBasicAuth|basic_auth|setBasicAuth)\(\s*"
@@ -114,6 +126,8 @@ def redact_commands(text: str) -> str:
         or " key " in lowered
         or " token " in lowered
         or "pin " in lowered
+        or "code " in lowered
+        or "otp " in lowered
     ):
         text = _redact_prose(text, lowered)
     return text
@@ -131,6 +145,10 @@ def _redact_prose(text: str, lowered: str) -> str:
         text = _PROMPT.sub(_redact_answer, text)
     if any(mark in lowered for mark in _PROSE_MARKS):
         text = _QUOTED_PROSE.sub(_redact_quoted, text)
+    if "pass" in lowered or "kennwort" in lowered:
+        text = _SAID_PASSWORD.sub(rf"\1{REDACTED}", text)
+    if "code" in lowered or "pin " in lowered or "otp" in lowered:
+        text = _SAID_CODE.sub(rf"\1{REDACTED}", text)
     if any(mark in lowered for mark in _CALL_MARKS):
         text = _LOGIN_CALL.sub(rf'\1"{REDACTED}"', text)
     return text

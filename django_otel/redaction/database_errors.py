@@ -111,14 +111,14 @@ _SQL_LINE = lazy_pattern(
     r"(\bLINE [0-9]+: |\bJSON data, line [0-9]+: |\b(?:QUERY|STATEMENT): {1,2}|\bSQL statement (?=\")|\bparameters: (?=\$[0-9]|\('|\{')|\bORA-[0-9]{5}\b)([^\n]*)"  # noqa: E501
 )
 _SQL_LINE_MARKS = ("LINE ", "JSON data", "QUERY: ", "STATEMENT: ", "SQL statement", "parameters: ", "ORA-")
-_SQL_LINE_MARKS = ("LINE ", "JSON data", "QUERY: ", "STATEMENT: ", "SQL statement", "parameters: ", "ORA-")
-_SQL_LINE_MARKS = ("LINE ", "JSON data", "QUERY: ", "STATEMENT: ", "SQL statement", "parameters: ", "ORA-")
-_SQL_LINE_MARKS = ("LINE ", "JSON data", "QUERY: ", "STATEMENT: ", "SQL statement", "parameters: ", "ORA-")
 _SQL_LITERAL = lazy_pattern(r"'(?:[^']|'')*+'?|\$(\w*)\$.*?(?:\$\1\$|\Z)")
 _NEAR = lazy_pattern(r"(\bat or near )\"(?![A-Z]{2,20}\"|[^\w\s]{1,3}\")[^\"\n]*\"?")
 
 # A value in SQL: a string, or a word that is no placeholder and no name of a table's column.
-_VALUE = r"(?!\?|%s|%\(|\$[0-9]|:[A-Za-z_]|\[redacted\])(?:[NnEe]?'(?:[^']|'')*+'?|\"[^\"\n]*+\"?|[^\s'\"();,]++)"
+_VALUE = (
+    r"(?!\?|%s|%\(|\$[0-9]|:[A-Za-z_]|\[redacted\])"
+    r"(?:[NnEe]?'(?:[^']|'')*+'?|\"(?:[^\"\n]|\"\")*+\"?|\$\$[^$]*+(?:\$\$)?|[^\s'\"();,]++)"
+)
 _SECRETS_IN_SQL: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
     (
         ("identified",),
@@ -139,7 +139,17 @@ _SECRETS_IN_SQL: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
     ),
     (
         ("set password",),
-        lazy_pattern(rf"(?i)(\bset\s+password(?:\s+for\s+\S{{1,200}})?\s*(?:=|\bto\b)\s*){_VALUE}"),
+        lazy_pattern(
+            rf"(?i)(\bset\s+password(?:\s+for\s+\S{{1,200}})?\s*(?:=|\bto\b)\s*)(?!(?:old_)?password\(){_VALUE}"
+        ),
+    ),
+    (
+        # With a quoted name or word in its place, the pattern above has it.
+        ("password",),
+        lazy_pattern(
+            rf"(?i)(\b(?:(?:create|alter)\s+(?:user|role|login)\s[^;\n]{{1,300}}?\bpassword\s+(?:=\s*)?|\bencryption\s+password\s+))"
+            rf"(?!(?:expire|history|reuse|require|null|for|from|lock|unlock|never|policy|is|of|must|with)\b|=){_VALUE}"
+        ),
     ),
     (
         ("set ",),
@@ -161,9 +171,10 @@ _SECRETS_IN_SQL: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
 #: Functions that are given a secret; all their literals go.
 _CRYPTO_CALL = lazy_pattern(
     r"(?i)(\b(?:crypt|(?:aes|des)_(?:en|de)crypt|pgp_(?:sym|pub)_(?:en|de)crypt(?:_bytea)?|hmac|dblink_connect|encryptby\w{1,20})"
-    r"\s*\()([^()\n]{1,500})"
+    r"\s*\(|\b(?:old_)?password\((?=')|\bsp_(?:addlogin|password|addlinkedsrvlogin|addapprole|setapprole)\s)"
+    r"((?:[^()\n]|\([^()\n]{0,200}\)){1,500})"
 )
-_CRYPTO_MARKS = ("crypt", "hmac", "dblink")
+_CRYPTO_MARKS = ("crypt", "hmac", "dblink", "password(", " sp_")
 
 
 def redact_database_values(text: str) -> str:

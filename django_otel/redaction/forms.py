@@ -35,9 +35,10 @@ _KNOWN_TOKENS = lazy_pattern(
     rf"|AIza{_B}{{30,}}+|GOCSPX-{_B}{{20,}}+|ya29\.{_B}{{20,}}+|1//0{_B}{{30,}}+"  # Google
     rf"|npm_[A-Za-z0-9]{{30,}}+|pypi-{_B}{{30,}}+|rubygems_[0-9a-f]{{40,}}+|oy2[a-z0-9]{{43}}(?![a-z0-9])|cio[A-Za-z0-9]{{32}}(?![A-Za-z0-9])"
     rf"|SG\.{_B}{{16,}}+\.{_B}{{16,}}+|xkeysib-{_B}{{20,}}+|re_[A-Za-z0-9]{{6,12}}_[A-Za-z0-9]{{16,}}+"
-    r"|SK[0-9a-f]{32}(?![0-9A-Za-z])|key-[0-9a-f]{32}(?![0-9A-Za-z])|[0-9a-f]{32}-us[0-9]{1,2}(?![0-9A-Za-z])"
+    r"|SK[0-9a-f]{32}(?![0-9A-Za-z])|key-[0-9a-z]{32}(?![0-9A-Za-z])|[0-9a-f]{32}-us[0-9]{1,2}(?![0-9A-Za-z])"
     rf"|do[por]_v1_[0-9a-f]{{32,}}+|shp(?:at|ca|pa|ss|tka)_[0-9A-Za-z]{{16,}}+|EAAA[A-Za-z0-9]{_B}{{40,}}+"
     rf"|sq0(?:atp|csp|idp)-{_B}{{16,}}+|EAA[A-Z0-9][A-Za-z0-9]{{60,}}+|sntry[su]_[A-Za-z0-9_\-+/=.]{{30,}}+"
+    r"|(?<![.])s\.(?=[A-Za-z]*[0-9])(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{24}(?![A-Za-z0-9.(])"
     rf"|hv[sbr]\.{_B}{{20,}}+|dapi[0-9a-f]{{32}}(?:-[0-9])?(?![0-9A-Za-z])|dp\.(?:pt|st|ct|sa|scim|audit)\.[A-Za-z0-9._\-]{{20,}}+"
     rf"|dckr_(?:pat|oat)_{_B}{{20,}}+|NR(?:AK|JS|II|RA|AA)-[A-Za-z0-9\-]{{16,}}+|PMAK-[0-9a-f\-]{{40,}}+"
     rf"|AT(?:ATT|CTT|BB|OA)[A-Za-z0-9]{_B}{{18,}}+=?|AGE-SECRET-KEY-1[0-9A-Z]{{40,}}+"
@@ -79,6 +80,7 @@ _PASSWORD_HASH = lazy_pattern(
     r"\$[^\s\"'<>,;)\]}]{12,}+"
     r"|\$(?:2[abxy]?|argon2(?:id|i|d)|[1567]|y|gy|7|pbkdf2[a-z0-9\-]{0,10}|scrypt|sha1|md5|apr1|P)\$[A-Za-z0-9./+=,$\-_]{16,}+"
     r"|\{(?:S?SHA(?:256|512)?|S?MD5|CRYPT|PBKDF2[A-Z0-9\-]{0,8})\}[A-Za-z0-9+/=$.]{16,}+"
+    r"|SCRAM-SHA-(?:1|256|512)\$[0-9]{1,9}:[^\s\"'<>,;)\]}]{12,}+"
 )
 _MYSQL_HASH = lazy_pattern(r"\*[0-9A-F]{40}(?![0-9A-Za-z])")
 _SCHEME_NAMES = ("bearer", "basic", "token", "digest", "negotiate", "apikey")

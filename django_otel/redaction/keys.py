@@ -23,8 +23,9 @@ _WORDS = words(
     "pwd passcode passcodes secret secrets token tokens authorization cookie cookies session sessions sessionid "
     "sessid phpsessid jsessionid sid psk macaroon macaroons requirepass masterauth card cards cardno cardnum "
     "storepass keypass srcstorepass deststorepass srckeypass destkeypass dbpass userpass adminpass rootpass smtppass "
-    "bindpass cardholder giftcard bankcard cvv cvc cvn credential "
-    "credentials creds jwt bearer totp ssn senha passwort kennwort passkey"
+    "bindpass bindpw pw cardholder giftcard bankcard cvv cvc cvn credential "
+    "credentials creds jwt bearer totp ssn senha passwort kennwort passkey "
+    "hasło haslo heslo jelszó jelszo şifre sifre"
 )
 #: Of these, what they are said to hold decides: `session_id` is a secret, `session_title` is none.
 _WEAK_WORDS = words("session sessions card cards cookie cookies token tokens")
@@ -41,7 +42,9 @@ _STEMS = (
     "encryptionkey", "authtoken", "authkey", "creditcard", "debitcard", "cardnumber", "clientsecret", "csrf", "xsrf",
     "samlresponse", "samlrequest", "samlassertion", "clientassertion", "codeverifier", "oauthverifier", "oobcode",
     "secretphrase", "backupphrase", "motdepasse", "contrasena", "contraseña", "securityanswer", "recoveryphrase",
-    "seedphrase", "mnemonic",
+    "seedphrase", "mnemonic", "keymaterial", "communitystring", "snmpcommunity",
+    # "password" in other languages.
+    "пароль", "密码", "密碼", "パスワード", "비밀번호", "lösenord", "losenord", "salasana", "adgangskode",
     "wachtwoord", "connectionstring", "becomepass", "presharedkey", "authenticationstring", "writekey",
     "instrumentationkey", "licensekey", "deploykey",
 )  # fmt: skip
@@ -67,7 +70,7 @@ _PAIRS_OF_WORDS = (
     (_LINK_OWNERS, words("link links url urls uri")),
 )
 #: Sensitive as a key's last word; in running text ("first pass: 3") only in a compound or before "=".
-_LAST_WORDS = words("pass pw auth sig signature hmac pin otp mfa salt")
+_LAST_WORDS = words("pass auth sig signature hmac pin otp mfa salt")
 #: Sensitive as the name of a query parameter only: OAuth's `code`, Google's `key`, CAS' `ticket`.
 _QUERY_WORDS = words("code key state nonce ticket assertion hash sign verifier invite signed otp")
 #: A number or a date under such a key is a measurement, not a secret.
@@ -97,6 +100,7 @@ _DESCRIPTIONS = words(
     "origins hosts domains scopes audiences algorithms policies types classes modules valid invalid active expired "
     "secure httponly validator validators rotation encoding hint last path "
     "queue topic handler strategy protocol layer created updated changed env environment target owner vendor "
+    "check checks supported available duration age bucket range "
     "table view page form template screen task job url uri file interval"
 )
 #: The whole line after such a key belongs to the value.

@@ -48,7 +48,7 @@ _KEY = lazy_pattern(
 )
 _PAIR_OPENING = lazy_pattern(r"""[(\[]\s{0,4}[bu]?\\{0,4}["']\Z""")
 _WORD_BEFORE = lazy_pattern(r"(?:\A|[^A-Za-z])([A-Za-z]{2,30})[ \t]\Z")
-_SECOND_WORDS = words("id ids key value values number no num hash string code data header headers text")
+_SECOND_WORDS = words("id ids key value values number no num hash string code data header headers text phrase answer")
 _EXCEPTION_NAME = lazy_pattern(
     r"(?:Error|Exception|Warning|Exit|Interrupt|DoesNotExist|MultipleObjectsReturned)\Z"
     r"|\A(?:[a-z_]\w*+\.)++[A-Z][A-Za-z]*+\Z|(?:\A|\.)(?:Invalid|Expired|Missing|Bad|Unknown)[A-Z][A-Za-z]*+\Z"

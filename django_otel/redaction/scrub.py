@@ -62,7 +62,7 @@ _WORDS_ALONE = lazy_pattern(
 #: ... say nothing unless one of these is among them.
 _SAYS_SOMETHING = lazy_pattern(
     r"(?i)pass|secret|token|bearer|basic|digest|negotiate|apikey|auth|identified|attach|pragma|\benv|\barg|setx|setuser|key|sql"
-    r"|hook|login|redis"
+    r"|hook|login|redis|code|otp|\bpin"
 )
 
 

@@ -240,11 +240,16 @@ _LISTS = lazy_pattern(
 )
 
 # Some commands take a secret as a bare word, or as what other commands call a quoted name.
-_BARE = r"""(?!\?|%s|%\(|\$[0-9]|[:@]\w|PASSWORD\b|DEFAULT\b|EXTERNALLY\b)(?:"[^"]*+"|`[^`]*+`|[^\s(),;]++)"""
+_BARE = (
+    r"(?!\?|%s|%\(|\$[0-9]|[:@]\w|PASSWORD\b|DEFAULT\b|EXTERNALLY\b)"
+    r"""(?:"(?:[^"]|"")*+"|`(?:[^`]|``)*+`|[^\s(),;]++)"""
+)
 _BARE_SECRETS = lazy_pattern(
     rf"(\bIDENTIFIED (?:WITH \S{{1,80}} )?(?:BY|AS|USING) (?:VALUES |PASSWORD )?"
     rf"|\bPRAGMA (?:\S{{1,80}}\.)?(?:hex|text)?(?:re)?key ?(?:= ?|\( ?)"
     rf"|\bSET PASSWORD(?: FOR \S{{1,200}})? ?(?:=|TO\b) ?"
+    rf"|\b(?:CREATE|ALTER) (?:USER|ROLE|LOGIN) [^;]{{1,300}}?\bPASSWORD (?:= ?)?"
+    rf"(?!=|(?:EXPIRE|HISTORY|REUSE|REQUIRE|NULL|LOCK|UNLOCK|NEVER|POLICY)\b)|\bENCRYPTION PASSWORD "
     rf"|\bATTACH .{{1,300}}? KEY ){_BARE}",
     re.IGNORECASE,
 )

@@ -92,7 +92,7 @@ WORDS = (
     "GET order 12 4111 1111 card user bob failed Set Cookie session ENV abc IBAN SET to Database row near value "
     "COPY line mysql p u curl docker login AUTH default x is was the password set secretly keytool Db Paris 99999 5 "
     "net use command global ORA LINE QUERY Duplicate entry key Pin code state otp api access private PRIVATE KEY "
-    "BEGIN END snmpwalk zip helm "
+    "BEGIN END snmpwalk zip helm your 2FA is "
 ).split()
 
 
