@@ -1,5 +1,6 @@
 """Fixtures of the whole suite; the parts they start stand in `tests.services`."""
 
+import gc
 import os
 import shutil
 import sys
@@ -15,11 +16,18 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # An example may take as long as the machine's load makes it take.
-hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "tests",
+    max_examples=sizes.examples(100),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("tests")
 
 #: What the instrumentors said of themselves after a test, where it was right.
 _checked = set()
+#: Settings and environment that were read last, and what came of them.
+_last = [None, None]
 
 
 def pytest_configure(config):
@@ -45,12 +53,25 @@ def _seed_line(config) -> str | None:
     return None if seed is None or hasattr(config, "workerinput") else f"Random order: --randomly-seed={seed}"
 
 
-def _skip_long(items):
-    """Leave out what has the mark "long", unless DJANGO_OTEL_LONG asks for it."""
-    if os.environ.get("DJANGO_OTEL_LONG") not in ("1", "all"):
-        for item in items:
+def _sort_long(items):
+    """Leave out what has the mark "long", unless DJANGO_OTEL_LONG asks for it; then it is also on what does more."""
+    for item in items:
+        if not sizes.IS_LONG:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="long: set DJANGO_OTEL_LONG=1"))
+        elif item.get_closest_marker("scaled") or hasattr(getattr(item, "obj", None), "hypothesis"):
+            item.add_marker(pytest.mark.long)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Let no collection of garbage look through thousands of tests, neither now nor while they run."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -59,7 +80,7 @@ def pytest_collection_modifyitems(items):
 
     The last files that run are then short ones, and no worker ends long after the others.
     """
-    _skip_long(items)
+    _sort_long(items)
     slow_files = set()
     for item in items:
         if sizes.is_quick(item):
@@ -144,7 +165,11 @@ def _restore_settings():
         parsed = conf.get_config()
     except ConfigError:
         parsed = None
-    wanted = parse(settings.OTEL, os.environ, "tests")
+    # To read them takes as long as many a test, and most tests change neither.
+    key = (repr(settings.OTEL), dict(os.environ))
+    if _last[0] != key:
+        _last[:] = key, parse(settings.OTEL, os.environ, "tests")
+    wanted = _last[1]
     if parsed != wanted:
         conf.forget()
         runtime.restart()

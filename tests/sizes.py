@@ -2,24 +2,94 @@
 
 A test is quick when neither it, nor a fixture or helper that it names, nor what those name, has one of `SLOW_WORDS`.
 Where the process is started by code outside the tests, the test has the mark "process".
+
+`each()` runs a table of rows as one test; `few()`, `scaled()` and `examples()` keep a run short and give the whole
+where DJANGO_OTEL_LONG=1 asks for it, which .ci/run does.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+#: Whether this run takes everything; the mark "long" then also stands on what it makes larger.
+IS_LONG = os.environ.get("DJANGO_OTEL_LONG") in ("1", "all")
 #: What starts a process, a server or a browser, or is a fixture of `tests/conftest.py` that does.
 SLOW_WORDS = frozenset(
     "subprocess playwright multiprocessing fork serve running server_command start_postgres start_valkey "
     "start_valkey_process start_rotel new_database start_databases postgres postgres_database valkey_url rotel "
     "pytester".split()
 )
+#: Finds them in the text, and imports from other files of the tests: a file without both is quick unread.
+_HINT = re.compile(rf"\b(?:{'|'.join(sorted(SLOW_WORDS))})\b|^ *from tests\b(?! import services$)", re.MULTILINE)
+
+
+def few(rows: Iterable[Any], every: int) -> list[Any]:
+    """Return each `every`-th of these rows for `parametrize`, beginning with the first; in a long run all of them.
+
+    For rows that lead through the same code, of which one stands for the others.
+    """
+    found = list(rows)
+    if not IS_LONG:
+        return found[::every]
+    # Rows are tuples where a test has several parameters.
+    return [
+        row
+        if index % every == 0
+        else pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=pytest.mark.long)
+        for index, row in enumerate(found)
+    ]
+
+
+def scaled(usual: Any, whole: Any) -> Any:
+    """Return how much a test does: `usual`, and `whole` in a long run, where the test needs the mark "scaled"."""
+    return whole if IS_LONG else usual
+
+
+def examples(whole: int) -> int:
+    """Return how many examples hypothesis tries: the whole number in a long run, else a sixth of it."""
+    return whole if IS_LONG else max(25, whole // 6)
+
+
+def each(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test for each row of a table, as `parametrize` does, but as one test; it fails with all rows that fail.
+
+    For rows that need no set-up of their own: pytest itself needs longer for a test than most of them take. All rows
+    share the fixtures of the test.
+    """
+    fields = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+    table = [row if len(fields) > 1 else (row,) for row in rows]
+    assert table, f"no row for {names}"
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(**fixtures: Any) -> None:
+            failed = []
+            for row in table:
+                try:
+                    function(**fixtures, **dict(zip(fields, row, strict=True)))
+                except (Exception, pytest.fail.Exception) as error:
+                    failed.append((row, error))
+            if failed:
+                texts = "\n".join(f"{row!r:.300}: {type(error).__name__}: {error!s:.1000}" for row, error in failed)
+                raise AssertionError(f"{len(failed)} of {len(table)} rows failed:\n{texts}") from failed[0][1]
+
+        signature = inspect.signature(function)
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[part for name, part in signature.parameters.items() if name not in fields]
+        )
+        return run
+
+    return decorate
 
 
 def _words(node: ast.AST) -> Iterator[str]:
@@ -45,7 +115,12 @@ class Module:
         self.imported: dict[str, tuple[Path, str]] = {}
         self.always: list[str] = []
         self._slow: dict[str, bool] = {}
-        for node in ast.parse(path.read_bytes()).body:
+        text = path.read_text()
+        if _HINT.search(text):
+            self._read(text)
+
+    def _read(self, text: str) -> None:
+        for node in ast.parse(text).body:
             if isinstance(node, ast.ImportFrom):
                 self._note_import(node)
             for part in node.body if isinstance(node, ast.ClassDef) and node.name.startswith("Test") else [node]:

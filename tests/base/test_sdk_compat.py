@@ -23,6 +23,7 @@ from opentelemetry.util._once import Once
 
 import django_otel
 from django_otel.base import sdk_compat
+from tests import sizes
 
 PACKAGE = Path(django_otel.__file__).parent
 
@@ -478,14 +479,14 @@ def find_private_names(source: str, slots: Iterable[str] = ()) -> Iterator[tuple
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("sdk_compat.py", "sdk_environment.py"))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@sizes.each("path", MODULES)
 def test_no_module_but_one_uses_private_names(path):
     """A new version of OpenTelemetry may break base/sdk_compat.py and base/sdk_environment.py, and nothing else."""
     found = find_private_names(path.read_text(), _slots_of_folder(path.parent))
     assert [f"line {line}: {name}" for line, name in found] == []
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "source",
     [
         "from opentelemetry.sdk.trace import _Span",

@@ -31,6 +31,7 @@ from django_otel.business import happened, loaded, model_events, specs
 from django_otel.config.parse import parse
 from django_otel.signals import business_event
 from django_otel.testing import override_sampling
+from tests import sizes
 from tests.business_app.models import (
     BugTicket,
     Customer,
@@ -999,7 +1000,7 @@ def test_an_object_can_be_saved_again_after_its_deletion(orders, otel_spans):
 # --- attributes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("value", "expected"),
     [
         (Decimal("19.99"), 19.99),
@@ -1028,7 +1029,6 @@ def test_an_object_can_be_saved_again_after_its_deletion(orders, otel_spans):
         (b"secret", None),
         (F("number"), None),
     ],
-    ids=repr,
 )
 def test_attribute_values_keep_their_type_where_opentelemetry_has_it(value, expected):
     """A Decimal is a number where a float holds every digit of it, and text where not."""

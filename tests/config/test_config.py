@@ -8,6 +8,7 @@ import pytest
 from django_otel.config.parse import parse
 from django_otel.config.schema import SECRET_KEYS, Config, ConfigError, walk
 from django_otel.export.exporters import grpc_target
+from tests import sizes
 
 
 def problems_of(mapping, environ=None):
@@ -16,7 +17,7 @@ def problems_of(mapping, environ=None):
     return caught.value.problems
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("mapping", "problem_id", "text"),
     [
         ({"NO_SUCH": 1}, "E001", "OTEL has no key 'NO_SUCH'."),
@@ -154,7 +155,7 @@ def test_every_value_has_a_source_and_a_meaning():
     assert set(config.flat()) >= SECRET_KEYS
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("environ", "dotted", "value"),
     [
         ({"OTEL_SDK_DISABLED": "true"}, "ENABLED", False),

@@ -15,6 +15,7 @@ from django_otel.config.schema import Config, ConfigError, walk
 from django_otel.config.variables import VARIABLES
 from django_otel.operations import variables
 from django_otel.sampling.sampler import Limiter
+from tests import sizes
 
 #: Values that fit where no function of the table can say so.
 FITTING = {
@@ -49,7 +50,7 @@ def fitting_value(variable):
     raise AssertionError(variable.name)
 
 
-@pytest.mark.parametrize("variable", VARIABLES.values(), ids=lambda variable: variable.name)
+@sizes.each("variable", VARIABLES.values())
 def test_every_variable_is_obeyed_or_named(variable):
     dotted = {name for name, _ in walk(Config)}
     assert set(variable.keys) <= dotted
@@ -89,7 +90,7 @@ def judge(variable, value):
     json.dumps(config.warnings)
 
 
-@pytest.mark.parametrize("value", GARBAGE, ids=lambda value: f"{value[:9]!r}{len(value)}")
+@sizes.each("value", GARBAGE)
 def test_a_value_that_does_not_fit_is_named_and_changes_nothing(value):
     """Whatever the variable; in one loop, since there are thousands of pairs."""
     wrong = []
@@ -406,7 +407,7 @@ def test_exceptions_are_events_or_log_records(signal, events, records, settings,
         assert (record.trace_id, record.span_id) == (found.context.trace_id, found.context.span_id)
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("mapping", "secret"),
     [
         ({"TRACES": {"ENDPOINT": "ftp://user:hunter2@host/x"}}, "hunter2"),
@@ -433,8 +434,8 @@ def test_no_problem_shows_a_secret(mapping, secret):
     assert all(secret not in problem.hint for problem in caught.value.problems)
 
 
-@pytest.mark.parametrize("variable", VARIABLES.values(), ids=lambda variable: variable.name)
-@pytest.mark.parametrize(
+@sizes.each("variable", VARIABLES.values())
+@sizes.each(
     "value",
     ["ftp://user:hunter2@host/x", "user:hunter2@host", "hunter2token0123456789", "a=1,Bearer hunter2token0123456789"],
 )

@@ -25,7 +25,7 @@ from django_otel.tracestore.file import FILE_NAME
 from django_otel.tracestore.issue_reader import IssueFilter, list_issues
 from django_otel.tracestore.reader import read
 from django_otel.tracestore.writer import TraceStore
-from tests import services
+from tests import services, sizes
 from tests.console.test_console import HOSTILE
 from tests.tracestore.test_issues import VIEW, catch
 
@@ -138,7 +138,7 @@ def test_frames_open_the_editor_while_debug_is_on(page, console, configure, sett
     assert link in page(f"{LIST}1/").content.decode()
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "otel",
     [
         {"EDITOR_URL": "vscode://file"}, {"EDITOR_URL": "javascript:alert('{file}{line}')"},

@@ -11,6 +11,7 @@ from opentelemetry.trace import SpanKind
 
 from django_otel.tracestore.reader import TraceFilter, read
 from django_otel.tracestore.search import BadQuery, parse_query
+from tests import sizes
 from tests.console.test_console import HOSTILE
 from tests.console.test_errors import parse_text
 
@@ -51,7 +52,7 @@ def find(console, query="", **wanted):
     return sorted(row.route for row in page.rows)
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("query", "routes"),
     [
         ("http.route=/orders/", ["/orders/"]),
@@ -100,9 +101,7 @@ def test_time_release_and_user(filled):
     assert find(filled, user="8") == ["/basket/"]
 
 
-@pytest.mark.parametrize(
-    "sort", ["time", "-time", "duration", "-status", "name", "service", "-spans", "release", "user"]
-)
+@sizes.each("sort", ["time", "-time", "duration", "-status", "name", "service", "-spans", "release", "user"])
 def test_every_column_sorts(filled, sort):
     with read(filled.store()) as reader:
         rows = reader.list_traces(TraceFilter(sort=sort)).rows

@@ -34,6 +34,7 @@ from django_otel.export.encoder import SpanEncoder
 from django_otel.redaction.library_spans import clean_span
 from django_otel.redaction.scrub import Scrubber
 from django_otel.redaction.sdk_items import scrub_span
+from tests import sizes
 
 RESOURCE = Resource({"service.name": "shop"})
 SCOPE = InstrumentationScope("django_otel", "1.0")
@@ -97,14 +98,13 @@ class Label(str):
 # --- Single cases, each with its reason. ---
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "value",
     ["", "x", "ü€😀", "x" * 127, "x" * 128, "x" * 1023, "x" * 1024, "x" * 20_000, True, False, 0, 1, -1, 127, 128,
      2**31, -(2**31), 2**63 - 1, -(2**63), 0.0, -0.0, 1.5, float("inf"), float("-inf"), float("nan"), 5e-324, b"",
      b"\x00\xff", bytearray(b"ab"), None, [], (), ["a", "b"], ("a",), [1, -2], [True, False], [1.5, 2.5], [b"x"],
      [None, "a", None], [[], [[]], [1, [2, ["3"]]]], {}, {"a": 1}, {"a": {"b": [None, {"c": b"d"}]}}, {1: 2, None: 3},
      range(3), memoryview(b"ab"), Level.HIGH, Label("text")],
-    ids=label,
 )  # fmt: skip
 def test_every_type_of_attribute_value_is_encoded_as_by_the_stock_encoder(value):
     event = Event("e", {"key": value}, 5)
@@ -542,7 +542,9 @@ readable_spans = st.builds(
 )
 
 FUZZ = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=sizes.examples(50),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
 

@@ -22,8 +22,8 @@ BACKENDS = (
     "locmem",
     "file",
     pytest.param("database", marks=pytest.mark.django_db(transaction=True)),
-    "redis",
-    "django-redis",
+    pytest.param("redis", marks=pytest.mark.process),
+    pytest.param("django-redis", marks=pytest.mark.process),
 )
 SECRET = "hunter2-key"
 SPANS = {"SERVICE_NAME": "tests", "CACHE": {"SPANS": True}}
@@ -170,6 +170,7 @@ def django_redis(request, settings):
     found.clear()
 
 
+@pytest.mark.process
 def test_the_operations_that_only_django_redis_has(django_redis, otel_metrics):
     cache = django_redis
     cache.set_many({"k": 1, "l": 2})

@@ -27,6 +27,7 @@ from django_otel.config.parse import parse
 from django_otel.instrumentation import instrumentors
 from django_otel.redaction import library_spans
 from django_otel.tracing import outbound
+from tests import sizes
 from tests.http_echo import start_echo
 from tests.services import ROOT, serve, server_env, wait_until
 
@@ -460,7 +461,7 @@ def test_a_hook_may_be_interrupted(echo, settings):
 # --- OUTBOUND_HOSTS. ---
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("url", "patterns", "is_allowed"),
     [
         ("http://anything/", None, True),
@@ -749,7 +750,7 @@ def test_official_instrumentor_leaves_our_pages_out_where_they_are_mounted(root,
     assert _DjangoMiddleware._excluded_urls.url_disabled(url) is is_excluded
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("pattern", "url", "is_excluded"),
     [
         ("/health", "http://h/health", True),

@@ -22,6 +22,7 @@ from django_otel import runtime
 from django_otel.instrumentation import process_metrics
 from django_otel.multiprocess import processes
 from django_otel.requests.queue_time import read_queue_time
+from tests import sizes
 from tests.services import serve, wait_until
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
@@ -32,7 +33,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no
 NOW_S = 1_700_000_010.0
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("text", "expected"),
     [
         ("t=1700000009.500", 0.5), ("1700000009.5", 0.5), ("t=1700000009500", 0.5), ("1700000009500000", 0.5),

@@ -13,7 +13,6 @@ from urllib.parse import urlencode
 
 import pytest
 from django.apps import apps
-from django.conf import settings
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.core.exceptions import ValidationError
@@ -23,8 +22,10 @@ from django.utils import timezone
 from opentelemetry.trace import SpanKind
 
 from django_otel import runtime
+from django_otel.live_sampling import admin_forms
 from django_otel.models import SamplingPolicy, SamplingRule
 from django_otel.sampling.policy import MAX_RULES
+from tests import sizes
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("fresh_policy")]
 
@@ -803,13 +804,18 @@ def fields_of(page) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("form", ["urlencoded", pytest.param("multipart", marks=pytest.mark.long)])
-def test_as_many_rules_as_are_allowed_can_be_saved_and_removed(form):
+@pytest.mark.scaled
+def test_as_many_rules_as_are_allowed_can_be_saved_and_removed(form, settings):
     """They make more fields than DATA_UPLOAD_MAX_NUMBER_FIELDS; the CSRF check holds nevertheless."""
+    number_of_rules = sizes.scaled(25, MAX_RULES)
+    settings.DATA_UPLOAD_MAX_NUMBER_FIELDS = sizes.scaled(100, 1000)
     user = User.objects.create_superuser("op3")
     client = Client(enforce_csrf_checks=True)
     client.force_login(user)
     SamplingPolicy.objects.create(ratio=0.5)
-    SamplingRule.objects.bulk_create([SamplingRule(path=f"/a{n}/*", ratio=0.5, note="ö&=;") for n in range(MAX_RULES)])
+    SamplingRule.objects.bulk_create(
+        [SamplingRule(path=f"/a{n}/*", ratio=0.5, note="ö&=;") for n in range(number_of_rules)]
+    )
 
     def send(data, url=ROW):
         if form == "multipart":
@@ -823,7 +829,7 @@ def test_as_many_rules_as_are_allowed_can_be_saved_and_removed(form):
     answer = send({**data, "rules-0-ratio": "0.75", "rules-7-note": "ü" * 150})
     assert answer.status_code == 302, text(answer)[:3000]
     assert SamplingRule.objects.filter(ratio=0.75).count() == 1
-    assert SamplingRule.objects.filter(note="ö&=;").count() == MAX_RULES - 1
+    assert SamplingRule.objects.filter(note="ö&=;").count() == number_of_rules - 1
     assert send({**data, "rules-0-ratio": "0.75"}, ROUTES).status_code == 200
 
     data = fields_of(client.get(ROW))
@@ -831,8 +837,8 @@ def test_as_many_rules_as_are_allowed_can_be_saved_and_removed(form):
     assert send({**data, **removed}).status_code == 302
     assert not SamplingRule.objects.exists()
 
-    forms = {"rules-TOTAL_FORMS": str(MAX_RULES), "rules-INITIAL_FORMS": "0"}
-    for number in range(MAX_RULES):
+    forms = {"rules-TOTAL_FORMS": str(number_of_rules), "rules-INITIAL_FORMS": "0"}
+    for number in range(number_of_rules):
         forms |= {
             f"rules-{number}-path": f"/b{number}/*",
             f"rules-{number}-ratio": "1",
@@ -841,15 +847,19 @@ def test_as_many_rules_as_are_allowed_can_be_saved_and_removed(form):
     page = fields_of(client.get(ROW))
     kept = {name: value for name, value in page.items() if not name.startswith("rules-")}
     assert send({**kept, **forms}).status_code == 302
-    assert SamplingRule.objects.count() == MAX_RULES
+    assert SamplingRule.objects.count() == number_of_rules
 
 
-def test_more_rules_than_are_allowed_are_refused_with_a_sentence():
+@pytest.mark.scaled
+def test_more_rules_than_are_allowed_are_refused_with_a_sentence(monkeypatch):
+    most = sizes.scaled(20, MAX_RULES)
+    monkeypatch.setattr(admin_forms, "MAX_RULES", most)
+    monkeypatch.setattr(admin_forms.SamplingRuleInline, "max_num", most)
     client = login(is_superuser=True)
     SamplingPolicy.objects.create(ratio=0.5)
-    answer = save(client, ROW, **rules(*({"path": f"/a{number}/*"} for number in range(MAX_RULES + 1))))
+    answer = save(client, ROW, **rules(*({"path": f"/a{number}/*"} for number in range(most + 1))))
     assert answer.status_code == 200
-    assert "at most 200" in text(answer)
+    assert f"at most {most}" in text(answer)
     assert not SamplingRule.objects.exists()
 
 

@@ -20,6 +20,7 @@ from django_otel.live_sampling import preview
 from django_otel.live_sampling.preview import ALL, NONE, SOME, build_glob, compare, match_rules, project_routes
 from django_otel.routes import route_template
 from django_otel.sampling.policy import Rule
+from tests import sizes
 
 
 def view(request: HttpRequest, **kwargs: object) -> None:
@@ -104,7 +105,7 @@ def test_routes_are_named_as_a_request_names_them():
     assert {"/en/l/<int:n>/", "/de/l/<int:n>/"} <= labels
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("glob", "expected"),
     [
         ("/a/*", {"/a/": ALL, "/a/<int:n>/": ALL, "/a/<str:s>": ALL}),
@@ -195,7 +196,7 @@ def resolved() -> dict[str, list[str]]:
 
 
 @given(st.lists(st.sampled_from(["a", "1", "/", "n", "*", "?", "[1n]", "[!a]"]), max_size=6).map("".join))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=sizes.examples(300), deadline=None)
 def test_what_is_said_of_a_route_holds_for_its_paths(resolved, glob):
     """For every short path that Django resolves to it, with the engine's own matching as the judge."""
     rule = Rule(1.0, path="/" + glob)
@@ -243,7 +244,17 @@ class _Counted(preview.Budget):
 
 @pytest.mark.parametrize(
     "wild",
-    ["*a" + "?" * 30, "*" + "*a?b" * 45, "*[a-z]*[0-9]*[!x]" * 10, "*" + "[\x01-\uffff]" * 35, "*?" * 90, "[!/]*" * 40],
+    sizes.few(
+        [
+            "*a" + "?" * 30,
+            "*" + "*a?b" * 45,
+            "*[a-z]*[0-9]*[!x]" * 10,
+            "*" + "[\x01-\uffff]" * 35,
+            "*?" * 90,
+            "[!/]*" * 40,
+        ],
+        3,
+    ),
 )
 def test_wild_rules_have_a_preview_of_bounded_cost(wild, monkeypatch):
     """The states of such a glob grow exponentially; ordinary rules beside them are still shown."""

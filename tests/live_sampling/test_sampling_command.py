@@ -19,6 +19,7 @@ from django.utils import timezone
 
 from django_otel import runtime
 from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
+from tests import sizes
 from tests.services import free_port
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("fresh_policy")]
@@ -170,7 +171,7 @@ def test_set_keeps_what_is_not_named_and_enables_the_policy():
     assert (policy.max_per_second, policy.keep_errors, policy.keep_slow_s) == (None, False, 0.5)
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("arguments", "message"),
     [
         (("set", "20"), "'20' is no ratio.*for 20 % write 0.2 or 20%"),
@@ -347,16 +348,16 @@ def test_faulty_settings_end_it_with_3():
     assert not SamplingPolicy.objects.exists()
 
 
-@pytest.mark.parametrize("arguments", [("get",), ("set", "0.1"), ("rule", "list"), ("reset",)])
-def test_tables_that_are_not_there_are_told(arguments):
+def test_tables_that_are_not_there_are_told():
     """With the command that makes them."""
     call_command("migrate", "django_otel", "0001", verbosity=0)
     try:
-        code, said = run(*arguments)
+        answers = [run(*arguments) for arguments in (("get",), ("set", "0.1"), ("rule", "list"), ("reset",))]
     finally:
         call_command("migrate", "django_otel", verbosity=0)
-    assert code == 1
-    assert "Run: manage.py migrate django_otel" in said
+    for code, said in answers:
+        assert code == 1
+        assert "Run: manage.py migrate django_otel" in said
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])

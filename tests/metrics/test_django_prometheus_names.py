@@ -9,6 +9,7 @@ from django_otel.metrics.django_prometheus import DERIVED, MEASURED, REPLACED, N
 from django_otel.metrics.exposition import render
 from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point, Scope
 from django_otel.metrics.store import CellStore
+from tests import sizes
 
 NAMES = Names({"default": "postgresql"}, {"default": "locmem"}, {"shop.Order": "order"})
 
@@ -81,7 +82,7 @@ def test_ours_stay_beside_them_only_when_asked_for_and_those_of_other_meters_alw
     assert ours in present([ours, other, alone], NAMES, keeps_ours=True)
 
 
-@pytest.mark.parametrize("name", sorted(MEASURED))
+@sizes.each("name", sorted(MEASURED))
 def test_every_measured_metric_appears_under_its_name(name):
     """Neither a unit nor a second suffix is added; OpenMetrics has the same names."""
     from django_otel.requests.django_prometheus import find_instrument

@@ -11,6 +11,7 @@ from django_otel.metrics.exposition import render
 from django_otel.metrics.negotiation import Format, negotiate, negotiate_escaping
 from django_otel.metrics.prometheus_names import escape_name
 from django_otel.metrics.store import CellStore
+from tests import sizes
 
 #: What Prometheus 3 sends.
 PROMETHEUS_3 = (
@@ -20,7 +21,7 @@ PROMETHEUS_3 = (
 )
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("accept", "wanted", "escaping"),
     [
         (PROMETHEUS_3, Format.OPENMETRICS, "allow-utf-8"),

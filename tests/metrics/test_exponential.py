@@ -13,6 +13,7 @@ from django_otel.metrics.catalogue import CATALOGUE
 from django_otel.metrics.exponential import SCALE, exponentialize, narrow, narrow_value, to_exponential, widen
 from django_otel.metrics.model import ExponentialValue, HistogramValue, Kind
 from django_otel.metrics.store import CellStore
+from tests import sizes
 
 BOUNDS = CATALOGUE["http.server.request.duration"].bounds
 values = st.floats(min_value=0, max_value=600, allow_nan=False) | st.sampled_from(
@@ -56,7 +57,7 @@ def test_bounds_without_a_positive_or_with_a_negative_one_stay(bounds):
     assert to_exponential(count([], bounds)) is None
 
 
-@pytest.mark.parametrize("name", [name for name, metric in CATALOGUE.items() if metric.bounds])
+@sizes.each("name", [name for name, metric in CATALOGUE.items() if metric.bounds])
 def test_every_histogram_of_the_catalogue_can_be_widened(name):
     wide = widen(CATALOGUE[name].bounds)
     assert set(CATALOGUE[name].bounds) <= set(wide)

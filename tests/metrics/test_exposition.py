@@ -38,7 +38,7 @@ from django_otel.metrics.model import (
 from django_otel.metrics.negotiation import Format, negotiate
 from django_otel.metrics.prometheus_names import family_name, format_value, label_pairs
 from django_otel.metrics.store import CellStore
-from tests import services
+from tests import services, sizes
 from tests.pages import assert_same_samples, lint, parse_openmetrics, parse_text, same
 
 RESOURCE = {"service.name": "shop"}
@@ -74,7 +74,7 @@ def need_promtool():
 # --- Names and units -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("name", "unit", "kind", "expected", "word"),
     [
         ("http.server.request.duration", "s", Kind.HISTOGRAM, "http_server_request_duration_seconds", "seconds"),
@@ -186,7 +186,7 @@ def test_a_histogram_in_full():
 # --- Labels ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("attributes", "expected"),
     [
         ({"http.route": "/a/"}, {"http_route": "/a/"}),
@@ -235,7 +235,7 @@ def test_an_attribute_called_le_does_not_touch_the_buckets():
     st.dictionaries(st.text(max_size=8), st.one_of(st.text(), st.booleans(), st.integers(), st.floats()), max_size=5),
     st.text(max_size=30),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=sizes.examples(300), deadline=None)
 def test_any_label_and_help_text_survives_the_round_trip(attributes, description):
     """Whatever stands in keys, values and descriptions, both parsers read the page and the labels back."""
     families = [
@@ -257,7 +257,7 @@ def test_equal_looking_values_of_other_types_are_other_series():
 # --- Numbers ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("value", "expected"),
     [
         (3, "3"), (3.0, "3"), (-0.0, "0"), (0.1, "0.1"), (0.1 + 0.2, "0.30000000000000004"), (1e22, "1e+22"),
@@ -271,7 +271,7 @@ def test_values_are_written_without_noise(value, expected):
 
 
 @given(st.one_of(st.floats(), st.integers(min_value=-(10**30), max_value=10**30)))
-@settings(max_examples=500)
+@settings(max_examples=sizes.examples(500))
 def test_a_value_reads_back_as_the_number_it_was(value):
     """Nothing is lost in writing."""
     assert same(float(format_value(value)), float(value))
@@ -488,7 +488,7 @@ def exponential_families(values_by_label, max_size=160):
         min_size=1,
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=sizes.examples(60), deadline=None)
 def test_an_exponential_histogram_is_shown_with_classic_buckets(values_by_label):
     """Every bucket counts exactly what was recorded up to its bound, and all series have the same bounds."""
     for page in both(exponential_families(values_by_label)):
@@ -808,7 +808,11 @@ class Oracle:
 
 
 @given(st.lists(INSTRUMENT, min_size=1, max_size=5).filter(_families_apart))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(
+    max_examples=sizes.examples(150),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 def test_the_official_exporter_gives_the_same_samples(instruments):
     """Same names, same labels, same numbers: from our cells and from the SDK's instruments."""
     oracle = Oracle(instruments)
@@ -966,7 +970,7 @@ PROMETHEUS_NATIVE = (
 )
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("accept", "expected"),
     [
         (None, Format.TEXT),
@@ -1034,7 +1038,7 @@ def test_content_types_are_the_registered_ones():
     ]
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("header", "expected"),
     [
         (None, False), ("", False), ("gzip", True), ("GZIP", True), ("deflate, gzip;q=0.5", True), ("gzip;q=0", False),

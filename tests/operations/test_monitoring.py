@@ -17,7 +17,7 @@ from django_otel.metrics.catalogue import CATALOGUE
 from django_otel.metrics.model import Kind
 from django_otel.metrics.prometheus_names import family_name
 from django_otel.operations.monitoring import collector, dashboards, examples, more_boards, rules, slo, yaml
-from tests import services
+from tests import services, sizes
 
 SLOS = ("availability 99.9", "availability /orders/<int:pk>/ 99", "latency 1s 99", "latency /hello/ 500ms 95")
 PROMETHEUS_NAMES = {
@@ -111,7 +111,7 @@ def test_every_metric_of_the_catalogue_is_on_a_dashboard():
         assert any(series.startswith(name) for series in used), metric.name
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("text", "expected"),
     [
         ("latency /checkout/ 300ms 99", "(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.3, 0.5,"),
@@ -283,7 +283,7 @@ def fired_alerts(promtool: str, folder: Path, series: list[dict], names: list[st
 # --- Dashboards. ---
 
 
-@pytest.mark.parametrize("board", more_boards.ALL_DASHBOARDS, ids=lambda board: board.topic)
+@sizes.each("board", more_boards.ALL_DASHBOARDS)
 def test_a_dashboard_is_grafanas_model(board):
     """Grafana's own SDK reads it, and keeps every panel and variable."""
     sdk = pytest.importorskip("grafana_foundation_sdk.models.dashboard", reason="needs grafana-foundation-sdk")
@@ -304,7 +304,7 @@ def test_a_dashboard_is_grafanas_model(board):
     assert read.links[-1].url == "https://jaeger.example/trace/"
 
 
-@pytest.mark.parametrize("board", more_boards.ALL_DASHBOARDS, ids=lambda board: board.topic)
+@sizes.each("board", more_boards.ALL_DASHBOARDS)
 def test_panels_fill_the_grid_without_overlap(board):
     cells = set()
     for panel in dashboards.build_dashboard(board)["panels"]:
@@ -410,9 +410,9 @@ def test_every_panel_shows_data_of_a_real_prometheus(tmp_path):
 # --- The Collector. ---
 
 
-@pytest.mark.parametrize("has_tail_sampling", [False, True])
-@pytest.mark.parametrize("has_span_metrics", [False, True])
-@pytest.mark.parametrize("names", [["jaeger", "prometheus"], ["datadog"], ["grafana-cloud"], list(collector.BACKENDS)])
+@sizes.each("has_tail_sampling", [False, True])
+@sizes.each("has_span_metrics", [False, True])
+@sizes.each("names", [["jaeger", "prometheus"], ["datadog"], ["grafana-cloud"], list(collector.BACKENDS)])
 def test_every_part_of_a_pipeline_is_defined_and_used(names, has_tail_sampling, has_span_metrics):
     config = collector.build_collector(names, has_tail_sampling=has_tail_sampling, has_span_metrics=has_span_metrics)
     pipelines = config["service"]["pipelines"]
@@ -472,7 +472,7 @@ def test_a_fault_has_an_exit_code_and_a_reason(arguments, code, expected, capsys
 # --- The catalogue. ---
 
 
-@pytest.mark.parametrize("name", list(CATALOGUE))
+@sizes.each("name", list(CATALOGUE))
 def test_each_metric_has_queries_over_itself(name):
     found = examples.find_examples(CATALOGUE[name])
     assert found

@@ -226,6 +226,7 @@ def test_an_answer_fits(text):
 TOOLS = ("list_traces", "get_trace", "list_errors", "list_slow_routes", "list_n_plus_one", "search_logs")
 
 
+@pytest.mark.process
 def test_official_client_over_stdio(filled):
     """Tools, the read-only hint, calls without arguments, bounds, redaction, and refused arguments."""
     mcp = pytest.importorskip("mcp")

@@ -25,6 +25,7 @@ from benchmarks.peers.catalogue import CASES, PEERS, TRACE_ID, VARIANTS, configu
 from benchmarks.peers.process import Configuration, WorkerError, start_databases
 from benchmarks.peers.receiver import Emission, Receiver, count, unpack
 from benchmarks.peers.subjects import SUBJECTS
+from tests import sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON_CASE = CASES[0]
@@ -546,7 +547,7 @@ def _used_names(path):
             yield modules[node.value.id], node.attr
 
 
-@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+@sizes.each("path", BENCHMARKS)
 def test_a_benchmark_uses_names_that_exist(path):
     used = set(_used_names(path))
     assert not {f"{module}.{name}" for module, name in used if not hasattr(importlib.import_module(module), name)}

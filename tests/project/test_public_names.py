@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import django_otel
+from tests import sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The public Python API (docs/api.md).
@@ -42,7 +43,7 @@ def test_all_is_the_surface():
     assert len(django_otel.__all__) == len(set(django_otel.__all__))
 
 
-@pytest.mark.parametrize("name", sorted(SURFACE))
+@sizes.each("name", sorted(SURFACE))
 def test_every_name_is_there_and_documented(name):
     found = getattr(django_otel, name)
     assert found.__doc__

@@ -26,7 +26,7 @@ from django_otel.config.parse import parse
 from django_otel.config.schema import Config, walk
 from django_otel.metrics.catalogue import CATALOGUE
 from django_otel.sampling.policy import Rule
-from tests import services
+from tests import services, sizes
 from tests.services import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -876,7 +876,7 @@ OTHER_WORDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("page", PAGES)
+@sizes.each("page", PAGES)
 def test_every_key_that_is_named_exists(page):
     """`SECTION.KEY`, `SECTION` and the keys of every dict; W and E numbers are those of the checks."""
     code = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL))
@@ -889,7 +889,7 @@ def test_every_key_that_is_named_exists(page):
         assert f"`{check_id}`" in (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", PAGES)
+@sizes.each("page", PAGES)
 def test_links_lead_somewhere(page):
     """To a file of the repository, or to a heading of a page."""
     here = (ROOT / page).parent

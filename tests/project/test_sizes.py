@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sqlite3
 
 import pytest
@@ -65,3 +66,45 @@ def test_a_migrated_database_has_every_table(tmp_path):
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     connection.close()
     assert {"django_migrations", "auth_user", "django_otel_samplingpolicy", "business_app_order"} <= tables
+
+
+def test_a_table_fails_with_every_row_that_fails(tmp_path):
+    tried = []
+
+    @sizes.each(("a", "b"), [(1, 1), (1, 2), (3, 3), (2, 1)])
+    @sizes.each("c", "xy")
+    def test_it(a, c, b, folder):
+        tried.append((a, b, c, folder))
+        if a != b:
+            pytest.fail(f"{a} is not {b}")
+
+    with pytest.raises(AssertionError, match=r"(?s)2 of 4 rows failed.*1 is not 2.*2 is not 1"):
+        test_it(folder=tmp_path)
+    assert len(tried) == 8
+    assert tried[1] == (1, 1, "y", tmp_path)
+    # pytest asks for what is left.
+    assert list(inspect.signature(test_it).parameters) == ["folder"]
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_long_run_takes_everything(monkeypatch, is_long):
+    monkeypatch.setattr(sizes, "IS_LONG", is_long)
+    found = sizes.few(["a", "b", "c", "d"], 3)
+    assert [row for row in found if isinstance(row, str)] == ["a", "d"]
+    others = [(row.values, [mark.name for mark in row.marks]) for row in found if not isinstance(row, str)]
+    assert others == ([(("b",), ["long"]), (("c",), ["long"])] if is_long else [])
+    assert sizes.few([(1, 2), (3, 4)], 2)[0] == (1, 2)
+    assert sizes.scaled(2, 10) == (10 if is_long else 2)
+    assert sizes.examples(600) == (600 if is_long else 100)
+
+
+def test_a_table_without_rows_is_an_error():
+    with pytest.raises(AssertionError, match="no row"):
+        sizes.each("a", [])
+
+
+def test_a_file_that_names_nothing_slow_is_not_parsed(tmp_path):
+    (tmp_path / "test_it.py").write_text("def test_it(postgresql): assert postgresql\n")
+    module = sizes.Module(tmp_path / "test_it.py")
+    assert not module.words
+    assert not module.is_slow("test_it")

@@ -19,6 +19,7 @@ import django_otel
 from django_otel import span
 from django_otel.base import guard
 from django_otel.testing import override_sampling
+from tests import sizes
 
 TRACE_URL = {"SERVICE_NAME": "tests", "TRACE_URL": 'https://jaeger.example/trace/{trace_id}?a=1&b="2"'}
 
@@ -300,7 +301,7 @@ def test_a_page_with_the_traceparent_is_not_stored(rf, has_request):
 # --- errors at compile time ---
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("source", "message"),
     [
         (

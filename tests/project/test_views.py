@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY, Counter
 import django_otel
 from django_otel import runtime, views
 from django_otel.base import guard
+from tests import sizes
 from tests.pages import parse_openmetrics, parse_text
 
 TOKEN = "correct horse battery staple"
@@ -341,7 +342,7 @@ def test_a_staff_check_without_a_database_refuses(client, otel, monkeypatch, adm
     assert response.status_code == 403 and b"database down" not in response.content
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("address", "is_private"),
     [
         ("127.0.0.1", True), ("127.9.9.9", True), ("10.1.2.3", True), ("172.16.0.1", True), ("172.32.0.1", False),

@@ -11,6 +11,7 @@ import pytest
 from django.template.base import Lexer, TokenType
 
 from django_otel.operations.mcp_server import INSTRUCTIONS
+from tests import sizes
 
 PACKAGE = Path(__file__).resolve().parents[2] / "django_otel"
 TEMPLATES = sorted((PACKAGE / "templates").rglob("*.html"))
@@ -90,7 +91,7 @@ def texts_of_template(source: str) -> list[str]:
     return [word for word in words if word not in SAME_EVERYWHERE]
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: str(path.relative_to(PACKAGE / "templates")))
+@sizes.each("path", TEMPLATES)
 def test_every_text_of_a_template_is_marked(path: Path) -> None:
     """As text, or in an attribute that is shown or read out."""
     assert texts_of_template(path.read_text(encoding="utf-8")) == []
@@ -296,14 +297,14 @@ NO_TEXTS: dict[str, set[str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@sizes.each("path", MODULES)
 def test_every_text_of_a_module_is_marked(path: Path) -> None:
     """Sentences anywhere, single words where they are labels, titles or help."""
     known = NO_TEXTS.get(str(path.relative_to(PACKAGE)), set())
     assert [text for text in texts_of_code(path.read_text(encoding="utf-8")) if text not in known] == []
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("source", "found"),
     [
         ("raise ValidationError('This is planted.')", ["This is planted."]),

@@ -15,6 +15,7 @@ from django_otel.api import _record_error
 from django_otel.redaction import cutting
 from django_otel.redaction.scrub import Scrubber
 from django_otel.tracing.exceptions import MAX_STACK, format_stack, message_of
+from tests import sizes
 from tests.redaction.fakes import Fakes
 
 SCRUB = Scrubber().text
@@ -32,12 +33,13 @@ def _texts(secret: str) -> list[str]:
     ]
 
 
+@pytest.mark.scaled
 @pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("length", [100, 1000, 4000])
 def test_no_part_of_a_secret_survives_a_cut_at_any_place(number, length):
     secret = "Qz7Xk2Vb9Wn4"
     text = _texts(secret)[number]
-    for before in range(max(0, length - len(text) - 20), length + 5, 7):
+    for before in range(max(0, length - len(text) - 20), length + 5, sizes.scaled(29, 7)):
         whole = "a b c d " * (before // 8) + "- " * ((before % 8) // 2) + " " + text + " e f" * length
         assert secret[:6] not in cutting.cut(whole, length, SCRUB)
         assert secret[:6] not in cutting.cut_stack(whole, length, SCRUB)
@@ -78,9 +80,10 @@ def test_a_long_attribute_of_a_span_is_redacted_before_it_is_cut(otel_spans):
     assert not any(secret[:6] in str(value) for value in texts)
 
 
+@pytest.mark.scaled
 def test_a_long_log_record_is_redacted_before_it_is_cut(otel_logs):
     secret = "Qz7Xk2Vb9Wn4"
-    for text in _texts(secret):
+    for text in _texts(secret)[:: sizes.scaled(3, 1)]:
         try:
             raise ValueError("x " * 32_700 + text)
         except ValueError:
@@ -170,9 +173,10 @@ def _texts_in(value):
 @pytest.mark.parametrize(
     ("form", "number"),
     [
-        pytest.param(form, number, marks=[pytest.mark.long] if index and number % 3 else [])
+        pytest.param(form, number, marks=[pytest.mark.long] if index and number != index else [])
         for index, form in enumerate(FORMS)
         for number in range(6)
+        if not index or number == index or sizes.IS_LONG
     ],
 )
 def test_no_tail_of_a_secret_leaves_with_a_span(tracer, otel_spans, number, form):
@@ -196,13 +200,16 @@ def test_no_tail_of_a_secret_leaves_with_a_span(tracer, otel_spans, number, form
     assert max(map(len, texts), default=0) <= LIMIT
 
 
+@pytest.mark.scaled
 @pytest.mark.parametrize("number", range(6))
 def test_no_tail_of_a_secret_leaves_with_the_exception_of_a_span(tracer, otel_spans, number):
-    for length in (1000, LIMIT, MAX_STACK):
-        for text in _across_the_limit(_texts(SECRET)[number], length):
-            with pytest.raises(ValueError, match="a a"), tracer.start_as_current_span("failed"):
-                raise ValueError(text)
-    assert len(otel_spans) == 9
+    texts = [text for length in (1000, LIMIT, MAX_STACK) for text in _across_the_limit(_texts(SECRET)[number], length)]
+    # Every length with some secret, every secret at some place; in a long run all of them.
+    texts = sizes.scaled(texts[number::6], texts)
+    for text in texts:
+        with pytest.raises(ValueError, match="a a"), tracer.start_as_current_span("failed"):
+            raise ValueError(text)
+    assert len(otel_spans) == len(texts)
     for found in otel_spans:
         attributes = found.events[0].attributes
         assert attributes["exception.type"] == "ValueError"

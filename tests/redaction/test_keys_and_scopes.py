@@ -20,7 +20,7 @@ from django_otel.export.encoder import SpanEncoder
 from django_otel.metrics.model import Scope
 from django_otel.redaction.scrub import REDACTED, Scrubber
 from django_otel.redaction.sdk_items import scrub_log_record, scrub_metric_scope, scrub_scope, scrub_span
-from tests import services
+from tests import services, sizes
 from tests.redaction.fakes import Fakes
 
 SCRUBBER = Scrubber()
@@ -49,8 +49,8 @@ def _span_with(attributes, scope=None):
     )
 
 
-@pytest.mark.parametrize(("key", "expected"), KEYS)
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@sizes.each(("key", "expected"), KEYS)
+@sizes.each("value", VALUES)
 def test_a_secret_in_a_key_does_not_reach_the_bytes(key, expected, value):
     encoder = SpanEncoder(SCRUBBER)
     for _ in range(3):

@@ -11,6 +11,7 @@ from django.test import Client
 from django.urls import path, re_path
 
 from django_otel.redaction.scrub import REDACTED, Scrubber
+from tests import sizes
 from tests.redaction.fakes import Fakes
 
 SCRUBBER = Scrubber()
@@ -100,7 +101,7 @@ def test_an_ordinary_path_stays_readable(url, otel_spans, settings):
     assert [span.attributes["url.path"] for span in otel_spans if "url.path" in span.attributes] == [url]
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("pattern", "form"),
     [
         ("https://hooks.slack.com/services/{}", "slack_hook"),
@@ -116,7 +117,7 @@ def test_an_ordinary_path_stays_readable(url, otel_spans, settings):
         ("https://outlook.office365.com/webhook/{}", "teams_hook"),
     ],
 )
-@pytest.mark.parametrize(
+@sizes.each(
     "around", ["{}", "POST {} failed", "url='{}'", '{{"hook": "{}"}}', "Max retries exceeded with url: {} (Caused"]
 )
 def test_the_address_of_a_webhook_is_a_secret(pattern, form, around):
@@ -140,8 +141,8 @@ SIGNED = [
 ]
 
 
-@pytest.mark.parametrize("value", SIGNED, ids=range(len(SIGNED)))
-@pytest.mark.parametrize("around", ["{}", "value {} is bad", "/download/{}", "https://x.example/d/{}/", "?next=/&s={}"])
+@sizes.each("value", SIGNED)
+@sizes.each("around", ["{}", "value {} is bad", "/download/{}", "https://x.example/d/{}/", "?next=/&s={}"])
 def test_no_signature_of_a_signed_value_leaves(value, around):
     scrubbed = SCRUBBER.text(around.format(value))
     assert value.rpartition(":")[2] not in scrubbed

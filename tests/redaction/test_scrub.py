@@ -28,9 +28,10 @@ from django_otel.base import guard
 from django_otel.redaction import forms, scrub
 from django_otel.redaction.scrub import REDACTED, Scrubber
 from django_otel.redaction.sdk_items import scrub_log_record, scrub_span
+from tests import sizes
 
 SCRUBBER = Scrubber()
-LONG = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+LONG = settings(max_examples=sizes.examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def _clean_guard():
 # --- keys ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "key",
     [
         "password", "PASSWORD", "Passwd", "pwd", "passphrase", "old_password1", "passwordConfirm", "pgpassword",
@@ -68,7 +69,7 @@ def test_a_value_under_a_sensitive_key_is_redacted_whatever_its_type(key):
     assert SCRUBBER.is_sensitive(key)
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "key",
     [
         "postcard", "discard", "discarded", "cardinality", "cardigan", "scorecard", "tokenizer", "tokenize", "author",
@@ -83,7 +84,7 @@ def test_a_key_that_only_looks_sensitive_is_left_alone(key):
     assert not SCRUBBER.is_sensitive(key)
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("key", "value"),
     [
         ("session_count", 5),
@@ -224,7 +225,7 @@ LEAKS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", LEAKS)
+@sizes.each("text", LEAKS)
 def test_a_secret_in_a_text_is_redacted_in_every_form(text):
     scrubbed = SCRUBBER.text(text)
     assert "hunter2" not in scrubbed
@@ -233,7 +234,7 @@ def test_a_secret_in_a_text_is_redacted_in_every_form(text):
     assert SCRUBBER.text(scrubbed) == scrubbed
 
 
-@pytest.mark.parametrize("text", LEAKS)
+@sizes.each("text", LEAKS)
 def test_a_secret_in_an_exceptions_stack_trace_is_redacted(text):
     stack = (
         f'Traceback (most recent call last):\n  File "shop/views.py", line 7, in pay\n    call()\nValueError: {text}\n'
@@ -275,7 +276,7 @@ KEPT = [
 ]
 
 
-@pytest.mark.parametrize("text", KEPT)
+@sizes.each("text", KEPT)
 def test_what_is_no_secret_stays_and_is_the_same_object(text):
     assert SCRUBBER.text(text) is text
 
@@ -296,7 +297,7 @@ def test_only_the_secret_goes_and_the_rest_of_the_text_stays(text, expected):
     assert SCRUBBER.text(text) == expected
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "token",
     [
         "AKIAIOSFODNN7EXAMPLE", "ASIAIOSFODNN7EXAMPLE", "AROAIOSFODNN7EXAMPLE", "gho_" + "a1B2" * 9, "rk_" + "a1B2" * 5,
@@ -305,15 +306,15 @@ def test_only_the_secret_goes_and_the_rest_of_the_text_stays(text, expected):
         "AIza" + "a1B2" * 9, "npm_" + "a1B2" * 9, "SG." + "a1B2" * 5 + "." + "a1B2" * 5,
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("around", ["{}", "key {} used", "'{}'", "x/{}/y", "k={}"])
+@sizes.each("around", ["{}", "key {} used", "'{}'", "x/{}/y", "k={}"])
 def test_well_known_tokens_are_found_anywhere(token, around):
     scrubbed = SCRUBBER.text(around.format(token))
     assert token not in scrubbed
     assert REDACTED in scrubbed
 
 
-@pytest.mark.parametrize("name", ["RSA PRIVATE KEY", "PRIVATE KEY", "OPENSSH PRIVATE KEY", "PGP PRIVATE KEY BLOCK"])
-@pytest.mark.parametrize("newline", ["\n", "\\n", "\r\n", " "])
+@sizes.each("name", ["RSA PRIVATE KEY", "PRIVATE KEY", "OPENSSH PRIVATE KEY", "PGP PRIVATE KEY BLOCK"])
+@sizes.each("newline", ["\n", "\\n", "\r\n", " "])
 def test_private_keys_are_redacted_whole_also_when_cut(name, newline):
     body = newline.join(["MIIEowIBAAKCAQEA", "q2hunter2q2", "AAAA="])
     block = f"-----BEGIN {name}-----{newline}{body}{newline}-----END {name}-----"
@@ -500,7 +501,7 @@ FRAGMENTS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=sizes.examples(1500), deadline=None)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join))
 def test_scrubbing_twice_changes_nothing_more(text):
     once = SCRUBBER.text(text)
@@ -522,7 +523,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", sizes.few(HOSTILE, 6))
 @pytest.mark.parametrize("start", ["", "password=", "x://"])
 def test_hostile_text_takes_time_in_proportion_to_its_length(monkeypatch, name, start):
     """Eight times the text may take 40 times the CPU time: quadratic would be 64, and far over the floor."""
@@ -539,6 +540,7 @@ def test_hostile_text_takes_time_in_proportion_to_its_length(monkeypatch, name, 
     assert large < max(1, 40 * small), (small, large)
 
 
+@pytest.mark.scaled
 def test_a_very_long_text_is_cut_and_stays_cut():
     once = SCRUBBER.text("x y " * 200_000)
     assert len(once) < scrub.MAX_TEXT_LENGTH + 20
@@ -547,7 +549,7 @@ def test_a_very_long_text_is_cut_and_stays_cut():
     assert "hunter2" not in SCRUBBER.text("x" * (scrub.MAX_TEXT_LENGTH - 20) + " password=hunter2hunter2")
     token = "ghp_Qz7Xk2Vb9Wn4" + "Rt5Yp8Lm3Jd6Fh1Gc0Sa" * 2
     # Every place of the cut in the known part of the token, and some behind it.
-    for kept in (*range(1, 24), len(token) - 1):
+    for kept in (*range(1, 24, sizes.scaled(5, 1)), len(token) - 1):
         assert "Qz7Xk2" not in SCRUBBER.text("x " * ((scrub.MAX_TEXT_LENGTH - kept) // 2) + token)
 
 

@@ -12,6 +12,7 @@ from psycopg2 import sql as psycopg2_sql
 
 from django_otel.redaction import statements
 from django_otel.redaction.statements import OPERATIONS, OTHER, UNREADABLE, parameterise
+from tests import sizes
 
 SECRET = "s3cr3t"
 VENDORS = ("postgresql", "mysql", "sqlite", "oracle", "microsoft", "somewhere")
@@ -20,7 +21,7 @@ VENDORS = ("postgresql", "mysql", "sqlite", "oracle", "microsoft", "somewhere")
 # --- Texts. ---
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("vendor", "sql", "text"),
     [
         # Strings of every dialect.
@@ -70,7 +71,7 @@ def test_literals_go_and_the_rest_stays(vendor, sql, text):
     assert parameterise(sql, vendor).text == text
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("vendor", "sql", "text"),
     [
         ("postgresql", "SELECT a, 'x", "SELECT a, ?"),
@@ -115,7 +116,7 @@ def test_a_backslash_is_an_ordinary_character_where_it_is_certain(vendor):
 # --- SQLite's double quotes. ---
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "sql",
     [
         'SELECT "t"."a" AS "b", COUNT(*) AS "c" FROM "t" INNER JOIN "u" ON ("t"."x" = "u"."y") WHERE "t"."z" = %s',
@@ -137,7 +138,7 @@ def test_sqlite_double_quotes_are_names_where_only_a_name_can_stand(sql):
     assert parameterise(sql, "sqlite").text == sql
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "sql",
     [
         'SELECT "s3cr3t"',
@@ -191,7 +192,7 @@ def test_sqlite_itself_takes_some_double_quotes_for_strings():
 # --- Operation and table. ---
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("sql", "summary"),
     [
         ('SELECT 1 FROM "a"', "SELECT a"),
@@ -417,7 +418,7 @@ def _statements_with_secrets(draw):
     return vendor, draw(st.sampled_from(_FRAMES)).format(*literals)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=sizes.examples(1500), deadline=None)
 @given(_statements_with_secrets(), st.integers(1, 300))
 def test_a_secret_in_a_literal_never_leaves(drawn, length):
     """Whatever stands around it in the literal, in every form of every dialect, whole and cut."""
@@ -428,7 +429,7 @@ def test_a_secret_in_a_literal_never_leaves(drawn, length):
     assert parameterise(sql, vendor).operation in OPERATIONS
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=sizes.examples(1500), deadline=None)
 @given(st.sampled_from(VENDORS), st.one_of(st.text(), _NASTY, st.binary()))
 @example("postgresql", "\ud800 FROM \udfff")
 @example("sqlite", 'x "')
@@ -447,7 +448,7 @@ def test_a_name_with_control_characters_is_told_without_them():
     assert parameterise('SELECT 1 FROM "a\x00\nb"', "postgresql").table == "a b"
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=sizes.examples(500), deadline=None)
 @given(_statements_with_secrets())
 def test_a_text_without_literals_is_not_changed_again(drawn):
     """What comes out is a statement like any other, with placeholders where the literals were."""
@@ -456,7 +457,7 @@ def test_a_text_without_literals_is_not_changed_again(drawn):
     assert parameterise(once, vendor).text == once
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=sizes.examples(300), deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_sqlite_and_we_agree_on_where_a_string_ends(before, after):
     """The engine itself is the judge: what it takes for one string is one `?`."""
@@ -472,8 +473,8 @@ def test_sqlite_and_we_agree_on_where_a_string_ends(before, after):
 
 @pytest.mark.parametrize(
     "piece",
-    ["'", '"', "''", "\\'", "E'", "$a$", "$a", "/*", "*/", "(", "a.", "q'[", "[", "`", "--", "#", "%(", "1e+", "- ",
-     "VALUES (", "VALUES (() ", "VALUES (?), ", "IN (?, ", "IN ((?), ", "?, ", "N'x", "é$", "\\", "1'"],
+    sizes.few(["'", '"', "''", "\\'", "E'", "$a$", "$a", "/*", "*/", "(", "a.", "q'[", "[", "`", "--", "#", "%(", "1e+",
+     "- ", "VALUES (", "VALUES (() ", "VALUES (?), ", "IN (?, ", "IN ((?), ", "?, ", "N'x", "é$", "\\", "1'"], 4),
 )  # fmt: skip
 def test_reading_is_linear_in_the_length(piece):
     """Sixteen times the text must not take hundreds of times as long, also for a text made to be slow."""
@@ -507,8 +508,8 @@ def test_a_megabyte_is_cut_before_it_is_read(monkeypatch):
     assert read == [statements.MAX_LENGTH]
 
 
-@pytest.mark.parametrize("vendor", ["postgresql", "mysql", "sqlite", "oracle", "microsoft", "unknown"])
-@pytest.mark.parametrize(
+@sizes.each("vendor", ["postgresql", "mysql", "sqlite", "oracle", "microsoft", "unknown"])
+@sizes.each(
     ("sql", "expected"),
     [
         ("CREATE USER bob IDENTIFIED BY tiger", "CREATE USER bob IDENTIFIED BY ?"),

@@ -20,6 +20,7 @@ from django_otel.config.schema import ConfigError
 from django_otel.middleware import get_observer
 from django_otel.multiprocess import shared_values
 from django_otel.requests.dimensions import Dimensions
+from tests import sizes
 from tests.services import ROOT, serve
 
 DURATION = "http.server.request.duration"
@@ -195,7 +196,7 @@ def test_off_there_is_nothing_to_decide(settings):
     assert get_observer().dimensions is None
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("value", "part"),
     [
         ({"http.route": 5}, "already"), ({"http_route": 5}, "already"), ({"le": 5}, "already"),

@@ -55,6 +55,7 @@ from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.provider import OwnTracerProvider
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
 from django_otel.tracing.tracer import Tracer
+from tests import sizes
 from tests.business_app.models import Order
 from tests.business_app.support import registered_fixture  # noqa: F401 (a fixture)
 
@@ -493,7 +494,7 @@ _limits = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=sizes.examples(300), deadline=None)
 @given(start=_maps, operations=st.lists(_operations, max_size=8), limits=_limits)
 def test_any_life_of_a_span_ends_alike(start, operations, limits):
     """Random calls with random values under random limits."""

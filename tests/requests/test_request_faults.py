@@ -27,6 +27,7 @@ from django_otel.base import attribute_values, guard
 from django_otel.requests import record
 from django_otel.requests.view_names import name_view
 from django_otel.routes import route_template
+from tests import sizes
 
 
 def plain(request, *_, **__):
@@ -114,7 +115,7 @@ def own_urls():
 # --- Routes. ---
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("pattern", "route"),
     [
         (r"^two/(\d)/to/(\d)/$", "/two/<var>/to/<var>/"),

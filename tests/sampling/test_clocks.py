@@ -15,6 +15,7 @@ import pytest
 from django_otel.multiprocess.host_registry import HostRegistry
 from django_otel.sampling import sampler
 from django_otel.sampling.limiter import Limiter
+from tests import sizes
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -27,9 +28,9 @@ def clock(monkeypatch):
     return lambda seconds: now.__setitem__(0, seconds)
 
 
-@pytest.mark.parametrize("uptime_s", [0.0, 0.01, 1.0, 15.0, 60.0, 1_800.0, 90_000.0])
-@pytest.mark.parametrize("max_per_second", [0.0001, 0.001, 0.1, 1.0, 5.0, 9.9])
-@pytest.mark.parametrize("shared", [None, "array", "file"])
+@sizes.each("uptime_s", [0.0, 0.01, 1.0, 15.0, 60.0, 1_800.0, 90_000.0])
+@sizes.each("max_per_second", [0.0001, 0.001, 0.1, 1.0, 5.0, 9.9])
+@sizes.each("shared", [None, "array", "file"])
 def test_a_limit_lets_one_trace_through_at_once_however_long_the_machine_is_up(
     clock, tmp_path, uptime_s, max_per_second, shared
 ):
@@ -40,14 +41,16 @@ def test_a_limit_lets_one_trace_through_at_once_however_long_the_machine_is_up(
         memory = array.array("d", (0.0, 0.0))
         limiters = [Limiter(max_per_second, 2, memory) for _ in range(2)]
     else:
-        limiters = [Limiter(max_per_second, 2, HostRegistry(tmp_path).clock("group")) for _ in range(2)]
+        # Each row has a clock of its own.
+        group = f"{uptime_s} {max_per_second}"
+        limiters = [Limiter(max_per_second, 2, HostRegistry(tmp_path).clock(group)) for _ in range(2)]
     taken = [limiter.acquire() for _ in range(2) for limiter in limiters for _ in range(2)]
     assert taken[0] == 1
     assert not any(taken[1:])
 
 
-@pytest.mark.parametrize("uptime_s", [0.0, 15.0, 1_800.0, 90_000.0])
-@pytest.mark.parametrize("max_per_second", [0.001, 0.1, 5.0])
+@sizes.each("uptime_s", [0.0, 15.0, 1_800.0, 90_000.0])
+@sizes.each("max_per_second", [0.001, 0.1, 5.0])
 def test_after_the_interval_one_more_trace_passes(clock, uptime_s, max_per_second):
     clock(uptime_s)
     limiter = Limiter(max_per_second, 1)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_otel.sampling.policy import MAX_RULES, METHODS, Policy, Rule
+from tests import sizes
 
 ratios = st.floats(min_value=0.0, max_value=1.0, allow_nan=False)
 moments = st.none() | st.floats(min_value=0, max_value=4e9, allow_nan=False)
@@ -43,7 +44,7 @@ def test_json_gives_back_the_same_policy(ratio, version, until, note, found, lim
     assert again.fingerprint == policy.fingerprint
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("keywords", "text"),
     [
         ({"ratio": 25, "path": "/"}, r"expected a number from 0\.0 to 1\.0\. For 25 % write 0\.25"),
@@ -85,7 +86,7 @@ def test_a_policy_out_of_range_is_refused(keywords, text):
         Policy(**keywords)
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "content",
     [
         None, [], "x", {}, {"format": 2, "ratio": 1.0}, {"format": 1}, {"format": 1, "ratio": 1.0, "other": 1},
@@ -99,7 +100,7 @@ def test_json_that_is_no_policy_is_refused(content):
         Policy.from_json(content)
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("rule", "method", "path", "route", "expected"),
     [
         (Rule(1, path="/checkout/*"), "GET", "/checkout/", None, True),

@@ -21,6 +21,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 from django_otel.sampling import sampler
 from django_otel.sampling.policy import Policy
 from django_otel.sampling.sampler import LiveSampler
+from tests import sizes
 
 ratios = st.floats(min_value=0.0, max_value=1.0, allow_nan=False)
 trace_ids = st.integers(min_value=1, max_value=(1 << 128) - 1)
@@ -48,7 +49,7 @@ def _sampled(sampler, trace_id):
     return sampler.should_sample(None, trace_id, "GET /").decision is Decision.RECORD_AND_SAMPLE
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=sizes.examples(500), deadline=None)
 @given(ratio=ratios, trace_id=trace_ids, context=parent_contexts(), attributes=st.none() | st.just({"url.path": "/"}))
 @example(ratio=1.0, trace_id=(1 << 128) - 1, context=None, attributes=None)
 @example(ratio=0.0, trace_id=1 << 64, context=None, attributes=None)
@@ -70,7 +71,7 @@ def test_every_answer_is_that_of_the_sdk(ratio, trace_id, context, attributes):
     assert state == dict(theirs.trace_state or {})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=sizes.examples(300), deadline=None)
 @given(ratio=ratios, trace_id=trace_ids)
 def test_the_fast_path_agrees_with_the_sampler_interface(ratio, trace_id):
     """decide() is should_sample() of a trace that begins here."""

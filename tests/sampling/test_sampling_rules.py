@@ -21,7 +21,7 @@ from django_otel.sampling import limiter
 from django_otel.sampling import sampler as sampler_module
 from django_otel.sampling.policy import Policy, Rule
 from django_otel.sampling.sampler import LiveSampler
-from tests import services
+from tests import services, sizes
 from tests.sampling.test_policy import rules
 
 HIGH, LOW = (1 << 64) - 1, 1
@@ -92,7 +92,7 @@ def test_a_recorded_root_says_why_and_how_many_it_stands_for():
     assert LiveSampler(Policy(0.1)).policy.judge(LOW).attributes == {"sampling.weight": 10.0}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=sizes.examples(300), deadline=None)
 @given(
     st.lists(rules(), max_size=8),
     st.sampled_from(["GET", "POST", "DELETE", "_OTHER"]),
@@ -292,14 +292,14 @@ def offer(sampler: LiveSampler, seconds: float, threads: int = 1) -> Offered:
     return Offered(sum(passed), max(ended_s) - min(begun_s), max(used_s))
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize("limit", [50.0, 400.0])
+@pytest.mark.scaled
+@pytest.mark.parametrize(("limit", "threads"), sizes.few([(50.0, 1), (50.0, 4), (400.0, 4), (400.0, 1)], 2))
 def test_the_limit_holds_over_a_burst_within_10_percent(limit, threads):
-    """Two seconds of as many as the processor can offer, after a pause in which nothing was saved up."""
+    """One or two seconds of as many as the processor can offer, after a pause in which nothing was saved up."""
     sampler, counts = sampler_of(Policy(1.0, max_per_second=limit))
     time.sleep(0.5)
 
-    found = offer(sampler, 2.0, threads)
+    found = offer(sampler, sizes.scaled(1.0, 2.0), threads)
 
     assert 0.9 * limit * found.used_s <= found.passed <= 1.1 * limit * found.lasted_s
     assert counts["", "dropped", "rate_limit"] > found.passed
@@ -349,8 +349,8 @@ def processes_of(number: int, limit: float) -> list[LiveSampler]:
 
 
 @pytest.mark.parametrize("number", [2, 8, 32])
-@pytest.mark.parametrize("limit", [1.0, 5.0, 12.0, 19.0, 100.0, 319.0])
-@pytest.mark.parametrize("lasts_s", [1.0, 3.0])
+@pytest.mark.parametrize("limit", sizes.few([1.0, 5.0, 12.0, 19.0, 319.0, 100.0], 2))
+@pytest.mark.parametrize("lasts_s", sizes.few([1.0, 3.0], 2))
 def test_the_limit_holds_over_a_burst_of_many_processes(monkeypatch, number, limit, lasts_s):
     """Within 10 % also where the limit is less than ten per second and process; the very first trace always passes."""
     clock = Clock(monkeypatch)

@@ -12,6 +12,7 @@ from django_otel.tracestore.items import StoredSpans
 from django_otel.tracestore.otlp_json import LOGS, TRACES, from_json, to_json
 from django_otel.tracestore.reader import TraceFilter, read
 from django_otel.tracestore.writer import TraceStore
+from tests import sizes
 
 TRACE_ID, OTHER_ID = "0af7651916cd43dd8448eb211c80319c", "1af7651916cd43dd8448eb211c80319c"
 
@@ -93,7 +94,7 @@ def test_spans_without_an_id_are_refused_and_counted():
     assert (received.refused, [item.trace_id for item in received.items]) == (1, [TRACE_ID])
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "content",
     [
         [], "x", 7, {"resourceSpans": {}}, {"resourceSpans": [1]},
