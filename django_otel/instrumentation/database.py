@@ -46,7 +46,7 @@ from django_otel.base.sdk_compat import (
 )
 from django_otel.config.schema import Config
 from django_otel.instrumentation.callers import find_caller
-from django_otel.instrumentation.n_plus_one import KnownStatement, Watch, Watched, build_watch, note_query
+from django_otel.instrumentation.n_plus_one import KnownStatement, Watch, Watched, build_watch, look, note_query
 from django_otel.instrumentation.query_outcome import note_error, note_rows
 from django_otel.metrics.instruments import Counter, Histogram
 from django_otel.metrics.series import HistogramSeries
@@ -211,11 +211,14 @@ class QueryWrapper:
             if query.owner is request.started_s:
                 count = query.count = query.count + 1
                 if count == query.look_at:
-                    note_query(settings.watch, request, query, span)
-            elif query.is_trusted and query.repeats is None:
-                query.owner, query.count, query.look_at = request.started_s, 1, 2
+                    look(request, query, span)
             elif query.known is not None:
-                note_query(settings.watch, request, query, span)
+                known = query.known
+                if known.is_trusted and query.repeats is None:
+                    query.owner, query.count = request.started_s, 1
+                    query.look_at = known.watch.limit if span is None else known.first_look
+                else:
+                    note_query(settings.watch, request, query, span)
         self.finish(settings, query, ended_s - started_s, span, token, None)
         return result
 
@@ -296,7 +299,8 @@ class QueryWrapper:
             attributes["db.query.text"] = statement.text
         if many and (size := _size(params)) is not None and size != 1:
             attributes["db.operation.batch.size"] = size
-        query = Query(statement, attributes, settings.watch.find(statement) if settings.watch is not None else None)
+        watched = settings.watch.find(statement, (sql, self._attributes, many)) if settings.watch is not None else None
+        query = Query(statement, attributes, watched)
         query.has_row_count = not many and self._vendor in _COUNTING and statement.operation in _RETURNING
         if not many and type(sql) is str and len(sql) <= MAX_LENGTH:
             if len(self._queries) >= _MAX_QUERIES_KEPT:

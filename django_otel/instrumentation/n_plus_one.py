@@ -14,7 +14,8 @@ noticed is code that has never run the statement before, when it runs between ex
 that position and the query, and both are equally far apart. A statement that has come
 from one line alone a hundred times is looked at by every `limit`th query of a request
 only; when it then comes from another line for the first time, the queries since the
-last look count as that line's, and afterwards each is looked at again.
+last look count as that line's, and afterwards each is looked at again. So is one that
+several SQL texts are, or that runs on several databases: their counts are added up.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Place:
 
     def _build_event(self) -> dict[str, Any]:
         event = {COUNT: 0, **self.attributes}
-        if self.statement.is_shown:
+        if self.statement.watch.tells_text:
             event[SQL] = self.statement.text
         if self._advice:
             event[ADVICE] = render(self._advice)
@@ -133,11 +134,22 @@ class Site:
 class KnownStatement:
     """A statement's text, and where it has been run from in this process."""
 
-    __slots__ = ("depths", "failures", "is_shown", "last", "places", "sites", "text")
+    __slots__ = (
+        "depths", "failures", "first_look", "is_trusted", "last", "origin", "places", "sightings", "sites", "text",
+        "watch",
+    )  # fmt: skip
 
-    def __init__(self, text: str, *, is_shown: bool) -> None:
+    def __init__(self, watch: Watch, text: str, origin: object) -> None:
+        self.watch = watch
         self.text = text
-        self.is_shown = is_shown
+        #: SQL text and database that run it; None once there are several.
+        self.origin: object = origin
+        #: Whether its queries are counted without a look; see `Watched`.
+        self.is_trusted = False
+        #: How often it has come from the one known line; negative once there was another.
+        self.sightings = 0
+        #: The count at which a query of a recorded request is looked at.
+        self.first_look = watch.limit if runtime.console() is None else min(watch.limit, _NAMED)
         #: The site of the last query.
         self.last: Site | None = None
         #: By depth, identity of the code (which the sites hold) and position in it.
@@ -148,6 +160,25 @@ class KnownStatement:
         self.places: dict[tuple[Any, ...], Place] = {}
         #: How often the stack had no line of the project: Django's own code runs it.
         self.failures = 0
+
+    def add_origin(self, origin: object) -> None:
+        """Note who runs the statement: an SQL text, on a database."""
+        if origin != self.origin:
+            self.origin, self.is_trusted = None, False
+
+    def trust(self, site: Site, record: RequestRecord) -> bool:
+        """Note that a query came from `site`; return whether the statement is trusted from now on."""
+        self.sightings += 1
+        if self.sightings < _TRUSTED or self.origin is None or len(self.places) != 1:
+            return False
+        # Asynchronous requests share their connection.
+        is_shared = hasattr(record.request, "scope") or (site.detail is not None and site.detail[0] == "awaiting")
+        self.is_trusted = not is_shared
+        return self.is_trusted
+
+    def distrust(self) -> None:
+        """Look at each query again, for a long time."""
+        self.sightings, self.is_trusted = -_DISTRUSTED, False
 
     def learn(self, start: FrameType) -> Site | None:
         """Walk the stack outside of `start`; None without a line of the project."""
@@ -206,35 +237,33 @@ def _outer(frame: FrameType, depth: int) -> FrameType:
 class Watched:
     """One SQL text on one connection, whose queries are counted.
 
-    A text that has come from the same line a hundred times is trusted to come from there: its queries are counted
-    here, and looked at by the `look_at`th of a request alone.
+    A statement that has come from the same line a hundred times is trusted to come from there: its queries are
+    counted here, and looked at by the `look_at`th of a request alone. The only one that was looked at stands for
+    the request's `Repeats`.
     """
 
-    __slots__ = ("count", "is_trusted", "known", "look_at", "owner", "repeats", "sightings")
+    __slots__ = ("count", "known", "look_at", "owner", "repeats")
 
     def __init__(self, known: KnownStatement | None) -> None:
         #: Where it was run from; None for one that is not counted by place.
         self.known = known
-        #: How often it has come from the one known line; negative once there was another.
-        self.sightings = 0
-        self.is_trusted = False
         #: The request whose queries are counted here, by its `started_s`, which is an object of its own.
         self.owner: float | None = None
         self.count = 0
         self.look_at = 0
-        #: The same request's, once there are two.
-        self.repeats: Repeats | None = None
+        #: The same request's, from the first look on.
+        self.repeats: Repeats | Watched | None = None
 
-    def trust(self, known: KnownStatement, site: Site, record: RequestRecord) -> None:
-        """Note that the query came from the only known line, in a request that has the connection for itself."""
-        self.sightings += 1
-        if self.sightings >= _TRUSTED:
-            is_shared = hasattr(record.request, "scope") or (site.detail is not None and site.detail[0] == "awaiting")
-            self.is_trusted = len(known.places) == 1 and not is_shared
-
-    def distrust(self) -> None:
-        self.sightings, self.is_trusted = -_DISTRUSTED, False
+    def finish(self, span: Span | None, route: str) -> None:
+        """As `Repeats.finish`, for a request whose only repeated query this is."""
+        known, count = self.known, self.count
         self.owner = self.repeats = None
+        try:
+            if known is not None and known.last is not None and count >= known.watch.limit:
+                place = known.last.place
+                known.watch.report({place: count}, [place], span, route)
+        except Exception as fault:
+            guard.report("reporting equal queries", fault)
 
 
 class Repeats:
@@ -253,14 +282,19 @@ class Repeats:
         self.failed: dict[KnownStatement, int] | None = None
 
     def finish(self, span: Span | None, route: str) -> None:
-        """Report what was found, when the request ends. Never raises an `Exception`."""
+        """Report repeated statements when the request ends. Never raises an `Exception`."""
         try:
             for query in self.queries:
                 self.take(query)
             if self.found:
-                self.watch.report(self, span, route)
+                self.watch.report(self.counts, self.found, span, route)
         except Exception as fault:
             guard.report("reporting equal queries", fault)
+
+    def add(self, query: Watched) -> None:
+        """Have a trusted query's count taken when the request ends."""
+        query.repeats = self
+        self.queries.append(query)
 
     def take(self, query: Watched) -> None:
         """Add what a trusted query has counted, which then begins again."""
@@ -289,8 +323,34 @@ def build_watch(config: Config) -> Watch | None:
     return Watch(limit, counter, tells_text=config.database.statement != "off")
 
 
+def look(record: RequestRecord, query: Watched, span: Span | None) -> None:
+    """Look at the place of a trusted query at its count `look_at`. Called by `QueryWrapper`; raises no `Exception`."""
+    try:
+        known: KnownStatement = query.known  # type: ignore[assignment]
+        site: Site = known.last  # type: ignore[assignment]
+        watch, count = known.watch, query.count
+        limit = watch.limit
+        if query.repeats is None:
+            if record.repeats is None:
+                record.repeats = query.repeats = query
+            else:
+                watch.open(record).add(query)
+        if count <= _NAMED or count % limit:
+            query.look_at = watch.name(site.place, count, span)
+            if count % limit:
+                return
+        else:
+            query.look_at = count + limit
+        if len(known.places) != 1 or not _shows(site):
+            watch.move(record, query, _getframe(1))
+        elif not site.is_advised or (count == limit and site.advised_at is not None):
+            site.advise(_getframe(1))
+    except Exception as fault:
+        guard.report("counting equal queries", fault)
+
+
 def note_query(watch: Watch | None, record: RequestRecord, query: Watched, span: Span | None) -> None:
-    """Count a query of a request that has just run. Never raises an `Exception`."""
+    """Count a query of a request that has just run. Called by `QueryWrapper`. Never raises an `Exception`."""
     try:
         if watch is not None:
             watch.note(record, query, span)
@@ -306,38 +366,35 @@ class Watch:
         #: The count from which on there is something to do.
         self._first = min(limit, _NAMED)
         self._counter = counter
-        self._tells_text = tells_text
+        self.tells_text = tells_text
         self._series: dict[str, Series] = {}
         self._statements: dict[str, KnownStatement] = {}
 
-    def find(self, statement: Statement) -> KnownStatement | None:
-        """Return what is known of a statement; None for one that is not counted."""
+    def find(self, statement: Statement, origin: object) -> KnownStatement | None:
+        """Return the state of a statement, which `origin` runs; None for one that is not counted."""
         if statement.operation in _CONTROL or not statement.text:
             return None
         known = self._statements.get(statement.text)
         if known is None:
             if len(self._statements) >= _MAX_STATEMENTS:
                 self._statements.pop(next(iter(self._statements)), None)
-            known = self._statements.setdefault(
-                statement.text, KnownStatement(statement.text, is_shown=self._tells_text)
-            )
+            known = self._statements.setdefault(statement.text, KnownStatement(self, statement.text, origin))
+        known.add_origin(origin)
         return known
 
     def note(  # noqa: C901 (one decision after the other, each with its reason)
         self, record: RequestRecord, query: Watched, span: Span | None
     ) -> None:
-        """Count a query of a request. Called from `QueryWrapper` once the query has run."""
+        """Count a query of a request by its place. Called by `note_query`."""
         known = query.known
         assert known is not None
-        repeats: Repeats = record.repeats  # type: ignore[assignment]
-        if repeats is None:
-            repeats = record.repeats = Repeats(self)
-        if query.is_trusted and self._count_trusted(repeats, record, query, span):
-            return
+        repeats = record.repeats
+        if type(repeats) is not Repeats:
+            repeats = self.open(record)
         site = known.last
         if site is not None:
             try:
-                frame = _getframe(site.depth)
+                frame = _getframe(site.depth + 2)
             except ValueError:
                 site = None
             else:
@@ -345,68 +402,77 @@ class Watch:
                 if not is_same or (site.detail is not None and not is_caller(frame, site.detail)):
                     site = None
         if site is None:
-            site = known.recognise(_getframe()) or self._learn(repeats, known, _getframe())
+            site = known.recognise(_getframe(2)) or self._learn(repeats, known, _getframe(2))
             if site is None:
                 return
             known.last = site
-        query.trust(known, site, record)
+        if query.owner is record.started_s:
+            # One that has failed: those that have not are counted by the query.
+            if query.repeats is None:
+                repeats.add(query)
+        elif known.is_trusted or known.trust(site, record):
+            # Those so far are counted by place, the following ones by the query.
+            query.owner, query.count, query.look_at = record.started_s, 0, self.limit
+            repeats.add(query)
         place = site.place
         counts = repeats.counts
         if place in counts:
             count = counts[place] = counts[place] + 1
             if count >= self._first:
-                if count == _NAMED and span is not None and runtime.console() is not None:
-                    span.set_attributes(place.attributes)
-                limit = self.limit
-                if count >= limit and (count == limit or not site.is_advised):
-                    self._report_later(repeats, site, count)
+                if count == _NAMED:
+                    self.name(place, count, span)
+                if count >= self.limit and (count == self.limit or not site.is_advised):
+                    self._report_later(repeats, site, _getframe(2))
         else:
             if len(counts) >= _MAX_PLACES:
                 repeats.make_room()
             repeats.counts[place] = 1
 
-    def _count_trusted(self, repeats: Repeats, record: RequestRecord, query: Watched, span: Span | None) -> bool:
-        """Go on with a query that counts for itself; False if it is from another line than it always was."""
-        known = query.known
-        assert known is not None
-        if query.owner is not record.started_s:
-            if query.repeats is not None:
-                # Of a request under way beside this one, on the same connection.
-                query.repeats.take(query)
-            query.owner, query.count, query.look_at = record.started_s, 1, 2
-            return True
-        count, limit = query.count, self.limit
-        if query.repeats is None:
-            query.repeats = repeats
-            repeats.queries.append(query)
-        site = known.last
-        if count == _NAMED and site is not None and span is not None and runtime.console() is not None:
-            span.set_attributes(site.place.attributes)
-        if count % limit == 0:
-            seen = site if site is not None and _shows(site) else known.recognise(_getframe(1))
-            if seen is None or len(known.places) != 1:
-                count -= limit
-                query.count = count
-                repeats.take(query)
-                query.distrust()
-                seen = seen or self._learn(repeats, known, _getframe(1))
-                if seen is None:
-                    return True
-                # Those since the last look, as far as is known: this one is counted by `note`.
-                repeats.counts[seen.place] = repeats.counts.get(seen.place, 0) + limit - 1
-                known.last = seen
-                return False
-            if not seen.is_advised or (count == limit and seen.advised_at is not None):
-                seen.advise(_getframe(1))
-        is_named = count < _NAMED and span is not None and runtime.console() is not None
-        query.look_at = _NAMED if is_named else count - count % limit + limit
-        return True
+    def open(self, record: RequestRecord) -> Repeats:
+        """Return the request's `Repeats`, made if there is none."""
+        sole = record.repeats
+        if type(sole) is Repeats:
+            return sole
+        repeats = record.repeats = Repeats(self)
+        if sole is not None:
+            repeats.add(sole)  # type: ignore[arg-type]
+        return repeats
 
-    def _report_later(self, repeats: Repeats, site: Site, count: int) -> None:
-        if count == self.limit and site.place not in repeats.found:
+    def name(self, place: Place, count: int, span: Span | None) -> int:
+        """Give the third equal query the line, for the console; return the next count to look at."""
+        following = count - count % self.limit + self.limit
+        if span is None or count > _NAMED or runtime.console() is None:
+            return following
+        if count == _NAMED:
+            span.set_attributes(place.attributes)
+            return following
+        return min(following, _NAMED)
+
+    def move(self, record: RequestRecord, query: Watched, start: FrameType) -> None:
+        """Find the place of a trusted query that does not come from where it last did."""
+        known, limit, repeats = query.known, self.limit, self.open(record)
+        assert known is not None
+        site = known.recognise(start)
+        if site is None or len(known.places) != 1:
+            query.count -= limit
+            repeats.take(query)
+            query.owner = query.repeats = None
+            known.distrust()
+            site = site or self._learn(repeats, known, start)
+            if site is None:
+                return
+            # Those since the last look, as far as is known.
+            repeats.counts[site.place] = repeats.counts.get(site.place, 0) + limit
+            self._report_later(repeats, site, start)
+        elif not site.is_advised:
+            site.advise(start)
+        known.last = site
+
+    def _report_later(self, repeats: Repeats, site: Site, start: FrameType) -> None:
+        if site.place not in repeats.found:
             repeats.found.append(site.place)
         if not site.is_advised or site.advised_at is not None:
-            site.advise(_getframe(1))
+            site.advise(start)
 
     def _learn(self, repeats: Repeats, known: KnownStatement, start: FrameType) -> Site | None:
         failed = repeats.failed
@@ -424,17 +490,16 @@ class Watch:
             failed[known] = walked + 1
         return site
 
-    def report(self, repeats: Repeats, span: Span | None, route: str) -> None:
-        """Count what a request of that route has repeated, and add an event for each to its span."""
+    def report(self, counts: dict[Place, int], found: list[Place], span: Span | None, route: str) -> None:
+        """Count the `found` places of a request of that route, and add an event for each to its span."""
         series = self._series.get(route)
         if series is None:
             series = self._counter.series({"http.route": route} if route else {})
             if not series.is_overflow and len(self._series) < _MAX_LABELS:
                 self._series[route] = series
-        series.add(float(len(repeats.found)))
+        series.add(float(len(found)))
         if span is None or not span.is_recording():
             return
-        counts, found = repeats.counts, repeats.found
         if len(found) > 1:
             found = sorted(found, key=lambda each: -counts[each])[:_MAX_EVENTS]
         for place in found:

@@ -47,8 +47,8 @@ class SpanFields(SdkSpan):
     _context: SpanContext
     _dropped: int
     _end_time: int | None
-    #: An empty tuple until there is an event; the same with links.
-    _events: tuple[()] | BoundedList[Event]
+    #: A tuple of at most one, or the SDK's list; of links, an empty tuple or that list.
+    _events: tuple[Event, ...] | BoundedList[Event]
     _kind: SpanKind
     _links: tuple[()] | BoundedList[Link]
     _name: str

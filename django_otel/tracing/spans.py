@@ -238,9 +238,15 @@ class RecordedSpan(SpanFields):
         try:
             is_recording = self._end_time is None
             if is_recording:
-                if type(self._events) is tuple:
-                    self._events = BoundedList(self._limits.max_events)
-                self._events.append(event)  # type: ignore[union-attr]
+                events = self._events
+                if not events and self._limits.max_events != 0:
+                    # Most spans with events have one; the SDK's list costs more than the event.
+                    self._events = (event,)
+                else:
+                    if type(events) is tuple:
+                        self._events = BoundedList(self._limits.max_events)
+                        self._events.extend(events)
+                    self._events.append(event)  # type: ignore[union-attr]
         finally:
             lock.release()
         if not is_recording:

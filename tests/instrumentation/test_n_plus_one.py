@@ -457,6 +457,44 @@ def test_the_cure_of_a_trusted_statement_is_kept(fresh, client, otel_spans, otel
     assert otel_metrics.value(COUNTER, http__route="/foreign_key/") == 5
 
 
+def counts_of(spans):
+    """Of the events of each request, in the order of their ends."""
+    requests = [span for span in spans if span.name.startswith("GET")]
+    return [[dict(event.attributes)[COUNT] for event in span.events if event.name == NAME] for span in requests]
+
+
+@pytest.mark.parametrize(
+    ("rows", "failures", "counts"), [(8, 0, []), (5, 3, []), (5, 4, [9]), (1, 8, [9]), (9, 9, [18])]
+)
+def test_failed_queries_of_a_trusted_statement_are_counted_with_the_others(
+    fresh, client, otel_spans, rows, failures, counts
+):
+    client.get("/partly_failing/30/0/")
+    otel_spans.clear()
+    client.get(f"/partly_failing/{rows}/{failures}/")
+    found = [each[COUNT] for each in detections(otel_spans) if each[SQL].startswith("INSERT")]
+    assert found == counts
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+@pytest.mark.parametrize("view", ["several_databases", "literals"])
+def test_trusted_queries_of_one_statement_are_added_up(fresh, client, otel_spans, view):
+    """From several databases, and as several SQL texts: none of them has as many as are reported."""
+    for _ in range(40):
+        otel_spans.clear()
+        client.get(f"/{view}/")
+        assert counts_of(otel_spans) == [[12]]
+
+
+def test_a_request_that_is_discarded_leaves_the_count_of_the_next_exact(fresh, client, otel_spans):
+    client.get("/repeated_by_a_helper/30/")
+    client.get("/discarded/12/")
+    for times, expected in ((8, [[]]), (9, [[9]]), (12, [[12]])):
+        otel_spans.clear()
+        client.get(f"/repeated_by_a_helper/{times}/")
+        assert counts_of(otel_spans) == expected, times
+
+
 def test_requests_that_share_a_connection_do_not_mix_their_counts(fresh, client, otel_spans):
     """Asynchronous views run their queries in one thread."""
     client.get("/awaited/")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib import admin
-from django.db import connection, connections, transaction
+from django.db import IntegrityError, connection, connections, transaction
 from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.urls import path, re_path
 from django.utils.functional import SimpleLazyObject
 from django.views.generic import ListView
 
+from django_otel.requests.record import find as record_of
 from tests.relations.models import Author, Book, Chapter, Country, Magazine, Note, Novel, ProxyBook, Tag
 
 
@@ -283,6 +284,35 @@ def repeated(request, times):
     return answer([])
 
 
+def partly_failing(request, rows, failures):
+    """So many rows are written, and so many refused, by one statement."""
+    for number in range(rows + failures):
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                name = f"row {number}" if number < rows else "row 0"
+                cursor.execute("INSERT INTO relations_tag (name, is_hidden) VALUES (%s, %s)", [name, True])  # here
+        except IntegrityError:
+            pass
+    Tag._base_manager.filter(is_hidden=True).delete()
+    return answer([])
+
+
+def repeated_by_a_helper(request, times):
+    repeat(times)
+    return answer([])
+
+
+def repeat(times):
+    for _ in range(times):
+        Country.objects.filter(name="a").first()  # here
+
+
+def discarded(request, times):
+    repeat(times)
+    record_of(request).discard()
+    return answer([])
+
+
 def in_a_template(request):
     return render(request, "relations/books.html", {"books": Book.objects.all()})
 
@@ -442,6 +472,9 @@ _TAKING = {
     "distinct": "<int:count>/",
     "two_places": "<int:first_times>/<int:second_times>/",
     "repeated": "<int:times>/",
+    "partly_failing": "<int:rows>/<int:failures>/",
+    "repeated_by_a_helper": "<int:times>/",
+    "discarded": "<int:times>/",
 }
 _PLAIN = [
     found
