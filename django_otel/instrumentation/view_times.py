@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from django.core.handlers.base import BaseHandler
+from django.db import connections
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.template.response import SimpleTemplateResponse
@@ -29,7 +30,12 @@ _plain_render = SimpleTemplateResponse.render
 
 def _make_view_atomic(self: BaseHandler, view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
     """Called right before the view."""
-    wrapped = _plain_make_view_atomic(self, view)
+    wrapped = view
+    for database in connections.settings.values():
+        # Mostly none is: to look here pays for the rest of what is done at a view.
+        if database["ATOMIC_REQUESTS"]:
+            wrapped = _plain_make_view_atomic(self, view)
+            break
     context = get_current()
     record: Any = context if type(context) is RequestRecord else context.get(REQUEST_KEY)
     # A handler that a view calls is part of the view.

@@ -21,7 +21,7 @@ from asgiref.sync import sync_to_async
 from django.core.cache import cache
 from django.core.exceptions import PermissionDenied
 from django.core.handlers.base import BaseHandler
-from django.db import connection
+from django.db import connection, connections, transaction
 from django.http import HttpResponse, StreamingHttpResponse
 from django.template import Context, Template, engines
 from django.template.base import Template as BaseTemplate
@@ -103,6 +103,19 @@ class SlowResponse(SimpleTemplateResponse):
 
 def rendered_later(request):
     return SlowResponse(None)
+
+
+def atomic(request):
+    return HttpResponse(str(connection.in_atomic_block))
+
+
+@transaction.non_atomic_requests
+def not_atomic(request):
+    return atomic(request)
+
+
+async def atomic_async(request):
+    return HttpResponse("never")
 
 
 async def overlapping(request):
@@ -236,6 +249,7 @@ urlpatterns = [
     for view in (
         everything, everything_async, nested, later, rendered_later, overlapping, threads, stays_open, stream,
         async_stream, broken_stream, raises, forbidden, exits, around,
+        atomic, not_atomic, atomic_async,
     )
 ]  # fmt: skip
 #: What each path takes at least, in naps, beside the three of the middleware and its query.
@@ -285,6 +299,7 @@ def get(url, **more):
     if response.streaming:
         list(response)
     response.close()
+    return response
 
 
 def read(otel_metrics):
@@ -427,6 +442,16 @@ def test_the_header_shows_the_layers(settings):
     assert list(taken) == ["total", "db", "cache", "template", "http", "middleware", "view"]
     assert sum(taken.values()) == pytest.approx(2 * taken["total"], abs=0.05)
     assert min(taken["db"], taken["cache"], taken["template"], taken["view"]) >= NAP_S * 1000
+
+
+@pytest.mark.django_db(transaction=True)
+def test_requests_are_atomic_where_the_project_wants_them_to_be(monkeypatch):
+    """Whether they are is asked at each view, and it may change."""
+    for is_wanted in (False, True, False):
+        monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", is_wanted)
+        assert get("/atomic/").content == str(is_wanted).encode()
+        assert get("/not-atomic/").content == b"False"
+        assert get("/atomic-async/").status_code == (500 if is_wanted else 200)
 
 
 def test_off_it_leaves_everything_as_it_was(settings, otel_metrics):
