@@ -34,7 +34,7 @@ from opentelemetry.trace import INVALID_SPAN
 from django_otel.base import forks, guard, log_fields
 from django_otel.base.log_levels import levels as live_levels
 from django_otel.base.sdk_compat import SUPPRESS_INSTRUMENTATION_KEY
-from django_otel.export import log_records
+from django_otel.export import log_records, task_logs
 from django_otel.export.log_records import MAX_BODY_LENGTH as MAX_BODY_LENGTH
 from django_otel.export.log_records import severity_number as severity_number
 from django_otel.redaction.paths import redact_unmatched
@@ -244,7 +244,7 @@ class OTelHandler(logging.Handler):
         if log_records.is_below(record.name, log_records.SQL_LOGGER):
             return str(record.msg)
         try:
-            text = self.format(record) if self.formatter is not None else log_records.message_of(record)
+            text = self.format(record) if self.formatter is not None else task_logs.message_of(record)
             # Also in the message, where a QueueHandler has formatted it.
             return text.replace(f"\n{log_records.NO_EXCEPTION}\n", "\n").removesuffix(f"\n{log_records.NO_EXCEPTION}")
         except Exception:

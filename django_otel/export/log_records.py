@@ -16,6 +16,7 @@ from opentelemetry.semconv.attributes import exception_attributes
 from opentelemetry.trace import TraceFlags
 
 from django_otel.base import guard, proxies
+from django_otel.export import task_logs
 from django_otel.redaction import cutting
 from django_otel.tracing.exceptions import class_name
 
@@ -48,19 +49,7 @@ _EVENT_NAMES = ("otel.event.name", "event.name", "event_name")
 #: Of Django's SQL log: the statement with its literals. The database layer has spans for it, without them.
 SQL_LOGGER = "django.db.backends"
 _SQL_EXTRA = frozenset(("sql", "params"))
-#: Of Celery's log: the arguments and the result of a task.
-TASK_LOGGER = "celery"
-_TASK_EXTRA = frozenset(("data",))
-_TASK_VALUES = frozenset(("args", "kwargs", "return_value", "sargs", "skwargs"))
-
-
-def message_of(record: logging.LogRecord) -> str:
-    """Return the record's message; one of Celery without the arguments and the result of the task."""
-    values = record.args
-    if isinstance(values, Mapping) and is_below(record.name, TASK_LOGGER):
-        hidden = {key: "[not exported]" if key in _TASK_VALUES else value for key, value in values.items()}
-        return str(record.msg) % hidden
-    return record.getMessage()
+_NO_EXTRA: frozenset[str] = frozenset()
 
 
 def is_below(name: str, parent: str) -> bool:
@@ -104,9 +93,9 @@ def cut_stack(text: str, scrub: Scrub) -> str:
 
 def extra_attributes(record: logging.LogRecord, scrub: Scrub) -> tuple[dict[str, Any], str | None]:
     """The attributes the application gave, and the name of the event if it gave one."""
-    left_out: frozenset[str] = _SQL_EXTRA if is_below(record.name, SQL_LOGGER) else frozenset()
-    if is_below(record.name, TASK_LOGGER):
-        left_out = _TASK_EXTRA
+    left_out = task_logs.LEFT_OUT.get(task_logs.library_of(record), _NO_EXTRA)
+    if is_below(record.name, SQL_LOGGER):
+        left_out = _SQL_EXTRA
     attributes: dict[str, Any] = {}
     event_name: str | None = None
     for key, value in tuple(record.__dict__.items()):

@@ -371,6 +371,8 @@ OTHERS_PRIVATE_NAMES = {
     "_cache_update_cache": "django.middleware.cache; what cache_page itself looks at",
     "_get_active_apps": "celery._state; the apps of the process",
     "_create_task_sender": "celery.app.amqp.AMQP; what makes its send_task_message",
+    "_stopped_job_id": "rq.worker.BaseWorker; the job that was stopped on request",
+    "_replace": "collections.namedtuple, documented",
     "_post": "django.http.HttpRequest",
     "_files": "django.http.HttpRequest",
     "_non_atomic_requests": "what django.db.transaction.non_atomic_requests sets",

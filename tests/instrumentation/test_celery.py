@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 import django_otel
 from django_otel import runtime
-from django_otel.export import log_records
+from django_otel.export import log_records, task_logs
 from django_otel.instrumentation.tasks import celery_hooks, celery_lost, runs
 from django_otel.instrumentation.tasks.celery_hooks import backend
 from django_otel.sampling.policy import Rule
@@ -316,5 +316,5 @@ def test_what_celery_logs_of_arguments_and_results_is_not_exported(app, eager, c
     assert records and any("hunter2" in str(vars(record)) for record in records)
     for record in records:
         attributes, _ = log_records.extra_attributes(record, str)
-        assert "hunter2" not in f"{attributes} {log_records.message_of(record)}"
-        assert "orders.send_invoice" in log_records.message_of(record)
+        assert "hunter2" not in f"{attributes} {task_logs.message_of(record)}"
+        assert "orders.send_invoice" in task_logs.message_of(record)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from celery import Celery, current_app
 
+from django_otel.base.suppression import suppress_instrumentation
 from tests import services
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -25,7 +29,12 @@ class Shop:
         self.otel = {
             "SERVICE_NAME": "shop",
             "TRACES": {"EXPORTERS": ["otlp"], "ENDPOINT": f"{receiver.url}/v1/traces", "BATCH": {"DELAY_S": 0.2}},
-            "METRICS": {"SHARED_DIR": str(folder)},
+            "METRICS": {
+                "SHARED_DIR": str(folder),
+                "EXPORTERS": ["prometheus", "otlp"],
+                "ENDPOINT": f"{receiver.url}/v1/metrics",
+            },
+            "LOGS": {"EXPORTERS": ["otlp"], "ENDPOINT": f"{receiver.url}/v1/logs"},
             "METRICS_VIEW": {"ALLOW": "all"},
             "SAMPLING": {"LIVE": False},
             "BUSINESS": {"business_app.Order": {"created": "order.placed"}},
@@ -117,8 +126,9 @@ def check_work(shop, server, pool: str) -> None:
         shop.run(
             "fail.delay('hunter2'); again.delay(1); ignore.delay(); reject.delay(); app.send_task('orders.unknown');"
             "(send_invoice.si(1) | send_invoice.si(2)).apply_async();"
-            "from celery import group;"
+            "from celery import chord, group;"
             "group(nap.si(0), nap.si(0)).apply_async();"
+            "chord([part.s(1, 'hunter2'), part.s(2, 'hunter2')])(whole.s());"
             "nap.apply_async((0,), countdown=2);"
             "nap.apply_async((0,), expires=-1)" + ("; too_long.delay(); soft.delay()" if has_processes else "")
         )
@@ -135,6 +145,9 @@ def check_work(shop, server, pool: str) -> None:
             ("duration", "_other", "rejected"): 1,
             ("sent", "orders.nap", ""): 4, ("wait", "orders.nap", ""): 3, ("duration", "orders.nap", "succeeded"): 3,
             ("duration", "orders.nap", "rejected"): 1,
+            ("wait", "orders.part", ""): 2, ("duration", "orders.part", "succeeded"): 2,
+            ("sent", "orders.whole", ""): 1, ("wait", "orders.whole", ""): 1,
+            ("duration", "orders.whole", "succeeded"): 1,
         }  # fmt: skip
         if has_processes:
             expected |= {
@@ -146,7 +159,8 @@ def check_work(shop, server, pool: str) -> None:
         # The sender of these is a process of its own, neither web server nor worker: what it sent is not shown.
         shown = {key: number for key, number in expected.items() if key[0] != "sent"}
         shown["sent", "orders.send_invoice", ""] = 2
-        shown["sent", "orders.again", ""] = 1
+        # A retry and the end of a chord are sent by the worker.
+        shown["sent", "orders.again", ""] = shown["sent", "orders.whole", ""] = 1
 
         def numbers() -> dict:
             return shop.numbers(server)
@@ -161,8 +175,11 @@ def check_work(shop, server, pool: str) -> None:
         stop(worker)
         assert numbers() == shown
         check_traces(shop)
-    text = repr(shop.spans())
+    # Everything that was exported: spans, metrics and log records.
+    assert {path.rpartition("/")[2] for path, _, _ in shop.receiver.requests} == {"traces", "metrics", "logs"}
+    text = repr([message for _, _, message in shop.receiver.requests])
     assert "hunter2" not in text and "result-" not in text
+    assert "orders.send_invoice" in text
     if has_processes:
         assert "TimeLimitExceeded" in text
 
@@ -192,6 +209,10 @@ def check_traces(shop) -> None:
     assert len(seconds) == 1
     (failed,) = [span for span in spans if span.name == "process orders.fail"]
     assert failed.status.code == 2 and failed.status.message == "ValueError: password=[redacted]"
+    # The end of a chord stands in the trace of its parts, below the one that ended last.
+    (whole,) = [span for span in spans if span.name == "send orders.whole"]
+    assert names[whole.parent_span_id].name == "process orders.part"
+    assert len({span.trace_id for span in spans if span.name in ("process orders.part", "process orders.whole")}) <= 2
     # A task due in two seconds has not waited for them.
     waits = [services.attributes_of(span)["django.task.wait"] for span in spans if span.name == "process orders.nap"
              and services.attributes_of(span)["django.task.outcome"] == "succeeded"]  # fmt: skip
@@ -231,3 +252,112 @@ def test_numbers_are_exact_after_workers_were_killed_under_load(shop, task):
         ran = total + (times_lost if task == "late" else 0)
         assert found["wait", name, ""] == ran
         assert done("succeeded", "failed", "retried", "rejected") == ran
+
+
+def spans_of(shop, name: str) -> int:
+    return sum(span.name == name for span in shop.spans())
+
+
+@pytest.mark.parametrize("how", ["warm", pytest.param("cold", marks=pytest.mark.long)])
+@pytest.mark.parametrize("task", ["nap", pytest.param("late", marks=pytest.mark.long)])
+def test_a_shutdown_loses_nothing(shop, how, task):
+    """Each task has ended, or waits in the queue again; a cold shutdown breaks off those that run."""
+    total, name = 60, f"orders.{task}"
+    with shop.web() as server, shop.worker("--concurrency", "2") as worker:
+        shop.run(f"[{task}.delay(0.2) for number in range({total})]")
+        services.wait_until(lambda: shop.numbers(server).get(("duration", name, "succeeded"), 0) >= 4, 60, "work")
+        worker.send_signal(signal.SIGTERM if how == "warm" else signal.SIGQUIT)
+        worker.wait(60)
+        found = shop.numbers(server)
+        ended = {outcome: number for (metric, _, outcome), number in found.items() if metric == "duration"}
+        assert found["wait", name, ""] == sum(ended.values()), (shop.folder / "worker.log").read_text()
+        assert spans_of(shop, f"process {name}") == sum(ended.values())
+        broken_off = "retried" if task == "late" else "failed"
+        assert ended.keys() <= ({"succeeded"} if how == "warm" else {"succeeded", broken_off})
+        gone = sum(number for outcome, number in ended.items() if outcome != "retried")
+
+        def waiting() -> float:
+            return float(re.search(rb"length.* (\d+)\n", server.get("/metrics")[2])[1])
+
+        # Celery puts back what a cold shutdown breaks off only when another worker asks for it.
+        put_back = 0 if (how, task) != ("cold", "late") else 2
+        services.wait_until(lambda: total - gone - put_back <= waiting() <= total - gone, 60, "the tasks that wait")
+
+
+@pytest.mark.long
+def test_numbers_are_exact_when_the_pool_grows_and_shrinks(shop, monkeypatch):
+    monkeypatch.setenv("AUTOSCALE_KEEPALIVE", "1")
+    with shop.web() as server, shop.worker("--autoscale", "4,1") as worker:
+        total = 0
+        for _ in range(2):
+            shop.run("[nap.delay(0.2) for number in range(40)]")
+            total += 40
+            services.wait_until(lambda: len(children_of(worker.pid)) > 2, 60, "a larger pool")
+            services.wait_until(
+                lambda total=total: shop.numbers(server).get(("duration", "orders.nap", "succeeded")) == total,
+                60,
+                "work",
+            )
+            services.wait_until(lambda: len(children_of(worker.pid)) == 1, 60, "a smaller pool")
+        assert shop.numbers(server) == {
+            ("wait", "orders.nap", ""): total, ("duration", "orders.nap", "succeeded"): total,
+        }  # fmt: skip
+        stop(worker)
+    assert spans_of(shop, "process orders.nap") == total
+
+
+@contextlib.contextmanager
+def sender_without_traces(broker: str):
+    """What sends a task without a trace: another program."""
+    before = current_app._get_current_object()
+    app = Celery("other", broker=broker, set_as_current=False)
+    try:
+
+        def send(name: str, *args: object) -> str:
+            with suppress_instrumentation():
+                return app.send_task(name, args, queue="shop").id
+
+        yield send
+    finally:
+        app.close()
+        before.set_current()
+
+
+def test_the_admins_policy_reaches_a_worker_that_runs(shop):
+    """Ratio, a rule that names a task, errors and slow tasks; the worker's one process exports in sequence."""
+    shop.otel["SAMPLING"] = {"RATIO": 1.0}
+    broker = shop.variables["TEST_BROKER"]
+    with shop.web(), shop.worker("--concurrency", "1"), sender_without_traces(broker) as send:
+
+        def is_recorded(task_id: str) -> bool:
+            return any(services.attributes_of(span).get("django.task.id") == task_id for span in shop.spans())
+
+        def arrives(name: str, *args: object) -> bool:
+            """Whether a task is recorded: what comes after it always is."""
+            task_id, after = send(name, *args), send("orders.send_invoice", 1)
+            services.wait_until(lambda: is_recorded(after), 60, "a span of the task that came after")
+            return is_recorded(task_id)
+
+        assert arrives("orders.nap", 0)
+        change = "from django_otel.models import SamplingPolicy, SamplingRule;"
+        shop.run(
+            f"{change} SamplingRule.objects.create(path='task:orders.send_invoice', ratio=1);"
+            "SamplingPolicy.objects.create(ratio=0)"
+        )
+        changed_s = time.monotonic()
+        services.wait_until(lambda: not arrives("orders.nap", 0), 60, "the ratio")
+        print("seconds to a running worker:", time.monotonic() - changed_s)
+        assert not arrives("orders.fail", "hunter2")
+        shop.run(f"{change} policy = SamplingPolicy.objects.get(); policy.keep_errors = True; policy.save()")
+        services.wait_until(lambda: arrives("orders.fail", "hunter2"), 60, "errors")
+        assert not arrives("orders.nap", 0)
+        shop.run(f"{change} policy = SamplingPolicy.objects.get(); policy.keep_slow_s = 0.3; policy.save()")
+        services.wait_until(lambda: arrives("orders.nap", 0.5), 60, "slow tasks")
+        assert not arrives("orders.nap", 0)
+    reasons = {
+        span.name: services.attributes_of(span).get("sampling.reason")
+        for span in shop.spans() if span.name.startswith("process")
+    }  # fmt: skip
+    assert reasons == {
+        "process orders.send_invoice": "rule", "process orders.fail": "error", "process orders.nap": "slow",
+    }  # fmt: skip

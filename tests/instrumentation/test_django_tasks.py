@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import django
 import pytest
@@ -125,33 +128,129 @@ def test_without_tasks_nothing_is_measured(backend, otel_spans, settings):
     assert not len(otel_spans)
 
 
-def test_an_order_and_its_task_in_the_database_are_one_trace(tmp_path, receiver):
-    pytest.importorskip("django_tasks_db")
-    otel = {
-        "SERVICE_NAME": "shop", "SAMPLING": {"LIVE": False}, "METRICS_VIEW": {"ALLOW": "all"},
-        "TRACES": {"EXPORTERS": ["otlp"], "ENDPOINT": f"{receiver.url}/v1/traces", "BATCH": {"DELAY_S": 0.2}},
-        "METRICS": {"SHARED_DIR": str(tmp_path)}, "BUSINESS": {"business_app.Order": {"created": "order.placed"}},
-    }  # fmt: skip
-    variables = {"TEST_SQLITE": str(tmp_path / "db.sqlite3"), "DJANGO_SETTINGS_MODULE": "tests.task_shop.db_settings"}
-    environment = services.server_env(otel, **variables)
+class DatabaseShop:
+    """A shop whose tasks lie in its database, and the settings that web server and workers share."""
 
-    def manage(*arguments: str) -> None:
+    def __init__(self, folder: Path, receiver) -> None:
+        self.otel = {
+            "SERVICE_NAME": "shop", "SAMPLING": {"LIVE": False}, "METRICS_VIEW": {"ALLOW": "all"},
+            "TRACES": {"EXPORTERS": ["otlp"], "ENDPOINT": f"{receiver.url}/v1/traces", "BATCH": {"DELAY_S": 0.2}},
+            "METRICS": {"SHARED_DIR": str(folder)}, "BUSINESS": {"business_app.Order": {"created": "order.placed"}},
+        }  # fmt: skip
+        self.variables = {
+            "TEST_SQLITE": str(folder / "db.sqlite3"),
+            "DJANGO_SETTINGS_MODULE": "tests.task_shop.db_settings",
+        }
+        self.environment = services.server_env(self.otel, **self.variables)
+        self.manage("migrate", "--run-syncdb")
+
+    def web(self):
+        return services.serve("gunicorn", self.otel, workers=2, **self.variables)
+
+    def manage(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "django", *arguments]
-        subprocess.run(command, env=environment, cwd=services.ROOT, check=True, timeout=120, capture_output=True)
+        subprocess.run(command, env=self.environment, cwd=services.ROOT, check=True, timeout=120, capture_output=True)
 
-    manage("migrate", "--run-syncdb")
-    with services.serve("gunicorn", otel, workers=2, **variables) as server:
+    def start_worker(self, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "django", "db_worker", "--no-startup-delay", "--no-reload", *arguments]
+        return subprocess.Popen(
+            command, env=self.environment, cwd=services.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def run(self, code: str) -> str:
+        prepared = f"import django; django.setup(); {code}"
+        return subprocess.run(
+            [sys.executable, "-c", prepared], env=self.environment, cwd=services.ROOT, check=True, timeout=120,
+            capture_output=True, text=True,
+        ).stdout  # fmt: skip
+
+    def numbers(self, server) -> dict[tuple[str, str, str], float]:
+        """The numbers of tasks on the web server's page, by metric, task and outcome."""
+        found = {}
+        for line in server.get("/metrics")[2].decode().splitlines():
+            match = re.match(
+                r"django_task_(sent|wait|duration|queue_length)(?:_total|_seconds_count)?\{(.*)\} (\S+)", line
+            )
+            if match:
+                labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2]))
+                name = labels.get("django_task_name", "").rpartition(".")[2]
+                found[match[1], name, labels.get("django_task_outcome", "")] = float(match[3])
+        return found
+
+
+@pytest.fixture
+def database_shop(tmp_path, receiver):
+    pytest.importorskip("django_tasks_db")
+    return DatabaseShop(tmp_path, receiver)
+
+
+@pytest.mark.parametrize(
+    ("total", "kills"), [(100, 2), pytest.param(500, 5, marks=pytest.mark.long)], ids=["100", "500"]
+)
+def test_numbers_of_the_database_are_exact_after_workers_were_killed_under_load(database_shop, receiver, total, kills):
+    """Two workers at a time. A task whose worker is killed stays RUNNING in its row: it has waited, and has no end."""
+    shop = database_shop
+    first = total // kills // 4
+    with shop.web() as server:
+        assert server.get(f"/load/{total}/{kills}/")[0] == 201
+        assert shop.numbers(server)["queue_length", "", ""] == total
+        killed = 0
+        # A regular end before all is done.
+        while (worker := shop.start_worker("--max-tasks", str(first))).wait(120) == -signal.SIGKILL:
+            killed += 1
+        assert worker.returncode == 0
+        ready = int(shop.run(
+            "from django_tasks_db.models import DBTaskResult;"
+            "print(DBTaskResult.objects.filter(status='READY').count())"
+        ))  # fmt: skip
+        assert ready > 0
+        services.wait_until(lambda: shop.numbers(server)["queue_length", "", ""] == ready, 60, "the tasks that wait")
+        found = shop.numbers(server)
+        assert sum(number for (metric, *_), number in found.items() if metric == "wait") == total - ready
+        workers = [shop.start_worker("--batch"), shop.start_worker("--batch")]
+        while workers:
+            worker = workers.pop(0)
+            if worker.wait(120) == -signal.SIGKILL:
+                killed += 1
+                workers.append(shop.start_worker("--batch"))
+            else:
+                assert worker.returncode == 0
+        assert killed == kills
+        failed = sum(1 for index in range(total) if index % 10 == 0 and index % (total // kills) != total // kills // 2)
+        expected = {
+            ("sent", "die", ""): kills, ("wait", "die", ""): kills,
+            ("sent", "fail", ""): failed, ("wait", "fail", ""): failed, ("duration", "fail", "failed"): failed,
+            ("sent", "nap", ""): total - kills - failed, ("wait", "nap", ""): total - kills - failed,
+            ("duration", "nap", "succeeded"): total - kills - failed,
+        }  # fmt: skip
+        # Lengths are read every 15 seconds at most; who has not sent anything does not know of an empty queue.
+        services.wait_until(lambda: not shop.numbers(server).get(("queue_length", "", "")), 60, "no task that waits")
+        assert {key: number for key, number in shop.numbers(server).items() if key[0] != "queue_length"} == expected
+        rows = shop.run(
+            "from django_tasks_db.models import DBTaskResult; from django.db.models import Count;"
+            "print(dict(DBTaskResult.objects.order_by().values_list('status').annotate(Count('pk'))))"
+        )
+        statuses = {"FAILED": failed, "RUNNING": kills, "SUCCESSFUL": total - kills - failed}
+        assert eval(rows) == statuses
+    # What a process has not sent when it is killed is gone with it; numbers are not.
+    ends = [span for _, span in receiver.spans() if span.name.startswith("process ")]
+    assert 0 < len(ends) <= total - kills
+
+
+def test_an_order_and_its_task_in_the_database_are_one_trace(database_shop, receiver):
+    shop = database_shop
+    with shop.web() as server:
         assert server.get("/jobs/7/")[0] == 201
         length = 'django_task_queue_length{django_task_backend="django",django_task_queue="default"} '
         assert f"{length}2\n".encode() in server.get("/metrics")[2]
         # A row whose task is gone.
         code = (
-            "import django; django.setup(); from tests.task_shop import jobs; result = jobs.asynchronous.enqueue();"
+            "from tests.task_shop import jobs; result = jobs.asynchronous.enqueue();"
             "from django_tasks_db.models import DBTaskResult;"
             "DBTaskResult.objects.filter(id=result.id).update(task_path='tests.task_shop.jobs.gone')"
         )
-        subprocess.run([sys.executable, "-c", code], env=environment, cwd=services.ROOT, check=True, timeout=120)
-        manage("db_worker", "--batch", "--no-startup-delay", "--no-reload")
+        shop.run(code)
+        shop.manage("db_worker", "--batch", "--no-startup-delay", "--no-reload")
         page = server.get("/metrics")[2].decode()
         for outcome, task in (("succeeded", "invoice"), ("failed", "fail")):
             labels = (

@@ -9,7 +9,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.task_shop.settings")
-app = Celery("shop", broker=os.environ.get("TEST_BROKER", "memory://"))
+app = Celery("shop", broker=os.environ.get("TEST_BROKER", "memory://"), backend=os.environ.get("TEST_BROKER"))
 app.conf.update(
     task_ignore_result=True,
     broker_connection_retry_on_startup=True,
@@ -62,6 +62,11 @@ def too_long() -> None:
 @app.task(name="orders.soft", soft_time_limit=1)
 def soft() -> None:
     time.sleep(60)
+
+
+@app.task(name="orders.part", ignore_result=False)
+def part(number: int, secret: str) -> str:
+    return f"result-{secret}"
 
 
 @app.task(name="orders.whole")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import django
 
 if django.VERSION >= (6, 0):
@@ -31,3 +35,14 @@ def outer() -> None:
 @task
 async def asynchronous() -> None:
     """Runs on an event loop."""
+
+
+@task
+def nap(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@task
+def die() -> None:
+    """Its worker is killed."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,3 +1,4 @@
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 
@@ -17,8 +18,39 @@ def enqueue(request: HttpRequest, number: int) -> HttpResponse:
     return HttpResponse(status=201)
 
 
+def enqueue_rq(request: HttpRequest, number: int) -> HttpResponse:
+    from rq import Queue, Retry
+
+    from tests.task_shop.rq_jobs import die, fail, queue, send_invoice
+
+    queue.enqueue(send_invoice, number, secret="hunter2")
+    queue.enqueue(fail, "hunter2", retry=Retry(max=1))
+    queue.enqueue(die, "hunter2")
+    queue.enqueue("tests.task_shop.rq_jobs.gone", "hunter2")
+    queue.enqueue_many([Queue.prepare_data(send_invoice, (number + index,)) for index in (1, 2)])
+    return HttpResponse(status=201)
+
+
+def load(request: HttpRequest, number: int, kills: int) -> HttpResponse:
+    """Enqueue so many tasks: one in ten fails, and so many kill the worker that runs them."""
+    from tests.task_shop.jobs import die, fail, nap
+
+    every = number // kills
+    with transaction.atomic():
+        for index in range(number):
+            if index % every == every // 2:
+                die.enqueue()
+            elif index % 10 == 0:
+                fail.enqueue(secret="hunter2")
+            else:
+                nap.enqueue(0.001)
+    return HttpResponse(status=201)
+
+
 urlpatterns = [
     path("", include("django_otel.urls")),
     path("orders/<int:number>/", place),
     path("jobs/<int:number>/", enqueue),
+    path("rq/<int:number>/", enqueue_rq),
+    path("load/<int:number>/<int:kills>/", load),
 ]

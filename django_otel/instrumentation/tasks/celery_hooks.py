@@ -333,21 +333,6 @@ def _on_rejected(sender: Consumer, message: Message, **_: object) -> None:
     backend.reject(known, _find_queue(sender.app, message.delivery_info), headers, "", "unreadable")
 
 
-@guard.guarded("a Celery task that is sent again", None)
-def _on_retry(sender: Task, request: Request | None = None, **_: object) -> None:
-    """Count a run that was cancelled from outside: the main process says so, in which it does not run."""
-    if request is None or request.id in _memory.running or celery_lost.is_ending(request):
-        return
-    started_s = time.time()
-    queue = _find_queue(sender.app, getattr(request, "delivery_info", None))
-    run = backend.run(
-        sender.name, queue, vars(request), task_id=str(request.id or ""), started_s=started_s, counts_wait=False
-    )
-    if run is not None:
-        run.set_attribute("django.task.reason", "cancelled")
-        run.end(RETRIED)
-
-
 def _end_lost(request: WorkerRequest, outcome: str, error: BaseException | None, has_begun: bool) -> None:
     """Record a run whose process has ended without saying so. `request` is the worker's."""
     task = request.task
@@ -364,6 +349,8 @@ def _end_lost(request: WorkerRequest, outcome: str, error: BaseException | None,
         counts_wait=not has_begun,
     )
     if run is not None:
+        if celery_lost.is_cancelled(request):
+            run.set_attribute("django.task.reason", "cancelled")
         run.end(outcome, error)
 
 
@@ -396,7 +383,6 @@ _RECEIVERS: dict[str, Callable[..., None]] = {
     "task_revoked": _on_revoked,
     "task_unknown": _on_unknown,
     "task_rejected": _on_rejected,
-    "task_retry": _on_retry,
 }
 #: What is attached to as soon as it is imported.
 _PARTS: dict[str, Callable[[], None]] = {

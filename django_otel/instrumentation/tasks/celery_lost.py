@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Self
 
 from django_otel.base import guard
-from django_otel.instrumentation.tasks.celery_types import Request, WorkerRequest
+from django_otel.instrumentation.tasks.celery_types import WorkerRequest
 from django_otel.instrumentation.tasks.runs import FAILED, RETRIED
 
 #: One note for each process, found by its pid.
@@ -38,8 +38,6 @@ class _Shared:
         self.main_pid = 0
         #: Tasks that ended by an exception no task may catch, in this process; the main process may report them, too.
         self.broken_off: dict[str, None] = {}
-        #: The worker's request that is being ended here.
-        self.ending: list[WorkerRequest] = []
 
 
 _shared = _Shared()
@@ -96,9 +94,9 @@ def was_broken_off(task_id: str) -> bool:
     return task_id in _shared.broken_off
 
 
-def is_ending(context: Request) -> bool:
-    """Whether the end of this task, of a lost process, is being counted."""
-    return any(request.id == context.id for request in _shared.ending)
+def is_cancelled(request: WorkerRequest) -> bool:
+    """Whether the worker itself has broken the task off: a cold shutdown, or a broker that is gone."""
+    return bool(vars(request).get("_already_cancelled"))
 
 
 def attach(end: EndLost) -> None:
@@ -112,16 +110,14 @@ def attach(end: EndLost) -> None:
     @functools.wraps(plain)
     def on_failure(self: WorkerRequest, exc_info: object, *args: object, **options: object) -> object:
         error = _find_loss(exc_info)
-        if error is None or any(vars(self).get(name) for name in ("_already_revoked", "_already_cancelled")):
-            # Counted as such already.
+        if error is None or vars(self).get("_already_revoked"):
+            # One that was revoked is counted as such already.
             return plain(self, exc_info, *args, **options)
-        _shared.ending.append(self)
         sent = _Watch(self.id)
         try:
             with sent:
                 return plain(self, exc_info, *args, **options)
         finally:
-            _shared.ending.remove(self)
             with guard.contained("a lost Celery task"):
                 _count(self, sent.has_failed, error, end)
 
@@ -134,8 +130,10 @@ def _count(request: WorkerRequest, has_failed: bool, error: BaseException, end: 
     if vars(request).get(_MARK) or stage == _ENDED or was_broken_off(request.id):
         return
     vars(request)[_MARK] = True
-    # Without a failure the message goes back to the queue, or was sent again.
-    end(request, FAILED if has_failed else RETRIED, error, stage == _BEGUN)
+    # Without a failure the message goes back to the queue, or was sent again. That of a task that was cancelled does
+    # where it is acknowledged late; Celery speaks of a retry for the others.
+    is_lost = not request.task.acks_late if is_cancelled(request) else has_failed
+    end(request, FAILED if is_lost else RETRIED, error, stage == _BEGUN)
 
 
 def _find_loss(exc_info: object) -> BaseException | None:
@@ -145,7 +143,8 @@ def _find_loss(exc_info: object) -> BaseException | None:
     exceptions = sys.modules.get("billiard.exceptions")
     if exceptions is None or not isinstance(error, BaseException):
         return None
-    kinds = (exceptions.WorkerLostError, exceptions.TimeLimitExceeded, SystemExit, KeyboardInterrupt)
+    lost = (exceptions.WorkerLostError, exceptions.TimeLimitExceeded, exceptions.Terminated)
+    kinds = (*lost, SystemExit, KeyboardInterrupt)
     return error if isinstance(error, kinds) else None
 
 

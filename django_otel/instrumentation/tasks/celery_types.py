@@ -85,6 +85,9 @@ class Task(Protocol):
     def app(self) -> App: ...
 
     @property
+    def acks_late(self) -> bool: ...
+
+    @property
     def request(self) -> Request: ...
 
 

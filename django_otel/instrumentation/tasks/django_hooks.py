@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Protocol
 
 from django.apps import apps
+from django.conf import settings
 from django.db.models import Count, Model, QuerySet
 from django.db.models.signals import pre_save
 
@@ -37,6 +38,8 @@ _sending: ContextVar[Sending | None] = ContextVar("django_otel_sending", default
 _run: ContextVar[_Running | None] = ContextVar("django_otel_run", default=None)
 
 
+#: Find what a sender has handed over, where a queue of another library carries it.
+elsewhere: list[Callable[[], Mapping[str, object]]] = []
 #: By the id of a task that was sent here, and may run here: what its sender hands over.
 _waiting: dict[str, dict[str, str]] = {}
 _MOST_WAITING = 1000
@@ -167,6 +170,15 @@ def _on_save(instance: Row, **_: object) -> None:
         backend.reject(OTHER, instance.queue_name, _carried(instance), str(instance.pk), "unknown")
 
 
+def take_headers() -> dict[str, str] | None:
+    """Return what the task that is being sent in this context hands over, for a message that carries it; or None."""
+    sending = _sending.get()
+    if sending is None:
+        return None
+    sending.is_carried = True
+    return sending.headers
+
+
 def _carried(row: object) -> Mapping[str, object]:
     arguments = getattr(row, "args_kwargs", None)
     found = arguments.get(CARRIED) if isinstance(arguments, dict) else None
@@ -181,14 +193,20 @@ def find_models() -> Iterator[type[Model]]:
                 yield apps.get_model(label, name)
 
 
+def _configured_queues() -> Iterator[str]:
+    for options in getattr(settings, "TASKS", {}).values():
+        yield from options.get("QUEUES", ("default",))
+
+
 def read_lengths() -> Iterator[tuple[float, Mapping[str, object]]]:
-    """Return the number of tasks that wait in each queue of the database backend."""
+    """Return the number of tasks that wait in each queue of the database backend; 0 for those that are empty."""
     for model in find_models():
         rows: QuerySet[Model] = model._default_manager.filter(status="READY")
         due = getattr(rows, "ready", None)
         ready: QuerySet[Model] = due() if due is not None else rows
-        for queue, number in ready.order_by().values_list("queue_name").annotate(Count("pk")):
-            yield number, {"django.task.backend": backend.label, "django.task.queue": queue}
+        waiting = dict(ready.order_by().values_list("queue_name").annotate(Count("pk")))
+        for queue in sorted({*waiting, *_configured_queues(), *(backend.queues() - {OTHER})}):
+            yield waiting.get(queue, 0), {"django.task.backend": backend.label, "django.task.queue": queue}
 
 
 # --- Running. ---
@@ -213,7 +231,9 @@ def _on_started(task_result: Result, **_: object) -> None:
     sent_at = task_result.enqueued_at
     waiting = _waiting.pop(str(task_result.id), None)
     if sending is None:
-        headers = waiting or _carried(getattr(task_result, "db_result", None)) or _carried_by_rq()
+        headers = waiting or _carried(getattr(task_result, "db_result", None))
+        for carried_elsewhere in elsewhere:
+            headers = headers or carried_elsewhere()
     run = backend.run(
         task.module_path,
         task.queue_name,
@@ -227,14 +247,6 @@ def _on_started(task_result: Result, **_: object) -> None:
     _run.set(_Running(run, task_result.id))
     # What a task sends is sent by it, not by what has sent the task.
     _sending.set(None)
-
-
-def _carried_by_rq() -> Mapping[str, object]:
-    """Return what the sender has handed over with the job of RQ that runs here."""
-    rq = sys.modules.get("rq.job")
-    job = rq.get_current_job() if rq is not None else None
-    found = job.meta.get(CARRIED) if job is not None else None
-    return found if isinstance(found, dict) else {}
 
 
 @guard.guarded("the end of a task", None)

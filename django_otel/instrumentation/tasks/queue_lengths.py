@@ -15,7 +15,7 @@ from django_otel import conf, runtime
 from django_otel.base import guard
 from django_otel.base.private_files import Unusable, make_folder, open_file
 from django_otel.base.suppression import suppress_instrumentation
-from django_otel.instrumentation.tasks import celery_hooks, django_hooks
+from django_otel.instrumentation.tasks import celery_hooks, django_hooks, rq_hooks
 from django_otel.instrumentation.tasks.celery_types import App, Connection
 from django_otel.metrics.catalogue import CATALOGUE
 from django_otel.multiprocess.background import background_bases, build_background_name
@@ -115,7 +115,7 @@ def _count(connection: Connection, queue: str) -> float:
 
 
 #: Readers of lengths, by library.
-READERS: dict[str, Reader] = {"celery": _read_celery, "django": django_hooks.read_lengths}
+READERS: dict[str, Reader] = {"celery": _read_celery, "django": django_hooks.read_lengths, "rq": rq_hooks.read_lengths}
 
 
 def read() -> list[Length]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from django_otel.config.schema import Config
-from django_otel.instrumentation.tasks import celery_hooks, django_hooks, queue_lengths
+from django_otel.instrumentation.tasks import celery_hooks, django_hooks, queue_lengths, rq_hooks
 from django_otel.instrumentation.tasks.runs import state
 
-_LIBRARIES = (celery_hooks, django_hooks)
+_LIBRARIES = (celery_hooks, django_hooks, rq_hooks)
 _PLAIN = (("tracecontext",), ("tracecontext", "baggage"))
 
 

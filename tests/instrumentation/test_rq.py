@@ -1,0 +1,178 @@
+"""RQ with a real worker over Valkey, alone and below Django's tasks."""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+import sys
+
+import django
+import pytest
+
+import django_otel
+from django_otel.export import log_records, task_logs
+from tests import services
+
+pytest.importorskip("rq")
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+WORK = (
+    "import django; django.setup(); from rq import SimpleWorker, Worker;"
+    "from tests.task_shop.rq_jobs import queue;"
+    "{kind}([queue], connection=queue.connection).work(burst=True)"
+)
+
+
+def numbers(server) -> dict[tuple[str, str, str], float]:
+    """The numbers of jobs on the web server's page, by metric, job and outcome."""
+    found = {}
+    for line in server.get("/metrics")[2].decode().splitlines():
+        match = re.match(r"django_task_(sent|wait|duration|queue_length)(?:_total|_seconds_count)?\{(.*)\} (\S+)", line)
+        if match:
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', match[2]))
+            if labels["django_task_backend"] != "rq":
+                continue
+            assert labels["django_task_queue"] == "shop"
+            name = labels.get("django_task_name", "").rpartition(".")[2]
+            found[match[1], name, labels.get("django_task_outcome", "")] = float(match[3])
+    return found
+
+
+@pytest.mark.parametrize("kind", ["Worker", pytest.param("SimpleWorker", marks=pytest.mark.long)])
+def test_an_order_and_its_jobs_are_one_trace_and_all_ends_are_counted(tmp_path, receiver, kind):
+    otel = {
+        "SERVICE_NAME": "shop", "SAMPLING": {"LIVE": False}, "METRICS_VIEW": {"ALLOW": "all"},
+        "TRACES": {"EXPORTERS": ["otlp"], "ENDPOINT": f"{receiver.url}/v1/traces", "BATCH": {"DELAY_S": 0.2}},
+        "LOGS": {"EXPORTERS": ["otlp"], "ENDPOINT": f"{receiver.url}/v1/logs"},
+        "METRICS": {"SHARED_DIR": str(tmp_path)}, "BUSINESS": {"business_app.Order": {"created": "order.placed"}},
+    }  # fmt: skip
+    with services.start_valkey() as broker:
+        variables = {
+            "TEST_BROKER": broker, "TEST_SQLITE": str(tmp_path / "db.sqlite3"),
+            "DJANGO_SETTINGS_MODULE": "tests.task_shop.settings",
+        }  # fmt: skip
+        environment = services.server_env(otel, **variables)
+        services.migrate_database(environment)
+        with services.serve("gunicorn", otel, workers=1, **variables) as server:
+            assert server.get("/rq/7/")[0] == 201
+            assert numbers(server)["queue_length", "", ""] == 6
+            command = [sys.executable, "-c", WORK.format(kind=kind)]
+            done = subprocess.run(
+                command, env=environment, cwd=services.ROOT, timeout=120, capture_output=True, text=True
+            )
+            # Killed in the middle of its job, the worker without processes of its own leaves the rest.
+            is_killed = kind == "SimpleWorker"
+            assert (done.returncode != 0) == is_killed, done.stderr
+            if is_killed:
+                subprocess.run(command, env=environment, cwd=services.ROOT, timeout=120, capture_output=True)
+            services.wait_until(lambda: numbers(server)["queue_length", "", ""] == 0, 60, "an empty queue")
+            expected = {
+                ("sent", "send_invoice", ""): 3, ("wait", "send_invoice", ""): 3,
+                ("duration", "send_invoice", "succeeded"): 3,
+                ("sent", "fail", ""): 1, ("wait", "fail", ""): 2,
+                ("duration", "fail", "retried"): 1, ("duration", "fail", "failed"): 1,
+                ("sent", "die", ""): 1, ("wait", "die", ""): 1, ("duration", "die", "failed"): 1,
+                ("sent", "_other", ""): 1, ("wait", "_other", ""): 1, ("duration", "_other", "failed"): 1,
+                ("queue_length", "", ""): 0,
+            }  # fmt: skip
+            if is_killed:
+                # Nobody is left to say so.
+                del expected["duration", "die", "failed"]
+            assert numbers(server) == expected
+    spans = [span for _, span in receiver.spans()]
+    (request,) = [span for span in spans if span.name == "GET /rq/<int:number>/"]
+    sent = {span.span_id: span for span in spans if span.name.startswith("send ")}
+    ran = [span for span in spans if span.name.startswith("process ")]
+    assert {span.parent_span_id for span in sent.values()} == {request.span_id}
+    for span in ran:
+        assert span.trace_id == request.trace_id
+        assert sent[span.parent_span_id].name.partition(" ")[2] == span.name.partition(" ")[2]
+    placed = [span for span in spans if span.name == "order.placed"]
+    assert {span.parent_span_id for span in placed} <= {
+        span.span_id for span in ran if span.name == "process tests.task_shop.rq_jobs.send_invoice"
+    }
+    # A worker without processes of its own takes along what it has not sent.
+    assert len(placed) == 3 or kind == "SimpleWorker"
+    text = repr([message for _, _, message in receiver.requests])
+    assert "hunter2" not in text and "result-" not in text
+
+
+def test_jobs_that_run_at_once_stand_below_their_sender(valkey_url, otel_spans, otel_metrics):
+    from redis import Redis
+    from rq import Queue
+
+    from tests.task_shop.rq_jobs import fail
+
+    with Redis.from_url(valkey_url) as connection, django_otel.span("order"):
+        Queue("at-once", connection=connection, is_async=False).enqueue(fail, "hunter2")
+    send, process = (otel_spans.one(f"{kind} tests.task_shop.rq_jobs.fail") for kind in ("send", "process"))
+    assert process.parent.span_id == send.context.span_id
+    assert send.parent.span_id == otel_spans.one("order").context.span_id
+    assert process.attributes["django.task.outcome"] == "failed"
+    assert "hunter2" not in str([span.to_json() for span in (send, process)])
+
+
+def test_a_queue_that_refuses_is_a_failed_send(otel_spans, otel_metrics):
+    from redis import Redis
+    from redis.exceptions import ConnectionError
+    from rq import Queue
+
+    from tests.task_shop.rq_jobs import fail
+
+    with pytest.raises(ConnectionError):
+        Queue("gone", connection=Redis(port=services.free_port())).enqueue(fail, "hunter2")
+    assert otel_spans.one("send tests.task_shop.rq_jobs.fail").attributes["error.type"].endswith("ConnectionError")
+    assert not otel_metrics.series("django.task.sent")
+
+
+@pytest.mark.skipif(django.VERSION >= (6, 1), reason="django-rq")
+def test_djangos_tasks_on_rq_are_one_trace(tmp_path, receiver):
+    pytest.importorskip("django_tasks_rq")
+    otel = {
+        "SERVICE_NAME": "shop", "SAMPLING": {"LIVE": False}, "METRICS": {"SHARED_DIR": str(tmp_path)},
+        "TRACES": {"EXPORTERS": ["otlp"], "ENDPOINT": f"{receiver.url}/v1/traces", "BATCH": {"DELAY_S": 0.2}},
+        "SKIP_COMMANDS": [],
+    }  # fmt: skip
+    with services.start_valkey() as broker:
+        environment = services.server_env(
+            otel, TEST_BROKER=broker, TEST_SQLITE=str(tmp_path / "db.sqlite3"),
+            DJANGO_SETTINGS_MODULE="tests.task_shop.rq_settings",
+        )  # fmt: skip
+        services.migrate_database(environment)
+        send = (
+            "import django; django.setup(); import django_otel; from tests.task_shop import jobs\n"
+            "with django_otel.span('order'): jobs.invoice.enqueue(7, secret='hunter2'); jobs.fail.enqueue('hunter2')"
+        )
+        work = [sys.executable, "-m", "django", "rqworker", "default", "--burst", "--job-class", "django_tasks_rq.Job"]
+        for command in ([sys.executable, "-c", send], work):
+            done = subprocess.run(
+                command, env=environment, cwd=services.ROOT, timeout=120, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+    spans = [span for _, span in receiver.spans()]
+    (order,) = [span for span in spans if span.name == "order"]
+    for task, outcome in (("invoice", "succeeded"), ("fail", "failed")):
+        (sent,) = [span for span in spans if span.name == f"send tests.task_shop.jobs.{task}"]
+        (ran,) = [span for span in spans if span.name == f"process tests.task_shop.jobs.{task}"]
+        assert (sent.parent_span_id, ran.parent_span_id) == (order.span_id, sent.span_id), task
+        assert services.attributes_of(ran)["django.task.outcome"] == outcome
+    assert "hunter2" not in repr([message for _, _, message in receiver.requests])
+
+
+@pytest.mark.parametrize("colour", ["", "\x1b[34;01m"])
+def test_what_rq_logs_of_arguments_is_not_exported(colour):
+    end = "\x1b[39;49;00m" if colour else ""
+    call = f"{colour}shop.tasks.fail('hunter2', when=(1, 2),\nnote=')'){end}"
+    extra = {"func": "shop.tasks.fail", "arguments": ("hunter2",), "kwargs": {"secret": "hunter2"}, "queue": "shop"}
+    record = logging.getLogger("rq.worker").makeRecord(
+        "rq.worker", logging.INFO, __file__, 1, "Worker %s: %s (%d)", ("w", call, 7), None, extra=extra
+    )
+    attributes, _ = log_records.extra_attributes(record, str)
+    assert task_logs.message_of(record) == f"Worker w: {colour}shop.tasks.fail([not exported]){end} (7)"
+    assert attributes.keys() == {"func", "queue"}
+
+
+def test_other_texts_of_rq_stay_as_they_are():
+    text = "Traceback (most recent call last):\n  File x, in fail\n    raise ValueError(f'{secret}')"
+    record = logging.getLogger("rq.worker").makeRecord("rq.worker", logging.ERROR, __file__, 1, "%s", (text,), None)
+    assert task_logs.message_of(record) == text
