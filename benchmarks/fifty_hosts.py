@@ -3,7 +3,8 @@
     python benchmarks/fifty_hosts.py
 
 The workers are stood in for by the files they write. Prometheus scrapes each host for itself, so the number of hosts
-does not change a scrape.
+does not change a scrape. The first scrape is that of a process which has read none of the files yet. Times are those of
+the processor, so that what else runs on the machine does not count.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from django_otel.multiprocess.memory import SharedMemory
 
 WORKERS = 8
 ROUTES = (20, 100, 300)
-SCRAPES = 20
+READERS, SCRAPES = 7, 10
 
 
 def fill(store: CellStore, routes: int) -> None:
@@ -40,7 +41,7 @@ def fill(store: CellStore, routes: int) -> None:
 
 
 def measure(routes: int) -> tuple[float, float, int]:
-    """Return (first scrape, median of the further ones, size of the page), in milliseconds and bytes."""
+    """Return (first scrape, further ones, size of the page): medians over readers, in milliseconds and bytes."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "group"
         private_files.make_folder(folder)
@@ -48,13 +49,17 @@ def measure(routes: int) -> tuple[float, float, int]:
         for store in stores:
             store.cardinality_limit = 10_000
             fill(store, routes)
-        outsider = Outsider(folder)
-        times, page = [], b""
-        for _ in range(SCRAPES):
-            started_s = time.perf_counter()
-            page = render(outsider.collect(), openmetrics=True, resource_attributes={"service.name": "shop"})
-            times.append((time.perf_counter() - started_s) * 1000)
-    return times[0], statistics.median(times[1:]), len(page)
+        first, further, page = [], [], b""
+        for _ in range(READERS):
+            outsider = Outsider(folder)
+            times = []
+            for _ in range(SCRAPES):
+                started_s = time.process_time()
+                page = render(outsider.collect(), openmetrics=True, resource_attributes={"service.name": "shop"})
+                times.append((time.process_time() - started_s) * 1000)
+            first.append(times[0])
+            further += times[1:]
+        return statistics.median(first), statistics.median(further), len(page)
 
 
 if __name__ == "__main__":
