@@ -20,6 +20,11 @@ _SAMPLERS = ("always_on", "always_off", "traceidratio")
 _PROTOCOLS = {"grpc": "otlp-grpc", "http/protobuf": "otlp", "http/json": "otlp-json"}
 #: Below it a time-out (seconds) is likely meant in seconds, and written as such.
 _SHORTEST_TIMEOUT_S = 0.1
+#: By the end of a variable's name: the entry points of packages that it may name, and what happens without.
+_ENTRY_POINTS = {
+    "OTEL_PYTHON_CONTEXT": ("opentelemetry_context", "contextvars_context is used"),
+    "_CREDENTIAL_PROVIDER": ("opentelemetry_otlp_credential_provider", "exports fail"),
+}
 #: What Kubernetes and Docker links put into the environment for a service that is called "otel...".
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT(_\d+_(TCP|UDP).*)?$|_ENV_")
 
@@ -82,8 +87,21 @@ class _Reader:
             if not _is_file(raw):
                 self._warnings.append(f"The environment variable {variable.name} names no file that exists; exports "
                                       f"over TLS fail. Expected is {variable.fits}.")  # fmt: skip
+        elif variable.name.endswith(tuple(_ENTRY_POINTS)):
+            self._read_entry_point(variable, raw)
         elif not variable.is_obeyed and raw.lower() not in variable.idle and not self._is_instrumentors(variable):
             self._warnings.append(f"The environment variable {variable.name} has no effect. {variable.advice}")
+
+    def _read_entry_point(self, variable: Variable, raw: str) -> None:
+        # Here, for the few who set one of these: it imports as much as the rest of our start-up.
+        from importlib.metadata import entry_points
+
+        group, effect = next(found for name, found in _ENTRY_POINTS.items() if variable.name.endswith(name))
+        if not entry_points(group=group, name=raw):
+            self._warnings.append(
+                f"The environment variable {variable.name} names {show(raw)}, which no installed package offers; "
+                f"{effect}. Expected is {variable.fits}."
+            )
 
     def _is_instrumentors(self, variable: Variable) -> bool:
         """Whether the official DjangoInstrumentor, which reads it, makes the request spans."""

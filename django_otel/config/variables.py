@@ -8,6 +8,7 @@ opentelemetry-python and -contrib 1.45/0.66; semantic conventions, "HTTP" and "E
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import unquote
 
@@ -96,6 +97,21 @@ def _method_list(value: str) -> tuple[str, ...]:
     if not names or not all(name.replace("-", "").isalnum() and name.isascii() for name in names):
         raise ValueError
     return names
+
+
+def _patterns(value: str) -> str:
+    # As `opentelemetry.util.http.ExcludeList` has them.
+    try:
+        re.compile("|".join(part.strip() for part in value.split(",")))
+    except (re.error, OverflowError, RecursionError):
+        raise ValueError from None
+    return value
+
+
+def _conventions_list(value: str) -> str:
+    if not {part.strip() for part in value.split(",") if part.strip()} <= _OPT_INS:
+        raise ValueError
+    return value
 
 
 def _log_level(value: str) -> str:
@@ -254,7 +270,12 @@ def _conventions() -> Iterator[Variable]:
         choice(**{"logs": "logs", "logs/dup": "logs/dup"}),
         "logs or logs/dup",
     )
-    yield Variable("OTEL_SEMCONV_STABILITY_OPT_IN", reader="the official instrumentors")
+    yield Variable(
+        "OTEL_SEMCONV_STABILITY_OPT_IN",
+        convert=_conventions_list,
+        fits="a list of conventions such as http or database, each alone or with /dup",
+        reader="the official instrumentors",
+    )
     for part, dotted in (("REQUEST", "REQUEST.REQUEST_HEADERS"), ("RESPONSE", "REQUEST.RESPONSE_HEADERS")):
         yield Variable(
             f"OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_{part}", (dotted,), _name_list, "a list of header names"
@@ -282,7 +303,7 @@ _IGNORED: Mapping[str, str] = {
     "OTEL_PYTHON_METER_CONFIGURATOR": "Use INSTRUMENT.",
     "OTEL_PYTHON_LOGGER_CONFIGURATOR": "Use LOGS.LEVEL and LOGGING.",
     "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED": "See the metrics django_otel.* instead.",
-    "OTEL_PYTHON_EXCLUDED_URLS": "Use REQUEST.EXCLUDE (globs).",
+    "OTEL_PYTHON_EXCLUDED_URLS": "Use REQUEST.EXCLUDE (globs); only instrumentors of HTTP clients obey it.",
     "OTEL_PYTHON_DJANGO_EXCLUDED_URLS": "Use REQUEST.EXCLUDE (globs).",
     "OTEL_PYTHON_DJANGO_TRACED_REQUEST_ATTRS": "Use REQUEST.ENRICH.",
     "OTEL_PYTHON_DJANGO_INSTRUMENT": "Use ENABLED.",
@@ -303,6 +324,12 @@ _LAUNCHER = (
     "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
     "OTEL_PYTHON_AUTO_INSTRUMENTATION_EXPERIMENTAL_GEVENT_PATCH",
 )
+#: What `OTEL_SEMCONV_STABILITY_OPT_IN` may name.
+_OPT_INS = frozenset(
+    name + dup
+    for name in ("http", "database", "messaging", "rpc", "code", "k8s", "faas", "cicd", "gen_ai")
+    for dup in ("", "/dup")
+) | {"gen_ai_latest_experimental", "default"}
 #: Official instrumentors of clients that read their own list of URLs.
 _CLIENTS = ("AIOHTTP_CLIENT", "FASTAPI", "HTTPX", "REQUESTS", "STARLETTE", "TORNADO", "URLLIB", "URLLIB3")
 
@@ -310,15 +337,26 @@ _CLIENTS = ("AIOHTTP_CLIENT", "FASTAPI", "HTTPX", "REQUESTS", "STARLETTE", "TORN
 def _python() -> Iterator[Variable]:
     yield Variable("OTEL_PYTHON_LOG_CORRELATION", ("LOGS.CORRELATION",), _BOOLEAN, "true or false")
     yield Variable("OTEL_PYTHON_LOG_HANDLER_LEVEL", ("LOGS.LEVEL",), _log_level, "a level such as info")
-    yield Variable("OTEL_PYTHON_CONTEXT", reader="the OpenTelemetry API")
+    yield Variable(
+        "OTEL_PYTHON_CONTEXT",
+        fits="contextvars_context, or the name of an installed one",
+        reader="the OpenTelemetry API",
+    )
     for name in _LAUNCHER:
         yield Variable(name, reader="opentelemetry-instrument")
     for name in _CLIENTS:
-        yield Variable(f"OTEL_PYTHON_{name}_EXCLUDED_URLS", reader="the official instrumentor")
+        yield Variable(
+            f"OTEL_PYTHON_{name}_EXCLUDED_URLS",
+            convert=_patterns,
+            fits="a list of regular expressions",
+            reader="the official instrumentor",
+        )
     for transport in ("HTTP", "GRPC"):
         for part in ("", "_TRACES", "_METRICS", "_LOGS"):
             yield Variable(
-                f"OTEL_PYTHON_EXPORTER_OTLP_{transport}{part}_CREDENTIAL_PROVIDER", reader="the OTLP exporter"
+                f"OTEL_PYTHON_EXPORTER_OTLP_{transport}{part}_CREDENTIAL_PROVIDER",
+                fits="the name of an installed one",
+                reader="the OTLP exporter",
             )
     yield Variable("OTEL_PYTHON_EXPORTER_OTLP_GRPC_RETRYABLE_ERROR_CODES", reader="the OTLP exporter")
     for name, advice in _IGNORED.items():

@@ -27,7 +27,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 
 from django_otel import conf, own_paths, runtime
-from django_otel.base import guard, import_hooks, sdk_compat
+from django_otel.base import guard, import_hooks, sdk_compat, sdk_environment
 from django_otel.base.frozen import record
 from django_otel.base.sdk_compat import DJANGO_MIDDLEWARE as DJANGO_MIDDLEWARE
 from django_otel.config.schema import Config
@@ -287,17 +287,35 @@ def _switch_on(name: str, wish: Wish, is_user_list: bool) -> State:
         obstacle = _find_conflict(entry)
         if obstacle:
             return State(name, False, obstacle, is_user_list)
-        instrumentor: Any = entry.load()()
-        if instrumentor.is_instrumented_by_opentelemetry:
-            return State(name, False, "already instrumented by another tool; left alone")
-        conflict = sdk_compat.find_dependency_conflict(instrumentor)
-        if conflict is not None:
-            return State(name, False, _say(name, conflict), is_user_list)
-        return _instrument(name, instrumentor, wish, is_user_list)
+        return sdk_environment.survive(
+            lambda: _load_and_instrument(entry, wish, is_user_list=is_user_list), _excluding_variables(name)
+        )
     except Exception as error:
         if not isinstance(error, ImportError) or is_user_list:
             guard.report(f"instrumentors.{name}", error)
         return State(name, False, f"switching it on failed with {type(error).__name__}; see the log", is_user_list)
+
+
+def _load_django_instrumentor() -> Any:
+    from opentelemetry.instrumentation.django import DjangoInstrumentor
+
+    return DjangoInstrumentor()
+
+
+def _excluding_variables(name: str) -> tuple[str, str]:
+    """Variables that hold regular expressions, and stop the instrumentor that reads one that is none."""
+    return "OTEL_PYTHON_EXCLUDED_URLS", f"OTEL_PYTHON_{name.replace('-', '_').upper()}_EXCLUDED_URLS"
+
+
+def _load_and_instrument(entry: EntryPoint, wish: Wish, *, is_user_list: bool) -> State:
+    name = entry.name
+    instrumentor: Any = entry.load()()
+    if instrumentor.is_instrumented_by_opentelemetry:
+        return State(name, False, "already instrumented by another tool; left alone")
+    conflict = sdk_compat.find_dependency_conflict(instrumentor)
+    if conflict is not None:
+        return State(name, False, _say(name, conflict), is_user_list)
+    return _instrument(name, instrumentor, wish, is_user_list)
 
 
 def _instrument(name: str, instrumentor: Any, wish: Wish, is_user_list: bool) -> State:
@@ -342,9 +360,7 @@ def install_django_instrumentor(config: Config) -> bool:
             uninstall_django_instrumentor()
         _opt_in_to_stable_names()
         try:
-            from opentelemetry.instrumentation.django import DjangoInstrumentor
-
-            instrumentor = DjangoInstrumentor()
+            instrumentor = sdk_environment.survive(_load_django_instrumentor, _excluding_variables("django"))
             if instrumentor.is_instrumented_by_opentelemetry:
                 return False
             provider = _tracer_providers.setdefault("django", _SwitchedTracerProvider("django"))

@@ -371,6 +371,24 @@ def test_a_time_out_of_some_milliseconds_is_likely_meant_in_seconds():
     assert parse({}, {"OTEL_EXPORTER_OTLP_TIMEOUT": "100"}).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "fitting"),
+    [
+        ("OTEL_PYTHON_REQUESTS_EXCLUDED_URLS", "health,(", "health,/static/.*"),
+        ("OTEL_PYTHON_HTTPX_EXCLUDED_URLS", "[a-", "[a-z]+"),
+        ("OTEL_SEMCONV_STABILITY_OPT_IN", "htpp", "http/dup, database,gen_ai_latest_experimental"),
+        ("OTEL_PYTHON_CONTEXT", "no_such", "contextvars_context"),
+        ("OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER", "no_such", ""),
+        ("OTEL_PYTHON_EXPORTER_OTLP_GRPC_TRACES_CREDENTIAL_PROVIDER", "no_such", ""),
+    ],
+)
+def test_what_the_package_that_reads_it_cannot_use_is_named(variable, value, fitting):
+    [said] = parse({}, {variable: value}).warnings
+    assert variable in said
+    assert VARIABLES[variable].fits in said
+    assert parse({}, {variable: fitting}).warnings == ()
+
+
 def test_a_misspelt_variable_is_named_and_kubernetes_links_are_not():
     environ = {
         "OTEL_EXPORTER_OTLP_ENDPONT": "http://x:1",

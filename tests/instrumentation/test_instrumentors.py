@@ -400,6 +400,17 @@ def test_an_opt_in_of_the_project_is_kept():
     assert run_python(OPT_IN, OTEL_SEMCONV_STABILITY_OPT_IN="http/dup").strip() == "http/dup"
 
 
+@pytest.mark.parametrize("variable", ["OTEL_PYTHON_EXCLUDED_URLS", "OTEL_PYTHON_REQUESTS_EXCLUDED_URLS"])
+def test_a_list_of_urls_that_cannot_be_read_stops_no_instrumentor(variable):
+    """The official one would fail: calls of the library would leave no spans."""
+    states = (
+        "import os, django; django.setup(); import requests;"
+        "from django_otel.instrumentation import instrumentors;"
+        f"print(os.environ['{variable}'], *[s.reason for s in instrumentors.states() if s.name == 'requests'])"
+    )
+    assert run_python(states, **{variable: "("}).strip() == "( on"
+
+
 def test_nothing_is_opted_in_when_nothing_is_instrumented():
     """The environment is left alone without need."""
     assert run_python(OPT_IN, TEST_OTEL='{"INSTRUMENT": []}').strip() == "None"
