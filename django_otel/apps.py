@@ -84,6 +84,7 @@ class DjangoOTelConfig(AppConfig):
             django_prometheus,
             email,
             feature_flags,
+            graphql_names,
             instrumentors,
             middleware_spans,
             migrations,
@@ -102,7 +103,7 @@ class DjangoOTelConfig(AppConfig):
         parts = (
             instrumentors, logs, database, cache, auth, security, email, tasks, business, failures, view_times,
             templates, outbound_times, middleware_spans, notify, commands, migrations, connections, transactions,
-            feature_flags, copies, sql_comments, django_prometheus, process_metrics,
+            feature_flags, copies, sql_comments, django_prometheus, process_metrics, graphql_names,
         )  # fmt: skip
         for part in parts:
             runtime.on_config_change(part.install)

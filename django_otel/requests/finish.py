@@ -18,7 +18,7 @@ from django_otel.requests.dimensions import ROUTE, check_route
 from django_otel.requests.layers import is_wanted, layer_attributes, settle
 from django_otel.requests.options import ObserverOptions, select_headers
 from django_otel.requests.protocols import MatchLike, RequestLike, ResponseLike
-from django_otel.requests.record import RareState, RequestRecord
+from django_otel.requests.record import OPERATION, RareState, RequestRecord
 from django_otel.requests.series import Attributes, Labels, RequestMetrics, RouteSeries
 from django_otel.requests.view_names import name_view
 from django_otel.tracing.exceptions import record_exception, recording, type_name
@@ -178,7 +178,7 @@ class RequestFinisher:
                 attributes = {**attributes, "url.path": scrubbed}
         if self.times_layers:
             attributes = {**attributes, **layer_attributes(record, ended_s)}
-        if self._has_more or record.spans > self._most_spans:
+        if self._has_more or record.spans > self._most_spans or OPERATION in record.made:
             attributes = {**attributes, **self._find_more(record, request, response)}
         if not is_joined:
             if exception is not None:
@@ -201,7 +201,7 @@ class RequestFinisher:
 
     def _find_more(self, record: RequestRecord, request: RequestLike, response: ResponseLike | None) -> Attributes:
         """Attributes of this request alone."""
-        more: Attributes = {}
+        more: Attributes = dict(record.made.get(OPERATION, ()))
         if record.spans > self._most_spans:
             more[SPANS_DROPPED] = record.spans - self._most_spans
         if self._user_attributes is not None:

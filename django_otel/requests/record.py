@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Where a context holds its request, beside the span: a variable of its own would cost more.
 REQUEST_KEY = create_key("django_otel-request")
+#: In `RequestRecord.made`: attributes of the request's span that name the GraphQL operation.
+OPERATION = "operation"
 
 
 class Repeats(Protocol):
@@ -72,7 +74,7 @@ class RequestRecord(Context):
     span_or_none: trace.Span | None
     #: Of that one's trace id, if it was decided by them.
     low_bits: int | None
-    #: What is made once, at its first use: "span", the span that is not recorded, and "layers".
+    #: What is made once, at its first use: "span", the span that is not recorded, "layers", and `OPERATION`.
     made: dict[str, Any]
     started_s: float
     queries: int
