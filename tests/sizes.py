@@ -41,13 +41,13 @@ def few(rows: Iterable[Any], every: int) -> list[Any]:
     found = list(rows)
     if not IS_LONG:
         return found[::every]
-    # Rows are tuples where a test has several parameters.
-    return [
-        row
-        if index % every == 0
-        else pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=pytest.mark.long)
-        for index, row in enumerate(found)
-    ]
+    for index, row in enumerate(found):
+        if index % every:
+            # A tuple where a test has several parameters; what `pytest.param` returned may have marks of its own.
+            marks = [*getattr(row, "marks", ()), pytest.mark.long]
+            values = row if isinstance(row, tuple) else (row,)
+            found[index] = row._replace(marks=marks) if hasattr(row, "marks") else pytest.param(*values, marks=marks)
+    return found
 
 
 def scaled(usual: Any, whole: Any) -> Any:

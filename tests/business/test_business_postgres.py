@@ -119,6 +119,7 @@ def test_the_driver_that_was_asked_for_is_the_one_in_use():
     assert is_psycopg3 == ("TEST_WITHOUT_PSYCOPG3" not in os.environ)
 
 
+@pytest.mark.long
 def test_the_same_with_the_other_driver(postgres):
     """Django chooses its driver once in a process, so psycopg2 gets a process of its own."""
     if "TEST_WITHOUT_PSYCOPG3" in os.environ:

@@ -117,6 +117,7 @@ def test_times_are_in_the_language_of_the_page(open_page: Opener, site: str) -> 
                ("Montag", "Dienstag", "Mittwoch", "Donnerstag", "Freitag", "Samstag", "Sonntag"))  # fmt: skip
 
 
+@pytest.mark.long
 def test_pictures_are_taken_of_a_page_in_every_look(chromium: Any, tmp_path: Path) -> None:
     """The script that takes them still runs; `python -m tests.screenshots FOLDER` takes all."""
     names = screenshots.take_all(chromium, tmp_path, ["traces-none"])

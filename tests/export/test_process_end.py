@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from tests import services
+from tests import services, sizes
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -32,7 +32,7 @@ def numbers_of(receiver, name="send mail"):
     return sorted(services.attributes_of(span).get("number") for _, span in receiver.spans() if span.name == name)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--max-tasks-per-child", "1")], ids=["pool", "one task per child"])
+@pytest.mark.parametrize("arguments", sizes.few([[], ["--max-tasks-per-child", "1"]], 2), ids=" ".join)
 def test_every_task_of_celerys_pool_arrives(receiver, tmp_path, arguments):
     with services.start_valkey() as broker:
         env = services.server_env(otel(receiver), TEST_BROKER=broker, TEST_SQLITE=str(tmp_path / "db.sqlite3"))

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests import sizes
 from tests.services import ROOT
 
 CASES = ["tests/postgres_cases.py", "tests/postgres_layers.py"]
@@ -16,7 +17,7 @@ CASES = ["tests/postgres_cases.py", "tests/postgres_layers.py"]
 HIDING = "import sys; sys.modules['psycopg'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+@pytest.mark.parametrize("driver", sizes.few(["psycopg", "psycopg2"], 2))
 def test_the_database_layer_on_postgresql(driver, postgres):
     """Every case passes with this driver, and PostgreSQL can drop the test database afterwards."""
     start = ["-m", "pytest"] if driver == "psycopg" else ["-c", HIDING]

@@ -329,7 +329,9 @@ def test_a_page_that_was_left_open_says_that_its_visitor_is_signed_out(open_page
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: f"{look[0]}-{look[1]}")
-@pytest.mark.parametrize("has_script", [True, False], ids=["script", "no-script"])
+@pytest.mark.parametrize(
+    "has_script", [pytest.param(True, id="script"), pytest.param(False, id="no-script", marks=pytest.mark.long)]
+)
 def test_the_page_looks_right(
     open_page: Any, site: Site, look: tuple[str, int], has_script: bool, tmp_path: Path
 ) -> None:

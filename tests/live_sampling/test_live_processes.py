@@ -237,6 +237,7 @@ def test_a_recycled_worker_picks_the_policy_up(on_sqlite):
         assert {answer["statements"] for answer in following.values()} == {0}
 
 
+@pytest.mark.long
 def test_workers_forked_after_import_follow_each_for_itself(on_postgresql):
     """With --preload, and in a child that a worker forks while its own thread runs."""
     run_python(on_postgresql, "SamplingPolicy(ratio=0.125).save()")

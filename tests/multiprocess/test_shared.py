@@ -33,7 +33,7 @@ from django_otel.multiprocess.reader import Reader
 from django_otel.multiprocess.sharing import Sharing
 from django_otel.multiprocess.snapshot import read_snapshot, write_snapshot
 from django_otel.tracestore import file as tracestore_file
-from tests import services
+from tests import services, sizes
 
 # Forking beside other tests' threads is what is tested; Python warns of it from 3.12 on.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -261,18 +261,21 @@ def test_between_taking_a_slot_and_zeroing_it_the_dead_ones_gauges_are_not_shown
     lease.close()
 
 
-def test_five_hundred_killed_workers_lose_nothing_and_leave_no_more_files_than_the_first(folder):
+@pytest.mark.scaled
+def test_hundreds_of_killed_workers_lose_nothing_and_leave_no_more_files_than_the_first(folder):
+    count = sizes.scaled(100, 500)
+
     def work():
         store = join(folder)
         store.counter("n").add(1)
         store.histogram("h").record(1)
         kill_self()
 
-    for first in range(0, 500, 4):
-        for pid in [start(work) for _ in range(min(4, 500 - first))]:
+    for first in range(0, count, 4):
+        for pid in [start(work) for _ in range(min(4, count - first))]:
             assert wait(pid) == -signal.SIGKILL
     found = merged(folder)
-    assert found["n"] == 500 and found["h"].count == 500
+    assert found["n"] == count and found["h"].count == count
     # Cells, keys and lock of four, and join.lock.
     assert len(list(folder.iterdir())) <= 13
     assert sum(path.stat().st_size for path in folder.iterdir()) < 4 * 80_000
@@ -281,7 +284,7 @@ def test_five_hundred_killed_workers_lose_nothing_and_leave_no_more_files_than_t
 SYSTEM_CALLS = ["pwrite", "posix_fallocate", "ftruncate", "pread", "fstat", "mmap", "flock"]
 
 
-@pytest.mark.parametrize("call", SYSTEM_CALLS)
+@pytest.mark.parametrize("call", sizes.few(SYSTEM_CALLS, 3))
 def test_a_kill_at_any_step_of_adoption_and_growth_loses_nothing(folder, call, monkeypatch):
     """A child is killed just before, or just after, the n-th system call of its kind, for every n."""
     owners = {"mmap": mmap, "flock": leases.fcntl}

@@ -13,7 +13,7 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests import services
+from tests import services, sizes
 
 OTEL = {
     "SERVICE_NAME": "shared",
@@ -139,7 +139,7 @@ def serve(kind, tmp_path, workers=4, otel=OTEL, **env):
         yield server
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", sizes.few(["gunicorn-preload", "gunicorn", "gthread", "uvicorn"], 3))
 def test_every_scrape_shows_what_all_workers_have_counted(kind, tmp_path):
     with serve(kind, tmp_path) as server:
         with Load(server) as load:
@@ -154,7 +154,7 @@ def test_every_scrape_shows_what_all_workers_have_counted(kind, tmp_path):
         assert sum(name == "target_info" for name, _ in samples) == 1
 
 
-@pytest.mark.parametrize("kind", ["gunicorn", "gunicorn-preload", "gthread"])
+@pytest.mark.parametrize("kind", sizes.few(["gthread", "gunicorn", "gunicorn-preload"], 3))
 def test_nothing_is_lost_when_workers_are_killed_under_load(kind, tmp_path):
     with serve(kind, tmp_path) as server:
         with Load(server) as load:
@@ -223,14 +223,14 @@ def test_a_new_master_begins_at_zero_and_two_deployments_do_not_mix(tmp_path):
         assert requests_counted(again) == 1
 
 
-@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["app loaded in the worker", "preloaded"])
+@pytest.mark.parametrize("preload", sizes.few(["--preload", ""], 2))
 def test_otlp_over_all_instances_adds_up_to_the_requests_answered(tmp_path, receiver, preload):
     otel = {
         **OTEL,
         "TRACES": {"ENDPOINT": receiver.url},
         "METRICS": {"EXPORTERS": ["prometheus", "otlp"], "INTERVAL_S": 0.3},
     }
-    KINDS["recycling"] = ("gunicorn", ("--max-requests", "30", *preload))
+    KINDS["recycling"] = ("gunicorn", ("--max-requests", "30", *preload.split()))
     with serve("recycling", tmp_path, workers=2, otel=otel) as server:
         with Load(server, clients=2) as load:
             services.wait_until(lambda: load.answered > 150, 60, "150 answers, so several recycled workers")

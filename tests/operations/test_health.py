@@ -18,7 +18,7 @@ from django.utils import translation
 
 from django_otel import own_paths
 from django_otel import views as own_views
-from tests import health_checks, services, views
+from tests import health_checks, services, sizes, views
 
 PROBES = ("/livez", "/readyz", "/startupz")
 TOKEN = "a metrics token"
@@ -493,7 +493,7 @@ def test_the_defaults():
 # --- A real server and a real database that stops. ---
 
 
-@pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
+@pytest.mark.parametrize("kind", sizes.few(["gunicorn", "uvicorn"], 2))
 def test_a_stopped_database_is_named(kind):
     """The check's limit is its default of a second, and answers 503 where the driver has not done so before."""
     if "DATABASE_URL" in os.environ:

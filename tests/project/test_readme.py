@@ -684,18 +684,21 @@ def test_the_examples_run_in_the_project(shop):
 
 @pytest.mark.parametrize(
     ("name", "traces_url", "headers", "others"),
-    [
-        ("jaeger", "http://localhost:4318/v1/traces", {}, ()),
-        ("tempo", "http://tempo:4318/v1/traces", {"X-Scope-OrgID": "shop-team"}, ()),
-        ("datadog", "http://localhost:4318/v1/traces", {}, ("metrics",)),
-        (
-            "grafana-cloud",
-            "https://otlp-gateway-prod-eu-west-2.grafana.net/otlp/v1/traces",
-            {"Authorization": "Basic MTIzNDU2OmdsY19rZXk="},
-            ("metrics", "logs"),
-        ),
-        ("collector-settings", "http://localhost:4318/v1/traces", {}, ("metrics", "logs")),
-    ],
+    sizes.few(
+        [
+            ("jaeger", "http://localhost:4318/v1/traces", {}, ()),
+            ("tempo", "http://tempo:4318/v1/traces", {"X-Scope-OrgID": "shop-team"}, ()),
+            ("datadog", "http://localhost:4318/v1/traces", {}, ("metrics",)),
+            (
+                "grafana-cloud",
+                "https://otlp-gateway-prod-eu-west-2.grafana.net/otlp/v1/traces",
+                {"Authorization": "Basic MTIzNDU2OmdsY19rZXk="},
+                ("metrics", "logs"),
+            ),
+            ("collector-settings", "http://localhost:4318/v1/traces", {}, ("metrics", "logs")),
+        ],
+        3,
+    ),
 )
 def test_the_settings_for_a_backend_send_to_it(shop, receiver, name, traces_url, headers, others):
     """Right addresses and headers, and with a receiver in its place everything arrives, as the doctor sees it."""

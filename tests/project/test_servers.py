@@ -12,7 +12,7 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests import services
+from tests import services, sizes
 
 KINDS = ["gunicorn", "gunicorn-gthread", "uvicorn"]
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -73,7 +73,7 @@ def test_requests_are_served_scraped_and_exported(kind, receiver):
     assert "hunter2" not in everything
 
 
-@pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
+@pytest.mark.parametrize("kind", sizes.few(["gunicorn", "uvicorn"], 2))
 def test_every_worker_has_an_instance_id_of_its_own(kind, receiver):
     with services.serve(kind, exporting(receiver), workers=3) as server:
 
@@ -220,7 +220,7 @@ def test_nothing_is_on_the_console_of_a_default_project():
     assert "arning" not in log
 
 
-@pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
+@pytest.mark.parametrize("kind", sizes.few(["gunicorn", "uvicorn"], 2))
 def test_a_bad_dict_serves_the_site_and_says_so(kind):
     with services.serve(kind, {"NO_SUCH_KEY": "secret-value"}) as server:
         assert server.get("/hello/")[0] == 200

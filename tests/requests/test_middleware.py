@@ -616,7 +616,9 @@ async def test_a_disconnect_cancels_the_view_and_leaves_nothing_behind(path, ote
     async def receive():
         if messages:
             return messages.pop(0)
-        await asyncio.sleep(0.08)
+        # The view that streams is left while it does, the other one while it waits.
+        while not (sent if path == "/async-stream/" else active_requests()):
+            await asyncio.sleep(0.01)
         return {"type": "http.disconnect"}
 
     async def send(message):

@@ -81,6 +81,7 @@ def _refusal() -> str:
     return "" if float(done.stdout) < 60.0 else f"the clock was not set back: {done.stdout.strip()}"
 
 
+@pytest.mark.long
 def test_limiter_and_follower_on_a_machine_booted_a_minute_ago(tmp_path):
     """Their own tests, in a time namespace whose monotonic clock began a few seconds ago."""
     refusal = _refusal()

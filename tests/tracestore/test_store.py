@@ -31,7 +31,7 @@ from django_otel.tracestore.packing import pack_routes, unpack_route, unpack_rou
 from django_otel.tracestore.processor import StoreProcessor, numbers_of
 from django_otel.tracestore.reader import TraceFilter, read
 from django_otel.tracestore.writer import TraceStore
-from tests import services
+from tests import services, sizes
 from tests.services import ROOT, serve, wait_until
 
 START_NS = 1_700_000_000_000_000_000
@@ -945,7 +945,7 @@ def test_the_store_is_off_unless_debug_or_asked_for(settings):
     assert not conf.is_console_on(parse({"CONSOLE": {"ENABLED": False}}, {}))
 
 
-@pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
+@pytest.mark.parametrize("kind", sizes.few(["gunicorn", "uvicorn"], 2))
 def test_the_samples_of_a_servers_workers_add_up_to_what_was_answered(tmp_path, kind):
     """One source for the whole group, whoever samples it, and the last sample when the server stops."""
     otel = {"SERVICE_NAME": "shop", "CONSOLE": {"ENABLED": True, "PATH": str(tmp_path / "store")}}
