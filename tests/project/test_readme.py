@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import urllib.parse
@@ -259,6 +260,40 @@ def test_a_carried_task_continues_its_senders_trace(otel_spans):
     queue.task(*queue.arguments)
     task = otel_spans.one("process send_invoice")
     assert task.parent.span_id == otel_spans.one("order").context.span_id
+
+
+def test_a_task_of_huey_continues_its_senders_trace(settings, otel_spans):
+    pytest.importorskip("huey")
+    settings.HUEY = {"huey_class": "huey.MemoryHuey", "name": "shop", "immediate": False}
+    names: dict = {}
+    exec(snippet("huey_task", "python"), names)
+    from huey.contrib.djhuey import HUEY
+
+    with django_otel.span("order"):
+        names["place_order"](7)
+    # As a consumer does, in which nothing of the sender is current.
+    worker = threading.Thread(target=lambda: HUEY.execute(HUEY.dequeue()))
+    worker.start()
+    worker.join()
+    task = otel_spans.one("process send_invoice")
+    assert task.parent.span_id == otel_spans.one("order").context.span_id
+
+
+async def test_a_message_of_a_channels_layer_continues_its_senders_trace(settings, otel_spans):
+    pytest.importorskip("channels")
+    from channels.testing import WebsocketCommunicator
+
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+    names: dict = {}
+    exec(snippet("channels_message", "python"), names)
+    browser = WebsocketCommunicator(names["Orders"].as_asgi(), "/orders/")
+    assert (await browser.connect())[0]
+    with django_otel.span("order"):
+        await names["announce"](7)
+    assert await browser.receive_json_from(timeout=60) == {"number": 7}
+    await browser.disconnect()
+    message = otel_spans.one("process order.paid")
+    assert message.parent.span_id == otel_spans.one("order").context.span_id
 
 
 def test_every_block_of_code_is_a_snippet_that_a_test_uses():
