@@ -40,6 +40,16 @@ def app():
         if how != "retry":
             raise {"ignore": Ignore(), "reject": Reject("no")}.get(how, ValueError(f"password={password}"))
 
+    @made.task(
+        name="orders.flaky", autoretry_for=(ValueError,), max_retries=2, default_retry_delay=0, retry_jitter=False
+    )
+    def flaky(password: str) -> None:
+        raise ValueError(password)
+
+    @made.task(name="bestellung für 1 Tee / süß")
+    def outer() -> None:
+        made.tasks["orders.send_invoice"].delay(1)
+
     # As where it has sent something.
     celery_hooks._memory.apps.add(made)
     yield made
@@ -171,6 +181,23 @@ def test_every_end_has_its_outcome(app, eager, otel_spans, otel_metrics, how, ou
     if how == "fail":
         assert found[0].attributes["error.type"] == "ValueError"
         assert found[0].status.description == "ValueError: password=[redacted]"
+
+
+def test_retries_that_run_out_are_a_failure(app, eager, otel_spans, otel_metrics):
+    app.tasks["orders.flaky"].delay("hunter2")
+    outcomes = [span.attributes["django.task.outcome"] for span in otel_spans.named("process orders.flaky")]
+    assert sorted(outcomes) == ["failed", "retried", "retried"]
+    for outcome, number in (("failed", 1), ("retried", 2)):
+        assert count(otel_metrics, DURATION, **labels("orders.flaky", **{"django.task.outcome": outcome})) == number
+    assert not context.get_current()
+
+
+def test_a_task_of_any_name_that_sends_another_one(app, eager, otel_spans, otel_metrics):
+    name = "bestellung für 1 Tee / süß"
+    app.tasks[name].delay()
+    outer, send = otel_spans.one(f"process {name}"), otel_spans.one("send orders.send_invoice")
+    assert send.parent.span_id == outer.context.span_id
+    assert count(otel_metrics, SENT, **labels(name)) == count(otel_metrics, SENT, **labels("orders.send_invoice")) == 1
 
 
 def test_an_exception_that_eager_tasks_pass_on_is_a_failure(app, eager, otel_spans):

@@ -1,6 +1,9 @@
+import datetime
+
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
+from django.utils import timezone
 
 from tests.task_shop.celery_app import send_invoice
 
@@ -15,6 +18,23 @@ def enqueue(request: HttpRequest, number: int) -> HttpResponse:
 
     invoice.enqueue(number, secret="hunter2")
     fail.enqueue(secret="hunter2")
+    return HttpResponse(status=201)
+
+
+def undo(request: HttpRequest) -> HttpResponse:
+    """Enqueue tasks of which some are rolled back."""
+    from tests.task_shop.jobs import asynchronous, nap, outer
+
+    for is_undone in (True, False):
+        with transaction.atomic():
+            nap.enqueue(0)
+            with transaction.atomic():
+                nap.enqueue(0)
+                transaction.set_rollback(True)
+            transaction.set_rollback(is_undone)
+            transaction.on_commit(lambda: asynchronous.enqueue())
+    outer.enqueue()
+    nap.using(run_after=timezone.now() + datetime.timedelta(seconds=2)).enqueue(0)
     return HttpResponse(status=201)
 
 
@@ -51,6 +71,7 @@ urlpatterns = [
     path("", include("django_otel.urls")),
     path("orders/<int:number>/", place),
     path("jobs/<int:number>/", enqueue),
+    path("undo/", undo),
     path("rq/<int:number>/", enqueue_rq),
     path("load/<int:number>/<int:kills>/", load),
 ]

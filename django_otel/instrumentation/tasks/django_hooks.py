@@ -16,6 +16,7 @@ from typing import Protocol
 
 from django.apps import apps
 from django.conf import settings
+from django.db import connections
 from django.db.models import Count, Model, QuerySet
 from django.db.models.signals import pre_save
 
@@ -107,7 +108,15 @@ def _end(sending: Sending, result: object) -> None:
     with guard.contained("the id of a task"):
         if sending.span is not None and sending.span.is_recording():
             sending.span.set_attribute("django.task.id", str(getattr(result, "id", "")))
-    sending.end()
+    is_deferred = False
+    if sending.database is not None:
+        with guard.contained("the commit of a task"):
+            connection = connections[sending.database]
+            if connection.in_atomic_block:
+                # A row that is rolled back was never sent.
+                connection.on_commit(guard.guarded("counting a task", None)(sending.count), robust=True)
+                is_deferred = True
+    sending.end(counts=not is_deferred)
 
 
 def _measure(enqueue: Callable[..., object]) -> Callable[..., object]:
@@ -158,13 +167,13 @@ def _measure_async(enqueue: Callable[..., Awaitable[object]]) -> Callable[..., A
 
 
 @guard.guarded("a row of a task", None)
-def _on_save(instance: Row, **_: object) -> None:
+def _on_save(instance: Row, using: str | None = None, **_: object) -> None:
     is_new = getattr(getattr(instance, "_state", None), "adding", False)
     if is_new:
         sending = _sending.get()
         if sending is not None and isinstance(instance.args_kwargs, dict):
             instance.args_kwargs = {**instance.args_kwargs, CARRIED: sending.headers}
-            sending.is_carried = True
+            sending.is_carried, sending.database = True, using
     elif instance.status == "FAILED" and _run.get() is None:
         # Its task cannot be imported: it has failed without having started.
         backend.reject(OTHER, instance.queue_name, _carried(instance), str(instance.pk), "unknown")

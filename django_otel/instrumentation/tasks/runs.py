@@ -211,13 +211,15 @@ class Backend:
 class Sending:
     """One task being sent: its PRODUCER span is current until `end`. `headers` go with the message."""
 
-    __slots__ = ("_metrics", "_token", "headers", "is_carried", "span")
+    __slots__ = ("_metrics", "_token", "database", "headers", "is_carried", "span")
 
     def __init__(self, backend: Backend, name: str, queue: str, task_id: str) -> None:
         self._metrics = backend.metrics(name, queue)
         self._token: object = None
         #: Whether the message, or row, holds them.
         self.is_carried = False
+        #: The alias of the database in which the task is written, where it is.
+        self.database: str | None = None
         self.headers: dict[str, str] = {SENT_AT: f"{time.time():.6f}"}
         self.span: trace.Span | None = None
         if not backend.makes_spans:
@@ -248,10 +250,15 @@ class Sending:
         if not state.is_plain or (len(inside) > 1 and baggage.get_all(inside)):
             runtime.propagator().inject(self.headers, inside)
 
-    def end(self) -> None:
+    def count(self) -> None:
         """Count the task as sent."""
+        self._metrics.sent().add(1.0)
+
+    def end(self, *, counts: bool = True) -> None:
+        """End the span, and count the task as sent; without `counts` it is counted later, or not at all."""
         try:
-            self._metrics.sent().add(1.0)
+            if counts:
+                self._metrics.sent().add(1.0)
             self._close(None)
         except Exception as fault:
             guard.report("the end of sending a task", fault)
