@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from django_otel.console.changes import figures_of, judge
+from django_otel.console.route_sums import RouteSum, by_route
 from django_otel.tracestore import record_reader
 from django_otel.tracestore.issue_reader import IssueFilter, IssueRow, find_issue, list_issues, list_releases
 from django_otel.tracestore.otlp import SpanRecord
 from django_otel.tracestore.reader import StoreReader, TraceFilter, TraceRow
-from django_otel.tracestore.record_reader import LogFilter, LogRow, RequestRow
+from django_otel.tracestore.record_reader import LogFilter, LogRow
 
 Answer = dict[str, object]
 
@@ -159,7 +160,8 @@ class Answers:
                  "queries": round(route.queries, 1), "trace_id": route.longest.trace_id,
                  "address": self._address(route.longest.trace_id),
                  "before": _figures(before.get((route.method, route.route))),
-                 "after": _figures(after.get((route.method, route.route)))}
+                 "after": _figures(after.get((route.method, route.route))),
+                 "change": _change(before.get((route.method, route.route)), after.get((route.method, route.route)))}
                 for route in found[: scope.rows]
             ],
             "release": release or None,
@@ -197,48 +199,14 @@ class Answers:
         }  # fmt: skip
 
 
-# --- Routes, added up. ---
+# --- Routes. ---
 
 
-@dataclass(frozen=True, slots=True)
-class RouteSum:
-    """The requests of one route."""
-
-    route: str
-    method: str
-    requests: int
-    errors: int
-    p50_ns: int
-    p95_ns: int
-    #: Queries a request, on average.
-    queries: float
-    longest: RequestRow
-
-
-def by_route(rows: Sequence[RequestRow]) -> dict[tuple[str, str], RouteSum]:
-    """The requests of each method and route, added up."""
-    groups: dict[tuple[str, str], list[RequestRow]] = {}
-    for row in rows:
-        groups.setdefault((row.method, row.route), []).append(row)
-    found = {}
-    for (method, route), members in groups.items():
-        durations = sorted(row.duration_ns for row in members)
-        found[method, route] = RouteSum(
-            route,
-            method,
-            len(members),
-            sum(row.is_error for row in members),
-            percentile(durations, 0.5),
-            percentile(durations, 0.95),
-            sum(row.queries for row in members) / len(members),
-            max(members, key=lambda row: row.duration_ns),
-        )
-    return found
-
-
-def percentile(ordered: Sequence[int], share: float) -> int:
-    """The value that `share` of the ordered values do not exceed (nearest rank)."""
-    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
+def _change(before: RouteSum | None, after: RouteSum | None) -> str | None:
+    """What became of a route since the release: "broken", "slower", ...; None where nothing can be compared."""
+    if after is None:
+        return None
+    return judge(figures_of(before) if before is not None else None, figures_of(after))
 
 
 def _figures(route: RouteSum | None) -> Answer | None:

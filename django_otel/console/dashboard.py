@@ -19,6 +19,7 @@ from django.utils.translation import gettext, ngettext_lazy, pgettext
 from django_otel import runtime
 from django_otel.base import guard
 from django_otel.console import layers, svg, text
+from django_otel.console.quantiles import quantile
 from django_otel.metrics.model import OWN_SCOPE, Family
 from django_otel.tracestore.items import RouteNumbers
 from django_otel.tracestore.numbers import SAMPLE_INTERVAL_S, rise
@@ -142,13 +143,10 @@ def load(reader: StoreReader, console: StoreProcessor, wanted: Wanted) -> Loaded
         with guard.contained("adding the newest numbers to the dashboard"):
             families = runtime.collect()
             active = _active_requests(families)
-            at_s, before, running = reader.baseline(console.source()) or (wanted.now_s, {}, {})
-            newest = numbers_of(families)
-            added = rise(newest, before, running)
+            at_s, added = since_last_sample(reader, console, families, wanted.now_s)
             if added:
                 # As the next sample would file it.
                 counted_s = wanted.now_s - min(wanted.now_s - at_s, SAMPLE_INTERVAL_S) / 2
-                added["bounds"] = newest["bounds"]
                 if wanted.route:
                     added = {"total": added.get("routes", {}).get(wanted.route, {}), "bounds": added["bounds"]}
                 numbers.append(Numbers(int(counted_s), 1, added))
@@ -167,6 +165,16 @@ def load(reader: StoreReader, console: StoreProcessor, wanted: Wanted) -> Loaded
     )
 
 
+def since_last_sample(
+    reader: StoreReader, console: StoreProcessor, families: Sequence[Family], now_s: float
+) -> tuple[float, dict[str, Any]]:
+    """Return when this server's numbers were last sampled, and what was counted since; empty if nothing was."""
+    at_s, before, running = reader.baseline(console.source()) or (now_s, {}, {})
+    newest = numbers_of(families)
+    added = rise(newest, before, running)
+    return at_s, {**added, "bounds": newest["bounds"]} if added else {}
+
+
 def _active_requests(families: Sequence[Family]) -> float | None:
     for family in families:
         if family.name == "http.server.active_requests" and family.scope.name == OWN_SCOPE.name:
@@ -176,27 +184,6 @@ def _active_requests(families: Sequence[Family]) -> float | None:
 
 
 # --- Histograms. ---
-
-
-def quantile(counts: Sequence[float], bounds: Sequence[float], share: float) -> float | None:
-    """The value below which `share` of all lie, by linear interpolation within its bucket; None without values.
-
-    Above the last bound nothing is known, so that bound is given.
-    Source: Prometheus, `histogram_quantile`.
-    """
-    total = sum(counts)
-    if total <= 0:
-        return None
-    rank = share * total
-    below = 0.0
-    for index, number in enumerate(counts):
-        if number > 0 and below + number >= rank:
-            if index >= len(bounds):
-                return float(bounds[-1]) if bounds else None
-            low = bounds[index - 1] if index else min(0.0, bounds[0])
-            return low + (bounds[index] - low) * max(0.0, rank - below) / number
-        below += number
-    return float(bounds[-1]) if bounds else None
 
 
 class _Sum:

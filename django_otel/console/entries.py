@@ -130,6 +130,20 @@ class InstrumentsAdmin(ConsoleAdmin):
     pages = (Page("", "instruments", module="instrument_pages"),)
 
 
+class Slow(models.Model):
+    """The page of slow routes and releases."""
+
+    class Meta(_PageMeta):
+        verbose_name = gettext_lazy("slow routes and releases")
+        verbose_name_plural = gettext_lazy("slow routes and releases")
+
+
+@admin.register(Slow)
+class SlowAdmin(ConsoleAdmin):
+    page_title = gettext_lazy("Slow routes and releases")
+    pages = (Page("", "slow", module="slow_pages"),)
+
+
 class Queries(models.Model):
     """The page of statements."""
 

@@ -1,10 +1,12 @@
 """The page of all instruments: those of this package, of the project and of its libraries, each with a small chart.
 
-It shows what `/metrics` shows at this moment; nothing of it comes from the store.
+It shows what `/metrics` shows at this moment. A bucket of a histogram leads to the trace of its newest exemplar, if
+that is in the store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,18 +21,21 @@ from django.utils.translation import gettext, gettext_lazy, ngettext_lazy
 from django_otel import runtime
 from django_otel.base import guard
 from django_otel.console import svg, text
-from django_otel.console.dashboard import quantile
 from django_otel.console.entries import ConsoleAdmin
 from django_otel.console.filters import whole
-from django_otel.console.page import console_page
+from django_otel.console.page import StoreFailed, console_page, read_store, trace_addresses
+from django_otel.console.quantiles import quantile
 from django_otel.metrics.classic_buckets import with_classic_buckets
-from django_otel.metrics.model import OWN_SCOPE, Family, HistogramValue, Kind, Point
+from django_otel.metrics.exemplar_choice import exemplars_by_bucket
+from django_otel.metrics.model import OWN_SCOPE, Exemplar, Family, HistogramValue, Kind, Point
 from django_otel.metrics.prometheus_names import format_bound, label_text
 from django_otel.tracestore.processor import StoreProcessor
 
 PAGE_SIZE = 24
 #: Series of one instrument that are drawn and listed.
 MAX_SERIES = 8
+#: Exemplars of one page that are looked for in the store.
+MAX_EXEMPLARS = 900
 _MAX_SEARCH = 200
 _SERIES = ngettext_lazy("%(count)s series", "%(count)s series", "n")
 _MEASUREMENTS = ngettext_lazy("%(count)s measurement", "%(count)s measurements", "n")
@@ -57,6 +62,8 @@ class Shown:
     labels: Sequence[str]
     ends: tuple[str, str]
     rows: Sequence[tuple[str, str]]
+    #: Buckets whose exemplar has a stored trace: name and address.
+    exemplars: Sequence[tuple[str, str]]
     hidden: int
 
 
@@ -70,10 +77,12 @@ def instruments(
     found = sorted((family for family in families if _fits(family, search)), key=_order)
     pages = max(1, -(-len(found) // PAGE_SIZE))
     number = whole(request.GET.get("page"), 1, pages)
+    chosen = found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]
+    address_of = _addresses(chosen, console, admin.admin_site.name)
     shown = []
-    for family in found[(number - 1) * PAGE_SIZE : number * PAGE_SIZE]:
+    for family in chosen:
         with guard.contained(f"the page of the instrument {family.name}"):
-            shown.append(_show(family))
+            shown.append(_show(family, address_of))
 
     def address(page: int) -> str:
         return "?" + urlencode({**({"q": search} if search else {}), "page": page})
@@ -105,12 +114,33 @@ def _order(family: Family) -> tuple[bool, str, str]:
     return is_ours, family.name, family.scope.name
 
 
-def _show(family: Family) -> Shown:
+def _addresses(families: Sequence[Family], console: StoreProcessor, site: str) -> Callable[[Exemplar], str]:
+    """Return a function that gives the address of an exemplar's span; "" where its trace is not stored."""
+    ids = {f"{one.trace_id:032x}" for family in families for point in family.points for one in point.exemplars}
+    stored: set[str] = set()
+    if ids:
+        # Without the store the page has all the rest.
+        with contextlib.suppress(StoreFailed):
+            stored = read_store(console, lambda reader: reader.stored_among(sorted(ids)[:MAX_EXEMPLARS]))
+    address = trace_addresses(site)
+
+    def address_of(exemplar: Exemplar) -> str:
+        trace_id, span_id = f"{exemplar.trace_id:032x}", f"{exemplar.span_id:016x}"
+        page = address(trace_id) if trace_id in stored else ""
+        return f"{page}?span={span_id}#s-{span_id}" if page else ""
+
+    return address_of
+
+
+def _show(family: Family, address_of: Callable[[Exemplar], str]) -> Shown:
     points: Sequence[Point] = family.points
     if family.kind is Kind.EXPONENTIAL_HISTOGRAM:
         points = with_classic_buckets(points, f"the page of the instrument {family.name}")
-    draw = _draw_histogram if any(isinstance(point.value, HistogramValue) for point in points) else _draw_numbers
-    summary, chart, ends, rows = draw(family, points)
+    exemplars: list[tuple[str, str]] = []
+    if any(isinstance(point.value, HistogramValue) for point in points):
+        (summary, chart, ends, rows), exemplars = _draw_histogram(family, points, address_of)
+    else:
+        summary, chart, ends, rows = _draw_numbers(family, points)
     return Shown(
         name=family.name,
         kind=str(_KINDS[family.kind]),
@@ -122,6 +152,7 @@ def _show(family: Family) -> Shown:
         labels=chart.labels,
         ends=ends,
         rows=rows[:MAX_SERIES],
+        exemplars=exemplars,
         hidden=max(0, len(points) - MAX_SERIES),
     )
 
@@ -152,7 +183,9 @@ def _draw_numbers(family: Family, points: Sequence[Point]) -> _Drawn:
     return summary, chart, ("", ""), rows
 
 
-def _draw_histogram(family: Family, points: Sequence[Point]) -> _Drawn:
+def _draw_histogram(
+    family: Family, points: Sequence[Point], address_of: Callable[[Exemplar], str]
+) -> tuple[_Drawn, list[tuple[str, str]]]:
     show = _format_of(family.unit)
     values = [(point, point.value) for point in points if isinstance(point.value, HistogramValue)]
     values.sort(key=lambda item: -item[1].count)
@@ -165,12 +198,17 @@ def _draw_histogram(family: Family, points: Sequence[Point]) -> _Drawn:
         p95 = quantile(buckets, bounds, 0.95)
         figures = {"count": summary, "mean": show(total / count), "p95": show(p95) if p95 is not None else "-"}
         summary = gettext("%(count)s, mean %(mean)s, p95 %(p95)s") % figures
+    known = exemplars_by_bucket(
+        tuple(bounds), (one for point, value in values if value.bounds == bounds for one in point.exemplars)
+    )
+    addresses = [address_of(known[index]) if index in known else "" for index in range(len(buckets))]
     names = [f"≤ {show(bound)}" for bound in bounds] + [f"> {show(bounds[-1])}" if bounds else format_bound(0.0)]
     chart = svg.draw_bars(
         [svg.Line("", "c0", buckets)],
         description=f"{family.name}: {summary}",
         moments=[svg.Moment("", name) for name in names],
         show=text.count,
+        addresses=addresses,
     )
     rows = [
         (
@@ -181,7 +219,8 @@ def _draw_histogram(family: Family, points: Sequence[Point]) -> _Drawn:
         for point, value in values[:MAX_SERIES]
         if value.count
     ]
-    return summary, chart, (names[0], names[-1]), rows
+    links = [(name, address) for name, address in zip(names, addresses, strict=True) if address]
+    return (summary, chart, (names[0], names[-1]), rows), links
 
 
 def _name(point: Point) -> str:

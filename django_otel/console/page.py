@@ -39,6 +39,7 @@ TABS = (
     ("dashboard", gettext_lazy("Dashboard")),
     ("trace", gettext_lazy("Traces")),
     ("errors", gettext_lazy("Errors")),
+    ("slow", gettext_lazy("Slow routes")),
     ("queries", gettext_lazy("Queries")),
     ("logs", gettext_lazy("Logs")),
     ("instruments", gettext_lazy("Instruments")),

@@ -88,9 +88,14 @@ def draw_lines(
 
 
 def draw_bars(
-    lines: Sequence[Line], *, description: str, moments: Sequence[Moment], show: Callable[[float], str]
+    lines: Sequence[Line],
+    *,
+    description: str,
+    moments: Sequence[Moment],
+    show: Callable[[float], str],
+    addresses: Sequence[str] = (),
 ) -> Chart:
-    """Bars over time, one line's value on top of the other's."""
+    """Bars over time, one line's value on top of the other's. `addresses`: where each step leads; "" for nowhere."""
     steps = max(1, len(moments))
     sums = [sum(line.values[index] or 0 for line in lines) for index in range(len(moments))]
     top = nice_top(max(sums, default=0.0))
@@ -112,19 +117,19 @@ def draw_bars(
                 f'height="{_number(max(1.0, height))}"/>'
             )
             reached += height
-    parts.append(_hovers(moments, [_tip(lines, index, show) for index in range(len(moments))], steps))
+    parts.append(_hovers(moments, [_tip(lines, index, show) for index in range(len(moments))], steps, addresses))
     return Chart(
-        _svg(parts, description),
+        _svg(parts, description, role="group" if any(addresses) else "img"),
         [show(top), show(top / 2), show(0)],
         [(line.name, line.colour) for line in lines] if len(lines) > 1 else [],
         not any(sums),
     )
 
 
-def _svg(parts: Sequence[str], description: str) -> SafeString:
+def _svg(parts: Sequence[str], description: str, role: str = "img") -> SafeString:
     return format_html(
-        '<svg class="otel-chart" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>',
-        WIDTH, HEIGHT, description, mark_safe("".join(parts)),  # noqa: S308 (what is not our own in a part is escaped)
+        '<svg class="otel-chart" viewBox="0 0 {} {}" preserveAspectRatio="none" role="{}" aria-label="{}">{}</svg>',
+        WIDTH, HEIGHT, role, description, mark_safe("".join(parts)),  # noqa: S308 (what is not our own in a part is escaped)
     )  # fmt: skip
 
 
@@ -157,11 +162,17 @@ def _tip(lines: Sequence[Line], index: int, show: Callable[[float], str]) -> str
     return ", ".join(f"{name} {show(value)}" if name else show(value) for name, value in known if value is not None)
 
 
-def _hovers(moments: Sequence[Moment], tips: Sequence[str], steps: int) -> str:
+def _hovers(moments: Sequence[Moment], tips: Sequence[str], steps: int, addresses: Sequence[str] = ()) -> str:
     width = WIDTH / steps
-    return "".join(
-        f'<rect class="otel-hover" x="{_number(index * width)}" y="0" width="{_number(width)}" height="{HEIGHT}">'
-        f'<title data-otel-at="{escape(moment.at)}">{escape(f"{moment.text}: {tip}")}</title></rect>'
-        for index, (moment, tip) in enumerate(zip(moments, tips, strict=True))
-        if tip
-    )
+    parts = []
+    for index, (moment, tip) in enumerate(zip(moments, tips, strict=True)):
+        if not tip:
+            continue
+        said = escape(f"{moment.text}: {tip}")
+        area = (
+            f'<rect class="otel-hover" x="{_number(index * width)}" y="0" width="{_number(width)}" height="{HEIGHT}">'
+            f'<title data-otel-at="{escape(moment.at)}">{said}</title></rect>'
+        )
+        address = addresses[index] if index < len(addresses) else ""
+        parts.append(f'<a href="{escape(address)}" aria-label="{said}">{area}</a>' if address else area)
+    return "".join(parts)

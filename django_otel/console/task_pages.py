@@ -17,9 +17,9 @@ from django.utils.translation import gettext, gettext_lazy
 
 from django_otel import runtime
 from django_otel.console import stored_spans, text
-from django_otel.console.dashboard import quantile
 from django_otel.console.entries import ConsoleAdmin
 from django_otel.console.page import console_page, read_store, trace_addresses
+from django_otel.console.quantiles import quantile
 from django_otel.metrics.model import Family, HistogramValue
 from django_otel.tracestore.processor import StoreProcessor
 from django_otel.tracestore.reader import StoreReader, TraceFilter

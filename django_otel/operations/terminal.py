@@ -276,7 +276,7 @@ def _slow(rows: _Rows) -> list[str]:
         pgettext("95th percentile", "p95 ms"), pgettext("median", "p50 ms"), gettext("longest"), gettext("requests"),
         gettext("failed"), pgettext("database", "queries"), gettext("route"),
     )  # fmt: skip
-    return table(
+    lines = table(
         head,
         [
             (_milliseconds(row["p95_ms"]), _milliseconds(row["p50_ms"]), _milliseconds(row["longest_ms"]),
@@ -285,6 +285,21 @@ def _slow(rows: _Rows) -> list[str]:
         ],
         6,
     )  # fmt: skip
+    changed = [row for row in rows if row["change"] in ("broken", "slower") and row["before"]]
+    if changed:
+        lines += ["", gettext("Since the last release:")]
+        lines += [shorten(_changed(row), _WIDTH) for row in changed]
+    return lines
+
+
+def _changed(row: Mapping[str, Any]) -> str:
+    before, after = row["before"], row["after"]
+    message = gettext("p95 %(p95)s ms, failed %(failed)s: %(route)s")
+    return message % {
+        "p95": f"{_milliseconds(before['p95_ms'])} -> {_milliseconds(after['p95_ms'])}",
+        "failed": f"{before['errors']}/{before['requests']} -> {after['errors']}/{after['requests']}",
+        "route": printable(f"{row['method']} {row['route']}".strip()),
+    }
 
 
 def _n_plus_one(rows: _Rows) -> list[str]:

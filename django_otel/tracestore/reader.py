@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
 import time
 import zlib
@@ -356,6 +357,15 @@ class StoreReader:
         row = self.connection.execute("SELECT 1 FROM trace WHERE trace_id = ? AND spans > 0", (trace_id,)).fetchone()
         return row is not None
 
+    def stored_among(self, trace_ids: Sequence[str]) -> set[str]:
+        """Return those of some ids whose trace is here."""
+        marks = ", ".join("?" * len(trace_ids))
+        rows = self.connection.execute(
+            f"SELECT trace_id FROM trace WHERE spans > 0 AND trace_id IN ({marks})",  # noqa: S608 (question marks)
+            trace_ids,
+        )
+        return {to_text(trace_id) for (trace_id,) in rows}
+
     # Numbers.
 
     def begun_s(self) -> float | None:
@@ -400,6 +410,39 @@ class StoreReader:
                 now = _mapping(unpack(running))
                 found.append({"routes": rise_of_routes(now, unpack(opening)), "bounds": now.get("bounds", {})})
         return found
+
+    def counted_between(
+        self, moments_s: Sequence[float], *, now_s: float, service: str = "", newest: Mapping[str, Any] | None = None
+    ) -> tuple[int, list[list[dict[str, Any]]]] | None:
+        """Return what was counted of each route between moments, per source; None where that is not kept any more.
+
+        The moments are taken to the beginning of a step of time, whose length in seconds comes first. `newest` is what
+        was counted since the last sample.
+        """
+        step_s = next((step for step, kept_s in STEPS_S.items() if now_s - moments_s[0] <= kept_s), 0)
+        if not step_s:
+            return None
+        found: list[list[dict[str, Any]]] = [[] for _ in moments_s[1:]]
+        sources = (
+            "SELECT source, running FROM baseline WHERE source IN (SELECT source FROM sample WHERE ? IN ('', service))"
+        )
+        for source, data in self.connection.execute(sources, (service,)).fetchall():
+            with contextlib.suppress(*DAMAGED):
+                running = _mapping(unpack(data))
+                counted = [self._counted_at(source, step_s, at_s, running) for at_s in moments_s]
+                for part, (begin, end) in zip(found, itertools.pairwise(counted), strict=True):
+                    part.append({"routes": rise_of_routes(end, begin), "bounds": running.get("bounds", {})})
+        if newest and moments_s[-1] >= now_s:
+            found[-1].append(dict(newest))
+        return step_s, found
+
+    def _counted_at(self, source: str, step_s: int, at_s: float, running: dict[str, Any]) -> dict[str, Any]:
+        """What had been counted of a source at the beginning of a step."""
+        row = self.connection.execute(
+            "SELECT opening FROM sample WHERE step_s = ? AND source = ? AND at_s >= ? ORDER BY at_s LIMIT 1",
+            (step_s, source, int(at_s // step_s) * step_s),
+        ).fetchone()
+        return _mapping(unpack(row[0])) if row is not None else running
 
     def baseline(self, source: str) -> tuple[float, dict[str, Any], dict[str, Any]] | None:
         """When a source was last sampled, its cumulative numbers then, and what was ever counted of its routes."""

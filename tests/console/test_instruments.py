@@ -8,7 +8,7 @@ import pytest
 
 import django_otel
 from django_otel import runtime
-from tests.console.test_console import INSTRUMENTS, words
+from tests.console.test_console import INSTRUMENTS, LIST, record, request_span, stored, words
 
 pytestmark = pytest.mark.django_db
 
@@ -61,3 +61,29 @@ def test_negative_endless_and_missing_values_do_not_break_a_chart(console, page)
     text = words(page(INSTRUMENTS, q="odd."))
     for name in ("odd.negative", "odd.endless", "odd.none"):
         assert name in text
+
+
+def test_a_bucket_leads_to_the_trace_of_its_exemplar(console, page):
+    """In the chart and as a link beneath it; only where the trace is stored."""
+    histogram = django_otel.histogram("led.duration", "s", "Time that leads somewhere.")
+
+    def build(tracer):
+        for seconds in (0.02, 30.0):
+            with request_span(tracer) as span:
+                ids = span.get_span_context()
+                histogram.record(seconds, {}, ids.trace_id, ids.span_id)
+                spans.append(ids)
+
+    spans: list = []
+    record(console, build)
+    content = page(INSTRUMENTS, q="led.duration").content.decode()
+    for span in spans:
+        address = f"{LIST}{span.trace_id:032x}/?span={span.span_id:016x}#s-{span.span_id:016x}"
+        assert content.count(f'href="{address}"') == 2, "on the bar, and as a text"
+        assert page(address.partition("#")[0]).status_code == 200
+    assert 'role="group"' in content and "A trace of the bucket:" in content
+    console.store().clear()
+    assert stored(console) == []
+    content = page(INSTRUMENTS, q="led.duration").content.decode()
+    assert "A trace of the bucket:" not in content and LIST + "0" not in content
+    assert 'class="otel-chart"' in content

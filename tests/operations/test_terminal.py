@@ -12,7 +12,8 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
-from django_otel.console.answers import Answers, Scope, by_route, fit, percentile
+from django_otel.console.answers import Answers, Scope, fit
+from django_otel.console.route_sums import by_route, percentile
 from django_otel.tracestore.file import find_file
 from django_otel.tracestore.items import StoredLog
 from django_otel.tracestore.reader import read
