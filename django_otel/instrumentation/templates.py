@@ -2,16 +2,18 @@
 
 Their part of the time budget of requests is on by default (`REQUEST.TIME_BUDGET`). With `TEMPLATES`, off by default,
 each render counts in `django.template.duration`, and inside a recorded span it has a span `render {template}` when it
-takes `MIN_S` or has spans inside. A template that another one includes is a render inside it; one that is extended is
-part of the one that extends it, and so is what a Jinja2 template includes. A render then costs some microseconds.
+takes `MIN_S` or has spans inside. A template that another one includes is a render inside it, in Jinja2 as well (with
+context, which is the default, in environments that are not asynchronous); one that is extended is part of the one that
+extends it. A render then costs some microseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import Token
 from time import perf_counter, time_ns
-from typing import TypeVar
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 from django.template.base import Template
 from django.template.context import Context as TemplateContext
@@ -150,7 +152,7 @@ def _render_named(self: Template, context: TemplateContext) -> SafeString:
 
 
 class _Jinja2:
-    """Django's class of Jinja2 templates, once it was imported; Jinja2's own renders the templates included in one."""
+    """Django's class of Jinja2 templates, once it was imported, and Jinja2's own, which renders the included ones."""
 
     def __init__(self) -> None:
         self._undo: Callable[[], None] | None = None
@@ -170,8 +172,12 @@ class _Jinja2:
         def render(self: jinja2.Template, *args: object, **kwargs: object) -> str:
             return _measure(getattr(self.template, "name", None), lambda: plain(self, *args, **kwargs))  # type: ignore[arg-type]
 
+        undo_included = _measure_included() if _state.min_s is not None else None
+
         def undo() -> None:
             owner.render = plain  # type: ignore[method-assign]
+            if undo_included is not None:
+                undo_included()
 
         owner.render = render  # type: ignore[method-assign]
         self._undo = undo
@@ -183,7 +189,54 @@ class _Jinja2:
             undo()
 
 
+def _measure_included() -> Callable[[], None]:
+    """Measure templates of Jinja2 that others include; return what takes that back.
+
+    An included template gets a context of its own, which shares the variables; one that is extended gets that of the
+    template that extends it.
+    """
+    from jinja2 import Template as Own
+
+    plain_build, plain_context = Own.__dict__["_from_namespace"], Own.new_context
+
+    def build(cls: type[Own], environment: Any, *args: Any) -> Own:
+        template: Own = plain_build.__func__(cls, environment, *args)
+        if not environment.is_async:
+            template.root_render_func = _wrap_root(template.name, template.root_render_func)
+        return template
+
+    def new_context(self: Own, *args: Any, **kwargs: Any) -> Any:
+        context = plain_context(self, *args, **kwargs)
+        if kwargs.get("shared", args[1:2] == (True,)):
+            _included.add(context)
+        return context
+
+    def undo() -> None:
+        Own._from_namespace = plain_build  # type: ignore[method-assign]  # noqa: SLF001 (the one place that all come by)
+        Own.new_context = plain_context  # type: ignore[method-assign]
+
+    Own._from_namespace = classmethod(build)  # type: ignore[method-assign, assignment]  # noqa: SLF001 (as above)
+    Own.new_context = new_context  # type: ignore[method-assign]
+    return undo
+
+
+def _wrap_root(name: str | None, plain: Callable[[Any], Iterator[str]]) -> Callable[[Any], Iterator[str]]:
+    def root(context: Any) -> Iterator[str]:
+        if _state.min_s is None or context not in _included or context.name != name:
+            return plain(context)
+        return _render_included(name, plain, context)
+
+    return root
+
+
+def _render_included(name: str | None, plain: Callable[[Any], Iterator[str]], context: Any) -> Iterator[str]:
+    # At once: between two parts of a generator, its caller's code would run inside the render.
+    yield from _measure(name, lambda: list(plain(context)))
+
+
 _jinja2 = _Jinja2()
+#: Contexts of included templates, by identity.
+_included: WeakSet[Any] = WeakSet()
 
 
 def install(config: Config) -> None:

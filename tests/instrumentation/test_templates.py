@@ -122,6 +122,49 @@ def test_jinja2_counts_by_name(otel_spans, otel_metrics, settings, tmp_path):
     assert otel_spans.one("render page.html").attributes == {"django.template.name": "page.html"}
 
 
+def test_jinja2_includes_are_renders_inside_the_render(otel_spans, otel_metrics, settings, tmp_path):
+    """Also in a loop, in each other, and by a list of names; what is extended is part of the one that extends it."""
+    texts = {
+        "base.html": "<{% block a %}{% endblock %}{% include 'foot.html' %}>",
+        "page.html": "{% extends 'base.html' %}"
+        "{% block a %}{% for n in 'ab' %}{% include 'row.html' %}{% endfor %}{% endblock %}",
+        "row.html": "{{ nap() }}{{ n }}{% include ['no.html', 'cell.html'] %}{% include 'no.html' ignore missing %}",
+        "cell.html": "{% extends 'frame.html' %}{% block b %}{{ n }}{{ nap() }}{% endblock %}",
+        "frame.html": "[{% block b %}{% endblock %}]",
+        "foot.html": "{% import 'macros.html' as macros with context %}{{ macros.end() }}{{ nap() }}",
+        "macros.html": "{% macro end() %}.{% endmacro %}",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    settings.TEMPLATES = [{"BACKEND": "django.template.backends.jinja2.Jinja2", "NAME": "jinja2", "DIRS": [tmp_path]}]
+    with django_otel.span("work"):
+        rendered = engines["jinja2"].get_template("page.html").render({"nap": nap})
+    assert rendered == "<xa[ax]xb[bx].x>"
+    page = otel_spans.one("render page.html")
+    rows = [span for span in otel_spans if span.name == "render row.html"]
+    cells = [span for span in otel_spans if span.name == "render cell.html"]
+    assert [row.parent.span_id for row in rows] == [page.context.span_id] * 2
+    assert [cell.parent.span_id for cell in cells] == [row.context.span_id for row in rows]
+    assert otel_spans.one("render foot.html").parent.span_id == page.context.span_id
+    counts = {
+        each["django.template.name"]: otel_metrics.value(DURATION, each).count for each in otel_metrics.series(DURATION)
+    }
+    assert {name: counts[name] for name in ("page.html", "row.html", "cell.html", "foot.html")} == {
+        "page.html": 1, "row.html": 2, "cell.html": 2, "foot.html": 1,
+    }  # fmt: skip
+    assert not {"base.html", "frame.html"} & set(counts)
+
+
+def test_jinja2_includes_keep_their_errors_and_stream(settings, tmp_path):
+    (tmp_path / "row.html").write_text("a{{ 1 / zero }}")
+    (tmp_path / "page.html").write_text("{% include 'row.html' %}")
+    settings.TEMPLATES = [{"BACKEND": "django.template.backends.jinja2.Jinja2", "NAME": "jinja2", "DIRS": [tmp_path]}]
+    page = engines["jinja2"].get_template("page.html")
+    with pytest.raises(ZeroDivisionError):
+        page.render({"zero": 0})
+    assert list(page.template.generate(zero=1)) == ["a", "1.0"]
+
+
 @pytest.mark.parametrize("given", [False, {"MIN_S": 0.5}, True, {}])
 def test_it_is_switched_by_the_setting(otel_metrics, given):
     with override_settings(OTEL={"TEMPLATES": given}):
