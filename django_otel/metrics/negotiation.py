@@ -44,8 +44,9 @@ class _MediaRange:
 
     @property
     def named_escaping(self) -> str:
-        """The escaping, in a version that has it; "" without a known one."""
-        return self.escaping if self.version == "1.0.0" and self.escaping in ESCAPINGS else ""
+        """The escaping, in a version that has it; "" without a known one, or where the range is refused."""
+        is_known = self.version == "1.0.0" and self.escaping in ESCAPINGS
+        return self.escaping if is_known and self.quality > 0 else ""
 
     def specificity(self, wanted: Format) -> int:
         """How closely this range names `wanted`; 0 when it does not."""
@@ -95,8 +96,9 @@ def negotiate_escaping(accept_header: str | None, wanted: Format) -> str:
     return max(matches, key=_closeness)[1].named_escaping if matches else ""
 
 
-def _closeness(match: tuple[int, _MediaRange]) -> tuple[int, int]:
-    return match[0], -match[1].position
+def _closeness(match: tuple[int, _MediaRange]) -> tuple[int, float, int]:
+    """Two versions of one format are equally close: the one that is wanted more counts."""
+    return match[0], match[1].quality, -match[1].position
 
 
 def _parse_accept(header: str) -> Iterable[_MediaRange]:
@@ -108,7 +110,7 @@ def _parse_accept(header: str) -> Iterable[_MediaRange]:
         values = dict(_parse_parameter(parameter) for parameter in parameters)
         quality = _parse_quality(values.get("q", "1"))
         if media_type and quality is not None:
-            escaping = values.get("escaping", "")
+            escaping = values.get("escaping", "").lower()
             yield _MediaRange(media_type.lower(), values.get("version", ""), quality, position, escaping)
 
 

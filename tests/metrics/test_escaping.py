@@ -32,6 +32,10 @@ PROMETHEUS_3 = (
         ("application/openmetrics-text;version=1.0.0;escaping=nonsense", Format.OPENMETRICS, ""),
         ("text/plain;version=1.0.0", Format.TEXT, ""),
         ("text/plain;version=0.0.4;q=0.9,text/plain;version=1.0.0;escaping=dots;q=0.1", Format.TEXT, ""),
+        ("text/plain;version=1.0.0;escaping=dots;q=0.1,text/plain;version=0.0.4;q=0.9", Format.TEXT, ""),
+        ("text/plain;version=1.0.0;escaping=dots;q=0", Format.TEXT, ""),
+        ("text/plain;version=1.0.0;escaping=dots;q=0,*/*;q=0.1", Format.TEXT, ""),
+        ('text/plain; VERSION="1.0.0" ; Escaping="Allow-UTF-8"', Format.TEXT, "allow-utf-8"),
     ],
 )  # fmt: skip
 def test_the_escaping_is_that_of_the_format_that_is_given(accept, wanted, escaping):

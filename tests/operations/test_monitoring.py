@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml as pyyaml
 from django.core.management import call_command
+from django.test import override_settings
 
 from django_otel.metrics.catalogue import CATALOGUE
 from django_otel.metrics.model import Kind
@@ -80,6 +82,8 @@ def metric_names(expr: str) -> set[str]:
         {"a": [{"b": 1, "c": {"d": [1, 2.5]}}, "x", []], "e": {}, "f": None, "g": True},
         {"text": 'with "quotes": and # marks', "lines": "one\n  two\n\nfour", "no": "no", "number": "1e3", "empty": ""},
         [["nested", ["lists"]], {"": "\u200f\t\\"}],
+        ["\U0001f600\n é", " a\nb", "a\nb\n", "\n", "a\x85b\nc", "\x7f\ufeff\u2028", "ª", "1_0", "-", "?", "~"],
+        ["a\r\nb", "\t", "a\tb\nc"],
     ],
 )  # fmt: skip
 def test_the_yaml_that_is_written_reads_back_as_the_same_data(node):
@@ -146,6 +150,50 @@ def test_prometheus_accepts_the_rules(tmp_path):
     path.write_text(yaml.dump(build_rules()))
     done = subprocess.run([promtool, "check", "rules", str(path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+ODD_OBJECTIVES = (
+    ("availability /a\"b\\c/ 99",), ("availability /café/\U0001f600/ 99",), ("availability /a/{{x}}/ 99",),
+    ("availability /a/{{ 99",), ("availability 99", "availability 99"), ("availability 99", "availability 99.9"),
+    (r"availability /^x/(?P<a>\d{2}|[^/]+)$ 99",), ("latency /\u2028 \u200f\x7f/ 1s 99",),
+    ("availability /%s/%d/$1/ 99",), ("availability 99.99999999999",), ("availability 0.0000001",),
+    ("availability /\x01\x1b\x85/ 99",), ("availability /'#:- / 99",), ("availability /my page/ 99",),
+)  # fmt: skip
+
+
+@pytest.mark.debian
+def test_rules_of_odd_routes_and_objectives_are_accepted(tmp_path):
+    """Quotes, templates, characters that YAML or PromQL write otherwise than JSON, and what is named twice."""
+    promtool = need("promtool")
+    for number, texts in enumerate(ODD_OBJECTIVES):
+        built = rules.build_rules([slo.parse_slo(text, {}) for text in texts])
+        written = yaml.dump(built)
+        assert pyyaml.safe_load(written) == built, texts
+        (tmp_path / f"{number}.yml").write_text(written, encoding="utf-8")
+    done = subprocess.run(
+        [promtool, "check", "rules", *sorted(map(str, tmp_path.iterdir()))],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "duplicate" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "is_warned"), [("django_prometheus", True), ("both", False), ("otel", False)], ids=str
+)
+def test_names_that_leave_the_queries_without_data_are_named(names, is_warned, tmp_path):
+    """Beside the result, which stays one document."""
+    for command in ("dashboards", "rules", "collector"):
+        out, beside = io.StringIO(), io.StringIO()
+        with override_settings(OTEL={"METRICS": {"NAMES": names}}):
+            call_command("otel", command, stdout=out, stderr=beside)
+        assert pyyaml.safe_load(out.getvalue())
+        assert ('Set it to "both"' in beside.getvalue()) is (is_warned and command != "collector")
+
+
+def test_an_objective_names_a_route_with_blanks():
+    assert slo.parse_slo("latency /my page/ 1s 99", {}).route == "/my page/"
+    assert slo.parse_slo("availability  /my  page/  99.9 ", {}).route == "/my  page/"
 
 
 #: What the demo shop's /metrics said while each fault was caused: `python -m tests.recorded.record`.

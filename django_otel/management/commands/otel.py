@@ -142,7 +142,7 @@ class Command(BaseCommand):
         if name == "sampling":
             return command.SamplingCommand(config, write).run(options)
         if name in monitoring.NAMES:
-            return monitoring.run(name, options, config, write)
+            return monitoring.run(name, options, config, write, self.stderr.write)
         if name == "serve":
             return self._serve(config, options["host"], options["port"], options["folder"])
         if name == "folder":

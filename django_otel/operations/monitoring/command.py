@@ -69,8 +69,21 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     collector.add_argument("--out", type=Path, metavar="FILE", help=gettext("file to write instead of printing"))
 
 
-def run(name: str, options: Mapping[str, object], config: Config, write: Callable[[str], object]) -> int:
-    """Run one subcommand and return its exit code; `write` prints a line."""
+def run(
+    name: str,
+    options: Mapping[str, object],
+    config: Config,
+    write: Callable[[str], object],
+    warn: Callable[[str], object],
+) -> int:
+    """Run one subcommand and return its exit code; `write` prints a line, and `warn` one beside the result."""
+    if name != "collector" and config.metrics.names == "django_prometheus":
+        # Queries without data look like a site without errors.
+        message = gettext(
+            'OTEL["METRICS"]["NAMES"] is "django_prometheus": /metrics lacks what these queries ask for, such as '
+            '%(metric)s. Set it to "both".'
+        )
+        warn(message % {"metric": "http_server_request_duration_seconds"})
     out = options.get("out")
     target = out if isinstance(out, Path) else None
     try:

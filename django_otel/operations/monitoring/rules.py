@@ -5,11 +5,10 @@ All use metrics of the catalogue alone (a test compares).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from django_otel.base.frozen import record
-from django_otel.operations.monitoring.slo import Slo
+from django_otel.operations.monitoring.slo import Slo, quote
 
 _DURATION = "http_server_request_duration_seconds"
 
@@ -242,9 +241,12 @@ def build_rules(slos: Iterable[Slo] = ()) -> dict[str, object]:
         {"name": "django_otel.recorded", "rules": [{"record": name, "expr": expr} for name, expr in RECORDED]},
         {"name": "django_otel.alerts", "rules": [_build_alert(alert) for alert in ALERTS]},
     ]
-    slos = list(slos)
-    if slos:
-        groups.append({"name": "django_otel.slo", "rules": [rule for slo in slos for rule in _build_slo(slo)]})
+    rules: list[dict[str, object]] = []
+    for slo in slos:
+        # Two objectives of one thing have their recording rules in common.
+        rules += [rule for rule in _build_slo(slo) if rule not in rules]
+    if rules:
+        groups.append({"name": "django_otel.slo", "rules": rules})
     return {"groups": groups}
 
 
@@ -266,7 +268,9 @@ def _build_slo(slo: Slo) -> list[dict[str, object]]:
         {"record": f"job_slo:error_ratio:rate{window}", "expr": slo.error_ratio(window), "labels": labels}
         for window in windows
     ]
-    selector = f"{{slo={json.dumps(slo.name)}}}"
+    selector = f"{{slo={quote(slo.name)}}}"
+    # Labels and annotations of alerts are templates.
+    shown, objective = slo.name.replace("{{", '{{ "{{" }}'), f"{slo.objective * 100:.10g}"
     budget = f"{1 - slo.objective:.10g}"
     for rate, long, short, severity in _BURN_RATES:
         limit = f"{rate:g} * {budget}"
@@ -275,10 +279,10 @@ def _build_slo(slo: Slo) -> list[dict[str, object]]:
                 "alert": "DjangoErrorBudgetBurning",
                 "expr": f"job_slo:error_ratio:rate{long}{selector} > {limit}\n"
                 f"  and job_slo:error_ratio:rate{short}{selector} > {limit}",
-                "labels": {"severity": severity, "slo": slo.name, "window": long},
+                "labels": {"severity": severity, "slo": shown, "objective": objective, "window": long},
                 "annotations": {
-                    "summary": f"{{{{ $labels.job }}}}: the error budget of {slo.name} burns {rate:g} times too fast",
-                    "description": f"The objective is {slo.objective * 100:g} %. In the last {long} the share of bad"
+                    "summary": f"{{{{ $labels.job }}}}: the error budget of {shown} burns {rate:g} times too fast",
+                    "description": f"The objective is {objective} %. In the last {long} the share of bad"
                     " requests is {{ $value | humanizePercentage }}.",
                 },
             }

@@ -45,7 +45,7 @@ class Slo:
 
     def error_ratio(self, window: str) -> str:
         """Return the PromQL of the share of bad requests in a window, by job."""
-        route = f"http_route={json.dumps(self.route)}" if self.route else ""
+        route = f"http_route={quote(self.route)}" if self.route else ""
         total = f"sum by (job) (rate({_DURATION}_count{_matchers(route)}[{window}]))"
         if self.threshold_s is None:
             errors = _matchers(route, 'http_response_status_code=~"5.."')
@@ -54,6 +54,11 @@ class Slo:
         bound = _bound_matcher(self.threshold_s)
         good = f"sum by (job) (rate({_DURATION}_bucket{_matchers(route, bound)}[{window}]))"
         return f"1 - {good} / {total}"
+
+
+def quote(text: str) -> str:
+    """Return a string of PromQL; like one of JSON, but without pairs of surrogates."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _matchers(*matchers: str) -> str:
@@ -65,7 +70,7 @@ def _bound_matcher(bound_s: float) -> str:
     """A scrape writes le="1.0", a metric received over OTLP le="1"."""
     shown = format_bound(bound_s)
     pattern = re.escape(shown.removesuffix(".0"))
-    return f"le=~{json.dumps(pattern + '([.]0)?' if shown.endswith('.0') else pattern)}"
+    return f"le=~{quote(pattern + '([.]0)?' if shown.endswith('.0') else pattern)}"
 
 
 def _misfit(text: str, found: str, expected: str) -> SloError:
@@ -86,10 +91,13 @@ def parse_slo(text: str, buckets: Mapping[str, tuple[float, ...]]) -> Slo:
     Errors: `SloError` for another form, a percentage that is not between 0 and 100, or a threshold that is no bound
     of a bucket, since the number of requests below it is unknown.
     """
-    kind, *rest = text.split() or [""]
-    if kind not in ("availability", "latency") or len(rest) not in ((1, 2) if kind == "availability" else (2, 3)):
+    kind, *rest = text.split(None, 1) or [""]
+    # From the right: a route may have blanks.
+    numbers = {"availability": 1, "latency": 2}.get(kind, 0)
+    rest = rest[0].rsplit(None, numbers) if rest else []
+    if not numbers or len(rest) not in (numbers, numbers + 1):
         raise _misfit(text, text, _expected_form())
-    route = rest.pop(0) if len(rest) == (2 if kind == "availability" else 3) else ""
+    route = rest.pop(0) if len(rest) > numbers else ""
     if route and not route.startswith(("/", "<")):
         raise _misfit(text, route, gettext('a route such as "/checkout/"'))
     objective = _parse_percent(text, rest.pop())
