@@ -87,7 +87,8 @@ def clean_text(value: object) -> str:
 
 def is_ready(value: object) -> bool:
     """Whether a value needs no cleaning, so that also samplers may look at it."""
-    kind = value.__class__
+    # Not `__class__`: a lazy object claims to be of the type that it makes, and is asked later.
+    kind = type(value)
     if kind is str:
         return value.isascii()  # type: ignore[attr-defined, no-any-return]
     if kind is int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from django_otel.base import guard
+from django_otel.redaction.scrub import Scrubber
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricsData
@@ -62,6 +63,8 @@ class Answers:
         self._on_drop = on_drop
         #: The status of the last answer, as HTTP has it; None before the first, and when there was none.
         self.status: int | None = None
+        #: Items of the batch that is under way, where that is known: no more can be refused.
+        self.items: int | None = None
 
     @property
     def is_too_large(self) -> bool:
@@ -115,6 +118,8 @@ class Answers:
         if partial is None:
             return
         rejected = max(0, int(getattr(partial, _MESSAGES[self.signal][2], 0)))
+        if self.items is not None:
+            rejected = min(rejected, self.items)
         if rejected:
             self._on_drop(rejected, "rejected", self.signal)
         if rejected or partial.error_message:
@@ -124,7 +129,8 @@ class Answers:
                 'Further ones are counted (reason "rejected") and not logged.',
                 self.signal,
                 rejected,
-                partial.error_message[:_MESSAGE_LENGTH],
+                # It may quote what it refused.
+                Scrubber().text(partial.error_message)[:_MESSAGE_LENGTH],
             )
 
 
@@ -147,7 +153,7 @@ def send_in_parts(items: Batch, send: Callable[[Batch], bool], answers: Answers,
     while waiting:
         part = waiting.pop()
         count = kind.count(part)
-        answers.status = None
+        answers.status, answers.items = None, count
         if send(part):
             outcome.delivered += count
         elif not answers.is_too_large:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from django_otel.requests.protocols import MatchLike
@@ -15,6 +16,9 @@ def name_view(match: MatchLike, method: str) -> str:
     """
     view = match.func
     named = str(getattr(match, "_func_path", None) or getattr(match, "view_name", None) or "")
+    if isinstance(view, functools.partial):
+        # Django names the class of the partial.
+        named = _name_of(getattr(view.func, "view_class", view.func)) or named
     actions = getattr(view, "actions", None)
     if isinstance(actions, Mapping):
         # HEAD is answered by what answers GET, as the framework has it.
@@ -24,10 +28,15 @@ def name_view(match: MatchLike, method: str) -> str:
         methods = getattr(operation, "methods", ())
         if method in methods or (method == "HEAD" and "GET" in methods and "HEAD" not in methods):
             function = getattr(operation, "view_func", None)
-            name = getattr(function, "__qualname__", "")
-            if name:
-                return f"{getattr(function, '__module__', '')}.{name}"
+            if name := _name_of(function):
+                return name
     return named
+
+
+def _name_of(function: object) -> str:
+    """Return the dotted name of a function or class; "" for what has no name."""
+    name = getattr(function, "__qualname__", "")
+    return f"{getattr(function, '__module__', '')}.{name}" if name else ""
 
 
 def _operations(view: object) -> Sequence[object]:

@@ -122,6 +122,19 @@ def test_spans_that_the_receiver_refuses_are_counted_and_logged_once(caplog):
     assert caplog.text.count("too old") == 1
 
 
+def test_no_more_is_refused_than_was_sent_and_a_message_leaves_no_secret(caplog):
+    answer = ExportTraceServiceResponse()
+    answer.partial_success.rejected_spans = 10**15
+    answer.partial_success.error_message = "bad attribute password=hunter2"
+    body = answer.SerializeToString()
+    with answering(lambda handler, _: reply(handler, 200, body)) as url, pipeline(url) as made:
+        made.finish("a", "b", "c")
+        assert made.flush()
+        assert made.counts.drops == {"rejected": 3}
+    assert "bad attribute" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("signal", "answer", "field", "batch"),
     [

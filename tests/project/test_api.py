@@ -1107,6 +1107,19 @@ def test_the_metrics_fixture_asks_no_callback_before_the_test_has_its_database(o
     django_otel.observable_gauge("t.items", lambda: 0)
 
 
+def test_lazy_numbers_cost_no_span_and_are_made_for_recorded_ones_alone(otel_spans):
+    made = []
+    number = SimpleLazyObject(lambda: made.append(1) or 5)
+    items, big = SimpleLazyObject(lambda: [1, 2]), SimpleLazyObject(lambda: 2**70)
+    with django_otel.span("lazy", number=number, items=items, big=big):
+        pass
+    assert dict(otel_spans[0].attributes) == {"number": 5, "items": (1, 2), "big": str(2**70)}
+    with override_sampling(0.0), django_otel.span("none", number=SimpleLazyObject(lambda: made.append(2) or 5)):
+        pass
+    assert made == [1]
+    assert not guard.fault_counts()
+
+
 def test_lazy_texts_are_texts_wherever_they_stand(otel_spans):
     name, saved = SimpleLazyObject(lambda: "hello"), lazystr("Save")
     tracer = trace.get_tracer("shop")

@@ -1,5 +1,6 @@
 """Requests, routes, lazy values and log fields: inputs from the field that gave wrong names, numbers or errors."""
 
+import functools
 import io
 import logging
 import os
@@ -17,6 +18,7 @@ from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import include, path, re_path
 from django.utils.functional import SimpleLazyObject, lazy
 from django.utils.translation import gettext_lazy
+from django.views import View
 from django.views.decorators.cache import cache_page
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
@@ -190,6 +192,16 @@ def test_an_operation_of_ninja_is_named_as_its_function():
     assert name_view(Match(view), "GET").endswith("list_things")
     assert name_view(Match(view), "POST") == f"{__name__}.plain"
     assert name_view(Match(view), "DELETE") == "shop.api.Things"
+
+
+def test_a_partial_is_named_as_its_function():
+    view = functools.partial(functools.partial(plain, a=1), b=2)
+    assert name_view(Match(view), "GET") == f"{__name__}.plain"
+
+    class Shown(View):
+        pass
+
+    assert name_view(Match(functools.partial(Shown.as_view(), a=1)), "GET").endswith("<locals>.Shown")
 
 
 # --- META. ---
