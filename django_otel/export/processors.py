@@ -16,7 +16,7 @@ from django_otel.export.answers import DropCounter, FailureCounter
 from django_otel.export.batch import BatchWorker, WorkerOwner
 from django_otel.export.lazy_spans import build_lazy_cleaner
 from django_otel.tracing.provider import Distributor, Taker, does_nothing
-from django_otel.tracing.spans import RecordedSpan, is_discarded, to_readable
+from django_otel.tracing.spans import UNSET, RecordedSpan, is_discarded, to_readable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -74,7 +74,7 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
         tail = self._tail
         if tail is not None and not flags_of(context_of(span)) & 1:
             tail.end(span)
-        elif tail is not None and span.status.status_code is StatusCode.ERROR:
+        elif tail is not None and span.status is not UNSET and span.status.status_code is StatusCode.ERROR:
             self.emit(tail.correct(to_readable(span)))
         else:
             self.emit(span)

@@ -61,6 +61,7 @@ from django_otel.tracing.tracer import Tracer
 Execute = Callable[[Any, Any, bool, dict[str, Any]], Any]
 
 _PLACE = "the database layer"
+_CLIENT = SpanKind.CLIENT
 #: `connection.vendor`, in the words of the semantic conventions ("db.system.name").
 _SYSTEMS = {
     "postgresql": "postgresql",
@@ -242,8 +243,8 @@ class QueryWrapper:
             if query.is_ready is None:
                 query.is_ready = are_ready(query.attributes, tracer.shared.limits)
             if query.is_ready:
-                return tracer.start_child(query.statement.summary, outer, SpanKind.CLIENT, parent, query.attributes)
-        return tracer.start_span(query.statement.summary, outer, SpanKind.CLIENT, query.attributes)
+                return tracer.start_child(query.statement.summary, outer, _CLIENT, parent, query.attributes)
+        return tracer.start_span(query.statement.summary, outer, _CLIENT, query.attributes)
 
     def finish(
         self,
@@ -410,7 +411,7 @@ def _start_elsewhere(query: Query, outer: Context, *, makes_roots: bool) -> Span
     """Start the span of a query below a span that is not one of our requests', or as a root."""
     if not makes_roots and not get_current_span(outer).is_recording():
         return None
-    return runtime.tracer().start_span(query.statement.summary, outer, SpanKind.CLIENT, query.attributes)
+    return runtime.tracer().start_span(query.statement.summary, outer, _CLIENT, query.attributes)
 
 
 # --- What a connection leads to. ---

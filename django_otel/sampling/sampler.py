@@ -185,7 +185,7 @@ class LiveSampler(Sampler):
                 self.on_first()
             policy = self.policy
             outcome: Any = context.get(_OUTCOME_KEY)
-            if outcome is None and kind is SpanKind.SERVER and policy.has_rules and attributes:
+            if outcome is None and policy.has_rules and attributes and kind is SpanKind.SERVER:
                 outcome = outcome_of_attributes(policy, attributes)
             decision = policy.judge(trace_id, parent if has_parent else None, outcome)
             result = decision.result

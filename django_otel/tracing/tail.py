@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanContext, StatusCode, TraceFlags
 from django_otel.base.sdk_compat import context_of, outcome_of, parent_of, rebuild_span, span_id_of
 from django_otel.sampling.decision import REASON, WEIGHT
 from django_otel.sampling.effective import EffectivePolicy
-from django_otel.tracing.spans import to_readable
+from django_otel.tracing.spans import UNSET, to_readable
 
 _NANOSECONDS_PER_S = 1_000_000_000
 
@@ -175,7 +175,7 @@ class TailBuffer:
     def _reason(self, root: object) -> str:
         policy = self._policy()
         status, start_unix_nano, end_unix_nano = outcome_of(root)
-        if policy.keep_errors and status.status_code is StatusCode.ERROR:
+        if status is not UNSET and policy.keep_errors and status.status_code is StatusCode.ERROR:
             # Not under the limit: it never starves errors.
             return "error"
         slow_s = policy.keep_slow_s

@@ -42,6 +42,7 @@ from django_otel.tracing.spans import (
 if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes
 
+_SERVER = SpanKind.SERVER
 _ROOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED | RANDOM)
 
 
@@ -101,7 +102,7 @@ class Tracer(trace.Tracer):
                 return drop(shared, None, parent_context)
             span_context = build_child_context(parent_context, shared.ids.bits(64) or shared.ids.generate_span_id())
             # A request inside another span can be discarded alone.
-            root = None if kind is SpanKind.SERVER else parent._root or parent
+            root = None if kind is _SERVER else parent._root or parent
         else:
             follows = True
             found = self._decide(name, context, kind, attributes, links)
