@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.project.test_demo import Demo, demo
-from tests.services import missing
+from tests.services import missing, wait_until
 
 pytestmark = pytest.mark.debian
 
@@ -151,6 +151,38 @@ def test_an_order_is_placed_by_clicking(open_page: Any) -> None:
     assert re.fullmatch(r"[0-9a-f]{32}", page.locator(".trace code").inner_text())
 
 
+def sign_in(page: Any, shop: Demo, path: str) -> None:
+    """Open a page of the admin, with the printed password."""
+    password = re.search(r"password (\S+)", shop.output)
+    assert password
+    page.goto(path)
+    page.get_by_label("Username").fill("admin")
+    page.get_by_label("Password").fill(password.group(1))
+    page.get_by_role("button", name="Log in").click()
+
+
+def test_the_invoice_of_an_order_stands_in_its_trace(open_page: Any, shop: Demo) -> None:
+    """On the page of tasks it is the last run; the link leads to the trace, in which the order is."""
+    page = open_page("/")
+    sign_in(page, shop, "/admin/django_otel/tasks/")
+    name = "example_project.shop.tasks.send_invoice"
+
+    def is_shown() -> bool:
+        # In the loop: the test before may have switched traces off a moment ago.
+        page.goto("/")
+        order_something(page)
+        page.goto("/admin/django_otel/tasks/")
+        links = page.locator("a[href*='/django_otel/trace/']").evaluate_all("links => links.map(link => link.href)")
+        for link in dict.fromkeys(links):
+            page.goto(link)
+            text = page.locator("main, #content").first.inner_text()
+            if all(part in text for part in ("POST /order/", f"send {name}", f"process {name}")):
+                return True
+        return False
+
+    wait_until(is_shown, 60, "the trace of the order with its invoice")
+
+
 def test_a_declined_card_is_followed_by_a_good_one(open_page: Any) -> None:
     """On the same page, without a new order."""
     page = open_page("/")
@@ -197,12 +229,8 @@ def test_every_page_looks_right(open_page: Any, look: tuple[str, int], tmp_path:
 
 def test_the_sampling_ratio_is_turned_in_the_admin(open_page: Any, shop: Demo, tmp_path: Path) -> None:
     """Signed in with the printed password; the admin keeps its styles under the shop's content policy."""
-    password = re.search(r"password (\S+)", shop.output)
-    assert password
-    page = open_page("/admin/")
-    page.get_by_label("Username").fill("admin")
-    page.get_by_label("Password").fill(password.group(1))
-    page.get_by_role("button", name="Log in").click()
+    page = open_page("/")
+    sign_in(page, shop, "/admin/")
     page.goto("/admin/django_otel/samplingpolicy/")
     page.get_by_label("Ratio:", exact=True).first.fill("0")
     page.get_by_label("Note:", exact=True).first.fill("quiet, please")
@@ -226,6 +254,10 @@ def test_the_sampling_ratio_is_turned_in_the_admin(open_page: Any, shop: Demo, t
         if len(said) == 2:
             break
     assert list(said.values()) == ["0", "0"], "not every worker applied what was saved"
+    # For the tests after this one.
+    page.get_by_label("Ratio:", exact=True).first.fill("1")
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.locator(".messagelist .success").wait_for()
 
 
 def test_the_judge_of_contrast_finds_weak_text(open_page: Any) -> None:
