@@ -1,7 +1,7 @@
 # The commands of a contributor; CONTRIBUTING.md explains them. They use the virtual environment in .venv.
 PYTHON = .venv/bin/python
 
-.PHONY: setup quick test lint docs site messages bench matrix release-check
+.PHONY: setup quick test lint docs pictures site messages bench matrix release-check
 
 setup:
 	python3 -m venv .venv
@@ -29,6 +29,10 @@ docs:
 	$(PYTHON) docs/build_readme.py
 	$(PYTHON) deploy/stack/generated.py
 	$(PYTHON) docs/build_architecture.py
+
+# The pictures of README and docs, taken of the demo by its tests; needs Chromium.
+pictures:
+	DJANGO_OTEL_PICTURES=docs/images $(PYTHON) -m pytest -n 0 -q -p no:randomly tests/project/test_pictures.py
 
 # The documentation site, in site/; a broken link is an error.
 site:

@@ -40,7 +40,7 @@ _PATHS = list(CASES.values())
 #: Requests of a block whose CPU time is taken, before anything is measured, and of the two loops that are subtracted.
 BLOCK = 40
 WARM_UP = 60
-FEW, MANY = 5, 15
+FEW, MANY = 3, 9
 _TEMPLATE = """<!doctype html><html><head><title>{{ title }}</title></head><body><h1>{{ title|upper }}</h1>
 <ul>{% for product in products %}<li>{{ product.name }}: {{ product.price }}</li>{% endfor %}</ul></body></html>"""
 #: Spans that wait while only the request is counted.
@@ -290,7 +290,7 @@ def measure(subject: Subject, loop: Callable[[str, int], None], what: str, path:
         if what == "all":
             subject.flush()
 
-    counted = callgrind.count_each(run, FEW, MANY)
+    counted = callgrind.count_each(run, FEW, MANY, repeats=2)
     subject.flush()
     return counted
 

@@ -86,7 +86,13 @@ OTEL = {
     "METRICS_VIEW": {"ALLOW": "private"},
     # Recent traces and figures in the admin, also with DEBUG off. The shop and its payment gateway name one place,
     # so that a trace over both shows whole.
-    "CONSOLE": {"ENABLED": True, "PATH": os.environ.get("CONSOLE_PATH") or BASE_DIR / ".console"},
+    "CONSOLE": {
+        "ENABLED": True,
+        "PATH": os.environ.get("CONSOLE_PATH") or BASE_DIR / ".console",
+        # Some minutes of visitors, so that the release before this one is still there to compare with.
+        "MAX_TRACES": 10_000,
+        "MAX_MB": 256,
+    },
     # A ratio turned in the admin reaches every worker within this many seconds.
     "SAMPLING": {"REFRESH_S": 1},
 }

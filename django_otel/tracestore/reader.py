@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sqlite3
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -256,7 +255,7 @@ class StoreReader:
         found: list[int] = []
         is_partial = False
         spans = split_conditions(wanted.conditions)[1]
-        for seq in matching(self.connection, (row[0] for row in ordered), spans, time.monotonic() + BUDGET_S):
+        for seq in matching(self.connection, (row[0] for row in ordered), spans, BUDGET_S):
             if seq is None or len(found) > offset + limit:
                 is_partial = True
                 break

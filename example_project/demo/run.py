@@ -176,7 +176,10 @@ class Demo:
         silent = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
         earlier = {**environ, **silent, "SHOP_RELEASE": EARLIER_RELEASE}
         self._manage(earlier, "visit")
-        self._manage(earlier, *("otel", "logs", "level", _LOGGER, "DEBUG", "--for", "1h", "--note", "set by the demo"))
+        self._manage(
+            earlier,
+            *("otel", "logs", "level", _LOGGER, "DEBUG", "--for", "1h", "--note", "a demo", "--user", ADMIN_NAME),
+        )
 
     def _manage(self, environ: Mapping[str, str], *arguments: str) -> None:
         done = subprocess.run(

@@ -33,7 +33,7 @@ LOOKS = [
     ("light", "en"), pytest.param("dark", "ar", marks=pytest.mark.long),
     pytest.param("light", "ar", marks=pytest.mark.long), pytest.param("dark", "en", marks=pytest.mark.long),
 ]  # fmt: skip
-WIDTHS = (1280, 400)
+WIDTHS = (1280, 320)
 PREPARE = """
 import django
 django.setup()
@@ -202,6 +202,11 @@ PAGES = {
     "traces-none": f"{TRACES}?route=/nowhere/",
     "traces-unreadable": f"{TRACES}?min_ms=abc&trace=ZZZ&status=x",
     "trace-missing": NO_TRACE,
+    "tasks": "/admin/django_otel/tasks/",
+    "traces-search": f"{TRACES}?q=db.query.text~select&sort=-duration",
+    "traces-search-unreadable": f"{TRACES}?q=%22open",
+    "trace-object": f"{TRACES}object/app.thing/7/",
+    "trace-compare": f"{NO_TRACE}compare/",
     "policy": POLICY,
     "policy-change": f"{POLICY}1/change/",
     "policy-history": f"{POLICY}1/history/",
@@ -210,6 +215,7 @@ PAGES = {
     "slow": "/admin/django_otel/slow/",
     "slow-split": "/admin/django_otel/slow/?at=1s",
     "slow-unreadable": "/admin/django_otel/slow/?at=x&since=x&until=x",
+    "queries-repeated": "/admin/django_otel/queries/?repeated=1&sort=count",
     "query-plan": "/admin/django_otel/queries/explain/?statement=1",
     "query-plan-none": "/admin/django_otel/queries/explain/?statement=0",
     "logs": "/admin/django_otel/logs/?follow=1",
@@ -394,7 +400,11 @@ def cookies_of(page: Any) -> dict[str, str]:
         ("de", "light", 1280),
         ("ar", "dark", 400),
         pytest.param("ar", "light", 1280, marks=pytest.mark.long),
-        pytest.param("en", "dark", 400, marks=pytest.mark.long),
+        pytest.param("en", "dark", 320, marks=pytest.mark.long),
+        pytest.param("de", "light", 320, marks=pytest.mark.long),
+        pytest.param("de", "dark", 800, marks=pytest.mark.long),
+        pytest.param("ar", "dark", 1024, marks=pytest.mark.long),
+        pytest.param("de", "light", 1600, marks=pytest.mark.long),
     ],  # fmt: skip
 )
 def test_no_page_scrolls_sideways(open_page: Opener, site: str, language: str, scheme: str, width: int) -> None:
