@@ -53,7 +53,7 @@ def is_console_on(config: Config) -> bool:
 
 
 #: The pages of the console, wherever the admin is mounted.
-CONSOLE_PAGES = ("trace", "dashboard", "errors", "queries", "logs", "instruments", "tasks")
+CONSOLE_PAGES = ("trace", "dashboard", "errors", "slow", "queries", "logs", "instruments", "tasks")
 CONSOLE_PATHS = tuple(f"*/django_otel/{page}/*" for page in CONSOLE_PAGES)
 
 

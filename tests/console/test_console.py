@@ -145,6 +145,13 @@ def test_a_request_to_the_console_is_neither_traced_nor_counted(console, viewer,
     assert total_requests() == before
 
 
+def test_every_page_of_the_console_is_out_of_the_telemetry():
+    from django_otel import conf
+    from django_otel.console.page import TABS
+
+    assert {name for name, _ in TABS} == set(conf.CONSOLE_PAGES)
+
+
 def total_requests():
     return sum(
         point.value.count
