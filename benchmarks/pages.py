@@ -34,6 +34,13 @@ def cached(request: HttpRequest, count: int) -> JsonResponse:
     return JsonResponse({"operations": count})
 
 
+def measured(request: HttpRequest) -> JsonResponse:
+    import django_otel
+
+    django_otel.set_metric_attributes(tenant="a")
+    return JsonResponse({"status": "ok", "items": [1, 2, 3]})
+
+
 def template(request: HttpRequest) -> HttpResponse:
     return render(request, "page.html", {"numbers": range(10), "title": "a title"})
 
@@ -49,4 +56,5 @@ urlpatterns = [
     path("transactions/<int:count>/", transactions),
     path("cached/<int:count>/", cached),
     path("async/", async_view),
+    path("measured/", measured),
 ]

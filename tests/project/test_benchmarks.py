@@ -18,13 +18,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import callgrind, export, growth, publication, scrape, startup
+from benchmarks import callgrind, export, growth, layers, publication, scrape, startup
 from benchmarks.peers import checks, environments, provenance, report
 from benchmarks.peers.__main__ import Run, parse_options
 from benchmarks.peers.catalogue import CASES, PEERS, TRACE_ID, VARIANTS, configurations, traceparents, why_not
 from benchmarks.peers.process import Configuration, WorkerError, start_databases
 from benchmarks.peers.receiver import Emission, Receiver, count, unpack
 from benchmarks.peers.subjects import SUBJECTS
+from django_otel.config.parse import parse
 from tests import sizes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,6 +136,32 @@ def test_an_inbound_trace_id_that_is_not_taken_over_is_found_out():
 @pytest.mark.parametrize(("variant", "sampled"), [("off", 0), ("10", 1), ("all", 10)])
 def test_inbound_headers_are_sampled_in_the_variants_share(variant, sampled):
     assert sum(text.endswith("-01") for text in traceparents(VARIANTS[variant], 10)) == sampled
+
+
+# --- Layers. ---
+
+
+@pytest.mark.parametrize("layer", layers.LAYERS, ids=lambda layer: layer.name)
+def test_the_settings_of_each_layer_differ_and_are_valid(layer):
+    off, on = (parse(given, {}, "", lambda name: True).flat() for given in (layer.off, layer.on))
+    assert off != on
+    assert set(layer.peers) <= set(layers.SUBJECTS)
+    assert bool(layer.path) != (layer.name in layers._LOOPS)
+
+
+def test_a_peer_without_the_layer_has_no_cell():
+    by_name = {layer.name: layer for layer in layers.LAYERS}
+    assert layers.why_not(by_name["command"], "sentry") == "has none"
+    assert layers.why_not(by_name["command"], "on") == ""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(bool(callgrind.why_not()), reason=callgrind.why_not() or "-")
+@pytest.mark.parametrize("layer", layers.LAYERS, ids=lambda layer: layer.name)
+def test_every_cell_of_the_layers_is_counted(layer):
+    for subject in layers.SUBJECTS:
+        if not layers.why_not(layer, subject):
+            assert layers.count(layer, subject, 2) > 0
 
 
 # --- What is kept of an earlier run. ---

@@ -1,0 +1,296 @@
+"""Instructions that each layer of Django costs on and off, beside the peers that have one.
+
+    python benchmarks/layers.py [--layer NAME ...] [--subject NAME ...] [--requests N]
+
+Each cell is a process of its own under callgrind, as in `instructions.py`, and shows thousand instructions for one
+request (command, connection, collection) more than the same without any telemetry. "off" is django_otel with that
+layer's settings off, "on" with them on, everything else at its defaults and all requests recorded. Of a peer the
+same request is counted with its own part for that layer, and with nothing else of it where that can be chosen; "-"
+where it has none, or is not installed. A cell is one layout of the memory: half a per cent of the request is chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import os
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import callgrind, instructions
+
+Loop = Callable[[int], None]
+OWN = ("off", "on")
+SUBJECTS = ("bare", *OWN, "official", "django-prometheus", "sentry")
+#: The package that a peer needs; OpenTelemetry's instrumentors are packages each.
+_PACKAGES = {"django-prometheus": "django_prometheus", "sentry": "sentry_sdk"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer: what is run, and the settings of django_otel that switch it."""
+
+    name: str
+    #: Of `benchmarks.pages`, or "" for what `_LOOPS` runs.
+    path: str
+    off: dict[str, Any]
+    on: dict[str, Any] = field(default_factory=dict)
+    #: Peers that have it, and the module that they need for it.
+    peers: dict[str, str] = field(default_factory=dict)
+
+
+_OFFICIAL = "opentelemetry.instrumentation"
+LAYERS = (
+    Layer(
+        "database, 10 queries",
+        "/queries/10/",
+        {"DATABASE": {"SPANS": False, "METRICS": False}},
+        peers={
+            "official": f"{_OFFICIAL}.sqlite3",
+            "django-prometheus": "django_prometheus.db",
+            "sentry": "sentry_sdk.integrations.django",
+        },
+    ),
+    Layer(
+        "cache, 11 operations",
+        "/cached/11/",
+        {"CACHE": {"METRICS": False, "SPANS": False}},
+        {"CACHE": {"METRICS": True, "SPANS": True}},
+        {"django-prometheus": "django_prometheus.cache", "sentry": "sentry_sdk.integrations.django"},
+    ),
+    Layer(
+        "template",
+        "/template/",
+        {"TEMPLATES": False},
+        {"TEMPLATES": True},
+        {"sentry": "sentry_sdk.integrations.django"},
+    ),
+    Layer(
+        "7 middlewares",
+        "/json/",
+        {"MIDDLEWARE_SPANS": False},
+        {"MIDDLEWARE_SPANS": True},
+        {"sentry": "sentry_sdk.integrations.django"},
+    ),
+    Layer("time budget", "/json/", {"REQUEST": {"TIME_BUDGET": False}}),
+    Layer(
+        "own dimension",
+        "/measured/",
+        {"REQUEST": {"METRIC_ATTRIBUTES": {}}},
+        {"REQUEST": {"METRIC_ATTRIBUTES": {"tenant": 10}}},
+    ),
+    Layer("command", "", {"COMMANDS": False}, {"COMMANDS": True}),
+    Layer("websocket, 10 messages", "", {"ENABLED": False}, peers={"official": f"{_OFFICIAL}.asgi"}),
+    Layer("runtime metrics, a scrape", "", {"RUNTIME": False}),
+)
+
+
+# --- The counted process. ---
+
+
+def amend(layer: Layer, subject: str, given: dict[str, Any]) -> None:
+    """Change the settings of Django for a subject."""
+    given["OTEL"].update(layer.off if subject == "off" else layer.on)
+    if subject == "django-prometheus":
+        given["INSTALLED_APPS"] = ["django_prometheus", *given["INSTALLED_APPS"]]
+        if layer.path.startswith("/queries"):
+            given["DATABASES"]["default"]["ENGINE"] = "django_prometheus.db.backends.sqlite3"
+        given["CACHES"] = {"default": {"BACKEND": "django_prometheus.cache.backends.locmem.LocMemCache"}}
+
+
+def switch_on(layer: Layer, subject: str) -> None:
+    """Start a peer, with what it has for the layer alone where that can be chosen; every request is recorded."""
+    if subject == "official":
+        from opentelemetry.sdk.trace import TracerProvider
+
+        instructions.install_provider(TracerProvider(shutdown_on_exit=False))
+        if layer.path.startswith("/queries"):
+            from opentelemetry.instrumentation.django import DjangoInstrumentor
+            from opentelemetry.instrumentation.sqlite3 import SQLite3Instrumentor
+
+            DjangoInstrumentor().instrument()
+            SQLite3Instrumentor().instrument()
+    elif subject == "sentry":
+        import sentry_sdk
+        from sentry_sdk.integrations.django import DjangoIntegration
+
+        class Sink(sentry_sdk.Transport):
+            """Takes everything at no cost."""
+
+            def capture_envelope(self, envelope: object) -> None:
+                pass
+
+        parts = DjangoIntegration(
+            middleware_spans="middleware" in layer.name, cache_spans="cache" in layer.name, signals_spans=False
+        )
+        sentry_sdk.init("http://key@127.0.0.1:9/1", traces_sample_rate=1.0, integrations=[parts], transport=Sink)
+
+
+def command_loop(subject: str) -> Loop:
+    """A management command that does nothing."""
+    from django.core.management import BaseCommand, call_command
+
+    class Command(BaseCommand):
+        requires_system_checks: list[str] = []
+
+        def handle(self, *args: object, **options: object) -> None:
+            pass
+
+    command = Command()
+    command.__module__ = "shop.management.commands.nothing"
+
+    def loop(times: int) -> None:
+        for _ in range(times):
+            call_command(command)
+
+    return loop
+
+
+def websocket_loop(subject: str) -> Loop:
+    """A connection of a bare ASGI application that answers ten messages."""
+
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+
+    application: Any = echo
+    if subject in OWN:
+        from django_otel.asgi import instrument
+
+        application = instrument(echo)
+    elif subject == "official":
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+        application = OpenTelemetryMiddleware(echo)
+    scope = {**instructions.build_scope(instructions.Case("", "/socket/", 1.0)), "type": "websocket", "scheme": "ws"}
+    del scope["method"]
+    messages = [
+        {"type": "websocket.connect"},
+        *[{"type": "websocket.receive", "text": "x"}] * 10,
+        {"type": "websocket.disconnect", "code": 1000},
+    ]
+
+    async def serve(times: int) -> None:
+        async def send(message: object) -> None:
+            pass
+
+        for _ in range(times):
+            coming = iter(messages)
+
+            async def receive(coming: Any = coming) -> Any:
+                return next(coming)
+
+            await application(dict(scope), receive, send)
+
+    return lambda times: asyncio.run(serve(times))
+
+
+def scrape_loop(subject: str) -> Loop:
+    """A collection of all metrics of the process."""
+
+    def loop(times: int) -> None:
+        if subject in OWN:
+            from django_otel import runtime
+
+            for _ in range(times):
+                runtime.store.collect()
+
+    return loop
+
+
+_LOOPS: dict[str, Callable[[str], Loop]] = {
+    "command": command_loop, "websocket, 10 messages": websocket_loop, "runtime metrics, a scrape": scrape_loop,
+}  # fmt: skip
+
+
+def count_here(layer: Layer, subject: str, requests: int) -> None:
+    """Count in this process, which runs under callgrind."""
+    is_own = subject in OWN
+    case = instructions.Case("counted", layer.path if is_own or layer.path != "/measured/" else "/json/", 1.0)
+    if subject == "sentry":
+        switch_on(layer, subject)
+    instructions.configure(is_instrumented=is_own, is_async=False, amend=lambda given: amend(layer, subject, given))
+    if is_own:
+        from benchmarks.peers.own import stop_clocks
+        from django_otel import runtime
+
+        stop_clocks()
+        if runtime.current().config.enabled:
+            runtime.current().traces.ids.bits = random.Random(1).getrandbits
+            instructions.set_policy(case)
+    elif subject == "official":
+        switch_on(layer, subject)
+    loop = _LOOPS[layer.name](subject) if not layer.path else instructions.build_sync_loop(case)
+    loop(300)
+    instructions.settle()
+    loop(20)
+    counter = callgrind.Counter()
+    with instructions.counted(counter, case.name):
+        loop(requests)
+    # Threads of a peer are no part of what is counted, and may wait for a server that is not there.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+# --- The counting process. ---
+
+
+def why_not(layer: Layer, subject: str) -> str:
+    """Return why a cell stays empty; "" if it can be counted."""
+    if subject not in SUBJECTS[3:]:
+        return ""
+    if subject not in layer.peers:
+        return "has none"
+    needed = (_PACKAGES.get(subject, "opentelemetry.sdk"), layer.peers[subject].partition(".")[0])
+    if any(importlib.util.find_spec(name) is None for name in needed):
+        return "is not installed"
+    try:
+        return "" if importlib.util.find_spec(layer.peers[subject]) else "is not installed"
+    except ModuleNotFoundError:
+        return "is not installed"
+
+
+def count(layer: Layer, subject: str, requests: int) -> float:
+    """Return thousand instructions of one request of a subject."""
+    arguments = [__file__, "--count", layer.name, "--subject", subject, "--requests", str(requests)]
+    found = callgrind.run(arguments, {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)})
+    return found["counted"] / requests / 1000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layer", action="append", help="only layers whose name contains this; may be repeated")
+    parser.add_argument("--subject", action="append", choices=SUBJECTS, help="only these; may be repeated")
+    parser.add_argument("--requests", type=int, default=50, help="requests counted per cell (default 50)")
+    parser.add_argument("--count", choices=[layer.name for layer in LAYERS], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.count:
+        count_here(next(each for each in LAYERS if each.name == options.count), options.subject[0], options.requests)
+    reason = callgrind.why_not()
+    if reason:
+        print(f"No instructions were counted: {reason}")
+        return 1
+    shown = [subject for subject in SUBJECTS[1:] if not options.subject or subject in options.subject]
+    print(f"{'thousand instructions added':<28}" + "".join(f"{name:>18}" for name in shown))
+    for layer in LAYERS:
+        if options.layer and not any(part in layer.name for part in options.layer):
+            continue
+        bare = count(layer, "bare", options.requests)
+        cells = [
+            "-" if why_not(layer, name) else f"{count(layer, name, options.requests) - bare:.1f}" for name in shown
+        ]
+        print(f"{layer.name:<28}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
