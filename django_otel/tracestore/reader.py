@@ -418,12 +418,12 @@ class StoreReader:
         The moments are taken to the beginning of a step of time, whose length in seconds comes first. `newest` is what
         was counted since the last sample.
         """
+        if now_s - moments_s[0] > max(STEPS_S.values()):
+            return None
         (oldest_s,) = self.connection.execute("SELECT min(at_s) FROM sample").fetchone()
         # Of a young store the finest step has everything.
-        reach_s = now_s - max(moments_s[0], to_number(oldest_s))
-        step_s = next((step for step, kept_s in STEPS_S.items() if reach_s <= kept_s), 0)
-        if not step_s:
-            return None
+        reach_s = min(now_s - max(moments_s[0], to_number(oldest_s)), max(STEPS_S.values()))
+        step_s = next(step for step, kept_s in STEPS_S.items() if reach_s <= kept_s)
         found: list[list[dict[str, Any]]] = [[] for _ in moments_s[1:]]
         sources = (
             "SELECT source, running FROM baseline WHERE source IN (SELECT source FROM sample WHERE ? IN ('', service))"

@@ -183,3 +183,16 @@ def test_what_became_of_a_route(before, after, verdict):
         return None if given is None else Figures(given[0], given[1], 0, given[2] * MS)
 
     assert judge(figures(before), figures(after)) == verdict
+
+
+def test_a_release_of_a_minute_ago_is_compared_in_fine_steps_of_time(console):
+    """A store that is younger than what the finest step keeps has everything in it."""
+    now_s = time.time()
+    for ago_s, count in ((90, 0), (80, 7), (40, 12)):
+        numbers = {"routes": {"/": {"duration": [count, 1.0, count]}}, "bounds": {"duration": "1.0"}}
+        console.store().write([StoredSample("server", "shop", now_s - ago_s, numbers)], print)
+    with read(console.store()) as reader:
+        step_s, (before, after) = reader.counted_between((now_s - 10_000, now_s - 60, now_s), now_s=now_s)
+    assert step_s == 10
+    assert before[0]["routes"]["/"]["duration"][0] == 7
+    assert after[0]["routes"]["/"]["duration"][0] == 5
