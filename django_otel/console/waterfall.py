@@ -265,8 +265,11 @@ class _Builder:
             self._logs.setdefault(str(log.get("span", "")), []).append(log)
         self._inline_left = 0 if chosen.hides_logs else MAX_INLINE_LOGS
         self._fitting = 0
+        #: A filter looks into collapsed spans.
+        self._closed = set() if chosen.is_active else set(chosen.closed)
 
     def build(self, page: int, log_page: int, span_id: str) -> Waterfall:
+        self._open_to(span_id)
         for root in self._roots():
             self._walk(root)
         total = len(self._entries)
@@ -274,7 +277,7 @@ class _Builder:
         if self._chosen.is_active:
             for entry in self._entries:
                 entry.is_context = True
-            self._filter()
+            self._filter(span_id)
         entries = self._entries
         wanted = next((index for index, entry in enumerate(entries) if entry.node.span.get("id") == span_id), None)
         if page < 1:
@@ -302,7 +305,7 @@ class _Builder:
             total=total,
         )
 
-    def _filter(self) -> None:
+    def _filter(self, span_id: str) -> None:
         """Keep the spans that fit, with their log records, and those above them."""
         kept: dict[int, _Entry] = {}
         above: list[int] = []
@@ -310,11 +313,13 @@ class _Builder:
             del above[entry.depth :]
             logs = self._logs.get(str(entry.node.span.get("id", "")), [])
             entry.logs = []
-            if self._chosen.fits(entry.node.span, logs):
+            fits = self._chosen.fits(entry.node.span, logs)
+            # A link may lead to one that does not fit.
+            if fits or entry.node.span.get("id") == span_id:
                 for ancestor in above:
                     kept.setdefault(ancestor, self._entries[ancestor])
-                entry.logs = [(log, entry.depth + 1) for log in logs]
-                entry.is_context = False
+                entry.logs = [(log, entry.depth + 1) for log in logs] if fits else []
+                entry.is_context = not fits
                 kept[index] = entry
             above.append(index)
         self._fitting = sum(not entry.is_context for entry in kept.values())
@@ -327,6 +332,15 @@ class _Builder:
             nodes = [entry.node for entry in members] if len(members) >= GROUP_FROM else []
             for entry in members:
                 entry.group = nodes
+
+    def _open_to(self, span_id: str) -> None:
+        """Expand the spans above the one that is asked for."""
+        node = self._nodes.get(span_id)
+        seen: set[str] = set()
+        while node is not None and (parent := str(node.span.get("parent", ""))) not in seen:
+            seen.add(parent)
+            self._closed.discard(parent)
+            node = self._nodes.get(parent)
 
     def _roots(self) -> list[_Node]:
         """Spans without a parent here, and one of each circle that a faulty sender may have made."""
@@ -359,7 +373,7 @@ class _Builder:
         """Spans in the order of the tree, with log records in time; without recursion, since traces may be deep."""
         seen: set[int] = set()
         waiting: list[tuple[list[_Node] | Mapping[str, Any], int]] = [([root], 0)]
-        closed = () if self._chosen.is_active else self._chosen.closed
+        closed = self._closed
         while waiting:
             part, depth = waiting.pop()
             if not isinstance(part, list):

@@ -129,6 +129,16 @@ def test_spans_are_collapsed_by_their_address(page, trace):
     assert ids["t0"] in lines(page(address, closed=ids["root"], kind="database"))
 
 
+def test_a_link_leads_to_a_span_that_is_collapsed_or_filtered_out(page, trace):
+    """The spans above it are expanded; beside a filter it is shown, and not counted."""
+    address, ids = trace
+    answer = page(address, closed=f"{ids['view']}.{ids['root']}", span=ids["t1"])
+    assert ids["t1"] in lines(answer) and 'class="otel-details"' in answer.content.decode()
+    answer = page(address, find="bank", span=ids["t1"])
+    assert [line for line in lines(answer) if line in ids.values()] == [ids[x] for x in ("root", "view", "t1", "bank")]
+    assert "1 of 5 spans fits" in parse_text(answer)
+
+
 @pytest.mark.parametrize(
     "query",
     [

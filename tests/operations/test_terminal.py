@@ -19,6 +19,7 @@ from django_otel.tracestore.items import StoredLog
 from django_otel.tracestore.reader import read
 from django_otel.tracestore.record_reader import RequestRow
 from django_otel.tracestore.writer import TraceStore
+from tests.console.test_slow_pages import release, requests
 from tests.services import ROOT, server_env
 from tests.tracestore.test_store import Counted, processor, provider_with
 
@@ -155,6 +156,26 @@ def test_slow_routes_before_and_since_the_last_release(filled, monkeypatch):
     with read(store) as reader:
         found = Answers(reader, str).list_slow_routes(Scope())
     assert found["release"] is None and found["routes"][0]["before"] is None
+
+
+def test_what_got_worse_since_the_last_release_stands_below_the_slow_routes(run, tmp_path):
+    part = processor(tmp_path / "store", Counted())
+    for name, ago_s in (("1", 7200), ("2", 3600)):
+        release(part, name, ago_s)
+    for route, after_ms, errors in (("/slower/", 90, 0), ("/broken/", 10, 9), ("/same/", 10, 0)):
+        requests(part, route, [10] * 20, 7000)
+        requests(part, route, [after_ms] * 20, 3000, errors)
+    part.shutdown()
+    part.finish_shutdown(5)
+    otel = {"SERVICE_NAME": "shop", "CONSOLE": {"ENABLED": True, "PATH": str(tmp_path / "store")}}
+    lines = run("slow", otel=otel)[1].partition("Since the last release:")[2].splitlines()
+    assert sorted(filter(None, lines)) == [
+        "p95 10.0 -> 10.0 ms, failed 0/20 -> 9/20: GET /broken/",
+        "p95 10.0 -> 90.0 ms, failed 0/20 -> 0/20: GET /slower/",
+    ]
+    found = json.loads(run("slow", "--format", "json", otel=otel)[1])
+    changes = {route["route"]: route["change"] for route in found["routes"]}
+    assert (found["release"], changes) == ("2", {"/slower/": "slower", "/broken/": "broken", "/same/": "same"})
 
 
 def test_errors_are_the_issues_where_there_are_any(run, tmp_path):
