@@ -1,7 +1,7 @@
 # The commands of a contributor; CONTRIBUTING.md explains them. They use the virtual environment in .venv.
 PYTHON = .venv/bin/python
 
-.PHONY: setup quick test lint docs pictures site messages bench matrix release-check
+.PHONY: setup quick test coverage lint docs pictures site messages bench matrix release-check
 
 setup:
 	python3 -m venv .venv
@@ -14,6 +14,13 @@ quick:
 # Everything; starts its own PostgreSQL, Valkey and receivers.
 test:
 	$(PYTHON) -m pytest
+
+# The quick tests with the branches of the package counted, and what they leave out.
+coverage:
+	$(PYTHON) -m coverage erase
+	$(PYTHON) -m coverage run -m pytest -q -m quick
+	$(PYTHON) -m coverage combine -q
+	$(PYTHON) -m coverage report
 
 lint:
 	.venv/bin/codespell

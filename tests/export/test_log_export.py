@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from tests import services
+from tests import services, sizes
 
 PREAMBLE = """
 import json, logging, logging.config, sys, threading, time
@@ -125,7 +125,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", sizes.few(SHAPES, 3))
 def test_records_are_exported_once_under_every_shape_of_logging(receiver, shape):
     done = run(
         """
@@ -147,14 +147,17 @@ FILE_CONFIG = (
 
 @pytest.mark.parametrize(
     "again",
-    [
-        "logging.config.dictConfig({'version': 1, 'root': {'handlers': [], 'level': 'INFO'}})",
-        "logging.config.dictConfig({'version': 1, 'disable_existing_loggers': False, 'root': {'level': 'INFO'}})",
-        "logging.config.dictConfig({'version': 1, 'incremental': True, 'root': {'level': 'INFO'}})",
-        "logging.basicConfig(level='INFO', force=True)",
-        "logging.root.handlers.clear()",
-        FILE_CONFIG,
-    ],
+    sizes.few(
+        [
+            "logging.config.dictConfig({'version': 1, 'root': {'handlers': [], 'level': 'INFO'}})",
+            "logging.config.dictConfig({'version': 1, 'disable_existing_loggers': False, 'root': {'level': 'INFO'}})",
+            "logging.config.dictConfig({'version': 1, 'incremental': True, 'root': {'level': 'INFO'}})",
+            "logging.basicConfig(level='INFO', force=True)",
+            "logging.root.handlers.clear()",
+            FILE_CONFIG,
+        ],
+        3,
+    ),
 )
 def test_a_configuration_after_setup_does_not_lose_the_export(receiver, again):
     done = run(

@@ -223,7 +223,8 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-@pytest.mark.parametrize("task", ["nap", pytest.param("late", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["nap", "late"])
 def test_numbers_are_exact_after_workers_were_killed_under_load(shop, task):
     """Five kills among 500 tasks: each task is counted once, and each run of one that went back to the queue."""
     total, kills = 500, 5

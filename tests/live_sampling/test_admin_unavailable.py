@@ -15,6 +15,7 @@ from opentelemetry.trace import SpanKind
 from django_otel import models, runtime
 from django_otel.models import SamplingPolicy
 from django_otel.sampling.policy import Policy
+from tests import sizes
 from tests.live_sampling.test_admin import ADD, FORCE, LIST, ROUTES, ROW, STATUS, text
 from tests.services import free_port
 
@@ -33,7 +34,7 @@ def client():
     return client
 
 
-@pytest.fixture(params=["zero", "0001"])
+@pytest.fixture(params=sizes.few(["zero", "0001"], 2))
 def tables_of(request):
     """The tables as before a migration; afterwards as they are now."""
     call_command("migrate", "django_otel", request.param, verbosity=0)
@@ -68,7 +69,7 @@ def database_gone(request, tmp_path):
     connections.settings["other"], connections["other"] = settings, connected
 
 
-@pytest.mark.parametrize("is_atomic", [False, True])
+@pytest.mark.parametrize("is_atomic", sizes.few([False, True], 2))
 def test_every_page_says_which_command_makes_the_tables(tables_of, client, is_atomic):
     """Instead of Django's page for errors; afterwards the same addresses work, without a restart."""
     connection.settings_dict["ATOMIC_REQUESTS"] = is_atomic

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.debian
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 LOOKS = [
-    ("light", 1600), ("dark", 400),
+    ("dark", 400), pytest.param(("light", 1600), marks=pytest.mark.long),
     pytest.param(("light", 400), marks=pytest.mark.long), pytest.param(("dark", 1600), marks=pytest.mark.long),
 ]  # fmt: skip
 

@@ -192,7 +192,8 @@ def test_a_save_in_the_admin_of_one_worker_reaches_all_without_a_restart(request
         assert all(answer["threads"].count("django_otel-sampling-policy") == 1 for answer in end.values())
 
 
-@pytest.mark.parametrize("database", ["on_postgresql", pytest.param("on_sqlite", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("database", ["on_postgresql", "on_sqlite"])
 def test_of_two_admins_who_save_at_once_one_is_told_and_all_processes_have_the_others_policy(request, database):
     """Both have opened the same form; each is answered by a worker of its own. Ten times."""
     env = request.getfixturevalue(database)
@@ -220,6 +221,7 @@ def test_of_two_admins_who_save_at_once_one_is_told_and_all_processes_have_the_o
         assert {answer["version"] for answer in statuses(server).values()} == {11}
 
 
+@pytest.mark.long
 def test_a_recycled_worker_picks_the_policy_up(on_sqlite):
     """Each of the processes that begin long after the save, without a query on the path of its requests."""
     run_python(on_sqlite, "SamplingPolicy(ratio=0.125).save()")

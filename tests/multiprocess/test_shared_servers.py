@@ -171,6 +171,7 @@ def test_nothing_is_lost_when_workers_are_killed_under_load(kind, tmp_path):
         assert len(slots) <= 5, slots
 
 
+@pytest.mark.long
 def test_nothing_is_lost_when_uvicorn_workers_are_killed_under_load(tmp_path):
     with serve("uvicorn", tmp_path) as server:
         with Load(server) as load:
@@ -197,6 +198,7 @@ def test_counters_go_on_over_a_graceful_restart_and_recycling(tmp_path):
         assert load.answered <= requests_counted(server) <= load.answered + load.cut_off
 
 
+@pytest.mark.long
 def test_counters_go_on_over_max_requests(tmp_path):
     KINDS["recycling"] = ("gunicorn", ("--max-requests", "40"))
     with serve("recycling", tmp_path, workers=2) as server:

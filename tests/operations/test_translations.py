@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import gettext
 import os
 import re
@@ -199,6 +200,7 @@ _ARGUMENTS = {
 }  # fmt: skip
 
 
+@functools.cache
 def texts_in(source: str) -> tuple[set[tuple[str | None, str, str]], list[int]]:
     """The texts that a module has translated, and the lines of calls whose text no tool can find."""
     found, lost = set(), []

@@ -36,7 +36,7 @@ import django_otel
 from django_otel import runtime
 from django_otel.middleware import OTelMiddleware
 from django_otel.requests import record
-from tests import services
+from tests import services, sizes
 
 OURS = "django_otel.middleware.OTelMiddleware"
 DURATION = "http.server.request.duration"
@@ -168,12 +168,15 @@ def active(server) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "path", "route"),
-    [
-        ("gunicorn", "/big/", "/big/"),
-        ("gunicorn-gthread", "/big/", "/big/"),
-        ("uvicorn", "/async-stream/500/", "/async-stream/<int:number>/"),
-        ("uvicorn", "/async-slow/", "/async-slow/"),
-    ],
+    sizes.few(
+        [
+            ("gunicorn-gthread", "/big/", "/big/"),
+            ("gunicorn", "/big/", "/big/"),
+            ("uvicorn", "/async-stream/500/", "/async-stream/<int:number>/"),
+            ("uvicorn", "/async-slow/", "/async-slow/"),
+        ],
+        2,
+    ),
 )
 def test_clients_that_go_away_leave_no_request_active_and_are_no_errors(kind, path, route, receiver):
     """Active_requests comes back to 0, every span ends, and a disconnect is no error of the server."""
@@ -194,7 +197,7 @@ def test_clients_that_go_away_leave_no_request_active_and_are_no_errors(kind, pa
 
 
 @pytest.mark.parametrize(
-    ("kind", "path"), [("gunicorn-gthread", "/ids/"), ("uvicorn", "/async-ids/"), ("uvicorn", "/ids/")]
+    ("kind", "path"), sizes.few([("gunicorn-gthread", "/ids/"), ("uvicorn", "/ids/"), ("uvicorn", "/async-ids/")], 2)
 )
 def test_concurrent_requests_never_share_a_trace(kind, path, receiver):
     """Threads and tasks: what a request sees first is what it sees last, and its spans hang on its own span."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from django_otel.testing import HistogramDelta, SpanTree, override_sampling
+from tests import sizes
 
 pytest_plugins = ["pytester"]
 
@@ -343,7 +344,7 @@ def test_metrics_of_the_sdk_and_gauges_are_seen(project):
     run(project, "-p", "no:randomly").assert_outcomes(passed=4)
 
 
-@pytest.mark.parametrize("how", ["p", "conftest"])
+@pytest.mark.parametrize("how", sizes.few(["p", "conftest"], 2))
 def test_it_can_be_named_beside_its_entry_point(project, how):
     if how == "conftest":
         project.makeconftest("pytest_plugins = ['django_otel.testing']")
