@@ -4,7 +4,8 @@ While a relation or a deferred field is loaded, Django's own frames stand on the
 stack between the query and the project's line: the field's descriptor, or the
 evaluation of a related manager's queryset. Their variables name the field and the
 object. No such frame, or one that only looks like it (`related.filter(...)`,
-`.get(pk=...)`), means no advice.
+`.get(pk=...)`), means no advice; so does an object that no query has loaded, or that
+is only being built (`post_init`): joined and prefetched objects come after that.
 """
 
 # ruff: noqa: SLF001 (querysets do not say in public where they come from)
@@ -75,13 +76,15 @@ def find_advice(inner: list[FrameType], place: FrameType) -> Finding | None:
                 # The query belongs to the innermost.
                 return None
             queryset = values["self"]
-            found = _advise_on_manager(queryset, place)
+            found = None if _is_being_built(place) else _advise_on_manager(queryset, place)
             if found is not None:
                 return Finding(depth, read_subject(frame), found)
         elif queryset is None:
             # An aggregate or a check for existence: it loads no object.
             return None
         else:
+            if not _is_from_query(values["instance"], place, code.co_qualname):
+                return None
             found = _LOADERS[code.co_qualname](values["self"], values["instance"], queryset, place)
             return Finding(depth, read_subject(frame), found) if found is not None else None
     return None
@@ -179,15 +182,36 @@ def _advise_on_manager(queryset: QuerySet[Any], place: FrameType) -> Advice | No
 
 _Loader = Callable[[Any, Model, QuerySet[Any], FrameType], Advice | None]
 _EVALUATION = "QuerySet._fetch_all"
+_DEFERRED = "DeferredAttribute.__get__"
+#: Functions that build an object, and how far outside of a line of the project one is looked for.
+_BUILDERS = frozenset({"Model.__init__", "Model.from_db"})
+_MAX_BUILDERS = 8
 #: By the qualified name of Django's function, whose variables are `self` and `instance`.
 _LOADERS: dict[str, _Loader] = {
     "ForwardManyToOneDescriptor.__get__": _advise_on_forward,
     "ReverseOneToOneDescriptor.__get__": _advise_on_reverse,
-    "DeferredAttribute.__get__": _advise_on_field,
+    _DEFERRED: _advise_on_field,
     "GenericForeignKey.__get__": _advise_on_generic,
     "GenericForeignKeyDescriptor.__get__": _advise_on_generic,
     _EVALUATION: lambda *_: None,
 }
+
+
+def _is_from_query(instance: Model, place: FrameType, loader: str) -> bool:
+    """Whether a change of the queryset that loads `instance` reaches the line of `place`."""
+    return not instance._state.adding and (loader == _DEFERRED or not _is_being_built(place))
+
+
+def _is_being_built(place: FrameType) -> bool:
+    """Whether the line is run by a model's constructor: an overridden one, or a receiver of `post_init`."""
+    frame = place.f_back
+    for _ in range(_MAX_BUILDERS):
+        if frame is None:
+            return False
+        if frame.f_code.co_qualname in _BUILDERS and is_django(frame.f_code.co_filename):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _loads(queryset: QuerySet[Any], model: type[Model]) -> bool:

@@ -128,6 +128,8 @@ def test_equal_queries_become_one_event_with_the_last_count(client, otel_spans, 
         ("nested_manager", 'prefetch_related("book__tags")', "Chapter"),
         ("streamed", f'select_related("author"){PEERS}', "Book"),
         ("async_for", 'prefetch_related("chapter_set")', "Book"),
+        ("by_raw", 'prefetch_related("tags")', "Book"),
+        ("by_iterator", f'select_related("author"){PEERS}', "Book"),
         ("in_sync_code", f'select_related("author"){PEERS}', "Book"),
         ("books", None, None),
     ],
@@ -145,7 +147,8 @@ def test_the_cure_is_that_of_the_field_behind_the_query(client, otel_spans, view
 @pytest.mark.parametrize(
     "view",
     ["get_by_key", "count", "exists", "filtered", "ordered", "first", "sliced", "values", "iterated", "refreshed",
-     "prefetched_in_vain", "raw_cursor", "executed_many", "literals", "created", "saved", "failing", "awaited",
+     "prefetched_in_vain", "unsaved", "prefetched_one_by_one", "while_built", "many_while_built",
+     "raw_cursor", "executed_many", "literals", "created", "saved", "failing", "awaited",
      "gathered", "timed", "generated", "of_async_code", "async_streamed"],
 )  # fmt: skip
 def test_no_cure_is_named_where_it_would_be_a_guess(client, otel_spans, view):

@@ -8,6 +8,8 @@ from pathlib import Path
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib import admin
 from django.db import IntegrityError, connection, connections, transaction
+from django.db.models import prefetch_related_objects
+from django.db.models.signals import post_init
 from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.urls import path, re_path
@@ -129,6 +131,22 @@ def of_another_models_property(request):
     return answer([magazine.owner_name for magazine in Magazine.objects.all()])
 
 
+def of_the_parent(request):
+    found = []
+    for book in Book.objects.all():
+        found += [chapter.book.editor.name for chapter in book.chapter_set.all()]  # here
+    return answer(found)
+
+
+def by_raw(request):
+    books = Book.objects.raw("SELECT * FROM relations_book")
+    return answer([list(book.tags.all()) for book in books])  # here
+
+
+def by_iterator(request):
+    return answer([book.author.name for book in Book.objects.iterator(chunk_size=5)])  # here
+
+
 # --- No relation, or one whose cure would not help. ---
 
 
@@ -178,6 +196,42 @@ def refreshed(request):
 def prefetched_in_vain(request):
     books = Book.objects.prefetch_related("chapter_set")
     return answer([list(book.chapter_set.all().all()) for book in books])  # here
+
+
+def unsaved(request):
+    keys = [author.pk for author in Author.objects.all()]
+    return answer([Book(author_id=key).author.name for key in keys])  # here
+
+
+def prefetched_one_by_one(request):
+    books = list(Book.objects.all())
+    for book in books:
+        prefetch_related_objects([book], "chapter_set")  # here
+    return answer(books)
+
+
+def while_built(request):
+    def look(instance, **kwargs):
+        found.append(instance.book.title)  # here
+
+    found = []
+    post_init.connect(look, sender=Chapter)
+    try:
+        return answer(Chapter.objects.all())
+    finally:
+        post_init.disconnect(look, sender=Chapter)
+
+
+def many_while_built(request):
+    def look(instance, **kwargs):
+        found.append(list(instance.chapter_set.all()))  # here
+
+    found = []
+    post_init.connect(look, sender=Book)
+    try:
+        return answer(Book.objects.all())
+    finally:
+        post_init.disconnect(look, sender=Book)
 
 
 def raw_cursor(request):
