@@ -67,6 +67,12 @@ class Shop:
             [sys.executable, "-c", prepared], env=self.environment(), cwd=services.ROOT, check=True, timeout=120
         )
 
+    def run_command(self, code: str) -> None:
+        """Run code in a management command."""
+        code = f"from tests.task_shop.celery_app import *; {code}"
+        command = [sys.executable, "-m", "django", "shell", "--command", code]
+        subprocess.run(command, env=self.environment(), cwd=services.ROOT, check=True, timeout=120, capture_output=True)
+
     def numbers(self, server) -> dict[tuple[str, str, str], float]:
         """The numbers of tasks on the web server's page, by metric, task and outcome."""
         found = {}
@@ -132,6 +138,7 @@ def check_work(shop, server, pool: str) -> None:
             "nap.apply_async((0,), countdown=2);"
             "nap.apply_async((0,), expires=-1)" + ("; too_long.delay(); soft.delay()" if has_processes else "")
         )
+        shop.run_command("nap.delay(0)")
         expected = {
             ("sent", "orders.send_invoice", ""): 3, ("wait", "orders.send_invoice", ""): 3,
             ("duration", "orders.send_invoice", "succeeded"): 3,
@@ -143,7 +150,7 @@ def check_work(shop, server, pool: str) -> None:
             ("sent", "orders.reject", ""): 1, ("wait", "orders.reject", ""): 1,
             ("duration", "orders.reject", "rejected"): 1,
             ("duration", "_other", "rejected"): 1,
-            ("sent", "orders.nap", ""): 4, ("wait", "orders.nap", ""): 3, ("duration", "orders.nap", "succeeded"): 3,
+            ("sent", "orders.nap", ""): 5, ("wait", "orders.nap", ""): 4, ("duration", "orders.nap", "succeeded"): 4,
             ("duration", "orders.nap", "rejected"): 1,
             ("wait", "orders.part", ""): 2, ("duration", "orders.part", "succeeded"): 2,
             ("sent", "orders.whole", ""): 1, ("wait", "orders.whole", ""): 1,
@@ -159,6 +166,8 @@ def check_work(shop, server, pool: str) -> None:
         # The sender of these is a process of its own, neither web server nor worker: what it sent is not shown.
         shown = {key: number for key, number in expected.items() if key[0] != "sent"}
         shown["sent", "orders.send_invoice", ""] = 2
+        # But a management command's is.
+        shown["sent", "orders.nap", ""] = 1
         # A retry and the end of a chord are sent by the worker.
         shown["sent", "orders.again", ""] = shown["sent", "orders.whole", ""] = 1
 
@@ -216,7 +225,7 @@ def check_traces(shop) -> None:
     # A task due in two seconds has not waited for them.
     waits = [services.attributes_of(span)["django.task.wait"] for span in spans if span.name == "process orders.nap"
              and services.attributes_of(span)["django.task.outcome"] == "succeeded"]  # fmt: skip
-    assert len(waits) == 3
+    assert len(waits) == 4
 
 
 def children_of(pid: int) -> list[int]:
