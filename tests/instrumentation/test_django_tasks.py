@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import signal
 import subprocess
@@ -70,6 +71,24 @@ def test_a_task_inside_a_task_stands_below_it(backend, otel_spans):
     assert send.parent.span_id == outer.context.span_id
     assert outer.attributes["django.task.outcome"] == "succeeded"
     assert otel_spans.one("process tests.task_shop.jobs.invoice").parent.span_id == send.context.span_id
+
+
+async def test_signals_that_are_sent_asynchronously_are_one_run(backend, otel_spans, otel_metrics):
+    """Each comes in a context of its own."""
+    from tests.task_shop import jobs
+
+    backend("Dummy")
+    signals = importlib.import_module(f"{PACKAGE}.signals")
+    with django_otel.span("order"):
+        result = await jobs.asynchronous.aenqueue()
+    for sent in (signals.task_started, signals.task_finished):
+        await sent.asend(type(jobs.asynchronous.get_backend()), task_result=result)
+    process = otel_spans.one("process tests.task_shop.jobs.asynchronous")
+    assert process.parent.span_id == otel_spans.one("send tests.task_shop.jobs.asynchronous").context.span_id
+    for name in ("wait", "duration"):
+        assert count(otel_metrics, f"django.task.{name}", "asynchronous") == 1
+    assert not context.get_current()
+    assert result.id not in django_hooks._running
 
 
 async def test_a_task_that_is_sent_asynchronously(backend, otel_spans):

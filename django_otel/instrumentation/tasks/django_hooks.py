@@ -12,7 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from django.apps import apps
 from django.conf import settings
@@ -24,6 +24,7 @@ from django_otel.base import guard, import_hooks
 from django_otel.config.schema import Config
 from django_otel.instrumentation.tasks.runs import FAILED, OTHER, SUCCEEDED, Backend, Run, Sending
 
+_Kept = TypeVar("_Kept")
 _UID = "django_otel.tasks"
 _MARK = "_django_otel_sends"
 #: The key of a row's arguments that holds what the sender hands to the worker.
@@ -44,6 +45,8 @@ elsewhere: list[Callable[[], Mapping[str, object]]] = []
 #: By the id of a task that was sent here, and may run here: what its sender hands over.
 _waiting: dict[str, dict[str, str]] = {}
 _MOST_WAITING = 1000
+#: By its id a task under way: signals that are sent asynchronously come in contexts of their own.
+_running: dict[str, _Running] = {}
 
 
 class _Running:
@@ -221,15 +224,19 @@ def read_lengths() -> Iterator[tuple[float, Mapping[str, object]]]:
 # --- Running. ---
 
 
+def _keep(kept: dict[str, _Kept], task_id: str, value: _Kept) -> None:
+    kept[task_id] = value
+    while len(kept) > _MOST_WAITING:
+        kept.pop(next(iter(kept)), None)
+
+
 @guard.guarded("a task that is sent", None)
 def _on_enqueued(task_result: Result, **_: object) -> None:
     """Note what is handed over for a backend that runs the task in this process, in another thread."""
     sending = _sending.get()
     if sending is None or sending.is_carried:
         return
-    _waiting[str(task_result.id)] = sending.headers
-    while len(_waiting) > _MOST_WAITING:
-        _waiting.pop(next(iter(_waiting)), None)
+    _keep(_waiting, str(task_result.id), sending.headers)
 
 
 @guard.guarded("the start of a task", None)
@@ -253,22 +260,28 @@ def _on_started(task_result: Result, **_: object) -> None:
         retries=max(0, len(task_result.worker_ids) - 1),
         is_local=sending is not None,
     )
-    _run.set(_Running(run, task_result.id))
+    running = _Running(run, task_result.id)
+    _run.set(running)
+    _keep(_running, str(task_result.id), running)
     # What a task sends is sent by it, not by what has sent the task.
     _sending.set(None)
 
 
 @guard.guarded("the end of a task", None)
 def _on_finished(task_result: Result, **_: object) -> None:
+    started = _running.pop(str(task_result.id), None)
     running = _run.get()
     while running is not None and running.task_id != task_result.id:
         # One that was broken off, whose end no backend has announced.
         running = running.outer
-    if running is None:
-        return
-    _run.set(running.outer)
-    _sending.set(running.sending)
-    if running.run is None:
+    if running is not None:
+        _run.set(running.outer)
+        _sending.set(running.sending)
+    elif started is not None and started.run is not None:
+        running = started
+        # What it has made current is so in the context in which it began.
+        started.run.forget_context()
+    if running is None or running.run is None:
         return
     is_failed = str(task_result.status) == "FAILED"
     # Backends send the signal while they handle the exception.

@@ -400,6 +400,10 @@ class Run:
         if token is not None:
             detach(token)
 
+    def forget_context(self) -> None:
+        """Leave what is current alone at the end, which comes in another context than the start."""
+        self._token = None
+
     def end(self, outcome: str, error: BaseException | None = None) -> None:
         """End the run; `error` is the exception that ended the task, if any."""
         try:
