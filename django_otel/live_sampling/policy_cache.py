@@ -12,22 +12,19 @@ from django_otel.base.suppression import suppress_instrumentation
 
 #: How often the elected process asks a shared cache whether there is news, in seconds.
 _CACHE_S = 1.0
-#: Caches of one process, or that are a database themselves: asking them would tell nothing, or be a query.
-_UNSHARED_CACHES = (
-    "django.core.cache.backends.locmem.LocMemCache",
-    "django.core.cache.backends.dummy.DummyCache",
-    "django.core.cache.backends.db.DatabaseCache",
-    "django.core.cache.backends.filebased.FileBasedCache",
-)
 
 
 def _shared_cache() -> Any:
     """The default cache, if other hosts may have the same; None otherwise."""
-    from django.conf import settings
     from django.core.cache import caches
+    from django.core.cache.backends.db import DatabaseCache
+    from django.core.cache.backends.dummy import DummyCache
+    from django.core.cache.backends.filebased import FileBasedCache
+    from django.core.cache.backends.locmem import LocMemCache
 
-    backend = settings.CACHES.get("default", {}).get("BACKEND", "")
-    return None if backend in _UNSHARED_CACHES else caches["default"]
+    found = caches["default"]
+    # Of one process, or a database themselves, under whatever name: asking them would tell nothing, or be a query.
+    return None if isinstance(found, DatabaseCache | DummyCache | FileBasedCache | LocMemCache) else found
 
 
 def _cache_key() -> str:

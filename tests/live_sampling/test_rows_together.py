@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from django.core.cache.backends.base import BaseCache
+from django.core.cache.backends.db import DatabaseCache
 from django.db import connection, connections
 from django.test import override_settings
 from django.utils import timezone
 
 from django_otel.base.log_levels import levels
 from django_otel.live_sampling import follower, hosts, log_levels
+from django_otel.live_sampling.policy_cache import CacheNews
 from django_otel.live_sampling.rows_together import RowsTogether
 from django_otel.models import LogLevel, SamplingPolicy, SamplingRule, SamplingVersion, read_state, single_change
 
@@ -142,3 +145,30 @@ def test_log_levels_of_another_database_are_asked_for_there():
     assert (len(sent), len(sent_other)) == (1, 1)
     assert mine.log_levels._reading is not None
     assert [live.logger for live in mine.log_levels._reading.levels] == ["shop.other"]
+
+
+class OwnDatabaseCache(DatabaseCache):
+    """As a library has one that measures it."""
+
+
+class OwnSharedCache(BaseCache):
+    """As a library has one for a server."""
+
+    asked = 0
+
+    def __init__(self, *_: object) -> None:
+        super().__init__({})
+
+    def get(self, key, default=None, version=None):
+        type(self).asked += 1
+        return default
+
+
+@pytest.mark.parametrize(("backend", "is_asked"), [(OwnDatabaseCache, False), (OwnSharedCache, True)])
+def test_a_cache_that_is_a_database_is_not_asked_for_news(backend, is_asked):
+    """It would be a query each second; a subclass is one as well."""
+    place = {"BACKEND": f"{backend.__module__}.{backend.__qualname__}", "LOCATION": "no_such_table"}
+    OwnSharedCache.asked = 0
+    with override_settings(CACHES={"default": place}), counted() as sent:
+        assert not CacheNews().is_there()
+    assert (sent, OwnSharedCache.asked) == ([], int(is_asked))

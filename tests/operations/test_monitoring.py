@@ -122,6 +122,7 @@ def test_every_metric_of_the_catalogue_is_on_a_dashboard():
         ("latency 99", "expected"), ("availability", "expected"), ("", "expected"), ("speed 99", "expected"),
         ("availability 100", "below 100"), ("availability 0", "above 0"), ("availability x", "x\" does not fit"),
         ("latency 5 99", "a time such as"), ("latency checkout 1s 99", "a route such as"), ("latency nan 99", "a time"),
+        ("availability /a\udcff/ 99", "a route such as"),
     ],
 )  # fmt: skip
 def test_an_objective_that_cannot_be_alerted_on_is_refused_with_what_fits(text, expected):

@@ -98,7 +98,8 @@ def parse_slo(text: str, buckets: Mapping[str, tuple[float, ...]]) -> Slo:
     if not numbers or len(rest) not in (numbers, numbers + 1):
         raise _misfit(text, text, _expected_form())
     route = rest.pop(0) if len(rest) > numbers else ""
-    if route and not route.startswith(("/", "<")):
+    # Bytes of a command line that are no UTF-8 stand as surrogates, which neither YAML nor PromQL can write.
+    if route and (not route.startswith(("/", "<")) or re.search("[\ud800-\udfff]", route)):
         raise _misfit(text, route, gettext('a route such as "/checkout/"'))
     objective = _parse_percent(text, rest.pop())
     threshold_s = _parse_threshold(text, rest[0], buckets) if kind == "latency" else None
