@@ -108,6 +108,24 @@ def test_every_expression_is_promql_over_metrics_that_exist():
         assert names and names <= PROMETHEUS_NAMES | RECORDED, (expr, names - PROMETHEUS_NAMES - RECORDED)
 
 
+def name_by_otlp(name: str, unit: str, kind: Kind) -> str:
+    """How Prometheus and the Collector name a metric that comes by OTLP (prometheus/otlptranslator)."""
+    words = [word for word in re.split(r"[^a-zA-Z0-9:]+", name) if word]
+    shown = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "%": "percent"}.get(unit, unit)
+    if unit not in ("", "1") and "{" not in unit and shown not in words:
+        words.append(shown)
+    last = "total" if kind is Kind.COUNTER else "ratio" if kind is Kind.GAUGE and unit == "1" else ""
+    return "_".join([word for word in words if word != last] + ([last] if last else []))
+
+
+def test_metrics_that_come_by_otlp_have_the_same_names():
+    """So that one set of queries fits both ways."""
+    for metric in CATALOGUE.values():
+        name = family_name(metric.name, metric.unit, metric.kind)[0]
+        scraped = f"{name}_total" if metric.kind is Kind.COUNTER else name
+        assert name_by_otlp(metric.name, metric.unit, metric.kind) == scraped
+
+
 def test_every_metric_of_the_catalogue_is_on_a_dashboard():
     used = {name for _, _, expr in panel_queries() for name in metric_names(expr)}
     for metric in CATALOGUE.values():
