@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import http.server
 import json
 import re
@@ -11,6 +12,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
@@ -18,7 +20,7 @@ import yaml as pyyaml
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 from django_otel.metrics.catalogue import CATALOGUE
-from django_otel.operations.monitoring import examples, rules, yaml
+from django_otel.operations.monitoring import examples, more_boards, rules, yaml
 from tests import services
 from tests.operations.test_monitoring import need, panel_queries
 from tests.recorded import record
@@ -94,10 +96,10 @@ def unwilling_receiver() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def prometheus(folder, ports: dict[str, int]) -> Iterator[services.Server]:
+def prometheus(folder: Path, ports: dict[str, int], interval: str = "500ms") -> Iterator[services.Server]:
     (folder / "rules.yml").write_text(yaml.dump(rules.build_rules()))
     config = {
-        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s"},
+        "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": "1s"},
         "rule_files": ["rules.yml"],
         "scrape_configs": [
             {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for job, port in ports.items()
@@ -151,31 +153,39 @@ def all_queries(silent: dict[str, str]) -> set[tuple[str, str, str]]:
     return {query for query in found if not any(name in query[2] for name in silent)}
 
 
+@contextlib.contextmanager
+def serve_shop(folder: Path, extra: dict[str, str]) -> Iterator[tuple[dict[str, int], dict[str, str]]]:
+    """The demo by two servers; with a broker in `extra`, a worker of Celery as well.
+
+    Gives their ports by job, and the environment of the first.
+    """
+    with contextlib.ExitStack() as stack:
+        folders = [folder / name for name in ("shop", "sockets")]
+        for each in folders:
+            each.mkdir()
+        env = record.prepare(folders[0], {}, extra)
+        if "REDIS_URL" in extra:
+            worker = [sys.executable, "-m", "celery", "-A", "example_project.celery_app", "worker", "-c", "1"]
+            stack.enter_context(services.running(worker, env, folder / "worker.log"))
+        port = stack.enter_context(
+            record.serve(env, folder / "shop.log", "--workers", "2", "--worker-class", "gthread", "--threads", "4")
+        )
+        receiver = stack.enter_context(unwilling_receiver())
+        cramped = record.prepare(folders[1], CRAMPED, {**CRAMPED_ENV, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver})
+        other = stack.enter_context(sockets(cramped, folder / "sockets.log"))
+        yield {"shop": port, "sockets": other}, env
+
+
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["sqlite", "services"])
 def shop(request, tmp_path) -> Iterator[tuple[dict[str, int], dict[str, str], dict[str, str]]]:
-    """The demo by two servers, with SQLite and threads or with PostgreSQL, Valkey and Celery.
-
-    Gives their ports by job, the environment of the first, and what stays empty.
-    """
+    """The demo with SQLite and threads, or with PostgreSQL, Valkey and Celery; and what stays empty."""
     with contextlib.ExitStack() as stack:
         extra, silent = {}, {**NEVER, **WITHOUT_SERVICES}
         if request.param:
             postgres, silent = request.getfixturevalue("postgres_database"), NEVER
             extra = {"DATABASE_URL": postgres, "REDIS_URL": stack.enter_context(services.start_valkey())}
-        folders = [tmp_path / name for name in ("shop", "sockets")]
-        for folder in folders:
-            folder.mkdir()
-        env = record.prepare(folders[0], {}, extra)
-        if request.param:
-            worker = [sys.executable, "-m", "celery", "-A", "example_project.celery_app", "worker", "-c", "1"]
-            stack.enter_context(services.running(worker, env, tmp_path / "worker.log"))
-        port = stack.enter_context(
-            record.serve(env, tmp_path / "shop.log", "--workers", "2", "--worker-class", "gthread", "--threads", "4")
-        )
-        receiver = stack.enter_context(unwilling_receiver())
-        cramped = record.prepare(folders[1], CRAMPED, {**CRAMPED_ENV, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver})
-        other = stack.enter_context(sockets(cramped, tmp_path / "sockets.log"))
-        yield {"shop": port, "sockets": other}, env, silent
+        ports, env = stack.enter_context(serve_shop(tmp_path, extra))
+        yield ports, env, silent
 
 
 @pytest.mark.debian
@@ -213,3 +223,10 @@ def spoil_a_slot(folder) -> None:
     for cells in folder.rglob("0.cells"):
         for name in ("63.lock", "63.cells", "63.keys"):
             (cells.parent / name).write_bytes(b"x" * 4096)
+
+
+@pytest.mark.parametrize("board", more_boards.ALL_DASHBOARDS, ids=lambda board: board.topic)
+def test_the_docs_have_a_picture_of_each_panel(board):
+    """Drawn again by `python -m tests.recorded.pictures`."""
+    picture = (services.ROOT / "docs" / "images" / f"dashboard-{board.topic}.svg").read_text(encoding="utf-8")
+    assert [panel.title for panel in board.panels if f">{html.escape(panel.title)}<" not in picture] == []
