@@ -167,7 +167,7 @@ class Membership:
             return
         self._has_hooks = True
         atexit.register(self._at_exit)
-        process_end.export_first(self._at_end, SHUTDOWN_BUDGET_S)
+        process_end.export_first(self._at_end, self._before_exec, SHUTDOWN_BUDGET_S)
         process_end.export_with_celery(self._process.flush)
         forks.listen()
 
@@ -384,11 +384,20 @@ class Membership:
 
     def _at_end(self) -> None:
         """Export before this process ends itself without its `atexit` hooks."""
+        if self._has_own():
+            self._at_exit()
+
+    def _before_exec(self) -> None:
+        """Export before another program takes the place of this one; should that fail, all goes on as before."""
+        if self._has_own():
+            self._process.flush()
+
+    def _has_own(self) -> bool:
+        """Whether this process has measured something, or has something to export."""
         process = self._process
         # A forked child may end so that has nothing of its own; one forked without Python's hooks has its parent's
         # things.
-        if self._pid == os.getpid() and (process.store.joined or any(map(is_waiting, process.processors()))):
-            self._at_exit()
+        return self._pid == os.getpid() and (process.store.joined or any(map(is_waiting, process.processors())))
 
 
 def _is_uwsgi_master() -> bool:

@@ -2,7 +2,8 @@
 
 `os._exit` ends the children of `multiprocessing`, of billiard (Celery's
 prefork pool) and of RQ, and programs that say so; uvicorn ends itself by
-raising the signal again that it has caught. What waits is exported before.
+raising the signal again that it has caught; a program may put another one in
+its place by `os.exec*`. What waits is exported before.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ _ENDING = tuple(
 _MARK = "_django_otel_exports_first"
 
 
-def export_first(export: Callable[[], object], budget_s: float) -> None:
-    """Call `export()` before this process or a forked child ends itself, and wait for it `budget_s` seconds at most."""
+def export_first(export: Callable[[], object], export_before_exec: Callable[[], object], budget_s: float) -> None:
+    """Call `export()` before this process or a forked child ends itself, and wait for it `budget_s` seconds at most.
 
-    def finish() -> None:
+    `export_before_exec()` is called before another program takes its place, which may fail: then it goes on.
+    """
+
+    def finish(export: Callable[[], object] = export) -> None:
         with guard.contained("the export before the end of the process"):
             thread = threading.Thread(target=export, name="django_otel-end", daemon=True)
             try:
@@ -40,9 +44,17 @@ def export_first(export: Callable[[], object], budget_s: float) -> None:
     def is_end(number: Any) -> bool:
         return number in _ENDING and signal.getsignal(number) is signal.SIG_DFL
 
+    def is_own_group(group: int) -> bool:
+        return group == 0 or (hasattr(os, "getpgrp") and group == os.getpgrp())
+
     _wrap(os, "_exit", lambda *_, **__: True, finish)
     _wrap(signal, "raise_signal", lambda number, *_: is_end(number), finish)
-    _wrap(os, "kill", lambda pid, number, *_: pid == os.getpid() and is_end(number), finish)
+    _wrap(os, "kill", lambda pid, number, *_: (pid == os.getpid() or is_own_group(-pid)) and is_end(number), finish)
+    _wrap(os, "killpg", lambda group, number, *_: is_own_group(group) and is_end(number), finish)
+    _wrap(signal, "pthread_kill", lambda _, number, *__: is_end(number), finish)
+    # All others of their kind call one of these.
+    for name in ("execv", "execve"):
+        _wrap(os, name, lambda *_, **__: True, lambda: finish(export_before_exec))
 
 
 def _wrap(module: ModuleType, name: str, is_end: Callable[..., bool], finish: Callable[[], None]) -> None:
