@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import sys
 import time
 import urllib.parse
@@ -50,9 +51,8 @@ def name_of(legend: str, labels: dict[str, str]) -> str:
     """Return the legend with its labels filled in, as Grafana does."""
     if "{" not in legend and labels:
         return f"{' '.join(labels.values())} {legend}"
-    for label, value in labels.items():
-        legend = legend.replace(f"{{{{{label}}}}}", value)
-    return legend
+    # Labels that a series lacks are empty.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: labels.get(found[1], ""), legend)
 
 
 def format_value(value: float, unit: str) -> str:

@@ -34,7 +34,7 @@ WITHOUT_SERVICES = {
 NEVER: dict[str, str] = {}
 #: How the second server is set up: everything that it exports is refused, and it has hardly a place for it.
 CRAMPED = {
-    "METRICS": {"EXPORTERS": ["prometheus", "otlp"], "INTERVAL_S": 1.0, "CARDINALITY_LIMIT": 3},
+    "METRICS": {"EXPORTERS": ["prometheus", "otlp"], "INTERVAL_S": 1.0},
     "LOGS": {"EXPORTERS": ["otlp"]},
     # No place for a store.
     "CONSOLE": {"ENABLED": True, "PATH": "/proc/self/console"},
@@ -154,10 +154,12 @@ def all_queries(silent: dict[str, str]) -> set[tuple[str, str, str]]:
 
 
 @contextlib.contextmanager
-def serve_shop(folder: Path, extra: dict[str, str]) -> Iterator[tuple[dict[str, int], dict[str, str]]]:
+def serve_shop(
+    folder: Path, extra: dict[str, str], most_series: int = 3
+) -> Iterator[tuple[dict[str, int], dict[str, str]]]:
     """The demo by two servers; with a broker in `extra`, a worker of Celery as well.
 
-    Gives their ports by job, and the environment of the first.
+    Gives their ports by job, and the environment of the first. `most_series` is the limit of the second.
     """
     with contextlib.ExitStack() as stack:
         folders = [folder / name for name in ("shop", "sockets")]
@@ -171,7 +173,8 @@ def serve_shop(folder: Path, extra: dict[str, str]) -> Iterator[tuple[dict[str, 
             record.serve(env, folder / "shop.log", "--workers", "2", "--worker-class", "gthread", "--threads", "4")
         )
         receiver = stack.enter_context(unwilling_receiver())
-        cramped = record.prepare(folders[1], CRAMPED, {**CRAMPED_ENV, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver})
+        otel = {**CRAMPED, "METRICS": {**CRAMPED["METRICS"], "CARDINALITY_LIMIT": most_series}}
+        cramped = record.prepare(folders[1], otel, {**CRAMPED_ENV, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver})
         other = stack.enter_context(sockets(cramped, folder / "sockets.log"))
         yield {"shop": port, "sockets": other}, env
 

@@ -32,7 +32,7 @@ def main() -> None:
             "DATABASE_URL": stack.enter_context(services.new_database(postgres)),
             "REDIS_URL": stack.enter_context(services.start_valkey()),
         }
-        ports, env = stack.enter_context(panels.serve_shop(folder, extra))
+        ports, env = stack.enter_context(panels.serve_shop(folder, extra, most_series=20))
         prometheus = stack.enter_context(panels.prometheus(folder, ports, "5s"))
         is_over = threading.Event()
         visitors = [threading.Thread(target=keep_visiting, args=(ports, is_over)) for _ in range(2)]
