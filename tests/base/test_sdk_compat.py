@@ -372,6 +372,7 @@ OTHERS_PRIVATE_NAMES = {
     "_get_active_apps": "celery._state; the apps of the process",
     "_create_task_sender": "celery.app.amqp.AMQP; what makes its send_task_message",
     "_stopped_job_id": "rq.worker.BaseWorker; the job that was stopped on request",
+    "_from_namespace": "jinja2.Template; what every template, included ones too, is made by",
     "_replace": "collections.namedtuple, documented",
     "_post": "django.http.HttpRequest",
     "_files": "django.http.HttpRequest",
