@@ -6,6 +6,7 @@ further but are a choice. Both sides of a comparison come from the same one.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from django_otel.console.quantiles import quantile
 from django_otel.console.route_sums import RouteSum, by_route
 from django_otel.tracestore import record_reader
+from django_otel.tracestore.columns import DAMAGED
 from django_otel.tracestore.numbers import merge
 from django_otel.tracestore.reader import StoreReader
 
@@ -147,16 +149,18 @@ def _of_numbers(sources: Sequence[Mapping[str, Any]]) -> dict[_Key, Figures]:
     total: dict[str, Any] = {}
     bounds: list[float] = []
     for source in sources:
-        total = merge(total, source.get("routes", {}))
-        if text := source.get("bounds", {}).get("duration"):
-            bounds = [float(bound) for bound in str(text).split()]
+        with contextlib.suppress(*DAMAGED):
+            if text := source.get("bounds", {}).get("duration"):
+                bounds = [float(bound) for bound in str(text).split()]
+            total = merge(total, source.get("routes", {}))
     found = {}
     for route, figures in total.items():
-        durations = figures.get("duration", []) if isinstance(figures, Mapping) else []
-        if durations and durations[0] > 0:
-            p50, p95 = (quantile(durations[2:], bounds, share) or 0.0 for share in (0.5, 0.95))
-            errors = min(figures.get("errors", 0), durations[0])
-            found["", str(route)] = Figures(durations[0], errors, p50 * _NS_PER_S, p95 * _NS_PER_S)
+        with contextlib.suppress(*DAMAGED):
+            durations = figures["duration"]
+            if durations[0] > 0:
+                p50, p95 = (quantile(durations[2:], bounds, share) or 0.0 for share in (0.5, 0.95))
+                errors = min(figures.get("errors", 0), durations[0])
+                found["", str(route)] = Figures(float(durations[0]), errors, p50 * _NS_PER_S, p95 * _NS_PER_S)
     return found
 
 

@@ -26,6 +26,7 @@ from django_otel.base import guard
 from django_otel.base.private_files import Unusable
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.console.access import PERMISSION, may_view
+from django_otel.tracestore.columns import DAMAGED
 from django_otel.tracestore.processor import StoreProcessor
 from django_otel.tracestore.reader import StoreReader, read
 
@@ -122,7 +123,12 @@ def _why_off() -> list[str]:
 def read_store(console: StoreProcessor, use: Callable[[StoreReader], _Found]) -> _Found:
     """Return the result of `use(store)`. Errors: `StoreFailed` with a sentence for the page."""
     with store_errors(), read(console.store()) as reader:
-        return use(reader)
+        try:
+            return use(reader)
+        except DAMAGED as error:
+            guard.report("reading the trace store", error)
+            message = gettext("A part of the trace store cannot be read (%(reason)s).")
+            raise StoreFailed(message % {"reason": type(error).__name__}) from error
 
 
 @contextlib.contextmanager

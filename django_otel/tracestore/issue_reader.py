@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django_otel.tracestore.columns import DAMAGED
+from django_otel.tracestore.columns import DAMAGED, to_integer, to_number, to_text
 from django_otel.tracestore.errors import STEP_S
 from django_otel.tracestore.issues import STATES
 from django_otel.tracestore.packing import unpack
@@ -150,7 +150,7 @@ def list_issues(connection: sqlite3.Connection, wanted: IssueFilter, *, offset: 
         f"SELECT state, count(*) FROM issue WHERE {where} GROUP BY state",  # noqa: S608 (conditions of ours)
         values,
     ):
-        counts[str(state)] = int(count)
+        counts[to_text(state)] = to_integer(count)
     column = SORTS.get(wanted.sort.removeprefix("-"), "last_s")
     direction = "DESC" if wanted.sort.startswith("-") else "ASC"
     if wanted.state:
@@ -190,10 +190,16 @@ def find_issue(connection: sqlite3.Connection, issue: int) -> Issue | None:
     ).fetchall()
     return Issue(
         _build_row(row[:-1]),
-        [(str(route), int(count)) for route, count in routes],
-        [ReleaseCount(str(name), int(count), float(first), float(last)) for name, count, first, last in releases],
+        [(to_text(route), to_integer(count)) for route, count in routes],
+        [
+            ReleaseCount(to_text(name), to_integer(count), _seconds(first), _seconds(last))
+            for name, count, first, last in releases
+        ],
         _steps(connection, [issue]).get(issue, {}),
-        [SeenTrace(str(t), str(s), float(at), str(route), bool(stored)) for t, s, at, route, stored in traces],
+        [
+            SeenTrace(to_text(t), to_text(s), _seconds(at), to_text(route), bool(stored))
+            for t, s, at, route, stored in traces
+        ],
         stack,
     )
 
@@ -205,7 +211,7 @@ def find_issue_of_span(connection: sqlite3.Connection, trace_id: str) -> list[tu
         "issue_trace.issue WHERE issue_trace.trace_id = ? ORDER BY issue.id",
         (trace_id,),
     ).fetchall()
-    return [(int(issue), str(name), str(span_id)) for issue, name, span_id in rows]
+    return [(to_integer(issue), to_text(name), to_text(span_id)) for issue, name, span_id in rows]
 
 
 def list_releases(connection: sqlite3.Connection, service: str = "") -> list[tuple[str, str, float]]:
@@ -214,7 +220,7 @@ def list_releases(connection: sqlite3.Connection, service: str = "") -> list[tup
         "SELECT service, name, first_s FROM release WHERE (? = '' OR service = ?) ORDER BY first_s DESC, name",
         (service, service),
     ).fetchall()
-    return [(str(row[0]), str(row[1]), float(row[2])) for row in rows]
+    return [(to_text(row[0]), to_text(row[1]), _seconds(row[2])) for row in rows]
 
 
 def _steps(connection: sqlite3.Connection, issues: Sequence[int]) -> dict[int, dict[int, int]]:
@@ -224,13 +230,19 @@ def _steps(connection: sqlite3.Connection, issues: Sequence[int]) -> dict[int, d
         f"SELECT issue, at_s, count FROM issue_step WHERE issue IN ({marks})",  # noqa: S608 (question marks)
         issues,
     ):
-        found.setdefault(int(issue), {})[int(at_s) // STEP_S * STEP_S] = int(count)
+        found.setdefault(to_integer(issue), {})[to_integer(at_s) // STEP_S * STEP_S] = to_integer(count)
     return found
 
 
 def _build_row(row: Sequence[Any]) -> IssueRow:
+    text, number, seconds = to_text, to_integer, _seconds
     return IssueRow(
-        int(row[0]), str(row[1]), str(row[2]), str(row[3]), str(row[4]), str(row[5]), int(row[6]), str(row[7]),
-        float(row[8]), float(row[9]), int(row[10]), str(row[11]), str(row[12]), str(row[13]), float(row[14]),
-        str(row[15]), str(row[16]), bool(row[17]),
+        number(row[0]), text(row[1]), text(row[2]), text(row[3]), text(row[4]), text(row[5]), number(row[6]),
+        text(row[7]), seconds(row[8]), seconds(row[9]), number(row[10]), text(row[11]), text(row[12]), text(row[13]),
+        seconds(row[14]), text(row[15]), text(row[16]), bool(row[17]),
     )  # fmt: skip
+
+
+def _seconds(value: object) -> float:
+    """A moment, in seconds since the Unix epoch, that can be counted in nanoseconds."""
+    return max(0.0, min(1e11, to_number(value)))

@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 from django.utils.html import conditional_escape
@@ -35,6 +35,7 @@ from tests.tracestore.test_store import provider_with
 
 LIST, DASHBOARD = "/admin/django_otel/trace/", "/admin/django_otel/dashboard/"
 INSTRUMENTS = "/admin/django_otel/instruments/"
+SLOW, ERRORS, QUERIES = (f"/admin/django_otel/{page}/" for page in ("slow", "errors", "queries"))
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7|add:7 }}{% debug %}&lt;\u202e\x00"
 
 
@@ -1019,19 +1020,54 @@ def _odd_blobs():
 
 
 @pytest.mark.scaled
-@pytest.mark.parametrize("table", ["trace", "chunk", "event", "sample", "baseline", "process", "store"])
-def test_rows_of_another_shape_break_no_page(console, page, table):
+@pytest.mark.parametrize(
+    "table",
+    [
+        "trace",
+        "chunk",
+        "event",
+        "sample",
+        "baseline",
+        "process",
+        "store",
+        "release",
+        "issue",
+        "sql",
+        "statement",
+        "log",
+    ],
+)
+def test_rows_of_another_shape_break_no_page(console, page, viewer, table):
+    viewer.user_permissions.add(Permission.objects.get(codename="explain_query"))
+
     def build(tracer):
-        with request_span(tracer), query_span(tracer):
-            pass
+        with request_span(tracer) as span, query_span(tracer):
+            console.on_error(ValueError("odd"), "/a/", span)
 
     record(console, build)
     now_s = time.time()
     number = 0
     trace_id = stored(console)[0].trace_id
     # Of a table of traces the pages of traces, of one of figures the dashboard; both read "store" and "event".
-    of_traces, of_figures = (LIST, f"{LIST}?min_ms=1", f"{LIST}{trace_id}/"), (DASHBOARD, f"{DASHBOARD}?route=/a/")
-    urls = {"trace": of_traces, "chunk": of_traces, "sample": of_figures, "baseline": of_figures, "process": of_figures}
+    of_traces, of_figures = (
+        (LIST, f"{LIST}?min_ms=1", f"{LIST}{trace_id}/"),
+        (DASHBOARD, f"{DASHBOARD}?route=/a/", f"{SLOW}?at=1h"),
+    )
+    console.store().write([StoredLog(stored(console)[0].trace_id, 1, "shop", {"body": "odd"})], print)
+    with console.store().connection() as connection:
+        connection.executemany("INSERT INTO release VALUES ('shop', ?, ?)", [("1", now_s - 9000), ("2", now_s - 900)])
+    urls = {
+        "trace": of_traces,
+        "chunk": of_traces,
+        "sample": of_figures,
+        "baseline": of_figures,
+        "process": of_figures,
+        "release": (SLOW,),
+        "issue": (ERRORS, f"{ERRORS}1/"),
+        "log": ("/admin/django_otel/logs/",),
+        "sql": (QUERIES, f"{QUERIES}explain/?statement=1"),
+        "statement": (QUERIES, f"{QUERIES}explain/?statement=1"),
+    }
     urls = urls.get(table, (*of_traces, *of_figures))
     with sqlite3.connect(console.store().path) as connection:
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
