@@ -266,10 +266,7 @@ def trace(
     trace_id = trace_id.lower()
     found = read_store(console, lambda reader: reader.trace(trace_id)) if TRACE_ID.fullmatch(trace_id) else None
     if found is None or not (found.spans or found.logs):
-        context |= {"title": gettext("Trace not found"), "trace_id": trace_id[:64]}
-        elsewhere = span_details.trace_address(runtime.current().config.trace_url, trace_id)
-        context["elsewhere"] = elsewhere if TRACE_ID.fullmatch(trace_id) else None
-        return TemplateResponse(request, "django_otel/console/missing.html", context, status=404)
+        return _answer_missing(request, context, trace_id)
     if request.method == "POST":
         if _pin(request, console, trace_id):
             return HttpResponseRedirect(request.path)
@@ -287,8 +284,7 @@ def trace(
     if request.GET.get("part") == "span":
         status = 200 if opened is not None else 404
         return TemplateResponse(request, "django_otel/console/span.html", context, status=status)
-    row = found.row
-    chosen = span_filter.parse(request.GET)
+    row, chosen = found.row, span_filter.parse(request.GET)
     shown = waterfall.build(
         found,
         chosen=chosen,
@@ -323,6 +319,16 @@ def trace(
         "damaged": found.damaged,
     }
     return TemplateResponse(request, "django_otel/console/trace.html", context)
+
+
+def _answer_missing(request: HttpRequest, context: dict[str, object], trace_id: str) -> HttpResponse:
+    """The answer where no such trace is stored."""
+    elsewhere = span_details.trace_address(runtime.current().config.trace_url, trace_id)
+    context |= {
+        "title": gettext("Trace not found"), "trace_id": trace_id[:64],
+        "elsewhere": elsewhere if TRACE_ID.fullmatch(trace_id) else None,
+    }  # fmt: skip
+    return TemplateResponse(request, "django_otel/console/missing.html", context, status=404)
 
 
 def _beside(console: StoreProcessor, found: Trace) -> dict[str, object]:

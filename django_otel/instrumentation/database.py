@@ -184,16 +184,14 @@ class QueryWrapper:
                 query = self._prepare(settings, sql, params, many)
             if settings.makes_spans:
                 if type(parent) is RecordedSpan:
-                    if parent.is_recording():
-                        span = self._start(query, outer, parent)
+                    span = self._start(query, outer, parent) if parent.is_recording() else None
                 elif type(parent) is not DroppedSpan and (parent is not None or request is None):
                     span = _start_elsewhere(query, outer, makes_roots=settings.makes_roots and request is None)
                 inner = outer if span is None else with_span(outer, span)
                 cursor_class = type(context["cursor"].cursor)
                 if self._traced[cursor_class] if cursor_class in self._traced else self._examine(cursor_class):
                     inner = Context({**inner, SUPPRESS_INSTRUMENTATION_KEY: True, _PLAIN_SUPPRESS_KEY: True})
-                if inner is not outer:
-                    token = attach(inner)
+                token = attach(inner) if inner is not outer else None
         except Exception as error:
             guard.report(_PLACE, error)
         started_s = perf_counter()
@@ -201,8 +199,8 @@ class QueryWrapper:
         try:
             result = execute(sql, params, many, context)
         except BaseException as error:
-            took_s = layers.leave(opened, layers.DATABASE) - started_s
-            self._finish_failed(settings, query, took_s, (request, span, token), error)
+            ended_s = layers.leave(opened, layers.DATABASE)
+            self._finish_failed(settings, query, ended_s - started_s, (request, span, token), error)
             raise
         if span is not None and query is not None and query.has_row_count:
             note_rows(span, context["cursor"])
@@ -213,8 +211,7 @@ class QueryWrapper:
                 count = query.count = query.count + 1
                 if count == query.look_at:
                     look(request, query, span)
-            elif query.known is not None:
-                known = query.known
+            elif (known := query.known) is not None:
                 if known.is_trusted and query.repeats is None:
                     query.owner, query.count = request.started_s, 1
                     query.look_at = known.watch.limit if span is None else known.first_look
