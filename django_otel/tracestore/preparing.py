@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
 _ERROR = StatusCode.ERROR
+_STATEMENT = "db.query.text"
 
 
 class SpanPreparer:
@@ -122,9 +123,9 @@ class SpanPreparer:
     def _redact(self, stored: StoredSpans) -> None:
         """Redact what becomes a row of its own; statements once each, not once for each query."""
         scrubber = self._scrubber
-        stored.statements = {
-            str(scrubber.value("db.query.text", text)): found for text, found in stored.statements.items()
-        }
+        # As attributes, because the scrubber remembers those that hold no secret.
+        texts = [scrubber.attributes({_STATEMENT: text})[_STATEMENT] for text in stored.statements]
+        stored.statements = dict(zip(map(str, texts), stored.statements.values(), strict=True))
         for found in stored.statements.values():
             found.line, found.advice = scrubber.text(found.line), scrubber.text(found.advice)
         stored.objects = {

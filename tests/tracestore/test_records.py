@@ -10,6 +10,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
 from django_otel import runtime
+from django_otel.redaction.scrub import Scrubber
 from django_otel.tracestore import record_reader, records
 from django_otel.tracestore.items import StatementSum, StoredLog, StoredSpans
 from django_otel.tracestore.reader import read
@@ -174,6 +175,27 @@ def test_spans_become_statements_without_values(tmp_path):
         ]  # fmt: skip
         assert (rows[0].line, rows[0].advice) == ("/shop/views.py:7", "use select_related")
         assert record_reader.traces_of_object(reader.connection, "shop.Order", "7")[1] == 1
+    part.shutdown()
+    part.finish_shutdown(5)
+
+
+def test_an_equal_statement_of_many_traces_is_redacted_once(tmp_path, monkeypatch):
+    passes = []
+    plain = Scrubber._apply_rules
+    monkeypatch.setattr(
+        Scrubber, "_apply_rules", lambda self, text, *more: (passes.append(text), plain(self, text, *more))[1]
+    )
+    part = processor(tmp_path / "store", Counted())
+    tracer = provider_with(part)
+    statement = "SELECT %s FROM shop_order WHERE " + " AND ".join(f"shop_order.column_{n} = %s" for n in range(30))
+    for _ in range(20):
+        with tracer.start_as_current_span("SELECT shop_order") as span:
+            span.set_attributes({"db.system.name": "postgresql", "db.query.text": statement})
+    assert part.force_flush()
+    assert passes.count(statement) == 1
+    with read(part.store()) as reader:
+        (row,) = record_reader.list_statements(reader.connection, order="count").rows
+    assert (row.text, row.queries) == (statement, 20)
     part.shutdown()
     part.finish_shutdown(5)
 
