@@ -12,15 +12,24 @@ import pytest
 
 import django_otel
 from django_otel.export import log_records, task_logs
+from django_otel.instrumentation.tasks import rq_hooks
 from tests import services
 
-pytest.importorskip("rq")
+rq = pytest.importorskip("rq")
+redis = pytest.importorskip("redis")
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 WORK = (
     "import django; django.setup(); from rq import SimpleWorker, Worker;"
     "from tests.task_shop.rq_jobs import queue;"
     "{kind}([queue], connection=queue.connection).work(burst=True)"
 )
+
+
+@pytest.fixture(autouse=True)
+def no_queues():
+    """No later reading of metrics asks for the queues of a server that is gone."""
+    yield
+    rq_hooks._memory.queues.clear()
 
 
 def numbers(server) -> dict[tuple[str, str, str], float]:
@@ -176,3 +185,19 @@ def test_other_texts_of_rq_stay_as_they_are():
     text = "Traceback (most recent call last):\n  File x, in fail\n    raise ValueError(f'{secret}')"
     record = logging.getLogger("rq.worker").makeRecord("rq.worker", logging.ERROR, __file__, 1, "%s", (text,), None)
     assert task_logs.message_of(record) == text
+
+
+def test_a_server_that_is_gone_is_asked_once_a_reading(otel_metrics):
+    """However many queues it has, and however often the project's own connection tries."""
+    attempts = []
+
+    class Connection(redis.Connection):
+        def _connect(self):
+            attempts.append(self)
+            raise ConnectionRefusedError
+
+    connection = redis.Redis(connection_pool=redis.ConnectionPool(connection_class=Connection, port=1))
+    for name in ("mails", "invoices", "reports"):
+        rq_hooks._remember(rq.Queue(name, connection=connection))
+    assert otel_metrics.value("django.task.queue.length", {"django.task.backend": "rq"}) is None
+    assert len(attempts) == 1

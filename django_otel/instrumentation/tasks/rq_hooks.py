@@ -285,15 +285,29 @@ def read_lengths() -> Iterator[tuple[float, Mapping[str, object]]]:
         with guard.contained("the queues of django-rq"):
             for name in getattr(settings, "RQ_QUEUES", {}):
                 _remember(module.get_queue(name))
+    silent = set()
     for name, queue in list(_memory.queues.items()):
+        # A server that does not answer is asked for one of its queues alone.
+        server = repr(queue.connection)
+        if server in silent:
+            continue
+        silent.add(server)
         with guard.contained("the length of RQ's queues"):
-            yield _count(queue), {"django.task.backend": backend.label, "django.task.queue": name}
+            length = _count(queue)
+            silent.discard(server)
+            yield length, {"django.task.backend": backend.label, "django.task.queue": name}
 
 
 def _count(queue: Queue) -> float:
-    """Ask over a connection of its own, which gives up after `_TIMEOUT_S`."""
+    """Ask over a connection of its own, which tries once and gives up after `_TIMEOUT_S`."""
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
     pool = queue.connection.connection_pool  # type: ignore[attr-defined]
-    limits = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S}
+    limits = {
+        "socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S, "retry": Retry(NoBackoff(), 0),
+        "retry_on_timeout": False, "retry_on_error": [],
+    }  # fmt: skip
     own = type(pool)(connection_class=pool.connection_class, **{**pool.connection_kwargs, **limits})
     try:
         return float(type(queue.connection)(connection_pool=own).llen(queue.key))  # type: ignore[attr-defined, call-arg]
@@ -342,5 +356,6 @@ def install(config: Config) -> None:
 
 def uninstall() -> None:
     """Detach; what is attached for the life of the process does nothing."""
+    _memory.queues.clear()
     for module in _PARTS:
         import_hooks.forget(module, part=f"{_UID}.rq")
