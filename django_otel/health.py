@@ -25,7 +25,7 @@ from django.db import connections
 from django.utils.module_loading import import_string
 
 from django_otel import runtime
-from django_otel.base import guard
+from django_otel.base import frozen, guard
 from django_otel.base.suppression import suppress_instrumentation
 
 logger = logging.getLogger("django_otel")
@@ -45,7 +45,7 @@ class NotStored(Exception):  # noqa: N818 (named in the answer)
     """A cache did not return the value it was given."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class Result:
     """Outcome of one check. `problem` may be read by anyone ("" is healthy); `detail` only by operators."""
 

@@ -18,7 +18,6 @@ import ipaddress
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -31,7 +30,7 @@ from django.utils.module_loading import import_string
 from django.utils.translation import gettext, gettext_lazy, ngettext
 
 from django_otel import conf, health, runtime
-from django_otel.base import guard
+from django_otel.base import frozen, guard
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
 from django_otel.metrics import exposition, negotiation
@@ -321,7 +320,7 @@ _FORWARDING_HEADERS = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class _Rule:
     """Return whether one value of `METRICS_VIEW.ALLOW` admits the request."""
 

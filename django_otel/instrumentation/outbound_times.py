@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
 from importlib import import_module
 from time import perf_counter
 from typing import Any
 
-from django_otel.base import guard, import_hooks
+from django_otel.base import frozen, guard, import_hooks
 from django_otel.config.schema import Config
 from django_otel.requests import layers
 from django_otel.requests.record import current
@@ -62,7 +61,7 @@ def _iterate(parts: Iterator[object]) -> Iterator[object]:
         yield part
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class _Place:
     """A method that is waiting for the network, by the module that is imported for it."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from django.templatetags.static import PrefixNode, static
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+
+from django_otel.base import frozen
 
 #: Everything our pages load.
 FILES = tuple(
@@ -32,7 +32,7 @@ def is_listed(path: str) -> bool:
     return True
 
 
-@dataclass(frozen=True)
+@frozen.record
 class Stylesheet:
     """A stylesheet of a form's or an admin's media."""
 
@@ -42,7 +42,7 @@ class Stylesheet:
         return format_html('<link href="{}" media="all" rel="stylesheet">', static_address(self.path))
 
 
-@dataclass(frozen=True)
+@frozen.record
 class Script:
     """A script of a form's or an admin's media."""
 

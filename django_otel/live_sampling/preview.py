@@ -12,7 +12,6 @@ import functools
 import re
 import string
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from re import _constants as sre  # type: ignore[attr-defined]
 from re import _parser as sre_parser  # type: ignore[attr-defined]
 from typing import Any, Protocol
@@ -22,7 +21,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from django.urls.resolvers import LocalePrefixPattern
 from django.utils import translation
 
-from django_otel.base import guard
+from django_otel.base import frozen, guard
 from django_otel.routes import route_template
 
 #: Beyond this a counted repetition is as good as an endless one.
@@ -44,7 +43,7 @@ class RuleLike(Protocol):
     def method(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class Match:
     """A route that a rule is for.
 
@@ -122,7 +121,7 @@ def _share(rule: RuleLike, route: ProjectRoute, budget: Budget) -> int:
 # --- The routes of the project. ---
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class ProjectRoute:
     """A route as metrics and spans name it, and the paths that lead to it."""
 
@@ -172,7 +171,7 @@ def _walk(resolver: URLResolver, above: tuple[re.Pattern[str], ...], route: str)
 # --- Automata. ---
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class Characters:
     """A set of characters: those of `named`, or with `is_negated` all others."""
 

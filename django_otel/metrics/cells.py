@@ -8,12 +8,13 @@ the cells are; here they are private to the process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from django_otel.base import frozen
 from django_otel.metrics.model import Attributes, Exemplar, Kind
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class Definition:
     """Definition of an instrument. Two definitions of one name must agree in kind."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from django_otel.base import frozen
 
 AttributeValue = str | bool | int | float | tuple[str | bool | int | float, ...]
 #: Sorted by key, so that equal sets of attributes are equal tuples.
@@ -27,7 +28,7 @@ class Kind(enum.StrEnum):
     EXPONENTIAL_HISTOGRAM = "exponential_histogram"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class Scope:
     """The instrumentation scope that made an instrument."""
 

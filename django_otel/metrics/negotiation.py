@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import gzip
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from django_otel.base import frozen
 
 #: As much of an Accept header is read, in characters; a scraper sends some 300.
 _MAX_ACCEPT = 4096
@@ -34,7 +35,7 @@ class Format(enum.Enum):
         return f"{self.value[0]}; version=1.0.0; charset=utf-8; escaping={escaping}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class _MediaRange:
     media_type: str
     version: str

@@ -238,7 +238,7 @@ class RequestSeries:
     """
 
     __slots__ = (
-        "_active", "_cells", "_first_bound", "_first_layer_bound", "_last_queries", "_last_size", "_lock", "_moves",
+        "_active", "_first_bound", "_first_layer_bound", "_found", "_last_queries", "_last_size", "_lock",
         "_store", "duration", "is_overflow", "middleware_time", "queries", "request_size", "response_size", "view_time",
     )  # fmt: skip
 
@@ -270,18 +270,18 @@ class RequestSeries:
         #: replaced whole, so that threads need no lock.
         self._last_size: tuple[int, int, float] = (-1, 0, 0.0)
         self._last_queries: tuple[int, int, float] = (-1, 0, 0.0)
-        self._cells: tuple[Any, ...] = ()
-        #: `CellStore.moves` when that was found out.
-        self._moves = -1
+        #: `CellStore.moves` when it was found out where the cells are, and where. Read and replaced whole: threads find
+        #: it out at the same time.
+        self._found: tuple[Any, ...] = (-1,)
 
-    def _find_cells(self) -> None:
+    def _find_cells(self) -> tuple[Any, ...]:
         """Find out where the cells are now: again after one has moved, or was set to zero."""
         duration, queries = self.duration, self.queries
         # First, so that what moves meanwhile is seen the next time.
-        self._moves = self._store.moves
+        moves = self._store.moves
         maybe = (queries, self.middleware_time, self.view_time)
-        self._cells = (
-            self._active.cells, duration.cells, self.response_size.cells,
+        self._found = found = (
+            moves, self._active.cells, duration.cells, self.response_size.cells,
             *(None if series is None else series.cells for series in maybe),
         )  # fmt: skip
         self._active.is_set = duration.is_set = True
@@ -289,6 +289,7 @@ class RequestSeries:
             queries.is_set = True
         if self.middleware_time is not None:
             self.middleware_time.is_set = True
+        return found
 
     def finish(
         self,
@@ -314,11 +315,11 @@ class RequestSeries:
         own_s -= view_s
         own_bucket = 0 if own_s <= self._first_layer_bound else bisect_left(self.view_time._bounds, own_s)  # type: ignore[union-attr]  # noqa: SLF001
         view_bucket = 0 if view_s <= self._first_layer_bound else bisect_left(self.view_time._bounds, view_s)  # type: ignore[union-attr]  # noqa: SLF001
-        store = self._store
-        while self._moves != store.moves:
-            self._find_cells()
+        store, found = self._store, self._found
+        while found[0] != store.moves:
+            found = self._find_cells()
         # Not interrupted from here; the loop above ends with a look at whether anything has moved.
-        active, durations, sizes, counts, owns, views = self._cells
+        _, active, durations, sizes, counts, owns, views = found
         active[0] -= 1.0
         durations[bucket] += 1.0
         durations[-1] += duration_s

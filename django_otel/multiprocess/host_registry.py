@@ -23,11 +23,11 @@ import shutil
 import struct
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from django_otel.base import guard
+from django_otel.base import frozen, guard
 from django_otel.base.private_files import Unusable, check_folder, make_folder, open_file
 from django_otel.multiprocess import server_group
 from django_otel.multiprocess.lease import Lease, living_slots, lock_exclusively_in_time
@@ -47,7 +47,7 @@ FORMAT = 1
 _MOMENT = struct.Struct("<d")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class Reading:
     """Result of reading the database.
 

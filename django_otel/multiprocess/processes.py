@@ -12,10 +12,9 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from django_otel.base import guard
+from django_otel.base import frozen, guard
 from django_otel.base.private_files import open_file
 from django_otel.metrics.catalogue import build_family
 from django_otel.metrics.model import Attributes, Family, Point
@@ -28,7 +27,7 @@ _MAX_BYTES = 1 << 20
 _MAX_KNOWN = 2000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class Member:
     """A living process of the group: its slot, who it is, and how many requests it serves now."""
 
@@ -41,7 +40,7 @@ class Member:
     active: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class Usage:
     """What a process uses. Units: seconds, bytes, numbers; `descriptors` is None where that may not be read."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.util.types import AttributeValue
 
+from django_otel.base import frozen
 from django_otel.base.patterns import lazy_pattern
 from django_otel.requests.dimensions import Dimensions
 from django_otel.requests.protocols import RequestLike, ResponseLike
@@ -25,7 +25,7 @@ DENIED_HEADER = lazy_pattern(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen.record
 class ObserverOptions:
     """What the framework, the sampler and the project's functions contribute to observing requests."""
 
