@@ -558,7 +558,11 @@ def test_the_dashboard_agrees_with_the_scrape(console, page, client, configure):
             if name == "http_server_request_duration_seconds_count":
                 route = dict(labels).get("http_route", "(no route)")
                 counts[route] = counts.get(route, 0) + value
-        assert {figures.route: figures.requests for figures in shown.slowest} == {k: v for k, v in counts.items() if v}
+        counts = {route: count for route, count in counts.items() if count}
+        listed = {figures.route: figures.requests for figures in shown.slowest}
+        # Where the tests before have asked for more routes than a page lists, each that is listed agrees.
+        assert listed.items() <= counts.items()
+        assert len(listed) == min(len(counts), dashboard._MAX_ROUTES)
         assert shown.total == sum(counts.values())
         return shown.total
 
