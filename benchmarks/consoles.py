@@ -33,6 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import callgrind, publication
+from benchmarks.instructions import NEW_PROJECT
 from benchmarks.peers import environments
 
 CASES = {"JSON view": "/json/", "10 queries and a template": "/page/"}
@@ -162,20 +163,11 @@ def configure(subject: Subject, folder: Path) -> None:
 
     given = subject.settings(folder)
     apps = ["admin", "contenttypes", "auth", "sessions", "messages"]
-    middleware = [
-        "django.middleware.security.SecurityMiddleware",
-        "django.contrib.sessions.middleware.SessionMiddleware",
-        "django.middleware.common.CommonMiddleware",
-        "django.middleware.csrf.CsrfViewMiddleware",
-        "django.contrib.auth.middleware.AuthenticationMiddleware",
-        "django.contrib.messages.middleware.MessageMiddleware",
-        "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    ]
     settings.configure(
         SECRET_KEY="only for measuring",
         ALLOWED_HOSTS=["*"],
         ROOT_URLCONF="benchmarks.consoles_urls",
-        MIDDLEWARE=[*given.pop("first", ()), *middleware],
+        MIDDLEWARE=[*given.pop("first", ()), *NEW_PROJECT],
         INSTALLED_APPS=[*(f"django.contrib.{app}" for app in apps), "benchmarks.peers.shop", *given.pop("apps", ())],
         DATABASES={
             "default": {

@@ -63,6 +63,18 @@ _WARM_UP = 500
 _TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0"
 
 
+#: The middleware of a new Django project.
+NEW_PROJECT = (
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One view at one sampling ratio. Targets are thousand instructions added per request."""
@@ -175,15 +187,7 @@ def configure(
     import django
     from django.conf import settings
 
-    middleware = [
-        "django.middleware.security.SecurityMiddleware",
-        "django.contrib.sessions.middleware.SessionMiddleware",
-        "django.middleware.common.CommonMiddleware",
-        "django.middleware.csrf.CsrfViewMiddleware",
-        "django.contrib.auth.middleware.AuthenticationMiddleware",
-        "django.contrib.messages.middleware.MessageMiddleware",
-        "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    ]
+    middleware = list(NEW_PROJECT)
     apps = ["contenttypes", "auth", "sessions", "messages"]
     if is_async:
         # Django's own run in a thread under ASGI.

@@ -23,7 +23,7 @@ def _shared_cache() -> Any:
     from django.core.cache.backends.locmem import LocMemCache
 
     found = caches["default"]
-    # Of one process, or a database themselves, under whatever name: asking them would tell nothing, or be a query.
+    # Caches of one process have nothing to tell, and to ask a database cache, or a subclass of it, is a query.
     return None if isinstance(found, DatabaseCache | DummyCache | FileBasedCache | LocMemCache) else found
 
 

@@ -64,7 +64,7 @@ def test_negative_endless_and_missing_values_do_not_break_a_chart(console, page)
 
 
 def test_a_bucket_leads_to_the_trace_of_its_exemplar(console, page):
-    """In the chart and as a link beneath it; only where the trace is stored."""
+    """In the chart and as a link below it; only where the trace is stored."""
     histogram = django_otel.histogram("led.duration", "s", "Time that leads somewhere.")
 
     def build(tracer):

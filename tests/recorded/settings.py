@@ -14,7 +14,7 @@ MIDDLEWARE = [name for name in MIDDLEWARE if "whitenoise" not in name]
 _FOLDER = Path(os.environ["RECORDED_FOLDER"])
 DATABASES = {
     **DATABASES,
-    # One that nobody answers for.
+    # Nothing listens at its port.
     "gone": {
         "ENGINE": "django.db.backends.postgresql", "NAME": "gone", "HOST": "127.0.0.1",
         "PORT": os.environ["CLOSED_PORT"],
