@@ -108,6 +108,14 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(line)
 
 
+@pytest.fixture(autouse=True)
+def contained_faults():
+    """Forget the faults of earlier tests: each place logs its first one again, and the counts start at zero."""
+    from django_otel.base import guard
+
+    guard.reset()
+
+
 @pytest.fixture(scope="session")
 def postgres():
     """The URL of a real PostgreSQL server."""
