@@ -2,10 +2,11 @@
 
     python tests/matrix.py                           every Python on PATH, with each Django that takes it
     python tests/matrix.py --write                   the same, and puts the rows into docs/matrix.md
-    python tests/matrix.py --python /opt/python3.14/bin/python3.14 --django 6.1 --opentelemetry highest
+    python tests/matrix.py --python python3.14 --django 6.1 --opentelemetry highest     one row
+    python tests/matrix.py --servers ...             also the tests of `SERVER_TESTS`, which start processes and servers
 
-Each combination gets a virtual environment under `--folder`, which the next run uses again. `uv` installs where it is
-on PATH, else pip. The exit code is 1 when a combination failed.
+Other arguments go to pytest, such as `-n 0`. Each combination gets a virtual environment under `--folder`, which the
+next run uses again. `uv` installs where it is on PATH, else pip. The exit code is 1 when a combination failed.
 """
 
 from __future__ import annotations
@@ -31,24 +32,31 @@ OPENTELEMETRY = {
     "lowest": ["opentelemetry-api==1.43.*", "opentelemetry-sdk==1.43.*", "opentelemetry-instrumentation==0.64b0"],
     "highest": [],
 }
+#: Run by `--servers`: what starts processes and servers and lives on interfaces of Python, Django and OpenTelemetry.
+#: Pages in a browser do not change with these versions.
+SERVER_TESTS = (
+    *("-m", "not quick", "-k", "not browser and not accessible"),
+    *(f"tests/{name}" for name in "business console export instrumentation live_sampling requests tracing".split()),
+)
 _VERSIONS = """
 import importlib.metadata as m, platform
 print(platform.python_version(), m.version("django"), m.version("opentelemetry-sdk"))
 """
-_HEAD = "| Python | Django | OpenTelemetry | quick tests | on |"
+_HEAD = "| Python | Django | OpenTelemetry | quick tests | with processes and servers | on |"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one combination gave: the exact versions, and the last line of pytest."""
+    """What one combination gave: the exact versions, and the counts of pytest for each set of tests."""
 
-    versions: tuple[str, str, str]
-    outcome: str
+    versions: tuple[str, ...]
+    quick: str
+    servers: str
     has_passed: bool
 
     @property
     def row(self) -> str:
-        return f"| {' | '.join(self.versions)} | {self.outcome} | {datetime.date.today()} |"
+        return f"| {' | '.join((*self.versions, self.quick, self.servers))} | {datetime.date.today()} |"
 
 
 def find_pythons(named: list[str]) -> dict[str, str]:
@@ -83,18 +91,26 @@ def prepare(folder: Path, interpreter: str, django: str, held: list[str]) -> Pat
     return python
 
 
-def run(python: Path, arguments: list[str]) -> Result:
-    """Run the quick tests with this interpreter."""
+def count(output: str) -> str:
+    """Return "12 passed, 1 skipped" of the last line of pytest; "" where it has none."""
+    closing = re.findall(r"^(?:=+ )?(\d+ \w+.*) in [\d.]+s\b", output, re.MULTILINE)
+    counts = closing[-1].split(", ") if closing else []
+    return ", ".join(part for part in counts if not part.endswith(("deselected", "warning", "warnings")))
+
+
+def run(python: Path, has_servers: bool, arguments: list[str]) -> Result:
+    """Run the quick tests with this interpreter, and those with servers where they are wanted."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "DJANGO_", "PYTEST_"))}
     done = subprocess.run([str(python), "-c", _VERSIONS], capture_output=True, text=True, check=True)
     versions = tuple(done.stdout.split())
-    done = subprocess.run(
-        [str(python), "-m", "pytest", "-m", "quick", "-p", "no:cacheprovider", *arguments],
-        cwd=ROOT, env=env, capture_output=True, text=True,
-    )  # fmt: skip
-    print(done.stdout if done.returncode else "", done.stderr, flush=True)
-    closing = re.findall(r"=+ (.*) in [\d.]+s.* =+", done.stdout)
-    return Result(versions, closing[-1] if closing else f"exit code {done.returncode}", done.returncode == 0)
+    outcomes, has_passed = [], True
+    for chosen in [("-m", "quick"), SERVER_TESTS] if has_servers else [("-m", "quick")]:
+        command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *chosen, *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        print(done.stdout if done.returncode else "", done.stderr, flush=True)
+        outcomes.append(count(done.stdout) or f"exit code {done.returncode}")
+        has_passed &= done.returncode == 0
+    return Result(versions, outcomes[0], outcomes[1] if has_servers else "not run", has_passed)
 
 
 def merge(page: str, results: list[Result]) -> str:
@@ -108,7 +124,7 @@ def merge(page: str, results: list[Result]) -> str:
     rows = {minor(line): line for line in lines if re.match(r"\| \d", line)}
     rows |= {minor(result.row): result.row for result in results}
     after = [line for line in lines[1:] if not line.startswith("|")]
-    return "\n".join([before + _HEAD, "|---|---|---|---|---|", *(rows[key] for key in sorted(rows)), *after]) + "\n"
+    return "\n".join([before + _HEAD, "|---|---|---|---|---|---|", *(rows[key] for key in sorted(rows)), *after]) + "\n"
 
 
 def main() -> int:
@@ -117,6 +133,7 @@ def main() -> int:
     parser.add_argument("--django", action="append", choices=DJANGOS, default=[])
     parser.add_argument("--opentelemetry", action="append", choices=OPENTELEMETRY, default=[])
     parser.add_argument("--folder", type=Path, default=ROOT / ".matrix", help="of the virtual environments")
+    parser.add_argument("--servers", action="store_true", help="also run the tests of SERVER_TESTS")
     parser.add_argument("--write", action="store_true", help="put the rows into docs/matrix.md")
     options, arguments = parser.parse_known_args()
     pythons = find_pythons(options.python)
@@ -127,7 +144,7 @@ def main() -> int:
         if tuple(map(int, version.split("."))) < DJANGOS[django]:
             continue
         folder = options.folder / f"{version}-{django}-{otel}"
-        result = run(prepare(folder, interpreter, django, OPENTELEMETRY[otel]), arguments)
+        result = run(prepare(folder, interpreter, django, OPENTELEMETRY[otel]), options.servers, arguments)
         print(result.row, flush=True)
         results.append(result)
         if options.write:
