@@ -24,6 +24,7 @@ from django_otel.export.resource import build_resource
 from django_otel.process import Callback, Process
 from django_otel.redaction.scrub import Scrubber
 from django_otel.requests.budget import SpanBudget
+from django_otel.requests.record import sampled_ids
 from django_otel.sampling.policy import Policy
 from django_otel.tracing import exceptions
 from django_otel.tracing.propagation import SwitchPropagator, build_propagators
@@ -108,6 +109,7 @@ class Runtime(Process):
         self.scrubber = _build_scrubber(config)
         self.resource = build_resource(config, self.scrubber.attributes)
         self._start_sampling(config)
+        self.store.current_ids = sampled_ids if config.enabled and config.metrics.exemplars else None
         self.store.configure(
             cardinality_limit=config.metrics.cardinality_limit,
             attribute_length=config.metrics.attribute_length,

@@ -26,6 +26,7 @@ urlpatterns = [
     path("queries/", views.queries),
     path("echo/", views.echo),
     path("sdk-count/", views.sdk_count),
+    path("own-histogram/", views.own_histogram),
     path("call/", views.call_out),
     path("test/", views.conformance),
     path("nested/", include([path("deep/<slug:name>/", views.hello)])),

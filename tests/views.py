@@ -127,6 +127,13 @@ def sdk_count(request):
     return HttpResponse("counted")
 
 
+def own_histogram(request):
+    import django_otel
+
+    django_otel.histogram("shop.wait", "s", bounds=(1.0, 10.0)).record(float(request.GET["s"]))
+    return HttpResponse(django_otel.current_trace_id() or "")
+
+
 def cache_read(request):
     from django.core.cache import cache
 

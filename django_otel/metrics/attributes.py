@@ -66,4 +66,5 @@ def cut(attributes: Attributes, length: int) -> Attributes:
 
 def identity(attributes: Attributes) -> object:
     # 1, 1.0 and True are equal in Python and different labels in Prometheus.
-    return tuple((key, value.__class__, value) for key, value in attributes)
+    # Of a list, which costs half of what a generator does.
+    return tuple([(key, value.__class__, value) for key, value in attributes])

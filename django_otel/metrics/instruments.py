@@ -22,6 +22,8 @@ class InstrumentStore(SeriesStore, Protocol):
     """The store of instruments, as far as an instrument uses it."""
 
     cardinality_limit: int
+    #: Return the ids of the trace and span that are current and recorded, else zeros. None: no exemplars.
+    current_ids: Callable[[], tuple[int, int]] | None
 
     def clean(self, attributes: Attributes) -> Attributes:
         """Scrub and cut attributes."""
@@ -47,7 +49,7 @@ class Instrument:
         """
         # None too, as in OpenTelemetry's own instruments.
         cleaned = build_attributes(attributes) if attributes else ()
-        key = identity(cleaned)
+        key = identity(cleaned) if cleaned else ()
         found = self._series.get(key)
         return found if found is not None else self._make(key, cleaned)
 
@@ -163,12 +165,12 @@ class Histogram(Instrument):
     """A distribution of values in fixed buckets."""
 
     def record(self, value: float, attributes: Mapping[str, object] = {}, trace_id: int = 0, span_id: int = 0) -> None:
-        """Count one value, in the instrument's unit.
+        """Count one value, in the instrument's unit, with the ids of its trace or those of the current span.
 
         Values that are not finite are ignored and logged once, and so are
         negative ones, by which the sum would fall, unless a bound is below zero.
         """
-        number = _number(value)
+        number = value if type(value) is float else _number(value)
         if not 0 <= number < math.inf:
             bounds = self.definition.bounds
             if not math.isfinite(number) or not bounds or bounds[0] >= 0:
@@ -176,8 +178,12 @@ class Histogram(Instrument):
                     f"cells.{self.name}", "Histogram %s: %r was not recorded; expected a number >= 0.", self.name, value
                 )
                 return
-        series = self.series(attributes)
-        assert isinstance(series, HistogramSeries)
+        series: HistogramSeries = self.series(attributes)  # type: ignore[assignment]  # by the kind of the instrument
+        current_ids = self._store.current_ids
+        if current_ids is None:
+            trace_id = 0
+        elif not trace_id:
+            trace_id, span_id = current_ids()
         series.observe(number, trace_id, span_id)
 
 

@@ -39,6 +39,8 @@ class CellStore:
         self.memory = memory if memory is not None else Memory()
         self.exemplars = ExemplarRing()
         self.cardinality_limit = 2000
+        #: Return the ids of the trace and span that are current and recorded, else zeros. None: no exemplars.
+        self.current_ids: Callable[[], tuple[int, int]] | None = _no_ids
         #: Characters of a label value.
         self.attribute_length = 256
         #: Wrapped around each round of callbacks; they may use resources that must be given back, such as connections.
@@ -296,6 +298,10 @@ class CellStore:
                     instrument.forget()
                 for series in instrument.all_series():
                     series.clear()
+
+
+def _no_ids() -> tuple[int, int]:
+    return 0, 0
 
 
 def _unchanged(attributes: Attributes) -> Attributes:

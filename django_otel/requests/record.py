@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 REQUEST_KEY = create_key("django_otel-request")
 #: In `RequestRecord.made`: attributes of the request's span that name the GraphQL operation.
 OPERATION = "operation"
+_NO_IDS = (0, 0)
 
 
 class Repeats(Protocol):
@@ -271,6 +272,26 @@ def current() -> RequestRecord | None:
         return context
     found: RequestRecord | None = context.get(REQUEST_KEY)  # type: ignore[assignment]
     return found
+
+
+def sampled_ids() -> tuple[int, int]:
+    """Return the ids of the current trace and span if the trace is recorded, for an exemplar; else zeros.
+
+    Makes no span for a request that is not recorded, and decides on none before its route is known.
+    """
+    context = get_current()
+    span: Any = context.span_or_none if type(context) is RequestRecord else context.get(SPAN_KEY)
+    if span is None or type(span) is DroppedSpan:
+        return _NO_IDS
+    request = current()
+    if type(span) is DeferredSpan:
+        is_decidable = request is not None and getattr(request.request, "resolver_match", None) is not None
+        span = span.decided() if is_decidable else span.started()
+    if (request is not None and request.is_span_discarded) or (type(span) is RecordedSpan and span.is_discarded):
+        return _NO_IDS
+    # No span: what another package has put there in its place.
+    ids = span.get_span_context() if isinstance(span, trace.Span) else trace.INVALID_SPAN_CONTEXT
+    return (ids.trace_id, ids.span_id) if ids.trace_flags & 1 and ids.is_valid else _NO_IDS
 
 
 def find(request: object) -> RequestRecord | None:

@@ -70,9 +70,8 @@ def test_a_bucket_leads_to_the_trace_of_its_exemplar(console, page):
     def build(tracer):
         for seconds in (0.02, 30.0):
             with request_span(tracer) as span:
-                ids = span.get_span_context()
-                histogram.record(seconds, {}, ids.trace_id, ids.span_id)
-                spans.append(ids)
+                histogram.record(seconds)
+                spans.append(span.get_span_context())
 
     spans: list = []
     record(console, build)

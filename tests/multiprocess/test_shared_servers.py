@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import services, sizes
+from tests.pages import parse_openmetrics
 
 OTEL = {
     "SERVICE_NAME": "shared",
@@ -293,3 +294,31 @@ def test_exemplars_of_all_workers_are_shown(tmp_path):
             server.get("/hello/")
         page = server.get("/metrics", {"accept": "application/openmetrics-text; version=1.0.0"})[2].decode()
     assert re.search(r'_bucket\{[^}]*\} \d+ # \{[^}]*trace_id="[0-9a-f]{32}"', page)
+
+
+def test_exemplars_of_a_projects_histogram_are_the_newest_of_all_workers(tmp_path):
+    """Each bucket's is that of its last request, whichever worker served it, also after the worker was killed."""
+
+    def shown(server) -> dict[float, tuple[str, float]]:
+        page = server.get("/metrics", {"accept": "application/openmetrics-text; version=1.0.0"})[2]
+        found = parse_openmetrics(page).exemplars
+        return {
+            one.value: (one.labels["trace_id"], float(one.timestamp))
+            for (name, _), one in found.items()
+            if name == "shop_wait_seconds_bucket"
+        }
+
+    times: dict[float, float] = {}
+    with serve("gunicorn", tmp_path, workers=3) as server:
+        for number in range(30):
+            # Few enough at once: a bucket that is replaced all the time keeps its exemplar for half a second.
+            value = float(number % 3 * 7)
+            trace_id = server.get(f"/own-histogram/?s={value}")[2].decode()
+            if number < 15:
+                assert shown(server)[value][0] == trace_id
+            if number == 20:
+                os.kill(workers_of(server)[0], signal.SIGKILL)
+            for found, (_, at_s) in shown(server).items():
+                assert at_s >= times.get(found, 0.0)
+                times[found] = at_s
+    assert sorted(times) == [0.0, 7.0, 14.0]
