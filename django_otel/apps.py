@@ -88,6 +88,7 @@ class DjangoOTelConfig(AppConfig):
             instrumentors,
             middleware_spans,
             migrations,
+            origins,
             outbound_times,
             process_metrics,
             security,
@@ -103,7 +104,7 @@ class DjangoOTelConfig(AppConfig):
         parts = (
             instrumentors, logs, database, cache, auth, security, email, tasks, business, failures, view_times,
             templates, outbound_times, middleware_spans, notify, commands, migrations, connections, transactions,
-            feature_flags, copies, sql_comments, django_prometheus, process_metrics, graphql_names,
+            feature_flags, copies, sql_comments, django_prometheus, process_metrics, graphql_names, origins,
         )  # fmt: skip
         for part in parts:
             runtime.on_config_change(part.install)

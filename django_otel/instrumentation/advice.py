@@ -4,8 +4,9 @@ While a relation or a deferred field is loaded, Django's own frames stand on the
 stack between the query and the project's line: the field's descriptor, or the
 evaluation of a related manager's queryset. Their variables name the field and the
 object. No such frame, or one that only looks like it (`related.filter(...)`,
-`.get(pk=...)`), means no advice; so does an object that no query has loaded, or that
-is only being built (`post_init`): joined and prefetched objects come after that.
+`.get(pk=...)`), means no advice; so does an object that no query has loaded
+(`origins`), or that is only being built (`post_init`): joined and prefetched objects
+come after that. An object of `raw()` takes prefetched ones alone.
 """
 
 # ruff: noqa: SLF001 (querysets do not say in public where they come from)
@@ -25,6 +26,7 @@ from django.db.models.query import ModelIterable
 from django.template.context import BaseContext
 
 from django_otel.base import guard
+from django_otel.instrumentation import origins
 from django_otel.instrumentation.callers import is_django
 
 #: None before Django 6.1.
@@ -140,7 +142,9 @@ def _advise_on_object(
 ) -> Advice | None:
     """The relation to one object: a join, or a second query where it is in another database."""
     if queryset.db == instance._state.db:
-        return _build(SELECT, joined_as, instance, place, may_fetch_peers=True)
+        found = _build(SELECT, joined_as, instance, place, may_fetch_peers=True)
+        if found is not None:
+            return found
     return _build(PREFETCH, read_as, instance, place, may_fetch_peers=True)
 
 
@@ -166,11 +170,12 @@ def _advise_on_manager(queryset: QuerySet[Any], place: FrameType) -> Advice | No
     given = queryset_state._hints.get("instance")
     # A generic relation does not name the object.
     instances = [given] if given is not None else list(_find_objects(place))
+    find_names = _find_managers if given is not None else _find_generic
     found = []
     with contextlib.suppress(_QueryRefusedError), _no_queries():
         wanted = _compile(queryset)
         for instance in instances:
-            for name in _find_managers(type(instance), queryset.model):
+            for name in find_names(type(instance), queryset.model):
                 prefetched = getattr(instance, "_prefetched_objects_cache", {})
                 if name not in prefetched and _compile(getattr(instance, name).all()) == wanted:
                     found.append((instance, name))
@@ -225,10 +230,16 @@ def _find_managers(owner: type[Model], wanted: type[Model]) -> Iterator[str]:
         if _is_same(field.related_model, wanted):
             yield field.name
     for related in options.related_objects:
-        if (related.one_to_many or related.many_to_many) and _is_same(related.related_model, wanted):
-            yield related.get_accessor_name() or ""
-    for private in options.private_fields:
-        # A generic relation; a generic foreign key leads to no model in particular.
+        # The other side of friends of friends has no name, that of "+" one that no attribute has.
+        name = None if related.hidden else related.get_accessor_name()
+        if name and not related.one_to_one and _is_same(related.related_model, wanted):
+            yield name
+    yield from _find_generic(owner, wanted)
+
+
+def _find_generic(owner: type[Model], wanted: type[Model]) -> Iterator[str]:
+    """Names of the generic relations among them; a generic foreign key leads to no model in particular."""
+    for private in owner._meta.private_fields:
         if getattr(private, "one_to_many", False) and _is_same(private.related_model, wanted):
             yield private.name
 
@@ -281,24 +292,24 @@ class _QueryRefusedError(Exception):
 # --- From which queryset. ---
 
 
-def _build(method: str, name: str, instance: Model, place: FrameType, *, may_fetch_peers: bool) -> Advice:
+def _build(method: str, name: str, instance: Model, place: FrameType, *, may_fetch_peers: bool) -> Advice | None:
     """Give the path from an object that the place has in a variable, if `instance` hangs on one.
 
-    So `item.order.customer` is a matter of the queryset that loads the items.
+    So `item.order.customer` is a matter of the queryset that loads the items; None where that could not do it.
     """
     has_peers = may_fetch_peers and FETCH_ONE is not None and instance._state.fetch_mode is FETCH_ONE
     owner, steps = _find_path(instance, place, is_joined=method != PREFETCH)
+    if origins.is_new(owner) or (method != PREFETCH and origins.is_raw(owner)):
+        return None
     return Advice(method, "__".join((*steps, name)), owner._meta.label, has_peers)
 
 
-def _find_path(instance: Model, place: FrameType, *, is_joined: bool) -> tuple[type[Model], tuple[str, ...]]:
-    own: tuple[type[Model], tuple[str, ...]] = (type(instance), ())
-    level: list[tuple[Model, type[Model], tuple[str, ...]]] = [
-        (found, type(found), ()) for found in _find_objects(place)
-    ]
+def _find_path(instance: Model, place: FrameType, *, is_joined: bool) -> tuple[Model, tuple[str, ...]]:
+    own: tuple[Model, tuple[str, ...]] = (instance, ())
+    level: list[tuple[Model, Model, tuple[str, ...]]] = [(found, found, ()) for found in _find_objects(place)]
     if any(found is instance for found, _, _ in level):
         return own
-    found_here: set[tuple[type[Model], tuple[str, ...]]] = set()
+    found_here: dict[tuple[type[Model], tuple[str, ...]], Model] = {}
     for _ in range(_MAX_STEPS):
         following = []
         for current, owner, steps in level:
@@ -307,13 +318,16 @@ def _find_path(instance: Model, place: FrameType, *, is_joined: bool) -> tuple[t
                 if name is None or not _is_object(value):
                     continue
                 if value is instance:
-                    found_here.add((owner, (*steps, name)))
+                    found_here[type(owner), (*steps, name)] = owner
                 following.append((value, owner, (*steps, name)))
         if found_here:
             break
         level = following[:_MAX_OBJECTS]
     # From two variables it would be a guess which of them it came by.
-    return found_here.pop() if len(found_here) == 1 else own
+    if len(found_here) != 1:
+        return own
+    ((_, steps), owner) = found_here.popitem()
+    return owner, steps
 
 
 def _name_step(model: type[Model], cached_as: str, *, is_joined: bool) -> str | None:

@@ -94,3 +94,14 @@ class Magazine(Owned):
 class Chapter(models.Model):
     book = models.ForeignKey(Book, models.CASCADE)
     title = models.CharField(max_length=100)
+
+
+class Reader(models.Model):
+    """Managers that nothing leads back from, or that have a name of their own."""
+
+    name = models.CharField(max_length=100)
+    friends = models.ManyToManyField("self")
+    follows = models.ManyToManyField("self", symmetrical=False, related_name="followers")
+    wishes = models.ManyToManyField(Book, related_name="+")
+    mentor = models.ForeignKey("self", models.CASCADE, null=True, related_name="+")
+    reads = models.ManyToManyField(Book, related_name="readers", related_query_name="reader")

@@ -17,7 +17,7 @@ from django.utils.functional import SimpleLazyObject
 from django.views.generic import ListView
 
 from django_otel.requests.record import find as record_of
-from tests.relations.models import Author, Book, Chapter, Country, Magazine, Note, Novel, ProxyBook, Tag
+from tests.relations.models import Author, Book, Chapter, Country, Magazine, Note, Novel, ProxyBook, Reader, Tag
 
 
 def answer(found):
@@ -143,8 +143,42 @@ def by_raw(request):
     return answer([list(book.tags.all()) for book in books])  # here
 
 
+def by_raw_and_foreign_key(request):
+    books = Book.objects.raw("SELECT * FROM relations_book")
+    return answer([book.author.name for book in books])  # here
+
+
+def by_raw_and_path(request):
+    chapters = Chapter.objects.raw("SELECT * FROM relations_chapter").prefetch_related("book")
+    return answer([chapter.book.author.name for chapter in chapters])  # here
+
+
 def by_iterator(request):
     return answer([book.author.name for book in Book.objects.iterator(chunk_size=5)])  # here
+
+
+def saved_before(request):
+    found = []
+    for book in Book.objects.all():
+        book.save()
+        found.append(book.author.name)  # here
+    return answer(found)
+
+
+def friends(request):
+    return answer([list(reader.friends.all()) for reader in Reader.objects.all()])  # here
+
+
+def followers(request):
+    return answer([list(reader.followers.all()) for reader in Reader.objects.all()])  # here
+
+
+def wishes(request):
+    return answer([list(reader.wishes.all()) for reader in Reader.objects.all()])  # here
+
+
+def reverse_by_another_name(request):
+    return answer([list(book.readers.all()) for book in Book.objects.all()])  # here
 
 
 # --- No relation, or one whose cure would not help. ---
@@ -201,6 +235,51 @@ def prefetched_in_vain(request):
 def unsaved(request):
     keys = [author.pk for author in Author.objects.all()]
     return answer([Book(author_id=key).author.name for key in keys])  # here
+
+
+def raw_deferred(request):
+    books = Book.objects.raw("SELECT id, title FROM relations_book")
+    return answer([book.text for book in books])  # here
+
+
+def filtered_by_hand(request):
+    return answer([list(Book.objects.filter(author=author)) for author in Author.objects.all()])  # here
+
+
+def build_books():
+    return [Book(author_id=key, title="x") for key in Author.objects.values_list("pk", flat=True)]
+
+
+def new(request):
+    books = build_books()
+    for book in books:
+        book.save()
+    return answer([book.author.name for book in books])  # here
+
+
+def new_in_bulk(request):
+    return answer([book.author.name for book in Book.objects.bulk_create(build_books())])  # here
+
+
+def new_with_many(request):
+    authors = [Author.objects.create(name="x") for _ in range(12)]
+    return answer([list(author.books.all()) for author in authors])  # here
+
+
+def new_in_bulk_with_many(request):
+    authors = Author.objects.bulk_create([Author(name="x") for _ in range(12)])
+    return answer([list(author.books.all()) for author in authors])  # here
+
+
+def by_a_new_object(request):
+    found = []
+    books = {book.pk: book for book in Book.objects.all()}
+    for key, book in books.items():
+        chapter = Chapter.objects.create(book_id=key, title="x")
+        chapter.book = book
+        del book
+        found.append(chapter.book.author.name)  # here
+    return answer(found)
 
 
 def prefetched_one_by_one(request):
