@@ -30,13 +30,15 @@ django.setup()
 
 from django.core.management import call_command  # noqa: E402
 from django.db import IntegrityError, OperationalError, connection, connections, transaction  # noqa: E402
+from django.db.models.functions import Now  # noqa: E402
 from django.utils import timezone  # noqa: E402
 from opentelemetry.trace import StatusCode  # noqa: E402
 
 from django_otel import span  # noqa: E402
+from django_otel.live_sampling import hosts  # noqa: E402
 from django_otel.live_sampling.log_levels import read_levels  # noqa: E402
 from django_otel.live_sampling.rows_together import RowsTogether  # noqa: E402
-from django_otel.models import LogLevel, SamplingPolicy, SamplingRule, read_state  # noqa: E402
+from django_otel.models import LogLevel, SamplingPolicy, SamplingRule, SamplingVersion, read_state  # noqa: E402
 from django_otel.testing import capture_metrics, capture_spans  # noqa: E402
 from tests.app.models import Item  # noqa: E402
 
@@ -139,6 +141,20 @@ def check_the_query_of_a_poll():
     assert together.is_whole and together.levels.levels == read_levels("default").levels
 
 
+def check_an_open_page_where_the_server_is_in_another_zone():
+    """Django leaves the zone of the session as it is, so the server's clock and stored times differ."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET time_zone = '+09:00'")
+    hosts.watch("default")
+    for is_due, hours in ((True, 0), (False, 1), (False, -1)):
+        if hours:
+            SamplingVersion.objects.update(watched_at=Now() - datetime.timedelta(hours=hours))
+        reporter = hosts.HostReporter()
+        reporter.look("default")
+        assert reporter.is_due() is is_due
+    connection.close()
+
+
 if __name__ == "__main__":
     call_command("migrate", "--run-syncdb", verbosity=0)
     for check in (
@@ -147,6 +163,7 @@ if __name__ == "__main__":
         check_a_lost_connection,
         check_autocommit_off,
         check_the_query_of_a_poll,
+        check_an_open_page_where_the_server_is_in_another_zone,
     ):
         check()
         print(check.__name__, "passed")

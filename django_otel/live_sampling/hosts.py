@@ -18,10 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from django.db.models import DateTimeField, ExpressionWrapper
 from django.db.models.functions import Now
-
-from django_otel.live_sampling.policy_rows import epoch_s
 
 #: A page that is open says so this often, in seconds.
 _RENEW_S = 4.0
@@ -43,11 +40,10 @@ def watch(using: str) -> None:
     from django_otel.models import SamplingVersion
 
     versions = SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID)
-    before = ExpressionWrapper(Now() - datetime.timedelta(seconds=_RENEW_S), output_field=DateTimeField())
-    row = versions.annotate(limit=before).values_list("watched_at", "limit").first()
+    row = versions.annotate(now=Now()).values_list("watched_at", "now").first()
     if row is None:
         SamplingVersion._base_manager.using(using).bulk_create([SamplingVersion()], ignore_conflicts=True)
-    elif row[0] is not None and row[0] > row[1]:
+    elif _is_within(_RENEW_S, *row):
         return
     versions.update(watched_at=Now())
 
@@ -59,11 +55,9 @@ def members_elsewhere(using: str, own_name: str) -> list[dict[str, Any]]:
     found = []
     rows = SamplingHost._base_manager.using(using).exclude(pk=own_name).annotate(now=Now())
     for text, told_at, now in rows.values_list("members", "told_at", "now"):
-        # Both by the database's clock.
-        ago_s = max(0.0, (now - told_at).total_seconds())
-        if ago_s <= _SHOWN_S:
-            members = json.loads(text)
-            found += [{**member, "reported_s_ago": ago_s, "is_here": False} for member in members]
+        if _is_within(_SHOWN_S, told_at, now):
+            ago_s = max(0.0, (now - told_at).total_seconds())
+            found += [{**member, "reported_s_ago": ago_s, "is_here": False} for member in json.loads(text)]
     return found
 
 
@@ -83,13 +77,13 @@ class HostReporter:
         from django_otel.models import SamplingVersion
 
         versions = SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID)
-        self.note(next(iter(versions.values_list("watched_at", flat=True)[:1]), None))
+        self.note(*next(iter(versions.annotate(now=Now()).values_list("watched_at", "now")[:1]), (None, None)))
 
-    def note(self, watched_at: datetime.datetime | None) -> None:
-        """Take over when a page was last looked at, as the database has it."""
+    def note(self, watched_at: datetime.datetime | None, now: datetime.datetime | None) -> None:
+        """Take over when a page was last looked at, and what time it is, both as the database has them."""
         if watched_at != self._watched_at:
-            # That it has changed is enough: clocks of hosts differ.
-            if self._watched_at is not None or _is_recent(watched_at):
+            # That it has changed is enough.
+            if self._watched_at is not None or _is_within(_WATCHED_S, watched_at, now):
                 self._watched_until_s = time.monotonic() + _WATCHED_S
             self._watched_at = watched_at
 
@@ -115,7 +109,10 @@ class HostReporter:
         return True
 
 
-def _is_recent(moment: datetime.datetime | None) -> bool:
-    """Whether a page may still be open that said so then; clocks of hosts may differ by a minute."""
-    asked_at_s = epoch_s(moment)
-    return asked_at_s is not None and abs(time.time() - asked_at_s) < 60.0 + _WATCHED_S
+def _is_within(seconds: float, moment: datetime.datetime | None, now: datetime.datetime | None) -> bool:
+    """Whether `moment` was less than `seconds` ago, and not still to come.
+
+    Both are the database's own times: with USE_TZ = False those of SQLite are UTC and of others local, and clocks of
+    hosts differ. One that is still to come is of an hour that the clock repeats, or of before it was set back.
+    """
+    return moment is not None and now is not None and -1.0 <= (now - moment).total_seconds() < seconds

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from django.db import Error as DatabaseFault
 from django.db import connections
 from django.db.models import BooleanField, CharField, F, FloatField, IntegerField, QuerySet, Value
+from django.db.models.functions import Now
 
 from django_otel.base import guard
 from django_otel.base.suppression import suppress_instrumentation
@@ -51,6 +52,8 @@ class _Row(NamedTuple):
     route: str
     method: str
     priority: int
+    #: The time, by the database's clock.
+    now: datetime | None
 
 
 class RowsTogether:
@@ -60,7 +63,9 @@ class RowsTogether:
         #: None: they have to be read by themselves (they stand in another database, or the statement failed).
         self.levels: LevelReading | None = None
         self.watched_at: datetime | None = None
-        #: Whether `watched_at` was read.
+        #: When that was read, by the database's clock.
+        self.now: datetime | None = None
+        #: Whether both were read.
         self.is_whole = False
 
     def read(self, alias: str) -> SamplingState:
@@ -83,7 +88,8 @@ class RowsTogether:
         if has_levels:
             found = sorted((row.text, row.path, row.moment) for row in rows if row.kind == _LEVEL)
             self.levels = log_levels.build_reading(found, began_s)
-        self.watched_at = next((row.moment for row in rows if row.kind == _VERSION), None)
+        version = next((row for row in rows if row.kind == _VERSION), None)
+        self.watched_at, self.now = (None, None) if version is None else (version.moment, version.now)
         self.is_whole = True
         return _state(rows)
 
@@ -99,7 +105,7 @@ class RowsTogether:
         if reporter is not None:
             with guard.contained("looking for an open page of the processes"), suppress_instrumentation():
                 if self.is_whole:
-                    reporter.note(self.watched_at)
+                    reporter.note(self.watched_at, self.now)
                 else:
                     reporter.look(alias)
 
@@ -109,7 +115,7 @@ def _statement(alias: str, *, has_levels: bool) -> QuerySet[Any, tuple[Any, ...]
     from django_otel.models import LogLevel, SamplingPolicy, SamplingRule, SamplingVersion
 
     def rows(model: type[Model], kind: int, *columns: object) -> QuerySet[Any, tuple[Any, ...]]:
-        named = {f"column_{position}": column for position, column in enumerate((integer(kind), *columns))}
+        named = {f"column_{position}": column for position, column in enumerate((integer(kind), *columns, Now()))}
         found: QuerySet[Any, tuple[Any, ...]] = model._base_manager.using(alias).order_by().annotate(**named)
         return found.values_list(*named)
 

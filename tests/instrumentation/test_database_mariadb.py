@@ -53,4 +53,4 @@ def test_the_database_layers_on_mariadb(mariadb_socket):
         check=False,
     )
     assert finished.returncode == 0, finished.stdout
-    assert finished.stdout.count("passed") == 5
+    assert finished.stdout.count("passed") == 6

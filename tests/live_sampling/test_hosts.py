@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import requests
+from django.db.models.functions import Now
+from django.test import override_settings
 from django.utils import timezone
 
-from django_otel.live_sampling import follower, hosts
-from django_otel.models import SamplingHost, SamplingVersion
+from django_otel.live_sampling import admin_history, follower, hosts, log_levels, policy_rows, wording
+from django_otel.live_sampling.rows_together import RowsTogether
+from django_otel.models import LogLevel, SamplingHost, SamplingPolicy, SamplingVersion
 from tests import services
 
 ADDRESS = "/admin/django_otel/samplingpolicy/status/"
@@ -92,6 +95,69 @@ def test_a_look_of_long_ago_is_not_answered_by_a_new_process():
     reporter = hosts.HostReporter()
     reporter.look("default")
     assert not reporter.is_due()
+
+
+ZONES = [
+    (use_tz, zone)
+    for use_tz in (True, False)
+    for zone in ("UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago", "Asia/Kathmandu")
+]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("use_tz", "zone"), ZONES)
+def test_looks_and_reports_are_compared_in_any_time_zone(use_tz, zone, django_assert_num_queries):
+    """SQLite's own clock is in UTC also where Django stores local times."""
+    with override_settings(USE_TZ=use_tz, TIME_ZONE=zone):
+        hosts.watch("default")
+        for ask in (ask_alone, ask_together):
+            reporter = hosts.HostReporter()
+            ask(reporter)
+            assert reporter.is_due(), "a page is open now"
+        with django_assert_num_queries(1):
+            hosts.watch("default")
+        as_from("there/1")
+        assert [member["reported_s_ago"] < 10 for member in hosts.members_elsewhere("default", "")] == [True]
+
+        for hours in (1, -1, 14, -14, 26):
+            moved = Now() - datetime.timedelta(hours=hours)
+            SamplingVersion.objects.update(watched_at=moved)
+            SamplingHost.objects.update(told_at=moved)
+            for ask in (ask_alone, ask_together):
+                reporter = hosts.HostReporter()
+                ask(reporter)
+                assert not reporter.is_due(), hours
+            assert hosts.members_elsewhere("default", "") == []
+            with django_assert_num_queries(2):
+                hosts.watch("default")
+
+
+def ask_alone(reporter: hosts.HostReporter) -> None:
+    reporter.look("default")
+
+
+def ask_together(reporter: hosts.HostReporter) -> None:
+    together = RowsTogether()
+    together.read("default")
+    assert together.is_whole
+    reporter.note(together.watched_at, together.now)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("use_tz", "zone"), ZONES)
+def test_what_is_saved_now_is_of_now_whatever_zone_a_request_has_chosen(use_tz, zone):
+    """The versions age, and what ends in an hour ends in an hour, also where the project activates another zone."""
+    with override_settings(USE_TZ=use_tz, TIME_ZONE=zone), timezone.override("America/St_Johns"):
+        SamplingVersion.objects.create(version=1, changed_at=timezone.now())
+        assert re.search(r"saved [0-9] s ago", admin_history.last_change(1))
+        LogLevel.objects.create(logger="a", level="DEBUG", expires_at=wording.now() + datetime.timedelta(hours=1))
+        [level] = log_levels.read_levels("default").levels
+        assert 3590 < level.expires_at_s - time.time() <= 3600
+        SamplingPolicy(ratio=0.5, expires_at=wording.now() + datetime.timedelta(hours=1)).save()
+        policy = policy_rows.read_policy("default")
+        assert policy is not None and policy.expires_at_s is not None
+        assert 3590 < policy.expires_at_s - time.time() <= 3600
+        assert not SamplingPolicy.objects.filter(expires_at__lte=timezone.now()).exists()
 
 
 @pytest.mark.django_db
