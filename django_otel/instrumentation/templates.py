@@ -3,16 +3,18 @@
 Their part of the time budget of requests is on by default (`REQUEST.TIME_BUDGET`). With `TEMPLATES`, off by default,
 each render counts in `django.template.duration`, and inside a recorded span it has a span `render {template}` when it
 takes `MIN_S` or has spans inside. A template that another one includes is a render inside it, in Jinja2 as well (with
-context, which is the default, in environments that are not asynchronous); one that is extended is part of the one that
-extends it. A render then costs some microseconds.
+context, which is the default); one that is extended or imported is part of the one that does so. A render then costs
+some microseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import Token
 from time import perf_counter, time_ns
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any
 from weakref import WeakSet
 
 from django.template.base import Template
@@ -39,7 +41,8 @@ _MAX_SERIES = 1000
 #: The name of templates that were made of a string.
 _UNNAMED = "<string>"
 _plain_render = Template.render
-_Rendered = TypeVar("_Rendered")
+#: What Jinja2 has made of a template: a generator function, asynchronous or not.
+_Root = Callable[[Any], Any]
 
 
 class _State:
@@ -119,24 +122,26 @@ def _begin(name: object) -> _Render | None:
     return None
 
 
-def _measure(name: object, render: Callable[[], _Rendered]) -> _Rendered:
-    """Render, with its time and where it is asked for its name."""
-    min_s = _state.min_s
-    begun = _begin(name) if min_s is not None else None
-    opened = layers.enter(current(), layers.TEMPLATE, perf_counter()) if _state.times_requests else None
-    error: BaseException | None = None
-    try:
-        return render()
-    except BaseException as raised:
-        error = raised
-        raise
-    finally:
-        ended_s = layers.leave(opened, layers.TEMPLATE)
-        if begun is not None and min_s is not None:
+class _Measured:
+    """Around a render: its time, and where it is asked for its name."""
+
+    __slots__ = ("_begun", "_min_s", "_opened")
+
+    def __init__(self, name: object) -> None:
+        self._min_s = _state.min_s
+        self._begun = _begin(name) if self._min_s is not None else None
+        self._opened = layers.enter(current(), layers.TEMPLATE, perf_counter()) if _state.times_requests else None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        ended_s = layers.leave(self._opened, layers.TEMPLATE)
+        if self._begun is not None and self._min_s is not None:
             with guard.contained(_PLACE):
-                begun.finish(ended_s, min_s, error)
-        # The exception's traceback holds this frame.
-        error = None
+                self._begun.finish(ended_s, self._min_s, exc)
 
 
 def _render_timed(self: Template, context: TemplateContext) -> SafeString:
@@ -148,7 +153,8 @@ def _render_timed(self: Template, context: TemplateContext) -> SafeString:
 
 
 def _render_named(self: Template, context: TemplateContext) -> SafeString:
-    return _measure(self.name, lambda: _plain_render(self, context))
+    with _Measured(self.name):
+        return _plain_render(self, context)
 
 
 class _Jinja2:
@@ -170,7 +176,8 @@ class _Jinja2:
         plain = owner.render
 
         def render(self: jinja2.Template, *args: object, **kwargs: object) -> str:
-            return _measure(getattr(self.template, "name", None), lambda: plain(self, *args, **kwargs))  # type: ignore[arg-type]
+            with _Measured(getattr(self.template, "name", None)):
+                return plain(self, *args, **kwargs)  # type: ignore[arg-type]
 
         undo_included = _measure_included() if _state.min_s is not None else None
 
@@ -193,7 +200,7 @@ def _measure_included() -> Callable[[], None]:
     """Measure templates of Jinja2 that others include; return what takes that back.
 
     An included template gets a context of its own, which shares the variables; one that is extended gets that of the
-    template that extends it.
+    template that extends it. One that is imported with context gets one as well, but renders nothing.
     """
     from jinja2 import Template as Own
 
@@ -201,13 +208,14 @@ def _measure_included() -> Callable[[], None]:
 
     def build(cls: type[Own], environment: Any, *args: Any) -> Own:
         template: Own = plain_build.__func__(cls, environment, *args)
-        if not environment.is_async:
-            template.root_render_func = _wrap_root(template.name, template.root_render_func)
+        render = _render_included_async if environment.is_async else _render_included
+        template.root_render_func = _wrap_root(template.name, template.root_render_func, render)
         return template
 
     def new_context(self: Own, *args: Any, **kwargs: Any) -> Any:
         context = plain_context(self, *args, **kwargs)
-        if kwargs.get("shared", args[1:2] == (True,)):
+        is_shared = kwargs.get("shared", args[1:2] == (True,))
+        if is_shared and not sys._getframe(1).f_code.co_name.startswith("make_module"):  # noqa: SLF001 (one look)
             _included.add(context)
         return context
 
@@ -220,18 +228,29 @@ def _measure_included() -> Callable[[], None]:
     return undo
 
 
-def _wrap_root(name: str | None, plain: Callable[[Any], Iterator[str]]) -> Callable[[Any], Iterator[str]]:
-    def root(context: Any) -> Iterator[str]:
+def _wrap_root(name: str | None, plain: _Root, render: Callable[[str | None, _Root, Any], Any]) -> _Root:
+    def root(context: Any) -> Any:
         if _state.min_s is None or context not in _included or context.name != name:
             return plain(context)
-        return _render_included(name, plain, context)
+        return render(name, plain, context)
 
     return root
 
 
-def _render_included(name: str | None, plain: Callable[[Any], Iterator[str]], context: Any) -> Iterator[str]:
-    # At once: between two parts of a generator, its caller's code would run inside the render.
-    yield from _measure(name, lambda: list(plain(context)))
+# At once: between two parts of a generator, its caller's code would run inside the render.
+
+
+def _render_included(name: str | None, plain: _Root, context: Any) -> Iterator[str]:
+    with _Measured(name):
+        parts = list(plain(context))
+    yield from parts
+
+
+async def _render_included_async(name: str | None, plain: _Root, context: Any) -> AsyncIterator[str]:
+    with _Measured(name):
+        parts = [part async for part in plain(context)]
+    for part in parts:
+        yield part
 
 
 _jinja2 = _Jinja2()
