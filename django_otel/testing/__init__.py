@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import sys
 
+from django_otel.testing.query_limit import assert_max_queries_per_statement
 from django_otel.testing.recorded import HistogramDelta, RecordedLogs, RecordedMetrics, RecordedSpans, SpanTree
 from django_otel.testing.tools import (
-    assert_max_queries_per_statement,
     capture_logs,
     capture_metrics,
     capture_spans,

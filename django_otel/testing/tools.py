@@ -1,17 +1,15 @@
-"""Tools for tests with any test runner: sampling, capture of spans, metrics and logs, a limit on repeated queries."""
+"""Tools for tests with any test runner: sampling, capture of spans, metrics and logs."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from django_otel.testing.recorded import RecordedLogs, RecordedMetrics, RecordedSpans
 
 if TYPE_CHECKING:
-    from django_otel.instrumentation.advice import Advice
     from django_otel.metrics.model import Family
     from django_otel.tracing.scopes import Scope
 
@@ -186,85 +184,3 @@ def capture_metrics() -> Iterator[RecordedMetrics]:
             yield recorded
         finally:
             recorded.keep()
-
-
-# --- Queries. ---
-
-_TRANSACTION_WORDS = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT"})
-_SHOWN = 5
-
-
-class _Places:
-    """The lines that run one statement."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._advice: dict[str, set[Advice]] = {}
-
-    def note(self, *, is_too_often: bool) -> None:
-        """Count a query that is about to run; look for the cure if there were too many."""
-        from django_otel.instrumentation.advice import find_advice
-        from django_otel.instrumentation.callers import walk
-
-        found = walk(sys._getframe(1))  # noqa: SLF001 (the documented way is ten times slower)
-        if found is None:
-            return
-        where = found.attributes
-        place = f"{where['code.file.path']}:{where.get('code.line.number', '?')} in {where['code.function.name']}"
-        self._counts[place] += 1
-        if is_too_often:
-            finding = find_advice(found.inner, found.frame)
-            if finding is not None:
-                self._advice.setdefault(place, set()).add(finding.advice)
-
-    def describe(self) -> Iterator[str]:
-        from django_otel.instrumentation.advice import render
-
-        for place, times in self._counts.most_common(_SHOWN):
-            advice = self._advice.get(place, set())
-            models = ", ".join(sorted({each.model for each in advice}))
-            yield f"    {times} from {place}" + (f": {models} {render(advice)}" if advice else "")
-
-
-@contextlib.contextmanager
-def assert_max_queries_per_statement(n: int) -> Iterator[None]:
-    """Fail if one statement, whatever its values, is run more than `n` times inside, over all databases.
-
-    Statements of this thread are counted; savepoints are not. Context manager and decorator, also for
-    `TestCase.enterContext`.
-
-    Errors: `AssertionError` naming the statements, the lines that run them and, where it is certain, the cure, in the
-    words of the event `django.n_plus_one`; `ValueError` if `n` is below 0.
-    """
-    if n < 0:
-        raise ValueError(f"n is {n}; expected a whole number of at least 0")
-    from django.db import connections
-
-    from django_otel.redaction.statements import parameterise
-
-    counts: Counter[tuple[str, str]] = Counter()
-    places: dict[tuple[str, str], _Places] = {}
-
-    def count(
-        execute: Callable[..., object], sql: str, parameters: object, many: bool, context: Mapping[str, Any]
-    ) -> object:
-        text = parameterise(sql, context["connection"].vendor).text
-        if text.partition(" ")[0].upper() not in _TRANSACTION_WORDS:
-            key = context["connection"].alias, text
-            counts[key] += 1
-            places.setdefault(key, _Places()).note(is_too_often=counts[key] > n)
-        return execute(sql, parameters, many, context)
-
-    with contextlib.ExitStack() as stack:
-        for connection in connections.all():
-            stack.enter_context(connection.execute_wrapper(count))
-        yield
-    repeated = [(key, times) for key, times in counts.most_common() if times > n]
-    if repeated:
-        lines = []
-        for key, times in repeated[:_SHOWN]:
-            alias, text = key
-            lines += [f"{times} times on {alias!r}: {text}", *places[key].describe()]
-        if len(repeated) > _SHOWN:
-            lines.append(f"and {len(repeated) - _SHOWN} more statements")
-        raise AssertionError(f"Expected each statement at most {n} times. Found:\n" + "\n".join(lines))

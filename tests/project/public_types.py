@@ -93,3 +93,4 @@ async def check(request: HttpRequest) -> None:
         assert_type(logs, RecordedLogs)
     with assert_max_queries_per_statement(1):
         pass
+    assert_type(assert_max_queries_per_statement(1)(work)(1), float)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import functools
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group, User
-from django.test import TestCase
+from django.db import connections
+from django.db.backends.utils import CursorWrapper
+from django.test import TestCase, TransactionTestCase
 
 import django_otel
 from django_otel.testing import (
@@ -21,6 +28,7 @@ from django_otel.testing import (
     override_sampling,
 )
 from tests.relations import models
+from tests.services import close_for_good
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -224,8 +232,104 @@ def test_the_failure_names_the_line_and_the_cure(db):
     assert "related" not in str(raised.value).partition("3 from")[2]
 
 
+async def ask(times):
+    for _ in range(times):
+        await models.Country.objects.filter(name="x").afirst()
+
+
+def run_by_asgiref(coroutine):
+    async def wait():
+        return await coroutine
+
+    return async_to_sync(wait)()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("run", [asyncio.run, run_by_asgiref])
+def test_asynchronous_queries_are_counted_around_and_inside(run):
+    """They run in another thread, on a connection of its own."""
+
+    async def limited(times):
+        with assert_max_queries_per_statement(2):
+            await asyncio.gather(ask(times - 1), ask(1))
+
+    run(limited(2))
+    with pytest.raises(AssertionError, match="3 times on 'default'"):
+        run(limited(3))
+    with pytest.raises(AssertionError) as raised, assert_max_queries_per_statement(2):
+        run(ask(3))
+    assert f"3 from {__file__}:" in str(raised.value)
+    assert "in ask" in str(raised.value)
+
+
+def test_it_decorates_functions_of_both_kinds(db):
+    @assert_max_queries_per_statement(1)
+    def count(times):
+        for _ in range(times):
+            Group.objects.count()
+        return times
+
+    @assert_max_queries_per_statement(1)
+    async def count_async(times):
+        """Its words."""
+        for _ in range(times):
+            await Group.objects.acount()
+        return times
+
+    for function in (count, async_to_sync(count_async)):
+        # Each call begins again.
+        assert (function(1), function(1)) == (1, 1)
+        with pytest.raises(AssertionError, match="2 times"):
+            function(2)
+    assert asyncio.iscoroutinefunction(count_async)
+    assert count_async.__doc__ == "Its words."
+
+
+def test_limits_nest_and_leave_djangos_cursors_alone(db):
+    plain = CursorWrapper.execute, CursorWrapper.executemany
+    with assert_max_queries_per_statement(2):
+        Group.objects.count()
+        with assert_max_queries_per_statement(1):
+            Group.objects.count()
+        assert CursorWrapper.execute is not plain[0]
+    with pytest.raises(AssertionError, match="at most 1"), assert_max_queries_per_statement(1):
+        Group.objects.count()
+        with pytest.raises(AssertionError, match="at most 0"), assert_max_queries_per_statement(0):
+            Group.objects.count()
+    assert (CursorWrapper.execute, CursorWrapper.executemany) == plain
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+def test_threads_count_in_a_copy_of_the_context():
+    """Those of others never do: a server's beside the test."""
+
+    def ask_in_a_thread(wrap):
+        def work():
+            connections["other"].cursor().execute("SELECT 1")
+            close_for_good(connections["other"])
+
+        thread = threading.Thread(target=wrap(work))
+        thread.start()
+        thread.join()
+
+    with assert_max_queries_per_statement(0):
+        ask_in_a_thread(lambda work: work)
+    with pytest.raises(AssertionError, match="1 times on 'other'"), assert_max_queries_per_statement(0):
+        ask_in_a_thread(lambda work: functools.partial(contextvars.copy_context().run, work))
+
+
 class QueriesOfATestCase(TestCase):
     """Without pytest's help."""
+
+    async def test_asynchronous(self):
+        with self.assertRaisesRegex(self.failureException, "at most 1 times"), assert_max_queries_per_statement(1):
+            await ask(2)
+        self.enterContext(assert_max_queries_per_statement(1))
+        await ask(1)
+
+    @assert_max_queries_per_statement(1)
+    async def test_decorated(self):
+        await ask(1)
 
     def test_context_manager_and_failure(self):
         with self.assertRaisesRegex(self.failureException, "at most 1 times"), assert_max_queries_per_statement(1):
@@ -233,3 +337,9 @@ class QueriesOfATestCase(TestCase):
                 list(Group.objects.all())
         self.enterContext(assert_max_queries_per_statement(1))
         list(Group.objects.all())
+
+
+class QueriesOfATransactionTestCase(TransactionTestCase):
+    async def test_asynchronous(self):
+        with self.assertRaisesRegex(self.failureException, "at most 1 times"), assert_max_queries_per_statement(1):
+            await ask(2)
