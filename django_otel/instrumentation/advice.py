@@ -47,8 +47,9 @@ class Advice(NamedTuple):
     method: str
     #: What it is called with.
     path: str
-    #: Label of the model whose queryset it is.
+    #: Label of the model whose queryset it is, and its table.
     model: str
+    table: str
     #: Whether `fetch_mode(FETCH_PEERS)` is another one.
     has_peers: bool
 
@@ -301,7 +302,8 @@ def _build(method: str, name: str, instance: Model, place: FrameType, *, may_fet
     owner, steps = _find_path(instance, place, is_joined=method != PREFETCH)
     if origins.is_new(owner) or (method != PREFETCH and origins.is_raw(owner)):
         return None
-    return Advice(method, "__".join((*steps, name)), owner._meta.label, has_peers)
+    options = owner._meta
+    return Advice(method, "__".join((*steps, name)), options.label, options.db_table, has_peers)
 
 
 def _find_path(instance: Model, place: FrameType, *, is_joined: bool) -> tuple[Model, tuple[str, ...]]:

@@ -29,7 +29,7 @@ from opentelemetry.trace import Span
 from django_otel import runtime
 from django_otel.base import guard
 from django_otel.config.schema import Config
-from django_otel.instrumentation.advice import Advice, find_advice, read_subject, render
+from django_otel.instrumentation.advice import PREFETCH, Advice, find_advice, read_subject, render
 from django_otel.instrumentation.callers import is_caller, walk
 from django_otel.metrics.instruments import Counter
 from django_otel.metrics.series import Series
@@ -62,6 +62,8 @@ _MAX_LABELS = 1000
 #: A statement that came so often from one line alone is not looked at each time; and so much longer if it did not.
 _TRUSTED = 100
 _DISTRUSTED = 10_000
+#: How a statement ends that reads one row.
+_ONE = " LIMIT ?"
 _CONTROL = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT", "START", "END", "SET", ""})
 
 _getframe = sys._getframe  # noqa: SLF001 (the documented way is ten times slower)
@@ -70,13 +72,15 @@ _getframe = sys._getframe  # noqa: SLF001 (the documented way is ten times slowe
 class Place:
     """A line of the project, and a statement that it runs."""
 
-    __slots__ = ("_advice", "attributes", "event", "known_event", "statement")
+    __slots__ = ("_advice", "attributes", "event", "known_event", "prefetches", "statement")
 
     def __init__(self, statement: KnownStatement, attributes: dict[str, Any]) -> None:
         self.statement = statement
         #: `code.*` attributes.
         self.attributes = attributes
         self._advice: frozenset[Advice] = frozenset()
+        #: The tables whose objects are to be prefetched for.
+        self.prefetches: frozenset[str] = frozenset()
         #: Those of an event; the count is to be replaced.
         self.event = self._build_event()
         self.known_event = EventAttributes(self.event)
@@ -84,6 +88,8 @@ class Place:
     def advise(self, advice: Advice) -> None:
         """Take one more cure for what this line does."""
         self._advice |= {advice}
+        if advice.method == PREFETCH:
+            self.prefetches |= {advice.table}
         self.event = self._build_event()
         self.known_event = EventAttributes(self.event)
 
@@ -135,13 +141,14 @@ class KnownStatement:
     """A statement's text, and where it has been run from in this process."""
 
     __slots__ = (
-        "depths", "failures", "first_look", "is_trusted", "last", "origin", "places", "sightings", "sites", "text",
-        "watch",
+        "depths", "failures", "first_look", "is_trusted", "last", "one_of", "origin", "places", "sightings", "sites",
+        "text", "watch",
     )  # fmt: skip
 
-    def __init__(self, watch: Watch, text: str, origin: object) -> None:
+    def __init__(self, watch: Watch, statement: Statement, origin: object) -> None:
         self.watch = watch
-        self.text = text
+        self.text = statement.text
+        self.one_of = find_one_of(statement)
         #: SQL text and database that run it; None once there are several.
         self.origin: object = origin
         #: Whether its queries are counted without a look; see `Watched`.
@@ -378,7 +385,7 @@ class Watch:
         if known is None:
             if len(self._statements) >= _MAX_STATEMENTS:
                 self._statements.pop(next(iter(self._statements)), None)
-            known = self._statements.setdefault(statement.text, KnownStatement(self, statement.text, origin))
+            known = self._statements.setdefault(statement.text, KnownStatement(self, statement, origin))
         known.add_origin(origin)
         return known
 
@@ -503,7 +510,21 @@ class Watch:
         if len(found) > 1:
             found = sorted(found, key=lambda each: -counts[each])[:_MAX_EVENTS]
         for place in found:
-            if type(span) is RecordedSpan:
+            if place.prefetches and _is_in_vain(place, counts):
+                unadvised = {key: value for key, value in place.event.items() if key not in (ADVICE, MODEL)}
+                span.add_event(EVENT, {**unadvised, COUNT: counts[place]})
+            elif type(span) is RecordedSpan:
                 span.add_known_event(EVENT, place.known_event, COUNT, counts[place])
             else:
                 span.add_event(EVENT, {**place.event, COUNT: counts[place]})
+
+
+def find_one_of(statement: Statement) -> str | None:
+    """Return the table of which it reads one row, as `get()` and `first()` do; None where it does anything else."""
+    return statement.table if statement.operation == "SELECT" and statement.text.endswith(_ONE) else None
+
+
+def _is_in_vain(place: Place, counts: dict[Place, int]) -> bool:
+    """Whether the objects that were to be prefetched for are read one by one, each by a query of its own."""
+    count = counts[place]
+    return any(other.statement.one_of in place.prefetches and counts[other] >= count for other in list(counts))

@@ -46,11 +46,14 @@ class _Places:
             if finding is not None:
                 self._advice.setdefault(place, set()).add(finding.advice)
 
-    def describe(self) -> Iterator[str]:
-        from django_otel.instrumentation.advice import render
+    def describe(self, read_singly: Counter[str]) -> Iterator[str]:
+        """Yield a line of text for each; `read_singly` says how often one row of a table was read."""
+        from django_otel.instrumentation.advice import PREFETCH, render
 
         for place, times in self._counts.most_common(_SHOWN):
-            advice = self._advice.get(place, set())
+            found = self._advice.get(place, set())
+            # To prefetch for objects that are read one by one changes nothing.
+            advice = {each for each in found if each.method != PREFETCH or read_singly[each.table] < times}
             models = ", ".join(sorted({each.model for each in advice}))
             yield f"    {times} from {place}" + (f": {models} {render(advice)}" if advice else "")
 
@@ -62,16 +65,21 @@ class _Counts:
         self._most = most
         self._counts: Counter[tuple[str, str]] = Counter()
         self._places: dict[tuple[str, str], _Places] = {}
+        self._read_singly: Counter[str] = Counter()
 
     def add(self, database: Any, sql: object) -> None:
         """Count a statement that is about to run; savepoints are none."""
+        from django_otel.instrumentation.n_plus_one import find_one_of
         from django_otel.redaction.statements import parameterise
 
-        text = parameterise(sql, database.vendor).text
+        statement = parameterise(sql, database.vendor)
+        text = statement.text
         if text.partition(" ")[0].upper() in _TRANSACTION_WORDS:
             return
         key = database.alias, text
         self._counts[key] += 1
+        if table := find_one_of(statement):
+            self._read_singly[table] += 1
         self._places.setdefault(key, _Places()).note(is_too_often=self._counts[key] > self._most)
 
     def check(self) -> None:
@@ -82,7 +90,7 @@ class _Counts:
         lines = []
         for key, times in repeated[:_SHOWN]:
             alias, text = key
-            lines += [f"{times} times on {alias!r}: {text}", *self._places[key].describe()]
+            lines += [f"{times} times on {alias!r}: {text}", *self._places[key].describe(self._read_singly)]
         if len(repeated) > _SHOWN:
             lines.append(f"and {len(repeated) - _SHOWN} more statements")
         raise AssertionError(f"Expected each statement at most {self._most} times. Found:\n" + "\n".join(lines))

@@ -230,6 +230,9 @@ def test_the_failure_names_the_line_and_the_cure(db):
             models.Author.objects.get(pk=book.author_id)
     assert "3 from" in str(raised.value)
     assert "related" not in str(raised.value).partition("3 from")[2]
+    with pytest.raises(AssertionError) as raised, assert_max_queries_per_statement(2):
+        [list(models.Book.objects.get(pk=pk).tags.all()) for pk in models.Book.objects.values_list("pk", flat=True)]
+    assert "prefetch_related" not in str(raised.value)
 
 
 async def ask(times):

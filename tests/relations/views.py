@@ -165,6 +165,16 @@ def saved_before(request):
     return answer(found)
 
 
+def read_once(request):
+    book = Book.objects.get(pk=Book.objects.first().pk)
+    return answer([list(book.tags.all()) for _ in range(12)])  # here
+
+
+def joined_one_by_one(request):
+    keys = list(Book.objects.values_list("pk", flat=True))
+    return answer([Book.objects.get(pk=key).author.name for key in keys])  # here
+
+
 def friends(request):
     return answer([list(reader.friends.all()) for reader in Reader.objects.all()])  # here
 
@@ -279,6 +289,19 @@ def by_a_new_object(request):
         chapter.book = book
         del book
         found.append(chapter.book.author.name)  # here
+    return answer(found)
+
+
+def read_one_by_one(request):
+    keys = list(Book.objects.values_list("pk", flat=True))
+    return answer([list(Book.objects.get(pk=key).tags.all()) for key in keys])  # here
+
+
+def read_one_by_one_elsewhere(request):
+    found = []
+    for key in list(Author.objects.values_list("pk", flat=True)):
+        author = Author.objects.filter(pk=key).first()
+        found.append(list(author.books.all()))  # here
     return answer(found)
 
 
