@@ -5,8 +5,8 @@
     python tests/matrix.py --python python3.14 --django 6.1 --opentelemetry highest     one row
     python tests/matrix.py --servers ...             also the tests of `SERVER_TESTS`, which start processes and servers
 
-Other arguments go to pytest, such as `-n 0`. Each combination gets a virtual environment under `--folder`, which the
-next run uses again. `uv` installs where it is on PATH, else pip. The exit code is 1 when a combination failed.
+Other arguments go to pytest, such as `-n 0`. Each combination gets a virtual environment under `--folder`; `uv`
+makes it where that is on PATH, else pip brings an earlier one up to date. The exit code is 1 when a combination failed.
 """
 
 from __future__ import annotations
@@ -81,13 +81,14 @@ def prepare(folder: Path, interpreter: str, django: str, held: list[str]) -> Pat
     wanted = ["-q", "-e", f"{ROOT}[test]", f"django~={django}.0", *held]
     uv = shutil.which("uv")
     if uv:
-        if not python.exists():
-            subprocess.run([uv, "venv", "-q", "--python", interpreter, str(folder)], check=True)
+        # A new one takes seconds; an old one would keep pre-releases that it once got.
+        subprocess.run([uv, "venv", "-q", "--clear", "--python", interpreter, str(folder)], check=True)
         subprocess.run([uv, "pip", "install", "--python", str(python), *wanted], check=True)
     else:
         if not python.exists():
             subprocess.run([interpreter, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", *wanted], check=True)
+        upgrading = ("--upgrade", "--upgrade-strategy", "eager")
+        subprocess.run([str(python), "-m", "pip", "install", *upgrading, *wanted], check=True)
     return python
 
 

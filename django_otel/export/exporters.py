@@ -116,7 +116,7 @@ def _is_harmful(name: str, value: str) -> bool:
 
 
 def _watch_answers(
-    kind: str, signal: str, arguments: dict[str, object], compression: str, on_drop: DropCounter
+    kind: str, signal: str, arguments: dict[str, object], settings: Receiver, on_drop: DropCounter
 ) -> tuple[Any, Answers]:
     """The class of the exporter, which hands over what the receiver answers; `arguments` are added to."""
     exporter_class = _import_exporter(kind, signal)
@@ -124,11 +124,13 @@ def _watch_answers(
     if kind == "otlp-grpc":
         return watch_grpc_answers(exporter_class, answers), answers
     from django_otel.export.http_session import build_session, watch_session
+    from django_otel.export.retries import correct_retries
 
+    exporter_class = correct_retries(exporter_class, settings.timeout_s)
     if kind == "otlp-json":
         from django_otel.export.json_transport import JsonSession
 
-        arguments["session"] = build_session(answers, JsonSession, signal, compression)
+        arguments["session"] = build_session(answers, JsonSession, signal, settings.compression)
         return exporter_class, answers
     variables = (_CREDENTIALS.format(""), _CREDENTIALS.format(f"{signal.upper()}_"))
     if not sdk_environment.is_any_set(variables):
@@ -148,7 +150,7 @@ def build_otlp_exporter(
 
     def build() -> _PartsExporter:
         arguments = _otlp_arguments(kind, signal, config)
-        exporter_class, answers = _watch_answers(kind, signal, arguments, getattr(config, signal).compression, on_drop)
+        exporter_class, answers = _watch_answers(kind, signal, arguments, getattr(config, signal), on_drop)
         return _PartsExporter(exporter_class(**arguments), answers, on_drop)
 
     return sdk_environment.survive(build, is_harmful=_is_harmful)
@@ -205,7 +207,7 @@ def build_direct_exporter(
 
     def build() -> object:
         arguments = _otlp_arguments(kind, "traces", config)
-        watched_class, answers = _watch_answers(kind, "traces", arguments, config.traces.compression, on_drop)
+        watched_class, answers = _watch_answers(kind, "traces", arguments, config.traces, on_drop)
         return otlp.build(kind, watched_class, arguments, config, clean, on_lost, answers)
 
     return sdk_environment.survive(build, is_harmful=_is_harmful)

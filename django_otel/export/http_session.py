@@ -135,7 +135,7 @@ def watch_session(exporter_class: Any, answers: Answers) -> object:
 
 
 def _judge(response: requests.Response, body: bytes, answers: Answers) -> None:
-    """Note the answer. Errors: `RequestException` for a redirect, which the stock exporters take for a success."""
+    """Note the answer. Errors: `RequestException` for a redirect or 101, which stock exporters take for a success."""
     import requests
 
     status = answers.status = response.status_code
@@ -144,6 +144,8 @@ def _judge(response: requests.Response, body: bytes, answers: Answers) -> None:
     elif 300 <= status < 400:
         answers.refuse_redirect(status, _find_place(response.headers.get("Location") or ""))
         raise requests.exceptions.TooManyRedirects(f"the receiver answered {status}, and redirects are not followed")
+    elif status < 200:
+        raise requests.exceptions.RequestException(f"the receiver answered {status}, which is no final answer")
 
 
 def _find_place(url: str) -> str:

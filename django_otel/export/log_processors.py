@@ -25,12 +25,19 @@ if TYPE_CHECKING:
 
 
 class SwitchLogProcessor(LogRecordProcessor):
-    """The one processor our logger provider knows; what it hands on to changes with the settings."""
+    """The one processor our logger provider knows; what it hands on to changes with the settings.
 
-    def __init__(self) -> None:
+    `limits` hold for every record: providers of OpenTelemetry 1.43 take none, and one that was built elsewhere has its
+    own.
+    """
+
+    def __init__(self, limits: Any) -> None:
         self.parts: tuple[LogRecordProcessor, ...] = ()
+        self._limits = limits
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        if log_record.limits is not self._limits:
+            _limit(log_record, self._limits.max_attributes)
         for part in self.parts:
             part.on_emit(log_record)
 
@@ -41,6 +48,15 @@ class SwitchLogProcessor(LogRecordProcessor):
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         # A list: each one is flushed, also after one has failed.
         return all([part.force_flush(timeout_millis) for part in self.parts])  # noqa: C419
+
+
+def _limit(record: ReadWriteLogRecord, attributes: int) -> None:
+    """Leave at most this number of attributes on a record; the others count as dropped."""
+    found = record.log_record.attributes
+    if found is not None and len(found) > attributes:
+        kept = BoundedAttributes(attributes, found, immutable=False, extended_attributes=True)
+        kept.dropped += record.dropped_attributes
+        record.log_record.attributes = kept
 
 
 def _readable(record: ReadWriteLogRecord, resource: Resource) -> ReadableLogRecord:

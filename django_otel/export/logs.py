@@ -92,8 +92,8 @@ class LogPipeline:
 
         from django_otel.export.log_processors import SwitchLogProcessor
 
-        self._switch = switch = SwitchLogProcessor()
         self._limits = sdk_compat.build_log_limits()
+        self._switch = switch = SwitchLogProcessor(self._limits)
         self.own_provider = own = sdk_compat.build_logger_provider(self._state.resource, self._limits)
         own.add_log_record_processor(switch)
         if is_global:

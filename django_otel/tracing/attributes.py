@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _attributes_logger = logging.getLogger("opentelemetry.attributes")
 _PLAIN = frozenset({str, int, bool, float})
 _TEXT = frozenset({str})
+#: The class of Django's lazy texts, which claim no other class.
+_LAZY_TEXT = "__proxy__"
 
 
 class SharedAttributes(dict[str, Any]):
@@ -66,9 +68,9 @@ def clean(
 def resolve(value: object) -> Any:
     """The value behind a proxy, also in a sequence; the SDK would keep a lazy text, and no exporter can send it."""
     if type(value) is list or type(value) is tuple:
-        return [_resolve_item(item) for item in value] if any(map(_is_lazy, value)) else value
+        return [resolve(item) for item in value] if any(map(_is_lazy, value)) else value
     if value.__class__ is type(value):
-        return value
+        return plain_name(value) if type(value).__name__ == _LAZY_TEXT else value
     with guard.contained("a lazy attribute of a span"):
         return proxies.resolve(value)
     return f"<{type(value).__name__}>"
@@ -82,12 +84,7 @@ def resolve_all(attributes: Mapping[str, object]) -> Mapping[str, Any]:
 
 
 def _is_lazy(value: object) -> bool:
-    # Django's lazy texts claim no other class.
-    return value.__class__ is not type(value) or type(value).__name__ == "__proxy__"
-
-
-def _resolve_item(item: object) -> object:
-    return plain_name(item) if type(item).__name__ == "__proxy__" else resolve(item)
+    return value.__class__ is not type(value) or type(value).__name__ == _LAZY_TEXT
 
 
 def plain_name(name: object) -> str:

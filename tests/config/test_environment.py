@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from django_otel import runtime
 from django_otel.base.sdk_environment import WATCHED
 from django_otel.config.parse import parse
 from django_otel.config.schema import Config, ConfigError, walk
@@ -351,6 +352,21 @@ def test_a_log_record_has_no_more_attributes_than_its_limit(settings, otel_logs)
     attributes = otel_logs[-1].log_record.attributes
     assert len(attributes) == 2
     assert all(len(value) <= 4 for value in attributes.values() if isinstance(value, str))
+    # Beside these six there are the file, the function and the line.
+    assert otel_logs[-1].dropped_attributes == 7
+
+
+@pytest.mark.filterwarnings("ignore:Log record attributes were dropped")
+def test_the_limit_holds_for_records_that_were_built_with_limits_of_their_own(settings, otel_logs):
+    from opentelemetry._logs import LogRecord
+    from opentelemetry.sdk import _logs
+
+    settings.OTEL = {"LOGS": {"EXPORTERS": ["memory"], "LIMITS": {"ATTRIBUTES": 2}}}
+    limits = (getattr(_logs, "LogRecordLimits", None) or _logs.LogLimits)()
+    limits.max_attributes = limits.max_log_record_attributes = 4
+    record = _logs.ReadWriteLogRecord(LogRecord(attributes=dict.fromkeys("abcdef", 1)), limits=limits)
+    runtime.current().logs.find_provider().get_logger("shop").emit(record)
+    assert (dict(otel_logs[-1].log_record.attributes), otel_logs[-1].dropped_attributes) == ({"e": 1, "f": 1}, 4)
 
 
 @pytest.mark.parametrize(("raw", "pairs", "text"), [
@@ -567,7 +583,8 @@ def test_an_entry_that_is_no_header_is_neither_sent_nor_logged(value, sent, kind
     config = parse({}, dict(os.environ))
     exporter = exporters.build_otlp_exporter(kind, "traces", config)
     stock = exporter._inner
-    headers = dict(stock._headers if kind == "otlp-grpc" else stock._client._headers)
+    # Before 1.45 the exporter over HTTP has them itself.
+    headers = dict((stock if kind == "otlp-grpc" else getattr(stock, "_client", stock))._headers)
     exporter.shutdown()
     assert {name: headers[name] for name in headers if name in ("x", "y", "api-key", "a b")} == sent
     assert dict(config.traces.headers) == sent

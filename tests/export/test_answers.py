@@ -25,9 +25,9 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from django_otel.base import guard
 from django_otel.config.parse import parse
-from django_otel.export import exporters
+from django_otel.export import exporters, retries
 from django_otel.export.answers import Points
-from tests import services
+from tests import services, sizes
 from tests.export.test_export_load import Pipeline
 
 
@@ -543,6 +543,36 @@ def test_a_receiver_that_wants_to_be_left_alone_is(wait):
     with answering(answer) as url:
         assert send_one(url, "traces") == (False, {"export_failed": 1})
     assert len(asked) == 1
+
+
+@sizes.each(
+    "status, wait, is_tried_again",
+    [
+        *(
+            (status, None, status in (429, 502, 503, 504))
+            for status in (400, 408, 413, 429, 499, 500, 501, 502, 503, 504, 511)
+        ),
+        (429, "9", True),
+        (429, "11", False),
+        (503, "1e300", False),
+        (503, "inf", True),
+        (503, "soon", True),
+        (503, "Thu, 01 Jan 1970 00:00:00 -0000", True),
+        (503, "Fri, 01 Jan 2100 00:00:00 -0000", False),
+        (503, "Fri, 01 Jan 99999 00:00:00 GMT", True),
+    ],
+)
+def test_an_exporter_that_decides_it_itself_tries_again_as_specified(status, wait, is_tried_again):
+    """Those before 1.45 do; with one of them the tests above show the whole."""
+    names = {"_is_retryable": lambda response: not is_tried_again}
+    exec("def export(self, response, *, more=1): return _is_retryable(response)", names)
+    older = type("OTLPSpanExporter", (), {"export": names["export"]})
+    response = requests.Response()
+    response.status_code = status
+    response.headers.update({"Retry-After": wait} if wait else {})
+    corrected = retries.correct_retries(older, 10.0)
+    assert corrected().export(response) is is_tried_again
+    assert older().export(response) is not is_tried_again, "others in the process are as they were"
 
 
 class Credentials:

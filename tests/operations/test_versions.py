@@ -60,7 +60,9 @@ def test_the_doctor_says_so(monkeypatch):
     assert (subject, outcome) == ("versions", "ok")
     monkeypatch.setattr(versions, "installed", lambda: {"opentelemetry-api": "1.0.0", "opentelemetry-sdk": "1.45.1"})
     [(_, outcome, text, advice)] = surroundings._examine_versions()
-    assert outcome == "failed" and "needs opentelemetry-api==1.45.1, but 1.0.0 is installed" in text
+    # What is needed is read from the installed SDK.
+    needed = metadata.version("opentelemetry-sdk")
+    assert outcome == "failed" and f"needs opentelemetry-api=={needed}, but 1.0.0 is installed" in text
     assert advice.startswith("Run: python -m pip install ")
 
 

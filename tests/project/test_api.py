@@ -1129,11 +1129,14 @@ def test_lazy_texts_are_texts_wherever_they_stand(otel_spans):
         one.add_event(saved, {"e": saved})
         one.add_link(other, {"l": name, "m": (saved,)})
         one.set_attribute(SimpleLazyObject(lambda: "key"), [name, saved])
-        one.set_attributes({"several": (name, saved)})
+        one.set_attributes({"several": (name, saved), "text": saved})
+        one.set_attribute("one", saved)
         one.record_exception(ValueError("no"), {"z": name})
         one.set_status(trace.Status(trace.StatusCode.ERROR, name))
     found = otel_spans[0]
-    assert dict(found.attributes) == {"hello": ("hello",), "key": ("hello", "Save"), "several": ("hello", "Save")}
+    assert dict(found.attributes) == {
+        "hello": ("hello",), "key": ("hello", "Save"), "several": ("hello", "Save"), "text": "Save", "one": "Save"
+    }  # fmt: skip
     first, second, exception = found.events
     assert (first.name, dict(first.attributes)) == ("hello", {"e": "hello", "f": ("hello", "Save"), "hello": 1})
     assert (second.name, dict(second.attributes)) == ("Save", {"e": "Save"})

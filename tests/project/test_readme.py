@@ -279,6 +279,8 @@ def test_a_task_of_huey_continues_its_senders_trace(settings, otel_spans):
     assert task.parent.span_id == otel_spans.one("order").context.span_id
 
 
+# Channels closes old connections after a message, also those that another test left in the thread.
+@pytest.mark.django_db
 async def test_a_message_of_a_channels_layer_continues_its_senders_trace(settings, otel_spans):
     pytest.importorskip("channels")
     from channels.testing import WebsocketCommunicator
