@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, NamedTuple
 
+from django.core.exceptions import EmptyResultSet
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model, QuerySet
@@ -68,6 +69,9 @@ def find_advice(inner: list[FrameType], place: FrameType) -> Finding | None:
 
     `inner` has the innermost frame first.
     """
+    if any(frame.f_code.co_qualname == _DELETION for frame in inner):
+        # Of objects that Django has looked for itself.
+        return None
     queryset: QuerySet[Any] | None = None
     for depth, frame in enumerate(inner):
         code = frame.f_code
@@ -166,7 +170,8 @@ def _advise_on_generic(descriptor: Any, instance: Model, queryset: QuerySet[Any]
 def _advise_on_manager(queryset: QuerySet[Any], place: FrameType) -> Advice | None:
     """`order.items.all()`: a prefetch is of use if the queryset is what the related manager itself gives."""
     queryset_state: Any = queryset
-    if queryset.query.is_sliced or queryset_state._iterable_class is not ModelIterable:
+    query = queryset.query
+    if query.is_sliced or query.select_for_update or queryset_state._iterable_class is not ModelIterable:
         return None
     given = queryset_state._hints.get("instance")
     # A generic relation does not name the object.
@@ -189,6 +194,7 @@ def _advise_on_manager(queryset: QuerySet[Any], place: FrameType) -> Advice | No
 _Loader = Callable[[Any, Model, QuerySet[Any], FrameType], Advice | None]
 _EVALUATION = "QuerySet._fetch_all"
 _DEFERRED = "DeferredAttribute.__get__"
+_DELETION = "Collector.collect"
 #: Functions that build an object, and how far outside of a line of the project one is looked for.
 _BUILDERS = frozenset({"Model.__init__", "Model.from_db"})
 _MAX_BUILDERS = 8
@@ -249,8 +255,12 @@ def _is_same(one: Any, other: type[Model]) -> bool:
     return isinstance(one, type) and issubclass(one, Model) and one._meta.concrete_model is other._meta.concrete_model
 
 
-def _compile(queryset: QuerySet[Any]) -> tuple[Any, ...]:
-    sql, params = queryset.query.clone().get_compiler(queryset.db).as_sql()
+def _compile(queryset: QuerySet[Any]) -> tuple[Any, ...] | None:
+    """Return what makes it the same query as another; None if it needs none, as the relation of an empty key."""
+    try:
+        sql, params = queryset.query.clone().get_compiler(queryset.db).as_sql()
+    except EmptyResultSet:
+        return None
     state: Any = queryset
     return sql, tuple(params), queryset.db, state._iterable_class, state._fields, state._prefetch_related_lookups
 

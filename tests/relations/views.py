@@ -175,6 +175,10 @@ def joined_one_by_one(request):
     return answer([Book.objects.get(pk=key).author.name for key in keys])  # here
 
 
+def reverse_beside_an_empty_key(request):
+    return answer([list(reader.card_set.all()) for reader in Reader.objects.all()])  # here
+
+
 def friends(request):
     return answer([list(reader.friends.all()) for reader in Reader.objects.all()])  # here
 
@@ -250,6 +254,18 @@ def unsaved(request):
 def raw_deferred(request):
     books = Book.objects.raw("SELECT id, title FROM relations_book")
     return answer([book.text for book in books])  # here
+
+
+def locked(request):
+    with transaction.atomic():
+        return answer([list(book.chapter_set.select_for_update()) for book in Book.objects.all()])  # here
+
+
+def deleted(request):
+    books = list(Book.objects.all())
+    for book in books:
+        book.delete()  # here
+    return answer(books)
 
 
 def filtered_by_hand(request):
