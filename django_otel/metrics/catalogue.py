@@ -452,6 +452,16 @@ CATALOGUE: dict[str, Metric] = {
             aggregation="last",
         ),
         Metric(
+            "django_otel.workers.web",
+            Kind.UP_DOWN_COUNTER,
+            "{process}",
+            "Living worker processes that have served a request, by how many they take at once (one, several).",
+            ("concurrency",),
+            "2",
+            OWN,
+            aggregation="livesum",
+        ),
+        Metric(
             "django.model.operations",
             Kind.COUNTER,
             "{operation}",

@@ -41,8 +41,8 @@ class Observer(RequestFinisher):
 
     # Slots: with more than thirty attributes in a dict the interpreter looks each up again and again.
     __slots__ = (
-        "_excluded", "_excluded_paths", "_inbound_key", "_inbound_key_too", "_inbound_keys_left", "_last_class",
-        "_queue_key", "_queue_key_too", "_queue_time", "_secure_header", "_static_prefixes", "_store",
+        "_counts_workers", "_excluded", "_excluded_paths", "_inbound_key", "_inbound_key_too", "_inbound_keys_left",
+        "_last_class", "_queue_key", "_queue_key_too", "_queue_time", "_secure_header", "_static_prefixes", "_store",
         "find_force_token", "makes_spans", "sampler", "scrub_text", "set_headers", "shared", "starter",
     )  # fmt: skip
 
@@ -87,6 +87,7 @@ class Observer(RequestFinisher):
         patterns = "|".join(fnmatch.translate(pattern) for pattern in config.request.exclude)
         self._excluded = re.compile(patterns).match if patterns else None
         self._last_class: _LastClass | None = None
+        self._counts_workers = config.runtime
 
     def begin(self, request: RequestLike) -> RequestRecord | None:
         """Start measuring `request`; None when it is excluded.
@@ -120,6 +121,8 @@ class Observer(RequestFinisher):
                 request_class = known[3]
             else:
                 request_class = self._metrics.find_class(method, scheme, protocol)
+                if known is None and self._counts_workers:
+                    _count_worker(self._store, meta)
                 self._last_class = (method, scheme, protocol, request_class)
             record.request_class = request_class
             if self._queue_key in meta or self._queue_key_too in meta:
@@ -204,3 +207,15 @@ def _is_inside(context: Context) -> bool:
     """Whether a request is being measured here already."""
     outer: RequestRecord | None = context.get(REQUEST_KEY)  # type: ignore[assignment]
     return outer is not None and not outer.is_finished
+
+
+def _count_worker(store: CellStore, meta: Mapping[str, str]) -> None:
+    """Count this process among those that serve requests, by whether its server takes several at once."""
+    web = store.catalogued("django_otel.workers.web")
+    # Under ASGI there is no such key. PEP 3333 has the server say it.
+    is_several = bool(meta.get("wsgi.multithread", True))
+    series = web.series({"concurrency": "several" if is_several else "one"})
+    with store.lock:
+        # Once, also where the settings have changed or two first requests come at once.
+        if not series.read():
+            series.add(1.0)

@@ -215,7 +215,10 @@ def test_sums_over_workers_agree_with_proc_and_a_killed_worker_leaves_its_cpu_ti
 
         def all_joined() -> bool:
             server.get("/hello/")
-            return len(re.findall(r"(?m)^process_uptime_seconds\{", read_page(server))) == 2
+            page = read_page(server)
+            # Both have served a request, and neither several at once.
+            has_served = 'django_otel_workers_web{concurrency="one"} 2' in page
+            return has_served and len(re.findall(r"(?m)^process_uptime_seconds\{", page)) == 2
 
         wait_until(all_joined, 60, "both workers")
         for _ in range(100):
@@ -247,6 +250,7 @@ def test_sums_over_workers_agree_with_proc_and_a_killed_worker_leaves_its_cpu_ti
         page = read_page(server)
         assert value(page, "process_memory_usage_bytes") < sum(int(stat[21]) for stat in stats) * page_size
         assert len(re.findall(r"(?m)^process_uptime_seconds\{", page)) <= 2
+        assert value(page, 'django_otel_workers_web{concurrency="one"}') == 1, "the new worker has served none yet"
         assert value(page, 'process_cpu_time_seconds_total{cpu_mode="user"}') >= before_s
         assert value(page, 'cpython_gc_collections_total{cpython_gc_generation="0"}') >= collections
 
@@ -262,4 +266,5 @@ def test_busy_workers_and_the_loop_of_a_server():
             connection.request("GET", "/async-slow/")
             wait_until(lambda: value(read_page(server), 'django_otel_workers{state="busy"}') == 1, 30, "a busy worker")
         wait_until(lambda: value(read_page(server), 'django_otel_workers{state="busy"}') == 0, 30, "an idle worker")
+        assert value(read_page(server), 'django_otel_workers_web{concurrency="several"}') == 1
         wait_until(lambda: "django_event_loop_lag_seconds_count" in read_page(server), 30, "the loop's lag")

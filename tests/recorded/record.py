@@ -33,7 +33,9 @@ HEALTHY = ("/", "/order/", "/api/products/")
 _LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{.*\})? (\S+)$")
 #: Names of series in the alerts and recording rules.
 NAMES = set(
-    re.findall(r"\b(?:http|django|db)_\w+", " ".join([a.expr for a in rules.ALERTS] + [e for _, e in rules.RECORDED]))
+    re.findall(
+        r"\b(?:http|django|db|process)_\w+", " ".join([a.expr for a in rules.ALERTS] + [e for _, e in rules.RECORDED])
+    )
 )
 
 
@@ -54,6 +56,8 @@ class Case:
     otel: dict[str, object] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     server: tuple[str, ...] = ("--workers", "2", "--worker-class", "gthread", "--threads", "4")
+    #: A module; all but gunicorn with two workers of their own.
+    program: str = "gunicorn"
     #: Requests that are under way at each scrape.
     under_way: tuple[int, str] = (0, "")
     #: Commands of manage.py before the server is started, and environment for them.
@@ -62,6 +66,8 @@ class Case:
     sql: str = ""
     #: Scraped from a process of its own, as the workers have no time.
     is_served_apart: bool = False
+    #: Whether the processor time between two scrapes is shown as if it had gone on for a minute. Wants a free core.
+    stretches_cpu: bool = False
     #: Alerts that it may raise as well.
     also: tuple[str, ...] = ()
 
@@ -76,7 +82,7 @@ CASES = {
     "DjangoLatencyHigh": Case(paths=("/warehouse/?seconds=1.2",) * 2),
     "DjangoSaturated": Case(
         under_way=(70, "/warehouse/?seconds=0.7"), healthy=5,
-        server=("--workers", "2", "--worker-class", "gthread", "--threads", "60"), also=("DjangoWorkersBusy",),
+        server=("--workers", "2", "--worker-class", "gthread", "--threads", "60"),
     ),
     "DjangoUnhandledExceptions": Case(paths=("/error/",) * 2, healthy=60),
     "DjangoDatabaseErrors": Case(paths=("/wrong-statement/",) * 2),
@@ -108,10 +114,27 @@ CASES = {
     ),
     "DjangoCommandLate": Case(commands=(("restock",),), commands_env={"RECORDED_CLOCK_S": str(-27 * 3600)}),
     "DjangoWorkersBusy": Case(
-        under_way=(4, "/warehouse/?seconds=0.6"), healthy=0, server=("--workers", "2"), is_served_apart=True
+        under_way=(4, "/warehouse/?seconds=0.6"), healthy=0, server=("--workers", "2"), is_served_apart=True,
+        pause_s=0.3,
+    ),
+    "DjangoWorkersBusy: threads": Case(
+        under_way=(4, "/compute/?seconds=0.3"), healthy=0, is_served_apart=True, stretches_cpu=True, pause_s=1.0,
+        server=("--workers", "1", "--worker-class", "gthread", "--threads", "4"), also=("DjangoLatencyHigh",),
+    ),
+    # In each process a request is under way all the time, and there is room for more.
+    "healthy: threads": Case(under_way=(4, "/warehouse/?seconds=0.6"), healthy=3),
+    "healthy: event loops": Case(under_way=(6, "/warehouse/?seconds=0.6"), healthy=3, program="uvicorn", server=()),
+    "healthy: granian": Case(
+        under_way=(4, "/warehouse/?seconds=0.6"), healthy=3, program="granian",
+        server=("--interface", "wsgi", "--blocking-threads", "8"),
     ),
     "DjangoRequestsWaiting": Case(headers=lambda: {"X-Request-Start": f"t={time.time() - 2:.3f}"}),
 }  # fmt: skip
+
+
+def alert_of(name: str) -> str:
+    """Return the alert that a case raises, "" for none; several cases of one are told apart behind a colon."""
+    return name.partition(":")[0].replace("healthy", "")
 
 
 def record(case: Case) -> list[dict[str, str]]:
@@ -122,7 +145,7 @@ def record(case: Case) -> list[dict[str, str]]:
         if case.sql:
             with contextlib.closing(sqlite3.connect(folder / "shop.sqlite3")) as database, database:
                 database.execute(case.sql)
-        port = stack.enter_context(serve(env, folder / "log", *case.server))
+        port = stack.enter_context(serve(env, folder / "log", *case.server, program=case.program))
         scraped = port
         if case.is_served_apart:
             scraped = services.free_port()
@@ -149,15 +172,17 @@ def prepare(folder: Path, otel: Mapping[str, object], extra: Mapping[str, str]) 
 
 
 @contextlib.contextmanager
-def serve(env: dict[str, str], log: Path, *options: str) -> Iterator[int]:
-    """Serve the shop by gunicorn; gives its port."""
+def serve(env: dict[str, str], log: Path, *options: str, program: str = "gunicorn") -> Iterator[int]:
+    """Serve the shop; gives its port."""
     port = services.free_port()
-    command = [
-        sys.executable, "-m", "gunicorn", "example_project.wsgi:application", "--bind", f"127.0.0.1:{port}",
-        "--graceful-timeout", "2", *options,
-    ]  # fmt: skip
-    with services.running(command, env, log):
-        services.wait_until(lambda: services.is_listening(port), 60, "gunicorn")
+    wsgi = "example_project.wsgi:application"
+    arguments = {
+        "gunicorn": [wsgi, "--bind", f"127.0.0.1:{port}", "--graceful-timeout", "2"],
+        "uvicorn": ["example_project.asgi:application", "--port", str(port), "--workers", "2"],
+        "granian": [wsgi, "--port", str(port), "--workers", "2"],
+    }
+    with services.running([sys.executable, "-m", program, *arguments[program], *options], env, log):
+        services.wait_until(lambda: services.is_listening(port), 60, program)
         yield port
 
 
@@ -178,6 +203,7 @@ def watch(case: Case, port: int, scraped: int) -> list[dict[str, str]]:
     """Make traffic and scrape, minute by minute."""
     started_s = time.time()
     found: dict[str, list[float | None]] = {}
+    clock = Stretched()
     with ThreadPoolExecutor(4) as pool, kept_under_way(case, port):
         list(pool.map(lambda path: get(port, path), case.first))
         time.sleep(case.wait_s)
@@ -189,11 +215,27 @@ def watch(case: Case, port: int, scraped: int) -> list[dict[str, str]]:
             for name, value in samples(get(scraped, "/metrics")):
                 # promtool's clock begins at 0.
                 value = value - started_s if name.startswith("django_command_last_success") else value
+                if case.stretches_cpu and name.startswith("process_cpu_time"):
+                    value = clock.stretch(name, value)
                 values = found.setdefault(name, [None] * minute)
                 values.append(value)
             for values in found.values():
                 values.extend([None] * (minute + 1 - len(values)))
     return [{"series": name, "values": compress(values)} for name, values in sorted(found.items())]
+
+
+class Stretched:
+    """Counters whose growth between two scrapes is shown as if it had gone on for a minute."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, float, float]] = {}
+
+    def stretch(self, name: str, value: float) -> float:
+        now_s = time.monotonic()
+        before_s, before, shown = self._last.get(name, (now_s - 60, value, 0.0))
+        shown += (value - before) * 60 / (now_s - before_s)
+        self._last[name] = now_s, value, shown
+        return shown
 
 
 @contextlib.contextmanager
@@ -211,6 +253,7 @@ def kept_under_way(case: Case, port: int) -> Iterator[None]:
                 get(port, path)
 
     with ThreadPoolExecutor(number) as pool:
+        get(port, path)
         for _ in range(number):
             pool.submit(ask_on)
         time.sleep(2)

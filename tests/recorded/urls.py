@@ -24,6 +24,14 @@ def warehouse(request: HttpRequest) -> HttpResponse:
     return HttpResponse("counted")
 
 
+def compute(request: HttpRequest) -> HttpResponse:
+    """Use the processor for as many seconds as the address says."""
+    until_s = time.thread_time() + float(request.GET["seconds"])
+    while time.thread_time() < until_s:
+        sum(range(100_000))
+    return HttpResponse("computed")
+
+
 def wrong_statement(request: HttpRequest) -> HttpResponse:
     with contextlib.suppress(DatabaseError), connection.cursor() as cursor:
         cursor.execute("SELECT * FROM shop_no_such_table")
@@ -63,6 +71,7 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("unavailable/", unavailable),
     path("warehouse/", warehouse),
+    path("compute/", compute),
     path("wrong-statement/", wrong_statement),
     path("database-gone/", database_gone),
     path("cache-gone/", cache_gone),

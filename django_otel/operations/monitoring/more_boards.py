@@ -240,9 +240,11 @@ _RUNTIME: tuple[Panel, ...] = (
     ),
     Panel(
         "Worker processes",
-        "Busy and idle.",
-        (Query(_now("django_otel_workers", "state"), "{{state}}"),),
-        is_stacked=True,
+        "Busy and idle, and those that have served requests, by how many they take at once.",
+        (
+            Query(_now("django_otel_workers", "state"), "{{state}}"),
+            Query(_now("django_otel_workers_web", "concurrency"), "serving, {{concurrency}} at once"),
+        ),
     ),
     Panel("Threads", "Over all worker processes.", (Query(_now("process_thread_count"), "{{instance}}"),)),
     Panel(

@@ -201,12 +201,20 @@ ALERTS = (
     ),
     Alert(
         "DjangoWorkersBusy",
-        'sum by (job, instance) (avg_over_time(django_otel_workers{state="busy"}[10m]))\n'
+        "(\n"
+        '  sum by (job, instance) (avg_over_time(django_otel_workers{state="busy"}[10m]))\n'
+        "    / sum by (job, instance) (avg_over_time(django_otel_workers_web[10m]))\n"
+        '  unless sum by (job, instance) (django_otel_workers_web{concurrency="several"}) > 0\n'
+        ") > 0.9\n"
+        "or\n"
+        "sum by (job, instance) (rate(process_cpu_time_seconds_total[10m]))\n"
         "  / sum by (job, instance) (avg_over_time(django_otel_workers[10m])) > 0.9",
         "10m",
         "warning",
-        "{{ $labels.instance }}: {{ $value | humanizePercentage }} of the workers are busy",
-        "Nearly every worker process has been busy for ten minutes: requests wait.",
+        "{{ $labels.instance }}: the workers are {{ $value | humanizePercentage }} busy",
+        "Nearly every worker process has been busy for ten minutes, so requests wait. A process that takes one request"
+        " at a time is busy while it has one; one with threads or an event loop, while it uses a processor all the"
+        " time.",
     ),
     Alert(
         "DjangoRequestsWaiting",
