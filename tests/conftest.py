@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 
@@ -37,7 +38,9 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
-    """Delete it."""
+    """Delete it; and let pytest, which collects garbage five times at the end, look through what is new."""
+    gc.collect()
+    gc.freeze()
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ.pop("DJANGO_OTEL_TESTS_FOLDER"), ignore_errors=True)
 
@@ -71,6 +74,8 @@ def pytest_collection():
         return (yield)
     finally:
         gc.freeze()
+        # What tests leave is small beside what they imported: to look through it all often finds nothing.
+        gc.set_threshold(10_000, 20, 50)
         gc.enable()
 
 
@@ -114,6 +119,40 @@ def contained_faults():
     from django_otel.base import guard
 
     guard.reset()
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup, django_db_blocker):
+    """Empty the database after a test with transactions by a copy of it as it was made.
+
+    Django's `flush` makes all content types and permissions again, which takes longer than most of these tests.
+    """
+    from django.db import connection
+    from django.test import TransactionTestCase
+
+    flush = TransactionTestCase._fixture_teardown
+    copy = sqlite3.connect(":memory:", check_same_thread=False)
+
+    def put_back(test):
+        names = list(test._databases_names(include_mirrors=False))
+        if names != ["default"] or connection.connection is None or test.available_apps is not None:
+            return flush(test)
+        try:
+            copy.backup(connection.connection)
+        except sqlite3.Error:
+            # Another connection is in use.
+            flush(test)
+
+    if connection.vendor != "sqlite":
+        yield
+        return
+    with django_db_blocker.unblock():
+        connection.ensure_connection()
+        connection.connection.backup(copy)
+        TransactionTestCase._fixture_teardown = put_back
+        yield
+        TransactionTestCase._fixture_teardown = flush
+    copy.close()
 
 
 @pytest.fixture(scope="session")

@@ -433,10 +433,13 @@ def _own_modules(tree: ast.AST) -> set[str]:
     }
 
 
+_parse = functools.cache(ast.parse)
+
+
 @functools.cache
 def _slots_of_folder(folder: Path) -> frozenset[str]:
     """Slots of all classes of a sub-package."""
-    return frozenset().union(*(_slots(ast.parse(path.read_bytes())) for path in folder.glob("*.py")))
+    return frozenset().union(*(_slots(_parse(path.read_text())) for path in folder.glob("*.py")))
 
 
 def find_private_names(source: str, slots: Iterable[str] = ()) -> Iterator[tuple[int, str]]:
@@ -444,7 +447,7 @@ def find_private_names(source: str, slots: Iterable[str] = ()) -> Iterator[tuple
 
     The `slots` of the classes of the same sub-package are its own.
     """
-    tree = ast.parse(source)
+    tree = _parse(source)
     own, modules = _own_names(tree).union(slots), _own_modules(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "opentelemetry":

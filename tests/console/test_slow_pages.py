@@ -13,6 +13,7 @@ from django_otel.tracestore.file import transaction
 from django_otel.tracestore.issues import note_release
 from django_otel.tracestore.items import StoredSample, StoredSpans
 from django_otel.tracestore.reader import read
+from tests import sizes
 from tests.console.test_console import HOSTILE
 from tests.console.test_errors import parse_text
 
@@ -143,7 +144,7 @@ def test_only_staff_with_the_permission_may_look(console, page):
     assert Client().get(PATH).status_code == 302
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "query",
     [
         *({name: value} for name in ("service", "release", "at", "since", "until", "route", "only", "page")

@@ -9,6 +9,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from django_otel.console import span_filter, waterfall
 from django_otel.tracestore.items import StoredLog
+from tests import sizes
 from tests.console.test_console import HOSTILE, LIST, huge_trace, record, request_span, stored
 from tests.console.test_errors import parse_text
 
@@ -70,7 +71,7 @@ def test_log_records_stand_between_the_spans(page, trace):
     assert "at the end" in parse_text(page(address, without_logs="1")), "in the list below"
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     ("query", "shown"),
     [
         ({"kind": "database"}, "root view t0 t1"),
@@ -139,7 +140,7 @@ def test_a_link_leads_to_a_span_that_is_collapsed_or_filtered_out(page, trace):
     assert "1 of 5 spans fits" in parse_text(answer)
 
 
-@pytest.mark.parametrize(
+@sizes.each(
     "query",
     [
         {"find": HOSTILE}, {"kind": HOSTILE}, {"closed": HOSTILE}, {"closed": "." * 5000}, {"find": "x" * 5000},
@@ -162,8 +163,7 @@ def test_a_huge_trace_is_filtered_over_its_pages():
     assert (built.fitting, built.total, built.pages.count) == (2, 5000, 1)
     assert [row.name for row in built.rows] == ["0", "3000", "4999"]
     chosen = span_filter.parse({"kind": "database"})
-    pages = [waterfall.build(trace, chosen=chosen, page=number) for number in range(1, 10)]
-    assert pages[0].fitting == 4999
+    assert waterfall.build(trace, chosen=chosen).fitting == 4999
     closed = waterfall.build(huge_trace(), chosen=span_filter.parse({"closed": f"{9:016x}"}))
     assert (len(closed.rows), closed.rows[-1].hidden) == (10, 4990)
 

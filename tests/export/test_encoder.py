@@ -542,7 +542,7 @@ readable_spans = st.builds(
 )
 
 FUZZ = settings(
-    max_examples=sizes.examples(50),
+    max_examples=sizes.scaled(12, 50),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -807,8 +807,8 @@ def fields_of(page) -> dict[str, str]:
 @pytest.mark.scaled
 def test_as_many_rules_as_are_allowed_can_be_saved_and_removed(form, settings):
     """They make more fields than DATA_UPLOAD_MAX_NUMBER_FIELDS; the CSRF check holds nevertheless."""
-    number_of_rules = sizes.scaled(25, MAX_RULES)
-    settings.DATA_UPLOAD_MAX_NUMBER_FIELDS = sizes.scaled(100, 1000)
+    number_of_rules = sizes.scaled(12, MAX_RULES)
+    settings.DATA_UPLOAD_MAX_NUMBER_FIELDS = sizes.scaled(50, 1000)
     user = User.objects.create_superuser("op3")
     client = Client(enforce_csrf_checks=True)
     client.force_login(user)
@@ -852,7 +852,7 @@ def test_as_many_rules_as_are_allowed_can_be_saved_and_removed(form, settings):
 
 @pytest.mark.scaled
 def test_more_rules_than_are_allowed_are_refused_with_a_sentence(monkeypatch):
-    most = sizes.scaled(20, MAX_RULES)
+    most = sizes.scaled(5, MAX_RULES)
     monkeypatch.setattr(admin_forms, "MAX_RULES", most)
     monkeypatch.setattr(admin_forms.SamplingRuleInline, "max_num", most)
     client = login(is_superuser=True)

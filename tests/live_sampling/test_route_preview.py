@@ -253,7 +253,7 @@ class _Counted(preview.Budget):
             "*?" * 90,
             "[!/]*" * 40,
         ],
-        3,
+        6,
     ),
 )
 def test_wild_rules_have_a_preview_of_bounded_cost(wild, monkeypatch):

@@ -1,5 +1,7 @@
 """Fifty hosts with eight workers each, stood in for by what they write: their folders, files and followers.
 
+A dozen with four each, but in a long run.
+
 What one Prometheus and one database see of them: each host's page has the numbers of its workers, a saved policy
 reaches every worker, and the database is asked by one process of each host.
 """
@@ -28,8 +30,9 @@ from django_otel.multiprocess.host_registry import HostRegistry
 from django_otel.multiprocess.memory import SharedMemory
 from django_otel.sampling.policy import Policy
 from django_otel.sampling.sampler import LiveSampler
+from tests import sizes
 
-HOSTS, WORKERS = 50, 8
+HOSTS, WORKERS = sizes.scaled(12, 50), sizes.scaled(4, 8)
 REFRESH_S = 5.0
 
 

@@ -33,6 +33,11 @@ RECORDED = {name for name, _ in rules.RECORDED} | {
 }
 
 
+def _read_yaml(text):
+    """What the text says; by libyaml where it is there, which takes a tenth of the time."""
+    return pyyaml.load(text, Loader=getattr(pyyaml, "CSafeLoader", pyyaml.SafeLoader))
+
+
 def build_rules() -> dict:
     return rules.build_rules([slo.parse_slo(text, {}) for text in SLOS])
 
@@ -187,7 +192,7 @@ def test_rules_of_odd_routes_and_objectives_are_accepted(tmp_path):
     for number, texts in enumerate(ODD_OBJECTIVES):
         built = rules.build_rules([slo.parse_slo(text, {}) for text in texts])
         written = yaml.dump(built)
-        assert pyyaml.safe_load(written) == built, texts
+        assert _read_yaml(written) == built, texts
         (tmp_path / f"{number}.yml").write_text(written, encoding="utf-8")
     done = subprocess.run(
         [promtool, "check", "rules", *sorted(map(str, tmp_path.iterdir()))],
@@ -206,7 +211,7 @@ def test_names_that_leave_the_queries_without_data_are_named(names, is_warned, t
         out, beside = io.StringIO(), io.StringIO()
         with override_settings(OTEL={"METRICS": {"NAMES": names}}):
             call_command("otel", command, stdout=out, stderr=beside)
-        assert pyyaml.safe_load(out.getvalue())
+        assert _read_yaml(out.getvalue())
         assert ('Set it to "both"' in beside.getvalue()) is (is_warned and command != "collector")
 
 

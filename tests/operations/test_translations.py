@@ -221,13 +221,19 @@ def is_call(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
 
 
+@functools.cache
+def _texts_of(path: Path):
+    """What this module hands to gettext."""
+    return texts_in(path.read_text(encoding="utf-8"))[0]
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_text_of_the_code_is_in_the_catalogue(language):
     """Also where xgettext does not look: it passes over calls within an f-string."""
     held = {identity(entry) for entry in read(language)}
     missing = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        absent = texts_in(path.read_text(encoding="utf-8"))[0] - held
+        absent = _texts_of(path) - held
         if absent:
             missing[str(path.relative_to(PACKAGE))] = absent
     assert missing == {}, "run `make messages` and translate what is new; move calls out of f-strings"
