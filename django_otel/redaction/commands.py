@@ -17,15 +17,33 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
     (r"(?:docker|podman|helm|az|oc|buildah|skopeo)\b[^\n]{0,80}?\blogin", rf"-p{_GAP}"),
     (r"mongo(?:sh|dump|restore|export|import)?|influx|clickhouse-client", rf"-p{_GAP}"),
     (r"redis-cli|valkey-cli", rf"-a{_GAP}"),
-    (r"ldap(?:search|modify|add|delete|passwd|whoami)", rf"-w{_GAP}"),
+    (r"ldappasswd", rf"-[asw]{_GAP}"),
+    (r"ldap(?:search|modify|add|delete|whoami)", rf"-w{_GAP}"),
     (r"sqlcmd|bcp|zip|unzip|isql", rf"-P{_GAP}"),
-    (r"curl", rf"(?:-u|--user|-U|--proxy-user)(?:{_GAP}|=)?[^\s:\"']{{1,120}}:"),
+    (
+        r"curl",
+        rf"(?:-E|--cert|--proxy-cert)(?:{_GAP}|=)?[^\s:\"']{{1,120}}:|(?:-b|--cookie)(?:{_GAP}|=)?[^\s=\"']{{1,120}}=|(?:-u|--user|-U|--proxy-user)(?:{_GAP}|=)?[^\s:\"']{{1,120}}:",
+    ),
     (r"https?", rf"(?:-a|--auth){_GAP}[^\s:\"']{{1,120}}:"),
     (r"lftp", rf"-u{_GAP}[^\s,\"']{{1,120}},"),
     (r"smbclient|rpcclient|smbget", rf"-U{_GAP}[^\s%\"']{{1,120}}%"),
-    (r"snmp(?:get|walk|set|bulkwalk|trap|table)", rf"-[AX]{_GAP}"),
+    (r"snmp(?:get|walk|set|bulkwalk|trap|table)", rf"-[AXc]{_GAP}(?!public\b)"),
+    (r"vault", r"(?:login[ ]|kv[ ](?:put|patch)[ ][^\n]{1,200}?[\w.\-]{1,60}=)(?![\w.\-]{1,60}=)"),
+    (r"kubectl|oc", r"--from-literal[= ][\"']?[\w.\-]{1,100}="),
+    (r"useradd|usermod|twine", rf"-p{_GAP}"),
+    (r"net user", r"\S{1,100}[ ](?!/)"),
+    (r"rclone", r"obscure[ ]"),
+    (r"mc", r"alias[ ]set[ ]\S{1,60}[ ]\S{1,200}[ ]\S{1,200}[ ]"),
+    (r"composer", r"http-basic\.\S{1,100}[ ]\S{1,100}[ ]"),
+    (r"doctl", rf"-t{_GAP}"),
+    (r"nmcli", r"(?:password|[\w.\-]{1,40}\.psk)[ ]"),
+    (r"ansible-vault", r"encrypt_string[ ][\"']?"),
+    (r"ssh-keygen", rf"-[NP]{_GAP}"),
+    (r"kinit|su|sudo|cryptsetup|gpg", r"<<<[ ]?[\"']?"),
+    (r"chpasswd", r"<<<[ ]?[\"']?[\w.\-]{1,60}:"),
+    (r"gh auth", r"--with-token[ ]<<<[ ]?[\"']?"),
     (r"net use", r"/user:[^\s\"']{1,120}\s+"),
-    (r"openssl", r"\bpass:"),
+    (r"openssl", rf"\bpass:|(?<=[ ])-k{_GAP}"),
     (r"sqlplus|impdp|expdp|rman|sqlldr|CONN(?:ECT)?", r"\b[A-Za-z_]\w{0,60}/(?=[^\s/@]+@)"),
     (r"htpasswd", r"-[a-zA-Z]*b[a-zA-Z]*\s+\S{1,200}\s+\S{1,100}\s+"),
     (r"mosquitto_(?:pub|sub)|ipmitool", rf"-P{_GAP}"),
@@ -38,29 +56,46 @@ _COMMAND = lazy_pattern(
 )
 _HAS_COMMAND = lazy_pattern(
     r"\b(?:mysql|mariadb|7z|sshpass|docker|podman|helm|az|oc|buildah|skopeo|mongo|influx|clickhouse|redis-cli|valkey-cli"
-    r"|ldap|sqlcmd|bcp|zip|unzip|isql|curl|https?|lftp|smb|rpcclient|snmp|net use|openssl|sqlplus|impdp|expdp|rman|sqlldr|CONN"  # noqa: E501
+    r"|ldap|sqlcmd|bcp|zip|unzip|isql|curl|vault|kubectl|user(?:add|mod)|twine|net user|rclone|mc|chpasswd|gh auth|composer|doctl|nmcli|ansible-vault|ssh-keygen|kinit|su|sudo|cryptsetup|gpg|https?|lftp|smb|rpcclient|snmp|net use|openssl|sqlplus|impdp|expdp|rman|sqlldr|CONN"  # noqa: E501
     r"|htpasswd|mosquitto|ipmitool|plink|pscp|psftp|cqlsh|smbmap|arangosh|xfreerdp|wfreerdp|rabbitmqctl)"
 )
 _SECRETS = tuple(
     lazy_pattern(
-        rf"(?:(?<=[\s\"',])|\A){option}(?P<secret>{_ARGUMENT})"
+        rf"(?:(?<=[\s\"',])|\A)(?:{option})(?P<secret>{_ARGUMENT})"
         if option[0] != "\\"
-        else rf"{option}(?P<secret>[^\s\"',;|@]+)"
+        else rf"(?:{option})(?P<secret>[^\s\"',;|@]+)"
     )
     for _, option in _OPTIONS
 )
-_HAS_OPTION = lazy_pattern(r"[\s\"'](?:-[A-Za-z]|--[a-z])|/user:|\bpass:|_user |change_password |/[^\s/]{1,60}@")
+_HAS_OPTION = lazy_pattern(r"[\s\"']--?[A-Za-z]")
+_HAS_ACCOUNT = lazy_pattern(r"/[^\s/]{1,60}@")
+#: Of commands that take their secrets without an option.
+_PLAIN_ARGUMENTS = (
+    "/user:", "pass:", "_user ", "change_password ", "vault ", "net user ", "rclone ", "mc alias ", "<<<", "http-basic.", "nmcli ", "encrypt_string "  # noqa: E501
+)  # fmt: skip
 _THIN = lazy_pattern(r"(\bjdbc:oracle:\w{1,10}:\w{1,60}/)[^\s@/]+(?=@)")
-_NETRC = lazy_pattern(r"(\blogin\s+\S{1,200}\s+password\s+)(?!\[redacted\])\S+")
+_NETRC = lazy_pattern(r"(\blogin\s+[^\s|]{1,200}\s+password\s+)(?!\[redacted\]|[\-+|=])\S+")
+#: user bob password x: of fetchmail and the like
+_USER_PASSWORD = lazy_pattern(
+    r"(?i)(\b(?:user(?:name)?|login)[ \t]+[\"']?\w[^\s\"']{0,100}[\"']?[ \t]+(?:there[ \t]+)?(?:with[ \t]+)?pass(?:word|wd)?[ \t]+(?:is[ \t]+)?[\"']?)"  # noqa: E501
+    r"(?![\[\-|<>=+(])([^\s\"']+)(?=[\"']|[ \t]*$)",
+    re.MULTILINE,
+)
+#: [smtp.example.com]:587 bob@example.com:x, of Postfix
+_MAIL_ACCOUNT = lazy_pattern(
+    r"(?:^|(?<=[\s\"']))(\[[\w.\-]{1,100}\](?::[0-9]{1,5})?[ \t]+[^\s:]{1,100}:)(?!\[redacted\])\S+"
+)
+#: : PSK "x", of ipsec.secrets
+_PSK = lazy_pattern(r"((?:\A|\s): (?:PSK|EAP|XAUTH) [\"']?)(?!\[redacted\])[^\s\"']+")
+#: "bob" * "x" *, of chap-secrets
+_CHAP = lazy_pattern(
+    r"^(\"?[\w.@\-]{1,60}\"?[ \t]+\*[ \t]+\"?)(?!\[redacted\])[^\s\"]+(?=\"?[ \t]+\*[ \t]*$)", re.MULTILINE
+)
 #: host:port:database:user:password, a line of ~/.pgpass.
 _PGPASS = lazy_pattern(
     r"(?:^|(?<=[\s'\"]))([\w.*\-]{1,200}:(?:54[0-9]{2}|6432|6543|\*):[\w*\-]{1,60}:[\w*\-]{1,60}:)(?!\[redacted\])\S+",
     re.MULTILINE,
 )
-#: Settings and commands of Redis, which no name separates from their secret.
-_REDIS = lazy_pattern(r"(?i)(\b(?:requirepass|masterauth)[\"']?[ \t]+[\"']?)(?!\[redacted\])[^\s\"']+")
-_REDIS_AUTH = lazy_pattern(r"(\AAUTH[ \t]+(?:\S{1,100}[ \t]+)?)(?!\[redacted\]|\?)\S+(?=\s*\Z)")
-_REDIS_ACL = lazy_pattern(r"(?i)(\bACL SETUSER [^\n]{0,200}?\s[><#!])(?!\[redacted\])[^\s]+")
 #: A prompt with the answer: "password for bob: x".
 _PROMPT = lazy_pattern(
     r"(?i)(\b(?:password|pass ?phrase|passwd) (?:for|of) (?:user |key )?['\"]?[\w@.\\/\-]{1,80}['\"]?: )"
@@ -91,31 +126,43 @@ _SAID_CODE = lazy_pattern(
 )
 #: login("bob", "x")
 _LOGIN_CALL = lazy_pattern(
-    r"(\b(?:auth|login|authenticate|logIn|signIn|sign_in|BasicAuth|HTTPBasicAuth|basic_auth|setBasicAuth)\(\s*"
-    r"(?:\"[^\"\n]{0,120}\"|'[^'\n]{0,120}')\s*,\s*)(?!['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
+    r"(?i)(\b(?:\w{0,30}auth(?:provider)?|login|authenticate|log_?in|sign_?in)\(\s*(?:(?:None|request|self\.request)\s*,\s*)?"
+    r"(?:\"[^\"\n]{0,120}\"|'[^'\n]{0,120}')\s*,\s*)(?!b?['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
 )
-_PROSE_MARKS = tuple(
-    f"{name} {verb} "
-    for name in ("password", "passphrase", "passcode", "secret", "api key", "access token", "pin")
-    for verb in ("was", "is", "used", "given", "entered")
+#: Fernet(b"x"), hmac.new(b"x", ...), jwt.decode(token, "x")
+_KEY_CALL = lazy_pattern(
+    r"((?:\b(?:Fernet|MultiFernet|ChaCha20Poly1305|AESGCM|SecretBox)\(\[?\s*|\bhmac\.(?:new|digest)\(\s*"
+    r"|\bjwt\.(?:encode|decode)\((?:\{[^{}\n]{0,400}\}|[\w.]{1,80}|\"[^\"\n]{0,4000}\"|'[^'\n]{0,4000}')\s*,\s*)b?)"
+    r"(?!['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
 )
-_CALL_MARKS = ("auth(", "login(", "authenticate(", "signin(", "sign_in(")
+_PROSE_VERB = lazy_pattern(r" (?:was|is|used|given|entered) [\"']")
+_HAS_CALL = lazy_pattern(r"(?:auth|provider|log_?in|authenticate|sign_?in)\(")
 _MAX_LINE_LENGTH = 2000
 
 
-def redact_commands(text: str) -> str:
-    """Redact passwords in command lines and in the files that commands read them from."""
-    if _HAS_OPTION.search(text) and _HAS_COMMAND.search(text):
+def redact_commands(text: str, lowered: str) -> str:
+    """Redact passwords in command lines and in the files that commands read them from.
+
+    `lowered` is `text` in lower case.
+    """
+    if _may_have_option(text) and _HAS_COMMAND.search(text):
         text = _redact_options(text)
     if "jdbc:" in text:
         text = _THIN.sub(rf"\1{REDACTED}", text)
     if "login" in text and "password" in text:
         text = _NETRC.sub(rf"\1{REDACTED}", text)
+    if "]:" in text or "] " in text:
+        text = _MAIL_ACCOUNT.sub(rf"\1{REDACTED}", text)
+    if ": PSK " in text or ": EAP " in text or ": XAUTH " in text:
+        text = _PSK.sub(rf"\1{REDACTED}", text)
+    if " * " in text:
+        text = _CHAP.sub(rf"\1{REDACTED}", text)
     if "echo" in text and "|" in text:
         text = _PIPED.sub(rf"\1{REDACTED}", text)
     if ":" in text and (":54" in text or ":6432" in text or ":6543" in text or ":*:" in text):
         text = _PGPASS.sub(rf"\1{REDACTED}", text)
-    lowered = text.lower()
+    if "Fernet(" in text or "jwt." in text or "hmac." in text or "AESGCM(" in text or "SecretBox(" in text:
+        text = _KEY_CALL.sub(rf'\1"{REDACTED}"', text)
     if (
         "pass" in lowered
         or "auth" in lowered
@@ -133,23 +180,30 @@ def redact_commands(text: str) -> str:
     return text
 
 
+def _may_have_option(text: str) -> bool:
+    if "-" in text and _HAS_OPTION.search(text):
+        return True
+    if "@" in text and _HAS_ACCOUNT.search(text):
+        return True
+    for argument in _PLAIN_ARGUMENTS:  # noqa: SIM110 (a generator takes longer than all of it)
+        if argument in text:
+            return True
+    return False
+
+
 def _redact_prose(text: str, lowered: str) -> str:
-    """Redact what stands in sentences, calls and settings of Redis with such a word."""
-    if "masterauth" in lowered or "requirepass" in lowered:
-        text = _REDIS.sub(rf"\1{REDACTED}", text)
-    if text.startswith("AUTH"):
-        text = _REDIS_AUTH.sub(rf"\1{REDACTED}", text)
-    if "setuser" in lowered:
-        text = _REDIS_ACL.sub(rf"\1{REDACTED}", text)
-    if "pass" in lowered and ": " in text:
+    """Redact what stands in sentences and calls with such a word."""
+    if "pass" in lowered and ("user" in lowered or "login" in lowered):
+        text = _USER_PASSWORD.sub(_redact_account, text)
+    if "pass" in lowered and ": " in text and (" for " in lowered or " of " in lowered):
         text = _PROMPT.sub(_redact_answer, text)
-    if any(mark in lowered for mark in _PROSE_MARKS):
+    if ('"' in text or "'" in text) and _PROSE_VERB.search(lowered):
         text = _QUOTED_PROSE.sub(_redact_quoted, text)
-    if "pass" in lowered or "kennwort" in lowered:
+    if " is " in lowered or " was " in lowered or " ist " in lowered or " war " in lowered or "mot de passe" in lowered:
         text = _SAID_PASSWORD.sub(rf"\1{REDACTED}", text)
     if "code" in lowered or "pin " in lowered or "otp" in lowered:
         text = _SAID_CODE.sub(rf"\1{REDACTED}", text)
-    if any(mark in lowered for mark in _CALL_MARKS):
+    if "(" in text and _HAS_CALL.search(lowered):
         text = _LOGIN_CALL.sub(rf'\1"{REDACTED}"', text)
     return text
 
@@ -157,6 +211,13 @@ def _redact_prose(text: str, lowered: str) -> str:
 def _redact_answer(match: re.Match[str]) -> str:
     word = match.group(2).strip(".,;!").lower()
     return match.group() if word in PROSE else match.group(1) + REDACTED
+
+
+def _redact_account(match: re.Match[str]) -> str:
+    """Redact the password of an account; without a digit it is one only where an account is described."""
+    word = match.group(2)
+    described = match.string[match.end(2) :][:1] in ("'", '"') or "with" in match.group(1) or "poll " in match.string
+    return match.group(1) + REDACTED if described or not word.isalpha() else match.group()
 
 
 def _redact_quoted(match: re.Match[str]) -> str:
@@ -193,7 +254,8 @@ def _redact_options(text: str) -> str:
         end = min(len(text) if line_end < 0 else line_end, command.end() + _MAX_LINE_LENGTH)
         for found in _SECRETS[number].finditer(text, command.end(), end):
             start, stop = found.span("secret")
-            if text[start:stop] != REDACTED and start >= done and not text.startswith("-", start):
+            word = text[start:stop]
+            if word != REDACTED and start >= done and word[0] != "-" and word.lower() not in PROSE:
                 out += (text[done:start], REDACTED)
                 done = stop
     if not out:

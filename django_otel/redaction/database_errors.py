@@ -119,67 +119,101 @@ _VALUE = (
     r"(?!\?|%s|%\(|\$[0-9]|:[A-Za-z_]|\[redacted\])"
     r"(?:[NnEe]?'(?:[^']|'')*+'?|\"(?:[^\"\n]|\"\")*+\"?|\$\$[^$]*+(?:\$\$)?|[^\s'\"();,]++)"
 )
-_SECRETS_IN_SQL: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
+_SECRETS_IN_SQL: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
-        ("identified",),
+        "identified",
         lazy_pattern(
             rf"(?i)(\bidentified\s+(?:with\s+[\w\"'`]{{1,60}}\s+)?(?:by|as|using)\s+(?:values\s+|password\s+|random\s+)?)"
             rf"(?!password\b){_VALUE}"
         ),
     ),
     (
-        ("pragma",),
+        "identified",
+        lazy_pattern(rf"(?i)(\bidentified\s+by\s+\S{{1,200}}\s+replace\s+){_VALUE}"),
+    ),
+    (
+        "set password",
+        lazy_pattern(rf"(?i)(\bset\s+password\s+from\s+){_VALUE}"),
+    ),
+    (
+        "set password",
+        lazy_pattern(rf"(?i)(\bset\s+password\s+from\s+\S{{1,200}}\s+to\s+){_VALUE}"),
+    ),
+    (
+        # UNLOAD ... SECRET_ACCESS_KEY 'x'
+        "_",
+        lazy_pattern(
+            r"(\b[A-Z]{1,20}_(?:[A-Z]{1,20}_){0,3}(?:KEY|TOKEN|PASSWORD|SECRET|PASSPHRASE)\s+)(?!'\[redacted\])'(?:[^'\n]|'')*+'?"
+        ),
+    ),
+    (
+        "pragma",
         lazy_pattern(rf"(?i)(\bpragma\s+(?:[\w\"]{{1,60}}\.)?(?:hex|text)?(?:re)?key\s*(?:=\s*|\(\s*)){_VALUE}"),
     ),
     (
-        ("password", "passphrase"),
+        "pass",
         lazy_pattern(
             r"(?i)(\bpass(?:word|phrase)\s+)(?!['\"]\[redacted\])[NnEe]?(?:'(?:[^'\n]|'')*+'?|\"[^\"\n]*+\"?)"
         ),
     ),
     (
-        ("set password",),
+        "set password",
         lazy_pattern(
             rf"(?i)(\bset\s+password(?:\s+for\s+\S{{1,200}})?\s*(?:=|\bto\b)\s*)(?!(?:old_)?password\(){_VALUE}"
         ),
     ),
     (
         # With a quoted name or word in its place, the pattern above has it.
-        ("password",),
+        "password",
         lazy_pattern(
             rf"(?i)(\b(?:(?:create|alter)\s+(?:user|role|login)\s[^;\n]{{1,300}}?\bpassword\s+(?:=\s*)?|\bencryption\s+password\s+))"
             rf"(?!(?:expire|history|reuse|require|null|for|from|lock|unlock|never|policy|is|of|must|with)\b|=){_VALUE}"
         ),
     ),
     (
-        ("set ",),
+        "set ",
         lazy_pattern(
             r"(?i)((?:\A|[;\"'\n(]|: )\s{0,20}set\s+(?:session\s+|local\s+|global\s+)?\"?[A-Za-z_]\w{0,60}\.[A-Za-z_][\w.]{0,60}+\"?"  # noqa: E501
             rf"\s*(?:=|\bto\b)\s*)(?!\w{{1,60}}\.\w){_VALUE}"
         ),
     ),
     (
-        ("set_config",),
+        "set_config",
         lazy_pattern(r"(?i)(\bset_config\s*\(\s*'[^'\n]{1,120}'\s*,\s*)(?!'\[redacted\]')'(?:[^']|'')*+'?"),
     ),
     (
-        ("secret",),
+        "secret",
         lazy_pattern(r"(\b(?:SECRET|SESSION_TOKEN)\s+)(?!'\[redacted\]')[NnEe]?'(?:[^'\n]|'')*+'?"),
     ),
-    (("attach",), lazy_pattern(rf"(?i)(\battach\s[^;\n]{{1,300}}?\bkey\s+){_VALUE}")),
+    ("attach", lazy_pattern(rf"(?i)(\battach\s[^;\n]{{1,300}}?\bkey\s+){_VALUE}")),
 )
 #: Functions that are given a secret; all their literals go.
 _CRYPTO_CALL = lazy_pattern(
     r"(?i)(\b(?:crypt|(?:aes|des)_(?:en|de)crypt|pgp_(?:sym|pub)_(?:en|de)crypt(?:_bytea)?|hmac|dblink_connect|encryptby\w{1,20})"
-    r"\s*\(|\b(?:old_)?password\((?=')|\bsp_(?:addlogin|password|addlinkedsrvlogin|addapprole|setapprole)\s)"
+    r"\s*\(|\b(?:old_)?password\((?=')|\bdigest\((?=')|\bopen(?:rowset|datasource)\s*\("
+    r"|\bsp_(?:addlogin|password|addlinkedsrvlogin|addapprole|setapprole)\s)"
     r"((?:[^()\n]|\([^()\n]{0,200}\)){1,500})"
 )
-_CRYPTO_MARKS = ("crypt", "hmac", "dblink", "password(", " sp_")
+_CRYPTO_MARKS = (
+    "crypt", "hmac", "dblink", "password(", " sp_", "digest('", "openrowset", "opendatasource"
+)  # fmt: skip
+#: Tables elsewhere, with the credentials for them: FROM s3('https://...', 'id', 'x')
+_TABLE_CALL = lazy_pattern(
+    r"(?i)((?:\b(?:from|join|to|into|function)|=)\s+(?:s3(?:cluster)?|gcs|oss|mysql|postgresql|mongodb|redis|remote(?:secure)?"
+    r"|azureblobstorage(?:cluster)?)\s*\((?=[^()]{0,400}',))((?:[^()\n]|\([^()\n]{0,200}\)){1,500})"
+)
+_HAS_TABLE_CALL = lazy_pattern(r"(?i)(?:s3|cluster|gcs|oss|sql|mongodb|redis|remote|secure|storage)\s?\([^()]{0,400}'")
+#: set_password("x"), changeUserPassword("bob", "x")
+_PASSWORD_CALL = lazy_pattern(
+    r"(?i)((set|change|update|reset|make|check|verify|hash|with|\.)_?[a-z]{0,12}_?(?:password|passwd|pw)\()((?:[^()\n]|\([^()\n]{0,200}\)){1,500})"
+)
+_QUOTED = lazy_pattern(r"'(?:[^'\\\n]|\\.)*+'|\"(?:[^\"\\\n]|\\.)*+\"")
 
 
 def redact_database_values(text: str) -> str:
     """Redact the values that PostgreSQL, MySQL, SQL Server and Oracle quote in their errors."""
-    for mark, opening, closing, brackets in _DATABASE_VALUES:
+    has_quote = "'" in text or '"' in text or "(" in text or "[" in text
+    for mark, opening, closing, brackets in _DATABASE_VALUES if has_quote else ():
         if mark not in text:
             continue
         out: list[str] = []
@@ -196,8 +230,10 @@ def redact_database_values(text: str) -> str:
             text = "".join(out)
     if "existing key (" in text:
         text = _EXISTING.sub(rf"\1({REDACTED})", text)
-    if any(mark in text for mark in _SQL_LINE_MARKS):
-        text = _SQL_LINE.sub(_redact_sql_line, text)
+    for mark in _SQL_LINE_MARKS if has_quote or "$" in text else ():
+        if mark in text:
+            text = _SQL_LINE.sub(_redact_sql_line, text)
+            break
     if "at or near " in text:
         text = _NEAR.sub(rf'\1"{REDACTED}"', text)
     return text
@@ -206,14 +242,24 @@ def redact_database_values(text: str) -> str:
 _EXISTING = lazy_pattern(r"(existing key \([^\n()]{1,400}\)=)\([^\n]*\)")
 
 
-def redact_statement_secrets(text: str) -> str:
-    """Redact passwords and keys in SQL that stand under no name: `IDENTIFIED BY x`, `PRAGMA key(x)`, `SET a.b = x`."""
-    lowered = text.lower()
-    for marks, pattern in _SECRETS_IN_SQL:
-        if any(mark in lowered for mark in marks):
+def redact_statement_secrets(text: str, lowered: str) -> str:
+    """Redact passwords and keys in SQL that stand under no name: `IDENTIFIED BY x`, `PRAGMA key(x)`, `SET a.b = x`.
+
+    `lowered` is `text` in lower case.
+    """
+    for mark, pattern in _SECRETS_IN_SQL:
+        if mark in lowered:
             text = pattern.sub(_redact_value, text)
-    if any(mark in lowered for mark in _CRYPTO_MARKS):
-        text = _CRYPTO_CALL.sub(_redact_call, text)
+    if "(" not in text and " sp_" not in lowered:
+        return text
+    for mark in _CRYPTO_MARKS:
+        if mark in lowered:
+            text = _CRYPTO_CALL.sub(_redact_call, text)
+            break
+    if "password(" in lowered or "passwd(" in lowered or "pw(" in lowered:
+        text = _PASSWORD_CALL.sub(_redact_password_call, text)
+    if "'," in text and _HAS_TABLE_CALL.search(text):
+        text = _TABLE_CALL.sub(_redact_call, text)
     return text
 
 
@@ -227,6 +273,20 @@ def _redact_value(match: re.Match[str]) -> str:
 
 def _redact_call(match: re.Match[str]) -> str:
     return match.group(1) + _SQL_LITERAL.sub(f"'{REDACTED}'", match.group(2))
+
+
+def _redact_password_call(match: re.Match[str]) -> str:
+    """Redact the literals of a call; the first of `change(user, password)` is a name."""
+    opening, verb, arguments = match.groups()
+    skipped = 1 if verb.lower() in ("change", "update", "reset") else 0
+
+    def redact(literal: re.Match[str]) -> str:
+        nonlocal skipped
+        skipped -= 1
+        text = literal.group()
+        return text if skipped >= 0 or len(text) == 2 else f"{text[0]}{REDACTED}{text[0]}"
+
+    return opening + str(_QUOTED.sub(redact, arguments))
 
 
 def _redact_sql_line(match: re.Match[str]) -> str:

@@ -8,8 +8,16 @@ from django_otel.base.patterns import lazy_pattern
 from django_otel.redaction.keys import REDACTED, is_mixed, is_placeholder, words
 
 _PEM = lazy_pattern(
-    r"-----BEGIN [^-\n]{0,60}PRIVATE KEY[^-\n]{0,20}-----.*?(?:-----END [^-\n]{0,80}-----|\Z)", re.DOTALL
+    r"(?:-----BEGIN |---- BEGIN |\A(?=[^\n]{1,90}-----[\s\\]))[^-\n]{0,60}PRIVATE KEY[^-\n]{0,20}----.*?(?:---- ?END [^-\n]{0,80}-----?|\Z)",  # noqa: E501
+    re.DOTALL,
 )
+#: Of PuTTY.
+_PUTTY = lazy_pattern(r"(Private-Lines: [0-9]{1,3}\s{1,4})(?:[A-Za-z0-9+/=]{1,128}+\r?(?:\n|\Z))++")
+#: The inside of a key in PEM, of which nothing is left that says what it is.
+_PEM_LINES = lazy_pattern(
+    r"(?:^|(?<=[\s'\"]))[A-Za-z0-9+/]{64}(?:(?:\r?\n|\\n)[A-Za-z0-9+/]{64}(?![A-Za-z0-9+/])){2,}+(?:(?:\r?\n|\\n)[A-Za-z0-9+/=]{1,64}+)?"
+)
+_SHORTEST_LINES = 190
 _PEM_END = lazy_pattern(r"-----END [^-\n]{0,60}PRIVATE KEY[^-\n]{0,20}-----")
 _LINE_BREAK = lazy_pattern(r"(\r?\n|\\+r|\\+n|[ \t]+)")
 _BASE64_LINE = lazy_pattern(r"[A-Za-z0-9+/=]{1,80}+\Z")
@@ -17,6 +25,13 @@ _BASE64_LINE = lazy_pattern(r"[A-Za-z0-9+/=]{1,80}+\Z")
 _MAX_KEY_LENGTH = 16_384
 _URL_RUN = lazy_pattern(r"://\S++")
 _AUTHORITY_END = lazy_pattern(r"""[/?#"'<>\\`]""")
+#: //bob:x@host/path, bob:x@host:3128, bob/x@host:1521/XE; a port makes the last two none of the many `name:address@host`.  # noqa: E501
+_BARE_USERINFO = lazy_pattern(
+    r"(?<![^\s\"'=(,<\[])(?:(//)[^\s:@/\"'\[\]]{1,100}:[^\s@/\"']{1,200}(?=@[\w\[])"
+    r"|(?!(?:sips?|xmpp|mailto|turns?|stuns?|acct|npm|im|h323|docker|tel|from|to|cc):)[\w.\-]{1,60}:[^\s:@/\"'\[]{1,100}"
+    r"(?=@[\w.\-]{1,100}:[0-9]{2,5}(?!\w))"
+    r"|[A-Za-z][\w$#]{0,40}/[^\s/@\"':]{1,100}(?=@(?://)?[\w.\-]{1,100}:[0-9]{4,5}/\w))"
+)
 _PORT = lazy_pattern(r"(?:[0-9]{0,5}|\[redacted\])[).,;:\]}]*")
 # base64url of '{"': a JWT, and what django.core.signing makes. Possessive, so a failure is at most eight characters.
 _JWT = lazy_pattern(r"eyJ[A-Za-z0-9_\-]{8,}+(?:[.:]{1,2}[A-Za-z0-9_\-=]++)*+")
@@ -54,6 +69,7 @@ _KNOWN_TOKENS = lazy_pattern(
     rf"|rnd_[A-Za-z0-9]{{20,}}+|APP_USR-[0-9A-Za-z\-]{{30,}}+|f(?:m[12][a-z]?|o1)_[A-Za-z0-9+/=_\-]{{40,}}+|ABSK[A-Za-z0-9+/=]{{60,}}+"
     r"|v1\.0-[0-9a-f]{24}-[0-9a-f]{100,}+|secret-token:[^\s\"'<>]{8,}+|pat[A-Za-z0-9]{14}\.[0-9a-f]{64}"
     r"|LS0tLS1CRUdJTi(?!BDRVJU|BQVUJM)[A-Za-z0-9+/]{40,}+=*"
+    r"|base64url\.bearer\.authorization\.k8s\.io\.[A-Za-z0-9_\-]{16,}+"
     r"|[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_\-]{40,}+"
     r")"
     r"|(?<=/bot)[0-9]{8,10}:[A-Za-z0-9_\-]{30,}+"
@@ -68,7 +84,7 @@ _RUN = lazy_pattern(r"(?<=[ '\"])[A-Za-z0-9_\-+/=]{20,}+")
 _NAME_BEFORE = lazy_pattern(
     r"(?i)(?:token|session|secret|password|cookie|csrf|jwt|signature|credential"
     r"|(?:api|access|auth|private|secret)[_\- ]?key)s?"
-    r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value)){0,2}:?[ ]{1,3}['\"]?\Z"
+    r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value|provided|given|received|supplied|used)){0,2}:?[ ]{1,3}['\"]?\Z"  # noqa: E501
 )
 #: Characters before a random text in which its name is looked for.
 _NAME_LENGTH = 64
@@ -77,16 +93,22 @@ _RESET_TOKEN = lazy_pattern(r"(?<![A-Za-z0-9])[0-9a-z]{6,7}-[0-9a-f]{32}(?![0-9A
 _HEX = lazy_pattern(r"(?=[0-9]{0,63}[a-f])[0-9a-f]{32,128}")
 _PASSWORD_HASH = lazy_pattern(
     r"(?:(?:pbkdf2|argon2|bcrypt|scrypt|md5|sha1|sha256|sha512|unsalted)[a-z0-9_]{0,12}|\b(?:grub\.pbkdf2[a-z0-9.]{0,12}))"
-    r"\$[^\s\"'<>,;)\]}]{12,}+"
+    r"\$(?:\[redacted\]|[^\s\"'<>,;)\]}]){12,}+"
     r"|\$(?:2[abxy]?|argon2(?:id|i|d)|[1567]|y|gy|7|pbkdf2[a-z0-9\-]{0,10}|scrypt|sha1|md5|apr1|P)\$[A-Za-z0-9./+=,$\-_]{16,}+"
     r"|\{(?:S?SHA(?:256|512)?|S?MD5|CRYPT|PBKDF2[A-Z0-9\-]{0,8})\}[A-Za-z0-9+/=$.]{16,}+"
-    r"|SCRAM-SHA-(?:1|256|512)\$[0-9]{1,9}:[^\s\"'<>,;)\]}]{12,}+"
+    r"|\{(?:PLAIN|CLEAR|CLEARTEXT|CRAM-MD5|SHA(?:256|512)-CRYPT|BLF-CRYPT|ARGON2ID?)\}(?!\[redacted\])[^\s:,;\"'<>]{3,}+"
+    r"|SCRAM-SHA-(?:1|256|512)\$[0-9]{1,9}:(?:\[redacted\]|[^\s\"'<>,;)\]}]){1,}+"
 )
 _MYSQL_HASH = lazy_pattern(r"\*[0-9A-F]{40}(?![0-9A-Za-z])")
 _SCHEME_NAMES = ("bearer", "basic", "token", "digest", "negotiate", "apikey")
 _SCHEME = lazy_pattern(
     rf"(?i)(?<![A-Za-z0-9_\-])({'|'.join(_SCHEME_NAMES)})([ \t]++|%20|\+)"
     r"""(?!\[redacted\])((?:[^\s"'\\,;<>()\[\]{}&]|\\[^"'\\])++)"""
+)
+#: Schemes whose names are words of sentences as well: a long random text has to follow.
+_RARE_SCHEME = lazy_pattern(
+    r"(?<![A-Za-z0-9_\-])((?:NTLM|DPoP|SSWS|GenieKey|JWT|Kerberos|Zoho-oauthtoken|PrivateToken|Client-ID|Klaviyo-API-Key|HMAC-SHA(?:1|256|512)|GNAP"
+    r"|SharedKey(?:Lite)?|AWS)[ \t]++)(?!\[redacted\])((?:[\w\-]{1,80}:)?[A-Za-z0-9+/=_.~\-]{20,}+)"
 )
 _HAS_SCHEME = lazy_pattern(rf"(?i)(?:{'|'.join(_SCHEME_NAMES)})(?:[ \t+]|%20)")
 #: What follows "Bearer" or "Basic" in sentences.
@@ -109,11 +131,21 @@ _HAS_CARD = lazy_pattern(r"[0-9]{3}[0-9 \-.\u00a0\u2010-\u2013]{10}")
 
 def redact_private_keys(text: str) -> str:
     """Redact private keys in PEM, also those that were cut."""
-    if "-----BEGIN " in text:
+    if "PRIVATE KEY" in text:
         text = _PEM.sub(REDACTED, text)
+    if "Private-Lines: " in text:
+        text = _PUTTY.sub(rf"\1{REDACTED}\n", text)
     if "-----END " in text and "PRIVATE KEY" in text:
         text = _redact_cut_keys(text)
-    return text
+    return _PEM_LINES.sub(_redact_lines, text) if len(text) > _SHORTEST_LINES else text
+
+
+def _redact_lines(match: re.Match[str]) -> str:
+    """Redact lines of base64, unless a certificate or a public key begins or ends with them."""
+    lines, text = match.group(), match.string
+    around = text[max(0, match.start() - 200) : match.start()] + text[match.end() : match.end() + 100]
+    is_public = "CERTIFICATE" in around or "PUBLIC" in around or "base64" in around
+    return lines if is_public or not is_mixed(lines[:64]) else REDACTED
 
 
 def _redact_cut_keys(text: str) -> str:
@@ -134,8 +166,10 @@ def _redact_cut_keys(text: str) -> str:
 
 
 def redact_userinfo(text: str) -> str:
-    """Redact user and password of every URL."""
-    return _URL_RUN.sub(_redact_userinfo, text)
+    """Redact user and password of every URL, also of one without its scheme."""
+    if "://" in text:
+        text = _URL_RUN.sub(_redact_userinfo, text)
+    return _BARE_USERINFO.sub(rf"\1{REDACTED}", text) if "@" in text else text
 
 
 def redact_tokens(text: str) -> str:
@@ -158,7 +192,13 @@ def redact_tokens(text: str) -> str:
 
 def redact_schemes(text: str) -> str:
     """Redact what follows `Bearer`, `Basic`, `Token` and their kind."""
-    return _SCHEME.sub(_redact_scheme, text) if _HAS_SCHEME.search(text) else text
+    text = _SCHEME.sub(_redact_scheme, text) if _HAS_SCHEME.search(text) else text
+    return _RARE_SCHEME.sub(_redact_rare, text) if _HAS_RUN.search(text) else text
+
+
+def _redact_rare(match: re.Match[str]) -> str:
+    value = match.group(2)
+    return match.group(1) + REDACTED if is_mixed(value) or _HEX.fullmatch(value) else match.group()
 
 
 def redact_cards(text: str) -> str:
@@ -270,7 +310,9 @@ def _redact_scheme(match: re.Match[str]) -> str:
     if scheme.lower() in ("bearer", "basic"):
         if bare.lower() in _SCHEME_PROSE or bare.partition("=")[0].lower() in _SCHEME_PROSE:
             return match.group()
-    elif (len(bare) < 20 and (bare.isalpha() and (bare.islower() or bare.istitle()))) or "=" in bare[:20]:
+    elif (
+        len(bare) < 20 and ((bare := bare.partition("|")[0]).isalpha() and (bare.islower() or bare.istitle()))
+    ) or "=" in bare[:20]:
         # "token expired" is a sentence; "token=..." and "token user=..." are the business of the key rule.
         return match.group()
     return f"{scheme}{space}{REDACTED}"

@@ -23,7 +23,7 @@ _WORDS = words(
     "pwd passcode passcodes secret secrets token tokens authorization cookie cookies session sessions sessionid "
     "sessid phpsessid jsessionid sid psk macaroon macaroons requirepass masterauth card cards cardno cardnum "
     "storepass keypass srcstorepass deststorepass srckeypass destkeypass dbpass userpass adminpass rootpass smtppass "
-    "bindpass bindpw pw cardholder giftcard bankcard cvv cvc cvn credential "
+    "bindpass bindpw pw authtok aspxauth rocommunity rwcommunity primaryauth cardholder giftcard bankcard cvv cvc cvn credential "  # noqa: E501
     "credentials creds jwt bearer totp ssn senha passwort kennwort passkey "
     "hasło haslo heslo jelszó jelszo şifre sifre"
 )
@@ -46,16 +46,16 @@ _STEMS = (
     # "password" in other languages.
     "пароль", "密码", "密碼", "パスワード", "비밀번호", "lösenord", "losenord", "salasana", "adgangskode",
     "wachtwoord", "connectionstring", "becomepass", "presharedkey", "authenticationstring", "writekey",
-    "instrumentationkey", "licensekey", "deploykey",
+    "instrumentationkey", "licensekey", "deploykey", "wordpressloggedin", "aspnetcoreidentity", "aspnetcoreantiforgery",
 )  # fmt: skip
 _SUFFIXES = (
-    "pwd", "secret", "token", "tokens", "cookie", "cookies", "sessionid", "sessid", "credential", "credentials",
+    "pwd", "pw", "secret", "token", "tokens", "cookie", "cookies", "sessionid", "sessid", "credential", "credentials",
 )  # fmt: skip
 #: "... key" and its kind; `primary_key`, `cache_key`, `public_key` and `idempotency_key` are not among them.
 _KEY_OWNERS = words(
     "api access private secret signing signature encryption master account auth ssh storage shared session service "
     "license subscription deploy webhook app application client consumer hmac aes rsa jwt gpg pgp wrapping preshared "
-    "instrumentation write ingestion integration fastly fernet"
+    "instrumentation write ingestion integration fastly fernet functions function"
 )
 #: "... code" and its kind; `error_code`, `postal_code` and `promo_code` are not among them.
 _CODE_OWNERS = words(

@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable
 
 from django_otel.base.patterns import lazy_pattern
+from django_otel.redaction.bare_pairs import find_divided, find_secret
 from django_otel.redaction.keys import (
     LABEL,
     PLAIN,
     PROSE,
     REDACTED,
+    SENSITIVE,
     SENSITIVE_LINE,
     is_harmless,
     is_masked,
@@ -40,7 +42,8 @@ _KEY = lazy_pattern(
     r"""|["']?[ \t]*+\r?\n[ \t]*+value:[ \t]*+"""  # name: ...\n value: ...
     r"""|(?:\[[\w\-]{0,20}\]){0,2}+[\\"'\])}`]{0,8}+\s*+(?:"""
     rf":[ \t]*+{_TYPE}(?:[ \t]?\|[ \t]?{_TYPE}){{0,4}}+[ \t]++=[ \t]++(?!=)"  # an annotated name in a line of source
-    r"|=>|->|:=|!=|={1,3}|:|%3[Aa]|%3[Dd])\s*+"
+    r"|=>|-{1,3}>|:=|!=|={1,3}|:|%3[Aa]|%3[Dd]"
+    r"|(?=[|→⇒¦~^;<?>\u2013\u2014-])(?:\|(?!\|)|[→⇒¦]|(?<=[ \t])[\u2013\u2014-](?=[ \t])|<-|~>|\?=|(?<=-)>|[~^;](?=\S)))\s*+"  # what divides them in tables and logs  # noqa: E501
     r"""|["']\s{0,4}+\{\s{0,8}+default\s{0,8}+=\s{0,8}+"""  # variable "name" { default = "value"
     r"""|["']\s++(?:value|content)\s*+=\s*+"""  # <input name="..." value="...">
     r"""|\\{0,4}["'],\s*+(?=[bu]?\\{0,4}["'])"""  # ("name", "value")
@@ -48,10 +51,12 @@ _KEY = lazy_pattern(
 )
 _PAIR_OPENING = lazy_pattern(r"""[(\[]\s{0,4}[bu]?\\{0,4}["']\Z""")
 _WORD_BEFORE = lazy_pattern(r"(?:\A|[^A-Za-z])([A-Za-z]{2,30})[ \t]\Z")
-_SECOND_WORDS = words("id ids key value values number no num hash string code data header headers text phrase answer")
+_SECOND_WORDS = words(
+    "id ids key value values number no num hash string code codes data header headers text phrase answer"
+)
 _EXCEPTION_NAME = lazy_pattern(
     r"(?:Error|Exception|Warning|Exit|Interrupt|DoesNotExist|MultipleObjectsReturned)\Z"
-    r"|\A(?:[a-z_]\w*+\.)++[A-Z][A-Za-z]*+\Z|(?:\A|\.)(?:Invalid|Expired|Missing|Bad|Unknown)[A-Z][A-Za-z]*+\Z"
+    r"|\A(?:[a-z_]\w*+\.)++(?=[A-Z]*+[a-z])[A-Z][A-Za-z]*+\Z|(?:\A|\.)(?:Invalid|Expired|Missing|Bad|Unknown)[A-Z][A-Za-z]*+\Z"
 )
 #: "session.rb:12": a place in a file.
 _SOURCE_FILE = lazy_pattern(
@@ -82,7 +87,23 @@ _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _BRACKET_GOES_ON = lazy_pattern(r""":++[^\s,;:)\]}>&"'|]""")
 _YAML_MARK = lazy_pattern(r"(?:[!&][A-Za-z_]\w{0,30}+|[>|][+\-]?|string\([0-9]{1,6}\))\s{1,40}+(?=[^\s])")
 _CLOSERS = ")]},;.!\"'`>"
-_SCHEME_WORD = lazy_pattern(r"(?i)(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256|key)\Z")
+_SCHEME_WORD = lazy_pattern(
+    r"(?i)(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256|key|ntlm|hawk|oauth|dpop|jwt|ssws|signature|sharedkey|kerberos"
+    r"|geniekey|gnap|hmac(?:-sha[0-9]{1,3})?|scram-sha-[0-9]{1,3}|mutual|hoba|vapid|aws)\Z"
+)
+#: The parameters of such a scheme: id="x", mac="y"
+_PARAMETERS = lazy_pattern(
+    r"[\w\-]{1,40}=(?:\"[^\"\n]{0,400}\"|[^\s,\"]{1,400})(?:,\s{0,4}[\w\-]{1,40}=(?:\"[^\"\n]{0,400}\"|[^\s,\"]{1,400}))*+"
+)
+#: Further codes of a list.
+_MORE_CODES = lazy_pattern(r"(?:(?:,[ ]?|[ ])[A-Za-z0-9]{1,8}(?:-[A-Za-z0-9]{1,8})*+(?<=[0-9])(?![\w.:]))++")
+
+#: The dividers of `_KEY` behind which a name may stand as well as a value.
+_DIVIDERS = frozenset(("->", "-->", "|", "-", "\u2013", "\u2014", "→", "⇒", "¦", "<-", "~>", ">", "~", "^", ";"))
+
+#: What a mail server offers: AUTH=PLAIN
+_MECHANISMS = words("plain login cram-md5 digest-md5 ntlm gssapi xoauth2 oauthbearer external")
+_AROUND_DIVIDERS = " \t\r\n\"'`)]}\\"
 
 _MAYBE_PAIR = lazy_pattern(r"[=:,]|%3[AaDd]|--\w|->|\s-[a-z]{4}")
 #: A frame of a stack trace, and the lines of source below it.
@@ -128,9 +149,15 @@ _XML_VALUE = lazy_pattern(
     r"""<(?:property|entry|setting|string|param|parameter|env|item|variable|field|constant|arg|option|add|data|attribute)\s"""
     r"""[^<>]{0,100}?\b(?:name|key)=["']([^"'\n]{1,60})["'][^<>]{0,100}>\s{0,20}(?:<value>)?([^<\s][^<]*+)"""
 )
-_HAS_ENV = lazy_pattern(r"\b(?:ENV|ARG|SetEnv|setx|fastcgi_param) ")
+_HAS_ENV = lazy_pattern(
+    r"\b(?:git config|ENV|ARG|SetEnv|setx|fastcgi_param|setenv|(?:config|configure|env|secrets?|user-secrets) set) "
+)
 #: ENV NAME value
-_ENV = lazy_pattern(r"\b(?:ENV|ARG|SetEnv|setx|fastcgi_param)[ \t]{1,8}([\w.]{1,100})[ \t]{1,8}(\S++)")
+_ENV = lazy_pattern(
+    r"\b(?:git config(?: --[a-z]{1,20}){0,3}|ENV|ARG|SetEnv|setx|fastcgi_param|setenv|(?:config|configure|env|secrets?|user-secrets) set)[ \t]{1,8}[\"']?([\w.:/\-]{1,100})[\"']?[ \t]{1,8}[\"']?([^\s\"']++)"  # noqa: E501
+)
+#: Of http.cookiejar and requests: <Cookie name=x for shop.example/>
+_COOKIE = lazy_pattern(r"(<Cookie [^\s=<>]{1,100}=)(?!\[redacted\])[^\s<>]++")
 _TAB_PAIR = lazy_pattern(r"^[ \t]{0,20}([\w.\- ]{1,60}?):?\t+(\S[^\t\n]*+)$", re.MULTILINE)
 _INPUT = lazy_pattern(
     r"""^([\w.\[\]]{1,100})\n {2}[^\n]{0,500}?input_value=('[^'\n]*+'?|"[^"\n]*+"?|[^\s,\]]++)""", re.MULTILINE
@@ -145,9 +172,10 @@ class PairScrubber:
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
 
-    def redact(self, text: str, *, query: bool = False, is_sql: bool = False) -> str:
-        """Redact values of pairs. `query`: the text is a query string; `is_sql`: it is a statement."""
-        if query or _MAYBE_PAIR.search(text):
+    def redact(self, text: str, *, query: bool = False, is_sql: bool = False, may_be_bare: bool = True) -> str:
+        """Redact values of pairs. `query`: the text is a query string; `is_sql`: it is a statement;
+        `may_be_bare`: it holds the name of a secret, behind which a blank or a pipe may stand."""
+        if query or _MAYBE_PAIR.search(text) or may_be_bare:
             text = self._pairs(text, query, is_sql)
         if "%" in text:
             text = self._encoded_pairs(text)
@@ -156,6 +184,8 @@ class PairScrubber:
             text = self._by_key(_XML_VALUE, text)
         if _HAS_ENV.search(text):
             text = self._by_key(_ENV, text)
+        if "<Cookie " in text:
+            text = _COOKIE.sub(rf"\1{REDACTED}", text)
         if "\t" in text:
             text = self._by_key(_TAB_PAIR, text)
         if "input_value=" in text:
@@ -189,13 +219,17 @@ class PairScrubber:
             if self._judge(key, True, True) == PLAIN and key.lower() not in _SECOND_WORDS:
                 continue
             separator = text[pos : match.end()]
-            verdict = self._judge_in_text(text, match.start(), key, separator, query)
+            while frame < len(source) and source[frame][1] <= match.start():
+                frame += 1
+            is_source = frame < len(source) and source[frame][0] <= match.start()
+            is_bare = _is_bare(key, separator)
+            verdict = SENSITIVE if is_bare else self._judge_in_text(text, match.start(), key, separator, query)
             if verdict == PLAIN:
                 continue
             begin = match.end() if separator else _skip_blanks(text, pos)
-            while frame < len(source) and source[frame][1] <= match.start():
-                frame += 1
-            if frame < len(source) and source[frame][0] <= match.start():
+            if is_bare:
+                spans = [] if is_source or is_sql else self._bare_spans(text, match, separator)
+            elif is_source:
                 spans = self._source_spans(text, match, verdict, separator, begin)
             elif is_sql and _is_no_literal(text, begin, separator):
                 continue
@@ -212,6 +246,17 @@ class PairScrubber:
             return text
         out.append(text[done:])
         return "".join(out)
+
+    def _bare_spans(self, text: str, key: re.Match[str], separator: str) -> list[tuple[int, int]]:
+        """Return where the secret behind a key without `=` or `:` stands."""
+        if "\n" in separator:
+            return []
+        if separator:
+            is_dash = separator.strip(_AROUND_DIVIDERS) in ("-", "\u2013", "\u2014")
+            span = find_divided(text, key.group(1), key.end(), self._judge, is_dash=is_dash)
+        else:
+            span = find_secret(text, key.start(1), key.end(1), self._judge)
+        return [] if span is None else [span]
 
     def _source_spans(
         self, text: str, key: re.Match[str], verdict: int, separator: str, begin: int
@@ -232,6 +277,8 @@ class PairScrubber:
         whole_line = verdict == SENSITIVE_LINE and (":" in separator or ("=" in separator and is_phrase(key)))
         closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "")
         start, end = _value_span(text, begin, whole_line, closed_key)
+        if key.endswith(("codes", "CODES")) and (more := _MORE_CODES.match(text, end)) is not None:
+            end = more.end()
         if is_masked(text, start) or text.startswith("</", start):
             return []
         if whole_line and separator == ": " and text[start:end].rstrip(".,;!").lower() in PROSE:
@@ -242,6 +289,8 @@ class PairScrubber:
             if separator.endswith(": ") and _is_said(word, lowered):
                 return []
             if _ENVIRONMENT.match(text, begin) or _is_no_secret_list(text, begin):
+                return []
+            if lowered in _MECHANISMS and key.lower() == "auth":
                 return []
             if separator.strip() in ("!=", "==") and _CONDITION.search(text, max(0, begin - 120), begin):
                 return []
@@ -297,6 +346,13 @@ class PairScrubber:
             if previous is not None:
                 return self._judge(f"{previous.group(1)} {key}", False, False)
         return PLAIN
+
+
+def _is_bare(key: str, separator: str) -> bool:
+    """Return whether a blank or a divider stands between a key and what may be its value."""
+    if not separator:
+        return not key.startswith("-")
+    return separator.strip(_AROUND_DIVIDERS) in _DIVIDERS and (separator[0] != "-" or key[-1] == "-")
 
 
 def _is_said(word: str, lowered: str) -> bool:
@@ -468,7 +524,8 @@ def _value_span(text: str, pos: int, whole_line: bool, closed_key: bool, *, is_m
         end = max(end, _run_end(text, _skip_blanks(text, end)))
     if _SCHEME_WORD.match(text[pos:end][:20]) and text[end : end + 1] in (" ", "\t"):
         after = _skip_blanks(text, end)
-        end = max(end, _run_end(text, after))
+        parameters = _PARAMETERS.match(text, after)
+        end = max(end, _run_end(text, after) if parameters is None else parameters.end())
     return pos, end
 
 

@@ -38,8 +38,10 @@ _WEBHOOK_MARKS = ("hook", "/bot", "/integration/", "/with/key/", "hc-ping", "/wo
 
 def redact_paths(text: str) -> str:
     """Redact addresses of webhooks, and segments of paths that are tokens."""
-    if any(mark in text for mark in _WEBHOOK_MARKS):
-        text = _WEBHOOK.sub(rf"\1{REDACTED}", text)
+    for mark in _WEBHOOK_MARKS:
+        if mark in text:
+            text = _WEBHOOK.sub(rf"\1{REDACTED}", text)
+            break
     return _PATH.sub(_redact_path, text) if _HAS_LONG_SEGMENT.search(text) else text
 
 

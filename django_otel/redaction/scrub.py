@@ -18,7 +18,7 @@ from django_otel.base import guard
 from django_otel.base.patterns import lazy_pattern
 from django_otel.base.text import encodable
 from django_otel.metrics.model import Attributes
-from django_otel.redaction import commands, database_errors, forms, paths, personal
+from django_otel.redaction import bare_pairs, commands, database_errors, forms, markup, paths, personal, protocols, rows
 from django_otel.redaction.key_judge import MAX_KEY_LENGTH, KeyJudge
 from django_otel.redaction.keys import (
     LABEL,
@@ -61,7 +61,7 @@ _WORDS_ALONE = lazy_pattern(
 )
 #: ... say nothing unless one of these is among them.
 _SAYS_SOMETHING = lazy_pattern(
-    r"(?i)pass|secret|token|bearer|basic|digest|negotiate|apikey|auth|identified|attach|pragma|\benv|\barg|setx|setuser|key|sql"
+    r"(?i)pass|pw|psk|community|identify|obscure|net user|secret|token|bearer|basic|digest|negotiate|apikey|auth|identified|attach|pragma|\benv|\barg|setx|setuser|key|sql"  # noqa: E501
     r"|hook|login|redis|code|otp|\bpin"
 )
 
@@ -77,6 +77,30 @@ def _cut_at_word(text: str) -> str:
     """Return a text that was cut without its last word, which may be a part of a secret that no rule knows as such."""
     begin = len(text) - _MAX_WORD
     return text[: max(text.rfind(" ", begin), text.rfind("\n", begin), begin)]
+
+
+def _is_secret_named(lowered: str) -> bool:
+    """Return whether a text in lower case has a name in it behind which a secret may stand without `=` or `:`."""
+    return (
+        "pass" in lowered
+        or "auth" in lowered
+        or "key" in lowered
+        or "token" in lowered
+        or "secret" in lowered
+        or "login" in lowered
+        or "pw" in lowered
+        or "psk" in lowered
+        or "community" in lowered
+        or "snmp-server" in lowered
+        or "setuser" in lowered
+        or "identify" in lowered
+        or "csrf" in lowered
+        or "cookie" in lowered
+        or "session" in lowered
+        or "apop" in lowered
+        or lowered.startswith("user ")
+        or "334 " in lowered
+    )
 
 
 class _Untouched:
@@ -341,16 +365,27 @@ class Scrubber:
         if len(text) > MAX_TEXT_LENGTH and not text.endswith(_CUT_MARK):
             text = _cut_at_word(text[:MAX_TEXT_LENGTH]) + _CUT_MARK
         text = forms.redact_private_keys(text)
-        if "://" in text:
+        if "://" in text or "@" in text:
             text = forms.redact_userinfo(text)
         if "/" in text:
             text = paths.redact_paths(text)
+        # What a rule takes out leaves no name behind, so one text in lower case serves all.
+        lowered = text.lower()
         text = database_errors.redact_database_values(text)
-        text = database_errors.redact_statement_secrets(text)
-        text = commands.redact_commands(text)
-        text = self._pairs.redact(text, query=query, is_sql=key in STATEMENT_KEYS)
+        text = database_errors.redact_statement_secrets(text, lowered)
+        text = commands.redact_commands(text, lowered)
+        is_statement = key in STATEMENT_KEYS
+        is_named = _is_secret_named(lowered)
+        if is_named:
+            text = protocols.redact_protocols(text, lowered)
+            if not is_statement:
+                text = markup.redact_markup(bare_pairs.redact_fields(text, lowered, self._judge), self._judge)
+            text = rows.redact_rows(text, lowered, self._judge)
+        text = self._pairs.redact(text, query=query, is_sql=is_statement, may_be_bare=is_named)
+        if "kty" in text:
+            text = markup.redact_web_keys(text)
         text = forms.redact_tokens(text)
-        if key not in STATEMENT_KEYS:
+        if not is_statement:
             text = forms.redact_schemes(text)
         text = forms.redact_cards(text)
         if self._personal:

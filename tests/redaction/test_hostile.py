@@ -22,6 +22,11 @@ PARTS = [
     "AAAA", "gAAAAA", "sl.a", "*A", "v4.local.", "LS0tLS1CRUdJTi", "curl -u a:", "mysql -p", "password=``",
     'password=\\"\\"', "a:1aaaaa:", ".eJx", "requirepass ", "credentials: a: ", "passphrase=a ", "x-api-key a",
     "if a == ", "os.environ[", 'env("', "<a name='", "a/b", "/bot1:", "Key (a)=(", "SET a.b = ", "IDENTIFIED BY ",
+    "password|", "a_pw ", "password -> ", "a1 LOGIN a ", "AUTH PLAIN a", "HELLO 3 AUTH a ", "\nPASS a", "334 a\n", "AUTH\r\n$1\r\n",  # noqa: E501
+    "&quot;password&quot;:", "\\u0022a\\u0022:", "<td>token</td>", "<input name='a' ", "&lt;a&gt;", '"loc": ["a", ', '"value": "a", ',  # noqa: E501
+    "set a b ", "enable secret ", "username a secret 5 ", "insert into a (password) values (", "password,a\n", "| password |\n",  # noqa: E501
+    "set_password('", "from s3('a', ", "jwt.decode(a, ", "//a:b", "a:b@c:", "user a password ", '"a" * b * ', "a" * 64 + "\n",  # noqa: E501
+    "Private-Lines: 1\na\n", "PRIVATE KEY-----\n", "git config a ", "curl -b a=", "vault kv put a ", "<Cookie a=", "identified by a replace ",  # noqa: E501
     "crypt('", "pragma key", "`", "\\", "'", '"', "%3D", "{", "[", "-", "_", "é", "\x00",
 ]  # fmt: skip
 
