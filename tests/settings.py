@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import django
+
 SECRET_KEY = "only for tests"
 DEBUG = False
 ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
@@ -73,7 +75,11 @@ if "TEST_CLOCK" in os.environ:
     time.time = lambda: _time() + float(_offset.read_text() or 0)
 if "TEST_MAILS" in os.environ:
     # Mails into a folder, without those that Django itself sends of each failed request.
-    EMAIL_BACKEND, EMAIL_FILE_PATH = "django.core.mail.backends.filebased.EmailBackend", os.environ["TEST_MAILS"]
+    _backend, _folder = "django.core.mail.backends.filebased.EmailBackend", os.environ["TEST_MAILS"]
+    if django.VERSION >= (6, 1):
+        MAILERS = {"default": {"BACKEND": _backend, "OPTIONS": {"file_path": _folder}}}
+    else:
+        EMAIL_BACKEND, EMAIL_FILE_PATH = _backend, _folder
     ADMINS = [("Ada", "ada@example.com")]
     LOGGING = {"version": 1, "loggers": {"django.request": {"handlers": [], "propagate": False}}}
 USE_TZ = True

@@ -79,7 +79,12 @@ async def async_boom(request):
     raise ValueError("async boom")
 
 
+#: Paths that `async_slow` has begun to serve in this process.
+WAITING = []
+
+
 async def async_slow(request):
+    WAITING.append(request.path)
     await asyncio.sleep(30)
     return HttpResponse("late")
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPMessage
 from typing import IO, Any
 
 from django.conf import settings
-from django.core.mail import get_connection, mail_admins
+from django.core import mail
 from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext, override
 
@@ -137,13 +138,24 @@ def _mail(content: Mapping[str, object]) -> None:
                 if value
             ),
         ]
-    arguments: dict[str, Any] = {} if settings.EMAIL_TIMEOUT is not None else {"timeout": TIMEOUT_S}
-    try:
-        connection = get_connection(**arguments)
-    except TypeError:
-        # A backend of the project's own, which knows no time limit.
-        connection = get_connection()
-    mail_admins(" ".join(title.split())[:200], "\n".join(lines), connection=connection)
+    _mail_admins(" ".join(title.split())[:200], "\n".join(lines))
+
+
+def _mail_admins(subject: str, body: str) -> None:
+    """Do as Django's `mail_admins`, but within a time limit where the settings have none.
+
+    Its argument for a connection is deprecated from Django 6.1 on, and so are settings such as EMAIL_TIMEOUT.
+    """
+    recipients = [entry[1] if isinstance(entry, list | tuple) else str(entry) for entry in settings.ADMINS]
+    if not recipients:
+        return
+    mailers: Any = getattr(mail, "mailers", None)
+    backend = mail.get_connection() if mailers is None else mailers.default
+    # That of SMTP has it, with what the settings say.
+    if getattr(backend, "timeout", TIMEOUT_S) is None:
+        backend.timeout = TIMEOUT_S
+    subject = f"{settings.EMAIL_SUBJECT_PREFIX}{subject}"
+    backend.send_messages([mail.EmailMessage(subject, body, settings.SERVER_EMAIL, recipients)])
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -163,5 +175,10 @@ def _post(url: str, content: Mapping[str, object]) -> None:
         url, body, {"Content-Type": "application/json", "User-Agent": "django-otel"}, method="POST"
     )
     opener = urllib.request.build_opener(_NoRedirects())
-    with opener.open(request, timeout=TIMEOUT_S) as answer:
-        answer.read(1000)
+    try:
+        with opener.open(request, timeout=TIMEOUT_S) as answer:
+            answer.read(1000)
+    except urllib.error.HTTPError as error:
+        # It is the answer itself, whose connection is open.
+        error.close()
+        raise

@@ -11,9 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import django
 import pytest
 from django.core import mail
+from django.core.mail.backends.base import BaseEmailBackend
 from django.test import Client
+from django.utils.translation import gettext_lazy
 from opentelemetry import trace
 
 from django_otel import runtime
@@ -161,6 +164,8 @@ def test_wrong_settings_are_refused(otel):
 def notified(console, monkeypatch, settings):
     """Notices are sent when the test says so."""
     settings.ADMINS = [("Ada", "ada@example.com")]
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
 
     def put(*targets, quiet_s=3600.0):
         asked = parse({"ERRORS": {"NOTIFY": list(targets), "QUIET_S": quiet_s}}, {})
@@ -188,6 +193,63 @@ def test_a_new_error_is_mailed_once_redacted(console, notified):
     assert "ValueError" in message.subject
     assert "hunter2" not in message.body
     assert "/x" in message.body
+
+
+class Recording(BaseEmailBackend):
+    """As the backend of SMTP, it has a time limit."""
+
+    made: list[Recording] = []
+
+    def __init__(self, *arguments, timeout=None, **options):
+        super().__init__(*arguments, **options)
+        self.timeout = timeout
+        self.made.append(self)
+
+    def send_messages(self, messages):
+        self.sent = list(messages)
+        return len(self.sent)
+
+
+class Unlimited(Recording):
+    """One of a project, which knows none."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        del self.timeout
+
+
+@pytest.mark.parametrize("admin", [("Ada", "ada@example.com"), "ada@example.com", gettext_lazy("ada@example.com")])
+@pytest.mark.parametrize(
+    ("name", "options", "timeout_s"),
+    [("Recording", {}, notices.TIMEOUT_S), ("Recording", {"timeout": 3}, 3), ("Unlimited", {}, None)],
+)
+def test_a_mail_has_a_time_limit(console, notified, settings, admin, name, options, timeout_s):
+    """From Django 6.1 on the backend and its options stand in MAILERS, and EMAIL_TIMEOUT is not there."""
+    backend = f"{__name__}.{name}"
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {"default": {"BACKEND": backend, "OPTIONS": options}}
+    elif options:
+        pytest.skip("the backend itself reads the settings")
+    else:
+        settings.EMAIL_BACKEND = backend
+    Recording.made.clear()
+    send = notified("mail")
+    settings.ADMINS = [admin]
+    fail(console, catch(VIEW))
+    assert send() == 1
+    [made] = Recording.made
+    [message] = made.sent
+    assert getattr(made, "timeout", None) == timeout_s
+    assert message.to == ["ada@example.com"]
+    assert (message.from_email, message.subject[:9]) == (settings.SERVER_EMAIL, settings.EMAIL_SUBJECT_PREFIX)
+
+
+def test_without_admins_no_mail_is_sent(console, notified, settings):
+    send = notified("mail")
+    settings.ADMINS = []
+    fail(console, catch(VIEW))
+    send()
+    assert mail.outbox == []
 
 
 def test_a_function_and_a_webhook_are_given_the_same(console, notified):

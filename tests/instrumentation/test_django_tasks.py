@@ -11,7 +11,8 @@ from pathlib import Path
 
 import django
 import pytest
-from opentelemetry import context
+from asgiref.sync import sync_to_async
+from opentelemetry import context, trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 import django_otel
@@ -89,6 +90,23 @@ async def test_signals_that_are_sent_asynchronously_are_one_run(backend, otel_sp
         assert count(otel_metrics, f"django.task.{name}", "asynchronous") == 1
     assert not context.get_current()
     assert result.id not in django_hooks._running
+
+
+async def test_signals_in_copies_of_the_context_of_the_start(backend, otel_spans):
+    """As Django 6.1 sends them: what a receiver has set is handed back, and the next one gets a copy of it."""
+    from tests.task_shop import jobs
+
+    backend("Dummy")
+    signals = importlib.import_module(f"{PACKAGE}.signals")
+    with django_otel.span("order"):
+        before = context.get_current()
+        result = await jobs.asynchronous.aenqueue()
+        sender = type(jobs.asynchronous.get_backend())
+        await sync_to_async(signals.task_started.send)(sender, task_result=result)
+        assert trace.get_current_span().name == "process tests.task_shop.jobs.asynchronous"
+        await sync_to_async(signals.task_finished.send)(sender, task_result=result)
+        assert context.get_current() is before
+    assert not context.get_current()
 
 
 async def test_a_task_that_is_sent_asynchronously(backend, otel_spans):

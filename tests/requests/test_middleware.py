@@ -15,6 +15,7 @@ import django_otel
 from django_otel import runtime
 from django_otel.middleware import OTelMiddleware
 from django_otel.requests import record
+from tests import views
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"
@@ -612,12 +613,13 @@ async def test_a_disconnect_cancels_the_view_and_leaves_nothing_behind(path, ote
     handler = ASGIHandler()
     messages = [{"type": "http.request", "body": b"", "more_body": False}]
     sent = []
+    views.WAITING.clear()
 
     async def receive():
         if messages:
             return messages.pop(0)
         # The view that streams is left while it does, the other one while it waits.
-        while not (sent if path == "/async-stream/" else active_requests()):
+        while not (sent if path == "/async-stream/" else views.WAITING):
             await asyncio.sleep(0.01)
         return {"type": "http.disconnect"}
 

@@ -283,7 +283,9 @@ class Sending:
 class Run:
     """One run of a task by a worker: its CONSUMER span is current until `end`."""
 
-    __slots__ = ("_counts_wait", "_metrics", "_name", "_queue", "_started_s", "_token", "backend", "sending", "span")
+    __slots__ = (
+        "_before", "_counts_wait", "_metrics", "_name", "_queue", "_started_s", "_token", "backend", "sending", "span",
+    )  # fmt: skip
 
     def __init__(self, backend: Backend, name: str, queue: str, counts_wait: bool) -> None:
         self.backend = backend
@@ -294,6 +296,7 @@ class Run:
         #: What sent the task, where that ends only with it (a library's eager mode).
         self.sending: Sending | None = None
         self._token: object = None
+        self._before: Context | None = None
         self._started_s = 0.0
 
     def begin(  # one parameter for each thing that is known of a task
@@ -362,7 +365,7 @@ class Run:
         self.span = runtime.tracer().start_span(
             f"process {name}", context, SpanKind.CONSUMER, attributes, links, start_ns
         )
-        self._token = attach(with_span(context, self.span))
+        self._enter(with_span(context, self.span))
 
     def _start_quickly(
         self, tracer: Tracer, headers: Mapping[str, object], attributes: dict[str, AttributeValue]
@@ -386,8 +389,22 @@ class Run:
             )  # fmt: skip
         else:
             self.span = drop(tracer.shared, None, parent)
-        self._token = attach(Context({SPAN_KEY: self.span}))
+        self._enter(Context({SPAN_KEY: self.span}))
         return True
+
+    def _enter(self, context: Context) -> None:
+        self._before = get_current()
+        self._token = attach(context)
+
+    def _leave(self) -> None:
+        token, self._token = self._token, None
+        before, self._before = self._before, None
+        if token is None:
+            return
+        detach(token)
+        if before is not None and get_current().get(SPAN_KEY) is self.span:
+            # The end comes in a copy of the context of the start, as asgiref makes one for each call.
+            attach(before)
 
     def set_attribute(self, key: str, value: str) -> None:
         """Set an attribute of the span; an empty value is left out."""
@@ -396,9 +413,7 @@ class Run:
 
     def abandon(self) -> None:
         """Count nothing, and leave the span out: another process records the end."""
-        token, self._token = self._token, None
-        if token is not None:
-            detach(token)
+        self._leave()
 
     def forget_context(self) -> None:
         """Leave what is current alone at the end, which comes in another context than the start."""
@@ -412,9 +427,7 @@ class Run:
             guard.report("the end of a task", fault)
 
     def _end(self, outcome: str, error: BaseException | None) -> None:
-        token, self._token = self._token, None
-        if token is not None:
-            detach(token)
+        self._leave()
         duration_s = max(0.0, perf_counter() - self._started_s)
         span = self.span
         durations = self._metrics.duration(outcome)
