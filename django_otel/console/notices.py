@@ -150,7 +150,7 @@ def _mail_admins(subject: str, body: str) -> None:
     if not recipients:
         return
     mailers: Any = getattr(mail, "mailers", None)
-    backend = mail.get_connection() if mailers is None else mailers.default
+    backend: Any = mail.get_connection() if mailers is None else mailers.default
     # That of SMTP has it, with what the settings say.
     if getattr(backend, "timeout", TIMEOUT_S) is None:
         backend.timeout = TIMEOUT_S
