@@ -54,6 +54,15 @@ async def bare(scope, receive, send):
     return None
 
 
+async def push(scope, receive, send):
+    """Only sends; what the client does, it does not ask."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while True:
+        await send({"type": "websocket.send", "text": "x" * 1000})
+        await asyncio.sleep(0.01)
+
+
 async def watch(request):
     """Server-sent events until the client goes away, or three of them."""
 
@@ -73,12 +82,14 @@ urlpatterns = [path("", include("django_otel.urls")), path("events/", watch)]
 async def choose(scope, receive, send):
     if scope["type"] == "websocket" and scope["path"].startswith("/bare/"):
         await bare(scope, receive, send)
+    elif scope["type"] == "websocket" and scope["path"] == "/push/":
+        await push(scope, receive, send)
     else:
         await channels_application(scope, receive, send)
 
 
 def find_route(scope):
-    return "/bare/" if scope["path"].startswith("/bare/") else None
+    return {"/bare": "/bare/", "/push": "/push/"}.get(scope["path"][:5])
 
 
 application = instrument(choose, route=find_route)

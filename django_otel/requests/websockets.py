@@ -30,6 +30,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: Close codes that a server alone sends: it restarts.
 _SERVER_CODES = frozenset({1012})
 _MAX_PATH = 1024
+#: Steps of the event loop in which a server says what it knows already.
+_STEPS = 10
 
 
 class Connection:
@@ -47,6 +49,8 @@ class Connection:
         self._messages: dict[str, Series] = {}
         self._open: Series | None = None
         self._has_ended = False
+        #: Whether a message could not be sent.
+        self._is_lost = False
         self.span = _start_span(observer, scope)
 
     # --- What passes through. ---
@@ -67,7 +71,12 @@ class Connection:
         async def sent(message: Message) -> None:
             if message.get("type") == "websocket.close":
                 self._on_close(message)
-            await send(message)
+            try:
+                await send(message)
+            except OSError:
+                # The connection is gone, as the ASGI specification has it.
+                self._is_lost = True
+                raise
             self._on_sent(message)
 
         return sent
@@ -117,6 +126,30 @@ class Connection:
 
     # --- The end. ---
 
+    async def look_for_end(self, receive: Receive, error: BaseException | None) -> None:
+        """Ask the server whether the connection was closed, where the application has ended without having asked.
+
+        One that only sends learns of it by an error, or is cancelled.
+        """
+        has_failed = self._is_lost or isinstance(error, Exception | asyncio.CancelledError)
+        if self._closed_by or self._accepted_s is None or not has_failed:
+            return
+        for _ in range(_STEPS):
+            reading = asyncio.ensure_future(receive())
+            for _ in range(_STEPS):
+                await asyncio.sleep(0)
+                if reading.done():
+                    break
+            if not reading.done() or reading.cancelled() or reading.exception() is not None:
+                reading.cancel()
+                break
+            message = reading.result()
+            if message.get("type") == "websocket.disconnect":
+                self._on_received(message)
+                break
+        if self._is_lost and not self._closed_by:
+            self._closed_by = "client"
+
     def end(self, error: BaseException | None) -> None:
         """Count the connection as ended, once, and end its span; `error` is what the application raised."""
         if self._has_ended:
@@ -157,7 +190,8 @@ class Connection:
             span.set_attribute(f"django.websocket.messages.{direction}", number)
         if isinstance(self._code, int):
             span.set_attribute("django.websocket.close_code", self._code)
-        if error is not None and not isinstance(error, asyncio.CancelledError | GeneratorExit):
+        has_left = self._is_lost and isinstance(error, OSError)
+        if error is not None and not has_left and not isinstance(error, asyncio.CancelledError | GeneratorExit):
             span.set_attribute("error.type", type_name(error))
             span.set_status(Status(StatusCode.ERROR))
             if isinstance(error, Exception):
@@ -219,4 +253,8 @@ async def serve_websocket(
         except ValueError:
             # Ended in another context than it began in: nothing of ours is current there.
             pass
-        connection.end(error)
+        try:
+            with guard.contained("the end of a WebSocket"):
+                await connection.look_for_end(receive, error)
+        finally:
+            connection.end(error)

@@ -7,6 +7,8 @@ import contextlib
 import http.client
 import re
 import signal
+import socket
+import struct
 import sys
 import tempfile
 from collections import Counter
@@ -120,6 +122,64 @@ def test_a_failing_application_and_a_cancelled_one(otel_metrics, otel_spans):
     assert otel_spans.named("websocket")[-1].status.status_code.name == "UNSET"
 
 
+@pytest.mark.parametrize(
+    ("known", "is_cancelled", "closed_by"),
+    [
+        # What the server says once the application has ended, and where it says nothing.
+        ({"type": "websocket.disconnect", "code": 1006}, False, "client"),
+        ({"type": "websocket.disconnect", "code": 1012}, False, "server"),
+        (None, False, "client"),
+        ({"type": "websocket.disconnect", "code": 1006}, True, "client"),
+        ({"type": "websocket.disconnect", "code": 1012}, True, "server"),
+        (None, True, "server"),
+    ],
+)
+def test_an_application_that_only_sends_is_asked_for_at_its_end(
+    otel_metrics, otel_spans, known, is_cancelled, closed_by
+):
+    """Its client has vanished, or the server stops: both show in an error, or in that it is cancelled."""
+
+    class Vanished(Client):
+        async def send(self, message):
+            if message["type"] == "websocket.send":
+                if not is_cancelled:
+                    # As the ASGI specification has it.
+                    raise ConnectionResetError("gone")
+                await asyncio.Event().wait()
+            await super().send(message)
+
+        async def receive(self):
+            if len(self.messages) < 3:
+                # Not at once.
+                await asyncio.sleep(0)
+            return await super().receive()
+
+    async def push(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        while True:
+            await send({"type": "websocket.send", "text": "x"})
+
+    async def serve():
+        client = Vanished(text("unread"), text("unread"), *([known] if known else []))
+        task = asyncio.create_task(asgi.instrument(push)(scope_of(), client.receive, client.send))
+        while not client.sent:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if is_cancelled:
+            task.cancel()
+        with pytest.raises((ConnectionResetError, asyncio.CancelledError)):
+            await task
+
+    asyncio.run(serve())
+    assert durations(otel_metrics, closed_by) == 1
+    assert otel_metrics.value("django.websocket.connections") == 0
+    span = otel_spans.one("websocket")
+    assert span.status.status_code.name == "UNSET"
+    assert span.attributes.get("django.websocket.close_code") == (known["code"] if known else None)
+    assert not span.attributes["django.websocket.messages.receive"]
+
+
 def test_a_refused_connection_was_never_open(otel_metrics, otel_spans):
     async def refuse(scope, receive, send):
         await receive()
@@ -185,10 +245,11 @@ def test_the_lifespan_is_answered(otel_spans, knows):
 
 def command(kind: str, port: int) -> list[str]:
     if kind == "daphne":
-        return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), "tests.asgi_sockets:application"]
+        return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), "--application-close-timeout", "1",
+            "tests.asgi_sockets:application"]  # fmt: skip
     return [
         sys.executable, "-m", "uvicorn", "tests.asgi_sockets:application", "--host", "127.0.0.1", "--port", str(port),
-        "--timeout-graceful-shutdown", "5",
+        "--timeout-graceful-shutdown", "2",
     ]  # fmt: skip
 
 
@@ -245,6 +306,48 @@ def test_fifty_connections_are_exact_also_when_the_server_stops(kind):
         for (_, direction), number in read(group, "django.websocket.messages").items():
             messages[direction] += number
         assert messages == {"receive": 160, "transmit": 160}
+
+
+@pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
+def test_clients_that_vanish_have_closed_their_connections(kind):
+    """Of an application that only sends. Those that are open when the server stops, it closes."""
+    pytest.importorskip("websockets")
+    pytest.importorskip(kind)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        otel = {"METRICS": {"SHARED_DIR": folder, "GROUP": "sockets"}}
+        env = server_env(otel, TEST_SQLITE=str(Path(folder) / "db.sqlite3"), TEST_ROOT_URLCONF="tests.asgi_sockets")
+        port, log = free_port(), Path(folder) / "log"
+        with running(command(kind, port), env, log) as process:
+            wait_until(lambda: is_listening(port) or process.poll() is not None, 30, f"{kind} on port {port}")
+            clients = [open_push(stack, port) for _ in range(4)]
+            (group,) = (path for path in Path(folder).glob("django-otel-*/named-*"))
+            assert read(group, "django.websocket.connections") == {("/push/",): 4}
+            for client in clients[:2]:
+                vanish(client)
+            wait_until(lambda: read(group, "django.websocket.connections") == {("/push/",): 2}, 30, "two left open")
+            assert read(group, "django.websocket.duration") == {("client", "/push/"): 2}
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+        assert sum(read(group, "django.websocket.connections").values()) == 0
+        assert read(group, "django.websocket.duration") == {("client", "/push/"): 2, ("server", "/push/"): 2}
+
+
+def open_push(stack: contextlib.ExitStack, port: int) -> socket.socket:
+    """Open a WebSocket by hand: a library would answer and close it properly."""
+    client = stack.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", port), 30)))
+    client.sendall(
+        b"GET /push/ HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    received = b""
+    while b"xxx" not in received:
+        received += client.recv(65536)
+    return client
+
+
+def vanish(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
 
 
 def watch_events(port: int) -> None:
