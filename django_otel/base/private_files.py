@@ -8,6 +8,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+from django_otel.base.sentences import Sentence, gettext_noop
+
 
 class Unusable(OSError):  # noqa: N818
     """The shared folder cannot be used; the text says which and why."""
@@ -17,11 +19,15 @@ def check_folder(path: Path) -> None:
     """Refuse a folder that others could write to. Errors: `Unusable`."""
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        raise Unusable(f"{path} is a link or no folder; expected a folder of this user's own.")
+        raise Unusable(
+            Sentence(gettext_noop("%(path)s is a link or no folder; expected a folder of this user's own."), path=path)
+        )
     if status.st_uid != os.geteuid():
-        raise Unusable(f"{path} belongs to user {status.st_uid}; expected user {os.geteuid()}.")
+        text = gettext_noop("%(path)s belongs to user %(user)s; expected user %(own)s.")
+        raise Unusable(Sentence(text, path=path, user=status.st_uid, own=os.geteuid()))
     if status.st_mode & 0o077:
-        raise Unusable(f"{path} has mode {stat.S_IMODE(status.st_mode):o}; expected 700.")
+        text = gettext_noop("%(path)s has mode %(mode)s; expected 700.")
+        raise Unusable(Sentence(text, path=path, mode=f"{stat.S_IMODE(status.st_mode):o}"))
 
 
 def make_folder(path: Path) -> None:

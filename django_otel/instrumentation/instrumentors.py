@@ -30,6 +30,7 @@ from django_otel import conf, own_paths, runtime
 from django_otel.base import guard, import_hooks, sdk_compat, sdk_environment
 from django_otel.base.frozen import record
 from django_otel.base.sdk_compat import DJANGO_MIDDLEWARE as DJANGO_MIDDLEWARE
+from django_otel.base.sentences import Sentence, gettext_noop
 from django_otel.config.schema import Config
 from django_otel.instrumentation.client_hooks import Wish, build_arguments
 
@@ -67,6 +68,7 @@ class _Installed:
     wish: Wish
 
 
+_REFUSED = Sentence(gettext_noop("the instrumentor refused; its own log line says why"))
 #: Instrumentors that wait until their library is imported: nothing can be done with it before, and importing it here
 #: would cost every process its time and memory. All others are switched on at once.
 _LIBRARIES = {
@@ -155,15 +157,21 @@ def find_obstacle(name: str) -> str:
     Reads the packages' metadata only; nothing is imported.
     """
     if name == "django":
-        return (
-            "Django itself is measured by OTelMiddleware; for the official instrumentor's span set "
-            'OTEL["REQUEST"]["SPANS"] = "instrumentor".'
+        return Sentence(
+            gettext_noop(
+                "Django itself is measured by OTelMiddleware; for the official instrumentor's span set "
+                'OTEL["REQUEST"]["SPANS"] = "instrumentor".'
+            )
         )
     entry = _find(name)
     if entry is None:
-        return (
-            f"no installed package offers an instrumentor of this name; opentelemetry-instrumentation-{name} may be "
-            f"the one to install. Installed: {', '.join(available()) or 'none'}."
+        return Sentence(
+            gettext_noop(
+                "no installed package offers an instrumentor of this name; %(package)s may be the one to install. "
+                "Installed: %(names)s."
+            ),
+            package=f"opentelemetry-instrumentation-{name}",
+            names=", ".join(available()) or "-",
         )
     return _find_conflict(entry)
 
@@ -206,8 +214,16 @@ def _say(name: str, conflict: Any) -> str:
     found = " and ".join(map(str, [conflict.found] if conflict.found else (conflict.found_any or ())))
     # Packaging's marker says which extra of the instrumentor's package names the library: of no use to a reader.
     wanted = re.sub(r"""\s*;\s*extra == ['"]instruments(-any)?['"]""", "", wanted)
-    state = f"{found} is installed" if found else "it is not installed"
-    return f"the instrumentor {name} is for {wanted or 'another library'}, and {state}."
+    if found:
+        return Sentence(
+            gettext_noop("the instrumentor %(name)s is for %(library)s, and %(found)s is installed."),
+            name=name, library=wanted or "?", found=found,
+        )  # fmt: skip
+    return Sentence(
+        gettext_noop("the instrumentor %(name)s is for %(library)s, which is not installed."),
+        name=name,
+        library=wanted or "?",
+    )
 
 
 def _wait(name: str, wish: Wish, is_user_list: bool) -> bool:
@@ -266,7 +282,8 @@ def _stop_waiting() -> None:
 def _find_waiting_state(name: str) -> State:
     obstacle = find_obstacle(name)
     is_complaint = bool(obstacle) and _waiting[name][1]
-    return State(name, not obstacle, obstacle or f"on as soon as {_LIBRARIES[name]} is imported", is_complaint)
+    waits = Sentence(gettext_noop("on as soon as %(library)s is imported"), library=_LIBRARIES[name])
+    return State(name, not obstacle, obstacle or waits, is_complaint)
 
 
 def _set_state(state: State) -> None:
@@ -293,7 +310,10 @@ def _switch_on(name: str, wish: Wish, is_user_list: bool) -> State:
     except Exception as error:
         if not isinstance(error, ImportError) or is_user_list:
             guard.report(f"instrumentors.{name}", error)
-        return State(name, False, f"switching it on failed with {type(error).__name__}; see the log", is_user_list)
+        failed = Sentence(
+            gettext_noop("switching it on failed with %(error)s; see the log"), error=type(error).__name__
+        )
+        return State(name, False, failed, is_user_list)
 
 
 def _load_django_instrumentor() -> Any:
@@ -311,7 +331,7 @@ def _load_and_instrument(entry: EntryPoint, wish: Wish, *, is_user_list: bool) -
     name = entry.name
     instrumentor: Any = entry.load()()
     if instrumentor.is_instrumented_by_opentelemetry:
-        return State(name, False, "already instrumented by another tool; left alone")
+        return State(name, False, Sentence(gettext_noop("already instrumented by another tool; left alone")))
     conflict = sdk_compat.find_dependency_conflict(instrumentor)
     if conflict is not None:
         return State(name, False, _say(name, conflict), is_user_list)
@@ -332,7 +352,7 @@ def _instrument(name: str, instrumentor: Any, wish: Wish, is_user_list: bool) ->
             sdk_compat.unpatch(instrumentor)
         raise
     if not instrumentor.is_instrumented_by_opentelemetry:
-        return State(name, False, "the instrumentor refused; its own log line says why", is_user_list)
+        return State(name, False, _REFUSED, is_user_list)
     provider.is_on = True
     _installed[name] = _Installed(instrumentor, wish)
     return State(name, True, "on")

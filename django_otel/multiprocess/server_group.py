@@ -28,12 +28,13 @@ from django_otel.base.private_files import (
     temporary_folder,
     touched_at_s,
 )
+from django_otel.base.sentences import Sentence, gettext_noop
 from django_otel.multiprocess.lease import HAS_LOCKS, living_slots
 from django_otel.multiprocess.processes import pid_namespace, start_ticks
 
 _OWNER_FILE = "owner"
 #: Said where there is no candidate at all.
-NO_PLACE = "no folder for shared or temporary files was found"
+NO_PLACE = Sentence(gettext_noop("no folder for shared or temporary files was found"))
 #: A group's folder may be half made by a process that is just starting; it is not swept before this age, in seconds.
 _SWEEP_AGE_S = 60.0
 #: Of a group whose master cannot be looked for (another container): since when nothing was written, in seconds.

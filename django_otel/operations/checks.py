@@ -26,6 +26,7 @@ from django_otel.config.schema import Config, ConfigError, Problem
 from django_otel.instrumentation import instrumentors
 from django_otel.multiprocess import lease
 from django_otel.operations import groups, surroundings
+from django_otel.operations.translated import translate
 from django_otel.requests.options import DENIED_HEADER
 
 MIDDLEWARE = "django_otel.middleware.OTelMiddleware"
@@ -522,7 +523,7 @@ def _check_instrumentors(config: Config) -> Iterator[CheckMessage]:
         if reason:
             yield Warning(
                 gettext('OTEL["INSTRUMENT"] names "%(name)s", which cannot be switched on: %(reason)s')
-                % {"name": name, "reason": reason},
+                % {"name": name, "reason": translate(reason)},
                 hint=gettext("Install what is missing, or remove the name from the list."),
                 id="django_otel.W012",
             )

@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 from django.conf import settings
 from django.db import connections
 from django.urls import NoReverseMatch, reverse
-from django.utils.translation import gettext, gettext_lazy
+from django.utils.translation import gettext, gettext_lazy, pgettext_lazy
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
@@ -38,6 +38,7 @@ from django_otel.export.resource import build_resource
 from django_otel.instrumentation import instrumentors
 from django_otel.operations import checks, surroundings
 from django_otel.operations.reasons import http_url, name_error, probe_grpc, probe_http, show_url
+from django_otel.operations.translated import translate
 from django_otel.redaction.scrub import Scrubber
 
 Outcome = Literal["ok", "note", "warning", "failed"]
@@ -49,15 +50,43 @@ _ARRIVED = {
     "logs": gettext_lazy("one log record arrived at %(place)s in %(duration)s ms."),
 }
 
+#: Subjects as a person reads them; a name may follow.
+_SUBJECTS = {
+    "telemetry": pgettext_lazy("a subject of the doctor", "telemetry"),
+    "configuration": pgettext_lazy("a subject of the doctor", "configuration"),
+    "middleware": pgettext_lazy("a subject of the doctor", "middleware"),
+    "provider": pgettext_lazy("a subject of the doctor", "provider"),
+    "instrumentor": pgettext_lazy("a subject of the doctor", "instrumentor"),
+    "versions": pgettext_lazy("a subject of the doctor", "versions"),
+    "database": pgettext_lazy("a subject of the doctor", "database"),
+    "cache": pgettext_lazy("a subject of the doctor", "cache"),
+    "shared folder": pgettext_lazy("a subject of the doctor", "shared folder"),
+    "console": pgettext_lazy("a subject of the doctor", "console"),
+    "store": pgettext_lazy("a subject of the doctor", "store"),
+    "memory": pgettext_lazy("a subject of the doctor", "memory"),
+    "traces": pgettext_lazy("a subject of the doctor", "traces"),
+    "metrics": pgettext_lazy("a subject of the doctor", "metrics"),
+    "logs": pgettext_lazy("a subject of the doctor", "logs"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line of the doctor's report. `text` never holds a secret; `advice` is empty when there is nothing to do."""
 
+    #: For programs: always in English.
     subject: str
     outcome: Outcome
     text: str
     advice: str = ""
+
+    @property
+    def title(self) -> str:
+        """The subject in the reader's language."""
+        for name, shown in _SUBJECTS.items():
+            if self.subject == name or self.subject.startswith(f"{name} "):
+                return f"{shown}{self.subject[len(name) :]}"
+        return self.subject
 
 
 # --- Exporters. ---
@@ -415,13 +444,15 @@ def _examine_instrumentors(config: Config) -> Iterator[Finding]:
     for name in config.instrument:
         state = known.get(name)
         if state is None:
-            reason = instrumentors.find_obstacle(name) or gettext("not switched on in this command.")
+            reason = translate(instrumentors.find_obstacle(name)) or gettext("not switched on in this command.")
             yield Finding(f"instrumentor {name}", "note", gettext("off: %(reason)s") % {"reason": reason})
         elif state.is_on:
             yield Finding(f"instrumentor {name}", "ok", gettext("on."))
         else:
             # A complaint stands among the warnings of the configuration already.
-            yield Finding(f"instrumentor {name}", "note", gettext("off: %(reason)s") % {"reason": state.reason})
+            yield Finding(
+                f"instrumentor {name}", "note", gettext("off: %(reason)s") % {"reason": translate(state.reason)}
+            )
 
 
 def _send_spans(name: str, spans: list[ReadableSpan], config: Config, timeout_s: float, heard: _Heard) -> Finding:

@@ -26,6 +26,7 @@ from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
 from django_otel.multiprocess import lease, server_group
 from django_otel.operations import versions
+from django_otel.operations.translated import translate
 
 #: The experimental packages' minor version of one release is so much above the stable ones' (1.45 and 0.66).
 _BETA_OFFSET = 21
@@ -83,7 +84,7 @@ def find_folder_obstacle(base: Path) -> str:
         # A folder named in the settings is made.
         place = base if base.exists() else base.parent
     except OSError as error:
-        return str(error) if isinstance(error, private_files.Unusable) else f"{folder}: {error.strerror}"
+        return translate(error.args[0]) if isinstance(error, private_files.Unusable) else f"{folder}: {error.strerror}"
     if not place.is_dir():
         return gettext("%(path)s is not a folder") % {"path": place}
     # Asked with the effective user, as the kernel will; also says no for a file system that is mounted read-only.
@@ -98,7 +99,7 @@ def find_sharing_obstacle(config: Config) -> str:
         find_folder_obstacle(base)
         for base in server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
     ]
-    return "; ".join(obstacles or [server_group.NO_PLACE]) if all(obstacles) else ""
+    return "; ".join(obstacles or [translate(server_group.NO_PLACE)]) if all(obstacles) else ""
 
 
 def find_shared_folder(config: Config) -> Path | None:

@@ -22,7 +22,9 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from django_otel.config.schema import Config, walk
+from django_otel.instrumentation import instrumentors
 from django_otel.metrics import catalogue
+from django_otel.multiprocess import server_group
 from tests.services import ROOT, attributes_of, free_port, server_env, start_black_hole
 
 SECRET = "hunter2-very-secret"
@@ -574,6 +576,45 @@ def test_doctor_on_exporters_of_the_project(settings):
     assert code == 1
     assert "raised RuntimeError at the export of one span." in text
     assert SECRET not in text
+
+
+#: In what the doctor says: names of exporters, databases, packages, checks and values of settings.
+NAMES = {
+    "auto", "celery", "console", "default", "django-otel-kit", "django_otel", "memory", "nope",
+    "opentelemetry-instrumentation-celery", "opentelemetry-instrumentation-nope", "other", "otlp", "prometheus",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ["none", "folder", "store", "instrument", "off", "exporter"])
+def test_everything_the_doctor_says_can_be_translated(fault, settings, tmp_path, monkeypatch, receiver):
+    """In a language of capitals nothing else is left but names and what others have said."""
+    from django.utils import translation
+
+    otel = {
+        "none": {"TRACES": {"ENDPOINT": receiver.url}},
+        "folder": {"METRICS": {"SHARED_DIR": str(tmp_path / "SHARED")}},
+        "store": {"CONSOLE": {"ENABLED": True, "PATH": str(tmp_path / "FILE" / "BELOW")}},
+        "instrument": {"INSTRUMENT": ["nope", "celery", "sqlite3", "requests", "httpx"]},
+        "off": {"ENABLED": False},
+        "exporter": {"TRACES": {"EXPORTERS": ["otlp", "console", "memory"], "ENDPOINT": "http://127.0.0.1:9"}},
+    }[fault]
+    (tmp_path / "FILE").write_text("")
+    shared = tmp_path / "SHARED" / server_group.find_parent(tmp_path / "SHARED").name
+    shared.mkdir(parents=True, mode=0o755)
+    settings.OTEL = {"SERVICE_NAME": "SHOP", **otel}
+
+    def shout(message: str) -> str:
+        return "".join(
+            part if part.startswith("%") or part[:1] in "`'\"" else part.upper()
+            for part in re.split(r"(%\(\w+\)[sd]|%%|`[^`]*`|'[^']*'|\"[^\"]*\")", message)
+        )
+
+    monkeypatch.setattr(translation._trans, "gettext", shout)
+    monkeypatch.setattr(translation._trans, "pgettext", lambda context, message: shout(message))
+    monkeypatch.setattr(translation._trans, "ngettext", lambda one, many, n: shout(one if n == 1 else many))
+    _, text = run("doctor", "--timeout", "5")
+    text = re.sub(r"/\S+|https?:\S+|'[^']*'|`[^`]*`", "", " ".join(text.split()))
+    assert set(re.findall(r"(?<![\w.-])[a-z][\w-]+", text)) <= {*NAMES, *instrumentors.available()}, text
 
 
 def test_doctor_runs_from_the_shell():

@@ -179,7 +179,7 @@ class Command(BaseCommand):
             styled = {"ok": self.style.SUCCESS, "failed": self.style.ERROR, "warning": self.style.WARNING}.get(
                 finding.outcome, str
             )(mark)
-            self._write_wrapped(f"{finding.subject}: {finding.text}", indent, first=f"{styled} ")
+            self._write_wrapped(f"{finding.title}: {finding.text}", indent, first=f"{styled} ")
             if finding.advice:
                 self._write_wrapped(finding.advice, indent, first=indent)
         self.stdout.write("")
@@ -203,7 +203,7 @@ class Command(BaseCommand):
             address = config.trace_url.replace("{trace_id}", trace_id)
             self.stdout.write(printable(gettext("look at:  %(address)s") % {"address": address}))
         for finding in findings:
-            self._write_wrapped(f"{finding.subject}: {finding.text} {finding.advice}".rstrip(), "  ", first="")
+            self._write_wrapped(f"{finding.title}: {finding.text} {finding.advice}".rstrip(), "  ", first="")
         return NOT_WORKING if any(finding.outcome == "failed" for finding in findings) else OK
 
     # --- catalogue ---
