@@ -22,7 +22,7 @@ from opentelemetry import trace
 from django_otel import runtime
 from django_otel.base import guard
 from django_otel.instrumentation.process_metrics import loop_watch
-from django_otel.routes import route_template
+from django_otel.routes import regex_of, route_template
 
 if TYPE_CHECKING:
     from django_otel.requests.websockets import Connection
@@ -191,7 +191,7 @@ def _note_route(routes: object, scope: Scope, parts: list[str]) -> None:
     text = str(path).lstrip("/")
     for found in routes if isinstance(routes, list | tuple) else ():
         if found.pattern.match(text):
-            parts.append(str(found.pattern))
+            parts.append(regex_of(found.pattern))
             return
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Iterator
+from typing import Any
+
+from django_otel.base import guard
 
 #: A pattern of `re_path()`: anchors, escapes, groups, repeated sets. Anything else is a pattern of `path()`.
 _LOOKS_LIKE_REGEX = re.compile(r"[\^$\\]|\(\?|\([^)]*\)|\[[^\]]+\]|\.[*+]")
@@ -23,11 +28,49 @@ def route_template(route: str) -> str:
     return template
 
 
+def regex_of(pattern: object) -> str:
+    """Return the text of a pattern of `path()` or `re_path()` as a regular expression; converters stay as they are."""
+    text = str(pattern)
+    return re.escape(text) if hasattr(pattern, "_route") and _LOOKS_LIKE_REGEX.search(text) else text
+
+
 def _build(route: str) -> str:
-    text = _Simplifier(route).simplify() if _LOOKS_LIKE_REGEX.search(route) else None
+    text = None
+    if _LOOKS_LIKE_REGEX.search(route):
+        pattern = route
+        with guard.contained("the parts of a route"):
+            # `path("things(new)/")` is no regular expression, and the route does not say where it is from.
+            pattern = _find_pattern(route)
+        text = _Simplifier(pattern).simplify()
     if text is None:
         text = route
     return text if text.startswith("/") else "/" + text
+
+
+def _find_pattern(route: str) -> str:
+    """Return the regular expression of a route, in which literal characters of `path()` are escaped."""
+    from django.urls import get_resolver, get_urlconf
+    from django.utils.translation import get_language
+
+    return _patterns_of(get_resolver(get_urlconf()), get_language() or "").get(route, route)
+
+
+@functools.lru_cache(maxsize=8)
+def _patterns_of(resolver: Any, language: str) -> dict[str, str]:
+    """Return the regular expressions of the routes that differ from them; `language` is that of `i18n_patterns`."""
+    return {route: pattern for route, pattern in _walk(resolver, "", "") if route != pattern}
+
+
+def _walk(resolver: Any, above: str, pattern_above: str) -> Iterator[tuple[str, str]]:
+    for part in resolver.url_patterns:
+        # Joined as Django's URLResolver does for ResolverMatch.route.
+        text, pattern = str(part.pattern), regex_of(part.pattern)
+        route = above + text.removeprefix("^") if above else text
+        joined = pattern_above + pattern.removeprefix("^") if above else pattern
+        if hasattr(part, "url_patterns"):
+            yield from _walk(part, route, joined)
+        else:
+            yield route, joined
 
 
 class _Simplifier:

@@ -31,7 +31,7 @@ from django_otel.redaction.keys import (
     is_measure,
     split_key,
 )
-from django_otel.redaction.pairs import PairScrubber
+from django_otel.redaction.pairs import Judge, PairScrubber
 
 #: Longer texts are cut before they are scanned (characters); no backend keeps longer ones.
 MAX_TEXT_LENGTH = 262_144
@@ -101,6 +101,25 @@ def _is_secret_named(lowered: str) -> bool:
         or lowered.startswith("user ")
         or "334 " in lowered
     )
+
+
+def _redact_places(text: str, judge: Judge, *, is_statement: bool) -> tuple[str, bool]:
+    """Redact what databases, commands, protocols, markup and rows have at known places.
+
+    Return the text, and whether there is a name in it behind which a secret may stand without `=` or `:`.
+    """
+    # What a rule takes out leaves no name behind, so one text in lower case serves all.
+    lowered = text.lower()
+    text = database_errors.redact_database_values(text)
+    text = database_errors.redact_statement_secrets(text, lowered)
+    text = commands.redact_commands(text, lowered)
+    is_named = _is_secret_named(lowered)
+    if is_named:
+        text = protocols.redact_protocols(text, lowered)
+        if not is_statement:
+            text = markup.redact_markup(bare_pairs.redact_fields(text, lowered, judge), judge)
+        text = rows.redact_rows(text, lowered, judge)
+    return text, is_named
 
 
 class _Untouched:
@@ -369,18 +388,8 @@ class Scrubber:
             text = forms.redact_userinfo(text)
         if "/" in text:
             text = paths.redact_paths(text)
-        # What a rule takes out leaves no name behind, so one text in lower case serves all.
-        lowered = text.lower()
-        text = database_errors.redact_database_values(text)
-        text = database_errors.redact_statement_secrets(text, lowered)
-        text = commands.redact_commands(text, lowered)
         is_statement = key in STATEMENT_KEYS
-        is_named = _is_secret_named(lowered)
-        if is_named:
-            text = protocols.redact_protocols(text, lowered)
-            if not is_statement:
-                text = markup.redact_markup(bare_pairs.redact_fields(text, lowered, self._judge), self._judge)
-            text = rows.redact_rows(text, lowered, self._judge)
+        text, is_named = _redact_places(text, self._judge, is_statement=is_statement)
         text = self._pairs.redact(text, query=query, is_sql=is_statement, may_be_bare=is_named)
         if "kty" in text:
             text = markup.redact_web_keys(text)

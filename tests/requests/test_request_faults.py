@@ -99,6 +99,11 @@ urlpatterns = [
     path("cached/", cached),
     path("cached-alone/", cached_without_request),
     re_path(r"^two/(\d)/to/(\d)/$", plain),
+    path("things(new)/", plain),
+    path("set[1]/<int:pk>/", plain),
+    path("price$/any.*/", plain),
+    path("part(a)/", include([path("one(b)/", plain), re_path(r"^two/(\d+)/$", plain)])),
+    re_path(r"^more(?P<x>[a-z])/", include([path("one(b)/", plain)])),
     path("metrics", plain),
     path("readyz", plain),
     path("ops/", include("django_otel.urls")),
@@ -150,6 +155,22 @@ def test_a_regular_expression_becomes_a_template(pattern, route):
 def test_two_unnamed_groups_are_a_label(own_urls, otel_spans):
     Client().get("/two/1/to/2/")
     assert [span.name for span in otel_spans] == ["GET /two/<var>/to/<var>/"]
+
+
+@sizes.each(
+    ("url", "route"),
+    [
+        ("/things(new)/", "/things(new)/"),
+        ("/set[1]/3/", "/set[1]/<int:pk>/"),
+        ("/price$/any.*/", "/price$/any.*/"),
+        ("/part(a)/one(b)/", "/part(a)/one(b)/"),
+        ("/part(a)/two/7/", "/part(a)/two/<var>/"),
+        ("/morez/one(b)/", "/more<x>/one(b)/"),
+    ],
+)
+def test_what_is_literal_in_a_path_is_so_in_its_route(own_urls, otel_spans, url, route):
+    Client().get(url)
+    assert otel_spans[-1].name == f"GET {route}"
 
 
 # --- Names of views. ---
