@@ -362,7 +362,7 @@ def test_links_lead_to_traces_that_are_stored(console, page):
     assert f"{0xABC:032x} not in the store" in words(answer)
 
 
-def test_logs_of_the_trace_stand_beneath(console, page, configure):
+def test_logs_of_the_trace_stand_beneath(console, page, configure, caplog):
     import logging
 
     from django_otel import logs
@@ -376,7 +376,8 @@ def test_logs_of_the_trace_stand_beneath(console, page, configure):
             logging.getLogger("shop.orders").debug("not this one")
         logging.getLogger("shop.orders").warning("outside of any trace")
 
-    record(console, build)
+    with caplog.at_level(logging.WARNING, "shop.orders"):
+        record(console, build)
     (row,) = stored(console)
     shown = words(page(f"{LIST}{row.trace_id}/"))
     assert "only 3 left" in shown
