@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ class Echo:
     port: int
     #: (Host header's name, path, headers by lower-case name) of each request.
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    #: How long it takes to send each byte of its answers.
+    part_delay_s: float = 0.0
 
     def url(self, host: str = "127.0.0.1", path: str = "/", redirect_to: str = "") -> str:
         query = f"?to={urllib.parse.quote(redirect_to, safe='')}" if redirect_to else ""
@@ -43,7 +46,10 @@ def start_echo() -> Iterator[Echo]:
                 self.send_header("Location", target[0])
             self.send_header("Content-Length", "2")
             self.end_headers()
-            self.wfile.write(b"ok")
+            for part in (b"o", b"k"):
+                time.sleep(echo.part_delay_s)
+                self.wfile.write(part)
+                self.wfile.flush()
 
         def log_message(self, *_: object) -> None:
             pass

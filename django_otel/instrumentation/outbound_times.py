@@ -8,7 +8,7 @@ costs one look.
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from importlib import import_module
 from time import perf_counter
 from typing import Any
@@ -61,6 +61,27 @@ def _iterate(parts: Iterator[object]) -> Iterator[object]:
         yield part
 
 
+def _time_async_iteration(plain: Callable[..., AsyncGenerator[object]]) -> Callable[..., AsyncGenerator[object]]:
+    """For an asynchronous one."""
+
+    @functools.wraps(plain)
+    def timed(*args: object, **kwargs: object) -> AsyncGenerator[object]:
+        parts = plain(*args, **kwargs)
+        return parts if current() is None else _iterate_async(parts)
+
+    return timed
+
+
+async def _iterate_async(parts: AsyncGenerator[object]) -> AsyncGenerator[object]:
+    read = _time_coroutine(anext)
+    end = object()
+    try:
+        while (part := await read(parts, end)) is not end:
+            yield part
+    finally:
+        await parts.aclose()
+
+
 @frozen.record
 class _Place:
     """A method that is waiting for the network, by the module that is imported for it."""
@@ -76,6 +97,10 @@ _PLACES = (
     _Place("http.client", "HTTPSConnection", "connect"),
     _Place("http.client", "HTTPConnection", "endheaders"),
     _Place("http.client", "HTTPConnection", "getresponse"),
+    _Place("http.client", "HTTPResponse", "read"),
+    _Place("http.client", "HTTPResponse", "read1"),
+    _Place("http.client", "HTTPResponse", "readinto"),
+    _Place("http.client", "HTTPResponse", "readline"),
     _Place("urllib3.connection", "HTTPConnection", "connect"),
     _Place("urllib3.connection", "HTTPSConnection", "connect"),
     _Place("urllib3.response", "HTTPResponse", "read"),
@@ -83,8 +108,12 @@ _PLACES = (
     _Place("requests.adapters", "HTTPAdapter", "send"),
     _Place("httpx._client", "Client", "send"),
     _Place("httpx._client", "AsyncClient", "send", _time_coroutine),
+    _Place("httpx._models", "Response", "iter_raw", _time_iteration),
+    _Place("httpx._models", "Response", "aiter_raw", _time_async_iteration),
     _Place("aiohttp.client", "ClientSession", "_request", _time_coroutine),
     _Place("aiohttp.client_reqrep", "ClientResponse", "read", _time_coroutine),
+    # What all its ways to read a body in parts wait in.
+    _Place("aiohttp.streams", "StreamReader", "_wait", _time_coroutine),
 )
 
 
