@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -204,6 +205,42 @@ def running(command: list[str], env: dict[str, str] | None = None, log: Path | N
                 break
         if log is not None:
             output.close()
+
+
+#: Processes of `tests.shell` that wait for code.
+_idle_shells: list[Any] = []
+
+
+def run_python(
+    code: str, env: dict[str, str], *, timeout_s: int = 120, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run code as `python -c` does, in the folder of the project and a process of its own, forked with Django imported.
+
+    For what tests do beside the process that they are about; `check` is that of `subprocess.run`.
+    """
+    try:
+        shell = _idle_shells.pop()
+    except IndexError:
+        shell = subprocess.Popen(
+            [sys.executable, "-m", "tests.shell"],
+            cwd=ROOT, env=server_env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        atexit.register(_end_shell, shell, os.getpid())
+    with tempfile.NamedTemporaryFile("r") as output, tempfile.NamedTemporaryFile("r") as errors:
+        request = {"code": code, "env": env, "timeout_s": timeout_s, "stdout": output.name, "stderr": errors.name}
+        shell.stdin.write(json.dumps(request).encode() + b"\n")
+        shell.stdin.flush()
+        done = subprocess.CompletedProcess(code, int(shell.stdout.readline()), output.read(), errors.read())
+    _idle_shells.append(shell)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def _end_shell(shell: Any, owner: int) -> None:
+    # A fork of this process has the handler as well.
+    if os.getpid() == owner:
+        shell.communicate()
 
 
 @dataclass

@@ -85,7 +85,7 @@ def serve(folder: Path, otel: dict[str, Any], code: str, *manage: tuple[str, ...
         otel, TEST_SQLITE=str(folder / "db.sqlite3"), DJANGO_SETTINGS_MODULE="tests.accessible_settings"
     )
     services.migrate_database(env)
-    run(env, "-c", PREPARE + code)
+    services.run_python(PREPARE + code, env)
     for arguments in manage:
         run(env, "-m", "django", *arguments, "-v", "0")
     port = services.free_port()
@@ -165,7 +165,7 @@ def violations(page: Any, axe: str, widths: tuple[int, ...] = WIDTHS) -> list[st
         page.set_viewport_size({"width": width, "height": 900})
         found += [
             f"{width} px, {rule['id']}: {node['html'][:300]} {node['any'][:1]}"
-            for rule in page.evaluate("axe.run()")["violations"]
+            for rule in page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
             for node in rule["nodes"]
         ]
     return found

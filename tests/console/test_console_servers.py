@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -54,10 +52,7 @@ print(session.session_key)
 
 def sign_in(environment):
     """The cookies of a superuser."""
-    done = subprocess.run(
-        [sys.executable, "-c", SIGN_IN], cwd=services.ROOT, check=True, timeout=60, capture_output=True, text=True,
-        env={**environment, "OTEL_SDK_DISABLED": "true"},
-    )  # fmt: skip
+    done = services.run_python(SIGN_IN, {**environment, "OTEL_SDK_DISABLED": "true"})
     return {"sessionid": done.stdout.strip()}
 
 

@@ -63,9 +63,7 @@ class Shop:
 
     def run(self, code: str) -> None:
         prepared = "import django; django.setup(); from tests.task_shop.celery_app import *; " + code
-        subprocess.run(
-            [sys.executable, "-c", prepared], env=self.environment(), cwd=services.ROOT, check=True, timeout=120
-        )
+        services.run_python(prepared, self.environment())
 
     def run_command(self, code: str) -> None:
         """Run code in a management command."""

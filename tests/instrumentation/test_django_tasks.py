@@ -197,10 +197,7 @@ class DatabaseShop:
 
     def run(self, code: str) -> str:
         prepared = f"import django; django.setup(); {code}"
-        return subprocess.run(
-            [sys.executable, "-c", prepared], env=self.environment, cwd=services.ROOT, check=True, timeout=120,
-            capture_output=True, text=True,
-        ).stdout  # fmt: skip
+        return services.run_python(prepared, self.environment).stdout
 
     def numbers(self, server) -> dict[tuple[str, str, str], float]:
         """The numbers of tasks on the web server's page, by metric, task and outcome."""

@@ -59,20 +59,27 @@ def configure(settings):
     return configure
 
 
+def make(model, rows):
+    return model.objects.bulk_create([model(**row) for row in rows])
+
+
 def fill():
-    for number in range(12):
-        country = models.Country.objects.create(name=f"country {number}")
-        author = models.Author.objects.create(name=f"author {number}", country=country)
-        models.Profile.objects.create(author=author, text="x")
-        tag = models.Tag.objects.create(name=f"tag {number}")
+    numbers = range(12)
+    countries = make(models.Country, [{"name": f"country {number}"} for number in numbers])
+    authors = make(models.Author, [{"name": f"author {n}", "country": country} for n, country in enumerate(countries)])
+    tags = make(models.Tag, [{"name": f"tag {number}"} for number in numbers])
+    make(models.Profile, [{"author": author, "text": "x"} for author in authors])
+    make(models.Magazine, [{"title": "x", "owner": author} for author in authors])
+    make(models.Reader, [{"name": "x"} for _ in numbers])
+    books = []
+    for number, (author, tag) in enumerate(zip(authors, tags, strict=True)):
         book = models.Novel.objects.create(
             title=f"book {number}", author=author, editor=author, owner=author, label=tag, genre="x"
         )
         book.tags.add(tag)
-        models.Chapter.objects.create(book=book, title="x")
-        models.Magazine.objects.create(title="x", owner=author)
-        models.Note.objects.create(text="x", content_object=models.Book.objects.get(pk=book.pk))
-        models.Reader.objects.create(name="x")
+        books.append(book.book_ptr)
+    make(models.Chapter, [{"book": book, "title": "x"} for book in books])
+    make(models.Note, [{"text": "x", "content_object": book} for book in books])
     ContentType.objects.get_for_model(models.Book)
 
 

@@ -52,7 +52,11 @@ def save(client: Client, url: str, **values: str):
 
 def text(response) -> str:
     """What a reader sees: without tags, white space as one blank."""
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", response.content.decode())))
+    return text_of(response.content.decode())
+
+
+def text_of(markup: str) -> str:
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", markup)))
 
 
 def log() -> list[str]:
@@ -366,20 +370,30 @@ def test_rules_without_a_policy_stand_in_the_form_that_makes_one():
     assert [str(rule) for rule in SamplingRule.objects.all()] == ["/a/*: 75 %"]
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"path": "/a", "route": "/a"}, "Name a path or a route, and not both."),
-        ({"note": "nothing to match"}, "Name a path or a route, and not both."),
-        ({"path": "checkout/*"}, '\'checkout/*\' matches nothing: begin it with "/" or "*".'),
-        ({"path": "/a", "ratio": "25"}, "For 25 % write 0.25."),
-        ({"path": "/a", "ratio": ""}, "This field is required."),
-        ({"path": "/a", "method": "BREW"}, "Select a valid choice."),
-        ({"path": "/a", "priority": "99999"}, "less than or equal to 10000"),
-        ({"path": "/a", "lasts": "", "expires_at": "2020-01-01T00:00:00"}, "2020-01-01 00:00:00 has passed"),
-        ({"path": "/" + "a" * 200}, "at most 200 characters"),
-    ],
-)
+WRONG_RULES = [
+    ({"path": "/a", "route": "/a"}, "Name a path or a route, and not both."),
+    ({"note": "nothing to match"}, "Name a path or a route, and not both."),
+    ({"path": "checkout/*"}, '\'checkout/*\' matches nothing: begin it with "/" or "*".'),
+    ({"path": "/a", "ratio": "25"}, "For 25 % write 0.25."),
+    ({"path": "/a", "ratio": ""}, "This field is required."),
+    ({"path": "/a", "method": "BREW"}, "Select a valid choice."),
+    ({"path": "/a", "priority": "99999"}, "less than or equal to 10000"),
+    ({"path": "/a", "lasts": "", "expires_at": "2020-01-01T00:00:00"}, "2020-01-01 00:00:00 has passed"),
+    ({"path": "/" + "a" * 200}, "at most 200 characters"),
+]
+
+
+def test_rules_that_make_no_sense_are_refused_each_beside_its_fields():
+    """All in one form."""
+    response = save(login(is_superuser=True), ADD, **rules(*(row for row, _ in WRONG_RULES)))
+    assert response.status_code == 200
+    (formset,) = response.context["inline_admin_formsets"]
+    for form, (_, message) in zip(formset.formset.forms, WRONG_RULES, strict=False):
+        assert message in text_of(str(form.errors)), form.errors
+    assert not SamplingRule.objects.exists()
+
+
+@pytest.mark.parametrize(("row", "message"), sizes.few(WRONG_RULES, 4))
 def test_a_rule_that_makes_no_sense_is_refused_beside_its_fields(row, message):
     """And neither policy nor rules are stored."""
     client = login(is_superuser=True)
@@ -865,7 +879,8 @@ def test_more_rules_than_are_allowed_are_refused_with_a_sentence(monkeypatch):
 
 def test_a_form_without_end_is_refused_and_a_stranger_has_djangos_limit():
     client = login(is_superuser=True)
-    assert client.post(ROW, {f"x{number}": "" for number in range(20_000)}).status_code == 400
+    endless = urlencode({f"x{number}": "" for number in range(20_000)})
+    assert client.post(ROW, endless, content_type="application/x-www-form-urlencoded").status_code == 400
     assert Client().post(ROW, {f"x{number}": "" for number in range(2000)}).status_code in (302, 400)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,10 +41,7 @@ class Site:
         lines = "import datetime, django; django.setup()\nfrom django.utils import timezone\n"
         lines += "from django.contrib.auth.models import Permission, User\n"
         lines += "from django_otel.models import SamplingPolicy, SamplingRule\n"
-        return subprocess.run(
-            [sys.executable, "-c", lines + code],
-            cwd=services.ROOT, env=self._env, check=True, timeout=60, capture_output=True, text=True,
-        ).stdout  # fmt: skip
+        return services.run_python(lines + code, self._env).stdout
 
     def reset(self) -> None:
         """The state every test begins with: no policy, no rule."""

@@ -260,8 +260,6 @@ def test_the_token_is_redacted_where_query_strings_are_recorded(otel_spans):
 
 def test_a_token_is_known_in_every_process_of_the_site(tmp_path):
     """Made by a command, used at a real server with ratio 0; the spans arrive at a real receiver."""
-    import subprocess
-    import sys
 
     with services.start_receiver() as receiver:
         otel = {"SERVICE_NAME": "site", "SAMPLING": NO, "TRACES": {"ENDPOINT": receiver.url, "BATCH": {"DELAY_S": 0.1}}}
@@ -269,10 +267,7 @@ def test_a_token_is_known_in_every_process_of_the_site(tmp_path):
             "import django; django.setup(); import django_otel; from types import SimpleNamespace as N\n"
             "print(django_otel.force_trace_token(N(pk=7, is_active=True, is_staff=True), 600))"
         )
-        token = subprocess.run(
-            [sys.executable, "-c", code], env=services.server_env(otel), cwd=services.ROOT, check=True, text=True,
-            capture_output=True, timeout=60,
-        ).stdout.strip()  # fmt: skip
+        token = services.run_python(code, services.server_env(otel)).stdout.strip()
         with services.serve("gunicorn", otel, workers=1) as server:
             services.wait_until(lambda: server.get("/hello/", timeout_s=40)[0] == 200, 60, "an answer")
             _, headers, _ = server.get(link(token))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -234,10 +233,7 @@ def test_the_page_shows_every_process_of_every_host_as_it_turns(postgres_databas
     env = services.server_env({}, DJANGO_SETTINGS_MODULE="tests.settings", **database)
 
     def run(code: str) -> None:
-        subprocess.run(
-            [sys.executable, "-c", f"import django; django.setup()\n{code}"],
-            cwd=services.ROOT, env=env, check=True, timeout=60, capture_output=True,
-        )  # fmt: skip
+        services.run_python(f"import django; django.setup()\n{code}", env)
 
     services.migrate_database(env)
     run("from django.contrib.auth.models import User\nUser.objects.create_superuser('ada', password='ada')")

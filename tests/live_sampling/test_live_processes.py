@@ -38,10 +38,7 @@ def manage(env: dict[str, str], *arguments: str) -> None:
 
 def run_python(env: dict[str, str], code: str) -> None:
     """A process of its own that changes the database, as another host would."""
-    subprocess.run(
-        [sys.executable, "-c", f"import django; django.setup()\nfrom django_otel.models import SamplingPolicy\n{code}"],
-        cwd=services.ROOT, env=env, check=True, timeout=60, capture_output=True,
-    )  # fmt: skip
+    services.run_python(f"import django; django.setup()\nfrom django_otel.models import SamplingPolicy\n{code}", env)
 
 
 @contextlib.contextmanager

@@ -54,12 +54,7 @@ class Host:
     def run(self, code: str, *, check: bool = True, **sampling) -> str:
         """Run `code` in a process of its own on this host, as a management command or a shell would; its output."""
         begin = "import django, time; django.setup()\nfrom django_otel.models import SamplingPolicy, SamplingRule\n"
-        done = subprocess.run(
-            [sys.executable, "-c", begin + code],
-            cwd=services.ROOT, env=self.environment(**sampling), timeout=120, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0 or not check, done.stderr
-        return done.stdout
+        return services.run_python(begin + code, self.environment(**sampling), check=check).stdout
 
     def save(self, code: str) -> float:
         """Run `code`, which saves; gives the time at which it was done."""
@@ -192,8 +187,8 @@ def test_a_new_process_decides_nothing_before_it_knows_the_policy(tmp_path):
         ) as server:
             services.wait_until(lambda: ask(server) == 200, 60, "an answer")
             with ThreadPoolExecutor(4) as pool:
-                statuses = list(pool.map(lambda _: ask(server), range(120)))
-            assert statuses.count(200) > 100
+                statuses = list(pool.map(lambda _: ask(server), range(60)))
+            assert statuses.count(200) > 50
             assert server.log.count("Booting worker") >= 6
         code = "import django_otel\nwith django_otel.span('first'): pass\ndjango_otel.flush(5)"
         env = services.server_env(otel, **host.env)
