@@ -5,10 +5,13 @@ Source: OpenTelemetry protocol specification, "Partial Success" and "Failures".
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import logging
 import re
-from collections.abc import Callable, Sized
+import threading
+from collections.abc import Callable, Iterator, Sized
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from django_otel.base import guard
@@ -44,6 +47,9 @@ _TOO_LARGE_WORDS = re.compile(
 _TOO_LARGE_CODES = frozenset({"RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "UNKNOWN", "INTERNAL"})
 #: Of a receiver's own message, in characters.
 _MESSAGE_LENGTH = 300
+
+#: The loggers of the stock exporters have names that begin so.
+_STOCK_LOGGERS = "opentelemetry.exporter.otlp"
 
 #: Counts lost items: number, reason, signal ("traces", "metrics", "logs").
 DropCounter = Callable[[int, str, str], None]
@@ -92,6 +98,38 @@ class Answers:
     def call_too_large(self) -> None:
         """Note that the last batch is too large to be sent at all."""
         self.status = _TOO_LARGE
+
+    def lose_too_large(self, count: int) -> None:
+        """Log, once, that items were dropped which are too large alone."""
+        guard.warn_once(
+            f"too large {self.signal}",
+            "%d items of %s were dropped: alone each is larger than the OTLP receiver takes in one request. "
+            'Further ones are counted (reason "too_large") and not logged. '
+            "Raise the receiver's limit, or lower LIMITS.",
+            count,
+            self.signal,
+        )
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Keep the stock exporters from logging, in this thread, each batch that is too large and sent in parts."""
+        thread = threading.get_ident()
+
+        def is_logged(record: logging.LogRecord) -> bool:
+            return threading.get_ident() != thread or not self.is_too_large
+
+        loggers = [
+            logger
+            for name, logger in list(logging.root.manager.loggerDict.items())
+            if name.startswith(_STOCK_LOGGERS) and isinstance(logger, logging.Logger)
+        ]
+        for logger in loggers:
+            logger.addFilter(is_logged)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(is_logged)
 
     def read(self, body: bytes, *, is_json: bool = False) -> None:
         """Read the body of an answer of success."""
@@ -150,19 +188,22 @@ def send_in_parts(items: Batch, send: Callable[[Batch], bool], answers: Answers,
     """
     outcome = Outcome()
     waiting = [items]
-    while waiting:
-        part = waiting.pop()
-        count = kind.count(part)
-        answers.status, answers.items = None, count
-        if send(part):
-            outcome.delivered += count
-        elif not answers.is_too_large:
-            outcome.failed += count
-        elif count > 1:
-            first, second = kind.halve(part, count)
-            waiting += [second, first]
-        else:
-            outcome.too_large += count
+    with answers.quiet():
+        while waiting:
+            part = waiting.pop()
+            count = kind.count(part)
+            answers.status, answers.items = None, count
+            if send(part):
+                outcome.delivered += count
+            elif not answers.is_too_large:
+                outcome.failed += count
+            elif count > 1:
+                first, second = kind.halve(part, count)
+                waiting += [second, first]
+            else:
+                outcome.too_large += count
+    if outcome.too_large:
+        answers.lose_too_large(outcome.too_large)
     return outcome
 
 

@@ -8,7 +8,6 @@ and makes requests 3 % larger.
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,6 @@ from django_otel.redaction.span_cleaner import SpanCleaner
 
 if TYPE_CHECKING:
     from django_otel.export.answers import Halving
-
-logger = logging.getLogger("django_otel")
 
 _LEVEL = 1
 #: `wbits` of zlib's container formats; a "deflate" of HTTP is zlib's (RFC 9110, 8.4.1.2).
@@ -85,10 +82,7 @@ class DirectSpanExporter:
         if not data:
             return True
         if len(data) > _MAX_REQUEST_BYTES:
-            if len(spans) > 1:
-                self._answers.call_too_large()
-            else:
-                logger.warning("A batch of 1 spans has %d bytes, which is too much; it is dropped.", len(data))
+            self._answers.call_too_large()
             return False
         if self._wbits is not None:
             data = zlib.compress(data, _LEVEL, self._wbits)

@@ -198,6 +198,37 @@ def test_a_span_that_is_too_large_alone_is_counted_and_the_export_goes_on():
         assert made.counts.drops == {"too_large": 3}
 
 
+@pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
+def test_items_that_are_too_large_are_logged_once(signal, caplog):
+    """However often batches are halved, and however many of them there are."""
+    guard.reset()
+    with answering(lambda handler, _: reply(handler, 413)) as url:
+        if signal == "traces":
+            with pipeline(url) as made:
+                for names in ("abcdefgh", "ijkl"):
+                    made.finish(*names)
+                    made.flush()
+                assert made.counts.drops == {"too_large": 12}
+        else:
+            drops = []
+            exporter = build_exporter(url, signal, drops)
+            for _ in range(2):
+                assert exporter.export(metrics_of(4) if signal == "metrics" else log_records(8)).name == "SUCCESS"
+            exporter.shutdown()
+            assert sum(count for count, _, _ in drops) == 16
+    guard.reset()
+    lines = [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert len(lines) == 1, lines
+    assert "too_large" in lines[0]
+
+
+def test_other_refusals_are_logged_as_before(caplog):
+    with answering(lambda handler, _: reply(handler, 400)) as url, pipeline(url) as made:
+        made.finish("a")
+        made.flush()
+    assert any(record.name.startswith("opentelemetry.exporter.otlp") for record in caplog.records)
+
+
 @pytest.mark.parametrize(("signal", "batch", "total"), [("metrics", metrics_of(5), 10), ("logs", log_records(10), 10)])
 def test_points_and_records_are_sent_in_parts(signal, batch, total):
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest

@@ -357,8 +357,8 @@ def test_a_request_that_is_too_large_is_refused_here(receiver, build, monkeypatc
     pipeline.finish("x" * 200)
     assert pipeline.flush()
     assert not receiver.requests
-    assert pipeline.counts.drops == {"export_failed": 1}
-    assert "too much" in caplog.text
+    assert pipeline.counts.drops == {"too_large": 1}
+    assert "larger than the OTLP receiver takes" in caplog.text
 
 
 def test_what_the_queue_does_not_hold_is_counted(receiver, build):
