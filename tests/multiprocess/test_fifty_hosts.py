@@ -57,6 +57,7 @@ def hosts(tmp_path, monkeypatch, settings):
         made.append([Worker(folder) for _ in range(WORKERS)])
     yield made
     for worker in (worker for host in made for worker in host):
+        worker.follower.log_levels.end()
         worker.follower.registry.close()
 
 
