@@ -356,6 +356,7 @@ OTHERS_PRIVATE_NAMES = {
     "_base_manager": "Django, documented",
     "_default_manager": "Django, documented",
     "_func_path": "django.urls.ResolverMatch",
+    "_route": "django.urls.resolvers.RoutePattern, which path() has and re_path() has not",
     "_hints": "django.db.models.QuerySet",
     "_iterable_class": "django.db.models.QuerySet",
     "_fields": "django.db.models.QuerySet",
