@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -104,6 +104,17 @@ def read_subject(frame: FrameType) -> type:
     if instance is None:
         instance = getattr(values.get("self"), "_hints", {}).get("instance")
     return type(instance)
+
+
+def fit_to_single(advice: Iterable[Advice], tables: Collection[str]) -> set[Advice]:
+    """Return what helps objects of these tables that are read one by one: what reads for many at once does not."""
+    kept = set()
+    for each in advice:
+        if each.table not in tables:
+            kept.add(each)
+        elif each.method != PREFETCH:
+            kept.add(each._replace(has_peers=False))
+    return kept
 
 
 def render(advice: Iterable[Advice]) -> str:

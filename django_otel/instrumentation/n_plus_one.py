@@ -21,6 +21,7 @@ several SQL texts are, or that runs on several databases: their counts are added
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from types import CodeType, FrameType
 from typing import Any
 
@@ -29,7 +30,7 @@ from opentelemetry.trace import Span
 from django_otel import runtime
 from django_otel.base import guard
 from django_otel.config.schema import Config
-from django_otel.instrumentation.advice import PREFETCH, Advice, find_advice, read_subject, render
+from django_otel.instrumentation.advice import PREFETCH, Advice, find_advice, fit_to_single, read_subject, render
 from django_otel.instrumentation.callers import is_caller, walk
 from django_otel.metrics.instruments import Counter
 from django_otel.metrics.series import Series
@@ -72,34 +73,41 @@ _getframe = sys._getframe  # noqa: SLF001 (the documented way is ten times slowe
 class Place:
     """A line of the project, and a statement that it runs."""
 
-    __slots__ = ("_advice", "attributes", "event", "known_event", "prefetches", "statement")
+    __slots__ = ("_advice", "attributes", "event", "known_event", "plural", "statement")
 
     def __init__(self, statement: KnownStatement, attributes: dict[str, Any]) -> None:
         self.statement = statement
         #: `code.*` attributes.
         self.attributes = attributes
         self._advice: frozenset[Advice] = frozenset()
-        #: The tables whose objects are to be prefetched for.
-        self.prefetches: frozenset[str] = frozenset()
+        #: Tables whose objects are to be read for together.
+        self.plural: frozenset[str] = frozenset()
         #: Those of an event; the count is to be replaced.
-        self.event = self._build_event()
+        self.event = self.build_event()
         self.known_event = EventAttributes(self.event)
+
+    @property
+    def has_advice(self) -> bool:
+        """Whether there is a cure."""
+        return bool(self._advice)
 
     def advise(self, advice: Advice) -> None:
         """Take one more cure for what this line does."""
         self._advice |= {advice}
-        if advice.method == PREFETCH:
-            self.prefetches |= {advice.table}
-        self.event = self._build_event()
+        if advice.method == PREFETCH or advice.has_peers:
+            self.plural |= {advice.table}
+        self.event = self.build_event()
         self.known_event = EventAttributes(self.event)
 
-    def _build_event(self) -> dict[str, Any]:
+    def build_event(self, read_singly: Collection[str] = ()) -> dict[str, Any]:
+        """Return the attributes of an event; objects of the tables `read_singly` are read one by one."""
+        advice = fit_to_single(self._advice, read_singly) if read_singly else self._advice
         event = {COUNT: 0, **self.attributes}
         if self.statement.watch.tells_text:
             event[SQL] = self.statement.text
-        if self._advice:
-            event[ADVICE] = render(self._advice)
-            models = {each.model for each in self._advice}
+        if advice:
+            event[ADVICE] = render(advice)
+            models = {each.model for each in advice}
             if len(models) == 1:
                 event[MODEL] = models.pop()
         return event
@@ -510,9 +518,9 @@ class Watch:
         if len(found) > 1:
             found = sorted(found, key=lambda each: -counts[each])[:_MAX_EVENTS]
         for place in found:
-            if place.prefetches and _is_in_vain(place, counts):
-                unadvised = {key: value for key, value in place.event.items() if key not in (ADVICE, MODEL)}
-                span.add_event(EVENT, {**unadvised, COUNT: counts[place]})
+            read_singly = _find_singly(place, counts) if place.plural else None
+            if read_singly:
+                span.add_event(EVENT, {**place.build_event(read_singly), COUNT: counts[place]})
             elif type(span) is RecordedSpan:
                 span.add_known_event(EVENT, place.known_event, COUNT, counts[place])
             else:
@@ -524,7 +532,11 @@ def find_one_of(statement: Statement) -> str | None:
     return statement.table if statement.operation == "SELECT" and statement.text.endswith(_ONE) else None
 
 
-def _is_in_vain(place: Place, counts: dict[Place, int]) -> bool:
-    """Whether the objects that were to be prefetched for are read one by one, each by a query of its own."""
+def _find_singly(place: Place, counts: dict[Place, int]) -> set[str]:
+    """Return the tables whose objects were read one by one, each by a query of its own, as often as this place ran.
+
+    Reads that have a cure themselves are none of them: with it they go away.
+    """
     count = counts[place]
-    return any(other.statement.one_of in place.prefetches and counts[other] >= count for other in list(counts))
+    tables = {other.statement.one_of for other in list(counts) if counts[other] >= count and not other.has_advice}
+    return {table for table in tables if table in place.plural}

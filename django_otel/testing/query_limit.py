@@ -46,14 +46,18 @@ class _Places:
             if finding is not None:
                 self._advice.setdefault(place, set()).add(finding.advice)
 
+    @property
+    def has_advice(self) -> bool:
+        """Whether there is a cure for one of them."""
+        return bool(self._advice)
+
     def describe(self, read_singly: Counter[str]) -> Iterator[str]:
         """Yield a line of text for each; `read_singly` says how often one row of a table was read."""
-        from django_otel.instrumentation.advice import PREFETCH, render
+        from django_otel.instrumentation.advice import fit_to_single, render
 
         for place, times in self._counts.most_common(_SHOWN):
-            found = self._advice.get(place, set())
-            # To prefetch for objects that are read one by one changes nothing.
-            advice = {each for each in found if each.method != PREFETCH or read_singly[each.table] < times}
+            tables = [table for table, number in read_singly.items() if number >= times]
+            advice = fit_to_single(self._advice.get(place, ()), tables)
             models = ", ".join(sorted({each.model for each in advice}))
             yield f"    {times} from {place}" + (f": {models} {render(advice)}" if advice else "")
 
@@ -65,7 +69,8 @@ class _Counts:
         self._most = most
         self._counts: Counter[tuple[str, str]] = Counter()
         self._places: dict[tuple[str, str], _Places] = {}
-        self._read_singly: Counter[str] = Counter()
+        #: Of statements that read one row, its table.
+        self._tables: dict[tuple[str, str], str | None] = {}
 
     def add(self, database: Any, sql: object) -> None:
         """Count a statement that is about to run; savepoints are none."""
@@ -78,8 +83,7 @@ class _Counts:
             return
         key = database.alias, text
         self._counts[key] += 1
-        if table := find_one_of(statement):
-            self._read_singly[table] += 1
+        self._tables[key] = find_one_of(statement)
         self._places.setdefault(key, _Places()).note(is_too_often=self._counts[key] > self._most)
 
     def check(self) -> None:
@@ -87,10 +91,14 @@ class _Counts:
         repeated = [(key, times) for key, times in self._counts.most_common() if times > self._most]
         if not repeated:
             return
+        read_singly: Counter[str] = Counter()
+        for key, table in self._tables.items():
+            if table and not self._places[key].has_advice:
+                read_singly[table] += self._counts[key]
         lines = []
         for key, times in repeated[:_SHOWN]:
             alias, text = key
-            lines += [f"{times} times on {alias!r}: {text}", *self._places[key].describe(self._read_singly)]
+            lines += [f"{times} times on {alias!r}: {text}", *self._places[key].describe(read_singly)]
         if len(repeated) > _SHOWN:
             lines.append(f"and {len(repeated) - _SHOWN} more statements")
         raise AssertionError(f"Expected each statement at most {self._most} times. Found:\n" + "\n".join(lines))
