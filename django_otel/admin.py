@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from django_otel.live_sampling.admin import SamplingPolicyAdmin
-from django_otel.live_sampling.admin_forms import SamplingRuleInline
 from django_otel.live_sampling.log_level_admin import LogLevelAdmin
 
 # Last: registers the pages of the console, after the policy's.
 import django_otel.console.entries  # noqa: F401  # isort: skip
 
-__all__ = ["LogLevelAdmin", "SamplingPolicyAdmin", "SamplingRuleInline"]
+__all__ = ["LogLevelAdmin", "SamplingPolicyAdmin"]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from django.apps import AppConfig
 from django.core.checks import CheckMessage, Tags
 from django.core.checks import register as register_check
 from django.utils.translation import gettext_lazy
+
+if TYPE_CHECKING:
+    from django_otel.health import HealthChecks
 
 logger = logging.getLogger("django_otel")
 
@@ -20,6 +24,12 @@ _CHECKING_COMMANDS = frozenset({
     "check", "collectstatic", "createsuperuser", "flush", "inspectdb", "loaddata", "makemigrations", "migrate", "otel",
     "runserver", "showmigrations", "sqlmigrate", "test", "testserver",
 })  # fmt: skip
+
+
+#: Where the parts are that measure Django and libraries.
+_PARTS = "django_otel.instrumentation"
+#: What a process imports that has tasks; the last, because a test or a project may use the hooks directly.
+_TASK_LIBRARIES = ("celery", "rq", "dramatiq", "django.tasks", "django_tasks", f"{_PARTS}.tasks.runs")
 
 
 def _is_checking(command: str | None) -> bool:
@@ -45,9 +55,7 @@ class DjangoOTelConfig(AppConfig):
     def ready(self) -> None:
         from django_otel import conf, runtime
         from django_otel.config.schema import ConfigError
-        from django_otel.health import HealthChecks
 
-        self.health_checks = HealthChecks()
         _register_checks()
         conf.on_change(runtime.restart)
         self._connect_parts()
@@ -68,6 +76,13 @@ class DjangoOTelConfig(AppConfig):
             runtime.refuse([])
             guard.report("starting django_otel", error)
 
+    @cached_property
+    def health_checks(self) -> HealthChecks:
+        """The checks of this process. Late: the first probe asks for them."""
+        from django_otel.health import HealthChecks
+
+        return HealthChecks()
+
     def _connect_parts(self) -> None:
         """Each part switches itself on and off with the settings."""
         from django_otel import asgi, business, logs, runtime
@@ -81,30 +96,30 @@ class DjangoOTelConfig(AppConfig):
             connections,
             copies,
             database,
-            django_prometheus,
             email,
             feature_flags,
-            graphql_names,
             instrumentors,
-            middleware_spans,
             migrations,
             origins,
             outbound_times,
             process_metrics,
             security,
-            sql_comments,
             templates,
             transactions,
             view_times,
         )
-        from django_otel.instrumentation.tasks import switch as tasks
+        from django_otel.instrumentation.late_parts import LatePart
         from django_otel.live_sampling import follower
 
         # Instrumentors first: the stable conventions are opted in before any of them loads.
         parts = (
-            instrumentors, logs, database, cache, auth, security, email, tasks, business, failures, view_times,
-            templates, outbound_times, middleware_spans, notify, commands, migrations, connections, transactions,
-            feature_flags, copies, sql_comments, django_prometheus, process_metrics, graphql_names, origins,
+            instrumentors, logs, database, cache, auth, security, email,
+            LatePart(f"{_PARTS}.tasks.switch", *_TASK_LIBRARIES), business, failures, view_times, templates,
+            outbound_times, LatePart(f"{_PARTS}.middleware_spans", is_wanted=lambda config: config.middleware_spans),
+            notify, commands, migrations, connections, transactions, feature_flags, copies,
+            LatePart(f"{_PARTS}.sql_comments", is_wanted=lambda config: bool(config.database.comments)),
+            LatePart(f"{_PARTS}.django_prometheus", is_wanted=lambda config: config.metrics.names != "otel"),
+            process_metrics, LatePart(f"{_PARTS}.graphql_names", "graphql.execution.execute"), origins,
         )  # fmt: skip
         for part in parts:
             runtime.on_config_change(part.install)

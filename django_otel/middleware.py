@@ -24,11 +24,10 @@ from django.utils.cache import patch_cache_control
 from opentelemetry import context as otel_context
 from opentelemetry.util.types import AttributeValue
 
-from django_otel import conf, own_paths, runtime, views
+from django_otel import conf, own_paths, runtime
 from django_otel.base import guard
 from django_otel.config.packages import import_path
 from django_otel.config.schema import Config
-from django_otel.live_sampling import force
 from django_otel.requests import layers
 from django_otel.requests.dimensions import ROUTE, Dimensions
 from django_otel.requests.observer import Observer
@@ -92,7 +91,7 @@ def _build_observer() -> Observer:
             template=route_template,
             user_attributes=_build_user_attributes(config.request.user),
             sampler=None if current.is_foreign else current.sampler,
-            find_force_token=force.find_token if config.sampling.force else None,
+            find_force_token=_find_force_token() if config.sampling.force else None,
             enrich=import_path(enrich) if isinstance(enrich, str) else enrich,
             name_route=import_path(route) if isinstance(route, str) else route,
             dimensions=_build_dimensions(config),
@@ -107,6 +106,12 @@ def _build_observer() -> Observer:
             legacy=_build_legacy(config.metrics.names),
         ),
     )
+
+
+def _find_force_token() -> Callable[[Mapping[str, str]], str | None]:
+    from django_otel.live_sampling import force
+
+    return force.find_token
 
 
 def _build_dimensions(config: Config) -> Dimensions | None:
@@ -195,6 +200,9 @@ def _find_own_page(request: HttpRequest) -> Callable[[HttpRequest], HttpResponse
 @guard.guarded("deciding who answers a page of ours", False)
 def _is_answered_here(page: Callable[[HttpRequest], HttpResponse], request: HttpRequest) -> bool:
     """Whether `page` answers before every other middleware, because none of them changes who may see what."""
+    # Late, here and below: only a URLconf with our pages has loaded them.
+    from django_otel import views
+
     if views.needs_user(page, request):
         return False
     if hasattr(request, "urlconf") or not own_paths.may_choose_urlconf():
@@ -255,6 +263,8 @@ def _is_whole(kind: type[HttpResponseBase]) -> bool:
 
 def _add_headers(record: RequestRecord, response: HttpResponseBase) -> None:
     if record.force_token and isinstance(record.request, HttpRequest):
+        from django_otel.live_sampling import force
+
         force.remember(record.request, response, record.force_token)
     if record.no_store:
         patch_cache_control(response, private=True, no_store=True)
@@ -426,6 +436,8 @@ class OTelMiddleware:
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         observer = get_observer()
         if observer is not None and observer.find_force_token is not None:
+            from django_otel.live_sampling import force
+
             await force.look_up(request.META)
         record = observer.begin(request) if observer is not None else None
         if record is None:
@@ -449,6 +461,8 @@ class OTelMiddleware:
         """Serve an excluded request, which may be one for a page of ours."""
         page = _find_own_page(request)
         if page is not None and _is_answered_here(page, request):
+            from django_otel import views
+
             return views.call(page, request)
         token = _shield(request)
         try:
@@ -456,6 +470,8 @@ class OTelMiddleware:
             # A middleware may have chosen another URLconf, where the path is a page of the project.
             if page is None or _find_own_page(request) is not page:
                 return response
+            from django_otel import views
+
             return views.settle(page, request, response)
         finally:
             _unshield(token)
@@ -463,6 +479,8 @@ class OTelMiddleware:
     async def _aserve_unmeasured(self, request: HttpRequest) -> HttpResponseBase:
         page = _find_own_page(request)
         if page is not None and _is_answered_here(page, request):
+            from django_otel import views
+
             return await views.call_async(page, request)
         token = _shield(request)
         try:
@@ -471,6 +489,8 @@ class OTelMiddleware:
             _unshield(token)
         if page is None or _find_own_page(request) is not page:
             return response
+        from django_otel import views
+
         return await sync_to_async(views.settle)(page, request, response)
 
 

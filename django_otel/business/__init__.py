@@ -61,7 +61,6 @@ from django_otel import runtime
 from django_otel.base import guard
 from django_otel.base.frozen import record
 from django_otel.config.schema import Config, Problem
-from django_otel.instrumentation import django_prometheus
 
 if TYPE_CHECKING:
     from django_otel.business.specs import Spec, Transition
@@ -406,7 +405,10 @@ def install(config: Config) -> None:
         uninstall()
         if not config.enabled:
             return
-        django_prometheus.parts.find_models = registered_labels
+        if config.metrics.names != "otel":
+            from django_otel.instrumentation import django_prometheus
+
+            django_prometheus.parts.find_models = registered_labels
         specs, found = _resolve(config)
         if found:
             # In check's words, for a server that never runs the checks.

@@ -17,7 +17,6 @@ from django_otel import runtime
 from django_otel.base import guard
 from django_otel.base.sdk_compat import get_current
 from django_otel.config.schema import Config
-from django_otel.instrumentation import pools
 from django_otel.instrumentation.driver_calls import is_suppressed
 from django_otel.requests import layers
 from django_otel.requests.record import current
@@ -60,7 +59,11 @@ def _count(connection: BaseDatabaseWrapper, error: BaseException) -> None:
 
 @functools.wraps(_plain_connect)
 def _connect(self: BaseDatabaseWrapper, *args: object, **kwargs: object) -> object:
-    pools.watch(self)
+    if (self.settings_dict.get("OPTIONS") or {}).get("pool"):
+        # Late: few projects have a pool.
+        from django_otel.instrumentation import pools
+
+        pools.watch(self)
     request = current()
     opened = None
     if request is not None and request.observer.times_layers:

@@ -105,10 +105,7 @@ class _Watch:
 
 @guard.guarded(_PLACE, None)
 def watch(connection: BaseDatabaseWrapper) -> None:
-    """Observe the pool that `connection` is about to be taken from, if it has one."""
-    options = connection.settings_dict.get("OPTIONS") or {}
-    if not options.get("pool"):
-        return
+    """Observe the pool that `connection` is about to be taken from."""
     pool = cast("_Pool | None", getattr(connection, "pool", None))
     mark = object()
     # Of two threads that come at once one does it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.db import IntegrityError, transaction
@@ -12,16 +12,17 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext, gettext_lazy
 
 from django_otel import models
-from django_otel.live_sampling import admin_history, rule_matches
+from django_otel.live_sampling import admin_history
 from django_otel.live_sampling import wording as text
-from django_otel.live_sampling.admin_forms import POLICY_FIELDS, SamplingPolicyForm, SamplingRuleInline
-from django_otel.live_sampling.admin_history import alias
+from django_otel.live_sampling.admin_history import POLICY_FIELDS, alias
 from django_otel.live_sampling.admin_pages import STATUS_NAME, PolicyPages
 from django_otel.live_sampling.assets import Script, Stylesheet
 from django_otel.live_sampling.isolation import bdi
-from django_otel.live_sampling.large_forms import allow_many_fields
 from django_otel.live_sampling.row_pages import needs_tables
 from django_otel.models import SamplingPolicy
+
+if TYPE_CHECKING:
+    from django.forms import ModelForm
 
 #: Addresses whose forms have all the rules.
 _LARGE_FORMS = frozenset(f"django_otel_samplingpolicy_{page}" for page in ("add", "change", "routes"))
@@ -31,15 +32,28 @@ _LARGE_FORMS = frozenset(f"django_otel_samplingpolicy_{page}" for page in ("add"
 class SamplingPolicyAdmin(PolicyPages):
     """The one row, without a list: its address leads to the row, or to the form that makes it."""
 
-    form = SamplingPolicyForm
-    inlines = (SamplingRuleInline,)
-
     class Media:
         css = {"all": (Stylesheet("django_otel/admin.css"),)}
         js = (Script("django_otel/sampling.js"),)
 
+    # Late: every process loads the admin, and few show this form.
+
+    @property
+    def form(self) -> type[ModelForm[SamplingPolicy]]:  # type: ignore[override]
+        from django_otel.live_sampling.admin_forms import SamplingPolicyForm
+
+        return SamplingPolicyForm
+
+    @property
+    def inlines(self) -> tuple[type[admin.StackedInline[Any, Any]], ...]:  # type: ignore[override]
+        from django_otel.live_sampling.admin_forms import SamplingRuleInline
+
+        return (SamplingRuleInline,)
+
     def get_urls(self) -> list[URLPattern]:
         """The addresses that the page's script asks, before Django's own."""
+        from django_otel.live_sampling.large_forms import allow_many_fields
+
         own = [
             path("status/", self.admin_site.admin_view(self.status_view), name=STATUS_NAME),
             path("force/", self.admin_site.admin_view(self.force_view), name="django_otel_samplingpolicy_force"),
@@ -131,6 +145,8 @@ class SamplingPolicyAdmin(PolicyPages):
     def render_change_form(self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         formsets = context["inline_admin_formsets"]
         if formsets:
+            from django_otel.live_sampling import rule_matches
+
             context["otel"].update(rule_matches.build(formsets[0].formset))
         return super().render_change_form(request, context, *args, **kwargs)
 

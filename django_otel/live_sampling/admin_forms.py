@@ -16,7 +16,7 @@ from django_otel import models
 from django_otel.base.text import visible
 from django_otel.live_sampling import follower
 from django_otel.live_sampling import wording as text
-from django_otel.live_sampling.admin_history import RULE_FIELDS, alias, last_author
+from django_otel.live_sampling.admin_history import POLICY_FIELDS, RULE_FIELDS, alias, last_author, may_see
 from django_otel.models import SamplingPolicy, SamplingRule
 from django_otel.sampling.policy import MAX_RULES, METHODS
 
@@ -31,8 +31,6 @@ else:
     _ModelForm = forms.ModelForm
     _StackedInline, _InlineFormSet = admin.StackedInline, BaseInlineFormSet
 
-POLICY_FIELDS = ("enabled", "ratio", "expires_at", "note", "max_per_second", "keep_errors", "keep_slow_s")
-
 _OPEN_END, _GIVEN_END = "open", ""
 _ENDS = (
     (_OPEN_END, gettext_lazy("Until changed")),
@@ -40,12 +38,6 @@ _ENDS = (
     (_GIVEN_END, gettext_lazy("Until a time")),
 )
 _SECONDS = {code: seconds for code, seconds, _ in text.DURATIONS}
-
-
-def may_see(request: HttpRequest) -> bool:
-    """Whether the user may see the policy and its rules."""
-    user = request.user
-    return bool(user.has_perm("django_otel.view_samplingpolicy") or user.has_perm("django_otel.change_samplingpolicy"))
 
 
 class _Number(forms.NumberInput):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from django.contrib.admin.models import LogEntry
 from django.contrib.contenttypes.models import ContentType
 from django.db import router
+from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext
 
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
 
     from django_otel.live_sampling.admin_forms import SamplingRuleFormSet
 
+POLICY_FIELDS = ("enabled", "ratio", "expires_at", "note", "max_per_second", "keep_errors", "keep_slow_s")
 RULE_FIELDS = ("path", "route", "method", "ratio", "priority", "expires_at", "note")
 
 
 def alias() -> str:
     """The database alias that the policy is written to, and read from."""
     return router.db_for_write(SamplingPolicy)
+
+
+def may_see(request: HttpRequest) -> bool:
+    """Whether the user may see the policy and its rules."""
+    user = request.user
+    return bool(user.has_perm("django_otel.view_samplingpolicy") or user.has_perm("django_otel.change_samplingpolicy"))
 
 
 def label(form: forms.BaseForm, name: str) -> str:

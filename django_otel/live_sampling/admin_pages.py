@@ -1,4 +1,7 @@
-"""The sampling policy in the admin beside its form: its script's questions, links that trace a visit, no tables."""
+"""The sampling policy in the admin beside its form: its script's questions, links that trace a visit, no tables.
+
+What a page is made of is imported when it is shown: every process loads the admin, and few show a page of it.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,9 @@ from django.utils.translation import gettext
 
 from django_otel import models, runtime
 from django_otel.base import guard
-from django_otel.live_sampling import admin_history, follower, force, overview, rule_matches
+from django_otel.live_sampling import admin_history
 from django_otel.live_sampling import wording as text
-from django_otel.live_sampling.admin_forms import SamplingRuleInline, may_see
-from django_otel.live_sampling.admin_history import alias
+from django_otel.live_sampling.admin_history import alias, may_see
 from django_otel.live_sampling.row_pages import RowPages, needs_tables
 from django_otel.models import SamplingPolicy, SamplingRule
 
@@ -49,6 +51,8 @@ class PolicyPages(RowPages):
         if request.resolver_match is not None and request.resolver_match.url_name == STATUS_NAME:
             _leave_out(request)
             return JsonResponse({"problem": problem}, status=503)
+        from django_otel.live_sampling import follower, overview
+
         status, effective = follower.status(), runtime.current().sampler.policy
         reason = text.source(status["base_source"]) if status["source"] != "admin" else ""
         # Beside the problem its fault would be said twice.
@@ -105,8 +109,12 @@ class PolicyPages(RowPages):
         if not (_may_change(request) if request.method == "POST" else may_see(request)):
             raise PermissionDenied
         _leave_out(request)
+        from django_otel.live_sampling import rule_matches
+
         if request.method != "POST":
             return JsonResponse({"routes": [route.label for route in rule_matches.project_routes()]})
+        from django_otel.live_sampling.admin_forms import SamplingRuleInline
+
         formset_class = SamplingRuleInline(SamplingPolicy, self.admin_site).get_formset(request, None)
         data = request.POST.copy()
         prefix = formset_class.get_default_prefix()
@@ -141,6 +149,8 @@ class PolicyPages(RowPages):
         """Make a link that traces one visit and show it, once; a button of the page, where `SAMPLING.FORCE` is on."""
         if not self.has_change_permission(request) or not runtime.current().config.sampling.force:
             raise PermissionDenied
+        from django_otel.live_sampling import force
+
         if request.method == "POST":
             user: Any = request.user
             token = force.make_token(user, _FORCE_TTL_S, "django_otel.change_samplingpolicy")
@@ -173,6 +183,8 @@ class PolicyPages(RowPages):
 
     def overview(self) -> dict[str, Any]:
         """Return what is in force and which process applies it, for the templates."""
+        from django_otel.live_sampling import follower, overview
+
         row = SamplingPolicy.objects.using(alias()).filter(pk=SamplingPolicy.ONLY_ID).first()
         state = models.read_state(alias())
         status, effective = follower.status(), runtime.current().sampler.policy
