@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -423,13 +423,13 @@ class Dashboard(SamplingPolicy):
 # --- The version of both. ---
 
 
-@dataclass
 class Change:
     """What is changed together and so has one version."""
 
-    alias: str
-    version: int
-    is_noticed: bool = False
+    def __init__(self, alias: str, version: int) -> None:
+        self.alias = alias
+        self.version = version
+        self.is_noticed = False
 
 
 _open_change: ContextVar[Change | None] = ContextVar("django_otel-sampling-change", default=None)

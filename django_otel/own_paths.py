@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -22,13 +21,15 @@ from django.utils import translation
 from django.utils.module_loading import import_string
 from django.utils.regex_helper import normalize
 
+from django_otel.base.patterns import lazy_pattern
+
 View = TypeVar("View", bound=Callable[..., object])
 
 _MARK = "django_otel_page"
 #: Settings that change where our pages are.
 SETTINGS = frozenset({"ROOT_URLCONF", "LANGUAGES", "LANGUAGE_CODE", "MIDDLEWARE", "USE_I18N"})
 #: Source that gives a request a URLconf of its own, as django-hosts and django-tenants do for some hosts.
-_SETS_URLCONF = re.compile(r"\.urlconf\s*=[^=]|setattr\([^)]*[\"']urlconf[\"']")
+_SETS_URLCONF = lazy_pattern(r"\.urlconf\s*=[^=]|setattr\([^)]*[\"']urlconf[\"']")
 
 
 def own_page(view: View) -> View:

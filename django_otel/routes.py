@@ -9,8 +9,10 @@ from typing import Any
 
 from django_otel.base import guard
 
+from django_otel.base.patterns import lazy_pattern
+
 #: A pattern of `re_path()`: anchors, escapes, groups, repeated sets. Anything else is a pattern of `path()`.
-_LOOKS_LIKE_REGEX = re.compile(r"[\^$\\]|\(\?|\([^)]*\)|\[[^\]]+\]|\.[*+]")
+_LOOKS_LIKE_REGEX = lazy_pattern(r"[\^$\\]|\(\?|\([^)]*\)|\[[^\]]+\]|\.[*+]")
 #: What stands for a part of the path that the pattern neither names nor spells out.
 _UNNAMED = "<var>"
 #: Routes come from the URLconf, so they are few; the bound is against a URLconf built per request.
@@ -81,10 +83,10 @@ class _Simplifier:
     and flags are left out as well. An escaped character stands for itself.
     """
 
-    _ITEM = re.compile(
+    _ITEM = lazy_pattern(
         r"\\[AZzbB]|\\[dDwWsSpPX](?:\{\w+\})?|\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|\(\?P?[^)]?|.", re.DOTALL
     )
-    _QUANTIFIER = re.compile(r"(?:[*+?]|\{\d*(?:,\d*)?\})[?+]?")
+    _QUANTIFIER = lazy_pattern(r"(?:[*+?]|\{\d*(?:,\d*)?\})[?+]?")
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern

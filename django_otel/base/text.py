@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 
+from django_otel.base.patterns import lazy_pattern
+
 #: Control characters, also those of C1, that a terminal would obey, and those that turn the direction of text.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE = lazy_pattern("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def encodable(text: str) -> str:
@@ -35,7 +37,7 @@ def printable_json(content: object) -> str:
 
 
 #: Characters that reorder text, hide in it or end a line unseen. Joiners stay: Persian, Hindi and emoji need them.
-_UNSEEN = re.compile(
+_UNSEEN = lazy_pattern(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f]"
 )

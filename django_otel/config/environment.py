@@ -6,18 +6,17 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from django_otel.config.schema import LOG_EXPORTERS, METRIC_EXPORTERS, PROPAGATORS, SPAN_EXPORTERS
+from django_otel.config.signals import PROTOCOLS, SIGNALS, add_signal_path, find_protocol
 from django_otel.config.validators import show
-from django_otel.config.variables import SIGNALS, VARIABLES, Variable, env_endpoint, header_pairs, key_values
+from django_otel.config.variables import VARIABLES, Variable, env_endpoint, header_pairs, key_values
 
 #: Value and variable by dotted key.
 Found = dict[str, tuple[object, str]]
 
 #: Names of `OTEL_TRACES_SAMPLER` without "parentbased_".
 _SAMPLERS = ("always_on", "always_off", "traceidratio")
-_PROTOCOLS = {"grpc": "otlp-grpc", "http/protobuf": "otlp", "http/json": "otlp-json"}
 #: Below it a time-out (seconds) is likely meant in seconds, and written as such.
 _SHORTEST_TIMEOUT_S = 0.1
 #: By the end of a variable's name: the entry points of packages that it may name, and what happens without.
@@ -79,7 +78,7 @@ class _Reader:
         elif variable.name.endswith("_EXPORTER") and variable.keys:
             self._read_exporters(variable, raw)
         elif variable.name.endswith("_PROTOCOL") and variable.keys:
-            if raw.lower() not in _PROTOCOLS:
+            if raw.lower() not in PROTOCOLS:
                 self._refuse(variable, raw)
         elif variable.convert is not None:
             self._convert(variable, raw)
@@ -292,14 +291,6 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def find_protocol(environ: Mapping[str, str], signal: str) -> str:
-    """The exporter that the environment's protocol stands for ("otlp", ...); "" where it names none."""
-    for name in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        if found := _PROTOCOLS.get(environ.get(name, "").strip().lower()):
-            return found
-    return ""
-
-
 def _find_misspelt(environ: Mapping[str, str]) -> list[str]:
     found = []
     for name in sorted(environ):
@@ -309,15 +300,3 @@ def _find_misspelt(environ: Mapping[str, str]) -> list[str]:
         if near and not re.fullmatch(r"OTEL_PYTHON_\w+_EXCLUDED_URLS", name):
             found.append(f"The environment variable {name} is not known. Did you mean {near[0]}?")
     return found
-
-
-def add_signal_path(url: str, signal: str) -> str:
-    """The URL of one signal below a base URL (OTLP exporter specification, "Endpoint URLs for OTLP/HTTP")."""
-    if "://" not in url:
-        return url
-    return f"{url.rstrip('/')}/v1/{signal}"
-
-
-def signal_url(url: str, signal: str) -> str:
-    """The URL of one signal for a setting, which may be a base URL or the signal's own (that ends in its name)."""
-    return url if urlsplit(url).path.rstrip("/").endswith(f"/{signal}") else add_signal_path(url, signal)

@@ -8,10 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from django_otel.config.environment import find_protocol, read_environment, signal_url
 from django_otel.config.schema import PROPAGATORS, SECRET_KEYS, SURROUNDINGS, Batch, Config, ConfigError, Problem, walk
+from django_otel.config.signals import SIGNALS, find_protocol, signal_url
 from django_otel.config.validators import Misfit, show
-from django_otel.config.variables import SIGNALS
 
 
 def parse(
@@ -43,9 +42,13 @@ def parse(
     sources = {dotted: "default" for dotted, _ in walk(Config)}
     sources.update(dict.fromkeys(given, "settings"))
     warnings: list[str] = []
-    for dotted, (value, variable) in read_environment(environ, given, warnings, is_propagator).items():
-        given[dotted] = value
-        sources[dotted] = f"environment {variable}"
+    if any(name.startswith("OTEL_") for name in environ):
+        # Late: the table of all variables, for those who set one.
+        from django_otel.config.environment import read_environment
+
+        for dotted, (value, variable) in read_environment(environ, given, warnings, is_propagator).items():
+            given[dotted] = value
+            sources[dotted] = f"environment {variable}"
     _resolve(given, sources, environ, default_service_name)
     config: Config = _build_section(Config, given, "")
     surroundings = {name: environ[name] for name in SURROUNDINGS if name in environ}

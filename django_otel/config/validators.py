@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from django_otel.base.patterns import lazy_pattern
 from django_otel.base.text import printable
 from django_otel.sampling.policy import MAX_RULES
 from django_otel.sampling.policy import Rule as SamplingRule
@@ -28,7 +29,7 @@ ALLOW = ("auto", "private", "token", "staff", "all")
 
 
 #: A word this long with letters and digits is more likely a key or a token than a mistyped choice.
-_LIKE_A_TOKEN = re.compile(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w.+=~-]{20,}")
+_LIKE_A_TOKEN = lazy_pattern(r"(?=[^\d]*\d)(?=[^A-Za-z]*[A-Za-z])[\w.+=~-]{20,}")
 
 
 def show(value: object) -> str:
@@ -70,7 +71,7 @@ def _show_text(value: str) -> str:
     return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_NAME = lazy_pattern(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class Misfit(Exception):  # noqa: N818 (a value that does not fit is no fault of the program)
@@ -186,7 +187,7 @@ def off_or_list_of(*choices: str) -> Rule:
     return rule
 
 
-_DOTTED_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_DOTTED_PATH = lazy_pattern(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def dotted_path(value: object) -> str:
@@ -238,7 +239,7 @@ def resource(value: object) -> Mapping[str, object]:
 
 _ENDPOINT = "a URL such as 'http://localhost:4318'"
 #: gRPC's own way to write a target.
-_TARGET = re.compile(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):\d+", re.ASCII)
+_TARGET = lazy_pattern(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):\d+", re.ASCII)
 
 
 def endpoint(value: object) -> str:

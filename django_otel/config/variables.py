@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import unquote
 
 from django_otel.base.frozen import record
+from django_otel.config.signals import SIGNALS
 from django_otel.config.validators import MOST, MOST_WHOLE, Misfit, endpoint, is_header, log_level
 
 #: Turns the text of a variable into the value of its setting; raises ValueError or KeyError where it does not fit.
 Convert = Callable[[str], object]
-
-SIGNALS = {"TRACES": "traces", "METRICS": "metrics", "LOGS": "logs"}
 
 
 @record

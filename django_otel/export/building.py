@@ -10,7 +10,6 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from django_otel.config.packages import import_path
 from django_otel.config.schema import Config, ConfigError, Problem
-from django_otel.export.answers import DropCounter, FailureCounter
 from django_otel.export.exporters import (
     OTLP_KINDS,
     LazyExporter,
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk._logs import LogRecordProcessor
     from opentelemetry.sdk._logs.export import LogRecordExporter
     from opentelemetry.sdk.trace.export import SpanExporter
+
+    from django_otel.export.answers import DropCounter, FailureCounter
 
 _CONSOLE_DELAY_S = 0.2
 

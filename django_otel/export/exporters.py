@@ -17,11 +17,9 @@ from django_otel.base import forks, sdk_environment
 from django_otel.base.sdk_compat import LOG_EXPORTER_MODULE, watch_grpc_answers
 from django_otel.config.packages import missing_package, package_version
 from django_otel.config.schema import Config, Logs, Metrics, Traces
-from django_otel.config.variables import header_pairs
-from django_otel.export.answers import Answers, DropCounter, Items, Points, send_in_parts
 
 if TYPE_CHECKING:
-    from django_otel.export.answers import Halving
+    from django_otel.export.answers import Answers, DropCounter, Halving
 
 Receiver = Traces | Metrics | Logs
 
@@ -112,6 +110,8 @@ def _otlp_arguments(kind: str, signal: str, config: Config) -> dict[str, object]
 
 def _is_harmful(name: str, value: str) -> bool:
     """Whether the stock exporters would log or send an entry of a list of headers that is left out here."""
+    from django_otel.config.variables import header_pairs
+
     return name.endswith("_HEADERS") and header_pairs(value)[1] > 0
 
 
@@ -119,6 +119,9 @@ def _watch_answers(
     kind: str, signal: str, arguments: dict[str, object], settings: Receiver, on_drop: DropCounter
 ) -> tuple[Any, Answers]:
     """The class of the exporter, which hands over what the receiver answers; `arguments` are added to."""
+    # Late, here and below: the exporting thread needs it, no start.
+    from django_otel.export.answers import Answers
+
     exporter_class = _import_exporter(kind, signal)
     answers = Answers(signal, on_drop)
     if kind == "otlp-grpc":
@@ -176,6 +179,8 @@ class _PartsExporter:
         def send(part: object) -> bool:
             results.append(self._inner.export(part, **options))
             return bool(results[-1].name == "SUCCESS")
+
+        from django_otel.export.answers import Items, Points, send_in_parts
 
         kind: Halving[Any] = Points if self._answers.signal == "metrics" else Items
         outcome = send_in_parts(batch, send, self._answers, kind)

@@ -10,11 +10,11 @@ from opentelemetry.sdk.resources import Resource
 
 from django_otel.base import forks, guard
 from django_otel.config.schema import Config
-from django_otel.export.answers import FailureCounter
 from django_otel.export.exporters import LazyExporter
 from django_otel.metrics.model import Family
 
 if TYPE_CHECKING:
+    from django_otel.export.answers import FailureCounter
     from django_otel.metrics.sdk_metrics import MetricsDataBuilder
 
 

@@ -12,15 +12,14 @@ from opentelemetry.trace import StatusCode, TraceFlags
 from django_otel.base import forks, guard
 from django_otel.base.sdk_compat import EndingForwarder, context_of, flags_of, rebuild_span
 from django_otel.config.schema import Config
-from django_otel.export.answers import DropCounter, FailureCounter
 from django_otel.export.batch import BatchWorker, WorkerOwner
-from django_otel.export.lazy_spans import build_lazy_cleaner
 from django_otel.tracing.provider import Distributor, Taker, does_nothing
 from django_otel.tracing.spans import UNSET, RecordedSpan, is_discarded, to_readable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
+    from django_otel.export.answers import DropCounter, FailureCounter
     from django_otel.tracing.tail import TailBuffer
 
 
@@ -142,7 +141,11 @@ class SpanBatchProcessor(WorkerOwner, Taker):
         delay_s: float | None = None,
     ) -> None:
         self.exporter = exporter
-        self._clean = build_lazy_cleaner(clean) if clean is not None else None
+        self._clean = None
+        if clean is not None:
+            from django_otel.export.lazy_spans import build_lazy_cleaner
+
+            self._clean = build_lazy_cleaner(clean)
         self._on_drop = on_drop
         self._lost = 0
         batch = config.traces.batch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
@@ -19,7 +21,9 @@ from django_otel.sampling.effective import EffectivePolicy
 from django_otel.tracing.attributes import cut_span
 from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.provider import OwnTracerProvider
-from django_otel.tracing.tail import TailBuffer
+
+if TYPE_CHECKING:
+    from django_otel.tracing.tail import TailBuffer
 
 _NOOP_TRACER = trace.NoOpTracer()
 
@@ -94,7 +98,7 @@ class TracePipeline:
             self.provider = own
             # Has the provider look at its resource, too.
             self.switch.parts = processors
-            self.tail = self._build_tail(config)
+            self.tail = None
             self.switch_tail(state.sampler.policy)
         self.tracer = self.provider.get_tracer(SCOPE_NAME, __version__)
 
@@ -136,6 +140,8 @@ class TracePipeline:
 
     def switch_tail(self, policy: EffectivePolicy) -> None:
         """Hold back the spans of dropped traces while a policy asks for it, and do nothing about it otherwise."""
+        if policy.keeps and self.tail is None:
+            self.tail = self._build_tail(self._state.config)
         tail = self.tail if policy.keeps else None
         if self.switch.tail is not tail:
             before, self.switch.tail = self.switch.tail, tail
@@ -144,6 +150,9 @@ class TracePipeline:
 
     def _build_tail(self, config: Config) -> TailBuffer:
         """Return the buffer of spans of unsampled traces; empty unless a policy needs it."""
+        # Late: most policies hold nothing back.
+        from django_otel.tracing.tail import TailBuffer
+
         state = self._state
         return TailBuffer(
             config.sampling.tail_buffer_spans,

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from django.utils.module_loading import import_string
-from opentelemetry import metrics, propagate, trace
+from opentelemetry import propagate, trace
 from opentelemetry.propagators.textmap import Setter
 
 from django_otel.base import guard
-from django_otel.base.frozen import record
 from django_otel.tracing import outbound
 
-
-@record
-class Wish:
-    """All that decides how an instrumentor is switched on; when it is unchanged nothing is touched."""
-
-    arguments: Mapping[str, object]
-    outbound_hosts: tuple[str, ...] | None
-    meter_provider: metrics.MeterProvider | None
+if TYPE_CHECKING:
+    from django_otel.instrumentation.instrumentors import Wish
 
 
 def build_arguments(name: str, wish: Wish) -> dict[str, object]:

@@ -32,7 +32,6 @@ from django_otel.base.frozen import record
 from django_otel.base.sdk_compat import DJANGO_MIDDLEWARE as DJANGO_MIDDLEWARE
 from django_otel.base.sentences import Sentence, gettext_noop
 from django_otel.config.schema import Config
-from django_otel.instrumentation.client_hooks import Wish, build_arguments
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -60,6 +59,15 @@ class State:
     is_on: bool
     reason: str
     is_complaint: bool = False
+
+
+@record
+class Wish:
+    """All that decides how an instrumentor is switched on; when it is unchanged nothing is touched."""
+
+    arguments: Mapping[str, object]
+    outbound_hosts: tuple[str, ...] | None
+    meter_provider: metrics.MeterProvider | None
 
 
 @record
@@ -343,6 +351,9 @@ def _instrument(name: str, instrumentor: Any, wish: Wish, is_user_list: bool) ->
     arguments: dict[str, object] = {"tracer_provider": provider}
     if wish.meter_provider is not None:
         arguments["meter_provider"] = wish.meter_provider
+    # Late: the library it is for is imported now.
+    from django_otel.instrumentation.client_hooks import build_arguments
+
     arguments.update(build_arguments(name, wish))
     try:
         instrumentor.instrument(**arguments)

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from contextvars import Token
 from time import perf_counter, time_ns
 from types import TracebackType
-from typing import NamedTuple
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -31,6 +30,7 @@ from opentelemetry.trace import Span
 
 from django_otel import runtime
 from django_otel.base import guard
+from django_otel.base.frozen import record
 from django_otel.base.sdk_compat import attach, detach, get_current
 from django_otel.config.schema import Config
 from django_otel.instrumentation import driver_calls
@@ -48,7 +48,8 @@ _PLACE = "a database transaction"
 _PG_IDLE, _PG_INERROR, _PG_UNKNOWN = 0, 3, 4
 
 
-class _Settings(NamedTuple):
+@record
+class _Settings:
     """Effective options."""
 
     measures: bool

@@ -44,7 +44,6 @@ from django_otel.live_sampling.policy_rows import (
     policy_alias,
     tables_exist,
 )
-from django_otel.live_sampling.rows_together import RowsTogether
 from django_otel.sampling.policy import Policy
 from django_otel.sampling.sampler import LiveSampler
 from django_otel.signals import log_levels_changed, sampling_changed
@@ -245,6 +244,8 @@ class Follower:
         Units: returns the seconds to wait before the next poll: `REFRESH_S`; less after the first one, so that hosts
             that start together do not go on asking together; more while the database does not answer.
         """
+        from django_otel.live_sampling.rows_together import RowsTogether
+
         alias = policy_alias()
         together = RowsTogether()
         try:

@@ -8,10 +8,11 @@ from django.utils.html import conditional_escape, format_html
 from django.utils.safestring import SafeString, mark_safe
 
 from django_otel.base import text
+from django_otel.base.patterns import lazy_pattern
 
-_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
+_RIGHT_TO_LEFT = lazy_pattern("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 #: Figures with units, code, paths, names: what falls apart in a sentence that is written from right to left.
-_LEFT_TO_RIGHT = re.compile(r"""(?:[\w"'`/*<>\[\](){}%+=:;,.@#&?!~|\\µ\u202f-]+\ ?)+""", re.ASCII)
+_LEFT_TO_RIGHT = lazy_pattern(r"""(?:[\w"'`/*<>\[\](){}%+=:;,.@#&?!~|\\µ\u202f-]+\ ?)+""", re.ASCII)
 
 
 def visible(value: object) -> SafeString:

@@ -10,7 +10,6 @@ import json
 import math
 import struct
 import zlib
-from dataclasses import dataclass, field
 from typing import Any
 
 from django_otel.metrics.cells import Definition, cells_of
@@ -46,25 +45,31 @@ def is_live(definition: Definition) -> bool:
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
-@dataclass(slots=True)
 class Entry:
     """One series of a slot: where its cells are."""
 
-    definition: Definition
-    attributes: Attributes
-    base: int
-    cells: int
-    start_time_unix_nano: int
+    __slots__ = ("attributes", "base", "cells", "definition", "start_time_unix_nano")
+
+    def __init__(
+        self, definition: Definition, attributes: Attributes, base: int, cells: int, start_time_unix_nano: int
+    ) -> None:
+        self.definition = definition
+        self.attributes = attributes
+        self.base = base
+        self.cells = cells
+        self.start_time_unix_nano = start_time_unix_nano
 
 
-@dataclass(slots=True)
 class Keys:
     """A slot's dictionary, as far as it was read."""
 
-    length: int = 0
-    definitions: list[tuple[Definition, float]] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    is_damaged: bool = False
+    __slots__ = ("definitions", "entries", "is_damaged", "length")
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.definitions: list[tuple[Definition, float]] = []
+        self.entries: list[Entry] = []
+        self.is_damaged = False
 
     def read(self, data: bytes) -> None:
         """Take in further bytes; stop at the first entry that is torn or damaged."""

@@ -50,7 +50,6 @@ from django_otel.multiprocess.format import (
 )
 from django_otel.multiprocess.processes import pid_namespace, start_ticks
 from django_otel.multiprocess.slot_files import SlotFiles
-from django_otel.multiprocess.snapshot import read_snapshot, write_snapshot
 
 
 class SharedMemory(Memory):
@@ -143,6 +142,11 @@ class SharedMemory(Memory):
 
     def _adopt_snapshot(self) -> None:
         path = self.path("snap")
+        if not path.exists():
+            return
+        # Late: only a slot that another process has left has one.
+        from django_otel.multiprocess.snapshot import read_snapshot, write_snapshot
+
         found = read_snapshot(path)
         if found is None:
             if path.exists():

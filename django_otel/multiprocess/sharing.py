@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from django_otel.base import forks, guard
 from django_otel.base.private_files import Unusable
@@ -19,11 +20,9 @@ from django_otel.config.schema import Config
 from django_otel.metrics.catalogue import build_family
 from django_otel.metrics.cells import Memory
 from django_otel.metrics.instruments import Counter
-from django_otel.metrics.merging import merge_processes
 from django_otel.metrics.model import Family, Point
 from django_otel.metrics.store import CellStore
 from django_otel.multiprocess import server_group
-from django_otel.multiprocess.background import background_bases
 from django_otel.multiprocess.lease import living_slots
 from django_otel.multiprocess.memory import SharedMemory
 from django_otel.multiprocess.processes import (
@@ -34,8 +33,9 @@ from django_otel.multiprocess.processes import (
     own_member,
     read_usage,
 )
-from django_otel.multiprocess.reader import Reader
-from django_otel.multiprocess.snapshot import write_snapshot
+
+if TYPE_CHECKING:
+    from django_otel.multiprocess.reader import Reader
 
 _TICK_S = 1.0
 #: A killed process loses at most so many seconds of its CPU time.
@@ -64,8 +64,11 @@ def start_sharing(
         return None
     owner: int | None = None
     name: str | None = background
-    bases = background_bases(config.metrics.shared_dir)
-    if name is None:
+    if name is not None:
+        from django_otel.multiprocess.background import background_bases
+
+        bases = background_bases(config.metrics.shared_dir)
+    else:
         if config.metrics.group is None:
             owner = server_group.owner_pid(configured_pid, config.surroundings)
         name = server_group.build_group_name(config.service_name or "", config.metrics.group, owner)
@@ -105,7 +108,9 @@ class Sharing:
         #: What a dead process whose slot this is had measured through the SDK.
         self._inherited: list[Family] = []
         self.memory: SharedMemory | None = None
-        self.reader: Reader | None = None
+        #: The group's folder; None while it cannot be used.
+        self.folder: Path | None = None
+        self._reader: Reader | None = None
         #: Whether the metrics of the processes themselves are wanted (RUNTIME).
         self.shows_processes = False
         #: Why numbers are not shared now; empty when they are.
@@ -113,9 +118,14 @@ class Sharing:
         _all.add(self)
 
     @property
-    def folder(self) -> Path | None:
-        """The group's folder; None while it cannot be used."""
-        return self.reader.folder if self.reader is not None else None
+    def reader(self) -> Reader | None:
+        """What reads all slots of the folder, made when it is first needed; None while the folder cannot be used."""
+        folder, reader = self.folder, self._reader
+        if folder is not None and (reader is None or reader.folder is not folder):
+            from django_otel.multiprocess.reader import Reader
+
+            reader = self._reader = Reader(folder, self._count_skipped)
+        return reader if folder is not None else None
 
     def join(self) -> bool:
         """Take a slot and move this process's numbers into it; whether that went well."""
@@ -131,7 +141,7 @@ class Sharing:
             return False
         self._inherited, self._written = memory.inherited, None
         self._store.move(memory)
-        self.memory, self.reader, self.problem = memory, Reader(folder, self._count_skipped), ""
+        self.memory, self.folder, self.problem = memory, folder, ""
         for reason in memory.problems:
             self._count_skipped(reason)
         return True
@@ -139,7 +149,7 @@ class Sharing:
     def _fall_back(self, error: OSError) -> None:
         kind = "" if isinstance(error, Unusable) else f"{type(error).__name__}: "
         self.problem = f"{kind}{error}"
-        self.memory = self.reader = None
+        self.memory = self.folder = self._reader = None
         guard.warn_once(
             f"sharing {self.problem[:60]}",
             "django_otel: this process cannot share its numbers with the other workers (%s); "
@@ -167,7 +177,8 @@ class Sharing:
     def abandon(self) -> None:
         """Close what belongs to this slot without unlocking it (in a forked child it is the parent's)."""
         self._lock = threading.Lock()
-        memory, self.memory, self.reader = self.memory, None, None
+        memory = self.memory
+        self.memory = self.folder = self._reader = None
         if memory is not None:
             memory.close()
 
@@ -207,14 +218,17 @@ class Sharing:
                 memory.is_degraded = False
                 self._store.move(memory)
             # What this process counts by may have been rolled back, and others answer the scrapes.
-            if self.reader is not None and self._claim(memory, self.reader):
-                self.reader.merge()
+            reader = self.reader
+            if reader is not None and self._claim(memory, reader):
+                reader.merge()
         self.write_snapshot()
 
     # Snapshots.
 
     def _sdk_families(self) -> list[Family]:
         """This process's SDK instruments, on top of what its slot had before."""
+        from django_otel.metrics.merging import merge_processes
+
         return merge_processes([(self._inherited, True), (self._collect_sdk(), True)])
 
     def write_snapshot(self) -> list[Family]:
@@ -230,6 +244,8 @@ class Sharing:
                 (family.name, [(point.attributes, repr(point.value)) for point in family.points]) for family in families
             ]
             if content and content != self._written:
+                from django_otel.multiprocess.snapshot import write_snapshot
+
                 try:
                     write_snapshot(memory.path("snap"), families)
                     self._written = content
@@ -241,6 +257,8 @@ class Sharing:
 
     def collect(self) -> list[Family]:
         """Every family over all processes of the group, at this moment."""
+        from django_otel.metrics.merging import merge_processes
+
         own_sdk = self.write_snapshot()
         memory, reader = self.memory, self.reader
         if memory is None or reader is None or not memory.is_intact():
@@ -262,13 +280,13 @@ class Sharing:
 
     def note_cpu_time(self) -> None:
         """Leave this process's CPU time to those that read the folder; at its end, and now and then before."""
-        reader = self.reader
-        if reader is None or not self.shows_processes:
+        folder = self.folder
+        if folder is None or not self.shows_processes:
             return
         member = own_member(0.0)
         usage = read_usage(member.pid, member.started_ticks)
         if usage is not None:
-            add_cpu_times(reader.folder, {build_key(member): (usage.user_s, usage.system_s)})
+            add_cpu_times(folder, {build_key(member): (usage.user_s, usage.system_s)})
 
     def merge(self) -> list[Family]:
         """Our own instruments over all slots."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from django.utils.translation import gettext, gettext_noop
 
-from django_otel.config.environment import find_protocol
 from django_otel.config.schema import Config
-from django_otel.config.variables import SIGNALS, VARIABLES, Variable
+from django_otel.config.signals import SIGNALS, find_protocol
+from django_otel.config.variables import VARIABLES, Variable
 
 # English in JSON; `say_state` translates them for the terminal.
 NOT_SET = gettext_noop("not set")

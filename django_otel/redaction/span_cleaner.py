@@ -5,7 +5,6 @@ from __future__ import annotations
 from opentelemetry.sdk.trace import ReadableSpan
 
 from django_otel.redaction.scrub import Scrubber
-from django_otel.redaction.sdk_items import scrub_span
 
 
 class SpanCleaner:
@@ -21,6 +20,8 @@ class SpanCleaner:
         self._keep_query = keep_query
 
     def __call__(self, span: ReadableSpan) -> ReadableSpan:
+        from django_otel.redaction.sdk_items import scrub_span
+
         return scrub_span(self.scrubber, self.prepare(span))
 
     def prepare(self, span: ReadableSpan) -> ReadableSpan:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from time import time
 
+from django_otel.base.patterns import lazy_pattern
 from django_otel.metrics.instruments import Histogram
 from django_otel.metrics.series import HistogramSeries
 from django_otel.metrics.store import CellStore
 
 #: Seconds, milliseconds, microseconds or nanoseconds since the Unix epoch, with or without "t=".
-_TIME = re.compile(r"(?:t=)?(\d{10,19}(?:\.\d{1,9})?)", re.ASCII)
+_TIME = lazy_pattern(r"(?:t=)?(\d{10,19}(?:\.\d{1,9})?)", re.ASCII)
 _LONGEST = 40
 #: A unit is known by how large the number is; the years 2001 to 2286 have ten digits of seconds.
 _UNITS = ((1e9, 1.0), (1e12, 1e3), (1e15, 1e6), (1e18, 1e9))
