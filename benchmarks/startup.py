@@ -46,6 +46,7 @@ MOMENTS = {"setup": "`django.setup()`", "first": "the first request answered"}
 #: Nothing listens there; nothing is sent while it is measured.
 _ENDPOINT = "http://127.0.0.1:9"
 _URLCONF = "startup_urls"
+_SHARED = "BENCHMARK_SHARED_DIR"
 Figures = dict[str, float]
 
 
@@ -70,7 +71,8 @@ def set_up(contender: str) -> None:
     if contender.startswith(OURS):
         apps.append("django_otel")
         middleware.insert(0, "django_otel.middleware.OTelMiddleware")
-        otel: dict[str, object] = {"SERVICE_NAME": "shop"}
+        # A folder of its own: what other projects have left in the shared one is looked through at the start.
+        otel: dict[str, object] = {"SERVICE_NAME": "shop", "METRICS": {"SHARED_DIR": os.environ[_SHARED]}}
         if "OTLP" in contender:
             otel["TRACES"] = {"ENDPOINT": f"{_ENDPOINT}/v1/traces"}
         more = {"OTEL": otel}
@@ -177,7 +179,9 @@ def environment(folder: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if name != "PYTHONDONTWRITEBYTECODE" and not name.startswith("OTEL_")
     }
-    return {**environ, "PYTHONPYCACHEPREFIX": folder, "PYTHONHASHSEED": "0"}
+    shared = Path(folder, "shared")
+    shared.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return {**environ, "PYTHONPYCACHEPREFIX": folder, "PYTHONHASHSEED": "0", _SHARED: str(shared)}
 
 
 def run(contender: str, folder: str) -> dict[str, Figures]:

@@ -94,10 +94,7 @@ class DjangoOTelConfig(AppConfig):
             callbacks,
             commands,
             connections,
-            copies,
             database,
-            email,
-            feature_flags,
             instrumentors,
             migrations,
             origins,
@@ -113,10 +110,13 @@ class DjangoOTelConfig(AppConfig):
 
         # Instrumentors first: the stable conventions are opted in before any of them loads.
         parts = (
-            instrumentors, logs, database, cache, auth, security, email,
+            instrumentors, logs, database, cache, auth, security,
+            LatePart(f"{_PARTS}.email", "django.core.mail.backends.base"),
             LatePart(f"{_PARTS}.tasks.switch", *_TASK_LIBRARIES), business, failures, view_times, templates,
             outbound_times, LatePart(f"{_PARTS}.middleware_spans", is_wanted=lambda config: config.middleware_spans),
-            notify, commands, migrations, connections, transactions, feature_flags, copies,
+            notify, commands, migrations, connections, transactions,
+            LatePart(f"{_PARTS}.feature_flags", "waffle", "openfeature.api"),
+            LatePart(f"{_PARTS}.copies", "django.db.backends.postgresql.base"),
             LatePart(f"{_PARTS}.sql_comments", is_wanted=lambda config: bool(config.database.comments)),
             LatePart(f"{_PARTS}.django_prometheus", is_wanted=lambda config: config.metrics.names != "otel"),
             process_metrics, LatePart(f"{_PARTS}.graphql_names", "graphql.execution.execute"), origins,

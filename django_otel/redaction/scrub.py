@@ -53,7 +53,9 @@ _OTEL_TYPES = (str, bool, int, float, bytes, Sequence, Mapping)
 
 #: A text that no rule can find anything in: paths, words, short numbers. Every known token has a capital, a "_" or a
 #: "-" in it, or letters and digits mixed; a card has 13 digits; all else needs a separator. Tests hold it against the rules.  # noqa: E501
-_NOTHING_IN_IT = lazy_pattern(r"(?:/*+(?:[a-z]++[0-9]{0,3}+|[0-9]{1,12}+)(?![a-z0-9]))*+/*+")
+_NOTHING_IN_IT = lazy_pattern(r"(?:/*+(?:[a-z]++[0-9]{0,3}+|[0-9]{1,12}+(?:\.[0-9]{1,3}+)?)(?![a-z0-9]))*+/*+")
+#: The name of an attribute as conventions have it, which no rule can find anything in either.
+_PLAIN_NAME = lazy_pattern(r"(?:[a-z]{1,15}+[0-9]{0,3}+(?:[._](?=[a-z])|\Z))++")
 #: Words alone, of letters or a few digits, with a blank, "/", "-" or a comma between them ...
 _WORDS_ALONE = lazy_pattern(
     r"[ /]?+(?:(?:[A-Za-z]{1,15}+(?:-[A-Za-z]{1,15}+)*+|[0-9]{1,5}+(?! [0-9]))(?![A-Za-z0-9_])"
@@ -210,9 +212,10 @@ class Scrubber:
         """Return the key of an attribute without a secret that the application has put into it."""
         if key in self._keys:
             return key
-        scrubbed = self.text(key)
-        if scrubbed != key:
-            return scrubbed
+        if _PLAIN_NAME.fullmatch(key) is None:
+            scrubbed = self.text(key)
+            if scrubbed != key:
+                return scrubbed
         if len(key) <= MAX_KEY_LENGTH:
             if len(self._keys) >= _CACHE_ENTRIES:
                 self._keys.clear()
