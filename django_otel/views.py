@@ -18,7 +18,7 @@ import ipaddress
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -29,12 +29,14 @@ from django.utils.cache import add_never_cache_headers, patch_vary_headers
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext, gettext_lazy, ngettext
 
-from django_otel import conf, health, runtime
+from django_otel import conf, runtime
 from django_otel.base import frozen, guard
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
-from django_otel.metrics import exposition, negotiation
 from django_otel.own_paths import own_page
+
+if TYPE_CHECKING:
+    from django_otel.metrics.exposition import Page
 
 View = Callable[[HttpRequest], HttpResponse]
 
@@ -124,6 +126,9 @@ def _report_health(request: HttpRequest, probe: str, key: str) -> HttpResponse:
         return _refuse_faulty(ids)
     config = runtime.current().config
     names = getattr(config.health, key)
+    # Late, here and below: every process loads these pages, and few are asked for them at once.
+    from django_otel import health
+
     checks = health.get_checks()
     results = [health.check_started()] if checks is None else checks.evaluate(probe, names, config.health.timeout_s)
     failed = [result for result in results if result.problem]
@@ -184,6 +189,8 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 
 def _render(request: HttpRequest, config: Config) -> HttpResponse:
+    from django_otel.metrics import exposition, negotiation
+
     accept = request.META.get("HTTP_ACCEPT")
     page_format = negotiation.negotiate(accept)
     named = negotiation.negotiate_escaping(accept, page_format)
@@ -207,7 +214,7 @@ def _render(request: HttpRequest, config: Config) -> HttpResponse:
     return response
 
 
-def _include_registry(page: exposition.Page) -> None:
+def _include_registry(page: Page) -> None:
     from django_otel.metrics.registry import is_multiprocess, render_registry
 
     if runtime.group_name() is not None and not is_multiprocess():

@@ -33,6 +33,7 @@ def record(kind: type[T]) -> type[T]:
         "__repr__": _build_repr(tuple(entry.name for entry in entries if entry.repr)),
         "__setattr__": _refuse,
         "__delattr__": _refuse,
+        "__match_args__": tuple(entry.name for entry in entries if entry.init),
     }
     methods["__eq__"], methods["__hash__"] = _build_comparison(tuple(entry.name for entry in entries if entry.compare))
     for name, method in methods.items():

@@ -6,6 +6,7 @@ import copy
 import pickle
 import re
 from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
+from typing import ClassVar
 
 import pytest
 
@@ -42,6 +43,12 @@ class Plain:
 class Hashed:
     a: int
     b: str = "x"
+
+
+@record
+class Derived(Hashed):
+    c: ClassVar[int] = 9
+    d: float = 0.5
 
 
 BOTH = pytest.mark.parametrize("kind", [Quick, Plain])
@@ -149,3 +156,23 @@ def test_every_lazy_pattern_of_the_package_can_be_compiled():
     assert len(found) > 30
     for pattern in found:
         assert re.compile(*pattern._arguments).pattern == pattern._arguments[0]
+
+
+def test_a_record_of_a_record_has_the_fields_of_both_and_no_class_variables():
+    assert [entry.name for entry in fields(Derived)] == ["a", "b", "d"]
+    made = Derived(1, d=2.0)
+    assert (made.a, made.b, made.c, made.d) == (1, "x", 9, 2.0)
+    assert replace(made, b="y") == Derived(1, "y", 2.0)
+    assert [entry.name for entry in fields(Hashed)] == ["a", "b"]
+
+
+def test_the_fields_of_a_record_say_what_those_of_a_dataclass_say():
+    def said(kind):
+        return [
+            (entry.name, entry.type, entry.default, entry.init, entry.repr, entry.compare, entry.kw_only)
+            for entry in fields(kind)
+        ]
+
+    assert said(Quick) == said(Plain)
+    assert Quick.size == Plain.size == 3
+    assert not hasattr(Quick, "tags")

@@ -69,6 +69,36 @@ GRPC = {
 }
 
 
+#: Modules of ours that most processes never need, or not before an export, a scrape or a page of the admin.
+OURS_LATE = (
+    "django_otel.config.environment", "django_otel.config.variables", "django_otel.console.pages",
+    "django_otel.export.answers", "django_otel.export.lazy_spans", "django_otel.health",
+    "django_otel.instrumentation.client_hooks", "django_otel.instrumentation.copies",
+    "django_otel.instrumentation.django_prometheus", "django_otel.instrumentation.email",
+    "django_otel.instrumentation.feature_flags", "django_otel.instrumentation.graphql_names",
+    "django_otel.instrumentation.middleware_spans", "django_otel.instrumentation.pools",
+    "django_otel.instrumentation.sql_comments", "django_otel.instrumentation.tasks",
+    "django_otel.live_sampling.admin_forms", "django_otel.live_sampling.force",
+    "django_otel.live_sampling.log_level_form", "django_otel.live_sampling.overview",
+    "django_otel.live_sampling.preview", "django_otel.metrics.django_prometheus", "django_otel.metrics.exposition",
+    "django_otel.metrics.merging", "django_otel.metrics.negotiation", "django_otel.metrics.registry",
+    "django_otel.multiprocess.background", "django_otel.multiprocess.merge", "django_otel.multiprocess.snapshot",
+    "django_otel.operations", "django_otel.redaction.sdk_items", "django_otel.requests.django_prometheus",
+    "django_otel.testing", "django_otel.tracestore", "django_otel.tracing.tail",
+)  # fmt: skip
+
+
+def test_setup_and_a_request_import_nothing_of_ours_that_few_processes_need():
+    """Neither parts for libraries that are not there, nor forms and pages, nor what a scrape takes."""
+    found = run(
+        f"wanted = {OURS_LATE!r}\n"
+        "answer = get('/a/').content.decode()\n"
+        "show(answer=answer, loaded=[name for name in sorted(sys.modules)"
+        " if any(f'{name}.'.startswith(f'{late}.') for late in wanted)])"
+    )
+    assert found == {"answer": "a", "loaded": []}
+
+
 @pytest.mark.parametrize("otel", [{}, OTLP, GRPC, {"ENABLED": False}], ids=["defaults", "otlp", "grpc", "off"])
 def test_setup_imports_nothing_before_it_is_needed(otel):
     """No exporter, no protobuf, no library that is only instrumented, no metrics or logs of the SDK."""

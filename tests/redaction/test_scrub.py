@@ -800,12 +800,38 @@ PIECES = st.sampled_from([
 @LONG
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_a_text_that_is_passed_by_is_one_the_rules_leave_alone(text):
-    if scrub._says_nothing(text):
+    if scrub._says_nothing(text) or scrub._PLAIN_NAME.fullmatch(text):
         assert SCRUBBER._apply_rules(text) is text
     if forms._KNOWN_TOKENS.search(text):
         assert forms._HAS_RUN.search(text)
     if forms._SCHEME.search(text):
         assert forms._HAS_SCHEME.search(text)
+
+
+NAME_WORDS = st.sampled_from(
+    "http request db password token key secret auth sk npm xoxb ghp eyj akia user login card 4111 a1b2 v1 otp".split()
+)
+
+
+@LONG
+@given(st.lists(NAME_WORDS, max_size=5), st.sampled_from("._"))
+def test_a_name_that_is_passed_by_is_one_the_rules_leave_alone(words, separator):
+    name = separator.join(words)
+    if scrub._PLAIN_NAME.fullmatch(name):
+        assert SCRUBBER._apply_rules(name) is name
+
+
+@pytest.mark.parametrize("name", ["http.request.method", "db.query.text", "telemetry.sdk.version", "user_id", "v1"])
+def test_the_names_of_the_conventions_are_passed_by(name):
+    assert scrub._PLAIN_NAME.fullmatch(name)
+    assert Scrubber().key(name) is name
+
+
+@pytest.mark.parametrize(
+    "name", ["ghp_" + "a1B2" * 9, "sk_live_" + "a1" * 12, "4111111111111111", "password=x", "a" * 40, "Bearer abc"]
+)
+def test_the_name_of_an_attribute_that_may_hold_a_secret_is_not_passed_by(name):
+    assert not scrub._PLAIN_NAME.fullmatch(name)
 
 
 def test_a_usual_path_is_passed_by_and_a_card_number_in_one_is_not():
