@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from django_otel.base import guard
-
 from django_otel.base.patterns import lazy_pattern
 
 #: A pattern of `re_path()`: anchors, escapes, groups, repeated sets. Anything else is a pattern of `path()`.

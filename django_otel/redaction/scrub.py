@@ -12,13 +12,13 @@ looked at again by it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django_otel.base import guard
 from django_otel.base.patterns import lazy_pattern
 from django_otel.base.text import encodable
 from django_otel.metrics.model import Attributes
-from django_otel.redaction import bare_pairs, commands, database_errors, forms, markup, paths, personal, protocols, rows
+from django_otel.redaction import paths
 from django_otel.redaction.key_judge import MAX_KEY_LENGTH, KeyJudge
 from django_otel.redaction.keys import (
     LABEL,
@@ -31,7 +31,9 @@ from django_otel.redaction.keys import (
     is_measure,
     split_key,
 )
-from django_otel.redaction.pairs import Judge, PairScrubber
+
+if TYPE_CHECKING:
+    from django_otel.redaction.text_rules import TextRules
 
 #: Longer texts are cut before they are scanned (characters); no backend keeps longer ones.
 MAX_TEXT_LENGTH = 262_144
@@ -79,49 +81,6 @@ def _cut_at_word(text: str) -> str:
     """Return a text that was cut without its last word, which may be a part of a secret that no rule knows as such."""
     begin = len(text) - _MAX_WORD
     return text[: max(text.rfind(" ", begin), text.rfind("\n", begin), begin)]
-
-
-def _is_secret_named(lowered: str) -> bool:
-    """Return whether a text in lower case has a name in it behind which a secret may stand without `=` or `:`."""
-    return (
-        "pass" in lowered
-        or "auth" in lowered
-        or "key" in lowered
-        or "token" in lowered
-        or "secret" in lowered
-        or "login" in lowered
-        or "pw" in lowered
-        or "psk" in lowered
-        or "community" in lowered
-        or "snmp-server" in lowered
-        or "setuser" in lowered
-        or "identify" in lowered
-        or "csrf" in lowered
-        or "cookie" in lowered
-        or "session" in lowered
-        or "apop" in lowered
-        or lowered.startswith("user ")
-        or "334 " in lowered
-    )
-
-
-def _redact_places(text: str, judge: Judge, *, is_statement: bool) -> tuple[str, bool]:
-    """Redact what databases, commands, protocols, markup and rows have at known places.
-
-    Return the text, and whether there is a name in it behind which a secret may stand without `=` or `:`.
-    """
-    # What a rule takes out leaves no name behind, so one text in lower case serves all.
-    lowered = text.lower()
-    text = database_errors.redact_database_values(text)
-    text = database_errors.redact_statement_secrets(text, lowered)
-    text = commands.redact_commands(text, lowered)
-    is_named = _is_secret_named(lowered)
-    if is_named:
-        text = protocols.redact_protocols(text, lowered)
-        if not is_statement:
-            text = markup.redact_markup(bare_pairs.redact_fields(text, lowered, judge), judge)
-        text = rows.redact_rows(text, lowered, judge)
-    return text, is_named
 
 
 class _Untouched:
@@ -183,7 +142,7 @@ class Scrubber:
     when there was nothing to do.
     """
 
-    __slots__ = ("_callback", "_judge", "_keys", "_pairs", "_personal", "_texts", "_untouched")
+    __slots__ = ("_callback", "_judge", "_keys", "_personal", "_rules", "_texts", "_untouched")
 
     def __init__(
         self, extra: Sequence[str] = (), callback: ScrubCallback | None = None, *, personal: bool = False
@@ -195,7 +154,7 @@ class Scrubber:
         #: Keys with no secret in them.
         self._keys: set[str] = set()
         self._untouched = _Untouched()
-        self._pairs = PairScrubber(self._judge)
+        self._rules: TextRules | None = None
 
     @property
     def is_pure(self) -> bool:
@@ -303,7 +262,7 @@ class Scrubber:
     def _sequence(self, key: str, value: Sequence[Any], depth: int) -> object:
         scrubbed: list[object] = []
         previous: Any = None
-        for item in commands.redact_arguments(value):
+        for item in (self._rules or self._load_rules()).redact_arguments(value):
             # ["--password", "x"] and ("authorization", "x"): the name stands one place before the value.
             named = isinstance(previous, str) and (
                 (previous.startswith("-") and "=" not in previous) or (len(value) == 2 and len(previous) < 64)
@@ -386,23 +345,15 @@ class Scrubber:
             text = encodable(text)
         if len(text) > MAX_TEXT_LENGTH and not text.endswith(_CUT_MARK):
             text = _cut_at_word(text[:MAX_TEXT_LENGTH]) + _CUT_MARK
-        text = forms.redact_private_keys(text)
-        if "://" in text or "@" in text:
-            text = forms.redact_userinfo(text)
-        if "/" in text:
-            text = paths.redact_paths(text)
-        is_statement = key in STATEMENT_KEYS
-        text, is_named = _redact_places(text, self._judge, is_statement=is_statement)
-        text = self._pairs.redact(text, query=query, is_sql=is_statement, may_be_bare=is_named)
-        if "kty" in text:
-            text = markup.redact_web_keys(text)
-        text = forms.redact_tokens(text)
-        if not is_statement:
-            text = forms.redact_schemes(text)
-        text = forms.redact_cards(text)
-        if self._personal:
-            text = personal.redact_personal(text, key)
+        text = (self._rules or self._load_rules()).apply(text, query, key)
         return original if text == original else text
+
+    def _load_rules(self) -> TextRules:
+        # Late: a start has no text that needs them.
+        from django_otel.redaction.text_rules import TextRules
+
+        self._rules = TextRules(self._judge, is_personal=self._personal)
+        return self._rules
 
     # --- what the SDK exports
 

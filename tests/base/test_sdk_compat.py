@@ -367,6 +367,7 @@ OTHERS_PRIVATE_NAMES = {
     "_parent_task": "asyncio.TaskGroup",
     "_resource_closers": "django.http.HttpResponseBase",
     "_container": "django.http.HttpResponse; what its public content would join",
+    "_field_type": "dataclasses.Field; by which fields() tells those of instances from others",
     "_is_gil_enabled": "sys, documented",
     "_initializing": "importlib.machinery.ModuleSpec; what importlib itself asks for a module under way",
     "_cache_update_cache": "django.middleware.cache; what cache_page itself looks at",
