@@ -3,8 +3,8 @@
 Their part of the time budget of requests is on by default (`REQUEST.TIME_BUDGET`). With `TEMPLATES`, off by default,
 each render counts in `django.template.duration`, and inside a recorded span it has a span `render {template}` when it
 takes `MIN_S` or has spans inside. A template that another one includes is a render inside it, in Jinja2 as well (with
-context, which is the default); one that is extended or imported is part of the one that does so. A render then costs
-some microseconds.
+context, which is the default), and so is a partial; one that is extended or imported is part of the one that does so.
+A render then costs some microseconds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
+from django.template import base
 from django.template.base import Template
 from django.template.context import Context as TemplateContext
 from django.utils.safestring import SafeString
@@ -41,6 +42,9 @@ _MAX_SERIES = 1000
 #: The name of templates that were made of a string.
 _UNNAMED = "<string>"
 _plain_render = Template.render
+#: What `{% partialdef %}` defines, a part of a page that is rendered alone; None before Django 6.0.
+_Partial: Any = getattr(base, "PartialTemplate", None)
+_plain_partial_render: Any = getattr(_Partial, "render", None)
 #: What Jinja2 has made of a template: a generator function, asynchronous or not.
 _Root = Callable[[Any], Any]
 
@@ -157,6 +161,13 @@ def _render_named(self: Template, context: TemplateContext) -> SafeString:
         return _plain_render(self, context)
 
 
+def _render_partial(self: Any, context: TemplateContext) -> SafeString:
+    whole = getattr(self.origin, "template_name", None) or _UNNAMED
+    with _Measured(f"{whole}#{self.name}"):
+        rendered: SafeString = _plain_partial_render(self, context)
+        return rendered
+
+
 class _Jinja2:
     """Django's class of Jinja2 templates, once it was imported, and Jinja2's own, which renders the included ones."""
 
@@ -270,6 +281,8 @@ def install(config: Config) -> None:
         Template.render = _render_timed  # type: ignore[method-assign]
     else:
         return
+    if _Partial is not None:
+        _Partial.render = _render_partial
     _jinja2.install()
 
 
@@ -279,4 +292,6 @@ def uninstall() -> None:
     _state.series.clear()
     if Template.render in (_render_named, _render_timed):
         Template.render = _plain_render  # type: ignore[method-assign]
+    if _Partial is not None and _Partial.render is _render_partial:
+        _Partial.render = _plain_partial_render
     _jinja2.uninstall()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import django
 import pytest
 from django.db import connection
 from django.template import Context, Template, engines
@@ -61,6 +62,27 @@ def test_each_render_counts_by_name_an_extended_one_with_the_other(otel_metrics)
     page, row = (otel_metrics.value(DURATION, {"django.template.name": name}) for name in ("page.html", "row.html"))
     assert (page.count, row.count, page.sum >= 2 * NAP_S, row.sum >= NAP_S) == (1, 1, True, True)
     assert otel_metrics.value(DURATION).count == 2
+
+
+@pytest.mark.skipif(django.VERSION < (6, 0), reason="Django 6.0 has partials")
+def test_a_partial_is_a_render_of_its_own(otel_metrics, otel_spans):
+    """Asked for alone, by `{% partial %}` or included."""
+    partials = "{% partialdef row %}{{ nap }}{% endpartialdef %}{% partialdef own inline %}y{% endpartialdef %}"
+    files = {"list.html": f"{partials}{{% partial row %}}", "other.html": "{% include 'list.html#row' %}"}
+    options = {"loaders": [("django.template.loaders.locmem.Loader", files)]}
+    with override_settings(TEMPLATES=[{**TEMPLATES[0], "OPTIONS": options}]), django_otel.span("work"):
+        assert [render(name) for name in ("list.html#row", "list.html", "other.html")] == ["x", "yx", "x"]
+    counts = {
+        each["django.template.name"]: otel_metrics.value(DURATION, each).count for each in otel_metrics.series(DURATION)
+    }
+    assert counts == {"list.html#row": 3, "list.html": 1, "other.html": 1}
+    alone, inside, included = otel_spans.named("render list.html#row")
+    work = otel_spans.one("work")
+    parents = [work, otel_spans.one("render list.html"), otel_spans.one("render other.html")]
+    assert [each.parent.span_id for each in (alone, inside, included)] == [each.context.span_id for each in parents]
+    partial = type(engines["django"].engine.from_string(partials).extra_data["partials"]["row"])
+    with override_settings(OTEL={"REQUEST": {"TIME_BUDGET": False}}):
+        assert "django_otel" not in partial.render.__code__.co_filename
 
 
 def test_a_template_of_a_string_has_no_name_of_its_own(otel_metrics):
