@@ -132,7 +132,8 @@ class Connection:
         One that only sends learns of it by an error, or is cancelled.
         """
         has_failed = self._is_lost or isinstance(error, Exception | asyncio.CancelledError)
-        if self._closed_by or self._accepted_s is None or not has_failed:
+        if self._closed_by or self._accepted_s is None or not has_failed or isinstance(error, GeneratorExit):
+            # A coroutine that is thrown away may not wait any more.
             return
         for _ in range(_STEPS):
             reading = asyncio.ensure_future(receive())

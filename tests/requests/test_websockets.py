@@ -180,6 +180,31 @@ def test_an_application_that_only_sends_is_asked_for_at_its_end(
     assert not span.attributes["django.websocket.messages.receive"]
 
 
+def test_an_application_that_is_thrown_away_after_an_error_waits_for_nothing(otel_metrics):
+    class Gone(Client):
+        async def send(self, message):
+            if message["type"] == "websocket.send":
+                raise ConnectionResetError("gone")
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        with contextlib.suppress(ConnectionResetError):
+            await send({"type": "websocket.send", "text": "x"})
+        await Forever()
+
+    class Forever:
+        def __await__(self):
+            yield
+
+    client = Gone()
+    serving = asgi.instrument(app)(scope_of(), client.receive, client.send)
+    serving.send(None)
+    serving.close()
+    assert otel_metrics.value("django.websocket.connections") == 0
+    assert otel_metrics.value("django.websocket.duration").count == 1
+
+
 def test_a_refused_connection_was_never_open(otel_metrics, otel_spans):
     async def refuse(scope, receive, send):
         await receive()
