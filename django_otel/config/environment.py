@@ -245,7 +245,8 @@ class _Reader:
         signal = variable.keys[0].partition(".")[0]
         known = {"TRACES": SPAN_EXPORTERS, "METRICS": METRIC_EXPORTERS, "LOGS": LOG_EXPORTERS}[signal]
         chosen: list[str] = []
-        for item in (part.strip() for part in raw.split(",")):
+        # Values of an enumeration may be in any case.
+        for item in (part.strip().lower() for part in raw.split(",")):
             if item == "none" or not item:
                 continue
             if item not in known:

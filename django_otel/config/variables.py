@@ -62,6 +62,11 @@ def milliseconds(value: str) -> float:
     return min(positive(value) / 1000, MOST)
 
 
+def timeout(value: str) -> float:
+    """Seconds, from a whole number of milliseconds; 0 is no limit (OpenTelemetry specification, "Timeout")."""
+    return min(count(value) / 1000, MOST) or MOST
+
+
 def positive(value: str) -> int:
     parsed = int(value)
     if parsed <= 0:
@@ -224,7 +229,7 @@ def _exporters() -> Iterator[Variable]:
                        is_secret=True)  # fmt: skip
         yield Variable(f"{prefix}_HEADERS", keys("HEADERS"), fits="name=value pairs, separated by commas",
                        is_secret=True)  # fmt: skip
-        yield Variable(f"{prefix}_TIMEOUT", keys("TIMEOUT_S"), milliseconds, "milliseconds above 0")
+        yield Variable(f"{prefix}_TIMEOUT", keys("TIMEOUT_S"), timeout, "milliseconds, 0 for no limit")
         yield Variable(f"{prefix}_COMPRESSION", keys("COMPRESSION"),
                        choice(gzip="gzip", deflate="deflate", none="none"), "gzip, deflate or none")  # fmt: skip
         yield Variable(f"{prefix}_PROTOCOL", keys("EXPORTERS"), fits="grpc, http/protobuf or http/json")
@@ -293,6 +298,7 @@ _IGNORED: Mapping[str, str] = {
     "OTEL_EXPERIMENTAL_CONFIG_FILE": "Declarative configuration is not read; use settings.OTEL.",
     "OTEL_LOG_LEVEL": 'The level of our own lines is that of the logger "django_otel" in LOGGING.',
     "OTEL_ENTITIES": "Use RESOURCE or OTEL_RESOURCE_ATTRIBUTES.",
+    "OTEL_EXPERIMENTAL_ENTITIES_ENABLED": "Use RESOURCE or OTEL_RESOURCE_ATTRIBUTES.",
     "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "No detectors run; use RESOURCE or OTEL_RESOURCE_ATTRIBUTES.",
     "OTEL_PYTHON_TRACER_PROVIDER": "PROVIDERS says whose providers are used.",
     "OTEL_PYTHON_METER_PROVIDER": "PROVIDERS says whose providers are used.",
