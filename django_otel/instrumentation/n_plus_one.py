@@ -36,7 +36,7 @@ from django_otel.metrics.instruments import Counter
 from django_otel.metrics.series import Series
 from django_otel.redaction.statements import Statement
 from django_otel.requests.record import RequestRecord
-from django_otel.tracing.attributes import EventAttributes
+from django_otel.tracing.attributes import EventPattern
 from django_otel.tracing.spans import RecordedSpan
 
 EVENT = "django.n_plus_one"
@@ -73,7 +73,7 @@ _getframe = sys._getframe  # noqa: SLF001 (the documented way is ten times slowe
 class Place:
     """A line of the project, and a statement that it runs."""
 
-    __slots__ = ("_advice", "attributes", "event", "known_event", "plural", "statement")
+    __slots__ = ("_advice", "attributes", "pattern", "plural", "statement")
 
     def __init__(self, statement: KnownStatement, attributes: dict[str, Any]) -> None:
         self.statement = statement
@@ -82,9 +82,7 @@ class Place:
         self._advice: frozenset[Advice] = frozenset()
         #: Tables whose objects are to be read for together.
         self.plural: frozenset[str] = frozenset()
-        #: Those of an event; the count is to be replaced.
-        self.event = self.build_event()
-        self.known_event = EventAttributes(self.event)
+        self.pattern = EventPattern(EVENT, self._build_event(self._advice), COUNT)
 
     @property
     def has_advice(self) -> bool:
@@ -96,12 +94,20 @@ class Place:
         self._advice |= {advice}
         if advice.method == PREFETCH or advice.has_peers:
             self.plural |= {advice.table}
-        self.event = self.build_event()
-        self.known_event = EventAttributes(self.event)
+        self.pattern = EventPattern(EVENT, self._build_event(self._advice), COUNT)
 
-    def build_event(self, read_singly: Collection[str] = ()) -> dict[str, Any]:
-        """Return the attributes of an event; objects of the tables `read_singly` are read one by one."""
-        advice = fit_to_single(self._advice, read_singly) if read_singly else self._advice
+    def tell(self, count: int, span: Span, read_singly: Collection[str] | None = None) -> None:
+        """Say on the request's span how often this line ran the statement.
+
+        Objects of the tables `read_singly` are read one by one.
+        """
+        if type(span) is RecordedSpan and not read_singly:
+            span.add_pattern_event(self.pattern, count)
+        elif span.is_recording():
+            advice = fit_to_single(self._advice, read_singly) if read_singly else self._advice
+            span.add_event(EVENT, {**self._build_event(advice), COUNT: count})
+
+    def _build_event(self, advice: Collection[Advice]) -> dict[str, Any]:
         event = {COUNT: 0, **self.attributes}
         if self.statement.watch.tells_text:
             event[SQL] = self.statement.text
@@ -149,12 +155,13 @@ class KnownStatement:
     """A statement's text, and where it has been run from in this process."""
 
     __slots__ = (
-        "depths", "failures", "first_look", "is_trusted", "last", "one_of", "origin", "places", "sightings", "sites",
-        "text", "watch",
+        "depths", "failures", "first_look", "is_trusted", "last", "limit", "one_of", "origin", "places", "sightings",
+        "sites", "text", "watch",
     )  # fmt: skip
 
     def __init__(self, watch: Watch, statement: Statement, origin: object) -> None:
         self.watch = watch
+        self.limit = watch.limit
         self.text = statement.text
         self.one_of = find_one_of(statement)
         #: SQL text and database that run it; None once there are several.
@@ -207,6 +214,7 @@ class KnownStatement:
         place = self.places.get(key)
         if place is None:
             place = self.places.setdefault(key, Place(self, found.attributes))
+            self.is_trusted = False
         # Of a coroutine the thread's frame is recognised, and then what waits for it.
         seen = found.frame
         if found.detail is not None and found.detail[0] == "awaiting":
@@ -257,26 +265,30 @@ class Watched:
     the request's `Repeats`.
     """
 
-    __slots__ = ("count", "known", "look_at", "owner", "repeats")
+    __slots__ = ("known", "left", "look_at", "owner", "repeats")
 
     def __init__(self, known: KnownStatement | None) -> None:
         #: Where it was run from; None for one that is not counted by place.
         self.known = known
         #: The request whose queries are counted here, by its `started_s`, which is an object of its own.
         self.owner: float | None = None
-        self.count = 0
+        #: The count that is looked at, and how many queries are left until then: to count down takes a step less.
         self.look_at = 0
+        self.left = 0
         #: The same request's, from the first look on.
         self.repeats: Repeats | Watched | None = None
 
     def finish(self, span: Span | None, route: str) -> None:
         """As `Repeats.finish`, for a request whose only repeated query this is."""
-        known, count = self.known, self.count
         self.owner = self.repeats = None
         try:
-            if known is not None and known.last is not None and count >= known.watch.limit:
-                place = known.last.place
-                known.watch.report({place: count}, [place], span, route)
+            known, count = self.known, self.look_at - self.left
+            if known is None or known.last is None or count < known.limit:
+                return
+            watch = known.watch
+            (watch.known_series.get(route) or watch.find_series(route)).add(1.0)
+            if span is not None:
+                known.last.place.tell(count, span)
         except Exception as fault:
             guard.report("reporting equal queries", fault)
 
@@ -318,7 +330,7 @@ class Repeats:
             return
         query.owner = query.repeats = None
         place = known.last.place
-        count = self.counts[place] = self.counts.get(place, 0) + query.count
+        count = self.counts[place] = self.counts.get(place, 0) + query.look_at - query.left
         if count >= self.watch.limit and place not in self.found:
             self.found.append(place)
 
@@ -339,25 +351,25 @@ def build_watch(config: Config) -> Watch | None:
 
 
 def look(record: RequestRecord, query: Watched, span: Span | None) -> None:
-    """Look at the place of a trusted query at its count `look_at`. Called by `QueryWrapper`; raises no `Exception`."""
+    """Look at the place of a trusted query, of which none is left. Called by `QueryWrapper`; raises no `Exception`."""
     try:
         known: KnownStatement = query.known  # type: ignore[assignment]
         site: Site = known.last  # type: ignore[assignment]
-        watch, count = known.watch, query.count
-        limit = watch.limit
         if query.repeats is None:
             if record.repeats is None:
                 record.repeats = query.repeats = query
             else:
-                watch.open(record).add(query)
+                known.watch.open(record).add(query)
+        count, limit = query.look_at, known.limit
         if count <= _NAMED or count % limit:
-            query.look_at = watch.name(site.place, count, span)
+            query.look_at = known.watch.name(site.place, count, span)
+            query.left = query.look_at - count
             if count % limit:
                 return
         else:
-            query.look_at = count + limit
-        if len(known.places) != 1 or not _shows(site):
-            watch.move(record, query, _getframe(1))
+            query.look_at, query.left = count + limit, limit
+        if not known.is_trusted or not _shows(site):
+            known.watch.move(record, query, _getframe(1))
         elif not site.is_advised or (count == limit and site.advised_at is not None):
             site.advise(_getframe(1))
     except Exception as fault:
@@ -382,7 +394,8 @@ class Watch:
         self._first = min(limit, _NAMED)
         self._counter = counter
         self.tells_text = tells_text
-        self._series: dict[str, Series] = {}
+        #: By route.
+        self.known_series: dict[str, Series] = {}
         self._statements: dict[str, KnownStatement] = {}
 
     def find(self, statement: Statement, origin: object) -> KnownStatement | None:
@@ -427,7 +440,8 @@ class Watch:
                 repeats.add(query)
         elif known.is_trusted or known.trust(site, record):
             # Those so far are counted by place, the following ones by the query.
-            query.owner, query.count, query.look_at = record.started_s, 0, self.limit
+            query.owner, query.look_at = record.started_s, self.limit
+            query.left = query.look_at
             repeats.add(query)
         place = site.place
         counts = repeats.counts
@@ -469,7 +483,7 @@ class Watch:
         assert known is not None
         site = known.recognise(start)
         if site is None or len(known.places) != 1:
-            query.count -= limit
+            query.left += limit
             repeats.take(query)
             query.owner = query.repeats = None
             known.distrust()
@@ -507,24 +521,20 @@ class Watch:
 
     def report(self, counts: dict[Place, int], found: list[Place], span: Span | None, route: str) -> None:
         """Count the `found` places of a request of that route, and add an event for each to its span."""
-        series = self._series.get(route)
-        if series is None:
-            series = self._counter.series({"http.route": route} if route else {})
-            if not series.is_overflow and len(self._series) < _MAX_LABELS:
-                self._series[route] = series
-        series.add(float(len(found)))
-        if span is None or not span.is_recording():
+        (self.known_series.get(route) or self.find_series(route)).add(float(len(found)))
+        if span is None:
             return
         if len(found) > 1:
             found = sorted(found, key=lambda each: -counts[each])[:_MAX_EVENTS]
         for place in found:
-            read_singly = _find_singly(place, counts) if place.plural else None
-            if read_singly:
-                span.add_event(EVENT, {**place.build_event(read_singly), COUNT: counts[place]})
-            elif type(span) is RecordedSpan:
-                span.add_known_event(EVENT, place.known_event, COUNT, counts[place])
-            else:
-                span.add_event(EVENT, {**place.event, COUNT: counts[place]})
+            place.tell(counts[place], span, _find_singly(place, counts) if place.plural else None)
+
+    def find_series(self, route: str) -> Series:
+        """Return the counter's series of a route that is not among `known_series`."""
+        series = self._counter.series({"http.route": route} if route else {})
+        if not series.is_overflow and len(self.known_series) < _MAX_LABELS:
+            self.known_series[route] = series
+        return series
 
 
 def find_one_of(statement: Statement) -> str | None:

@@ -109,22 +109,28 @@ def bound_event(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str
     return _replace(bounded, {**bounded, STACK: cut_stack(stack, MAX_STACK, scrub)})
 
 
-class EventAttributes:
-    """Attributes of events that come again and again, brought within the limits once."""
+class EventPattern:
+    """Events that come again and again and differ in one number: their attributes are brought within the limits once."""
 
-    __slots__ = ("_bounded", "_given", "_limits")
+    __slots__ = ("_bounded", "_limits", "given", "key", "name")
 
-    def __init__(self, given: Mapping[str, Any]) -> None:
-        self._given = given
+    def __init__(self, name: str, given: Mapping[str, Any], key: str) -> None:
+        self.name = name
+        self.given = given
+        #: The attribute that is the number.
+        self.key = key
         self._limits: SpanLimits | None = None
-        self._bounded: dict[str, Any] = {}
+        self._bounded: Mapping[str, Any] = {}
 
-    def bound(self, limits: SpanLimits, scrub: Callable[[str], str]) -> dict[str, Any]:
-        """Return a copy of them, as `bound_event` makes it."""
+    def make(self, number: int, time_ns: int, limits: SpanLimits, scrub: Callable[[str], str]) -> Event:
+        """Return the event with that number and time, its attributes as `bound_event` makes them."""
         if limits is not self._limits:
-            self._bounded = dict(bound_event(self._given, limits, scrub))
+            self._bounded = dict(bound_event(self.given, limits, scrub))
             self._limits = limits
-        return self._bounded.copy()
+        attributes = dict(self._bounded)
+        if self.key in attributes:
+            attributes[self.key] = number
+        return Event(self.name, attributes, time_ns)
 
 
 def bound_link(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str], str]) -> BoundedAttributes:

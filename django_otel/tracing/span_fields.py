@@ -31,7 +31,7 @@ class SpanFields(SdkSpan):
     # Named as in the SDK, for processors that reach into its spans. Slots, and no defaults in the class, so that the
     # interpreter finds each at once (200 instructions a time).
     __slots__ = (
-        "_attributes", "_context", "_dropped", "_end_time", "_events", "_kind", "_links", "_name", "_parent",
+        "_attributes", "_context", "_dropped", "_end_time", "_kept_events", "_kind", "_links", "_name", "_parent",
         "_resource", "_start_time", "_status", "_tracer", "encoded",
     )  # fmt: skip
 
@@ -49,6 +49,8 @@ class SpanFields(SdkSpan):
     _end_time: int | None
     #: A tuple of at most one, or the SDK's list; of links, an empty tuple or that list.
     _events: tuple[Event, ...] | BoundedList[Event]
+    #: The same, or of a single one that is not made yet its pattern, number and time, and what was made of them.
+    _kept_events: tuple[Event, ...] | BoundedList[Event] | list[Any]
     _kind: SpanKind
     _links: tuple[()] | BoundedList[Link]
     _name: str

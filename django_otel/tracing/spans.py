@@ -33,7 +33,7 @@ from django_otel.redaction.scrub import Scrubber
 from django_otel.sampling.sampler import LiveSampler
 from django_otel.sampling.tracestate import replace_threshold
 from django_otel.tracing.attributes import (
-    EventAttributes,
+    EventPattern,
     SharedAttributes,
     bound_event,
     bound_link,
@@ -223,34 +223,52 @@ class RecordedSpan(SpanFields):
         limits = self._limits
         if type(name) is not str:
             name = plain_name(name)
-        self._append(Event(name, bound_event(attributes, limits, self._shared.scrub), timestamp))
+        event = Event(name, bound_event(attributes, limits, self._shared.scrub), timestamp)
+        with self._lock:
+            is_recording = self._end_time is None
+            if is_recording:
+                self._keep(event)
+        if not is_recording:
+            _logger.warning("Tried calling %s on an ended span.", "_add_event")
 
-    def add_known_event(self, name: str, known: EventAttributes, key: str, number: int) -> None:
-        """Add an event with `known` attributes, of which `key` has the value `number`; cheaper than `add_event`."""
-        attributes = known.bound(self._limits, self._shared.scrub)
-        if key in attributes:
-            attributes[key] = number
-        self._append(Event(name, attributes))
-
-    def _append(self, event: Event) -> None:
+    def add_pattern_event(self, pattern: EventPattern, number: int) -> None:
+        """Add an event of `pattern` with that number, made when it is read; nothing on an ended span."""
         lock = self._lock
         lock.acquire()
         try:
-            is_recording = self._end_time is None
-            if is_recording:
-                events = self._events
-                if not events and self._limits.max_events != 0:
-                    # Most spans with events have one; the SDK's list costs more than the event.
-                    self._events = (event,)
+            if self._end_time is None:
+                if self._kept_events == ():
+                    self._kept_events = [pattern, number, time_ns()]
                 else:
-                    if type(events) is tuple:
-                        self._events = BoundedList(self._limits.max_events)
-                        self._events.extend(events)
-                    self._events.append(event)  # type: ignore[union-attr]
+                    self._keep(pattern.make(number, time_ns(), self._limits, self._shared.scrub))
         finally:
             lock.release()
-        if not is_recording:
-            _logger.warning("Tried calling %s on an ended span.", "_add_event")
+
+    @property
+    def _events(self) -> tuple[Event, ...] | BoundedList[Event]:  # type: ignore[override]
+        kept = self._kept_events
+        if not isinstance(kept, list):
+            return kept
+        if len(kept) == 3:
+            # Of two threads that read at once both see the first.
+            kept.append(self._limited(kept[0].make(*kept[1:3], self._limits, self._shared.scrub)))
+        made: tuple[Event, ...] | BoundedList[Event] = kept[3]
+        return made
+
+    def _limited(self, event: Event) -> tuple[Event, ...] | BoundedList[Event]:
+        # Most spans with events have one; the SDK's list costs more than the event.
+        return (event,) if self._limits.max_events != 0 else BoundedList.from_seq(0, (event,))
+
+    def _keep(self, event: Event) -> None:
+        """Keep an event; the lock is held."""
+        events = self._events
+        if not events and type(events) is tuple:
+            self._kept_events = self._limited(event)
+            return
+        if isinstance(events, tuple):
+            events = BoundedList.from_seq(self._limits.max_events, events)
+        self._kept_events = events
+        events.append(event)
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
         if not is_valid_link(context, attributes):

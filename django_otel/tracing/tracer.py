@@ -242,7 +242,7 @@ class Tracer(trace.Tracer):
         span._kind = kind
         span._resource = shared.resource
         span._status = UNSET
-        span._events = span._links = ()
+        span._kept_events = span._links = ()
         span._dropped = 0
         span._record_exception = record_exception
         span._set_status_on_exception = set_status_on_exception
