@@ -142,14 +142,14 @@ PER_QUERY: tuple[tuple[str, str, str, int, float | None], ...] = (
         "12 equal queries, unsampled",
         "12 equal queries, no N+1 watch, unsampled",
         12,
-        1.4,
+        1.0,
     ),
     (
         "N+1 watch, 12 equal queries, recorded",
         "12 equal queries, all sampled",
         "12 equal queries, no N+1 watch, all sampled",
         1,
-        27.0,
+        10.0,
     ),
 )
 

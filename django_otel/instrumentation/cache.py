@@ -33,7 +33,7 @@ from django_otel.instrumentation.cache_operations import (
     Outcome,
     group_of,
     group_of_all,
-    is_inside,
+    inside,
     state,
 )
 from django_otel.instrumentation.driver_calls import is_suppressed
@@ -89,9 +89,9 @@ class _NoticedTruth:
     __slots__ = ()
 
     def __bool__(self) -> bool:
-        noted = cache_operations.swallowed.get()
-        if noted is not None:
-            noted.append(True)
+        operation = inside.get()
+        if isinstance(operation, CacheOperation):
+            operation.has_swallowed = True
         return True
 
 
@@ -170,17 +170,17 @@ def _is_second_look(cache: object, name: str, args: tuple[object, ...], kwargs: 
 @contextlib.contextmanager
 def _unmeasured() -> Iterator[None]:
     """Whatever a backend makes an operation of is not counted either."""
-    token = is_inside.set(True)
+    token = inside.set(True)
     try:
         yield
     finally:
         with contextlib.suppress(ValueError):
-            is_inside.reset(token)
+            inside.reset(token)
 
 
 def _measured(method: Callable[..., object], cache: object, alias: str, name: str) -> Callable[..., object]:
     def call(*args: object, **kwargs: object) -> object:
-        if is_inside.get():
+        if inside.get():
             return method(*args, **kwargs)
         if _is_second_look(cache, name, args, kwargs):
             with _unmeasured():
@@ -203,7 +203,7 @@ def _measured_async(
     method: Callable[..., Awaitable[object]], cache: object, alias: str, name: str
 ) -> Callable[..., object]:
     async def call(*args: object, **kwargs: object) -> object:
-        if is_inside.get():
+        if inside.get():
             return await method(*args, **kwargs)
         if _is_second_look(cache, name, args, kwargs):
             with _unmeasured():
@@ -277,7 +277,7 @@ class _RefillSpan:
 
 def _measured_get_or_set(method: Callable[..., object], cache: object, alias: str) -> Callable[..., object]:
     def get_or_set(*args: object, **kwargs: object) -> object:
-        if is_inside.get():
+        if inside.get():
             return method(*args, **kwargs)
         around = _RefillSpan(cache, alias, args, kwargs)
         try:
@@ -293,7 +293,7 @@ def _measured_get_or_set(method: Callable[..., object], cache: object, alias: st
 
 def _measured_aget_or_set(method: Callable[..., Awaitable[object]], cache: object, alias: str) -> Callable[..., object]:
     async def aget_or_set(*args: object, **kwargs: object) -> object:
-        if is_inside.get():
+        if inside.get():
             return await method(*args, **kwargs)
         around = _RefillSpan(cache, alias, args, kwargs)
         try:

@@ -10,16 +10,21 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from time import perf_counter
 
-from opentelemetry.trace import Span
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind
 
 from django_otel import runtime
 from django_otel.base import guard
-from django_otel.base.sdk_compat import attach, detach, get_current
+from django_otel.base.sdk_compat import SPAN_KEY, attach, detach, get_current
 from django_otel.instrumentation.driver_calls import is_recorded, is_suppressed
 from django_otel.metrics.series import HistogramSeries, Series
 from django_otel.requests import layers, record
+from django_otel.requests.record import RequestRecord
+from django_otel.tracing.attributes import SharedAttributes, are_ready
 from django_otel.tracing.enclosing import with_enclosing
 from django_otel.tracing.exceptions import mark_failed
+from django_otel.tracing.spans import RecordedSpan
+from django_otel.tracing.tracer import Tracer
 
 #: Outcome, number of keys, and their group where there are groups.
 Outcome = tuple[str, int, str | None]
@@ -28,11 +33,11 @@ KeyGroup = Callable[[object], object]
 OTHER_GROUP = "_other"
 _MAX_GROUPS = 100
 _PLACE = "measuring a cache operation"
-#: Set while an operation runs: what a backend makes of others counts once. Not a thread's own variable: greenlets
-#: share a thread.
-is_inside: ContextVar[bool] = ContextVar("django_otel_in_cache", default=False)
-#: Set by a backend that swallows an error of its server, for the operation in progress.
-swallowed: ContextVar[list[bool] | None] = ContextVar("django_otel_cache_swallowed", default=None)
+_OUTCOME = "django.cache.outcome"
+_INTERNAL = SpanKind.INTERNAL
+#: The operation that runs, or True for one that is not counted: what a backend makes of others counts once. Not a
+#: thread's own variable: greenlets share a thread.
+inside: ContextVar[CacheOperation | bool] = ContextVar("django_otel_in_cache", default=False)
 
 
 class State:
@@ -50,12 +55,14 @@ class State:
         #: By alias, operation, outcome and group; and by alias, operation and group.
         self.operations: dict[tuple[str, str, str, str | None], Series] = {}
         self.durations: dict[tuple[str, str, str | None], HistogramSeries] = {}
+        self.forms: dict[tuple[str, str, str | None], _Form] = {}
 
     def forget(self) -> None:
         """Look everything up again."""
         self.groups = set()
         self.operations = {}
         self.durations = {}
+        self.forms = {}
 
 
 state = State()
@@ -89,70 +96,101 @@ def group_of_all(keys: Iterable[object]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+class _Form:
+    """What the spans of one operation on one cache have in common, worked out once."""
+
+    __slots__ = ("attributes", "by_outcome", "is_ready", "name")
+
+    def __init__(self, alias: str, operation: str, group: str | None) -> None:
+        self.name = f"cache {operation}"
+        given = {"django.cache.alias": alias, "django.cache.operation": operation}
+        if group is not None:
+            given["django.cache.key.group"] = group
+        self.attributes = SharedAttributes(given)
+        #: The same with the outcome, by outcome.
+        self.by_outcome = {
+            outcome: SharedAttributes({**given, _OUTCOME: outcome}) for outcome in ("hit", "miss", "ok", "error")
+        }
+        #: Whether a span keeps the attributes as they are; None when not known yet.
+        self.is_ready: bool | None = None
+
+    def start(self, outer: Context) -> Span:
+        """Start a span of this form below that of `outer`."""
+        tracer = runtime.tracer()
+        parent = outer.span_or_none if type(outer) is RequestRecord else outer.get(SPAN_KEY)
+        if type(tracer) is Tracer and type(parent) is RecordedSpan:
+            if self.is_ready is None:
+                self.is_ready = all(are_ready(each, tracer.shared.limits) for each in self.by_outcome.values())
+            if self.is_ready:
+                return tracer.start_child(self.name, outer, _INTERNAL, parent, self.attributes)
+        return tracer.start_span(self.name, outer, _INTERNAL, self.attributes.copy())
+
+    def say_outcome(self, span: Span, outcome: str) -> None:
+        """Say in a span of this form what has come of the operation."""
+        wanted = self.by_outcome.get(outcome)
+        if not (wanted and type(span) is RecordedSpan and span.exchange(self.attributes, wanted)):
+            span.set_attribute(_OUTCOME, outcome)
+
+
 class CacheSpan:
     """The span of an operation, where there is one: current from its start to `end`."""
 
-    __slots__ = ("_context", "_operation", "_span", "_token")
+    __slots__ = ("_context", "_form", "_operation", "_span", "_token")
 
     def __init__(self, alias: str, operation: str, group: str | None) -> None:
         self._operation = operation
         self._span: Span | None = None
-        if state.makes_spans:
-            self._start(alias, group)
-
-    @guard.guarded(_PLACE, None)
-    def _start(self, alias: str, group: str | None) -> None:
-        outer = get_current()
-        if is_suppressed(outer) or not (is_recorded(outer) or (state.makes_roots and record.current() is None)):
+        if not state.makes_spans:
             return
-        attributes = {"django.cache.alias": alias, "django.cache.operation": self._operation}
-        if group is not None:
-            attributes["django.cache.key.group"] = group
-        span = runtime.tracer().start_span(f"cache {self._operation}", outer, attributes=attributes)
-        self._context = with_enclosing(outer, span)
-        self._token = attach(self._context)
-        self._span = span
+        try:
+            outer = get_current()
+            if is_suppressed(outer) or not (is_recorded(outer) or (state.makes_roots and record.current() is None)):
+                return
+            form = state.forms.get((alias, operation, group))
+            if form is None:
+                form = state.forms[alias, operation, group] = _Form(alias, operation, group)
+            self._form = form
+            span = form.start(outer)
+            self._context = with_enclosing(outer, span)
+            self._token = attach(self._context)
+            self._span = span
+        except Exception as fault:
+            guard.report(_PLACE, fault)
 
-    @guard.guarded(_PLACE, None)
     def end(self, outcomes: Sequence[Outcome], error: BaseException | None) -> None:
-        """End the span, with what has come of the operation."""
+        """End the span, with what has come of the operation. Never raises an `Exception`."""
         span = self._span
         if span is None:
             return
-        if get_current() is self._context:
-            detach(self._token)
-        if self._operation == "get_many":
-            for outcome, name in (("hit", "django.cache.hits"), ("miss", "django.cache.misses")):
-                span.set_attribute(name, sum(number for found, number, _ in outcomes if found == outcome))
-        elif outcomes:
-            span.set_attribute("django.cache.outcome", outcomes[0][0])
-        if error is not None:
-            mark_failed(span, error)
-        span.end()
+        try:
+            if get_current() is self._context:
+                detach(self._token)
+            if self._operation == "get_many":
+                for outcome, name in (("hit", "django.cache.hits"), ("miss", "django.cache.misses")):
+                    span.set_attribute(name, sum(number for found, number, _ in outcomes if found == outcome))
+            elif outcomes:
+                self._form.say_outcome(span, outcomes[0][0])
+            if error is not None:
+                mark_failed(span, error)
+            span.end()
+        except Exception as fault:
+            guard.report(_PLACE, fault)
 
 
 class CacheOperation:
     """One operation, from its making to `succeed` or `fail`."""
 
     __slots__ = (
-        "_alias",
-        "_group",
-        "_inside",
-        "_opened",
-        "_operation",
-        "_span",
-        "_started_s",
-        "_swallowed",
-        "_swallowed_token",
-    )
+        "_alias", "_group", "_opened", "_operation", "_span", "_started_s", "_token", "has_swallowed",
+    )  # fmt: skip
 
     def __init__(self, alias: str, operation: str, group: str | None = None) -> None:
         self._alias = alias
         self._operation = operation
         self._group = group
-        self._swallowed: list[bool] = []
-        self._inside = is_inside.set(True)
-        self._swallowed_token = swallowed.set(self._swallowed)
+        #: Whether the backend has swallowed an error of its server.
+        self.has_swallowed = False
+        self._token = inside.set(self)
         self._span = CacheSpan(alias, operation, group) if state.makes_spans else None
         self._opened: layers.Layers | None = None
         self._started_s = perf_counter()
@@ -163,7 +201,7 @@ class CacheOperation:
         """End the operation; `outcomes()` is not asked where the backend has swallowed an error."""
         took_s = self._stop()
         found: Sequence[Outcome] = (("error", 1, self._group),)
-        if not self._swallowed:
+        if not self.has_swallowed:
             try:
                 found = outcomes()
             except Exception as error:
@@ -181,19 +219,20 @@ class CacheOperation:
     def _stop(self) -> float:
         took_s = layers.leave(self._opened, layers.CACHE) - self._started_s
         try:
-            is_inside.reset(self._inside)
-            swallowed.reset(self._swallowed_token)
+            inside.reset(self._token)
         except ValueError:
             # An abandoned coroutine, closed elsewhere: nothing of it is current there.
             pass
         return took_s
 
-    @guard.guarded(_PLACE, None)
     def _record(self, took_s: float, outcomes: Sequence[Outcome], error: BaseException | None) -> None:
         if self._span is not None:
             self._span.end(outcomes, error)
-        if state.counts and not is_suppressed(get_current()):
-            count(self._alias, self._operation, took_s, outcomes, self._group)
+        try:
+            if state.counts and not is_suppressed(get_current()):
+                count(self._alias, self._operation, took_s, outcomes, self._group)
+        except Exception as fault:
+            guard.report(_PLACE, fault)
 
 
 #: Operations that raise ValueError for a key that is not there.

@@ -136,15 +136,34 @@ class Site:
         self.advised_at: int | None = None
         self.subjects: tuple[type, ...] = ()
 
+    def wants_advice(self, distance: int) -> bool:
+        """Whether a cure is to be looked for: once, and again for objects of another class that come here.
+
+        The query's frame is `distance` frames outside of this one.
+        """
+        if self.advised_at is None:
+            return not self.is_advised
+        try:
+            # In one step: each frame on the way would become an object.
+            frame = _getframe(distance + self.advised_at)
+        except ValueError:
+            return False
+        return read_subject(frame) not in self.subjects and len(self.subjects) < _MAX_SUBJECTS
+
     def advise(self, start: FrameType) -> None:
-        """Look for a cure, once, and again for objects of another class that come here."""
-        if self.advised_at is not None and (
-            read_subject(_outer(start, self.advised_at)) in self.subjects or len(self.subjects) >= _MAX_SUBJECTS
-        ):
-            return
+        """Look for a cure; this site is on the stack outside of `start`."""
         self.is_advised = True
-        found = walk(start)
-        finding = find_advice(found.inner, found.frame) if found is not None else None
+        inner: list[FrameType] = []
+        frame: FrameType | None = start
+        if self.detail is not None and self.detail[0] == "awaiting":
+            # Its coroutine is not on this stack.
+            found = walk(start)
+            inner, frame = (found.inner, found.frame) if found is not None else ([], None)
+        else:
+            while frame is not None and len(inner) < self.depth:
+                inner.append(frame)
+                frame = frame.f_back
+        finding = find_advice(inner, frame) if frame is not None else None
         if finding is not None:
             self.advised_at = finding.depth
             self.subjects += (finding.subject,)
@@ -370,7 +389,7 @@ def look(record: RequestRecord, query: Watched, span: Span | None) -> None:
             query.look_at, query.left = count + limit, limit
         if not known.is_trusted or not _shows(site):
             known.watch.move(record, query, _getframe(1))
-        elif not site.is_advised or (count == limit and site.advised_at is not None):
+        elif not site.is_advised or (count == limit and site.advised_at is not None and site.wants_advice(2)):
             site.advise(_getframe(1))
     except Exception as fault:
         guard.report("counting equal queries", fault)
@@ -451,6 +470,7 @@ class Watch:
                 if count == _NAMED:
                     self.name(place, count, span)
                 if count >= self.limit and (count == self.limit or not site.is_advised):
+                    # As far out as from `move`.
                     self._report_later(repeats, site, _getframe(2))
         else:
             if len(counts) >= _MAX_PLACES:
@@ -500,7 +520,7 @@ class Watch:
     def _report_later(self, repeats: Repeats, site: Site, start: FrameType) -> None:
         if site.place not in repeats.found:
             repeats.found.append(site.place)
-        if not site.is_advised or site.advised_at is not None:
+        if site.wants_advice(4):
             site.advise(start)
 
     def _learn(self, repeats: Repeats, known: KnownStatement, start: FrameType) -> Site | None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key, get_current
 
+from django_otel.base.sdk_compat import SPAN_KEY
+
 _KEY = create_key("django_otel-enclosing")
 
 
 def with_enclosing(context: Context, span: trace.Span) -> Context:
     """Return `context` with `span` as its current one, which stands for the one before."""
     values = context.copy()
-    values[_KEY] = (span, trace.get_current_span(context), context.get(_KEY))
-    return trace.set_span_in_context(span, Context(values))
+    around = values.get(SPAN_KEY)
+    values[_KEY] = (span, trace.INVALID_SPAN if around is None else around, values.get(_KEY))
+    values[SPAN_KEY] = span
+    return Context(values)
 
 
 def find_own_span() -> trace.Span:

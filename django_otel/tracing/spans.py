@@ -199,6 +199,18 @@ class RecordedSpan(SpanFields):
         if full:
             warn_full(full, most)
 
+    def exchange(self, given: SharedAttributes, wanted: SharedAttributes) -> bool:
+        """Have the shared attributes `wanted` instead of `given`; False where the span has others by now."""
+        lock = self._lock
+        lock.acquire()
+        try:
+            if self._attributes is not given or self._end_time is not None:
+                return False
+            self._attributes = wanted
+        finally:
+            lock.release()
+        return True
+
     def _add(self, cleaned: Mapping[str, object], dropped: int, refusal: str) -> None:
         most = self._limits.max_span_attributes
         lock = self._lock

@@ -116,6 +116,25 @@ def test_equal_queries_become_one_event_with_the_last_count(client, otel_spans, 
     assert otel_metrics.series(COUNTER) == [{"http.route": "/foreign_key/"}]
 
 
+@pytest.mark.parametrize("view", ["foreign_key", "many_to_many", "deferred", "through_a_helper", "in_a_template"])
+@pytest.mark.parametrize("trusted", [20, 10**9])
+def test_the_stack_is_walked_in_the_first_request_alone(fresh, client, monkeypatch, view, trusted):
+    """Once place and cure of a statement are known they are not looked for again."""
+    monkeypatch.setattr(n_plus_one, "_TRUSTED", trusted)
+    walks, found = [], []
+    plain_walk, plain_find = n_plus_one.walk, n_plus_one.find_advice
+    monkeypatch.setattr(n_plus_one, "walk", lambda *given: walks.append(given) or plain_walk(*given))
+    monkeypatch.setattr(n_plus_one, "find_advice", lambda *given: found.append(given) or plain_find(*given))
+    client.get(f"/{view}/")
+    assert walks
+    assert found
+    walks.clear()
+    found.clear()
+    for _ in range(3):
+        client.get(f"/{view}/")
+    assert walks == found == []
+
+
 @pytest.mark.parametrize(
     ("view", "advice", "model"),
     [
