@@ -213,7 +213,7 @@ class CacheOperation:
         """End the operation with what it has raised."""
         took_s = self._stop()
         # How Django says that there is no such key, also of one that a swallowed error has kept it from reading.
-        is_miss = isinstance(error, ValueError) and self._operation in _RAISING and not self._swallowed
+        is_miss = isinstance(error, ValueError) and self._operation in _RAISING and not self.has_swallowed
         self._record(took_s, (("miss" if is_miss else "error", 1, self._group),), None if is_miss else error)
 
     def _stop(self) -> float:
