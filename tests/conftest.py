@@ -25,6 +25,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("tests")
 
+#: Files that take longest, with servers and without: each begins before the others of its kind.
+LONGEST = frozenset(
+    "test_accessible.py test_browser_sampling.py test_demo.py test_django_tasks.py test_live_processes.py "
+    "test_reach.py test_readme.py test_shared.py test_admin.py test_console.py test_cutting.py test_encoder.py "
+    "test_store.py".split()
+)
 #: What the instrumentors said of themselves after a test, where it was right.
 _checked = set()
 #: Settings and environment that were read last, and what came of them.
@@ -83,7 +89,8 @@ def pytest_collection():
 def pytest_collection_modifyitems(items):
     """Mark as "quick" the tests that need nothing but this process, and put the files that have others first.
 
-    The last files that run are then short ones, and no worker ends long after the others.
+    Of both kinds the longest begin. The last files that run are then short ones, and no worker ends long after the
+    others.
     """
     _sort_long(items)
     slow_files = set()
@@ -94,7 +101,7 @@ def pytest_collection_modifyitems(items):
             slow_files.add(item.path)
     found = yield
     # After pytest-randomly has shuffled them.
-    items.sort(key=lambda item: item.path not in slow_files)
+    items.sort(key=lambda item: (item.path not in slow_files, item.path.name not in LONGEST))
     return found
 
 
@@ -127,32 +134,39 @@ def django_db_setup(django_db_setup, django_db_blocker):
 
     Django's `flush` makes all content types and permissions again, which takes longer than most of these tests.
     """
-    from django.db import connection
+    from django.contrib.contenttypes.models import ContentType
+    from django.db import connections
     from django.test import TransactionTestCase
 
     flush = TransactionTestCase._fixture_teardown
-    copy = sqlite3.connect(":memory:", check_same_thread=False)
+    copies = {}
 
     def put_back(test):
         names = list(test._databases_names(include_mirrors=False))
-        if names != ["default"] or connection.connection is None or test.available_apps is not None:
-            return flush(test)
+        known = [(copies.get(name), connections[name].connection) for name in names]
+        is_known = all(copy and connection for copy, connection in known) and test.available_apps is None
         try:
-            copy.backup(connection.connection)
+            for copy, connection in known if is_known else ():
+                copy.backup(connection)
         except sqlite3.Error:
             # Another connection is in use.
+            is_known = False
+        if not is_known:
             flush(test)
+        # Where another test was followed by a flush, the content types that were known since have other keys.
+        ContentType.objects.clear_cache()
 
-    if connection.vendor != "sqlite":
-        yield
-        return
     with django_db_blocker.unblock():
-        connection.ensure_connection()
-        connection.connection.backup(copy)
-        TransactionTestCase._fixture_teardown = put_back
-        yield
-        TransactionTestCase._fixture_teardown = flush
-    copy.close()
+        for connection in connections.all():
+            if connection.vendor == "sqlite":
+                connection.ensure_connection()
+                copies[connection.alias] = sqlite3.connect(":memory:", check_same_thread=False)
+                connection.connection.backup(copies[connection.alias])
+    TransactionTestCase._fixture_teardown = put_back
+    yield
+    TransactionTestCase._fixture_teardown = flush
+    for copy in copies.values():
+        copy.close()
 
 
 @pytest.fixture(scope="session")

@@ -212,7 +212,7 @@ _idle_shells: list[Any] = []
 
 
 def run_python(
-    code: str, env: dict[str, str], *, timeout_s: int = 120, check: bool = True
+    code: str, env: dict[str, str], *, argv: tuple[str, ...] = ("-c",), timeout_s: int = 120, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run code as `python -c` does, in the folder of the project and a process of its own, forked with Django imported.
 
@@ -227,7 +227,8 @@ def run_python(
         )  # fmt: skip
         atexit.register(_end_shell, shell, os.getpid())
     with tempfile.NamedTemporaryFile("r") as output, tempfile.NamedTemporaryFile("r") as errors:
-        request = {"code": code, "env": env, "timeout_s": timeout_s, "stdout": output.name, "stderr": errors.name}
+        request = {"code": code, "env": env, "argv": argv, "timeout_s": timeout_s}
+        request |= {"stdout": output.name, "stderr": errors.name}
         shell.stdin.write(json.dumps(request).encode() + b"\n")
         shell.stdin.flush()
         done = subprocess.CompletedProcess(code, int(shell.stdout.readline()), output.read(), errors.read())
@@ -235,6 +236,14 @@ def run_python(
     if check:
         assert done.returncode == 0, done.stderr
     return done
+
+
+def run_django(
+    env: dict[str, str], *arguments: str, timeout_s: int = 120, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a management command in such a process."""
+    code = "from django.core.management import execute_from_command_line; execute_from_command_line()"
+    return run_python(code, env, argv=("manage.py", *arguments), timeout_s=timeout_s, check=check)
 
 
 def _end_shell(shell: Any, owner: int) -> None:
@@ -379,10 +388,7 @@ def migrate_database(env: dict[str, str]) -> None:
 
 def run_migrations(env: dict[str, str]) -> None:
     """Run `migrate --run-syncdb` in a process of its own."""
-    subprocess.run(
-        [sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"],
-        cwd=ROOT, env={**env, "DJANGO_SETTINGS_MODULE": "tests.settings"}, check=True, timeout=180,
-    )  # fmt: skip
+    run_django({**env, "DJANGO_SETTINGS_MODULE": "tests.settings"}, "migrate", "--run-syncdb", "-v", "0")
 
 
 def _migrated_file() -> Path:

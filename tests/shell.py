@@ -1,4 +1,6 @@
-"""Processes that run Python code, forked from one that has imported Django already: `services.run_python`.
+"""Processes that run Python code, forked from one that has imported Django already.
+
+See `services.run_python` and `services.run_django`.
 
 Reads requests from the standard input, a JSON object in each line; answers with the exit code of each.
 """
@@ -60,7 +62,7 @@ def enter(request: dict[str, Any]) -> None:
         os.dup2(file, number)
         os.close(file)
     sys.stdin = open(0)
-    sys.argv = ["-c"]
+    sys.argv = request["argv"]
     sys.path[0] = ""
 
 

@@ -75,10 +75,6 @@ def axe() -> str:
     return source.read_text(encoding="utf-8")
 
 
-def run(env: dict[str, str], *command: str) -> None:
-    subprocess.run([sys.executable, *command], cwd=services.ROOT, env=env, check=True, timeout=120)
-
-
 def serve(folder: Path, otel: dict[str, Any], code: str, *manage: tuple[str, ...]) -> Iterator[str]:
     """The address of a site whose database `code` and then the commands `manage` have prepared."""
     env = services.server_env(
@@ -87,7 +83,7 @@ def serve(folder: Path, otel: dict[str, Any], code: str, *manage: tuple[str, ...
     services.migrate_database(env)
     services.run_python(PREPARE + code, env)
     for arguments in manage:
-        run(env, "-m", "django", *arguments, "-v", "0")
+        services.run_django(env, *arguments, "-v", "0")
     port = services.free_port()
     command = [sys.executable, "-m", "gunicorn", "tests.accessible_site:application", "--bind", f"127.0.0.1:{port}",
                "--graceful-timeout", "5"]  # fmt: skip

@@ -1078,10 +1078,10 @@ def test_rows_of_another_shape_break_no_page(console, page, viewer, table):
     urls = urls.get(table, (*of_traces, *of_figures))
     with sqlite3.connect(console.store().path) as connection:
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-        step = sizes.scaled(max(6, len(columns)), 1)
+        step = sizes.scaled(10, 1)
         for place, column in enumerate(columns):
             is_blob = column in ("data", "running", "opening", "routes")
-            # Every value in some column; in a long run every value in every column.
+            # Every value in some column of some table; in a long run every value in every column.
             for value in (_odd_blobs() if is_blob else ODD)[place % step :: step]:
                 number += 1
                 with contextlib.suppress(sqlite3.Error):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -80,9 +79,7 @@ def site(tmp_path_factory: Any) -> Iterator[tuple[str, dict[str, str]]]:
         "DJANGO_SUPERUSER_PASSWORD": "x",
     }  # fmt: skip
     for command in (["migrate", "-v", "0"], ["shop_admin", "--username", "admin"]):
-        subprocess.run(
-            [sys.executable, "-m", "django", *command], cwd=services.ROOT, env=environment, check=True, timeout=120
-        )
+        services.run_django(environment, *command)
     port = services.free_port()
     command = [
         sys.executable, "-m", "gunicorn", "example_project.wsgi:application", "--bind", f"127.0.0.1:{port}",

@@ -30,10 +30,7 @@ OTEL = {"SERVICE_NAME": "live", "SAMPLING": {"RATIO": 1.0, "REFRESH_S": REFRESH_
 
 
 def manage(env: dict[str, str], *arguments: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "django", *arguments], cwd=services.ROOT, env=env, check=True, timeout=120,
-        capture_output=True,
-    )  # fmt: skip
+    services.run_django(env, *arguments)
 
 
 def run_python(env: dict[str, str], code: str) -> None:

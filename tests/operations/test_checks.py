@@ -16,7 +16,7 @@ from opentelemetry.instrumentation.django import DjangoInstrumentor
 
 from django_otel import runtime
 from django_otel.operations import checks
-from tests.services import ROOT, server_env
+from tests.services import ROOT, run_django, server_env
 
 SECRET = "hunter2-very-secret"
 
@@ -218,11 +218,7 @@ def test_live_sampling_without_its_table(settings, monkeypatch):
 
 def manage(*arguments, otel=None, **env):
     """`manage.py` in a process of its own: code, and all it printed."""
-    environment = server_env(otel, **env)
-    done = subprocess.run(
-        [sys.executable, "-m", "django", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    done = run_django(server_env(otel, **env), *arguments, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -52,11 +52,8 @@ def serve(folder: Path, by: str, **env: str) -> Iterator[services.Server]:
     environment = services.server_env(
         DJANGO_SETTINGS_MODULE="tests.moved.settings", MOVED_BY=by, MOVED_SQLITE=str(folder / "db"), **env
     )
-    subprocess.run(
-        [sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"],
-        cwd=services.ROOT, check=True, timeout=180,
-        env={name: value for name, value in environment.items() if name != "PROMETHEUS_MULTIPROC_DIR"},
-    )  # fmt: skip
+    alone = {name: value for name, value in environment.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    services.run_django(alone, "migrate", "--run-syncdb", "-v", "0")
     port = services.free_port()
     command = [
         sys.executable, "-m", "gunicorn", "tests.moved.wsgi:application", "--bind", f"127.0.0.1:{port}",

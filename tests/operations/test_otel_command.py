@@ -10,8 +10,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -25,7 +23,7 @@ from django_otel.config.schema import Config, walk
 from django_otel.instrumentation import instrumentors
 from django_otel.metrics import catalogue
 from django_otel.multiprocess import server_group
-from tests.services import ROOT, attributes_of, free_port, server_env, start_black_hole
+from tests.services import attributes_of, free_port, run_django, server_env, start_black_hole
 
 SECRET = "hunter2-very-secret"
 urlpatterns = [path("elsewhere/", lambda request: None)]
@@ -71,10 +69,7 @@ def flatten(text: str) -> str:
 
 def manage(*arguments: str, otel=None, **env: str) -> tuple[int, str]:
     """The same in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "django", "otel", *arguments],
-        cwd=ROOT, env=server_env(otel, **env), capture_output=True, text=True, timeout=90,
-    )  # fmt: skip
+    done = run_django(server_env(otel, **env), "otel", *arguments, check=False)
     return done.returncode, flatten(done.stdout) + done.stderr
 
 

@@ -35,7 +35,7 @@ from example_project.demo.processes import Process, ProcessFailedError, is_free,
 from example_project.demo.receiver import Receiver, Tally, otlp_endpoint
 from example_project.demo.visitors import Crowd, Results
 from tests import services
-from tests.services import free_port, wait_until
+from tests.services import free_port, run_python, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST_RUN_S = 120
@@ -341,14 +341,8 @@ def test_a_port_in_use_is_refused_at_once() -> None:
 @pytest.mark.parametrize("arguments", [("--rate", "0"), ("--rate", "1e9"), ("--seconds", "-1"), ("--port", "70000")])
 def test_options_out_of_range_are_refused(arguments: tuple[str, str]) -> None:
     """By argparse, whose exit code is 2 elsewhere and 1 with Django's commands."""
-    done = subprocess.run(
-        [sys.executable, "manage.py", "demo", *arguments],
-        cwd=ROOT,
-        env=users_environ(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    code = "import runpy; runpy.run_path('manage.py', run_name='__main__')"
+    done = run_python(code, users_environ(), argv=("manage.py", "demo", *arguments), check=False)
     assert done.returncode != 0
     assert f"argument {arguments[0]}: expected" in done.stderr
 

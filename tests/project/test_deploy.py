@@ -165,11 +165,7 @@ def test_removing_the_app_leaves_no_table_and_no_permission(tmp_path):
     env = services.server_env({}, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
 
     def manage(*arguments):
-        done = subprocess.run(
-            [sys.executable, "-m", "django", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return services.run_django(env, *arguments).stdout
 
     # The apps of the tests have no migrations, and one of them refers to content types.
     manage("migrate", "--run-syncdb", "-v", "0")

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -187,7 +186,7 @@ def serve(env: dict[str, str], log: Path, *options: str, program: str = "gunicor
 
 
 def manage(env: dict[str, str], *words: str) -> None:
-    subprocess.run([sys.executable, "-m", "django", *words], cwd=services.ROOT, env=env, check=True, timeout=120)
+    services.run_django(env, *words)
 
 
 def get(port: int, path: str, headers: dict[str, str] | None = None) -> str:

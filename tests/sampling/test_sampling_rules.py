@@ -299,7 +299,7 @@ def test_the_limit_holds_over_a_burst_within_10_percent(limit, threads):
     sampler, counts = sampler_of(Policy(1.0, max_per_second=limit))
     time.sleep(0.5)
 
-    found = offer(sampler, sizes.scaled(0.5, 2.0), threads)
+    found = offer(sampler, sizes.scaled(1.0, 2.0), threads)
 
     assert 0.9 * limit * found.used_s <= found.passed <= 1.1 * limit * found.lasted_s
     assert counts["", "dropped", "rate_limit"] > found.passed
@@ -310,7 +310,7 @@ def test_each_process_takes_its_share_of_the_limit():
     sampler, _ = sampler_of(Policy(1.0, max_per_second=400.0))
 
     def check(share: float) -> None:
-        found = offer(sampler, 0.5)
+        found = offer(sampler, 1.0)
         assert 0.85 * share * found.used_s <= found.passed <= 1.15 * share * found.lasted_s
 
     sampler.share(4)
