@@ -186,6 +186,15 @@ def _is_command(text: str) -> bool:
     return all(line.lstrip().startswith("manage.py ") for line in text.splitlines()) and text != ""
 
 
+def _is_mark_of(node: ast.AST, text: object) -> bool:
+    """Whether `node` marks this text for translation."""
+    return (
+        isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", "")) in MARKS
+        and any(isinstance(each, ast.Constant) and each.value == text for each in node.args)
+    )
+
+
 class UnmarkedFinder(ast.NodeVisitor):
     """Finds texts outside the functions that mark one for translation."""
 
@@ -216,6 +225,13 @@ class UnmarkedFinder(ast.NodeVisitor):
         # A docstring is no text.
         if not isinstance(node.value, ast.Constant):
             self.generic_visit(node)
+
+    def visit_Dict(self, node: ast.Dict) -> None:
+        for key, value in zip(node.keys, node.values, strict=True):
+            # A key that stands for its own translation is a name of the code.
+            if key is not None and not (isinstance(key, ast.Constant) and _is_mark_of(value, key.value)):
+                self.visit(key)
+            self.visit(value)
 
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, str) and not _is_command(node.value):
