@@ -807,6 +807,9 @@ def describe_numbers():
         if family.name.startswith("cpython."):
             # When the garbage collector comes is nothing that requests decide.
             continue
+        if family.name == "django_otel.workers.web":
+            # Counted with the first request of the process.
+            continue
         for point in family.points:
             value = point.value
             numbers[family.name, point.attributes] = (
