@@ -106,6 +106,73 @@ def test_an_order_and_its_jobs_are_one_trace_and_all_ends_are_counted(tmp_path, 
     assert "hunter2" not in text and "result-" not in text
 
 
+ORDER = """
+import django; django.setup()
+import datetime, django_otel
+from rq import Retry
+from tests.task_shop import rq_jobs as jobs
+with django_otel.span("order"):
+    first = jobs.queue.enqueue(jobs.nap, 0.2, description="first")
+    jobs.queue.enqueue(jobs.send_invoice, 1, depends_on=first)
+    jobs.queue.enqueue_in(datetime.timedelta(seconds=1), jobs.send_invoice, 2)
+    jobs.queue.enqueue(jobs.fail_once, {path!r}, retry=Retry(max=2, interval=1))
+    jobs.queue.enqueue(jobs.nap, 600, job_id="stopped")
+    jobs.queue.enqueue(jobs.nap, 600, job_timeout=1)
+"""
+STOP = """
+import os, time
+from redis import Redis
+from rq.command import send_stop_job_command
+from rq.job import Job
+connection = Redis.from_url(os.environ["TEST_BROKER"])
+while Job.fetch("stopped", connection=connection).get_status() != "started":
+    time.sleep(0.05)
+send_stop_job_command(connection, "stopped")
+"""
+
+
+@pytest.mark.long
+def test_jobs_that_wait_are_stopped_or_tried_again_later_stand_in_their_senders_trace(tmp_path, receiver):
+    """Deferred, scheduled, stopped, too long, and failed with another try in a second."""
+    otel = {
+        "SERVICE_NAME": "shop", "SAMPLING": {"LIVE": False}, "METRICS_VIEW": {"ALLOW": "all"},
+        "TRACES": {"EXPORTERS": ["otlp"], "ENDPOINT": f"{receiver.url}/v1/traces", "BATCH": {"DELAY_S": 0.2}},
+        "METRICS": {"SHARED_DIR": str(tmp_path)},
+    }  # fmt: skip
+    expected = {
+        ("duration", "nap", "succeeded"): 1, ("duration", "nap", "failed"): 2, ("wait", "nap", ""): 3,
+        ("duration", "send_invoice", "succeeded"): 2, ("wait", "send_invoice", ""): 2,
+        ("duration", "fail_once", "retried"): 1, ("duration", "fail_once", "succeeded"): 1,
+        ("wait", "fail_once", ""): 2,
+    }  # fmt: skip
+    with services.start_valkey() as broker:
+        variables = {
+            "TEST_BROKER": broker, "TEST_SQLITE": str(tmp_path / "db.sqlite3"),
+            "DJANGO_SETTINGS_MODULE": "tests.task_shop.settings",
+        }  # fmt: skip
+        environment = services.server_env(otel, **variables)
+        services.migrate_database(environment)
+        with services.serve("gunicorn", otel, workers=1, **variables) as server:
+            services.run_python(ORDER.format(path=str(tmp_path / "tried")), environment)
+            work = WORK.format(kind="Worker").replace("burst=True", "with_scheduler=True")
+            with services.running([sys.executable, "-c", work], environment, tmp_path / "worker.log") as worker:
+                services.run_python(STOP, environment)
+                services.wait_until(lambda: expected.items() <= numbers(server).items(), 90, "all ends")
+                worker.terminate()
+                worker.wait(60)
+            assert {key: n for key, n in numbers(server).items() if key[0] in ("duration", "wait")} == expected
+    spans = [span for _, span in receiver.spans()]
+    (order,) = [span for span in spans if span.name == "order"]
+    sent = {span.span_id: span for span in spans if span.name.startswith("send ")}
+    assert {span.parent_span_id for span in sent.values()} == {order.span_id} and len(sent) == 6
+    ran = [span for span in spans if span.name.startswith("process ")]
+    assert {span.parent_span_id for span in ran} == sent.keys() and len(ran) == 7
+    reasons = [services.attributes_of(span).get("django.task.reason") for span in ran]
+    assert reasons.count("stopped") == 1 and reasons.count(None) == 6
+    # Due in a second, or as soon as the first had ended: from then on it waited.
+    assert all(services.attributes_of(span)["django.task.wait"] < 60 for span in ran)
+
+
 def test_jobs_that_run_at_once_stand_below_their_sender(valkey_url, otel_spans, otel_metrics):
     from redis import Redis
     from rq import Queue

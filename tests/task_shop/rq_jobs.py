@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 from redis import Redis
 from rq import Queue
@@ -25,3 +26,15 @@ def fail(secret: str) -> None:
 def die(secret: str) -> None:
     """Its process is killed."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def nap(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def fail_once(path: str) -> None:
+    """Fail at the first try."""
+    if not os.path.exists(path):
+        with open(path, "w"):
+            pass
+        raise ValueError("the first try")

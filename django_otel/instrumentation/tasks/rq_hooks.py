@@ -144,6 +144,19 @@ def _measure_sending(send: Method) -> Method:
     return measured
 
 
+def _measure_scheduling(schedule: Method) -> Method:
+    sending = _measure_sending(schedule)
+
+    @functools.wraps(schedule)
+    def measured(self: Queue, job: Job, *args: object, **options: object) -> object:
+        # A worker schedules a job that is tried again later, or repeated: it stays in its sender's trace, as one does
+        # that is tried again at once.
+        is_again = django_hooks.CARRIED in job.meta
+        return (schedule if is_again else sending)(self, job, *args, **options)
+
+    return measured
+
+
 def _measure_sending_many(send: Method) -> Method:
     @functools.wraps(send)
     def measured(self: Queue, job_datas: object, *args: object, **options: object) -> object:
@@ -334,7 +347,7 @@ _PARTS: dict[str, tuple[str, dict[str, Callable[[Method], Method]]]] = {
         "Queue",
         {
             "enqueue_job": _measure_sending,
-            "schedule_job": _measure_sending,
+            "schedule_job": _measure_scheduling,
             "enqueue_many": _measure_sending_many,
         },
     ),
