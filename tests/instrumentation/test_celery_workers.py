@@ -321,14 +321,47 @@ def sender_without_traces(broker: str):
     app = Celery("other", broker=broker, set_as_current=False)
     try:
 
-        def send(name: str, *args: object) -> str:
+        def send(name: str, *args: object, **options: object) -> str:
             with suppress_instrumentation():
-                return app.send_task(name, args, queue="shop").id
+                return app.send_task(name, args, queue="shop", **options).id
 
         yield send
     finally:
         app.close()
         before.set_current()
+
+
+@pytest.mark.long
+def test_a_message_that_waited_over_an_hour_is_linked_to_its_sender(shop):
+    """What stands in the broker since then, and what was due a moment ago."""
+    sent = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    long_ago = {"django_otel_sent_at": f"{time.time() - 3700:.6f}"}
+    cases = {
+        "below": {"headers": {**sent, "django_otel_sent_at": f"{time.time() - 1800:.6f}"}},
+        "linked": {"headers": {**sent, **long_ago}},
+        "due": {"headers": {**sent, **long_ago}, "countdown": 1},
+        "unsampled": {"headers": {**long_ago, "traceparent": f"00-{'c' * 32}-{'d' * 16}-00"}},
+    }
+    with shop.web() as server, sender_without_traces(shop.variables["TEST_BROKER"]) as send:
+        ids = {send("orders.send_invoice", 1, **options): case for case, options in cases.items()}
+        with shop.worker("--pool", "solo") as worker:
+            ended = ("duration", "orders.send_invoice", "succeeded")
+            services.wait_until(lambda: shop.numbers(server).get(ended) == len(cases), 60, "the runs")
+            stop(worker)
+        assert shop.numbers(server)["wait", "orders.send_invoice", ""] == len(cases)
+    found = {}
+    for span in shop.spans():
+        case = ids.get(services.attributes_of(span).get("django.task.id"))
+        if case is not None:
+            found[case] = span
+    # A sender that is not recorded has a task that is not recorded, also over a link.
+    assert found.keys() == {"below", "linked", "due"}
+    for case in ("below", "due"):
+        assert (found[case].trace_id.hex(), found[case].parent_span_id.hex()) == ("a" * 32, "b" * 16)
+    assert not found["linked"].parent_span_id and found["linked"].trace_id.hex() != "a" * 32
+    assert [(link.trace_id.hex(), link.span_id.hex()) for link in found["linked"].links] == [("a" * 32, "b" * 16)]
+    waits = {case: services.attributes_of(span)["django.task.wait"] for case, span in found.items()}
+    assert 3600 < waits["linked"] < 7200 and 1800 <= waits["below"] < 3600 and waits["due"] < 1800
 
 
 def test_the_admins_policy_reaches_a_worker_that_runs(shop):
