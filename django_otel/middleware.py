@@ -7,6 +7,7 @@ is measured of a request stands in `requests.observer`.
 from __future__ import annotations
 
 import contextvars
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -283,7 +284,11 @@ def _follow_stream(record: RequestRecord, response: Any) -> None:
     elif response.is_async:
         response.streaming_content = _AsyncStream(response.streaming_content, record, response)
     else:
-        response.streaming_content = _SyncStream(response.streaming_content, record, response)
+        stream = _SyncStream(response.streaming_content, record, response)
+        # What the project's generator does at its end belongs to the request, also where it is closed before its end.
+        ends: list[Callable[[], object]] = response._resource_closers  # noqa: SLF001 (Django has no public name for it)
+        ends[:] = [functools.partial(stream.run, end) for end in ends]
+        response.streaming_content = stream
 
 
 def _announced_size(record: RequestRecord, response: FileResponse) -> int | None:
@@ -325,6 +330,10 @@ class _SyncStream:
             raise
         self._size_bytes += len(chunk)
         return chunk
+
+    def run(self, end: Callable[[], object]) -> object:
+        """Call `end` inside the request's context while it lasts; in a copy, which can be entered at any time."""
+        return end() if self._record.is_finished else self._context.copy().run(end)
 
     def close(self) -> None:
         """The response was closed: whatever was sent by now is all."""

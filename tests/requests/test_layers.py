@@ -192,6 +192,16 @@ def broken_stream(request):
     return StreamingHttpResponse(failing())
 
 
+def cut_stream(request):
+    def cut():
+        try:
+            yield b"a"
+        finally:
+            query()
+
+    return StreamingHttpResponse(cut())
+
+
 def raises(request):
     query()
     nap()
@@ -248,7 +258,7 @@ urlpatterns = [
     path(f"{view.__name__.replace('_', '-')}/", view)
     for view in (
         everything, everything_async, nested, later, rendered_later, overlapping, threads, stays_open, stream,
-        async_stream, broken_stream, raises, forbidden, exits, around,
+        async_stream, broken_stream, cut_stream, raises, forbidden, exits, around,
         atomic, not_atomic, atomic_async,
     )
 ]  # fmt: skip
@@ -377,6 +387,18 @@ def test_what_ends_early_adds_up(otel_metrics, url):
     with pytest.raises((SystemExit, RuntimeError)):
         get(url)
     check(*read(otel_metrics), {"view": 1, "middleware": 1})
+
+
+def test_the_end_of_a_stream_that_is_closed_early_is_part_of_the_request(otel_metrics, otel_spans):
+    """A client that goes away in the middle: what the view's generator does then, with its span."""
+    response = Client().get("/cut-stream/")
+    assert next(iter(response.streaming_content)) == b"a"
+    response.close()
+    check(*read(otel_metrics), {"database": 2})
+    server, *queries = [*(span for span in otel_spans if span.kind.name == "SERVER"), *otel_spans.named("SELECT")]
+    assert [span.parent.span_id for span in queries] == [server.context.span_id] * 2
+    # What comes later is no one's.
+    assert otel_metrics.value("django.request.queries").sum == 2
 
 
 def test_each_route_has_its_own_layers_and_only_those_with_time(otel_metrics):
