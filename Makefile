@@ -15,7 +15,8 @@ quick:
 test:
 	$(PYTHON) -m pytest
 
-# The quick tests with the branches of the package counted, and what they leave out.
+# The quick tests with the branches of the package counted, and what they leave out; fails below `fail_under` in
+# pyproject.toml.
 coverage:
 	$(PYTHON) -m coverage erase
 	$(PYTHON) -m coverage run -m pytest -q -m quick
