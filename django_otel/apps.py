@@ -29,7 +29,7 @@ _CHECKING_COMMANDS = frozenset({
 #: Where the parts are that measure Django and libraries.
 _PARTS = "django_otel.instrumentation"
 #: What a process imports that has tasks; the last, because a test or a project may use the hooks directly.
-_TASK_LIBRARIES = ("celery", "rq", "dramatiq", "django.tasks", "django_tasks", f"{_PARTS}.tasks.runs")
+_TASK_LIBRARIES = ("celery", "rq", "dramatiq", "django.tasks", "django_tasks", f"{_PARTS}.tasks")
 
 
 def _is_checking(command: str | None) -> bool:

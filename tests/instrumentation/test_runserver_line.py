@@ -50,7 +50,8 @@ def get(server, path: str) -> None:
     try:
         urllib.request.urlopen(server.url + path, timeout=20).read()
     except urllib.error.HTTPError as error:
-        error.read()
+        with error:
+            error.read()
 
 
 def test_one_line_a_request_with_the_address_of_its_trace(server):

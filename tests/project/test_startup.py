@@ -163,6 +163,19 @@ def test_a_project_that_imports_the_instrumentor_itself_has_it_switched_on():
     assert found["states"]["requests"] == [True, "on"]
 
 
+@pytest.mark.parametrize("module", ["django_hooks", "queue_lengths"])
+def test_task_hooks_that_are_imported_first_are_switched_on(module):
+    """Also one whose import leads to that of others, while it is not finished itself."""
+    found = run(
+        f"""
+        from django_otel.instrumentation.tasks import {module}, runs
+        from django_otel.base import guard
+        show(is_on=runs.state.is_on, faults=guard.fault_counts())
+        """.replace("\n        ", "\n"),
+    )
+    assert found == {"is_on": True, "faults": {}}
+
+
 def test_a_library_that_is_there_before_is_instrumented_at_setup():
     """The settings module may have imported it."""
     code = "import requests; import django.test.utils\n" + "".join(PRELUDE)
