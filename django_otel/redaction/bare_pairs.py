@@ -72,6 +72,24 @@ _FIELD = lazy_pattern(
     rf"{_SOME_QUOTE}(?:input|[Vv]alue|default|rejectedValue|rejected_value|submitted|invalid_value){_SOME_QUOTE}\s{{0,4}}:\s{{0,4}}{_QUOTED_VALUE}"
 )
 
+#: name='X-Api-Key' value='x', key: password, value: x
+_NAMED_VALUE = lazy_pattern(
+    r"(?i)\b(?:name|key|field|header)\s{0,2}[=:]\s{0,2}[\"']?(?P<key>[\w.\-]{1,80})[\"']?,?\s{1,4}(?:value|val|content)\s{0,2}[=:]\s{0,2}"
+    rf"(?P<value>b?(?:{_QUOTED})|[^\s\"',;)\]}}]{{1,400}})"
+)
+#: A part of a form: name="password", an empty line, and the value.
+_FORM_PART = lazy_pattern(
+    r"\bname=\"(?P<key>[\w.\[\]\-]{1,80})\"(?:\\r)?(?:\r?\n|\\n)(?:Content-Type: [^\n\\]{1,100}(?:\\r)?(?:\r?\n|\\n))?(?:\\r)?(?:\r?\n|\\n)"  # noqa: E501
+    r"(?P<value>[^\r\n\\]{1,1000})"
+)
+#: ApiKey("x"), Secret(value='x'), ClientSecretCredential("tenant", "client", "x")
+_TYPED_VALUE = lazy_pattern(
+    r"\b(?P<key>(?:[A-Z]\w{0,40})?(?:Secret|Passphrase|Password|ApiKey|APIKey|AuthToken|AccessToken|RefreshToken|KeyCredential|SecretCredential))"
+    rf"\((?:(?:value|secret|key|token|password)=|(?:(?:{_QUOTED}),\s{{0,4}}){{1,4}})?(?P<value>{_QUOTED})(?=\s{{0,4}}[,)])"
+)
+
+_HAS_TYPE = lazy_pattern(r"(?:Secret|Passphrase|Password|Key|Token|Credential)\(")
+
 #: Nouns that follow the name of a secret in sentences and in headings.
 _NOUNS = words(
     "field fields column columns setting settings variable variables parameter parameters param params argument option "
@@ -125,14 +143,22 @@ def redact_fields(text: str, lowered: str, judge: Judge) -> str:
 
     `lowered` is `text` in lower case.
     """
-    if "value" in lowered or "input" in lowered:
+    if ('":' in text or "':" in text) and ("value" in lowered or "input" in lowered):
         text = _replace(_REVERSED, text, lambda match: judge(match.group("key"), True, False) not in (PLAIN, LABEL))
         text = _replace(_FIELD, text, lambda match: judge(match.group("key"), True, False) not in (PLAIN, LABEL))
+    if "value" in lowered or "content" in lowered:
+        text = _replace(_NAMED_VALUE, text, lambda match: judge(match.group("key"), True, False) not in (PLAIN, LABEL))
+    if 'name="' in text and "\n" in text.replace("\\n", "\n"):
+        text = _replace(_FORM_PART, text, lambda match: judge(match.group("key"), True, False) not in (PLAIN, LABEL))
+    if "(" in text and _HAS_TYPE.search(text):
+        text = _replace(_TYPED_VALUE, text, lambda match: True)
     if (
-        "password" in lowered
+        " password " in lowered
+        or "password-value" in lowered
         or " secret " in lowered
-        or "key " in lowered
-        or "key-" in lowered
+        or " key " in lowered
+        or "-key " in lowered
+        or "key-string" in lowered
         or "community" in lowered
         or "psk " in lowered
     ):
@@ -188,14 +214,15 @@ def find_divided(text: str, key: str, begin: int, judge: Judge, *, is_dash: bool
 def _inside(match: re.Match[str]) -> tuple[int, int] | None:
     """Return where a value stands without its quotes and what follows it; None when it says nothing."""
     value = match.group("value")
-    quote = value[0] if value[0] in "\"'" else ""
-    bare = value[1:-1] if quote else value.rstrip(",;:.)")
+    prefix = 1 if value[:2] in ("b'", 'b"') else 0
+    quote = value[prefix] if value[prefix] in "\"'" else ""
+    bare = value[prefix + 1 : -1] if quote else value.rstrip(",;:.)")
     if not bare or bare.startswith("[redacted") or is_harmless(bare, "password", SENSITIVE):
         return None
     if not quote and match.string.startswith("(", match.end()):
         # A call.
         return None
-    begin = match.start("value") + len(quote)
+    begin = match.start("value") + (prefix + 1 if quote else 0)
     return begin, begin + len(bare)
 
 

@@ -124,9 +124,20 @@ _SAID_CODE = lazy_pattern(
     r"|2fa|mfa|otp|sms|recovery)[ ](?:pass)?code|your[ ](?:pass)?code|(?:your|the)[ ]pin|otp)(?:[ ](?:is|was))?:?[ ])"
     r"(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?![\w.:])"
 )
+#: OTP: 123456, 123456 is your login code
+_SHOWN_CODE = lazy_pattern(
+    r"(\b(?:OTP|PIN|TOTP|2FA|MFA)(?:[ ]code)?:[ ]?)(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?![\w.:])"
+    r"|(\b(?:G-)?)(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?=[ ]is[ ]your[ ](?:\w{1,20}[ ]){0,2}?(?:verification|security|login|sign-in|one-time|access"  # noqa: E501
+    r"|confirmation|activation|authentication|2FA|OTP|recovery)?[ ]?(?:code|OTP|passcode)\b)"
+)
+#: password changed from "x" to "y"
+_CHANGED = lazy_pattern(
+    r"(?i)(\b(?:password|passphrase|passcode|secret|api key|token)[ ](?:was[ ]|has been[ ])?(?:changed[ ]|updated[ ]|set[ ]|rotated[ ])?(?:from|to)[ ])"  # noqa: E501
+    r"(?P<first>\"[^\"\n]{1,200}\"|'[^'\n]{1,200}')(?:(?P<middle>[ ]to[ ])(?P<second>\"[^\"\n]{1,200}\"|'[^'\n]{1,200}'))?"  # noqa: E501
+)
 #: login("bob", "x")
 _LOGIN_CALL = lazy_pattern(
-    r"(?i)(\b(?:\w{0,30}auth(?:provider)?|login|authenticate|log_?in|sign_?in)\(\s*(?:(?:None|request|self\.request)\s*,\s*)?"
+    r"(?i)(\b(?:\w{0,30}auth(?:provider)?|login|authenticate|log_?in|sign_?in|(?:simple_)?bind(?:_s)?)\(\s*(?:(?:None|request|self\.request)\s*,\s*)?"
     r"(?:\"[^\"\n]{0,120}\"|'[^'\n]{0,120}')\s*,\s*)(?!b?['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
 )
 #: Fernet(b"x"), hmac.new(b"x", ...), jwt.decode(token, "x")
@@ -136,14 +147,14 @@ _KEY_CALL = lazy_pattern(
     r"(?!['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
 )
 _PROSE_VERB = lazy_pattern(r" (?:was|is|used|given|entered) [\"']")
-_HAS_CALL = lazy_pattern(r"(?:auth|provider|log_?in|authenticate|sign_?in)\(")
+_HAS_CALL = lazy_pattern(r"(?:bind(?:_s)?|auth|provider|log_?in|authenticate|sign_?in)\(")
 _MAX_LINE_LENGTH = 2000
 
 
-def redact_commands(text: str, lowered: str) -> str:
+def redact_commands(text: str, lowered: str, *, is_named: bool) -> str:
     """Redact passwords in command lines and in the files that commands read them from.
 
-    `lowered` is `text` in lower case.
+    `lowered` is `text` in lower case; `is_named`: it holds the name of a secret.
     """
     if _may_have_option(text) and _HAS_COMMAND.search(text):
         text = _redact_options(text)
@@ -151,7 +162,7 @@ def redact_commands(text: str, lowered: str) -> str:
         text = _THIN.sub(rf"\1{REDACTED}", text)
     if "login" in text and "password" in text:
         text = _NETRC.sub(rf"\1{REDACTED}", text)
-    if "]:" in text or "] " in text:
+    if "]:" in text:
         text = _MAIL_ACCOUNT.sub(rf"\1{REDACTED}", text)
     if ": PSK " in text or ": EAP " in text or ": XAUTH " in text:
         text = _PSK.sub(rf"\1{REDACTED}", text)
@@ -164,17 +175,14 @@ def redact_commands(text: str, lowered: str) -> str:
     if "Fernet(" in text or "jwt." in text or "hmac." in text or "AESGCM(" in text or "SecretBox(" in text:
         text = _KEY_CALL.sub(rf'\1"{REDACTED}"', text)
     if (
-        "pass" in lowered
-        or "auth" in lowered
-        or "secret" in lowered
-        or "login" in lowered
+        is_named
         or "sign" in lowered
-        or "setuser" in lowered
-        or " key " in lowered
-        or " token " in lowered
-        or "pin " in lowered
-        or "code " in lowered
-        or "otp " in lowered
+        or "pin" in lowered
+        or "code" in lowered
+        or "otp" in lowered
+        or "bind" in lowered
+        or "2fa" in lowered
+        or "is your" in lowered
     ):
         text = _redact_prose(text, lowered)
     return text
@@ -193,17 +201,22 @@ def _may_have_option(text: str) -> bool:
 
 def _redact_prose(text: str, lowered: str) -> str:
     """Redact what stands in sentences and calls with such a word."""
+    is_quoted = '"' in text or "'" in text
     if "pass" in lowered and ("user" in lowered or "login" in lowered):
         text = _USER_PASSWORD.sub(_redact_account, text)
     if "pass" in lowered and ": " in text and (" for " in lowered or " of " in lowered):
         text = _PROMPT.sub(_redact_answer, text)
-    if ('"' in text or "'" in text) and _PROSE_VERB.search(lowered):
+    if is_quoted and _PROSE_VERB.search(lowered):
         text = _QUOTED_PROSE.sub(_redact_quoted, text)
     if " is " in lowered or " was " in lowered or " ist " in lowered or " war " in lowered or "mot de passe" in lowered:
         text = _SAID_PASSWORD.sub(rf"\1{REDACTED}", text)
     if "code" in lowered or "pin " in lowered or "otp" in lowered:
         text = _SAID_CODE.sub(rf"\1{REDACTED}", text)
-    if "(" in text and _HAS_CALL.search(lowered):
+    if "is your" in lowered or "otp" in lowered or "pin:" in lowered or "2fa" in lowered or "mfa" in lowered:
+        text = _SHOWN_CODE.sub(_redact_code, text)
+    if is_quoted and (" from " in lowered or " to " in lowered):
+        text = _CHANGED.sub(_redact_change, text)
+    if is_quoted and "(" in text and _HAS_CALL.search(lowered):
         text = _LOGIN_CALL.sub(rf'\1"{REDACTED}"', text)
     return text
 
@@ -211,6 +224,18 @@ def _redact_prose(text: str, lowered: str) -> str:
 def _redact_answer(match: re.Match[str]) -> str:
     word = match.group(2).strip(".,;!").lower()
     return match.group() if word in PROSE else match.group(1) + REDACTED
+
+
+def _redact_code(match: re.Match[str]) -> str:
+    return (match.group(1) or match.group(2) or "") + REDACTED
+
+
+def _redact_change(match: re.Match[str]) -> str:
+    if match.group("first")[1:-1] == REDACTED:
+        return match.group()
+    quote = match.group("first")[0]
+    first = f"{match.group(1)}{quote}{REDACTED}{quote}"
+    return first if match.group("second") is None else f"{first}{match.group('middle')}{quote}{REDACTED}{quote}"
 
 
 def _redact_account(match: re.Match[str]) -> str:

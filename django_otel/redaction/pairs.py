@@ -85,7 +85,7 @@ _BRACKET_TOKEN = lazy_pattern(r"""[\[({]|[\])}]|"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 #: What goes on behind a closed bracket without a blank: no structure that ended there.
 _BRACKET_GOES_ON = lazy_pattern(r""":++[^\s,;:)\]}>&"'|]""")
-_YAML_MARK = lazy_pattern(r"(?:[!&][A-Za-z_]\w{0,30}+|[>|][+\-]?|string\([0-9]{1,6}\))\s{1,40}+(?=[^\s])")
+_YAML_MARK = lazy_pattern(r"(?:(?:!!?|&)[A-Za-z_]\w{0,30}+|[>|][+\-]?|string\([0-9]{1,6}\))\s{1,40}+(?=[^\s])")
 _CLOSERS = ")]},;.!\"'`>"
 _SCHEME_WORD = lazy_pattern(
     r"(?i)(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256|key|ntlm|hawk|oauth|dpop|jwt|ssws|signature|sharedkey|kerberos"
@@ -95,6 +95,11 @@ _SCHEME_WORD = lazy_pattern(
 _PARAMETERS = lazy_pattern(
     r"[\w\-]{1,40}=(?:\"[^\"\n]{0,400}\"|[^\s,\"]{1,400})(?:,\s{0,4}[\w\-]{1,40}=(?:\"[^\"\n]{0,400}\"|[^\s,\"]{1,400}))*+"
 )
+#: What stands on the next line behind a key of YAML: another key, or the items of a list.
+_NEXT_KEY = lazy_pattern(r"[\w.\-]{1,60}:(?=[ \t]|\r?\n|\Z)")
+_NEXT_ITEM = lazy_pattern(r"[ \t]*-[ \t]+(?P<quote>[\"']?)(?P<item>[^\s\"'\[{:][^\n\"']*?)(?P=quote)[ \t\r]*(?:\n|\Z)")
+#: password: x -> y
+_CHANGED = lazy_pattern(r"[\"']?[ \t]{1,4}(?:[=-]{1,2}>|\u2192)[ \t]{1,4}[\"']?(?=[^\s\"'])")
 #: Further codes of a list.
 _MORE_CODES = lazy_pattern(r"(?:(?:,[ ]?|[ ])[A-Za-z0-9]{1,8}(?:-[A-Za-z0-9]{1,8})*+(?<=[0-9])(?![\w.:]))++")
 
@@ -276,30 +281,18 @@ class PairScrubber:
         """Return where the value of a pair stands in an ordinary text; nothing when it is prose or a program's."""
         whole_line = verdict == SENSITIVE_LINE and (":" in separator or ("=" in separator and is_phrase(key)))
         closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "")
+        if "\n" in separator and (below := _spans_below(text, begin)) is not None:
+            return below
         start, end = _value_span(text, begin, whole_line, closed_key)
-        if key.endswith(("codes", "CODES")) and (more := _MORE_CODES.match(text, end)) is not None:
-            end = more.end()
         if is_masked(text, start) or text.startswith("</", start):
             return []
         if whole_line and separator == ": " and text[start:end].rstrip(".,;!").lower() in PROSE:
             return []
-        if not whole_line and start == begin:
-            word = text[start:end]
-            lowered = word.lower()
-            if separator.endswith(": ") and _is_said(word, lowered):
-                return []
-            if _ENVIRONMENT.match(text, begin) or _is_no_secret_list(text, begin):
-                return []
-            if lowered in _MECHANISMS and key.lower() == "auth":
-                return []
-            if separator.strip() in ("!=", "==") and _CONDITION.search(text, max(0, begin - 120), begin):
-                return []
-            if closed_key:
-                return [(start, end)]
-            # "password=password", " = get(...)", "=self.token": a line of source outside a stack.
-            if lowered == key.lower() or _is_expression(text, begin, separator):
-                return []
-        return [(start, end)]
+        if whole_line:
+            return [(start, end)]
+        if start == begin and _is_no_value(text, key, begin, text[start:end], separator, closed_key):
+            return []
+        return _with_change(text, start, _codes_end(text, key, end))
 
     def _encoded_pairs(self, text: str) -> str:
         out: list[str] = []
@@ -365,6 +358,47 @@ def _is_said(word: str, lowered: str) -> bool:
     )
 
 
+def _is_no_value(text: str, key: str, begin: int, word: str, separator: str, closed_key: bool) -> bool:
+    """Return whether the word at `begin`, behind a key and `separator`, is prose or a program's, and no secret."""
+    lowered = word.lower()
+    if separator.endswith(": ") and _is_said(word, lowered):
+        return True
+    if _ENVIRONMENT.match(text, begin) or _is_no_secret_list(text, begin):
+        return True
+    if lowered in _MECHANISMS and key.lower() == "auth":
+        return True
+    if separator.strip() in ("!=", "==") and _CONDITION.search(text, max(0, begin - 120), begin):
+        return True
+    # "password=password", " = get(...)", "=self.token": a line of source outside a stack.
+    return not closed_key and (lowered == key.lower() or _is_expression(text, begin, separator))
+
+
+def _codes_end(text: str, key: str, end: int) -> int:
+    """Return where a list of codes ends whose first ends at `end`; `end` itself for another key."""
+    more = _MORE_CODES.match(text, end) if key.endswith(("codes", "CODES")) else None
+    return end if more is None else more.end()
+
+
+def _with_change(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """Return where a value stands, and the one that it was changed to."""
+    changed = _CHANGED.match(text, end)
+    if changed is None or text.startswith(REDACTED, changed.end()):
+        return [(start, end)]
+    return [(start, end), (changed.end(), _run_end(text, changed.end()))]
+
+
+def _spans_below(text: str, pos: int) -> list[tuple[int, int]] | None:
+    """Return where the items of a list on the lines from `pos` stand; nothing for a mapping, None for neither."""
+    if _NEXT_KEY.match(text, pos):
+        return []
+    spans = []
+    item = _NEXT_ITEM.match(text, pos)
+    while item is not None:
+        spans.append(item.span("item"))
+        item = _NEXT_ITEM.match(text, item.end())
+    return spans or None
+
+
 def _is_no_secret_list(text: str, pos: int) -> bool:
     """Return whether what stands in brackets at `pos` is an expression, or what a form says about a field."""
     if text[pos : pos + 1] not in ("[", "(", "{"):
@@ -372,7 +406,7 @@ def _is_no_secret_list(text: str, pos: int) -> bool:
     if _COMPREHENSION.match(text, pos):
         return True
     found = _FORM_ERRORS.match(text, pos)
-    return found is not None and found.group().count(" ") > 2
+    return found is not None and found.group().count(" ") > 0
 
 
 def _is_expression(text: str, pos: int, separator: str) -> bool:

@@ -127,9 +127,11 @@ def _redact_tables(text: str, judge: Judge) -> str:
 
 def _is_heading(cells: Sequence[str], separator: str) -> bool:
     """Return whether every cell of a line is a name."""
+    least = 2
     if separator == "|" and len(cells) > 2:
+        least -= not cells[0].strip() and not cells[-1].strip()
         cells = cells[not cells[0].strip() : len(cells) - (not cells[-1].strip())]
     if separator in ",;" and any(cell != cell.strip() for cell in cells):
         # A sentence.
         return False
-    return len(cells) > 1 and all(_HEADING_CELL.match(cell.strip()) is not None for cell in cells)
+    return len(cells) >= least and all(_HEADING_CELL.match(cell.strip()) is not None for cell in cells)

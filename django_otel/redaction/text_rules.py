@@ -40,8 +40,8 @@ def _redact_places(text: str, judge: Judge, *, is_statement: bool) -> tuple[str,
     lowered = text.lower()
     text = database_errors.redact_database_values(text)
     text = database_errors.redact_statement_secrets(text, lowered)
-    text = commands.redact_commands(text, lowered)
     is_named = _is_secret_named(lowered)
+    text = commands.redact_commands(text, lowered, is_named=is_named)
     if is_named:
         text = protocols.redact_protocols(text, lowered)
         if not is_statement:

@@ -27,7 +27,8 @@ PARTS = [
     "set a b ", "enable secret ", "username a secret 5 ", "insert into a (password) values (", "password,a\n", "| password |\n",  # noqa: E501
     "set_password('", "from s3('a', ", "jwt.decode(a, ", "//a:b", "a:b@c:", "user a password ", '"a" * b * ', "a" * 64 + "\n",  # noqa: E501
     "Private-Lines: 1\na\n", "PRIVATE KEY-----\n", "git config a ", "curl -b a=", "vault kv put a ", "<Cookie a=", "identified by a replace ",  # noqa: E501
-    "crypt('", "pragma key", "`", "\\", "'", '"', "%3D", "{", "[", "-", "_", "é", "\x00",
+    'name="password"\r\n\r\n', "name=a value=", "Secret('a'", "password:\n- a\n", "password: a -> ", "OTP: 1", "1234 is your ",  # noqa: E501
+    "password changed from 'a' to ", "simple_bind_s('a', ", "crypt('", "pragma key", "`", "\\", "'", '"', "%3D", "{", "[", "-", "_", "é", "\x00",  # noqa: E501
 ]  # fmt: skip
 
 
