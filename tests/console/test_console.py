@@ -1093,7 +1093,8 @@ def test_rows_of_another_shape_break_no_page(console, page, viewer, table):
                         )
                     connection.execute(f"UPDATE OR IGNORE {table} SET {column} = ?", (value,))
                     connection.commit()
-                for url in urls:
+                # Each value on one of the pages; in a long run on all of them.
+                for url in sizes.scaled(urls[number % len(urls) :][:1], urls):
                     answer = page(url)
                     assert answer.status_code in (200, 404, 503), (table, column, value, url)
 

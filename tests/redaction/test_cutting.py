@@ -181,7 +181,9 @@ def _texts_in(value):
 )
 def test_no_tail_of_a_secret_leaves_with_a_span(tracer, otel_spans, number, form):
     make = FORMS[form]
-    values = {f"v{index}": make(text) for index, text in enumerate(_across_the_limit(_texts(SECRET)[number]))}
+    # One of three places of the cut; in a long run all.
+    places = _across_the_limit(_texts(SECRET)[number])[slice(*sizes.scaled((number % 3, None, 3), (None,)))]
+    values = {f"v{index}": make(text) for index, text in enumerate(places)}
     later = tracer.start_span("later", attributes=values, links=[Link(LINKED, values)])
     for key, value in values.items():
         later.set_attribute(f"{key}.one", value)
@@ -195,7 +197,7 @@ def test_no_tail_of_a_secret_leaves_with_a_span(tracer, otel_spans, number, form
     assert len(found.events) == 1
     assert len(found.links) == 2
     # A version of the SDK may leave out what is no plain value.
-    assert len(texts) >= 15 or form in ("nested list", "mapping", "object")
+    assert len(texts) >= 5 * len(places) or form in ("nested list", "mapping", "object")
     assert not any(SECRET[:6] in text for text in texts)
     assert max(map(len, texts), default=0) <= LIMIT
 
