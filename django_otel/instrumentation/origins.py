@@ -61,7 +61,8 @@ def _bulk_create(self: QuerySet[Any], *args: Any, **kwargs: Any) -> list[Any]:
 
 def install(config: Config) -> None:
     """Follow the settings: mark, or leave everything as Django made it. May be called again and again."""
-    if not (config.enabled and config.database.n_plus_one is not None):
+    wanted = config.database
+    if not (config.enabled and wanted.n_plus_one is not None and (wanted.spans or wanted.metrics)):
         uninstall()
         return
     if RawQuerySet.iterator is _plain_iterator:

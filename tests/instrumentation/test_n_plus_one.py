@@ -238,10 +238,11 @@ def test_an_object_read_by_a_query_of_its_own_is_joined(client, otel_spans):
     assert (found[ADVICE], found[MODEL]) == ('select_related("author")', "relations.Book")
 
 
-def test_off_leaves_querysets_as_django_made_them(configure):
+@pytest.mark.parametrize("off", [{"N_PLUS_ONE": None}, {"SPANS": False, "METRICS": False}])
+def test_off_leaves_querysets_as_django_made_them(configure, off):
     """What marks the objects that no queryset could have joined."""
     assert "django_otel" in RawQuerySet.iterator.__code__.co_filename
-    configure(N_PLUS_ONE=None)
+    configure(**off)
     for method in (RawQuerySet.iterator, QuerySet.bulk_create):
         assert "django_otel" not in method.__code__.co_filename
 
