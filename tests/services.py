@@ -212,9 +212,15 @@ _idle_shells: list[Any] = []
 
 
 def run_python(
-    code: str, env: dict[str, str], *, argv: tuple[str, ...] = ("-c",), timeout_s: int = 120, check: bool = True
+    code: str,
+    env: dict[str, str],
+    *,
+    argv: tuple[str, ...] = ("-c",),
+    cwd: Path = ROOT,
+    timeout_s: int = 120,
+    check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """Run code as `python -c` does, in the folder of the project and a process of its own, forked with Django imported.
+    """Run code as `python -c` does, in a process of its own, forked from one that has imported Django.
 
     For what tests do beside the process that they are about; `check` is that of `subprocess.run`.
     """
@@ -228,7 +234,7 @@ def run_python(
         atexit.register(_end_shell, shell, os.getpid())
     with tempfile.NamedTemporaryFile("r") as output, tempfile.NamedTemporaryFile("r") as errors:
         request = {"code": code, "env": env, "argv": argv, "timeout_s": timeout_s}
-        request |= {"stdout": output.name, "stderr": errors.name}
+        request |= {"stdout": output.name, "stderr": errors.name, "cwd": str(cwd)}
         shell.stdin.write(json.dumps(request).encode() + b"\n")
         shell.stdin.flush()
         done = subprocess.CompletedProcess(code, int(shell.stdout.readline()), output.read(), errors.read())

@@ -62,6 +62,7 @@ def enter(request: dict[str, Any]) -> None:
         os.dup2(file, number)
         os.close(file)
     sys.stdin = open(0)
+    os.chdir(request["cwd"])
     sys.argv = request["argv"]
     sys.path[0] = ""
 

@@ -148,7 +148,12 @@ class Project:
         return done
 
     def manage(self, *arguments: str, status: int | None = 0, **environ: str) -> subprocess.CompletedProcess[str]:
-        return self.run("manage.py", *arguments, status=status, **environ)
+        code = "import runpy; runpy.run_path('manage.py', run_name='__main__')"
+        done = services.run_python(
+            code, self.environ(**environ), argv=("manage.py", *arguments), cwd=self.folder, timeout_s=180, check=False
+        )
+        assert status is None or done.returncode == status, done.stdout + done.stderr
+        return done
 
     @contextlib.contextmanager
     def serve(self, *command: str, port: int, **environ: str):

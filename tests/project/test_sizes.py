@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import signal
 import sqlite3
 
 import pytest
@@ -108,3 +110,35 @@ def test_a_file_that_names_nothing_slow_is_not_parsed(tmp_path):
     module = sizes.Module(tmp_path / "test_it.py")
     assert not module.words
     assert not module.is_slow("test_it")
+
+
+# --- Processes beside the one in question. ---
+
+
+def test_code_runs_as_in_a_process_of_its_own(tmp_path):
+    """With its own environment, folder, arguments and end; nothing of it is left to the next one."""
+    code = "import atexit, os, sys; atexit.register(print, 'end'); print(os.getcwd(), sys.argv, os.environ['A']); x = 1"
+    done = services.run_python(code, {"A": "b"}, argv=("-c", "d"), cwd=tmp_path)
+    assert (done.stdout, done.stderr) == (f"{tmp_path} ['-c', 'd'] b\nend\n", "")
+    done = services.run_python("print(x)", services.server_env(), check=False)
+    assert done.returncode == 1 and "NameError" in done.stderr
+    done = services.run_python("import os, sys; print('A' in os.environ, os.getpid()); sys.exit(7)", {}, check=False)
+    assert (done.returncode, done.stdout.split()[0]) == (7, "False")
+    assert done.stdout.split()[1] != str(os.getpid())
+
+
+def test_code_that_does_not_end_is_ended():
+    done = services.run_python("import time; time.sleep(100)", services.server_env(), timeout_s=1, check=False)
+    assert done.returncode == -signal.SIGALRM
+
+
+def test_nothing_of_ours_is_imported_before_the_code():
+    code = "import sys; print([name for name in sys.modules if name.startswith('django_otel')])"
+    assert services.run_python(code, services.server_env()).stdout == "[]\n"
+
+
+def test_a_command_of_django_runs(tmp_path):
+    done = services.run_django(services.server_env({}), "check")
+    assert "no issues" in done.stdout + done.stderr
+    with pytest.raises(AssertionError, match="Unknown command"):
+        services.run_django(services.server_env({}), "no_such_command")
