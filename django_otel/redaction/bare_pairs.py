@@ -88,6 +88,10 @@ _TYPED_VALUE = lazy_pattern(
     rf"\((?:(?:value|secret|key|token|password)=|(?:(?:{_QUOTED}),\s{{0,4}}){{1,4}})?(?P<value>{_QUOTED})(?=\s{{0,4}}[,)])"
 )
 
+#: password,x1y2z3ab and "password" above it: what seldom divides a name from its value.
+_TIGHT = lazy_pattern(
+    r"(?i)(?P<key>pass(?:word|wd|phrase)?|pwd)(?:[,+*#\\!%&@(\[{<\"'`]|[ \t]*\r?\n[ \t]*)(?P<value>[A-Za-z0-9!$^]{8,60}+)(?![\w\-.:=/])"  # noqa: E501
+)
 _HAS_TYPE = lazy_pattern(r"(?:Secret|Passphrase|Password|Key|Token|Credential)\(")
 
 #: Nouns that follow the name of a secret in sentences and in headings.
@@ -150,6 +154,12 @@ def redact_fields(text: str, lowered: str, judge: Judge) -> str:
         text = _replace(_NAMED_VALUE, text, lambda match: judge(match.group("key"), True, False) not in (PLAIN, LABEL))
     if 'name="' in text and "\n" in text.replace("\\n", "\n"):
         text = _replace(_FORM_PART, text, lambda match: judge(match.group("key"), True, False) not in (PLAIN, LABEL))
+    if "pass" in lowered or "pwd" in lowered:
+        text = _replace(
+            _TIGHT,
+            text,
+            lambda match: _is_strong(match.group("value")) and not says_something(match.group("value"), judge),
+        )
     if "(" in text and _HAS_TYPE.search(text):
         text = _replace(_TYPED_VALUE, text, lambda match: True)
     if (

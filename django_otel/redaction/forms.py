@@ -304,6 +304,8 @@ def _redact_scheme(match: re.Match[str]) -> str:
     bare = value.rstrip(".:!?")
     if not any(character.isalnum() for character in bare) or is_placeholder(bare):
         return match.group()
+    if bare[0] == "#" and bare[1:].isdigit():
+        return match.group()
     if scheme.lower() == "basic" and len(bare) < 12 and bare.isalpha() and bare.islower():
         # No base64 of a name and a password.
         return match.group()

@@ -154,9 +154,6 @@ _XML_VALUE = lazy_pattern(
     r"""<(?:property|entry|setting|string|param|parameter|env|item|variable|field|constant|arg|option|add|data|attribute)\s"""
     r"""[^<>]{0,100}?\b(?:name|key)=["']([^"'\n]{1,60})["'][^<>]{0,100}>\s{0,20}(?:<value>)?([^<\s][^<]*+)"""
 )
-_HAS_ENV = lazy_pattern(
-    r"\b(?:git config|ENV|ARG|SetEnv|setx|fastcgi_param|setenv|(?:config|configure|env|secrets?|user-secrets) set) "
-)
 #: ENV NAME value
 _ENV = lazy_pattern(
     r"\b(?:git config(?: --[a-z]{1,20}){0,3}|ENV|ARG|SetEnv|setx|fastcgi_param|setenv|(?:config|configure|env|secrets?|user-secrets) set)[ \t]{1,8}[\"']?([\w.:/\-]{1,100})[\"']?[ \t]{1,8}[\"']?([^\s\"']++)"  # noqa: E501
@@ -187,7 +184,16 @@ class PairScrubber:
         if "</" in text or "CDATA" in text:
             text = self._by_key(_XML, text)
             text = self._by_key(_XML_VALUE, text)
-        if _HAS_ENV.search(text):
+        if (
+            "ENV " in text
+            or "ARG " in text
+            or " set " in text
+            or "setenv " in text
+            or "setx " in text
+            or "SetEnv " in text
+            or "git config " in text
+            or "fastcgi_param " in text
+        ):
             text = self._by_key(_ENV, text)
         if "<Cookie " in text:
             text = _COOKIE.sub(rf"\1{REDACTED}", text)
@@ -363,7 +369,10 @@ def _is_no_value(text: str, key: str, begin: int, word: str, separator: str, clo
     lowered = word.lower()
     if separator.endswith(": ") and _is_said(word, lowered):
         return True
-    if _ENVIRONMENT.match(text, begin) or _is_no_secret_list(text, begin):
+    if _ENVIRONMENT.match(text, begin) or _is_no_secret_list(text, begin) or lowered.partition("|")[0] in PROSE:
+        return True
+    if separator[:1] == " " and separator.strip() in ("==", "!=", "===") and word.isalpha() and word.islower():
+        # Two names are compared.
         return True
     if lowered in _MECHANISMS and key.lower() == "auth":
         return True

@@ -9,7 +9,7 @@ from django_otel.redaction.keys import PROSE, REDACTED, is_placeholder, words
 
 _WORD = r"(?:\"(?:[^\"\\\n]|\\.){0,300}+\"|'[^'\n]{0,300}'|[^\s\"'()]{1,400}+)"
 #: Where a command begins: a line, a quote or a bracket, an arrow of a log.
-_BEGIN = r"(?:^|(?<=[\"'(\[`>])|(?<=[>:*|] )|(?<= sent )|(?<= send )|(?<=\\n))"
+_BEGIN = r"(?:^|(?<=[\"'(\[`>])|(?<=[>:*|] )|(?<= sent )|(?<= send )|(?<=quote )|(?<=\\n))"
 #: Where a command ends.
 _END = r"(?=[\"')\]`]|(?:\\r)?\\n|\s*$)"
 _SETTING = lazy_pattern(rf"(?i)(\b(?:requirepass|masterauth|primaryauth)[\"']?[ \t]+)(?!\[redacted\])({_WORD})")
@@ -32,7 +32,9 @@ _MECHANISMS = (
     r"|SCRAM-SHA-[0-9]{1,3}(?:-PLUS)?)"
 )
 #: AUTH PLAIN x (SMTP, POP), a1 AUTHENTICATE PLAIN x (IMAP)
-_MECHANISM = lazy_pattern(rf"(\bAUTH(?:ENTICATE)?[ \t]+{_MECHANISMS}[ \t]+)({_WORD})")
+_MECHANISM = lazy_pattern(
+    rf"(?i)(\bAUTH(?:ENTICATE)?[ \t]+{_MECHANISMS}(?:[ \t]+|{_LINE_FEED}(?:(?:S: )?\+ ?{_LINE_FEED})?(?:C: )?))({_WORD})"  # noqa: E501
+)
 _NO_CREDENTIAL = words(
     "plain login cram-md5 digest-md5 ntlm gssapi xoauth xoauth2 oauthbearer external anonymous scram"
 )
@@ -62,7 +64,7 @@ def redact_protocols(text: str, lowered: str) -> str:
     """Return `text` without the passwords in commands of protocols. `lowered` is `text` in lower case."""
     if "auth" in lowered or "requirepass" in lowered or "setuser" in lowered or "user " in lowered:
         text = _redact_redis(text, lowered)
-    if "AUTH" in text:
+    if "auth" in lowered:
         text = _MECHANISM.sub(_redact_mechanism, text)
     if "PASS" in text:
         text = _PASS.sub(_redact_pass, text)
