@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from time import perf_counter
 
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Span
 
 from django_otel import runtime
 from django_otel.base import guard
@@ -23,6 +22,7 @@ from django_otel.requests.record import RequestRecord
 from django_otel.tracing.attributes import SharedAttributes, are_ready
 from django_otel.tracing.enclosing import with_enclosing
 from django_otel.tracing.exceptions import mark_failed
+from django_otel.tracing.span_form import SpanForm
 from django_otel.tracing.spans import RecordedSpan
 from django_otel.tracing.tracer import Tracer
 
@@ -34,7 +34,6 @@ OTHER_GROUP = "_other"
 _MAX_GROUPS = 100
 _PLACE = "measuring a cache operation"
 _OUTCOME = "django.cache.outcome"
-_INTERNAL = SpanKind.INTERNAL
 #: The operation that runs, or True for one that is not counted: what a backend makes of others counts once. Not a
 #: thread's own variable: greenlets share a thread.
 inside: ContextVar[CacheOperation | bool] = ContextVar("django_otel_in_cache", default=False)
@@ -96,39 +95,28 @@ def group_of_all(keys: Iterable[object]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-class _Form:
-    """What the spans of one operation on one cache have in common, worked out once."""
+class _Form(SpanForm):
+    """What the spans of one operation on one cache have in common."""
 
-    __slots__ = ("attributes", "by_outcome", "is_ready", "name")
+    __slots__ = ("_by_outcome",)
 
     def __init__(self, alias: str, operation: str, group: str | None) -> None:
-        self.name = f"cache {operation}"
         given = {"django.cache.alias": alias, "django.cache.operation": operation}
         if group is not None:
             given["django.cache.key.group"] = group
-        self.attributes = SharedAttributes(given)
-        #: The same with the outcome, by outcome.
-        self.by_outcome = {
-            outcome: SharedAttributes({**given, _OUTCOME: outcome}) for outcome in ("hit", "miss", "ok", "error")
-        }
-        #: Whether a span keeps the attributes as they are; None when not known yet.
-        self.is_ready: bool | None = None
-
-    def start(self, outer: Context) -> Span:
-        """Start a span of this form below that of `outer`."""
-        tracer = runtime.tracer()
-        parent = outer.span_or_none if type(outer) is RequestRecord else outer.get(SPAN_KEY)
-        if type(tracer) is Tracer and type(parent) is RecordedSpan:
-            if self.is_ready is None:
-                self.is_ready = all(are_ready(each, tracer.shared.limits) for each in self.by_outcome.values())
-            if self.is_ready:
-                return tracer.start_child(self.name, outer, _INTERNAL, parent, self.attributes)
-        return tracer.start_span(self.name, outer, _INTERNAL, self.attributes.copy())
+        super().__init__(f"cache {operation}", given)
+        #: The attributes with the outcome; None where a span would not keep them as they are.
+        self._by_outcome: dict[str, SharedAttributes | None] = {}
 
     def say_outcome(self, span: Span, outcome: str) -> None:
         """Say in a span of this form what has come of the operation."""
-        wanted = self.by_outcome.get(outcome)
-        if not (wanted and type(span) is RecordedSpan and span.exchange(self.attributes, wanted)):
+        if outcome not in self._by_outcome:
+            tracer = runtime.tracer()
+            wanted = SharedAttributes({**self.attributes, _OUTCOME: outcome})
+            is_ready = type(tracer) is Tracer and are_ready(wanted, tracer.shared.limits)
+            self._by_outcome[outcome] = wanted if is_ready else None
+        known = self._by_outcome[outcome]
+        if known is None or type(span) is not RecordedSpan or not span.exchange(self.attributes, known):
             span.set_attribute(_OUTCOME, outcome)
 
 
@@ -150,7 +138,8 @@ class CacheSpan:
             if form is None:
                 form = state.forms[alias, operation, group] = _Form(alias, operation, group)
             self._form = form
-            span = form.start(outer)
+            parent = outer.span_or_none if type(outer) is RequestRecord else outer.get(SPAN_KEY)
+            span = form.start(runtime.tracer(), outer, parent)
             self._context = with_enclosing(outer, span)
             self._token = attach(self._context)
             self._span = span

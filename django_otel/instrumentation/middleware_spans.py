@@ -19,10 +19,12 @@ from opentelemetry.trace import Span
 
 from django_otel import runtime
 from django_otel.base import guard
-from django_otel.base.sdk_compat import attach, detach, get_current, with_span
+from django_otel.base.sdk_compat import SPAN_KEY, attach, detach, get_current, with_span
 from django_otel.config.schema import Config
 from django_otel.instrumentation.driver_calls import is_recorded
+from django_otel.requests.record import RequestRecord
 from django_otel.tracing.exceptions import mark_failed
+from django_otel.tracing.span_form import SpanForm
 
 _plain_import = base.import_string  # type: ignore[attr-defined]
 
@@ -32,6 +34,8 @@ class _State:
 
     def __init__(self) -> None:
         self.is_on = False
+        #: The spans' form, by the middleware's dotted path.
+        self.forms: dict[str, SpanForm] = {}
 
 
 _state = _State()
@@ -42,8 +46,8 @@ class _Measured:
 
     def __init__(self, middleware: Callable[[HttpRequest], object], name: str, path: str) -> None:
         self._middleware = middleware
-        self._name = f"middleware {name}"
-        self._attributes = {"code.function.name": path}
+        self._name = name
+        self._path = path
         if iscoroutinefunction(middleware):
             markcoroutinefunction(self)
             self._is_async = True
@@ -69,7 +73,12 @@ class _Measured:
         with guard.contained("the span of a middleware"):
             outer = get_current()
             if _state.is_on and is_recorded(outer):
-                span = runtime.tracer().start_span(self._name, outer, attributes=self._attributes)
+                form = _state.forms.get(self._path)
+                if form is None:
+                    form = SpanForm(f"middleware {self._name}", {"code.function.name": self._path})
+                    _state.forms[self._path] = form
+                parent = outer.span_or_none if type(outer) is RequestRecord else outer.get(SPAN_KEY)
+                span = form.start(runtime.tracer(), outer, parent)
                 return span, with_span(outer, span)
         return None, None
 
@@ -113,6 +122,7 @@ def _import(path: str) -> object:
 def install(config: Config) -> None:
     """Follow the settings for middlewares that are loaded from now on. May be called again and again."""
     _state.is_on = config.enabled and config.middleware_spans
+    _state.forms = {}
     base.import_string = _import if _state.is_on else _plain_import  # type: ignore[attr-defined]
 
 

@@ -1,0 +1,36 @@
+"""What many spans have in common, such as those of one cache operation or middleware: worked out once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import Tracer as ApiTracer
+
+from django_otel.tracing.attributes import SharedAttributes, are_ready
+from django_otel.tracing.spans import RecordedSpan
+from django_otel.tracing.tracer import Tracer
+
+
+class SpanForm:
+    """Name, kind and attributes of spans that come again and again, for one set of settings."""
+
+    __slots__ = ("_is_ready", "attributes", "kind", "name")
+
+    def __init__(self, name: str, attributes: Mapping[str, Any], kind: SpanKind = SpanKind.INTERNAL) -> None:
+        self.name = name
+        self.attributes = SharedAttributes(attributes)
+        self.kind = kind
+        #: Whether a span keeps the attributes as they are; None when not known yet.
+        self._is_ready: bool | None = None
+
+    def start(self, tracer: ApiTracer, outer: Context, parent: object) -> Span:
+        """Start a span of this form below `parent`, which is the span of `outer`."""
+        if type(tracer) is Tracer and type(parent) is RecordedSpan:
+            if self._is_ready is None:
+                self._is_ready = are_ready(self.attributes, tracer.shared.limits)
+            if self._is_ready:
+                return tracer.start_child(self.name, outer, self.kind, parent, self.attributes)
+        return tracer.start_span(self.name, outer, self.kind, self.attributes.copy())
