@@ -95,6 +95,8 @@ class Case:
     has_route_rule: bool = False
     #: Whether equal queries are counted, DATABASE.N_PLUS_ONE.
     watches: bool = True
+    #: Whether the time of the request is divided over its layers, REQUEST.TIME_BUDGET.
+    has_budget: bool = True
 
 
 CASES = (
@@ -105,6 +107,7 @@ CASES = (
     Case("JSON view, tail keeping, nothing kept", "/json/", 0.0, 90, keeps_errors=True),
     Case("JSON view, 50 rules, unsampled", "/json/", 0.0, 34, path_rules=50),
     Case("JSON view, a rule by route, unsampled", "/json/", 0.0, has_route_rule=True),
+    Case("JSON view, no time budget, unsampled", "/json/", 0.0, has_budget=False),
     Case("1 query, unsampled", "/queries/1/", 0.0),
     Case("1 query, all sampled", "/queries/1/", 1.0),
     Case("10 queries, unsampled", "/queries/10/", 0.0),
@@ -137,6 +140,7 @@ PER_QUERY: tuple[tuple[str, str, str, int, float | None], ...] = (
     ("per cache operation", "11 cache operations, unsampled", "1 cache operation, unsampled", 10, None),
     ("per query, dropped", "10 queries, unsampled", "1 query, unsampled", 9, 18.0),
     ("per query, recorded", "10 queries, all sampled", "1 query, all sampled", 9, 60.0),
+    ("time budget, JSON view, unsampled", "JSON view, unsampled", "JSON view, no time budget, unsampled", 1, 6.0),
     (
         "N+1 watch, per query, dropped",
         "12 equal queries, unsampled",
@@ -178,6 +182,7 @@ def configure(
     is_async: bool,
     has_console: bool = False,
     watches: bool = True,
+    has_budget: bool = True,
     amend: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Django with the middleware of a new project; with the app in front when `is_instrumented`.
@@ -212,6 +217,7 @@ def configure(
             # Its thread would set the ratio back; it does nothing on the path of a request.
             "SAMPLING": {"LIVE": False},
             "DATABASE": {} if watches else {"N_PLUS_ONE": None},
+            "REQUEST": {} if has_budget else {"TIME_BUDGET": False},
             "CONSOLE": {"ENABLED": has_console, "PATH": str(Path(tempfile.gettempdir()) / "django_otel-instructions")},
             "TRACES": {
                 "EXPORTERS": ["benchmarks.instructions.NothingExporter"],
@@ -430,6 +436,7 @@ def count_here(kind: str, names: list[str], requests: int) -> None:
         is_async=cases[0].is_async,
         has_console=kind == "console",
         watches=cases[0].watches,
+        has_budget=cases[0].has_budget,
     )
     if is_instrumented:
         from benchmarks.peers.own import stop_clocks
@@ -472,12 +479,16 @@ def _count_once(kind: str, cases: list[Case], requests: int, layout: int) -> dic
     environ[_OTEL] = os.environ.get(_OTEL, "")
     # Threads that an earlier loop has left behind change what an asynchronous case costs: a process for each.
     groups = [[case] for case in cases if case.is_async]
-    together = [[case for case in cases if not case.is_async and case.watches is watches] for watches in (True, False)]
-    groups += filter(None, together)
+    together: dict[tuple[bool, bool], list[Case]] = {}
+    for case in cases:
+        if not case.is_async:
+            # What the settings say is the same for all cases of a process.
+            together.setdefault((case.watches, case.has_budget), []).append(case)
+    groups += together.values()
     for chosen in groups:
         if kind == "bare":
             # The ratio makes no difference there.
-            chosen = list({(case.path, case.traceparent_flag, case.watches): case for case in chosen}.values())
+            chosen = list({(case.path, case.traceparent_flag): case for case in chosen}.values())
         arguments = [__file__, "--count", kind, "--requests", str(requests)]
         for case in chosen:
             arguments += ["--case", case.name]

@@ -1,12 +1,16 @@
 """Instructions that each layer of Django costs on and off, beside the peers that have one.
 
-    python benchmarks/layers.py [--layer NAME ...] [--subject NAME ...] [--requests N]
+    python -m benchmarks.layers [--layer NAME ...] [--subject NAME ...] [--requests N] [--quick] [--publish]
 
 Each cell is a process of its own under callgrind, as in `instructions.py`, and shows thousand instructions for one
 request (command, connection, collection) more than the same without any telemetry. "off" is django_otel with that
 layer's settings off, "on" with them on, everything else at its defaults and all requests recorded. Of a peer the
 same request is counted with its own part for that layer, and with nothing else of it where that can be chosen; "-"
 where it has none, or is not installed. A cell is one layout of the memory: half a per cent of the request is chance.
+
+`--publish` puts the figures into `docs/performance.md` and `benchmarks/results.json`; cells that are not counted in
+this run keep their published figures. `--quick` counts few requests after a short warm-up: it shows that all cells can
+be counted, and their magnitude.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import callgrind, instructions
+from benchmarks import callgrind, instructions, publication
 
 Loop = Callable[[int], None]
 OWN = ("off", "on")
@@ -88,8 +92,17 @@ LAYERS = (
     ),
     Layer("command", "", {"COMMANDS": False}, {"COMMANDS": True}),
     Layer("websocket, 10 messages", "", {"ENABLED": False}, peers={"official": f"{_OFFICIAL}.asgi"}),
-    Layer("runtime metrics, a scrape", "", {"RUNTIME": False}),
+    Layer(
+        "runtime metrics, a collection",
+        "",
+        {"RUNTIME": False},
+        peers={"official": f"{_OFFICIAL}.system_metrics", "django-prometheus": "django_prometheus"},
+    ),
 )
+#: Requests before any is counted, and with `--quick`.
+WARM_UP, QUICK_WARM_UP = 120, 10
+QUICK_REQUESTS = 3
+_WARM_UP = "BENCHMARK_WARM_UP"
 
 
 # --- The counted process. ---
@@ -194,21 +207,42 @@ def websocket_loop(subject: str) -> Loop:
     return lambda times: asyncio.run(serve(times))
 
 
-def scrape_loop(subject: str) -> Loop:
-    """A collection of all metrics of the process."""
+def collection_loop(subject: str) -> Loop:
+    """A collection of all metrics of the process: those of a peer are of its process and of Python alone."""
+    collect: Callable[[], object] = bool
+    if subject in OWN:
+        from django_otel import runtime
+
+        collect = runtime.store.collect
+    elif subject == "official":
+        from opentelemetry.instrumentation import system_metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+        reader = InMemoryMetricReader()
+        provider = MeterProvider([reader], shutdown_on_exit=False)
+        chosen: dict[str, Any] = {
+            name: given
+            for name, given in system_metrics._DEFAULT_CONFIG.items()  # noqa: SLF001 (its other part has no public name)
+            if not name.startswith("system.")
+        }
+        system_metrics.SystemMetricsInstrumentor(config=chosen).instrument(meter_provider=provider)
+        collect = reader.get_metrics_data
+    elif subject == "django-prometheus":
+        from prometheus_client import REGISTRY
+
+        def collect() -> object:
+            return list(REGISTRY.collect())
 
     def loop(times: int) -> None:
-        if subject in OWN:
-            from django_otel import runtime
-
-            for _ in range(times):
-                runtime.store.collect()
+        for _ in range(times):
+            collect()
 
     return loop
 
 
 _LOOPS: dict[str, Callable[[str], Loop]] = {
-    "command": command_loop, "websocket, 10 messages": websocket_loop, "runtime metrics, a scrape": scrape_loop,
+    "command": command_loop, "websocket, 10 messages": websocket_loop, "runtime metrics, a collection": collection_loop,
 }  # fmt: skip
 
 
@@ -230,9 +264,10 @@ def count_here(layer: Layer, subject: str, requests: int) -> None:
     elif subject == "official":
         switch_on(layer, subject)
     loop = _LOOPS[layer.name](subject) if not layer.path else instructions.build_sync_loop(case)
-    loop(300)
+    warm_up = int(os.environ.get(_WARM_UP) or WARM_UP)
+    loop(warm_up)
     instructions.settle()
-    loop(20)
+    loop(min(20, warm_up))
     counter = callgrind.Counter()
     with instructions.counted(counter, case.name):
         loop(requests)
@@ -259,18 +294,41 @@ def why_not(layer: Layer, subject: str) -> str:
         return "is not installed"
 
 
-def count(layer: Layer, subject: str, requests: int) -> float:
+def count(layer: Layer, subject: str, requests: int, warm_up: int = WARM_UP) -> float:
     """Return thousand instructions of one request of a subject."""
     arguments = [__file__, "--count", layer.name, "--subject", subject, "--requests", str(requests)]
-    found = callgrind.run(arguments, {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)})
-    return found["counted"] / requests / 1000
+    environ = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), _WARM_UP: str(warm_up)}
+    return callgrind.run(arguments, environ)["counted"] / requests / 1000
+
+
+def compare(layer: Layer, subjects: list[str], requests: int, warm_up: int = WARM_UP) -> dict[str, float | None]:
+    """Return what each subject adds to bare Django, in thousand instructions; None for a cell that stays empty."""
+    bare = count(layer, "bare", requests, warm_up)
+    return {
+        name: None if why_not(layer, name) else round(count(layer, name, requests, warm_up) - bare, 1)
+        for name in subjects
+    }
+
+
+def text_of(results: dict[str, dict[str, float | None]]) -> str:
+    """The table of the page."""
+    shown = SUBJECTS[1:]
+    rows = []
+    for layer in LAYERS:
+        if layer.name in results:
+            cells = [results[layer.name].get(name) for name in shown]
+            rows.append([layer.name, *("-" if cell is None else f"{cell:,.0f}" for cell in cells)])
+    head = ["thousand instructions added", "layer off", "**layer on**", *shown[2:]]
+    return publication.table(head, rows)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layer", action="append", help="only layers whose name contains this; may be repeated")
     parser.add_argument("--subject", action="append", choices=SUBJECTS, help="only these; may be repeated")
-    parser.add_argument("--requests", type=int, default=50, help="requests counted per cell (default 50)")
+    parser.add_argument("--requests", type=int, help="requests counted per cell (default 50)")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REQUESTS} requests after {QUICK_WARM_UP}")
+    parser.add_argument("--publish", action="store_true", help="put the figures into docs/ and benchmarks/results.json")
     parser.add_argument("--count", choices=[layer.name for layer in LAYERS], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.count:
@@ -279,16 +337,24 @@ def main() -> int:
     if reason:
         print(f"No instructions were counted: {reason}")
         return 1
+    requests = options.requests or (QUICK_REQUESTS if options.quick else 50)
     shown = [subject for subject in SUBJECTS[1:] if not options.subject or subject in options.subject]
-    print(f"{'thousand instructions added':<28}" + "".join(f"{name:>18}" for name in shown))
+    known = publication.load().get("layers", {}).get("results", {})
+    found: dict[str, dict[str, float | None]] = {}
     for layer in LAYERS:
         if options.layer and not any(part in layer.name for part in options.layer):
             continue
-        bare = count(layer, "bare", options.requests)
-        cells = [
-            "-" if why_not(layer, name) else f"{count(layer, name, options.requests) - bare:.1f}" for name in shown
-        ]
-        print(f"{layer.name:<28}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
+        found[layer.name] = compare(layer, shown, requests, QUICK_WARM_UP if options.quick else WARM_UP)
+        print(text_of({layer.name: found[layer.name]}).splitlines()[-1], flush=True)
+    print(text_of(found))
+    if options.publish:
+        results = {
+            layer.name: {**known.get(layer.name, {}), **found.get(layer.name, {})}
+            for layer in LAYERS
+            if layer.name in known or layer.name in found
+        }
+        data = {"machine": publication.machine(), "requests": requests, "results": results}
+        publication.publish("layers", data, text_of(results))
     return 0
 
 

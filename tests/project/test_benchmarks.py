@@ -164,7 +164,45 @@ def test_a_peer_without_the_layer_has_no_cell():
 def test_every_cell_of_the_layers_is_counted(layer):
     for subject in layers.SUBJECTS:
         if not layers.why_not(layer, subject):
-            assert layers.count(layer, subject, 2) > 0
+            assert layers.count(layer, subject, layers.QUICK_REQUESTS, layers.QUICK_WARM_UP) > 0
+
+
+@pytest.fixture
+def published(monkeypatch, tmp_path):
+    """A page of its own with a place for the layers."""
+    page, results = tmp_path / "performance.md", tmp_path / "results.json"
+    page.write_text("<!-- layers -->\nold\n<!-- end of layers -->\nkept\n")
+    monkeypatch.setattr(publication, "PAGE", page)
+    monkeypatch.setattr(publication, "RESULTS", results)
+    return page, results
+
+
+@pytest.mark.process
+@pytest.mark.skipif(bool(callgrind.why_not()), reason=callgrind.why_not() or "-")
+def test_the_quick_variant_counts_a_layer_on_and_off(monkeypatch, published):
+    """In processes of their own under callgrind; a layer that is on costs more than one that is off."""
+    arguments = ["--quick", "--publish", "--layer", "command", "--subject", "off", "--subject", "on"]
+    monkeypatch.setattr(sys, "argv", ["layers", *arguments])
+    assert layers.main() == 0
+    page, results = published
+    found = json.loads(results.read_text())["layers"]["results"]["command"]
+    assert found["on"] > found["off"]
+    assert re.search(r"^\| command \| [\d,]+ \| [\d,]+ \| - \|", page.read_text(), re.MULTILINE)
+
+
+def test_layers_that_are_not_counted_keep_their_published_figures(monkeypatch, published):
+    page, results = published
+    old = {"template": {"off": 1.0, "on": 1234.5}, "gone": {"on": 1.0}}
+    results.write_text(json.dumps({"layers": {"results": old}}))
+    monkeypatch.setattr(callgrind, "why_not", lambda: "")
+    monkeypatch.setattr(layers, "count", lambda layer, subject, requests, warm_up: float(len(subject)))
+    monkeypatch.setattr(sys, "argv", ["layers", "--layer", "command", "--publish"])
+    assert layers.main() == 0
+    text = page.read_text()
+    assert "| template | 1 | 1,234 | - | - | - |" in text
+    assert "| command | -1 | -2 | - | - | - |" in text
+    assert "gone" not in text
+    assert text.endswith("kept\n")
 
 
 # --- What is kept of an earlier run. ---
@@ -521,7 +559,7 @@ def test_the_chart_is_valid_svg_with_its_figures_as_text():
 
 def test_the_page_has_a_place_for_every_published_part():
     page = publication.PAGE.read_text()
-    for part in ("peers", "scrape", "export", "growth", "startup"):
+    for part in ("peers", "layers", "scrape", "export", "growth", "startup"):
         assert publication.with_part(page, part, "new text").count("new text") == 1
     with pytest.raises(ValueError, match="no marks"):
         publication.with_part(page, "missing", "text")
