@@ -1,6 +1,7 @@
 """Every operation of every backend, sync and async, is measured once; spans, groups of keys, and what stays inside."""
 
 import asyncio
+import copy
 import inspect
 
 import pytest
@@ -64,6 +65,9 @@ def cache(request, settings, otel_metrics):
 
 def counted(metrics):
     """What was counted: {(operation, outcome): number}; and how often each was timed."""
+    # Read once for all of them.
+    metrics = copy.copy(metrics)
+    metrics.keep()
     operations = {
         (point["django.cache.operation"], point["django.cache.outcome"]): metrics.value(
             "django.cache.operations", point
