@@ -175,10 +175,30 @@ def test_the_short_forms_of_psycopg2_are_measured_too(otel_spans):
     assert len(otel_spans.named("COPY app_item")) == 2
 
 
+@pytest.mark.skipif(not is_psycopg3, reason="a method of psycopg 3")
+def test_a_stream_is_a_query_with_its_rows(otel_spans, otel_metrics):
+    sql = "SELECT 10 / (4 - number) FROM generate_series(1, %s) AS number"
+    with span("parent"), connection.cursor() as cursor:
+        assert list(cursor.stream(sql, [3])) == [(3,), (5,), (10,)]
+        rows = cursor.stream(query=sql, params=[3])
+        assert next(rows) == (3,)
+        rows.close()
+        with pytest.raises(Exception, match="division by zero"):
+            list(cursor.stream(sql, [9]))
+    whole, left, failed = otel_spans.named("SELECT generate_series")
+    assert [found.attributes["db.response.returned_rows"] for found in (whole, left)] == [3, 1]
+    assert [found.status.status_code for found in (whole, left, failed)] == [
+        StatusCode.UNSET, StatusCode.UNSET, StatusCode.ERROR,
+    ]  # fmt: skip
+    assert failed.attributes["db.response.status_code"] == "22012"
+    assert whole.attributes["db.query.text"].startswith("SELECT ? / (? - number)")
+    assert operations(otel_metrics, "SELECT") == 3
+
+
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
 def test_a_cursor_has_only_what_its_driver_has():
     with connection.cursor() as cursor:
-        assert hasattr(cursor, "copy") == is_psycopg3
+        assert hasattr(cursor, "copy") == hasattr(cursor, "stream") == is_psycopg3
         assert hasattr(cursor, "copy_expert") == (not is_psycopg3)
     with connections["other"].cursor() as cursor:
         assert not hasattr(cursor, "copy") and not hasattr(cursor, "copy_expert")

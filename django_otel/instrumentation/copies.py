@@ -2,14 +2,15 @@
 
 On with `DATABASE.METRICS` or `DATABASE.SPANS`. A COPY by `cursor.copy` (psycopg 3), `copy_expert`, `copy_from` or
 `copy_to` (psycopg2) is a query: a span `COPY {table}` from its beginning to the end of its data, with the time that
-the project's code takes to produce or read them. Each fetch of a server-side cursor (`QuerySet.iterator()`) is
-counted as a FETCH; it has a span only when it is slow. Costs other cursors nothing.
+the project's code takes to produce or read them. So is `cursor.stream` (psycopg 3), by its own operation. Each fetch
+of a server-side cursor (`QuerySet.iterator()`) is counted as a FETCH; it has a span only when it is slow. Costs other
+cursors nothing.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -78,6 +79,32 @@ def _copy_at_once(
     return driver_calls.run(_begin(cursor, statement), method, *args, **kwargs)
 
 
+def _stream(cursor: CursorWrapper, method: Callable[..., Any], *args: object, **kwargs: object) -> Iterator[object]:
+    """Psycopg 3's `cursor.stream`, a query whose rows come one after the other: from its first row to its end."""
+    call = _begin(cursor, args[0] if args else kwargs.get("query"))
+    rows, error = 0, None
+    try:
+        for row in method(*args, **kwargs):
+            rows += 1
+            if call is None:
+                yield row
+            else:
+                call.pause()
+                yield row
+                call.resume()
+    except GeneratorExit:
+        # The project wants no more of them.
+        raise
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        if call is not None:
+            call.finish(error, rows)
+        # The exception's traceback holds this frame.
+        error = None
+
+
 def _copy_expert(cursor: CursorWrapper, method: Callable[..., object], *args: object, **kwargs: object) -> object:
     return _copy_at_once(cursor, method, args[0] if args else kwargs.get("sql"), *args, **kwargs)
 
@@ -113,6 +140,7 @@ _METHODS = {
         ("copy_expert", _copy_expert),
         ("copy_from", _copy_from),
         ("copy_to", _copy_to),
+        ("stream", _stream),
     )
 }
 

@@ -65,6 +65,16 @@ class DriverCall:
             self._opened = layers.enter(current(), layers.DATABASE, self._started_s)
         return self
 
+    def pause(self) -> None:
+        """The project's code runs, which is no time of the database in the request's budget."""
+        layers.leave(self._opened, layers.DATABASE)
+        self._opened = None
+
+    def resume(self) -> None:
+        """The database works again."""
+        if self._settings.times_requests:
+            self._opened = layers.enter(current(), layers.DATABASE, perf_counter())
+
     def _start_span(self, start_time_unix_ns: int | None) -> Span | None:
         if not (self._settings.makes_spans and is_recorded(self._context)):
             return None
