@@ -187,8 +187,12 @@ def test_the_history_tells_of_a_deletion():
     ("values", "message"),
     [
         ({"ratio": "25"}, "The ratio is 25; expected a number from 0.0 to 1.0. For 25 % write 0.25."),
-        ({"ratio": "-0.1"}, "The ratio is -0.1; expected a number from 0.0 to 1.0."),
-        ({"ratio": "1000"}, "The ratio is 1000; expected a number from 0.0 to 1.0."),
+        pytest.param(
+            {"ratio": "-0.1"}, "The ratio is -0.1; expected a number from 0.0 to 1.0.", marks=pytest.mark.long
+        ),
+        pytest.param(
+            {"ratio": "1000"}, "The ratio is 1000; expected a number from 0.0 to 1.0.", marks=pytest.mark.long
+        ),
         ({"ratio": "nan"}, "Enter a number."),
         ({"ratio": ""}, "This field is required."),
         ({"expires_at_0": "2020-01-01", "expires_at_1": "00:00"}, "2020-01-01 00:00:00 has passed"),
