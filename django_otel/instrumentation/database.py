@@ -208,14 +208,13 @@ class QueryWrapper:
         if request is not None and query is not None:
             # Calls cost most here; `n_plus_one.Watched` says what this does.
             if query.owner is request.started_s:
-                left = query.left = query.left - 1
+                query.left = left = query.left - 1
                 if not left:
                     look(request, query, span)
             elif (known := query.known) is not None:
                 if known.is_trusted and query.repeats is None:
-                    query.owner = request.started_s
-                    query.look_at = known.limit if span is None else known.first_look
-                    query.left = query.look_at - 1
+                    first = known.limit if span is None else known.first_look
+                    query.owner, query.look_at, query.left = request.started_s, first, first - 1
                 else:
                     note_query(settings.watch, request, query, span)
         self.finish(settings, query, ended_s - started_s, span, token, None)
