@@ -28,7 +28,10 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
     (r"lftp", rf"-u{_GAP}[^\s,\"']{{1,120}},"),
     (r"smbclient|rpcclient|smbget", rf"-U{_GAP}[^\s%\"']{{1,120}}%"),
     (r"snmp(?:get|walk|set|bulkwalk|trap|table)", rf"-[AXc]{_GAP}(?!public\b)"),
-    (r"vault", r"(?:login[ ]|kv[ ](?:put|patch)[ ][^\n]{1,200}?[\w.\-]{1,60}=)(?![\w.\-]{1,60}=)"),
+    (
+        r"vault",
+        r"(?:login[ ]|kv[ ](?:put|patch)[ ](?:-\S{1,60}[ ]){0,3}[^\s=]{1,100}[ ][\w.\-]{1,60}=)(?![\w.\-]{1,60}=)",
+    ),
     (r"kubectl|oc", r"--from-literal[= ][\"']?[\w.\-]{1,100}="),
     (r"useradd|usermod|twine", rf"-p{_GAP}"),
     (r"net user", r"\S{1,100}[ ](?!/)"),

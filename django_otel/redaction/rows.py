@@ -56,9 +56,10 @@ def _columns(names: Sequence[str], judge: Judge) -> dict[int, tuple[str, int]]:
 
 def _redact_inserts(text: str, judge: Judge) -> str:
     out: list[str] = []
-    done = 0
+    done = read = 0
     for insert in _INSERT.finditer(text):
-        if insert.start() < done:
+        if insert.start() < read:
+            # Within the values of another one.
             continue
         columns = _columns(insert.group("columns").split(","), judge)
         pos = insert.end() + 1
@@ -69,6 +70,7 @@ def _redact_inserts(text: str, judge: Judge) -> str:
                     out += (text[done:start], REDACTED)
                     done = end
             pos, index = item.end(), index + 1
+            read = pos
             if item.group("end") == ")":
                 row = _NEXT_ROW.match(text, pos)
                 if row is None:
