@@ -134,6 +134,8 @@ _DURATION = lazy_pattern(
 #: Last words of names that hold a password: `bind_pw`, `smtp_pass`, `rootpw`.
 _PASSWORDS = words("password passwd pwd pw pass passphrase passcode authtok")
 _JOINED = lazy_pattern(r"[a-z]{2,30}(?:pw|pwd|passwd|password|passphrase|authtok)\Z")
+#: Passwords of examples, which name something elsewhere.
+_SAMPLES = words("secret admin password changeme root guest")
 _ALONE = words("password passwd pwd pw passphrase passcode")
 #: Names of settings next to which `password x` is a setting too.
 _NEIGHBOUR = lazy_pattern(
@@ -266,7 +268,7 @@ def says_something(value: str, judge: Judge) -> bool:
         or _PLAIN_NAME.match(bare) is not None
         or _DURATION.match(bare) is not None
         or _ALGORITHM.match(bare) is not None
-        or judge(bare, True, False) != PLAIN
+        or (judge(bare, True, False) != PLAIN and not bare[-2:].isdigit())
     )
 
 
@@ -284,7 +286,11 @@ def _is_strong(value: str) -> bool:
 def _is_line(key: str, match: re.Match[str], start: int, judge: Judge) -> bool:
     """Return whether a line of a name and a word is one of configuration."""
     value, parts = match.group("value"), split_key(key)
-    if not parts or says_something(value, judge):
+    if not parts:
+        return False
+    if _is_password(parts) and "." not in key and (value[0] in "\"'" or value.lower() in _SAMPLES):
+        return True
+    if says_something(value, judge):
         return False
     if value[0] in "\"'":
         return True

@@ -56,7 +56,7 @@ _IDENTIFY = lazy_pattern(rf"(?im)(\b(?:NickServ|NS)[ ]:?IDENTIFY[ ](?:\S{{1,60}}
 _NO_PASSWORD = words(
     "command commands method methods mechanism tls ssl page form attempt attempts success ok no bad user handler "
     "view button event message server client directive does option sent by service header type scheme module "
-    "unset endpoint middleware backend provider state status flow step"
+    "unset succeeded completed denied cleaned skipped passed logged endpoint middleware backend provider state status flow step"  # noqa: E501
 )
 
 
@@ -107,7 +107,6 @@ def _is_said(value: str) -> bool:
         not bare
         or bare in PROSE
         or bare in _NO_PASSWORD
-        or (bare.isalpha() and bare.endswith(("ed", "ing")))
         or bare.startswith(("[redacted", "-", "<"))
         or is_placeholder(bare)
     )
@@ -121,6 +120,9 @@ def _redact_last(match: re.Match[str]) -> str:
 def _redact_auth(match: re.Match[str]) -> str:
     command, user, gap, value = match.groups()
     if _is_said(value) or (user is not None and _is_said(user)) or _is_mechanism(user or value):
+        return match.group()
+    if user is not None and value.isalpha() and value.endswith(("ed", "ing")):
+        # AUTH sessions cleaned
         return match.group()
     return f"{command}{user or ''}{gap or ''}{_quoted(value)}"
 

@@ -35,6 +35,22 @@ def test_what_stands_behind_a_name_is_redacted(scrubber, text):
     assert scrubber.text(scrubbed) == scrubbed
 
 
+@sizes.each(
+    "text",
+    [
+        "rootpw secret",
+        "bindpw admin",
+        'bindpw "my secret"',
+        "rootpw secret123",
+        "requirepass foobared",
+        "bind_pw hunter2",
+    ],
+)
+def test_passwords_of_examples_are_redacted_too(scrubber, text):
+    name, _, value = text.partition(" ")
+    assert value.strip('"') not in scrubber.text(text).removeprefix(name)
+
+
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "XOAUTH2", "CRAM-MD5"])
 @pytest.mark.parametrize("command", ["AUTH", "a1 AUTHENTICATE", ">>> AUTH", "send: 'AUTH"])
 def test_the_credentials_of_a_mail_server_are_redacted(scrubber, command, mechanism):
