@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from django.test import override_settings
 
 import django_otel
 from django_otel import runtime
@@ -31,6 +32,15 @@ def test_own_counters_gauges_and_histograms_have_a_chart(console, page):
     ):
         assert expected in text, expected
     assert "<b>de</b>" not in content and "&lt;b&gt;de" in content
+
+
+def test_figures_hold_together_in_a_sentence_from_right_to_left(console, page):
+    """The sentence has its own direction, and each figure with its unit the other one."""
+    django_otel.histogram("packed.duration", "s", "Time to pack.").record(0.2, {"shop.hall": "north"})
+    with override_settings(LANGUAGES=[("ar", "Arabic")], LANGUAGE_CODE="ar"):
+        content = page(INSTRUMENTS, q="packed.").content.decode()
+    (row,) = re.findall(r"<dd>(.*?)</dd>", content)
+    assert row.startswith("<bdi>") and re.search(r'<[^>]*dir="ltr"[^>]*>200 ms</', row), row
 
 
 def test_all_instruments_are_listed_over_pages(console, page, client):

@@ -150,8 +150,18 @@ def test_a_task_fails_and_others_do_not(shop: Shop) -> None:
     page = shop.open(f"{CONSOLE}/tasks/")
     assert "send_invoice" in page.locator(".otel-table").first.inner_text()
     keep(page, "console-tasks", 720)
+    # No word is broken: a cell of one word has one line.
+    assert (
+        page.locator("tbody td.otel-word bdi, section td.otel-word").evaluate_all(
+            "cells => cells.filter(cell => { const words = document.createRange(); words.selectNodeContents(cell);"
+            " return words.getClientRects().length > 1 }).map(cell => cell.innerText)"
+        )
+        == []
+    )
     page = shop.open(f"{CONSOLE}/tasks/?failed=1")
     assert "MailboxFullError" in page.locator(".otel-error-text").first.inner_text()
+    page = shop.open(f"{CONSOLE}/tasks/", language="de", scheme="dark", width=320)
+    assert page.locator("#otel-main caption").evaluate("found => found.offsetWidth") > 250, "not a word a line"
 
 
 def test_a_log_level_holds_for_a_time(shop: Shop) -> None:
