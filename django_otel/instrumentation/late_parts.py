@@ -41,9 +41,10 @@ class LatePart:
             self._load().install(config)
             return
         for library in self._libraries:
-            if not import_hooks.when_imported(library, self._arrive, part=self._module):
+            if not import_hooks.when_imported(library, self._arrive_with_library, part=self._module):
                 self._load().install(config)
                 return
+        import_hooks.when_imported(self._module, self._arrive, part=self._module)
 
     def uninstall(self) -> None:
         """Take everything back, and wait for nothing."""
@@ -51,6 +52,11 @@ class LatePart:
         self._wait_no_longer()
         if self._module in sys.modules:
             self._load().uninstall()
+
+    def _arrive_with_library(self) -> None:
+        # Else the part itself is being imported, by a test say, and is not whole yet.
+        if self._module not in sys.modules:
+            self._arrive()
 
     def _arrive(self) -> None:
         config = self._config
@@ -64,5 +70,5 @@ class LatePart:
         return cast("Part", importlib.import_module(self._module))
 
     def _wait_no_longer(self) -> None:
-        for library in self._libraries:
+        for library in (*self._libraries, self._module):
             import_hooks.forget(library, part=self._module)

@@ -96,3 +96,14 @@ def test_a_part_may_import_what_it_is_waited_for_by(modules, tmp_path):
     part.install(config())
     assert calls() == [True]
     part.uninstall()
+
+
+def test_a_part_that_is_imported_first_is_installed_once_it_is_whole(modules, tmp_path):
+    """Also where it imports its library, at whose import it would be imported itself."""
+    (tmp_path / f"{PART}.py").write_text(f"import {LIBRARY}{SOURCE}")
+    part = LatePart(PART, LIBRARY)
+    part.install(config())
+    importlib.import_module(PART)
+    assert calls() == [True]
+    assert guard.fault_counts() == {}
+    part.uninstall()
