@@ -20,9 +20,8 @@ from django_otel.metrics.series import HistogramSeries, Series
 from django_otel.requests import layers, record
 from django_otel.requests.record import RequestRecord
 from django_otel.tracing.attributes import SharedAttributes, are_ready
-from django_otel.tracing.enclosing import with_enclosing
 from django_otel.tracing.exceptions import mark_failed
-from django_otel.tracing.span_form import SpanForm
+from django_otel.tracing.span_form import SpanForm, with_enclosing
 from django_otel.tracing.spans import RecordedSpan
 from django_otel.tracing.tracer import Tracer
 

@@ -37,8 +37,8 @@ from django_otel.instrumentation import driver_calls
 from django_otel.instrumentation.driver_calls import is_recorded, is_suppressed
 from django_otel.metrics.series import HistogramSeries
 from django_otel.requests.record import current
-from django_otel.tracing.enclosing import with_enclosing
 from django_otel.tracing.exceptions import mark_failed
+from django_otel.tracing.span_form import with_enclosing
 
 COMMITTED = "committed"
 ROLLED_BACK = "rolled_back"

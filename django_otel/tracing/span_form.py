@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from opentelemetry.trace import Tracer as ApiTracer
 
+from django_otel.base.sdk_compat import SPAN_KEY
 from django_otel.tracing.attributes import SharedAttributes, are_ready
+from django_otel.tracing.enclosing import ENCLOSING_KEY
 from django_otel.tracing.spans import RecordedSpan
 from django_otel.tracing.tracer import Tracer
 
@@ -34,3 +36,12 @@ class SpanForm:
             if self._is_ready:
                 return tracer.start_child(self.name, outer, self.kind, parent, self.attributes)
         return tracer.start_span(self.name, outer, self.kind, self.attributes.copy())
+
+
+def with_enclosing(context: Context, span: Span) -> Context:
+    """Return `context` with `span` as its current one, which stands for the one before."""
+    values = context.copy()
+    around = values.get(SPAN_KEY)
+    values[ENCLOSING_KEY] = (span, INVALID_SPAN if around is None else around, values.get(ENCLOSING_KEY))
+    values[SPAN_KEY] = span
+    return Context(values)

@@ -187,7 +187,8 @@ async def delivery(request: HttpRequest) -> HttpResponse:
 
 async def _quote(name: str, price: str, days: int) -> dict[str, Any]:
     with django_otel.span("carrier.quote", **{"carrier.name": name}):
-        await asyncio.sleep(random.uniform(0.03, 0.12))
+        # Long enough for the two releases to differ on a busy machine too.
+        await asyncio.sleep(random.uniform(0.15, 0.35))
     return {"carrier": name, "price": price, "days": days}
 
 
