@@ -75,6 +75,7 @@ def test_the_driver_is_the_one_that_is_meant():
     assert is_psycopg3 == (os.environ["TEST_DRIVER"] == "psycopg")
 
 
+@override_settings(OTEL={"DATABASE": {"SOURCE_OVER_S": 60}})
 def test_a_query_makes_one_span_that_says_where_it_went(otel_spans, otel_metrics):
     """Host and database come from the driver; a socket's folder has no port."""
     with span("parent"):

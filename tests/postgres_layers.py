@@ -98,6 +98,7 @@ def test_a_span_says_how_many_rows_came(otel_spans):
     assert "db.response.returned_rows" not in otel_spans.one("INSERT app_item").attributes
 
 
+@override_settings(OTEL={"DATABASE": {"SOURCE_OVER_S": 60}})
 def test_the_fetches_of_an_iterator_are_timed(otel_spans, otel_metrics):
     Item.objects.bulk_create([Item(name=str(number)) for number in range(30)])
     with span("parent"):

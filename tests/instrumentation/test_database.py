@@ -59,6 +59,7 @@ def everything_told(spans):
 # --- Spans. ---
 
 
+@override_settings(OTEL={"DATABASE": {"SOURCE_OVER_S": 60}})
 def test_a_query_inside_a_span_makes_one_client_span_with_stable_attributes(otel_spans):
     """Name, kind, parent and every attribute are those of the semantic conventions."""
     with span("parent"):

@@ -182,6 +182,7 @@ def test_a_database_without_autocommit_is_measured_from_its_first_connection_on(
 # --- COMMIT and ROLLBACK. ---
 
 
+@override_settings(OTEL={"DATABASE": {"SOURCE_OVER_S": 60}})
 def test_commit_and_rollback_are_operations_and_no_queries(other, otel_metrics, otel_spans):
     with span("parent"), CaptureQueriesContext(other) as queries:
         with transaction.atomic():
