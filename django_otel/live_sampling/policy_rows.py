@@ -104,7 +104,7 @@ def epoch_s(moment: datetime | None) -> float | None:
     """A moment of the database in seconds since the Unix epoch; None stays None."""
     if moment is None:
         return None
-    # With USE_TZ = False Django hands out local times without a zone: of TIME_ZONE, whatever zone a request has chosen.
+    # With USE_TZ = False Django hands out local times without a zone: of TIME_ZONE, also in requests with another.
     if timezone.is_naive(moment):
         moment = timezone.make_aware(moment, timezone.get_default_timezone())
     return moment.timestamp()

@@ -94,7 +94,7 @@ def judge(variable, value):
 @pytest.mark.scaled
 @sizes.each(("number", "value"), enumerate(GARBAGE))
 def test_a_value_that_does_not_fit_is_named_and_changes_nothing(number, value):
-    """Whatever the variable; in one loop, since there are thousands of pairs: each value with a third of them."""
+    """For every variable; in one loop, since there are thousands of pairs: each value with a third of them."""
     wrong = []
     step = sizes.scaled(3, 1)
     for variable in list(VARIABLES.values())[number % step :: step]:

@@ -47,6 +47,17 @@ def numbers(server) -> dict[tuple[str, str, str], float]:
     return found
 
 
+def prepare_shop(folder, broker, otel):
+    """Make the shop's database; return the variables of its server, and the environment of its worker."""
+    variables = {
+        "TEST_BROKER": broker, "TEST_SQLITE": str(folder / "db.sqlite3"),
+        "DJANGO_SETTINGS_MODULE": "tests.task_shop.settings",
+    }  # fmt: skip
+    environment = services.server_env(otel, **variables)
+    services.migrate_database(environment)
+    return variables, environment
+
+
 @pytest.mark.parametrize("kind", ["Worker", pytest.param("SimpleWorker", marks=pytest.mark.long)])
 def test_an_order_and_its_jobs_are_one_trace_and_all_ends_are_counted(tmp_path, receiver, kind):
     otel = {
@@ -56,12 +67,7 @@ def test_an_order_and_its_jobs_are_one_trace_and_all_ends_are_counted(tmp_path, 
         "METRICS": {"SHARED_DIR": str(tmp_path)}, "BUSINESS": {"business_app.Order": {"created": "order.placed"}},
     }  # fmt: skip
     with services.start_valkey() as broker:
-        variables = {
-            "TEST_BROKER": broker, "TEST_SQLITE": str(tmp_path / "db.sqlite3"),
-            "DJANGO_SETTINGS_MODULE": "tests.task_shop.settings",
-        }  # fmt: skip
-        environment = services.server_env(otel, **variables)
-        services.migrate_database(environment)
+        variables, environment = prepare_shop(tmp_path, broker, otel)
         with services.serve("gunicorn", otel, workers=1, **variables) as server:
             assert server.get("/rq/7/")[0] == 201
             assert numbers(server)["queue_length", "", ""] == 6
@@ -146,12 +152,7 @@ def test_jobs_that_wait_are_stopped_or_tried_again_later_stand_in_their_senders_
         ("wait", "fail_once", ""): 2,
     }  # fmt: skip
     with services.start_valkey() as broker:
-        variables = {
-            "TEST_BROKER": broker, "TEST_SQLITE": str(tmp_path / "db.sqlite3"),
-            "DJANGO_SETTINGS_MODULE": "tests.task_shop.settings",
-        }  # fmt: skip
-        environment = services.server_env(otel, **variables)
-        services.migrate_database(environment)
+        variables, environment = prepare_shop(tmp_path, broker, otel)
         with services.serve("gunicorn", otel, workers=1, **variables) as server:
             services.run_python(ORDER.format(path=str(tmp_path / "tried")), environment)
             work = WORK.format(kind="Worker").replace("burst=True", "with_scheduler=True")

@@ -132,7 +132,7 @@ CASES = {
 
 
 def alert_of(name: str) -> str:
-    """Return the alert that a case raises, "" for none; several cases of one are told apart behind a colon."""
+    """Return the alert that a case raises, "" for none; several cases of one differ in what follows a colon."""
     return name.partition(":")[0].replace("healthy", "")
 
 

@@ -290,16 +290,23 @@ def connect_all(stack: contextlib.ExitStack, port: int, paths: list[str]) -> lis
     return found
 
 
-@pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
-def test_fifty_connections_are_exact_also_when_the_server_stops(kind):
+@contextlib.contextmanager
+def serving(kind: str, folder: Path):
+    """Run a server of the sockets that shares its numbers in `folder`; give the process, its port and its log."""
     pytest.importorskip("websockets")
     pytest.importorskip(kind)
+    otel = {"METRICS": {"SHARED_DIR": str(folder), "GROUP": "sockets"}}
+    env = server_env(otel, TEST_SQLITE=str(folder / "db.sqlite3"), TEST_ROOT_URLCONF="tests.asgi_sockets")
+    port, log = free_port(), folder / "log"
+    with running(command(kind, port), env, log) as process:
+        wait_until(lambda: is_listening(port) or process.poll() is not None, 30, f"{kind} on port {port}")
+        yield process, port, log
+
+
+@pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
+def test_fifty_connections_are_exact_also_when_the_server_stops(kind):
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        otel = {"METRICS": {"SHARED_DIR": folder, "GROUP": "sockets"}}
-        env = server_env(otel, TEST_SQLITE=str(Path(folder) / "db.sqlite3"), TEST_ROOT_URLCONF="tests.asgi_sockets")
-        port, log = free_port(), Path(folder) / "log"
-        with running(command(kind, port), env, log) as process:
-            wait_until(lambda: is_listening(port) or process.poll() is not None, 30, f"{kind} on port {port}")
+        with serving(kind, Path(folder)) as (process, port, log):
             paths = [
                 "/bare/7/" if number % 2 else ("/ws/chat/a/" if number % 4 else "/live/b/") for number in range(50)
             ]
@@ -336,14 +343,8 @@ def test_fifty_connections_are_exact_also_when_the_server_stops(kind):
 @pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
 def test_clients_that_vanish_have_closed_their_connections(kind):
     """Of an application that only sends. Those that are open when the server stops, it closes."""
-    pytest.importorskip("websockets")
-    pytest.importorskip(kind)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        otel = {"METRICS": {"SHARED_DIR": folder, "GROUP": "sockets"}}
-        env = server_env(otel, TEST_SQLITE=str(Path(folder) / "db.sqlite3"), TEST_ROOT_URLCONF="tests.asgi_sockets")
-        port, log = free_port(), Path(folder) / "log"
-        with running(command(kind, port), env, log) as process:
-            wait_until(lambda: is_listening(port) or process.poll() is not None, 30, f"{kind} on port {port}")
+        with serving(kind, Path(folder)) as (process, port, _):
             clients = [open_push(stack, port) for _ in range(4)]
             (group,) = (path for path in Path(folder).glob("django-otel-*/named-*"))
             assert read(group, "django.websocket.connections") == {("/push/",): 4}
