@@ -233,13 +233,14 @@ def _respond(record: RequestRecord, response: HttpResponseBase) -> HttpResponseB
             # The content's parts, which `content` would join.
             chunks: list[bytes] = response._container  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
             size_bytes = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
-            if record.request_class.method == "HEAD":
-                size_bytes = 0
         elif response.streaming:
             _follow_stream(record, response)
             return response
         else:
             size_bytes = sum(map(len, response))
+        if record.request_class.method == "HEAD":
+            # Servers send none of it.
+            size_bytes = 0
     except Exception as fault:
         guard.report("measuring a response", fault)
     finally:
@@ -350,7 +351,7 @@ class _SyncStream:
             record.exception = record.exception or error
         # The response holds this stream: let go of it.
         response, self._response = self._response, None
-        record.observer.finish(record, response, self._size_bytes, error)
+        record.observer.finish(record, response, self._size_bytes if record.method != "HEAD" else 0, error)
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -410,7 +411,7 @@ class _AsyncStream:
     def _finish(self, error: BaseException | None = None) -> None:
         record = self._record
         response, self._response = self._response, None
-        record.observer.finish(record, response, self._size_bytes, error)
+        record.observer.finish(record, response, self._size_bytes if record.method != "HEAD" else 0, error)
 
 
 class OTelMiddleware:

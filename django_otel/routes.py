@@ -83,7 +83,9 @@ class _Simplifier:
     """
 
     _ITEM = lazy_pattern(
-        r"\\[AZzbB]|\\[dDwWsSpPX](?:\{\w+\})?|\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|\(\?P?[^)]?|.", re.DOTALL
+        r"\\[AZzbB]|\\[dDwWsSpPX](?:\{\w+\})?|\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})|\\[1-9]\d?|\\."
+        r"|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]|\(\?P?[^)]?|.",
+        re.DOTALL,
     )
     _QUANTIFIER = lazy_pattern(r"(?:[*+?]|\{\d*(?:,\d*)?\})[?+]?")
 
@@ -125,8 +127,11 @@ class _Simplifier:
         if item == "." and quantifier in ("", "?"):
             # Nearly always the dot of a file's name, which should have been escaped.
             return "."
-        if item == "." or re.match(r"\\[dDwWsS]", item):
+        if item == "." or re.match(r"\\[dDwWsS1-9]", item):
+            # A number is what a group has matched once more.
             return _UNNAMED
+        if len(item) > 2 and item[1] in "xu":
+            return chr(int(item[2:], 16))
         return item.removeprefix("\\")
 
     def _read_quantifier(self) -> str:

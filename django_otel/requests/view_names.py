@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from django_otel.requests.protocols import MatchLike
 
+#: Decorators around one view; a chain of wrappers could lead back to its beginning.
+_MOST_WRAPPERS = 20
+
 
 def name_view(match: MatchLike, method: str) -> str:
     """Return the dotted name of the view that a URL leads to; "" where it has none.
@@ -16,9 +19,10 @@ def name_view(match: MatchLike, method: str) -> str:
     """
     view = match.func
     named = str(getattr(match, "_func_path", None) or getattr(match, "view_name", None) or "")
-    if isinstance(view, functools.partial):
-        # Django names the class of the partial.
-        named = _name_of(getattr(view.func, "view_class", view.func)) or named
+    partial = _find_partial(view)
+    if partial is not None:
+        # Django names the class of the partial, and decorators cannot take over its name.
+        named = _name_of(getattr(partial.func, "view_class", partial.func)) or _name_of(type(partial.func)) or named
     actions = getattr(view, "actions", None)
     if isinstance(actions, Mapping):
         # HEAD is answered by what answers GET, as the framework has it.
@@ -33,6 +37,17 @@ def name_view(match: MatchLike, method: str) -> str:
     return named
 
 
+def _find_partial(view: object) -> functools.partial[object] | None:
+    """Return the partial that is the view, or the view of the decorators around it; None where there is none."""
+    for _ in range(_MOST_WRAPPERS):
+        if isinstance(view, functools.partial):
+            return view
+        view = getattr(view, "__wrapped__", None)
+        if view is None:
+            break
+    return None
+
+
 def _name_of(function: object) -> str:
     """Return the dotted name of a function or class; "" for what has no name."""
     name = getattr(function, "__qualname__", "")
@@ -41,7 +56,7 @@ def _name_of(function: object) -> str:
 
 def _operations(view: object) -> Sequence[object]:
     """The operations of the object whose method a view is, or which it closes over (`ninja.operation.PathView`)."""
-    for _ in range(20):
+    for _ in range(_MOST_WRAPPERS):
         owner = getattr(view, "__self__", None)
         names = getattr(getattr(view, "__code__", None), "co_freevars", ())
         if owner is None and "self" in names:

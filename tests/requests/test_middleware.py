@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 from django.core.handlers.asgi import ASGIHandler
-from django.http import FileResponse
+from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from opentelemetry import baggage, context, trace
 from opentelemetry.trace import SpanKind, StatusCode
@@ -532,6 +532,41 @@ def test_a_file_of_unknown_size_is_measured_as_it_is_sent(rf, otel_metrics):
     assert len(b"".join(response)) == 3_500
     response.close()
     assert otel_metrics.value("http.server.response.body.size").sum == 3_500
+
+
+class PartsOfItsOwn(HttpResponse):
+    def __iter__(self):
+        return iter([b"abc", b"de"])
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "build",
+    [lambda: StreamingHttpResponse([b"abc", b"de"]), lambda: FileResponse([b"abc", b"de"]), PartsOfItsOwn],
+    ids=["stream", "file", "parts"],
+)
+@pytest.mark.parametrize(("method", "size_bytes"), [("GET", 5), ("HEAD", 0)])
+def test_the_answer_to_head_has_no_size(rf, otel_metrics, build, method, size_bytes):
+    response = OTelMiddleware(lambda request: build())(rf.generic(method, "/"))
+    list(response)
+    response.close()
+    found = otel_metrics.value("http.server.response.body.size")
+    assert (found.count, found.sum) == (1, size_bytes)
+
+
+@pytest.mark.parametrize(("method", "size_bytes"), [("GET", 5), ("HEAD", 0)])
+async def test_the_answer_to_head_has_no_size_where_it_is_streamed_by_async_code(rf, otel_metrics, method, size_bytes):
+    async def chunks():
+        yield b"abc"
+        yield b"de"
+
+    async def view(request):
+        return StreamingHttpResponse(chunks())
+
+    response = await OTelMiddleware(view)(rf.generic(method, "/"))
+    assert [chunk async for chunk in response] == [b"abc", b"de"]
+    found = otel_metrics.value("http.server.response.body.size")
+    assert (found.count, found.sum) == (1, size_bytes)
 
 
 @pytest.mark.django_db

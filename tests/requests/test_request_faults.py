@@ -19,7 +19,8 @@ from django.urls import include, path, re_path
 from django.utils.functional import SimpleLazyObject, lazy
 from django.utils.translation import gettext_lazy
 from django.views import View
-from django.views.decorators.cache import cache_page
+from django.views.decorators.cache import cache_page, never_cache
+from django.views.decorators.csrf import csrf_exempt
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
@@ -141,6 +142,9 @@ def own_urls():
         (r"^(?!api/)(?P<rest>.*)$", "/<rest>"),
         (r"^a\-b/\$c/$", "/a-b/$c/"),
         (r"^robots.txt$", "/robots.txt"),
+        (r"^caf\xe9/(?P<pk>\d+)/$", "/café/<pk>/"),
+        (r"^caf\u00e9/x/$", "/café/x/"),
+        (r"^twice/(\d)-\1/$", "/twice/<var>-<var>/"),
         (r"api/^v1/(?P<pk>\d+)/$", "/api/v1/<pk>/"),
         ("orders/<int:pk>/", "/orders/<int:pk>/"),
         ("things<drf_format_suffix:format>", "/things<drf_format_suffix:format>"),
@@ -223,6 +227,16 @@ def test_a_partial_is_named_as_its_function():
         pass
 
     assert name_view(Match(functools.partial(Shown.as_view(), a=1)), "GET").endswith("<locals>.Shown")
+
+
+def test_a_partial_below_a_decorator_and_one_of_an_object_have_names():
+    class Called:
+        def __call__(self, request):
+            return None
+
+    decorated = never_cache(csrf_exempt(functools.partial(plain, a=1)))
+    assert name_view(Match(decorated), "GET") == f"{__name__}.plain"
+    assert name_view(Match(functools.partial(Called(), a=1)), "GET").endswith("<locals>.Called")
 
 
 # --- META. ---
