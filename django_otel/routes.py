@@ -131,7 +131,7 @@ class _Simplifier:
             # A number is what a group has matched once more.
             return _UNNAMED
         if len(item) > 2 and item[1] in "xu":
-            return chr(int(item[2:], 16))
+            return item.encode("ascii").decode("unicode_escape")
         return item.removeprefix("\\")
 
     def _read_quantifier(self) -> str:
