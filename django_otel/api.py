@@ -366,8 +366,9 @@ def observable_gauge(
 ) -> ObservableGauge:
     """A gauge that asks `callback` when it is read, at most every 15 seconds.
 
-    `callback` gives a number, or pairs of a number and attributes. Asking again
-    for one name replaces the callback. Errors: as `counter`.
+    `callback` gives a number, or pairs of a number and attributes; None and a
+    failure are no value. Asking again for one name replaces the callback.
+    Errors: as `counter`.
     """
     from django_otel import runtime
 

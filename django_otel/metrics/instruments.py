@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, SupportsFloat
 
 from django_otel.base import guard
 from django_otel.metrics.attributes import build_attributes, identity
@@ -187,8 +187,8 @@ class Histogram(Instrument):
         series.observe(number, trace_id, span_id)
 
 
-#: What an observable callback gives: a value, or pairs of value and attributes.
-Observed = float | Iterable[tuple[float, Mapping[str, object]]]
+#: What an observable callback gives: a value, or pairs of value and attributes. None, as the sum over no rows, is none.
+Observed = SupportsFloat | None | Iterable[tuple[SupportsFloat | None, Mapping[str, object]]]
 
 
 class ObservableGauge(Instrument):
@@ -211,17 +211,34 @@ class ObservableGauge(Instrument):
         if self.is_due():
             # Set first: a slow callback must not be run by every scrape that arrives meanwhile.
             self._read_at_s = time.monotonic()
+            points: list[Point] = []
             # No lock is held here: a callback may itself count something.
             with guard.contained(f"the callback of {self.name}"):
-                observed = self.callback()
-                pairs = [(observed, {})] if isinstance(observed, int | float) else list(observed)
-                self._points = [
-                    Point(self._store.clean(build_attributes(attributes)), float(value))
-                    for value, attributes in pairs[: self._store.cardinality_limit]
-                ]
+                points = self._observe()
+            # Not what was there before, where it failed: that is no longer true.
+            self._points = points
         return Family(
             definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE, list(self._points)
         )
+
+    def _observe(self) -> list[Point]:
+        """Ask the callback. Of several values with the same attributes the last one counts."""
+        observed = self.callback()
+        if observed is None or isinstance(observed, SupportsFloat):
+            observed = [(observed, {})]
+        points: dict[object, Point] = {}
+        for value, attributes in observed:
+            number = _number(value)
+            if math.isnan(number) and value == value:
+                if value is not None:
+                    guard.warn_once(f"cells.{self.name}", "Gauge %s was not set to %r.", self.name, value)
+                continue
+            cleaned = self._store.clean(build_attributes(attributes))
+            if len(points) >= self._store.cardinality_limit and identity(cleaned) not in points:
+                self._store.count_overflow(self.name)
+                break
+            points[identity(cleaned)] = Point(cleaned, number)
+        return list(points.values())
 
     def forget(self) -> None:
         """Ask the callback again at the next reading."""

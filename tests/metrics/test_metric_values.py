@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import decimal
+import fractions
 import itertools
 import math
 import subprocess
@@ -96,6 +98,40 @@ def test_many_items_of_a_list_do_not_make_a_long_label(store):
 def test_labels_of_observed_gauges_are_cut(store):
     store.observable_gauge("seen", lambda: [(1.0, {"key": "x" * 1_000})])
     assert families(store)["seen"].points[0].attributes == (("key", "x" * 256),)
+
+
+@pytest.mark.parametrize(
+    ("observed", "expected"),
+    [
+        (decimal.Decimal("1.5"), {(): 1.5}),
+        (fractions.Fraction(1, 4), {(): 0.25}),
+        # The sum over no rows.
+        (None, {}),
+        ([(decimal.Decimal(2), {"k": "a"}), (None, {"k": "b"})], {(("k", "a"),): 2.0}),
+        ([("placed", 3), (4, {"k": "b"})], {(("k", "b"),): 4.0}),
+        # Only one series may have these labels on the page.
+        ([(1, {"k": "a"}), (2, {"k": "a"})], {(("k", "a"),): 2.0}),
+    ],
+)
+def test_what_a_callback_gives(store, observed, expected):
+    store.observable_gauge("seen", lambda: observed)
+    points = families(store)["seen"].points if expected else store.collect()
+    assert {point.attributes: point.value for point in points} == expected
+
+
+def test_a_callback_that_fails_has_no_value_instead_of_its_last_one(store):
+    answers = iter([5])
+    gauge = store.observable_gauge("seen", lambda: next(answers))
+    assert [point.value for point in families(store)["seen"].points] == [5.0]
+    gauge.cache_s = 0.0
+    assert "seen" not in families(store)
+
+
+def test_a_callback_gives_as_many_series_as_an_instrument_may_have(store):
+    store.observable_gauge("seen", lambda: ((1, {"k": number}) for number in itertools.count()))
+    assert len(families(store)["seen"].points) == store.cardinality_limit
+    (counted,) = families(store)["django_otel.cardinality.overflow"].points
+    assert dict(counted.attributes)["django_otel.reason"] == "cardinality_limit"
 
 
 def test_the_length_is_that_of_the_settings(settings, otel_metrics):
