@@ -229,7 +229,7 @@ def _respond(record: RequestRecord, response: HttpResponseBase) -> HttpResponseB
     try:
         if record.rare is not None or observer.set_headers is not None:
             _add_headers(record, response)
-        if _is_whole(type(response)):
+        if type(response) in _whole_kinds or _is_whole(type(response)):
             # The content's parts, which `content` would join.
             chunks: list[bytes] = response._container  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
             size_bytes = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
@@ -249,17 +249,15 @@ def _respond(record: RequestRecord, response: HttpResponseBase) -> HttpResponseB
     return response
 
 
-#: By class of response, whether it is all there in the parts that `HttpResponse` keeps.
-_are_whole: dict[type, bool] = {}
+#: Classes of responses that are all there in the parts that `HttpResponse` keeps.
+_whole_kinds: set[type] = set()
 
 
 def _is_whole(kind: type[HttpResponseBase]) -> bool:
-    found = _are_whole.get(kind)
-    if found is None:
-        found = issubclass(kind, HttpResponse) and kind.__iter__ is HttpResponse.__iter__ and not kind.streaming
-        # Bounded: a project could make classes as it goes.
-        if len(_are_whole) < _MAX_CLASSES:
-            _are_whole[kind] = found
+    found = issubclass(kind, HttpResponse) and kind.__iter__ is HttpResponse.__iter__ and not kind.streaming
+    # Bounded: a project could make classes as it goes.
+    if found and len(_whole_kinds) < _MAX_CLASSES:
+        _whole_kinds.add(kind)
     return found
 
 

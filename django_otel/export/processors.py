@@ -63,6 +63,10 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
         # Two calls per span less where nothing is held back, and no processor of the project's changes spans.
         return self._parts if self._tail is None and not self._projects else (self,)
 
+    def held(self) -> TailBuffer | None:
+        # Every processor with a start of its own sees them as well.
+        return self._tail if not self._starters and not self._projects else None
+
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         for start in self._starters:
             start(span, parent_context)

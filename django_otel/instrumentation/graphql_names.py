@@ -53,10 +53,10 @@ def _note(operation: Any) -> None:
         view = name_view(match, record.method) if match is not None else ""
         if view:
             found[VIEW] = f"{view}.{name}"
-    before = record.made.setdefault(OPERATION, found)
-    if before != found:
-        # Of a batch: what all have in common.
-        record.made[OPERATION] = {key: value for key, value in found.items() if before.get(key) == value}
+    kept = record.keep(OPERATION, found)
+    # Of a batch: what all have in common.
+    for key in [key for key, value in kept.items() if found.get(key) != value]:
+        del kept[key]
 
 
 def _take(name: str) -> str:

@@ -8,7 +8,7 @@ from django_otel.metrics.django_prometheus import MEASURED
 from django_otel.metrics.instruments import Counter, Histogram
 from django_otel.metrics.series import HistogramSeries, Series
 from django_otel.metrics.store import CellStore
-from django_otel.requests.protocols import ResponseLike
+from django_otel.requests.protocols import RequestLike, ResponseLike
 from django_otel.requests.record import RequestRecord
 
 #: As django-prometheus knows them; it calls every other method `<invalid method>`.
@@ -49,12 +49,16 @@ class LegacyRequestMetrics:
         self._ajax = self._open("django_http_ajax_requests_total")
 
     def count(
-        self, record: RequestRecord, response: ResponseLike | None, size_bytes: int | None, duration_s: float
+        self,
+        record: RequestRecord,
+        request: RequestLike,
+        response: ResponseLike | None,
+        size_bytes: int | None,
+        duration_s: float,
     ) -> None:
         """Count a request that has ended; `response` is None when none was produced."""
-        request: Any = record.request
         answer: Any = response
-        match = request.resolver_match
+        match: Any = request.resolver_match
         view = (match.view_name if match is not None else None) or _UNNAMED
         method = request.method if request.method in _METHODS else "<invalid method>"
         status, charset, template = "", "", None

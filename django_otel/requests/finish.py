@@ -70,15 +70,16 @@ class RequestFinisher:
         error: BaseException | None = None,
     ) -> None:
         """End the measurement, once; `response` is None when none was produced. Never raises an `Exception`."""
-        if record.is_finished:
+        request = record.request
+        if request is None:
             return
-        record.is_finished = True
+        # Ended; and nothing holds the request longer than the server does.
+        record.request = None
         ended_s = perf_counter()
         duration_s = ended_s - record.started_s
-        request, request_class, span, rare = record.request, record.request_class, record.span_or_none, record.rare
+        request_class, span, rare = record.request_class, record.span_or_none, record.rare
         is_counted = False
         try:
-            assert request is not None
             if rare is not None:
                 if rare.is_discarded:
                     # Next time from its beginning, so that what middlewares do for it leaves no spans either.
@@ -88,12 +89,15 @@ class RequestFinisher:
             status = response.status_code if response is not None else 0
             match = request.resolver_match
             raw_route = match.route if match is not None else None
-            has_failed = rare is not None or error is not None or status >= 500
-            error_type, exception = _find_failure(rare, status, error) if has_failed else ("", None)
+            if rare is None and error is None and status < 500:
+                error_type, exception = "", None
+            else:
+                error_type, exception = _find_failure(rare, status, error)
             series = request_class.routes.get(raw_route)  # Mostly as the route answered before.
             if series is None or error_type or series.status != status:
                 series = self._metrics.find_route(request_class, raw_route, status, error_type)
-            series = series if self.dimensions is None else self._refine(record, response, series, error_type)
+            if self.dimensions is not None:
+                series = self._refine(record, (request, response), series, error_type)
             own_s = duration_s if record.layers is None and record.view is None else settle(record, ended_s)
             series.finish(record.decisions, duration_s, response_size_bytes, record.queries, own_s, record.view_s)
             is_counted = True
@@ -104,7 +108,7 @@ class RequestFinisher:
             if exception is not None:
                 self._count_exception(exception, series, span, is_failure=bool(error_type))
             if self._legacy is not None:
-                self._legacy.count(record, response, response_size_bytes, duration_s)
+                self._legacy.count(record, request, response, response_size_bytes, duration_s)
             if record.repeats is not None:
                 record.repeats.finish(span, series.label)
             if span is not None and type(span) is not DroppedSpan:
@@ -119,15 +123,19 @@ class RequestFinisher:
         finally:
             if not is_counted:
                 _count_as_ended(record)
-            record.request = record.view = None  # Nothing holds the request longer than the server does.
             if rare is not None:
                 _let_go(record, rare)
 
     def _refine(
-        self, record: RequestRecord, response: ResponseLike | None, series: RouteSeries, error_type: str
+        self,
+        record: RequestRecord,
+        exchange: tuple[RequestLike, ResponseLike | None],
+        series: RouteSeries,
+        error_type: str,
     ) -> RouteSeries:
         """Return the series with the route and the attributes that the project gives; as it is without any."""
         dimensions, rare = self.dimensions, record.rare
+        request, response = exchange
         assert dimensions is not None
         extra: Labels = ()
         route = name = ""
@@ -135,8 +143,7 @@ class RequestFinisher:
             extra = dimensions.label_all(rare.metric_attributes)
         if self._name_route is not None and response is not None:
             with guard.contained("REQUEST.ROUTE"):
-                assert record.request is not None
-                name = check_route(self._name_route(record.request, response))
+                name = check_route(self._name_route(request, response))
         if name:
             route = dimensions.label(ROUTE, name)
         if not route and not extra:
@@ -153,6 +160,8 @@ class RequestFinisher:
             recording.report(exception, series.label, span)
 
     def _finish_span(self, record: RequestRecord, span: trace.Span, ended_s: float, end: _End) -> None:
+        if type(span) is RecordedSpan and self._is_forgotten(record, span, ended_s - record.started_s, end):
+            return
         if self._exemplars:
             ids = span.get_span_context()
             if ids.trace_flags & 1:
@@ -161,6 +170,20 @@ class RequestFinisher:
             self._describe(record, span, ended_s, end)
         if record.rare is None or not record.rare.is_joined:
             span.end()
+
+    def _is_forgotten(self, record: RequestRecord, span: RecordedSpan, duration_s: float, end: _End) -> bool:
+        """Whether the span was held back and the request ended as nothing is kept for: then it is forgotten here.
+
+        It need not be described first. `REQUEST.ENRICH` may still make a failure of it.
+        """
+        shared = record.observer.shared
+        held = shared.held if shared is not None else None
+        if held is None or self._enrich is not None or end[4] or record.is_joined or not span.is_recording():
+            return False
+        if span.get_span_context().trace_flags & 1 or span.root is not span or not held.passes(span, duration_s):
+            return False
+        span.forget(held)
+        return True
 
     def _describe(self, record: RequestRecord, span: trace.Span, ended_s: float, end: _End) -> None:
         """Say in the span what the request came to."""
@@ -178,7 +201,7 @@ class RequestFinisher:
                 attributes = {**attributes, "url.path": scrubbed}
         if self.times_layers:
             attributes = {**attributes, **layer_attributes(record, ended_s)}
-        if self._has_more or record.spans > self._most_spans or OPERATION in record.made:
+        if self._has_more or record.spans > self._most_spans or record.find_kept(OPERATION):
             attributes = {**attributes, **self._find_more(record, request, response)}
         if not is_joined:
             if exception is not None:
@@ -201,7 +224,7 @@ class RequestFinisher:
 
     def _find_more(self, record: RequestRecord, request: RequestLike, response: ResponseLike | None) -> Attributes:
         """Attributes of this request alone."""
-        more: Attributes = dict(record.made.get(OPERATION, ()))
+        more: Attributes = dict(record.find_kept(OPERATION) or ())
         if record.spans > self._most_spans:
             more[SPANS_DROPPED] = record.spans - self._most_spans
         if self._user_attributes is not None:
@@ -221,6 +244,7 @@ _End = tuple[RequestLike, ResponseLike | None, RouteSeries, MatchLike | None, st
 
 def _count_as_ended(record: RequestRecord) -> None:
     """Count a request of which nothing else is known."""
+    record.view = None
     record.request_class.active.add(-1.0)
     if record.decisions is not None:
         record.decisions.add(1.0)

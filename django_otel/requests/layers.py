@@ -62,7 +62,7 @@ def enter(record: RequestRecord | None, layer: int, now_s: float) -> Layers | No
     opened = record.layers
     if opened is None:
         # Of two threads that come at once both get the same.
-        opened = record.layers = record.made.setdefault("layers", Layers())
+        opened = record.layers = record.keep("layers", Layers())
     # Not interrupted from here.
     opened.open[layer] += 1
     active = opened.active

@@ -28,7 +28,6 @@ from django_otel.requests.queue_time import QueueTime
 from django_otel.requests.record import REQUEST_KEY, RequestRecord
 from django_otel.requests.series import RequestClass, RequestMetrics
 from django_otel.requests.start import SpanStarter, inbound_keys
-from django_otel.sampling.effective import RuleOutcome
 from django_otel.tracing.spans import Shared
 
 _MAX_LEARNED_PATHS = 64
@@ -129,12 +128,10 @@ class Observer(RequestFinisher):
                 self._queue_time.observe(meta)
             # Not at the end, when the request has grown and is slow to ask.
             record.content_length = meta.get("CONTENT_LENGTH")
-            record.made = {}
             record.queries = 0
             record.spans = 1
             record.rare = record.decisions = record.repeats = record.layers = record.view = None
             record.view_s = 0.0
-            record.is_finished = False
             if self._static_prefixes and path.startswith(self._static_prefixes):
                 current = self.starter.start_nothing(context, record)
             else:
@@ -150,28 +147,25 @@ class Observer(RequestFinisher):
 
     def _start(self, context: Context, record: RequestRecord, request: RequestLike, meta: Mapping[str, str]) -> Context:
         """Start the request's span, and return what is to be current with it."""
-        shared, sampler = self.shared, self.sampler
+        shared = self.shared
         if (
             shared is None
-            or sampler is None
             or shared.is_sdk_path
             or context
-            or sampler.on_first is not None
             or self._inbound_key in meta
             or self._inbound_key_too in meta
             or (self._inbound_keys_left is not None and not meta.keys().isdisjoint(self._inbound_keys_left))
         ):
             return self.starter.start(context, record, request, meta)
         # The usual case: nothing is current yet, no service has called us, and a ratio or a path decides.
-        policy = sampler.effective
-        if not policy.is_steady:
-            policy = sampler.policy
-        outcome: RuleOutcome | None = policy.default_outcome
-        if policy.has_rules:
-            outcome = policy.outcome(record.request_class.method, request.path_info)
+        policy = shared.sampler.effective
+        outcome = policy.usual
         if outcome is None:
-            # It depends on the route, which Django has yet to find.
-            return self.starter.start(context, record, request, meta)
+            policy = shared.sampler.policy
+            outcome = policy.outcome(record.request_class.method, request.path_info)
+            if outcome is None:
+                # It depends on the route, which Django has yet to find.
+                return self.starter.start(context, record, request, meta)
         if outcome.is_never:
             record.decisions = outcome.dropped.opened or outcome.dropped.series()
             record.span_or_none = record.low_bits = None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: Where a context holds its request, beside the span: a variable of its own would cost more.
 REQUEST_KEY = create_key("django_otel-request")
-#: In `RequestRecord.made`: attributes of the request's span that name the GraphQL operation.
+#: For `RequestRecord.keep`: attributes of the request's span that name the GraphQL operation.
 OPERATION = "operation"
 _NO_IDS = (0, 0)
 
@@ -63,7 +63,7 @@ class RequestRecord(Context):
 
     # Without `__init__` and defaults in the class: docs/decisions/hot-path.md.
     __slots__ = (
-        "content_length", "context_token", "decisions", "is_finished", "layers", "low_bits", "made", "observer",
+        "content_length", "context_token", "decisions", "layers", "low_bits", "observer",
         "queries", "rare", "repeats", "request", "request_class", "span_or_none", "spans", "started_s", "view",
         "view_from_s", "view_s",
     )  # fmt: skip
@@ -75,13 +75,10 @@ class RequestRecord(Context):
     span_or_none: trace.Span | None
     #: Of that one's trace id, if it was decided by them.
     low_bits: int | None
-    #: What is made once, at its first use: "span", the span that is not recorded, "layers", and `OPERATION`.
-    made: dict[str, Any]
     started_s: float
     queries: int
     #: Spans recorded in this request, for LIMITS.SPANS_PER_TRACE.
     spans: int
-    is_finished: bool
     #: The header as it came, or None.
     content_length: str | None
     #: The counter's series of how it was decided, where that is counted with all else at the end of the request.
@@ -115,8 +112,24 @@ class RequestRecord(Context):
             dropped = DroppedSpan()
             dropped.shared, dropped.low_bits, dropped.below = self.observer.shared, self.low_bits, None
             # Of two threads that ask at once both see the same.
-            found = self.span_or_none = self.made.setdefault("span", dropped)
+            found = self.span_or_none = self.keep("span", dropped)
         return found
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the request has ended."""
+        return self.request is None
+
+    def keep(self, key: str, value: Any) -> Any:
+        """Keep what is made at its first use, in the dict that a context is; of two threads the first one's is kept.
+
+        Kept are "span", the span that is not recorded, "layers", and `OPERATION`. The context itself does not show it.
+        """
+        return dict.setdefault(self, key, value)
+
+    def find_kept(self, key: str) -> Any:
+        """What `keep` has kept, or None."""
+        return dict.get(self, key)
 
     @property
     def body_bytes(self) -> float | None:

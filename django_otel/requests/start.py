@@ -68,7 +68,9 @@ class SpanStarter:
         #: Where the request path may start spans by itself: our own tracer under our own sampler, and no links that
         #: force a trace; else None. An observer is built again when one of them changes.
         is_own = options.makes_spans and options.sampler is not None and options.find_force_token is None
-        self.own_tracer: Tracer | None = found if type(found) is Tracer and is_own else None
+        self.own_tracer: Tracer | None = None
+        if is_own and type(found) is Tracer and found.shared.sampler is options.sampler:
+            self.own_tracer = found
         self._trust = config.propagation.trust_inbound
         #: META keys of the propagation formats: without any of them there is nothing to extract.
         self._inbound_keys = inbound_keys(propagator)

@@ -99,6 +99,7 @@ class EffectivePolicy:
         "since_s",
         "source",
         "until_s",
+        "usual",
         "version",
     )  # fmt: skip
 
@@ -140,6 +141,8 @@ class EffectivePolicy:
         self.limiter = limiter
         #: Whether nothing but the request decides: neither the clock nor a limit; set when all is put together.
         self.is_steady = False
+        #: Where every request is led, where this is steady and there are no rules; else None.
+        self.usual: RuleOutcome | None = None
         # One that is whole is all there is.
         self._expects_views = expects_views and not (upper is not None and upper.is_whole)
         #: Whether spans are held back until it is known how their trace ends.

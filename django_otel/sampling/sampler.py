@@ -127,6 +127,7 @@ class LiveSampler(Sampler):
             self._limiter = Limiter(built.max_per_second, self._processes, self._clock)
         built.limiter = self._limiter
         built.is_steady = built.limiter is None and not built.is_timed
+        built.usual = built.default_outcome if built.is_steady and not built.has_rules else None
         if self.on_compose is not None:
             self.on_compose(built)
         self.effective = built

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -16,6 +16,9 @@ from django_otel.sampling.sampler import LiveSampler
 from django_otel.tracing.ids import OwnRandomIdGenerator
 from django_otel.tracing.spans import RecordedSpan, Shared
 from django_otel.tracing.tracer import Tracer
+
+if TYPE_CHECKING:
+    from django_otel.tracing.tail import TailBuffer
 
 _MAX_TRACERS = 1000
 
@@ -40,6 +43,10 @@ class Distributor(SpanProcessor):
     def targets(self) -> tuple[SpanProcessor, ...]:
         """Where spans go that are given to this processor: they are given there straight away."""
         raise NotImplementedError
+
+    def held(self) -> TailBuffer | None:
+        """Where spans wait that are recorded and not sampled, if nothing else sees these; else None."""
+        return None
 
     def changed(self) -> None:
         """Say that `targets` has changed."""
@@ -108,6 +115,9 @@ class OwnTracerProvider(sdk_compat.WatchedTracerProvider):
             part.on_end
             for part in parts
             if not isinstance(part, Taker) and not does_nothing(part.on_end, SpanProcessor.on_end)
+        )
+        shared.held = (
+            self._added[0].held() if len(self._added) == 1 and isinstance(self._added[0], Distributor) else None
         )
         shared.is_sdk_path = (
             self.is_configured

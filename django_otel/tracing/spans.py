@@ -52,6 +52,8 @@ from django_otel.tracing.span_fields import SpanFields
 if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes, AttributeValue
 
+    from django_otel.tracing.tail import TailBuffer
+
 
 #: The SDK's own, so that its warnings are found, and silenced, in one place.
 _logger = logging.getLogger("opentelemetry.sdk.trace")
@@ -69,7 +71,8 @@ class Shared:
     """State shared by all tracers and spans of a provider; its attributes change with the settings."""
 
     __slots__ = (
-        "enders", "ids", "is_sdk_path", "limits", "resource", "sampler", "scrub", "starters", "takers", "withdrawers",
+        "enders", "held", "ids", "is_sdk_path", "limits", "resource", "sampler", "scrub", "starters", "takers",
+        "withdrawers",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +94,8 @@ class Shared:
         self.enders: tuple[Any, ...] = ()
         self.takers: tuple[Any, ...] = ()
         self.withdrawers: tuple[Any, ...] = ()
+        #: Where spans wait that are recorded and not sampled, if nothing else sees them; else None.
+        self.held: TailBuffer | None = None
         self.is_sdk_path = False
 
 
@@ -374,6 +379,12 @@ class RecordedSpan(SpanFields):
             span = self.readable_span()
             for on_end in shared.enders:
                 on_end(span)
+
+    def forget(self, held: TailBuffer) -> None:
+        """End this span, a local root of which nothing is kept, and let go of the spans inside it."""
+        self._is_discarded = True
+        self._end_time = time_ns()
+        held.withdraw(self)
 
     def discard(self) -> None:
         """Drop this span, a local root, and all spans inside it, as far as they have not been exported."""

@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanContext, StatusCode, TraceFlags
 from django_otel.base.sdk_compat import context_of, outcome_of, parent_of, rebuild_span, span_id_of
 from django_otel.sampling.decision import REASON, WEIGHT
 from django_otel.sampling.effective import EffectivePolicy
-from django_otel.tracing.spans import UNSET, to_readable
+from django_otel.tracing.spans import UNSET, RecordedSpan, to_readable
 
 _NANOSECONDS_PER_S = 1_000_000_000
 
@@ -94,6 +94,11 @@ class TailBuffer:
             for span_id in list(owner.ids):
                 self._owners.pop(span_id, None)
             owner.ended = []
+
+    def passes(self, root: RecordedSpan, duration_s: float) -> bool:
+        """Whether nothing of the trace of `root`, which ends now after so many seconds, is kept."""
+        slow_s = self._policy().keep_slow_s
+        return root.status is UNSET and (slow_s is None or duration_s < slow_s)
 
     def __len__(self) -> int:
         """How many spans are held."""

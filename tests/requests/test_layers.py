@@ -536,7 +536,7 @@ def test_any_overlap_gives_each_moment_to_the_innermost_layer(spans, end):
     events = sorted(
         [(begin, 1, layer) for layer, begin, _ in intervals] + [(stop, 0, layer) for layer, _, stop in intervals]
     )
-    record = SimpleNamespace(layers=None, made={})
+    record = SimpleNamespace(layers=None, keep=lambda key, value: value)
     found = layers.enter(record, layers.TEMPLATE, 0.0)
     with mock.patch.object(layers, "perf_counter", lambda: 0.0):
         layers.leave(found, layers.TEMPLATE)

@@ -52,6 +52,22 @@ def stream(request):
     return StreamingHttpResponse(produce())
 
 
+SEEN = []
+
+
+def see(request, status):
+    """Sets the status of its request's span, which it keeps."""
+    span = trace.get_current_span()
+    SEEN.append(span)
+    if status:
+        span.set_status(StatusCode[status])
+    return HttpResponse()
+
+
+def fail(span, request, response):
+    span.set_status(StatusCode.ERROR)
+
+
 LATE = []
 
 
@@ -79,6 +95,8 @@ urlpatterns = [
     path("async/<str:outcome>/", async_work),
     path("stream/", stream),
     path("late/", late),
+    path("see/<str:status>/", see),
+    path("see/", see, {"status": ""}),
     path("hello/", views.hello),
 ]
 
@@ -217,6 +235,33 @@ def test_a_recorded_error_that_would_have_been_kept_anyway_stands_for_itself_alo
     assert {span.attributes["sampling.weight"] for span in errors} == {1.0}
     assert {span.attributes.get("sampling.reason") for span in errors} == {None, "error"}
     assert {span.attributes["sampling.weight"] for span in roots if span not in errors} == {2.0}
+
+
+def test_a_request_of_which_nothing_is_kept_ends_its_span_without_describing_it(client, otel_spans):
+    with sampling(KEEP_ERRORS=True, KEEP_SLOW_S=3600):
+        client.get("/see/")
+        assert len(runtime.current().traces.tail) == 0
+    span = SEEN.pop()
+    assert not span.is_recording()
+    assert span.is_discarded
+    assert "http.route" not in span.attributes
+    assert list(otel_spans) == []
+
+
+@pytest.mark.parametrize(("status", "arrives"), [("ERROR", True), ("OK", False)])
+def test_the_status_that_a_view_gives_its_span_decides_as_well(client, otel_spans, status, arrives):
+    with sampling(KEEP_ERRORS=True):
+        client.get(f"/see/{status}/")
+    SEEN.clear()
+    assert [span.attributes["http.route"] for span in otel_spans] == ["/see/<str:status>/"] * arrives
+
+
+def test_the_projects_function_may_make_a_failure_of_a_request(client, otel_spans):
+    otel = {"SAMPLING": {"RATIO": 0.0, "KEEP_ERRORS": True}, "REQUEST": {"ENRICH": f"{__name__}.fail"}}
+    with override_settings(OTEL=otel):
+        client.get("/see/")
+    SEEN.clear()
+    assert [span.attributes["sampling.reason"] for span in otel_spans] == ["error"]
 
 
 @pytest.mark.parametrize("status", [200, 500])
