@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import fcntl
@@ -13,7 +12,6 @@ import functools
 import gzip
 import http.client
 import http.server
-import json
 import os
 import secrets
 import shutil
@@ -35,7 +33,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.forks import ROOT, fork_program, run_django, run_python, server_env
+
+__all__ = ["run_django", "run_python"]
 
 
 def missing(what: str) -> None:
@@ -183,9 +183,12 @@ def start_valkey_process(package: Any, port: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(command: list[str], env: dict[str, str] | None = None, log: Path | None = None) -> Iterator[Any]:
-    """A process in its own group, stopped at the end: TERM, then KILL."""
+    """A process in its own group, stopped at the end: TERM, then KILL.
+
+    A Python program is forked from a process that has imported Django and the program.
+    """
     output = log.open("wb") if log is not None else subprocess.DEVNULL
-    process = subprocess.Popen(
+    process = fork_program(command, env, log) or subprocess.Popen(
         command,
         cwd=ROOT,
         env=env,
@@ -205,57 +208,6 @@ def running(command: list[str], env: dict[str, str] | None = None, log: Path | N
                 break
         if log is not None:
             output.close()
-
-
-#: Processes of `tests.shell` that wait for code.
-_idle_shells: list[Any] = []
-
-
-def run_python(
-    code: str,
-    env: dict[str, str],
-    *,
-    argv: tuple[str, ...] = ("-c",),
-    cwd: Path = ROOT,
-    timeout_s: int = 120,
-    check: bool = True,
-) -> subprocess.CompletedProcess[str]:
-    """Run code as `python -c` does, in a process of its own, forked from one that has imported Django.
-
-    For what tests do beside the process that they are about; `check` is that of `subprocess.run`.
-    """
-    try:
-        shell = _idle_shells.pop()
-    except IndexError:
-        shell = subprocess.Popen(
-            [sys.executable, "-m", "tests.shell"],
-            cwd=ROOT, env=server_env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        atexit.register(_end_shell, shell, os.getpid())
-    with tempfile.NamedTemporaryFile("r") as output, tempfile.NamedTemporaryFile("r") as errors:
-        request = {"code": code, "env": env, "argv": argv, "timeout_s": timeout_s}
-        request |= {"stdout": output.name, "stderr": errors.name, "cwd": str(cwd)}
-        shell.stdin.write(json.dumps(request).encode() + b"\n")
-        shell.stdin.flush()
-        done = subprocess.CompletedProcess(code, int(shell.stdout.readline()), output.read(), errors.read())
-    _idle_shells.append(shell)
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
-
-
-def run_django(
-    env: dict[str, str], *arguments: str, timeout_s: int = 120, check: bool = True
-) -> subprocess.CompletedProcess[str]:
-    """Run a management command in such a process."""
-    code = "from django.core.management import execute_from_command_line; execute_from_command_line()"
-    return run_python(code, env, argv=("manage.py", *arguments), timeout_s=timeout_s, check=check)
-
-
-def _end_shell(shell: Any, owner: int) -> None:
-    # A fork of this process has the handler as well.
-    if os.getpid() == owner:
-        shell.communicate()
 
 
 @dataclass
@@ -324,14 +276,6 @@ def server_command(kind: str, port: int, workers: int = 1, *extra: str) -> list[
         sys.executable, "-m", "uvicorn", "tests.asgi:application", "--host", "127.0.0.1", "--port", str(port),
         "--workers", str(workers), "--log-level", "info", *extra,
     ]  # fmt: skip
-
-
-def server_env(otel: dict[str, Any] | None = None, **extra: str) -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    env.update({"DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": str(ROOT), **extra})
-    if otel is not None:
-        env["TEST_OTEL"] = json.dumps(otel)
-    return env
 
 
 @contextlib.contextmanager

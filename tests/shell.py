@@ -1,19 +1,24 @@
-"""Processes that run Python code, forked from one that has imported Django already.
+"""Processes that run Python code or a program, forked from one that has imported Django already.
 
-See `services.run_python` and `services.run_django`.
+See `services.run_python`, `services.run_django` and `services.running`. Arguments are further modules to import.
 
-Reads requests from the standard input, a JSON object in each line; answers with the exit code of each.
+Reads requests from the standard input, a JSON object in each line. Answers with the exit code of each; for a request
+with a "module" at once, with the id of a process that belongs to the process of the tests.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
 import os
+import runpy
 import signal
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 #: What takes long to import and reads no settings; nothing of django_otel, whose imports some of the code is about.
@@ -41,44 +46,81 @@ PRELOADED = (
 )
 
 
-def wait_for_code() -> dict[str, Any]:
+def wait_for_request() -> dict[str, Any]:
     """Return a request, in a process forked for it."""
     for line in sys.stdin.buffer:
+        request = json.loads(line)
+        readable, writable = os.pipe()
         pid = os.fork()
         if pid == 0:
-            return json.loads(line)
+            os.close(readable)
+            if "module" in request:
+                leave_to_the_tests(writable)
+            os.close(writable)
+            return request
+        os.close(writable)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if "module" in request:
+            with os.fdopen(readable) as answer:
+                code = int(answer.read())
+        else:
+            os.close(readable)
         os.write(1, f"{code}\n".encode())
     sys.exit()
+
+
+def leave_to_the_tests(answer: int) -> None:
+    """Go on in a process and group of its own, and write its id; the tests adopt it when this one ends."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    os.write(answer, str(os.getpid()).encode())
 
 
 def enter(request: dict[str, Any]) -> None:
     """Make this process what a new one would be."""
     os.environ.clear()
     os.environ.update(request["env"])
-    signal.alarm(request["timeout_s"])
+    time.tzset()
+    signal.alarm(request.get("timeout_s", 0))
     for number, path in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
-        file = os.open(path, os.O_RDWR)
+        file = os.open(path, os.O_RDWR | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
     sys.stdin = open(0)
     os.chdir(request["cwd"])
     sys.argv = request["argv"]
-    sys.path[0] = ""
+    wanted = [path for path in request["env"].get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:] = [request.get("first_path", ""), *wanted, *(path for path in sys.path[1:] if path not in wanted)]
+    if "command" in request:
+        sys.orig_argv = request["command"]
+        name_process(request["command"])
 
 
-def main() -> str:
-    """Return code to run, in a process of its own."""
-    for name in PRELOADED:
+def name_process(command: list[str]) -> None:
+    """Let the system show this command as that of this process, as far as the room for its own reaches."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    begin, end = int(fields[45]), int(fields[46])
+    text = b"\0".join(word.encode() for word in command)[: end - begin - 1]
+    ctypes.memmove(begin, text.ljust(end - begin, b"\0"), end - begin)
+
+
+def main() -> dict[str, Any]:
+    """Return a request, in a process of its own."""
+    for name in (*PRELOADED, *(name for name in sys.argv[1:] if name.strip())):
         # A version of Django may lack one.
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.freeze()
-    request = wait_for_code()
+    request = wait_for_request()
     enter(request)
-    return request["code"]
+    return request
 
 
 if __name__ == "__main__":
     # At the level of the module, so that the process ends as any other does.
-    exec(compile(main(), "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+    _request = main()
+    if "module" in _request:
+        runpy.run_module(_request["module"], run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(_request["code"], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
