@@ -27,6 +27,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _idle_shells: dict[Any, list[Any]] = {}
 #: What `running()` forks: `python -m` with one of these, and what the shell imports beforehand for it.
 _FORKED_PROGRAMS: dict[str, tuple[str, ...]] = {
+    "celery": ("celery.bin.celery", "celery.bin.worker"),
     "django": (),
     "gunicorn": (
         "gunicorn.app.wsgiapp", "gunicorn.glogging", "gunicorn.workers.sync", "gunicorn.workers.gthread",
@@ -76,19 +77,21 @@ def run_python(
     cwd: Path = ROOT,
     timeout_s: int = 120,
     check: bool = True,
+    modules: tuple[str, ...] = (),
+    first_path: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Run code as `python -c` does, in a process of its own, forked from one that has imported Django.
+    """Run code as `python -c` does, in a process of its own, forked from one that has imported Django and `modules`.
 
     For what tests do beside the process that they are about; `check` is that of `subprocess.run`.
     """
     with (
-        _borrow_shell(env) as shell,
+        _borrow_shell(env, *modules) as shell,
         tempfile.NamedTemporaryFile("r") as output,
         tempfile.NamedTemporaryFile("r") as errors,
     ):
         code_of_exit = _ask(
             shell, code=code, env=env, argv=argv, timeout_s=timeout_s, cwd=str(cwd),
-            stdout=output.name, stderr=errors.name,
+            stdout=output.name, stderr=errors.name, first_path=first_path,
         )  # fmt: skip
         done = subprocess.CompletedProcess(code, code_of_exit, output.read(), errors.read())
     if check:
@@ -96,7 +99,34 @@ def run_python(
     return done
 
 
-def fork_program(command: list[str], env: dict[str, str] | None, log: Path | None) -> ForkedProgram | None:
+def run_program(
+    command: list[str], env: dict[str, str], *, cwd: Path = ROOT, timeout_s: int = 120, check: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -c`, `python -m` or `python FILE` in such a process; -W before them is understood as well."""
+    program, *words = command
+    assert program == sys.executable, command
+    code = ""
+    while words[0] == "-W":
+        code += f"import sys, warnings; warnings.simplefilter({words[1]!r}); sys.warnoptions.append({words[1]!r})\n"
+        words = words[2:]
+    first_path = ""
+    if words[0] == "-c":
+        code += words.pop(1)
+    elif words[0] == "-m":
+        first_path = str(cwd)
+        words.pop(0)
+        code += f"import runpy; runpy.run_module({words[0]!r}, run_name='__main__', alter_sys=True)"
+    else:
+        first_path = str((cwd / words[0]).parent)
+        code += f"import runpy; runpy.run_path({words[0]!r}, run_name='__main__')"
+    return run_python(
+        code, env, argv=tuple(words), cwd=cwd, timeout_s=timeout_s, check=check, first_path=first_path
+    )  # fmt: skip
+
+
+def fork_program(
+    command: list[str], env: dict[str, str] | None, log: Path | None, cwd: Path = ROOT
+) -> ForkedProgram | None:
     """Start this command by a fork; None where that would not be the same, and on other systems than Linux."""
     if sys.platform != "linux" or env is None or command[:2] != [sys.executable, "-m"]:
         return None
@@ -109,8 +139,8 @@ def fork_program(command: list[str], env: dict[str, str] | None, log: Path | Non
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
             pid = _ask(
-                shell, module=command[2], command=command, argv=["-m", *command[3:]], env=env, cwd=str(ROOT),
-                first_path=str(ROOT), stdout=str(log or os.devnull), stderr=str(log or os.devnull),
+                shell, module=command[2], command=command, argv=["-m", *command[3:]], env=env, cwd=str(cwd),
+                first_path=str(cwd), stdout=str(log or os.devnull), stderr=str(log or os.devnull),
             )  # fmt: skip
         finally:
             libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)

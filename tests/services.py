@@ -33,9 +33,9 @@ from typing import Any
 
 import pytest
 
-from tests.forks import ROOT, fork_program, run_django, run_python, server_env
+from tests.forks import ROOT, fork_program, run_django, run_program, run_python, server_env
 
-__all__ = ["run_django", "run_python"]
+__all__ = ["fork_program", "run_django", "run_program", "run_python"]
 
 
 def missing(what: str) -> None:

@@ -18,6 +18,7 @@ import runpy
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -123,4 +124,5 @@ if __name__ == "__main__":
     if "module" in _request:
         runpy.run_module(_request["module"], run_name="__main__", alter_sys=True)
     else:
-        exec(compile(_request["code"], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        _own, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+        exec(compile(_request["code"], "<string>", "exec"), vars(sys.modules["__main__"]))

@@ -27,7 +27,7 @@ IS_LONG = os.environ.get("DJANGO_OTEL_LONG") in ("1", "all")
 SLOW_WORDS = frozenset(
     "subprocess playwright multiprocessing fork serve running server_command start_postgres start_valkey "
     "start_valkey_process start_rotel run_python new_database start_databases postgres postgres_database valkey_url "
-    "rotel pytester run_django".split()
+    "rotel pytester run_django run_program fork_program".split()
 )
 #: Finds them in the text, and imports from other files of the tests: a file without both is quick unread.
 _HINT = re.compile(rf"\b(?:{'|'.join(sorted(SLOW_WORDS))})\b|^ *from tests\b(?! import services$)", re.MULTILINE)

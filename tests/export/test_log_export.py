@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import textwrap
 
@@ -51,21 +50,16 @@ def is_attached():
 """
 
 
-def run(code: str, endpoint: str, *, timeout_s: float = 60, logs: dict | None = None, **options):
+def run(code: str, endpoint: str, *, timeout_s: int = 60, logs: dict | None = None, **options):
     """Run `code` in a new process after the preamble; its result, with what it printed."""
     otel = {
         "SERVICE_NAME": "shop",
         "LOGS": {"EXPORTERS": ["otlp"], "ENDPOINT": endpoint, **(logs or {})},
         "TRACES": {"EXPORTERS": ["otlp"], "ENDPOINT": endpoint, "BATCH": {"DELAY_S": 0.2}},
     }
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", PREAMBLE + textwrap.dedent(code), json.dumps({"OTEL": otel, **options})],
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        env=services.server_env(),
-        cwd=services.ROOT,
-    )
+    code = PREAMBLE + textwrap.dedent(code)
+    command = [sys.executable, "-W", "error", "-c", code, json.dumps({"OTEL": otel, **options})]
+    return services.run_program(command, services.server_env(), timeout_s=timeout_s)
 
 
 def bodies(receiver) -> list[str]:

@@ -103,18 +103,13 @@ ENDS = {
 }
 
 
-def run(end: str, settings: dict, tmp_path, timeout_s: float = 60) -> None:
+def run(end: str, settings: dict, tmp_path, timeout_s: int = 60) -> None:
     code = (
         "import logging, os, signal, threading, django\ndjango.setup()\nimport django_otel\n"
         'with django_otel.span("send mail", number=1):\n    pass\n'
     )
-    subprocess.run(
-        [sys.executable, "-c", code + textwrap.dedent(end)],
-        env=services.server_env(settings, TEST_SQLITE=str(tmp_path / "db.sqlite3")),
-        cwd=services.ROOT,
-        timeout=timeout_s,
-        check=False,
-    )
+    env = services.server_env(settings, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
+    services.run_python(code + textwrap.dedent(end), env, timeout_s=timeout_s, check=False)
 
 
 @pytest.mark.parametrize("name", ENDS)

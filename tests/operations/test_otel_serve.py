@@ -44,14 +44,7 @@ def command(*arguments):
 
 
 def run(otel, *arguments):
-    return subprocess.run(
-        command(*arguments),
-        cwd=services.ROOT,
-        env=services.server_env(otel),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return services.run_program(command(*arguments), services.server_env(otel))
 
 
 @contextlib.contextmanager

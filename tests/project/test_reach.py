@@ -192,17 +192,11 @@ def test_a_new_process_decides_nothing_before_it_knows_the_policy(tmp_path):
             assert server.log.count("Booting worker") >= 6
         code = "import django_otel\nwith django_otel.span('first'): pass\ndjango_otel.flush(5)"
         env = services.server_env(otel, **host.env)
-        subprocess.run(
-            [sys.executable, "-c", "import django; django.setup()\n" + code],
-            cwd=services.ROOT, env=env, check=True, timeout=60,
-        )  # fmt: skip
+        services.run_python("import django; django.setup()\n" + code, env)
         assert receiver.spans() == []
         # The same command would have sent one.
         host.save("SamplingPolicy.objects.update(ratio=1.0); SamplingPolicy.objects.get().save()")
-        subprocess.run(
-            [sys.executable, "-c", "import django; django.setup()\n" + code],
-            cwd=services.ROOT, env=env, check=True, timeout=60,
-        )  # fmt: skip
+        services.run_python("import django; django.setup()\n" + code, env)
         assert [span.name for _, span in receiver.spans()] == ["first"]
 
 

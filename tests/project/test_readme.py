@@ -140,10 +140,8 @@ class Project:
         return {**kept, **USERS_VARIABLES, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "NO_COLOR": "1", **more}
 
     def run(self, *arguments: str, status: int | None = 0, **environ: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.folder, env=self.environ(**environ), capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
+        command = [sys.executable, *arguments]
+        done = services.run_program(command, self.environ(**environ), cwd=self.folder, timeout_s=180)
         assert status is None or done.returncode == status, done.stdout + done.stderr
         return done
 
@@ -163,11 +161,10 @@ class Project:
             log.open("wb") as output,
         ):
             patch.chdir(self.folder)
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=self.folder, env=self.environ(**environ), stdout=output, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            words, env = [sys.executable, *command], self.environ(**environ)
+            process = services.fork_program(words, env, log, self.folder) or subprocess.Popen(
+                words, cwd=self.folder, env=env, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
             try:
                 services.wait_until(
                     lambda: services.is_listening(port) or process.poll() is not None, 30, f"{command}\n"

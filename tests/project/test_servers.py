@@ -136,10 +136,7 @@ def test_a_dead_collector_delays_the_exit_by_no_more_than_the_budget(target):
             "with django_otel.span('work'): logging.getLogger('shop').error('something')\n"
             "django_otel.counter('c').add(1)\n"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=services.ROOT, env=services.server_env(otel), timeout=200,
-            capture_output=True, text=True,
-        )  # fmt: skip
+        done = services.run_python(code, services.server_env(otel), timeout_s=200, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -165,14 +162,7 @@ def test_a_skipped_command_exports_nothing_and_waits_for_nobody(command, receive
     script = tmp_path / "manage.py"
     script.write_text("import sys\nfrom django.core.management import execute_from_command_line\n"
                       "execute_from_command_line(sys.argv)\n")  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(script), command],
-        cwd=services.ROOT,
-        env=environment,
-        timeout=60,
-        capture_output=True,
-        text=True,
-    )
+    done = services.run_program([sys.executable, str(script), command], environment)
     assert done.returncode == 0, done.stderr
     assert not receiver.requests
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from django_otel.testing import HistogramDelta, SpanTree, override_sampling
-from tests import sizes
+from tests import services, sizes
 
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).resolve().parents[2]
+#: What takes long to import beforehand: no plugin, whose assertions pytest rewrites when it imports it.
+PRELOADED = ("pytest", "django.test.client", "django.test.testcases")
 
 SETTINGS = """
 SECRET_KEY = "x"
@@ -78,7 +81,19 @@ def run(project, *arguments: str):
     # As an installed plugin where the package is installed, by its name where it is only on the path.
     is_installed = bool(importlib.metadata.entry_points(group="pytest11", name="django_otel.testing"))
     loading = () if is_installed else ("-p", "django_otel.testing")
-    return project.runpytest_subprocess("-p", "no:cacheprovider", *loading, *arguments)
+    return run_pytest(project, *loading, *arguments)
+
+
+def run_pytest(project, *arguments: str) -> pytest.RunResult:
+    """Run pytest over the project in a process of its own."""
+    code = "import sys, pytest; sys.exit(pytest.main())"
+    # Both take longer to import than most of these projects to run.
+    order = () if "randomly" in arguments else ("-p", "no:randomly")
+    command = ("pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *order, *arguments)
+    done = services.run_python(code, dict(os.environ), argv=command, cwd=project.path, check=False, modules=PRELOADED)
+    # Shown where the test fails.
+    print(done.stdout, done.stderr, file=sys.stderr)
+    return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), 0)
 
 
 def test_the_fixtures_show_what_a_request_did(project):
@@ -225,7 +240,7 @@ def test_nothing_is_exported_and_no_export_thread_runs(project):
             assert [thread.name for thread in threading.enumerate()] == ["MainThread"]
         """
     )
-    result = run(project, "-p", "no:randomly", "-p", "no:xdist")
+    result = run(project, "-p", "no:xdist")
     result.assert_outcomes(passed=2)
 
 
@@ -274,7 +289,7 @@ def test_override_sampling_as_a_block_and_as_a_decorator(project):
             assert len(otel_spans) == 1
         """
     )
-    run(project, "-p", "no:randomly").assert_outcomes(passed=5)
+    run(project).assert_outcomes(passed=5)
 
 
 def test_it_works_for_unittest_classes(project):
@@ -341,7 +356,7 @@ def test_metrics_of_the_sdk_and_gauges_are_seen(project):
             assert "queue.length" in otel_metrics.names()
         """
     )
-    run(project, "-p", "no:randomly").assert_outcomes(passed=4)
+    run(project).assert_outcomes(passed=4)
 
 
 @pytest.mark.parametrize("how", sizes.few(["p", "conftest"], 2))
@@ -350,7 +365,7 @@ def test_it_can_be_named_beside_its_entry_point(project, how):
         project.makeconftest("pytest_plugins = ['django_otel.testing']")
     project.makepyfile("def test_fixture(otel_spans): assert len(otel_spans) == 0")
     named = ("-p", "django_otel.testing") if how == "p" else ()
-    project.runpytest_subprocess("-p", "no:cacheprovider", *named).assert_outcomes(passed=1)
+    run_pytest(project, *named).assert_outcomes(passed=1)
 
 
 def test_without_django_it_is_inert_and_loads_nothing(project):
@@ -366,7 +381,8 @@ def test_without_django_it_is_inert_and_loads_nothing(project):
             raise AssertionError("not reached")
         """
     )
-    result = run(project, "-p", "no:django")
+    # A new process: others have imported Django.
+    result = project.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:django", "-p", "django_otel.testing")
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*need configured Django settings with 'django_otel' in INSTALLED_APPS*"])
 
