@@ -92,6 +92,10 @@ _TYPED_VALUE = lazy_pattern(
 _TIGHT = lazy_pattern(
     r"(?i)(?P<key>pass(?:word|wd|phrase)?|pwd)(?:[,+*#\\!%&@(\[{<\"'`]|[ \t]*\r?\n[ \t]*)(?P<value>[A-Za-z0-9!$^]{8,60}+)(?![\w\-.:=/])"  # noqa: E501
 )
+#: {"password": "x", "confirm": "x"}
+_CONFIRMED = lazy_pattern(
+    rf"{_SOME_QUOTE}confirm(?:ation)?{_SOME_QUOTE}\s{{0,4}}:\s{{0,4}}(?P<value>\"[^\"\s]{{6,100}}\"|'[^'\s]{{6,100}}')"
+)
 _HAS_TYPE = lazy_pattern(r"(?:Secret|Passphrase|Password|Key|Token|Credential)\(")
 
 #: Nouns that follow the name of a secret in sentences and in headings.
@@ -135,7 +139,7 @@ _DURATION = lazy_pattern(
 _PASSWORDS = words("password passwd pwd pw pass passphrase passcode authtok")
 _JOINED = lazy_pattern(r"[a-z]{2,30}(?:pw|pwd|passwd|password|passphrase|authtok)\Z")
 #: Passwords of examples, which name something elsewhere.
-_SAMPLES = words("secret admin password changeme root guest")
+SAMPLES = words("secret admin password changeme root guest")
 _ALONE = words("password passwd pwd pw passphrase passcode")
 #: Names of settings next to which `password x` is a setting too.
 _NEIGHBOUR = lazy_pattern(
@@ -162,6 +166,8 @@ def redact_fields(text: str, lowered: str, judge: Judge) -> str:
             text,
             lambda match: _is_strong(match.group("value")) and not says_something(match.group("value"), judge),
         )
+        if "confirm" in lowered:
+            text = _replace(_CONFIRMED, text, lambda match: True)
     if "(" in text and _HAS_TYPE.search(text):
         text = _replace(_TYPED_VALUE, text, lambda match: True)
     if (
@@ -216,7 +222,7 @@ def find_divided(text: str, key: str, begin: int, judge: Judge, *, is_dash: bool
     ):
         return None
     is_strong = _is_strong(match.group("value"))
-    if not is_strong and (is_dash or not _is_password(split_key(key), alone=True)):
+    if not is_strong and (is_dash or not is_password(split_key(key), alone=True)):
         return None
     # `token|type|expires`: a row of names.
     after = _NEXT_CELL.match(text, match.end())
@@ -288,21 +294,21 @@ def _is_line(key: str, match: re.Match[str], start: int, judge: Judge) -> bool:
     value, parts = match.group("value"), split_key(key)
     if not parts:
         return False
-    if _is_password(parts) and "." not in key and (value[0] in "\"'" or value.lower() in _SAMPLES):
+    if is_password(parts) and "." not in key and (value[0] in "\"'" or value.lower() in SAMPLES):
         return True
     if says_something(value, judge):
         return False
     if value[0] in "\"'":
         return True
     last = key.rpartition(".")[2]
-    if _is_password(parts) and ("." not in key or "-" in last or last.lower() in _ALONE):
+    if is_password(parts) and ("." not in key or "-" in last or last.lower() in _ALONE):
         return True
     if parts[-1] in _ALONE and "." not in key:
         return _has_neighbour(match.string, start, match.end())
     return _is_strong(value) and (len(parts) > 1 or parts[-1] not in ("secret", "token", "session", "cookie"))
 
 
-def _is_password(parts: tuple[str, ...], *, alone: bool = False) -> bool:
+def is_password(parts: tuple[str, ...], *, alone: bool = False) -> bool:
     """Return whether the words of a key name a password; `alone`: "password" itself does as well."""
     if not parts:
         return False
@@ -334,4 +340,4 @@ def _is_within(key: str, match: re.Match[str], judge: Judge) -> bool:
         return is_compound and not says_something(value, judge)
     if not _is_strong(value) or says_something(value, judge):
         return False
-    return is_compound is False or _is_password(parts) or has_random_part(value)
+    return is_compound is False or is_password(parts) or has_random_part(value)

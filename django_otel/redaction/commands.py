@@ -51,7 +51,9 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
     (r"htpasswd", r"-[a-zA-Z]*b[a-zA-Z]*\s+\S{1,200}\s+\S{1,100}\s+"),
     (r"mosquitto_(?:pub|sub)|ipmitool", rf"-P{_GAP}"),
     (r"plink|pscp|psftp|cqlsh|smbmap|arangosh", rf"-p(?:w)?{_GAP}"),
-    (r"xfreerdp|wfreerdp", r"/p:"),
+    (r"xfreerdp|wfreerdp|runas|mstsc|schtasks|psexec|wmic", r"/(?:p|rp|pass|password):"),
+    (r"wpa_passphrase", r"\S{1,60}[ ](?=\S{8})"),
+    (r"ConvertTo-SecureString", rf"(?:-String{_GAP})?[\"']?(?![-$([])"),
     (r"rabbitmqctl", r"(?:add_user|change_password)\s+\S{1,100}\s+"),
 )
 _COMMAND = lazy_pattern(
@@ -60,7 +62,7 @@ _COMMAND = lazy_pattern(
 _HAS_COMMAND = lazy_pattern(
     r"\b(?:mysql|mariadb|7z|sshpass|docker|podman|helm|az|oc|buildah|skopeo|mongo|influx|clickhouse|redis-cli|valkey-cli"
     r"|ldap|sqlcmd|bcp|zip|unzip|isql|curl|vault|kubectl|user(?:add|mod)|twine|net user|rclone|mc|chpasswd|gh auth|composer|doctl|nmcli|ansible-vault|ssh-keygen|kinit|su|sudo|cryptsetup|gpg|https?|lftp|smb|rpcclient|snmp|net use|openssl|sqlplus|impdp|expdp|rman|sqlldr|CONN"  # noqa: E501
-    r"|htpasswd|mosquitto|ipmitool|plink|pscp|psftp|cqlsh|smbmap|arangosh|xfreerdp|wfreerdp|rabbitmqctl)"
+    r"|htpasswd|mosquitto|ipmitool|plink|pscp|psftp|cqlsh|smbmap|arangosh|xfreerdp|wfreerdp|rabbitmqctl|runas|mstsc|schtasks|psexec|wmic|wpa_pass|ConvertTo-)"
 )
 _SECRETS = tuple(
     lazy_pattern(
@@ -74,7 +76,7 @@ _HAS_OPTION = lazy_pattern(r"[\s\"']--?[A-Za-z]")
 _HAS_ACCOUNT = lazy_pattern(r"/[^\s/]{1,60}@")
 #: Of commands that take their secrets without an option.
 _PLAIN_ARGUMENTS = (
-    "/user:", "pass:", "_user ", "change_password ", "vault ", "net user ", "rclone ", "mc alias ", "<<<", "http-basic.", "nmcli ", "encrypt_string "  # noqa: E501
+    "/user:", "pass:", "wpa_passphrase ", "SecureString ", "/p:", "/password:", "_user ", "change_password ", "vault ", "net user ", "rclone ", "mc alias ", "<<<", "http-basic.", "nmcli ", "encrypt_string "  # noqa: E501
 )  # fmt: skip
 _THIN = lazy_pattern(r"(\bjdbc:oracle:\w{1,10}:\w{1,60}/)[^\s@/]+(?=@)")
 _NETRC = lazy_pattern(r"(\blogin\s+[^\s|]{1,200}\s+password\s+)(?!\[redacted\]|[\-+|=])\S+")
@@ -117,15 +119,26 @@ _QUOTED_PROSE = lazy_pattern(
 )
 #: the password is x1y2z3, mot de passe : x
 _SAID_PASSWORD = lazy_pattern(
-    r"(?i)(\b(?:(?:pass(?:word|phrase|code|wort)|kennwort)[ ](?:is|was|ist|war)[ ]|mot de passe ?: )['\"]?)"
+    r"(?i)(\b(?:pass(?:word|phrase|code|wort)|kennwort)[ ](?:(?:for|of)[ ](?:user[ ])?[\w.@\-]{1,60}[ ])?"
+    r"(?:(?:has been[ ]|was[ ])?(?:changed|reset|set)[ ](?:to|from)|is|was|ist|war)(?:[ ]now)?:?[ ](?:set to[ ])?['\"]?)"  # noqa: E501
     r"(?!(?:sha|md|base|utf|argon|pbkdf|bcrypt|scrypt|ascii)[\-_]?[0-9])(?=[^\s\"']{0,60}[0-9])(?=[^\s\"']{0,60}[A-Za-z])"
     r"[^\s\"'<>,;\[\]]{6,}"
 )
+#: from x1y2z3 to y2z3x1
+_SAID_CHANGE = lazy_pattern(
+    r"(?i)(\bpass(?:word|phrase|code) [^\n]{0,80}?\bfrom \[redacted\] to )(?!\[)[^\s\"'<>,;]{6,}"
+)
+#: default password (x)
+_IN_BRACKETS = lazy_pattern(
+    r"(?i)(\b(?:default|initial|temporary|old|new|current|wrong|bad|user|admin|root) password \()(?![^()]{0,60}[ =:])([^\s()\[]{6,60})(?=\))"  # noqa: E501
+)
+_FRENCH = lazy_pattern(r"(?i)(\bmots? de passe ?: ?)(?!\[redacted\])(?![^\s]{1,20} [a-z])[^\s\"'<>,;]{4,}")
 #: your code is 123456, 2FA code 123456
 _SAID_CODE = lazy_pattern(
     r"(?i)(\b(?:(?:verification|security|login|sign[\- ]in|one[\- ]time|access|confirmation|activation|authentication"
-    r"|2fa|mfa|otp|sms|recovery)[ ](?:pass)?code|your[ ](?:pass)?code|(?:your|the)[ ]pin|otp)(?:[ ](?:is|was))?:?[ ])"
-    r"(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?![\w.:])"
+    r"|2fa|mfa|otp|sms|recovery)[ ](?:pass)?code|your[ ](?:pass)?code|(?:(?:your|the)[ ])?pin(?=[ ](?:is|was)[ ])|(?:your|the)[ ]pin|otp|one[\- ]time[ ]password)"  # noqa: E501
+    r"(?:[ ](?:for|of)[ ](?:user[ ])?[\w.@\-]{1,60})?(?:[ ](?:is|was))?:?[ ]|\b(?:use|enter|type|submit)[ ](?:the[ ]|this[ ])?(?:code|pin)[ ])"  # noqa: E501
+    r"(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?!\w|[.:][0-9])"
 )
 #: OTP: 123456, 123456 is your login code
 _SHOWN_CODE = lazy_pattern(
@@ -211,9 +224,24 @@ def _redact_prose(text: str, lowered: str) -> str:
         text = _PROMPT.sub(_redact_answer, text)
     if is_quoted and _PROSE_VERB.search(lowered):
         text = _QUOTED_PROSE.sub(_redact_quoted, text)
-    if " is " in lowered or " was " in lowered or " ist " in lowered or " war " in lowered or "mot de passe" in lowered:
+    if (
+        " is " in lowered
+        or " was " in lowered
+        or " ist " in lowered
+        or " war " in lowered
+        or " set to" in lowered
+        or " from " in lowered
+        or " reset to" in lowered
+        or " changed to" in lowered
+    ):
         text = _SAID_PASSWORD.sub(rf"\1{REDACTED}", text)
-    if "code" in lowered or "pin " in lowered or "otp" in lowered:
+    if "from [redacted] to " in text:
+        text = _SAID_CHANGE.sub(rf"\1{REDACTED}", text)
+    if " password (" in lowered:
+        text = _IN_BRACKETS.sub(rf"\1{REDACTED}", text)
+    if "de passe" in lowered:
+        text = _FRENCH.sub(rf"\1{REDACTED}", text)
+    if "code" in lowered or "pin " in lowered or "otp" in lowered or "time password" in lowered:
         text = _SAID_CODE.sub(rf"\1{REDACTED}", text)
     if "is your" in lowered or "otp" in lowered or "pin:" in lowered or "2fa" in lowered or "mfa" in lowered:
         text = _SHOWN_CODE.sub(_redact_code, text)

@@ -57,7 +57,7 @@ _KNOWN_TOKENS = lazy_pattern(
     rf"|hv[sbr]\.{_B}{{20,}}+|dapi[0-9a-f]{{32}}(?:-[0-9])?(?![0-9A-Za-z])|dp\.(?:pt|st|ct|sa|scim|audit)\.[A-Za-z0-9._\-]{{20,}}+"
     rf"|dckr_(?:pat|oat)_{_B}{{20,}}+|NR(?:AK|JS|II|RA|AA)-[A-Za-z0-9\-]{{16,}}+|PMAK-[0-9a-f\-]{{40,}}+"
     rf"|AT(?:ATT|CTT|BB|OA)[A-Za-z0-9]{_B}{{18,}}+=?|AGE-SECRET-KEY-1[0-9A-Z]{{40,}}+"
-    rf"|(?:figd|ntn|secret|nfp|sbp|phx|bkua|pul|tfp|fio-u|lin_oauth|CFPAT|CCIPAT|CCIPRJ|vercel_blob_rw|tskey|sb_secret|ops|ey)"
+    rf"|(?:figd|ntn|(?:secret|ops|ey)(?=[-_][a-z0-9_\-]{0, 60}+[A-Z])|nfp|sbp|phx|bkua|pul|tfp|fio-u|lin_oauth|CFPAT|CCIPAT|CCIPRJ|vercel_blob_rw|tskey|sb_secret)"  # noqa: E501
     rf"[-_][A-Za-z0-9]{_B}{{23,}}+"
     r"|[a-z]{2,12}_(?:pat|live|test|prod|secret|api|key|token|tkn|tok|oauth|pw)_[A-Za-z0-9]{16,}+"
     r"|pat-(?:na|eu)[0-9]-[0-9a-f\-]{36}|[0-9]{8,10}:[A-Za-z0-9_\-]{35}(?![A-Za-z0-9_\-])"  # HubSpot, Telegram
@@ -86,6 +86,8 @@ _NAME_BEFORE = lazy_pattern(
     r"|(?:api|access|auth|private|secret)[_\- ]?key)s?"
     r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value|provided|given|received|supplied|used)){0,2}:?[ ]{1,3}['\"]?\Z"  # noqa: E501
 )
+#: ?t=x, of links in mails
+_SHORT_PARAMETER = lazy_pattern(r"((?<=[?&])(?:t|tk|tok)=)([A-Za-z0-9_\-]{20,}+)")
 #: Characters before a random text in which its name is looked for.
 _NAME_LENGTH = 64
 #: What django.contrib.auth.tokens makes: seconds in base 36, a part of an HMAC.
@@ -111,6 +113,7 @@ _RARE_SCHEME = lazy_pattern(
     r"|SharedKey(?:Lite)?|AWS)[ \t]++)(?!\[redacted\])((?:[\w\-]{1,80}:)?[A-Za-z0-9+/=_.~\-]{20,}+)"
 )
 _HAS_SCHEME = lazy_pattern(rf"(?i)(?:{'|'.join(_SCHEME_NAMES)})(?:[ \t+]|%20)")
+_PARAMETER = lazy_pattern(r"[a-z]{2,20}(?:_[a-z]{2,20}){1,3}=.")
 #: What follows "Bearer" or "Basic" in sentences.
 _SCHEME_PROSE = words(
     "a an and are as at auth authentication authorization by credential credentials error expired expires "
@@ -185,6 +188,8 @@ def redact_tokens(text: str) -> str:
         if ":" in text or ".eJ" in text:
             text = _SIGNED.sub(_redact_signed, text)
         text = _RUN.sub(_redact_named, text)
+        if "t=" in text or "k=" in text:
+            text = _SHORT_PARAMETER.sub(_redact_rare, text)
         if "-" in text:
             text = _RESET_TOKEN.sub(REDACTED, text)
     return text
@@ -312,6 +317,12 @@ def _redact_scheme(match: re.Match[str]) -> str:
     if scheme.lower() in ("bearer", "basic"):
         if bare.lower() in _SCHEME_PROSE or bare.partition("=")[0].lower() in _SCHEME_PROSE:
             return match.group()
+        if _PARAMETER.match(bare) is not None:
+            # token_type=bearer expires_in=3600
+            return match.group()
+    elif bare.isdigit() and len(bare) < 6:
+        # token 12 of 40
+        return match.group()
     elif (
         len(bare) < 20 and ((bare := bare.partition("|")[0]).isalpha() and (bare.islower() or bare.istitle()))
     ) or "=" in bare[:20]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable, Mapping, Sequence
 
 from django_otel.base.patterns import lazy_pattern
 
@@ -29,6 +30,10 @@ _WORDS = words(
 )
 #: Of these, what they are said to hold decides: `session_id` is a secret, `session_title` is none.
 _WEAK_WORDS = words("session sessions card cards cookie cookies token tokens")
+#: An object with such a name has properties; of a token and a cookie every member is a secret.
+_THINGS = words("session sessions card cards")
+#: A whole number below it is the id of a row, no secret.
+_MANY_ROWS = 10_000_000
 _CONTENTS = words(
     "id ids key keys value values val number numbers no num data hash code text string str content contents raw "
     "plain new "
@@ -46,7 +51,8 @@ _STEMS = (
     # "password" in other languages.
     "пароль", "密码", "密碼", "パスワード", "비밀번호", "lösenord", "losenord", "salasana", "adgangskode",
     "wachtwoord", "connectionstring", "becomepass", "presharedkey", "authenticationstring", "writekey",
-    "instrumentationkey", "licensekey", "deploykey", "wordpressloggedin", "aspnetcoreidentity", "aspnetcoreantiforgery",
+    "instrumentationkey", "authident", "signaturevalue", "licensekey", "deploykey", "wordpressloggedin",
+    "aspnetcoreidentity", "aspnetcoreantiforgery",
 )  # fmt: skip
 _SUFFIXES = (
     "pwd", "pw", "secret", "token", "tokens", "cookie", "cookies", "sessionid", "sessid", "credential", "credentials",
@@ -55,7 +61,8 @@ _SUFFIXES = (
 _KEY_OWNERS = words(
     "api access private secret signing signature encryption master account auth ssh storage shared session service "
     "license subscription deploy webhook app application client consumer hmac aes rsa jwt gpg pgp wrapping preshared "
-    "instrumentation write ingestion integration fastly fernet functions function"
+    "instrumentation write ingestion integration fastly fernet functions function admin server management merchant "
+    "developer root"
 )
 #: "... code" and its kind; `error_code`, `postal_code` and `promo_code` are not among them.
 _CODE_OWNERS = words(
@@ -77,7 +84,7 @@ _QUERY_WORDS = words("code key state nonce ticket assertion hash sign verifier i
 _MEASURES = words(
     "count counts counter total size length len limit max min age ttl expiry expires expiration timeout "
     "duration seconds ms remaining used attempts failures uses hits misses retries index enabled required at on "
-    "budget lifetime days "
+    "budget lifetime days leeway skew delay interval window period threshold rounds iterations cost retries "
     "hours "
     "minutes rate ratio percent quota"
 )
@@ -125,7 +132,7 @@ PROSE = words(
     "a an the this that is was are must may can cannot could should shall will not no too and or of for field "
     "required invalid incorrect wrong missing expired failed failure changed reset updated created deleted "
     "revoked rejected accepted unknown empty blank too length please enter at use used unable expected got "
-    "does do has have it its your ensure only at least denied mismatch error found"
+    "does do has have it its your ensure only at least denied mismatch error found insufficient try"
 )
 
 HARMLESS = words(
@@ -135,25 +142,52 @@ HARMLESS = words(
 _CAMEL = lazy_pattern(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NOT_WORD = lazy_pattern(r"[\W_]+")
 _NUMBER = lazy_pattern(
-    r"[+\-]?[0-9]{1,12}(?:\.[0-9]{1,12})?(?:ms|s)?\Z"
+    r"[+\-]?[0-9]{1,12}(?:\.[0-9]{1,12})?(?:[nuµm]s|%|[kmgKMG]i?[bB]?|[bB])?\Z"
+    r"|(?:[0-9]{1,6}(?:\.[0-9]{1,6})? ?(?:d(?:ays?)?|h(?:rs?|ours?)?|m(?:ins?|inutes?)?|s(?:ecs?|econds?)?|w(?:eeks?)?|months?|years?)(?![a-z]) ?){1,4}\Z"  # noqa: E501
+    r"|P(?:[0-9]{1,6}[DWMY])*(?:T(?:[0-9]{1,6}(?:\.[0-9]{1,6})?[HMS])+)?\Z"
     r"|[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9:.]{5,16}(?:Z|[+\-][0-9]{2}:?[0-9]{2})?)?\Z"
+)
+#: Where a secret is, in the words of shells, of Terraform and CloudFormation, of Helm, of CI, and of examples.
+_NAMED_ELSEWHERE = (
+    r"\$\{[A-Za-z_][\w.\-]{0,80}(?::?\?[^{}\"'\n]{0,80})?\}|%[A-Z][A-Z_]{1,60}%|\$env:[A-Za-z_]{2,60}|env:[A-Z][A-Z_]{2,60}"
+    r"|\{\{[ \w.|\-/:$()]{1,120}\}\}|(?i:your)(?:[\-_ ][A-Za-z]{2,12}){0,4}[\-_ ](?i:password|token|key|secret|here)"
+    r"|(?:secrets|steps|needs|inputs|vars|github|matrix|Values|params)(?:\.[A-Za-z_][A-Za-z_\-]{0,60}){1,4}"
+    r"|(?:var|local|module|each|random_password|random_string|random_id|data\.[a-z_]{2,60}|(?:aws|azurerm|google)_[a-z_]{2,60})"
+    r"(?:\.[A-Za-z_][A-Za-z_\-]{0,60}){1,5}(?:\[\"?[\w\-]{1,40}\"?\])?"
+)
+#: Of stores of secrets, whose addresses begin so.
+_STORE = (
+    r"!(?:Ref|Sub|GetAtt|ImportValue|Join|Select|FindInMap|secret|env_var|reference|include|file)[ \t]"
+    r"|ENC\[AES256_GCM,|ENC\([A-Za-z0-9+/=]{16,}\)|(?:op|awssm|gcpsm|secretref|keyring|ref\+[a-z]{2,20})://"
+    r"|vault:[\w\-]{1,40}/[\w/\-.]{1,80}|arn:aws[\w\-]{0,12}:(?:secretsmanager|ssm|kms):|projects/[\w\-]{1,40}/secrets/"
+    r"|@Microsoft\.KeyVault\(|(?:file:(?://)?)?/(?:var/)?run/secrets/"
+    r"|\$\((?:cat|op|vault|pass|aws|gcloud|kubectl|sops|openssl|printenv|security|head|jq)[ ]"
 )
 #: What stands for a value that is not there: masks, placeholders of SQL, of formats and of templates.
 _PLACEHOLDER = lazy_pattern(
     r"\*{2,}+\Z|•{2,}+\Z|[xX]{3,}+\Z|\.{3}\Z|%[sr]\Z|%\([\w.]{1,60}+\)s\Z|\?\Z|\$[0-9]{1,4}+\Z|\$\{?[A-Z_]++\}?\Z"
     r"|\{\{[ \w.|\-]{1,80}\}\}\Z|\{[a-z_.]{1,60}\}\Z|<[a-z_ \-]{1,40}>\Z"
     r"|\[(?i:hidden|redacted|filtered|removed|masked|secure|secret)\]\Z"
+    r"|(?i:bearer|basic|token|apikey) (?:\$?\{[\w.]{1,60}\}|\{\{[ \w.|\-]{1,80}\}\}|%s|%\([\w.]{1,60}\)s|<[\w \-]{1,40}>|\$[A-Za-z_]{1,40})\Z"  # noqa: E501
+    rf"|(?:{_NAMED_ELSEWHERE})\Z|(?:{_STORE})"
 )
 _MASK = lazy_pattern(
-    r"<[a-z_ \-]{1,40}>|\[(?i:hidden|filtered|removed|masked|secure|secret)\]"
+    rf"(?:{_NAMED_ELSEWHERE})(?=[\s\"',;)]|\Z)|(?:{_STORE})"
+    r"|<[a-z_ \-]{1,40}>|\[(?i:hidden|filtered|removed|masked|secure|secret)\]"
     r"|\$\{[A-Z_]{1,60}\}|\$?\{\{[ \w.|\-]{1,80}\}\}|\{[a-z_.]{1,60}\}(?=[\s\"',;)]|\Z)"
 )
+#: What is left of the address of a place: its path, in quotes or not.
+_PLACE = lazy_pattern(r"[\"'][^\"'\n]{0,200}[\"']|[^\s\"',;]{0,200}")
 #: Of a package, or a ratio.
 _VERSION = lazy_pattern(r"[0-9]{1,4}(?:\.[0-9]{1,4}){1,3}(?:(?:a|b|rc|\.dev|\.post|-rc\.?)[0-9]{1,4})?\Z")
 #: Of a few characters, none of them a letter or a digit: brackets and the like in messages of parsers.
 _NO_LETTER = lazy_pattern(r"[^\w\s]{1,3}+\Z")
 #: The name of a scheme without a credential.
 _SCHEMES = words("bearer basic token digest negotiate apikey")
+#: Argon2PasswordHasher
+_CLASS_NAME = lazy_pattern(
+    r"(?=(?:[A-Za-z]{1,40}[0-9]{1,3}){1,2}[A-Za-z]{1,40}\Z)(?:[A-Z]{1,6}[a-z]{2,15}[0-9]{0,3}|[A-Z]{2,6}[0-9]{1,3}){1,6}(?<=[a-z]{3})\Z"
+)
 _RANDOM_RUN = lazy_pattern(r"[A-Za-z0-9+/_=\-]{12,}+")
 
 
@@ -188,7 +222,9 @@ def judge_words(parts: tuple[str, ...], loose: bool, query: bool) -> int:
         if last not in _WEAK_WORDS and last not in _CONTENTS and not is_measure(parts):
             # `session_speaker`, `card_color`: a property of a session or a card.
             return LABEL
-    if len(parts) > 1 and last in _DESCRIPTIONS and not _has_pair(parts[-2:]) and not joined.startswith("set"):
+    if len(parts) > 1 and (
+        parts[0] == "existing" or (last in _DESCRIPTIONS and not _has_pair(parts[-2:]) and not joined.startswith("set"))
+    ):
         return LABEL
     return SENSITIVE_LINE if any(word in _LINE_WORDS for word in parts) or joined.endswith(_PHRASES) else SENSITIVE
 
@@ -227,6 +263,43 @@ def is_harmless(value: str, key: str, verdict: int) -> bool:
     return is_measure(parts) or (parts[-2:] == ("key", "id") and len(bare) < 8)
 
 
+def is_thing(key: str) -> bool:
+    """Return whether a sensitive key names a thing with properties, a session or a card, rather than a secret."""
+    parts = split_key(key)
+    return bool(parts) and parts[-1] in _THINGS and judge_words((*parts, "speaker"), True, False) == LABEL
+
+
+def is_property(value: str, key: str, verdict: int) -> bool:
+    """Return whether a text under `key` of a session or a card is a property of it: no code, no id, no password."""
+    if verdict in (SENSITIVE, SENSITIVE_LINE):
+        return is_harmless(value, key, verdict)
+    bare = value.strip()
+    if _NUMBER.match(bare) is not None:
+        return True
+    is_code = len(bare) >= 6 and " " not in bare and any(map(str.isdigit, bare)) and any(map(str.isalpha, bare))
+    return not is_code and not is_random(bare)
+
+
+def is_description(value: object, key: str, judge: Callable[[str], int], depth: int = 8) -> bool:
+    """Return whether an object, or a list of objects, describes a session or a card: no member of it may be a secret.
+
+    Where one member is a secret, another one under a harmless name may be as well. Nested deeper than `depth`, nothing
+    is known.
+    """
+    if isinstance(value, str):
+        return is_property(value, key, judge(key))
+    if value is None or isinstance(value, (bool, float)):
+        return True
+    if isinstance(value, int):
+        is_row = key.endswith((".id", ".pk")) and abs(value) < _MANY_ROWS
+        return is_row or judge(key) in (PLAIN, LABEL) or is_measure(split_key(key))
+    if depth and isinstance(value, Mapping):
+        return all(is_description(item, f"{key}.{name}", judge, depth - 1) for name, item in value.items())
+    if depth and isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+        return all(isinstance(item, Mapping) and is_description(item, key, judge, depth - 1) for item in value)
+    return False
+
+
 def is_placeholder(text: str) -> bool:
     """Return whether a text stands for a value that is not there: a mask, `%s`, `$1`, `{name}`."""
     return _PLACEHOLDER.match(text) is not None
@@ -235,6 +308,15 @@ def is_placeholder(text: str) -> bool:
 def is_masked(text: str, pos: int) -> bool:
     """Return whether a mask such as `<redacted>` stands at `pos`."""
     return _MASK.match(text, pos) is not None
+
+
+def mask_end(text: str, pos: int) -> int:
+    """Return where the mask, or the name of a place, that stands at `pos` ends; -1 when there is none."""
+    match = _MASK.match(text, pos + 1 if text[pos : pos + 1] in ("'", '"') else pos)
+    if match is None:
+        return -1
+    place = _PLACE.match(text, match.end())
+    return match.end() if place is None else place.end()
 
 
 def is_random(text: str) -> bool:
@@ -247,7 +329,7 @@ def is_random(text: str) -> bool:
 def has_random_part(run: str, shortest: int = 12) -> bool:
     """Return whether a part of `run` between its separators mixes letters and digits over `shortest` characters."""
     for part in re.split(r"[-_.:=/+~]", run):
-        if len(part) < shortest:
+        if len(part) < shortest or _CLASS_NAME.match(part) is not None:
             continue
         digits = sum(map(str.isdigit, part))
         if 1 < digits < len(part) or (digits == 1 and not part[-1].isdigit()):

@@ -25,8 +25,8 @@ _ESCAPED_VALUE = lazy_pattern(r"[^\s&\\\"'<>,;]++")
 _ESCAPE_REST = lazy_pattern(r"(?:u00|x)2[27]|n|t|r")
 
 _CELL = lazy_pattern(
-    r"<(?P<tag>td|th|dt|code|b|strong|label|span)\b[^<>]{0,200}>\s{0,40}(?P<key>[\w.\- \[\]]{1,80}?):?\s{0,40}</(?P=tag)>\s{0,40}"  # noqa: E501
-    r"(?:</t[hd]>\s{0,40})?<(?:td|dd|span|code|pre|p|div)\b[^<>]{0,200}>\s{0,40}(?:<(?:pre|code|span|div|b|p)\b[^<>]{0,200}>\s{0,40}){0,3}"
+    r"<(?P<tag>td|th|dt|code|b|strong|label|span|key)\b[^<>]{0,200}>\s{0,40}(?P<key>[\w.\- \[\]]{1,80}?):?\s{0,40}</(?P=tag)>\s{0,40}"  # noqa: E501
+    r"(?:</t[hd]>\s{0,40})?<(?:td|dd|span|code|pre|p|div|string|data)\b[^<>]{0,200}>\s{0,40}(?:<(?:pre|code|span|div|b|p)\b[^<>]{0,200}>\s{0,40}){0,3}"
     r"(?P<value>[^<\s][^<]{0,2000})"
 )
 _INLINE = ("code", "b", "strong", "label", "span", "em", "i")

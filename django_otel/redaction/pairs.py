@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction.bare_pairs import find_divided, find_secret
+from django_otel.redaction.bare_pairs import find_divided, find_secret, says_something
+from django_otel.redaction.expressions import is_line_of_prose, is_no_literal, is_no_secret_list, is_no_value
 from django_otel.redaction.keys import (
     LABEL,
     PLAIN,
-    PROSE,
     REDACTED,
     SENSITIVE,
     SENSITIVE_LINE,
     is_harmless,
     is_masked,
     is_phrase,
+    is_property,
+    is_thing,
+    mask_end,
     words,
 )
 
@@ -32,8 +36,8 @@ _ENCODED_VALUE = lazy_pattern(r"""(?:[^\s&"'<>%]|%(?!(?:25){0,4}(?:26|3[Bb]|2[02
 # A key: a run of word characters (with "." and "-", percent-encoding), then what may close it, then a separator.
 _TYPE = (
     r"(?:&?(?:'static )?str|[Ss]tring\??|"
-    r"bytes|int|float|bool|None|Any|object|dict|list|tuple|Optional|Union|Sequence|Mapping|SecretStr"
-    r"|(?:typing|t)\.[A-Z]\w{0,30}+)(?:\[[\w., |]{0,60}\])?"
+    r"bytes|int|float|bool|None|Any|object|dict|list|tuple|Optional|Union|Sequence|Mapping|SecretStr|Option|Annotated|Final|ClassVar"
+    r"|(?:typing|t)\.[A-Z]\w{0,30}+)(?:[\[<][\w., |]{0,60}[\]>])?"
 )
 _KEY = lazy_pattern(
     r"(?<![\w.\-%])([\w.\-%]++)"
@@ -98,6 +102,15 @@ _PARAMETERS = lazy_pattern(
 #: What stands on the next line behind a key of YAML: another key, or the items of a list.
 _NEXT_KEY = lazy_pattern(r"[\w.\-]{1,60}:(?=[ \t]|\r?\n|\Z)")
 _NEXT_ITEM = lazy_pattern(r"[ \t]*-[ \t]+(?P<quote>[\"']?)(?P<item>[^\s\"'\[{:][^\n\"']*?)(?P=quote)[ \t\r]*(?:\n|\Z)")
+#: A member of a mapping of YAML with its value, if that is on its line.
+_NESTED = lazy_pattern(
+    r"(?P<blank>[ \t]*+)(?:- )?(?P<name>[\w.\-]{1,60}):(?:[ \t]+(?P<quote>[\"']?)(?P<value>[^\s\"'\[{|>&!#][^\n\"']*?)(?P=quote))?[ \t\r]*(?:#[^\n]*)?(?:\n|\Z)"  # noqa: E501
+)
+#: An object, or a list of objects, with its names in quotes.
+_OBJECT = lazy_pattern(r"(?:\[\s{0,8})?\{\s{0,8}[\"']\w")
+#: Lines below a name that are read.
+_MOST_LINES = 50
+_MEMBER = lazy_pattern(r"(?P<quote>[\"'])(?P<name>[\w.\- ]{1,60})(?P=quote)\s{0,8}:\s{0,8}")
 #: password: x -> y
 _CHANGED = lazy_pattern(r"[\"']?[ \t]{1,4}(?:[=-]{1,2}>|\u2192)[ \t]{1,4}[\"']?(?=[^\s\"'])")
 #: Further codes of a list.
@@ -106,8 +119,6 @@ _MORE_CODES = lazy_pattern(r"(?:(?:,[ ]?|[ ])[A-Za-z0-9]{1,8}(?:-[A-Za-z0-9]{1,8
 #: The dividers of `_KEY` behind which a name may stand as well as a value.
 _DIVIDERS = frozenset(("->", "-->", "|", "-", "\u2013", "\u2014", "→", "⇒", "¦", "<-", "~>", ">", "~", "^", ";"))
 
-#: What a mail server offers: AUTH=PLAIN
-_MECHANISMS = words("plain login cram-md5 digest-md5 ntlm gssapi xoauth2 oauthbearer external")
 _AROUND_DIVIDERS = " \t\r\n\"'`)]}\\"
 
 _MAYBE_PAIR = lazy_pattern(r"[=:,]|%3[AaDd]|--\w|->|\s-[a-z]{4}")
@@ -122,32 +133,9 @@ _SOURCE_LITERAL = lazy_pattern(
 _MAX_SOURCE_LENGTH = 2000
 _SOURCE_NUMBER = lazy_pattern(r"[0-9]{3,}+")
 _INTERPOLATION = lazy_pattern(r"\{[^{}]*+\}|(?i:bearer|basic|token|digest)|[^A-Za-z0-9]")
-#: An expression of a program: an attribute, a call, an item. What could be a password with brackets in it is none.
-_EXPRESSION = lazy_pattern(r"(?:self|cls)\.[a-z_]|[A-Za-z_]{3,}+(?:\.[A-Za-z_]++)*+\(\)(?=[\s,;.)\]}]|\Z)")
-_SPACED_EXPRESSION = lazy_pattern(
-    r"await\s+[a-z_]|(?:settings|request|response|os|config|self|cls|ctx|context|event|args|kwargs|options|opts|env|environ|process|props|state"
-    r"|form|user|obj|instance|params|cfg|conf|app|client|this|req|res|serializer|validated_data)\.[A-Za-z_]++(?:[.\[(,;\s]|\Z)"
-    r"|[A-Za-z_]{2,}+(?:\.[A-Za-z_]++)++\("
-    r"|[A-Za-z_]{2,}+\((?:[A-Za-z_][\w.]{0,60}+(?:=[\w.]{1,60}+)?(?:,\s?)?)*+\)"
-)
-_ANNOTATION = lazy_pattern(r"[A-Z][A-Za-z]{2,40} = [a-z_]{2,40}\(")
 _STATEMENT = lazy_pattern(
     r"""(?:\A|[\s"'(;:])(?:SELECT\s|INSERT\s+(?:OR\s+\w{1,10}\s+)?INTO\s|UPDATE\s+\S{1,120}\s+SET\s|DELETE\s+FROM\s|MERGE\s+INTO\s"""
     r"""|(?:CREATE|ALTER)\s+(?:TABLE|INDEX|UNIQUE)\s|EXPLAIN\s)"""
-)
-_SQL_STRING = lazy_pattern(r"""[NnEeBbXx]?'|[0-9]|"(?!\.)[^"\n]*+"(?!\s*\.)|\Z""")
-#: [x for x in xs]
-_COMPREHENSION = lazy_pattern(r"[\[({][\w.,()=+ ]{1,80}? for [\w, ]{1,40} in [^\"'\]})\n]{1,120}[\]})]")
-#: What forms and serializers say about a field, not the field's value.
-_FORM_ERRORS = lazy_pattern(
-    r"""\[(?:\s{0,8}(?:ErrorDetail\(string=|ValidationError\(\[?)?(?:"[A-Z][^"\n]{3,400}[.!?]"|'[A-Z][^'\n]{3,400}[.!?]')"""
-    r"""(?:, code=['"]\w{1,40}['"])?\]?\)?,?){1,8}\s{0,8}\]"""
-)
-_CONDITION = lazy_pattern(r"\b(?:if|elif|while|assert|and|or|not|return) [\w.]{1,80}\s?[!=]=\s?\Z")
-_TYPE_WORDS = words("str int bool bytes float string String bytes Any object dict list SecretStr Token Secret char")
-#: What reads a secret from the environment names a variable, not the secret.
-_ENVIRONMENT = lazy_pattern(
-    r"(?:[A-Za-z_]\w{0,30}\.){0,3}(?:env|environ|getenv|getEnv|config|secrets?|get)(?:\.\w{1,20})?[(\[][\"'][A-Z][A-Z0-9_]{2,60}[\"']"
 )
 _XML = lazy_pattern(r"<(?:\w{1,30}:)?([\w.\-]{1,60})(?:\s[^<>]{0,300})?>\s{0,20}(?:<!\[CDATA\[)?([^<\s\]][^<\]]*+)")
 _XML_VALUE = lazy_pattern(
@@ -222,7 +210,7 @@ class PairScrubber:
         source = [match.span(2) for match in _FRAME.finditer(text)] if 'File "' in text else []
         is_sql = is_sql or _STATEMENT.search(text) is not None
         out: list[str] = []
-        done = pos = frame = 0
+        done = pos = object_end = 0
         while (match := _KEY.search(text, pos)) is not None:
             key = match.group(1)
             pos = match.end(1)
@@ -230,20 +218,20 @@ class PairScrubber:
             if self._judge(key, True, True) == PLAIN and key.lower() not in _SECOND_WORDS:
                 continue
             separator = text[pos : match.end()]
-            while frame < len(source) and source[frame][1] <= match.start():
-                frame += 1
-            is_source = frame < len(source) and source[frame][0] <= match.start()
+            is_source = _is_within(source, match.start())
             is_bare = _is_bare(key, separator)
             verdict = SENSITIVE if is_bare else self._judge_in_text(text, match.start(), key, separator, query)
             if verdict == PLAIN:
                 continue
             begin = match.end() if separator else _skip_blanks(text, pos)
             if is_bare:
-                spans = [] if is_source or is_sql else self._bare_spans(text, match, separator)
+                spans = self._bare_spans(text, match, separator, is_code=is_source or is_sql)
             elif is_source:
                 spans = self._source_spans(text, match, verdict, separator, begin)
-            elif is_sql and _is_no_literal(text, begin, separator):
-                continue
+            elif (skipped := _skipped_end(text, begin, separator, is_sql)) >= 0:
+                spans, pos = [], skipped
+            elif self._is_object(text, key, begin):
+                spans, object_end = self._object_spans(text, key, begin, object_end)
             else:
                 spans = self._spans(text, key, verdict, separator, begin)
             for start, end in spans:
@@ -258,9 +246,9 @@ class PairScrubber:
         out.append(text[done:])
         return "".join(out)
 
-    def _bare_spans(self, text: str, key: re.Match[str], separator: str) -> list[tuple[int, int]]:
-        """Return where the secret behind a key without `=` or `:` stands."""
-        if "\n" in separator:
+    def _bare_spans(self, text: str, key: re.Match[str], separator: str, *, is_code: bool) -> list[tuple[int, int]]:
+        """Return where the secret behind a key without `=` or `:` stands; nowhere in source and in statements."""
+        if is_code or "\n" in separator:
             return []
         if separator:
             is_dash = separator.strip(_AROUND_DIVIDERS) in ("-", "\u2013", "\u2014")
@@ -287,18 +275,80 @@ class PairScrubber:
         """Return where the value of a pair stands in an ordinary text; nothing when it is prose or a program's."""
         whole_line = verdict == SENSITIVE_LINE and (":" in separator or ("=" in separator and is_phrase(key)))
         closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "")
-        if "\n" in separator and (below := _spans_below(text, begin)) is not None:
+        if "\n" in separator and (below := self._spans_below(text, key, separator, begin)) is not None:
             return below
+        if is_no_secret_list(text, begin, key):
+            return []
         start, end = _value_span(text, begin, whole_line, closed_key)
         if is_masked(text, start) or text.startswith("</", start):
             return []
-        if whole_line and separator == ": " and text[start:end].rstrip(".,;!").lower() in PROSE:
+        if whole_line and separator == ": " and not is_phrase(key) and is_line_of_prose(text[start:end], self._judge):
             return []
         if whole_line:
             return [(start, end)]
-        if start == begin and _is_no_value(text, key, begin, text[start:end], separator, closed_key):
+        if start == begin and is_no_value(
+            text, key, begin, text[start:end], separator, self._judge, is_closed=closed_key
+        ):
             return []
         return _with_change(text, start, _codes_end(text, key, end))
+
+    def _object_spans(self, text: str, key: str, begin: int, known: int) -> tuple[list[tuple[int, int]], int]:
+        """Return where the object at `begin` stands if it holds a secret, and where it ends.
+
+        `known`: where the last object without a secret ended.
+        """
+        if begin < known:
+            return [], known
+        stop = _bracket_end(text, begin)
+        return ([(begin, stop)] if self._has_secret(text, key, begin, stop) else []), stop
+
+    def _is_object(self, text: str, key: str, begin: int) -> bool:
+        """Return whether an object that describes a session or a card begins at `begin`."""
+        if not is_thing(key) or _OBJECT.match(text, begin) is None:
+            return False
+        return self._judge(f"{key}_speaker", True, False) == LABEL
+
+    def _has_secret(self, text: str, key: str, begin: int, stop: int) -> bool:
+        """Return whether a member of the object from `begin` to `stop` may be a secret; then another one may be too."""
+        pos = begin
+        while (member := _MEMBER.search(text, pos, stop)) is not None:
+            pos = member.end()
+            if _OBJECT.match(text, pos):
+                continue
+            name = member.group("name")
+            start, end = _value_span(text, pos, False, True)
+            value = text[start:end]
+            if name.lower() in ("id", "pk") and start == pos and value.isdigit() and len(value) < 7:
+                continue
+            inner = f"{key}_{name}"
+            if end > start and not is_property(value, inner, self._judge(inner, True, False)):
+                return True
+            pos = max(pos, end)
+        return False
+
+    def _spans_below(self, text: str, key: str, separator: str, begin: int) -> list[tuple[int, int]] | None:
+        """Return where the secrets among the items or members on the lines from `begin` stand; None for neither."""
+        if not _NEXT_KEY.match(text, begin):
+            return _item_spans(text, begin)
+        key_start = begin - len(separator) - len(key)
+        column = key_start - text.rfind("\n", 0, key_start) - 1
+        spans: list[tuple[int, int]] = []
+        line = text.rfind("\n", 0, begin) + 1
+        for _ in range(_MOST_LINES):
+            member = _NESTED.match(text, line)
+            if member is None or len(member.group("blank")) <= column:
+                break
+            inner, value = f"{key}_{member.group('name')}", member.group("value")
+            verdict = self._judge(inner, True, False)
+            if (
+                value
+                and not is_masked(text, member.start("value"))
+                and not is_harmless(value, inner, verdict if verdict != PLAIN else LABEL)
+                and not says_something(value, self._judge)
+            ):
+                spans.append(member.span("value"))
+            line = member.end()
+        return spans
 
     def _encoded_pairs(self, text: str) -> str:
         out: list[str] = []
@@ -347,39 +397,25 @@ class PairScrubber:
         return PLAIN
 
 
+def _is_within(spans: list[tuple[int, int]], pos: int) -> bool:
+    """Return whether `pos` is in one of the spans, which are in order."""
+    index = bisect_right(spans, (pos, len(spans) and spans[-1][1])) - 1
+    return index >= 0 and pos < spans[index][1]
+
+
+def _skipped_end(text: str, begin: int, separator: str, is_sql: bool) -> int:
+    """Return where a mask at `begin`, or what is no literal of a statement, ends; -1 when neither stands there."""
+    masked = mask_end(text, begin)
+    if masked < 0 and is_sql and is_no_literal(text, begin, separator):
+        return begin
+    return masked
+
+
 def _is_bare(key: str, separator: str) -> bool:
     """Return whether a blank or a divider stands between a key and what may be its value."""
     if not separator:
         return not key.startswith("-")
     return separator.strip(_AROUND_DIVIDERS) in _DIVIDERS and (separator[0] != "-" or key[-1] == "-")
-
-
-def _is_said(word: str, lowered: str) -> bool:
-    """Return whether what stands behind "password: " is part of a sentence, an address, a type or a count."""
-    return (
-        lowered in PROSE
-        or lowered.startswith("http")
-        or word.lstrip("&*") in _TYPE_WORDS
-        or (len(word) < 3 and word.isdigit())
-    )
-
-
-def _is_no_value(text: str, key: str, begin: int, word: str, separator: str, closed_key: bool) -> bool:
-    """Return whether the word at `begin`, behind a key and `separator`, is prose or a program's, and no secret."""
-    lowered = word.lower()
-    if separator.endswith(": ") and _is_said(word, lowered):
-        return True
-    if _ENVIRONMENT.match(text, begin) or _is_no_secret_list(text, begin) or lowered.partition("|")[0] in PROSE:
-        return True
-    if separator[:1] == " " and separator.strip() in ("==", "!=", "===") and word.isalpha() and word.islower():
-        # Two names are compared.
-        return True
-    if lowered in _MECHANISMS and key.lower() == "auth":
-        return True
-    if separator.strip() in ("!=", "==") and _CONDITION.search(text, max(0, begin - 120), begin):
-        return True
-    # "password=password", " = get(...)", "=self.token": a line of source outside a stack.
-    return not closed_key and (lowered == key.lower() or _is_expression(text, begin, separator))
 
 
 def _codes_end(text: str, key: str, end: int) -> int:
@@ -396,45 +432,15 @@ def _with_change(text: str, start: int, end: int) -> list[tuple[int, int]]:
     return [(start, end), (changed.end(), _run_end(text, changed.end()))]
 
 
-def _spans_below(text: str, pos: int) -> list[tuple[int, int]] | None:
-    """Return where the items of a list on the lines from `pos` stand; nothing for a mapping, None for neither."""
-    if _NEXT_KEY.match(text, pos):
-        return []
+def _item_spans(text: str, pos: int) -> list[tuple[int, int]] | None:
+    """Return where the items of a list on the lines from `pos` stand; None when there is none."""
     spans = []
-    item = _NEXT_ITEM.match(text, pos)
+    item = first = _NEXT_ITEM.match(text, pos)
     while item is not None:
-        spans.append(item.span("item"))
+        if not _NEXT_KEY.match(item.group("item")):
+            spans.append(item.span("item"))
         item = _NEXT_ITEM.match(text, item.end())
-    return spans or None
-
-
-def _is_no_secret_list(text: str, pos: int) -> bool:
-    """Return whether what stands in brackets at `pos` is an expression, or what a form says about a field."""
-    if text[pos : pos + 1] not in ("[", "(", "{"):
-        return False
-    if _COMPREHENSION.match(text, pos):
-        return True
-    found = _FORM_ERRORS.match(text, pos)
-    return found is not None and found.group().count(" ") > 0
-
-
-def _is_expression(text: str, pos: int, separator: str) -> bool:
-    """Return whether a program's expression stands at `pos`, behind a name and `separator`."""
-    if "=" not in separator:
-        return separator == ": " and _ANNOTATION.match(text, pos) is not None
-    return _EXPRESSION.match(text, pos) is not None or (
-        separator != "=" and _SPACED_EXPRESSION.match(text, pos) is not None
-    )
-
-
-def _is_no_literal(text: str, pos: int, separator: str) -> bool:
-    """Return whether a pair in a text with SQL is one of names and placeholders: only literals are secrets there."""
-    if separator.rstrip().endswith(","):
-        return True
-    if text.startswith(":", pos):
-        return True
-    is_sql = separator != "=" and "=" in separator
-    return is_sql and _SQL_STRING.match(text, pos) is None
+    return None if first is None else spans
 
 
 def _literal_around(text: str, start: int, end: int) -> re.Match[str] | None:

@@ -27,8 +27,10 @@ from django_otel.redaction.keys import (
     REDACTED,
     SAFE_KEYS,
     STATEMENT_KEYS,
+    is_description,
     is_harmless,
     is_measure,
+    is_thing,
     split_key,
 )
 
@@ -246,7 +248,11 @@ class Scrubber:
                 return value
             if verdict == LABEL and all(isinstance(item, str) and is_harmless(item, key, verdict) for item in value):
                 return self._sequence("", value, depth + 1)
+            if value and is_thing(key) and is_description(value, key, self._judge):
+                return self._sequence("", value, depth + 1)
             return value if not value or tuple(value) == (REDACTED,) else (REDACTED,)
+        if isinstance(value, Mapping) and is_thing(key) and is_description(value, key, self._judge):
+            return self._mapping(value, depth + 1)
         return REDACTED
 
     def _mapping(self, value: Mapping[object, object], depth: int) -> object:

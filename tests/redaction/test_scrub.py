@@ -821,7 +821,17 @@ def test_a_name_that_is_passed_by_is_one_the_rules_leave_alone(words, separator)
         assert SCRUBBER._apply_rules(name) is name
 
 
-@pytest.mark.parametrize("name", ["http.request.method", "db.query.text", "telemetry.sdk.version", "user_id", "v1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "http.request.method",
+        "db.query.text",
+        "telemetry.sdk.version",
+        "user_id",
+        "v1",
+        "secret_rotation_of_all_applications",
+    ],
+)
 def test_the_names_of_the_conventions_are_passed_by(name):
     assert scrub._PLAIN_NAME.fullmatch(name)
     assert Scrubber().key(name) is name

@@ -1,0 +1,163 @@
+"""What stands behind the name of a secret and is none: words of a sentence, types, and the expressions of programs."""
+
+from __future__ import annotations
+
+from django_otel.base.patterns import lazy_pattern
+from django_otel.redaction.bare_pairs import SAMPLES, Judge, is_password, says_something
+from django_otel.redaction.keys import PLAIN, PROSE, split_key, words
+
+#: What a mail server offers, AUTH=PLAIN, and how a user has logged in, auth=ldap.
+_MECHANISMS = words(
+    "plain login cram-md5 digest-md5 ntlm gssapi xoauth2 oauthbearer external ldap oauth oauth2 oidc saml sso basic "
+    "kerberos cert certificate mtls tls publickey password scram-sha-256 md5 trust peer pam radius iam anonymous optional "  # noqa: E501
+    "local remote webauthn passkey jwt session token apikey"
+)
+
+#: An expression of a program: an attribute, a call, an item. What could be a password with brackets in it is none.
+_EXPRESSION = lazy_pattern(r"(?:self|cls)\.[a-z_]|[A-Za-z_]{3,}+(?:\.[A-Za-z_]++)*+\(\)(?=[\s,;.)\]}]|\Z)")
+_SPACED_EXPRESSION = lazy_pattern(
+    r"await\s+[a-z_]|(?:settings|request|response|os|config|self|cls|ctx|context|event|args|kwargs|options|opts|env|environ|process|props|state"
+    r"|form|user|obj|instance|params|cfg|conf|app|client|this|req|res|serializer|validated_data)\.[A-Za-z_]++(?:[.\[(,;\s]|\Z)"
+    r"|[A-Za-z_]{2,}+(?:\.[A-Za-z_]++)++\("
+    r"|[A-Za-z_]{2,}+\((?:[A-Za-z_][\w.]{0,60}+(?:=[\w.]{1,60}+)?(?:,\s?)?)*+\)"
+    r"|(?:std::)?env::var\(|\$[A-Za-z_]{1,40}+(?:->|::|\[|(?=[;,)\]]))"
+    r"|[A-Za-z_$][A-Za-z_.$]{1,60}+(?:(?:->|::)[A-Za-z_]{1,40}+){0,4}+\([^\"'()\n0-9]{0,80}\)"
+    r"|(?:getpass|input|raw_input|prompt|readline|askpass|getenv)\([\"'][^\"'\n]{0,80}[: >][\"']\)"
+)
+_ANNOTATION = lazy_pattern(
+    r"[A-Z][A-Za-z]{2,40}+(?:[<\[][\w, .|]{1,60}[>\]])?(?: \| None)? = (?:new |(?:None|null)\b|[A-Za-z_][A-Za-z_.]{1,60}+[(\[])"  # noqa: E501
+)
+#: A type as languages write it behind a name.
+_TYPE = lazy_pattern(
+    r"[&*?]{0,2}+(?:(?:str|int|bool|bytes|float|string|String|Bytes|Any|object|dict|list|tuple|SecretStr|Token|Secret|char|void|mixed|array|callable"
+    r"|iterable|never|boolean|Boolean|number|unknown|undefined|never|static|varchar|text|uuid|ID|Int|Float)(?:\[\]|[!?]){0,2}+(?=[\s,;)\]}>=|]|\Z)"
+    r"|[A-Z][A-Za-z]{2,40}+(?:<[\w, .|<>?&']{1,60}>|\[[A-Za-z, .|\[\]]{1,60}\]))"
+)
+_SQL_STRING = lazy_pattern(r"""[NnEeBbXx]?'|[0-9]|"(?!\.)[^"\n]*+"(?!\s*\.)|\Z""")
+#: [x for x in xs]
+_COMPREHENSION = lazy_pattern(r"[\[({][\w.,()=+ ]{1,80}? for [\w, ]{1,40} in [^\"'\]})\n]{1,120}[\]})]")
+#: (user, password)
+_NAMES = lazy_pattern(
+    r"[(\[]\s{0,4}(?=[^()\[\]\n]{0,80}?\b(?:user|username|login|password|passwd|token|secret|key|api_key)\b)"
+    r"[A-Za-z_.]{1,40}+(?:\s{0,4},\s{0,4}[A-Za-z_.]{1,40}+){1,5}+,?\s{0,4}[)\]]"
+)
+#: The type of a field in a schema: {"type": "string", "minLength": 8}
+_SCHEMA = lazy_pattern(
+    r"\{(?![^{}]{0,300}\b(?:default|examples?|const|enum|value)\b)[^{}]{0,200}?[\"']?\btype[\"']?\s{0,4}:\s{0,4}[\"']?"
+    r"(?:string|integer|number|boolean|object|array|http|apiKey|oauth2|openIdConnect|text|keyword|password)\b"
+)
+#: ['required', 'min:8']
+_RULES = lazy_pattern(
+    r"\[\s{0,4}(?=[^\[\]\n]{0,120}?[\"'](?:required|nullable|sometimes|string|confirmed|(?:min|max):[0-9]{1,4})[\"'])"
+    r"(?:[\"'][a-z_]{2,20}+(?::[\w,.]{1,40}+)?[\"'],?\s{0,4}){1,10}+\]"
+)
+#: {"prompt": 12, "completion": 40}
+_NUMBERS = lazy_pattern(
+    r"\{\s{0,8}(?:\\{0,4}[\"'][\w.\-]{1,40}+\\{0,4}[\"']\s{0,4}:\s{0,4}[0-9]{1,9}+(?:\.[0-9]{1,9}+)?,?\s{0,8}){1,20}+\}"
+)
+#: What forms and serializers say about a field, not the field's value.
+_FORM_ERRORS = lazy_pattern(
+    r"""\[(?:\s{0,8}(?:ErrorDetail\(string=|ValidationError\(\[?)?(?:"[A-Z][^"\n]{3,400}[.!?]"|'[A-Z][^'\n]{3,400}[.!?]')"""
+    r"""(?:, code=['"]\w{1,40}['"])?\]?\)?,?){1,8}\s{0,8}\]"""
+)
+_CONDITION = lazy_pattern(r"\b(?:if|elif|while|assert|and|or|not|return) [\w.]{1,80}\s?[!=]=\s?\Z")
+#: What reads a secret from the environment names a variable, not the secret.
+_ENVIRONMENT = lazy_pattern(
+    r"(?:[A-Za-z_]\w{0,30}\.){0,3}(?:env|environ|getenv|getEnv|config|secrets?|get)(?:\.\w{1,20})?[(\[][\"'][A-Z][A-Z0-9_]{2,60}[\"']"
+)
+_FIRST_WORD = lazy_pattern(r"([a-z]{2,20}+)(?:[ ]+([a-z]{1,20}+)(?![\w=:])|[ \t\r.,;!]*+(?:\n|\Z))")
+_FIRST_WORDS = lazy_pattern(r"([A-Za-z]{2,20}+)[ ]([a-z]{1,20}+)(?![\w=:])")
+_LINKS = words("to on from with by as at in into for of has had have been was is are not and or but")
+_COUNT = lazy_pattern(r"[0-9]{1,4} [a-z]{2,20}\b[^=\n]*+(?:\n|\Z)")
+
+
+def is_no_value(text: str, key: str, begin: int, word: str, separator: str, judge: Judge, *, is_closed: bool) -> bool:
+    """Return whether the word at `begin`, behind a key and `separator`, is prose or a program's, and no secret.
+
+    `is_closed`: a quote or a bracket stands behind the key.
+    """
+    lowered = word.lower()
+    if separator.endswith(": ") and _is_said(text, key, begin, word, judge, is_closed=is_closed):
+        return True
+    if _ENVIRONMENT.match(text, begin) or lowered.partition("|")[0] in PROSE:
+        return True
+    if separator[:1] == " " and separator.strip() in ("==", "!=", "===") and word.isalpha() and word.islower():
+        # Two names are compared.
+        return True
+    if lowered in _MECHANISMS and key.lower() == "auth":
+        return True
+    if separator == ":" and key.lower() == "session" and word.isdigit() and len(word) < 7:
+        # session:12, the key of a cache
+        return True
+    if separator.strip() in ("!=", "==") and _CONDITION.search(text, max(0, begin - 120), begin):
+        return True
+    if separator.strip("\"' ") == "=>" and word.isalpha() and says_something(word, judge):
+        # password => hash
+        return True
+    if is_closed and not separator.rstrip().endswith((":", "=>")):
+        return False
+    # "password=password", " = get(...)", "=self.token": a line of source outside a stack.
+    return (not is_closed and lowered == key.lower()) or _is_expression(text, begin, separator)
+
+
+def _is_said(text: str, key: str, begin: int, word: str, judge: Judge, *, is_closed: bool) -> bool:
+    """Return whether what stands behind "password: " is part of a sentence, an address, a type or a count."""
+    lowered = word.lower()
+    if lowered in PROSE or lowered.startswith("http") or _TYPE.match(text, begin) is not None:
+        return True
+    if len(word) < 3 and word.isdigit():
+        return True
+    found = None if is_closed else _FIRST_WORD.match(text, begin)
+    if found is None or not says_something(found.group(1), judge):
+        return False
+    if is_password(split_key(key), alone=True):
+        return found.group(2) is not None and found.group(1) not in SAMPLES
+    return True
+
+
+def is_line_of_prose(line: str, judge: Judge) -> bool:
+    """Return whether a line behind "authorization: " or "cookie: " is a sentence."""
+    if line.rstrip(".,;!").lower() in PROSE or _COUNT.match(line) is not None:
+        return True
+    found = _FIRST_WORDS.match(line)
+    if found is None:
+        return False
+    first, second = found.group(1).lower(), found.group(2)
+    is_link = second in PROSE or second in _LINKS or says_something(second, judge)
+    return is_link and (first in PROSE or (says_something(first, judge) and judge(first, True, False) == PLAIN))
+
+
+def is_no_secret_list(text: str, pos: int, key: str) -> bool:
+    """Return whether what stands in brackets at `pos` is an expression, or what a form or a schema says of a field."""
+    if text[pos : pos + 1] not in ("[", "(", "{"):
+        return False
+    if (
+        _COMPREHENSION.match(text, pos)
+        or _NAMES.match(text, pos)
+        or _SCHEMA.match(text, pos)
+        or _RULES.match(text, pos)
+    ):
+        return True
+    if key.lower().endswith("tokens") and _NUMBERS.match(text, pos):
+        return True
+    found = _FORM_ERRORS.match(text, pos)
+    return found is not None and found.group().count(" ") > 0
+
+
+def _is_expression(text: str, pos: int, separator: str) -> bool:
+    """Return whether a program's expression stands at `pos`, behind a name and `separator`."""
+    if "=" not in separator:
+        return separator == ": " and _ANNOTATION.match(text, pos) is not None
+    return _EXPRESSION.match(text, pos) is not None or (
+        separator != "=" and _SPACED_EXPRESSION.match(text, pos) is not None
+    )
+
+
+def is_no_literal(text: str, pos: int, separator: str) -> bool:
+    """Return whether a pair in a text with SQL is one of names and placeholders: only literals are secrets there."""
+    if separator.rstrip().endswith(","):
+        return True
+    if text.startswith(":", pos):
+        return True
+    is_sql = separator != "=" and "=" in separator
+    return is_sql and _SQL_STRING.match(text, pos) is None
