@@ -66,13 +66,13 @@ def excluded_paths(config: Config) -> tuple[str, ...]:
 
 
 def deployment_identity(config: Config) -> str:
-    """Tells this deployment from others of the same user on this machine."""
+    """Return an identity of this deployment among others of the same user on this machine."""
     base = getattr(settings, "BASE_DIR", None) or Path.cwd()
     return "|".join((str(getattr(settings, "SETTINGS_MODULE", "")), str(base), config.service_name or ""))
 
 
 def project_identity() -> str:
-    """Tells this project from others of the same user on this host, for its web server and its workers alike.
+    """Return an identity of this project among others of the same user on this host, for web server and workers alike.
 
     Its place, the package of its settings and its database; not its SERVICE_NAME, which workers may have of their own.
     """

@@ -63,7 +63,7 @@ _emitting: contextvars.ContextVar[bool] = contextvars.ContextVar("django_otel_lo
 
 
 class _State:
-    """What changes while the process runs."""
+    """State that changes while the process runs."""
 
     def __init__(self) -> None:
         self.renew_lock()

@@ -339,7 +339,7 @@ class _SyncStream:
         self._finish()
 
     def __del__(self) -> None:
-        # Somebody threw the response away without closing it.
+        # The response was thrown away without being closed.
         if not self._record.is_finished:
             self._finish()
 
@@ -402,7 +402,7 @@ class _AsyncStream:
         self._finish()
 
     def __del__(self) -> None:
-        # Somebody threw the response away without closing it.
+        # The response was thrown away without being closed.
         if not self._record.is_finished:
             self._finish()
 

@@ -117,7 +117,7 @@ class SamplingVersion(models.Model):
 
 
 class SamplingPolicy(models.Model):
-    """What share of traces is recorded, from now until `expires_at`, whatever the settings say.
+    """Share of traces that is recorded, from now until `expires_at`, in place of the settings.
 
     There is one row or none. Saving an instance writes that row; its `version`
     grows by one with each save of it or of a rule, so that a process can say
@@ -424,7 +424,7 @@ class Dashboard(SamplingPolicy):
 
 
 class Change:
-    """What is changed together and so has one version."""
+    """Set of rows that are changed together and so have one version."""
 
     def __init__(self, alias: str, version: int) -> None:
         self.alias = alias

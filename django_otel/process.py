@@ -37,7 +37,7 @@ Callback = Callable[[], None]
 
 
 class _Processor(Protocol):
-    """What spans or log records are handed to."""
+    """Receiver of finished spans or log records."""
 
     def force_flush(self, timeout_millis: int = 30000) -> bool: ...
 
@@ -151,7 +151,7 @@ class Membership:
         self.sharing: Sharing | None = None
         #: Whether this process works outside the web server (a task worker, a scheduler).
         self.is_background = False
-        #: Returns what tells the project from others on this host; put there by the package's upper part.
+        #: Returns an identity of the project on this host; put there by the package's upper part.
         self.project_identity: Callable[[], str] = str
         self._background: tuple[object, BackgroundReader] | None = None
         forks.register("runtime.membership", self.after_fork)

@@ -40,7 +40,7 @@ ConfigCallback = Callable[[Config], None]
 
 
 class Runtime(Process):
-    """What is in force in this process, put there by the settings. Others only read it."""
+    """State in force in this process, put there by the settings. Others only read it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class Runtime(Process):
         )
 
     def _console_facts(self) -> Mapping[str, object]:
-        """What the dashboard says of this process."""
+        """Return the dashboard's facts about this process."""
         program = Path(sys.argv[0] if sys.argv else "")
         return {
             # "python -m gunicorn" is called gunicorn/__main__.py.

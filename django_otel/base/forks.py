@@ -1,4 +1,4 @@
-"""What happens before and after a fork: one list, in one order.
+"""Actions before and after a fork: one list, in one order.
 
 Each part registers what it does under its name in `ORDER`; nothing else in the
 package calls `os.register_at_fork`.

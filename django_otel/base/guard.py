@@ -22,7 +22,7 @@ D = TypeVar("D")
 
 
 class _Faults:
-    """What was reported so far, by place."""
+    """Faults that were reported so far, by place."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

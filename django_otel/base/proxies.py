@@ -8,11 +8,6 @@ from typing import Any
 _MAX_DEPTH = 10
 
 
-def is_proxy(value: object) -> bool:
-    """Whether a value claims another class than its own, as `SimpleLazyObject` does. Evaluates a lazy one."""
-    return value.__class__ is not type(value)
-
-
 def resolve(value: object) -> Any:
     """Return what a proxy stands for (Django's lazy objects, `wrapt`, werkzeug), any other value as it is.
 

@@ -73,7 +73,7 @@ def survive(
     names: tuple[str, ...] = _EXPORTERS,
     is_harmful: Callable[[str, str], bool] = lambda name, value: False,
 ) -> Made:
-    """What `make` gives without the variables of `names` that are harmful; when it raises, once more without any.
+    """Return the result of `make` without the harmful variables of `names`; if it raises, once more without any.
 
     `is_harmful(name, value)` says which must not be read, although nothing is raised for them.
     """

@@ -109,7 +109,7 @@ _discovery_problems: list[Problem] = []
 
 
 class _State:
-    """What changes with the settings."""
+    """State that changes with the settings."""
 
     def __init__(self) -> None:
         #: The settings under which model events are observed; None while they are not.
@@ -458,7 +458,7 @@ def uninstall() -> None:
             signal.disconnect(receiver, sender=sender)
         while _patched:
             cls, name, ours, former = _patched.pop()
-            # Somebody may have wrapped ours since; then it stays, and only passes on.
+            # Other code may have wrapped ours since; then it stays, and only passes on.
             if cls.__dict__.get(name) is not ours:
                 continue
             if former is None:

@@ -46,7 +46,7 @@ class Variable:
 
     @property
     def effect(self) -> str:
-        """What it does, in a few words; names of settings are in backticks."""
+        """Return its effect in a few words; names of settings are in backticks."""
         if self.keys:
             return "sets " + ", ".join(f"`{dotted}`" for dotted in self.keys)
         if self.reader:

@@ -1,4 +1,4 @@
-"""What terminals and assistants ask of the store, as plain data: what `otel traces` prints and `otel mcp` answers.
+"""Answers of the store to terminals and assistants, as plain data: for `otel traces` and `otel mcp`.
 
 Everything in the store is redacted; keys of the answers are stable. Units: `_ms` is milliseconds, times are ISO 8601
 in UTC.
@@ -35,7 +35,7 @@ SEVERITIES = {"DEBUG": 5, "INFO": 9, "WARNING": 13, "ERROR": 17, "CRITICAL": 21}
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What an answer is about: the last `since_s` seconds (None: all that is stored), at most `limit` rows."""
+    """Scope of an answer: the last `since_s` seconds (None: all that is stored), at most `limit` rows."""
 
     since_s: float | None = None
     limit: int = DEFAULT_ROWS
@@ -203,14 +203,14 @@ class Answers:
 
 
 def _change(before: RouteSum | None, after: RouteSum | None) -> str | None:
-    """What became of a route since the release: "broken", "slower", ...; None where nothing can be compared."""
+    """Return the verdict on a route since the release: "broken", "slower", ...; None where nothing can be compared."""
     if after is None:
         return None
     return judge(figures_of(before) if before is not None else None, figures_of(after))
 
 
 def _figures(route: RouteSum | None) -> Answer | None:
-    """What is compared of a route between two releases."""
+    """Return the figures of a route that are compared between two releases."""
     if route is None:
         return None
     return {"requests": route.requests, "p95_ms": ms(route.p95_ns), "errors": route.errors}

@@ -31,7 +31,7 @@ _NS_PER_S = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """What is compared: from `begin_s` to `split_s`, and from there to `end_s` (seconds since the Unix epoch)."""
+    """Compared spans of time: from `begin_s` to `split_s`, and from there to `end_s` (seconds since the Unix epoch)."""
 
     begin_s: float
     split_s: float
@@ -93,7 +93,7 @@ class Comparison:
 
 
 def judge(before: Figures | None, after: Figures | None) -> str:
-    """What became of a route."""
+    """Return the verdict on a route."""
     if after is None or not after.requests:
         return GONE
     share = before.share if before is not None else 0.0

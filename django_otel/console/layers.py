@@ -26,7 +26,7 @@ _NAMES = {
 
 
 class Step(Protocol):
-    """What is known of the requests in a step of time: the seconds of each layer, and how many there were."""
+    """Figures of the requests in a step of time: the seconds of each layer, and how many there were."""
 
     @property
     def layers(self) -> Sequence[float]: ...

@@ -87,7 +87,7 @@ def _deliver(notice: Notice, issue: Issue) -> bool:
 
 
 def describe(issue: Issue, reason: str) -> dict[str, object]:
-    """What a target is given: redacted, and without secrets of the settings."""
+    """Return the payload for a target: redacted, and without secrets of the settings."""
     row = issue.row
     try:
         address = reverse("admin:django_otel_errors_detail", args=[row.id])

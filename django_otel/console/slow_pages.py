@@ -132,7 +132,7 @@ def _chosen(releases: Sequence[_Release], given: Mapping[str, str], own: str) ->
 def _moments(
     releases: Sequence[_Release], release: _Release | None, asked: Mapping[str, float | None], now_s: float
 ) -> Moments:
-    """What is compared: as far as it can be from the figures of all requests, which are kept for some hours."""
+    """Return the times to compare, where possible those with figures of all requests, which are kept for hours."""
     at_s, end_s = asked["at"], asked["until"]
     if at_s is None and release is not None:
         at_s = release[2]

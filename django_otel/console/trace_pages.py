@@ -75,7 +75,7 @@ def import_trace(
 
 
 def _read_file(given: UploadedFile[bytes] | None) -> tuple[Received | None, str]:
-    """What a file holds, or what is wrong with it."""
+    """Return the contents of a file, or what is wrong with it."""
     if given is None or not given.size:
         return None, gettext("Choose a file.")
     if given.size > MAX_IMPORT_BYTES:

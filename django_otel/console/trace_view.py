@@ -1,4 +1,4 @@
-"""What a trace's page shows beside its waterfall: critical path, flame view, the request as a command."""
+"""Parts of a trace's page beside its waterfall: critical path, flame view, the request as a command."""
 
 from __future__ import annotations
 

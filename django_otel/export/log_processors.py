@@ -81,7 +81,7 @@ def emit_exception(logger: Logger, span: Span, attributes: Mapping[str, Any]) ->
 
 
 class LogCleaner:
-    """What is done to a log record before it leaves: secrets are redacted, then long attributes cut."""
+    """Last processing of a log record before it leaves: secrets are redacted, then long attributes cut."""
 
     def __init__(self, scrubber: Scrubber, attribute_length: int | None) -> None:
         self._scrubber = scrubber

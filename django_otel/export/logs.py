@@ -38,7 +38,7 @@ class LogPipeline:
 
     @property
     def parts(self) -> tuple[LogRecordProcessor, ...]:
-        """What records are handed to now."""
+        """Processors that records are handed to now."""
         return self._switch.parts if self._switch is not None else ()
 
     def start(self, config: Config) -> None:

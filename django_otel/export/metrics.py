@@ -38,7 +38,7 @@ class MetricPipeline:
         self.thread: MetricsThread | None = None
 
     def build_exporters(self, config: Config) -> Sequence[MetricExporter]:
-        """What metrics are pushed to. Errors: `ConfigError`, before anything is changed."""
+        """Exporters that metrics are pushed to. Errors: `ConfigError`, before anything is changed."""
         return [] if self._state.is_quiet else build_metric_exporters(config, self._state.count_drop)
 
     def start(self, config: Config, exporters: Sequence[MetricExporter]) -> None:

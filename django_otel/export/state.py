@@ -1,4 +1,4 @@
-"""What the pipelines of traces, metrics and logs have in common: settings in force, resource, counts of losses."""
+"""State that the pipelines of traces, metrics and logs share: settings in force, resource, counts of losses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DROPPED = {
 
 
 class ProcessState:
-    """What is in force in this process."""
+    """Settings and resource in force in this process."""
 
     def __init__(self) -> None:
         #: Held while settings are put in force, and while this process joins.

@@ -50,7 +50,7 @@ class TracePipeline:
         forks.register("tracing.ids", self.ids.after_fork)
 
     def build_processors(self, config: Config) -> tuple[SpanProcessor, ...]:
-        """What spans are to be handed to. Errors: `ConfigError`, before anything is changed."""
+        """Processors that spans are to be handed to. Errors: `ConfigError`, before anything is changed."""
         state = self._state
         if state.is_testing:
             memory = MemorySpanProcessor(self.clean)
@@ -61,7 +61,7 @@ class TracePipeline:
         return build_span_processors(config, self.build_cleaner(config), state.count_drop, state.count_failure)
 
     def build_cleaner(self, config: Config) -> SpanCleaner:
-        """What is done to spans before they leave."""
+        """Cleaner of spans before they leave."""
         return SpanCleaner(self._state.scrubber, config.database.statement, config.request.query)
 
     def clean(self, span: ReadableSpan) -> ReadableSpan:

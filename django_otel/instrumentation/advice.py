@@ -56,7 +56,7 @@ class Advice(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What was found, and by which frame: how far out it is, and the class of the object that it is about."""
+    """Found advice, and by which frame: how far out it is, and the class of the object that it is about."""
 
     depth: int
     subject: type

@@ -39,7 +39,7 @@ inside: ContextVar[CacheOperation | bool] = ContextVar("django_otel_in_cache", d
 
 
 class State:
-    """What changes with the settings, and the series that were looked up."""
+    """State that changes with the settings, and the series that were looked up."""
 
     def __init__(self) -> None:
         #: Whether operations are counted.
@@ -95,7 +95,7 @@ def group_of_all(keys: Iterable[object]) -> str | None:
 
 
 class _Form(SpanForm):
-    """What the spans of one operation on one cache have in common."""
+    """Common parts of the spans of one operation on one cache."""
 
     __slots__ = ("_by_outcome",)
 

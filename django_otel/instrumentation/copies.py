@@ -184,7 +184,7 @@ class _Chunked:
 
 
 class _State:
-    """What changes with the settings."""
+    """State that changes with the settings."""
 
     def __init__(self) -> None:
         #: By the class that has the method.

@@ -111,7 +111,7 @@ class Settings(NamedTuple):
 
 
 class _State:
-    """What changes with the settings."""
+    """State that changes with the settings."""
 
     def __init__(self) -> None:
         #: None while queries are not looked at.

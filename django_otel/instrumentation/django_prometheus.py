@@ -32,7 +32,7 @@ _CACHE_LABELS = {
 
 
 class _State:
-    """What changes with the settings."""
+    """State that changes with the settings."""
 
     def __init__(self) -> None:
         #: Whether statements are counted.

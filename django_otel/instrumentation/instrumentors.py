@@ -102,7 +102,7 @@ _tracer_providers: dict[str, _SwitchedTracerProvider] = {}
 
 
 class _State:
-    """What changes while the process runs."""
+    """State that changes while the process runs."""
 
     def __init__(self) -> None:
         #: Whether the official DjangoInstrumentor is on by our doing.

@@ -30,7 +30,7 @@ _plain_import = base.import_string  # type: ignore[attr-defined]
 
 
 class _State:
-    """What changes with the settings."""
+    """State that changes with the settings."""
 
     def __init__(self) -> None:
         self.is_on = False

@@ -118,7 +118,7 @@ _PLACES = (
 
 
 class _Patches:
-    """What was replaced: by place, the class, the method as it was and ours."""
+    """Replaced methods: by place, the class, the method as it was and ours."""
 
     def __init__(self) -> None:
         self._done: dict[_Place, tuple[type, object, object]] = {}

@@ -1,4 +1,4 @@
-"""What the span of a query says of its outcome: rows, the class of an error and the database's own code."""
+"""Outcome of a query on its span: rows, the class of an error and the database's own code."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _MAX_VALUE_LENGTH = 256
 
 
 class _State:
-    """What changes with the settings."""
+    """State that changes with the settings."""
 
     def __init__(self) -> None:
         #: Names of what a comment has; empty while there are none.

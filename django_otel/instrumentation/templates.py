@@ -50,7 +50,7 @@ _Root = Callable[[Any], Any]
 
 
 class _State:
-    """What changes with the settings."""
+    """State that changes with the settings."""
 
     def __init__(self) -> None:
         self.times_requests = False

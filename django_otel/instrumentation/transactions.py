@@ -59,7 +59,7 @@ class _Settings:
 
 
 class _State:
-    """What changes with the settings."""
+    """State that changes with the settings."""
 
     def __init__(self) -> None:
         #: None while transactions are not observed.

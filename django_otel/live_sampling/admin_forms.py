@@ -134,7 +134,7 @@ class SamplingPolicyForm(_EndingForm):
             current = models.lock_version(alias())
             if current != seen:
                 self.add_error(None, ValidationError(_describe_conflict(), code="conflict"))
-                # Whoever has read that may save again.
+                # A user who has read that may save again.
                 data: Any = self.data
                 self.data = data.copy()
                 self.data[self.add_prefix("seen_version")] = str(current)  # type: ignore[index]

@@ -33,7 +33,7 @@ _POLL_S, _POLL_WHILE_CHANGING_S = 4.0, 0.7
 
 
 class PolicyPages(RowPages):
-    """What the pages of the policy show and answer beside its form."""
+    """Views of the policy's pages beside its form."""
 
     # --- No tables. ---
 

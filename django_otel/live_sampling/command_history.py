@@ -16,7 +16,7 @@ from django_otel.base.frozen import record
 
 
 class RefusedError(Exception):
-    """What was asked for cannot be done; the text says why."""
+    """Request that cannot be fulfilled; the text says why."""
 
 
 @record

@@ -1,4 +1,4 @@
-"""What the subcommands over rows of ours share: arguments, and what is said and returned when something fails."""
+"""Common parts of the subcommands over rows of ours: arguments, and texts and exit codes of failures."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class Follower:
             self._share()
             self._look_at_log_levels()
             if self.registry is not None and is_live() and self.registry.lead():
-                # Nobody has asked lately: what the folder says may be of long ago.
+                # No process has read lately: what the folder says may be of long ago.
                 self._knows.clear()
         with self._lock:
             if self.is_following:
@@ -483,7 +483,7 @@ def _apply_committed(using: str) -> None:
 
 
 def table_problem() -> str | None:
-    """What to say when live sampling is on and its table is missing; None when all is well or nobody can tell.
+    """Return the message for live sampling without its table; None if all is well or it cannot be known.
 
     Asks the database: for checks that may (`databases` is not None).
     """
@@ -496,7 +496,7 @@ def table_problem() -> str | None:
 
 
 def processes() -> list[dict[str, object]]:
-    """What every living process of this host that follows the same policy says, without a query.
+    """Return the report of every living process of this host that follows the same policy, without a query.
 
     Each has `host`, `pid`, `group` (its server), `command` (a management
     command, or ""), `started_at_s`, `ratio`, `source`, `version` and
@@ -514,7 +514,7 @@ def processes() -> list[dict[str, object]]:
 
 
 def processes_elsewhere() -> list[dict[str, Any]]:
-    """What the processes of other hosts have last said, as in `processes`, with `reported_s_ago` in seconds.
+    """Return the last reports of the processes of other hosts, as in `processes`, with `reported_s_ago` in seconds.
 
     Asks the database, and asks the other hosts to go on telling: for a page
     that is being looked at. They do so within `REFRESH_S`, for as long as it is.
@@ -532,7 +532,7 @@ def processes_elsewhere() -> list[dict[str, Any]]:
 
 
 def status() -> dict[str, Any]:
-    """What this process applies now and why; read from memory, without a query.
+    """Return what this process applies now and why; read from memory, without a query.
 
     Units: every `*_s` is seconds; `since_s`, `read_at_s` and `expires_at_s`
         since the Unix epoch, None where there is no such moment.

@@ -46,7 +46,7 @@ def _salt() -> str:
 def force_trace_token(user: object, ttl_s: float = 3600.0) -> str:
     """A token that traces one visit, for the parameter `otel_force_token` of any address of this site.
 
-    Takes effect while `OTEL["SAMPLING"]["FORCE"]` is True. Whoever has the link
+    Takes effect while `OTEL["SAMPLING"]["FORCE"]` is True. Everyone who has the link
     is traced; give it to whom you want to follow.
 
     Units: `ttl_s` is the token's life in seconds, at most a week.

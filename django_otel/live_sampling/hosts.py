@@ -3,7 +3,7 @@
 On one host the processes see each other in a folder (`multiprocess.host_registry`). Over hosts
 the database is all they have in common. So a page that is open says so in the
 row of the version, and the elected process of each host, which asks the
-database anyway, answers with a row of its own. Nobody looks: nothing is written.
+database anyway, answers with a row of its own. While no page is open, nothing is written.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def watch(using: str) -> None:
 
 
 def members_elsewhere(using: str, own_name: str) -> list[dict[str, Any]]:
-    """What the processes of other hosts have said, each with `reported_s_ago`. Errors: the database's."""
+    """Return the reports of the processes of other hosts, each with `reported_s_ago`. Errors: the database's."""
     from django_otel.models import SamplingHost
 
     found = []

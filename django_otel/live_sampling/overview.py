@@ -1,4 +1,4 @@
-"""What is in force, in words, and which process applies which version: the head of the policy's page."""
+"""Policy in force, in words, and which process applies which version: the head of the policy's page."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def fingerprint(state: models.SamplingState) -> str:
     try:
         policy = policy_rows.policy_from_state(state)
     except (ValueError, TypeError, OverflowError):
-        # Whoever reads them keeps to the settings.
+        # A process that reads them keeps to the settings.
         return ""
     return "" if policy is None else policy.fingerprint
 

@@ -115,7 +115,7 @@ def _faulty_row_text(found: str) -> str:
 
 
 def migrate_command(alias: str) -> str:
-    """What makes the tables in the database `alias`."""
+    """Return the command that makes the tables in the database `alias`."""
     return f"manage.py migrate django_otel{'' if alias == 'default' else f' --database {alias}'}"
 
 

@@ -33,7 +33,7 @@ _MOST_LANGUAGES = 10
 
 
 class RuleLike(Protocol):
-    """What of a rule matters here; either of path and route is empty."""
+    """Parts of a rule that matter here; either of path and route is empty."""
 
     @property
     def path(self) -> str: ...

@@ -45,7 +45,7 @@ FAULTS = {
 
 
 class RuleLike(Protocol):
-    """What of a rule is said in words."""
+    """Parts of a rule that are put into words."""
 
     @property
     def path(self) -> str: ...
@@ -214,7 +214,7 @@ def promise(refresh_s: float) -> str:
 
 
 def kept(keep_errors: bool, keep_slow_s: float | None) -> str:
-    """What is recorded although the ratio says no; empty when nothing is."""
+    """Return what is recorded although the ratio says no; empty when nothing is."""
     values = {"seconds": "" if keep_slow_s is None else f"{keep_slow_s:g}"}
     if keep_errors and keep_slow_s is not None:
         return gettext("errors and requests of %(seconds)s s or more") % values

@@ -138,7 +138,7 @@ _Translate = Callable[["Names", Mapping[str, object]], Iterable[tuple[str, Mappi
 
 @record
 class Names:
-    """What the project calls its parts: vendor by database alias, backend by cache alias, label by model."""
+    """Names of the project's parts: vendor by database alias, backend by cache alias, label by model."""
 
     vendors: Mapping[str, str]
     backends: Mapping[str, str]

@@ -182,7 +182,7 @@ def stop_registry() -> None:
 def _unregister(collector: FamiliesCollector | None) -> None:
     if collector is None:
         return
-    # Somebody else, a test for instance, may have emptied the registry.
+    # Other code, a test for instance, may have emptied the registry.
     with contextlib.suppress(KeyError):
         collector.registry.unregister(collector)
 

@@ -42,7 +42,7 @@ class Member:
 
 @frozen.record
 class Usage:
-    """What a process uses. Units: seconds, bytes, numbers; `descriptors` is None where that may not be read."""
+    """Resources that a process uses. Units: seconds, bytes, numbers; `descriptors` is None if it may not be read."""
 
     user_s: float
     system_s: float
@@ -141,7 +141,7 @@ def _parse(data: bytes) -> tuple[tuple[float, float], dict[str, tuple[float, flo
 
 
 def build_key(member: Member) -> str:
-    """Return what tells this process from all others."""
+    """Return an identity that no other process has."""
     return f"{member.namespace}:{member.pid}:{member.started_ticks}"
 
 

@@ -119,7 +119,7 @@ class Sharing:
 
     @property
     def reader(self) -> Reader | None:
-        """What reads all slots of the folder, made when it is first needed; None while the folder cannot be used."""
+        """Reader of all slots of the folder, made when it is first needed; None while the folder cannot be used."""
         folder, reader = self.folder, self._reader
         if folder is not None and (reader is None or reader.folder is not folder):
             from django_otel.multiprocess.reader import Reader

@@ -49,7 +49,7 @@ class SlotFiles:
                     if path.is_symlink() or (path.exists() and not path.is_file()):
                         path.unlink()
                 self.cells = open_file(folder / f"{lease.number}.cells", os.O_RDWR | os.O_CREAT)
-                # Somebody who tidies up may have removed the lock of a process that lives.
+                # A clean-up may have removed the lock of a process that lives.
                 lock_exclusively(self.cells)
                 self.keys = open_file(folder / f"{lease.number}.keys", os.O_RDWR | os.O_CREAT)
                 return lease

@@ -1,4 +1,4 @@
-"""What is done to a finished span before it leaves the process."""
+"""Corrections and redaction of a finished span before it leaves the process."""
 
 from __future__ import annotations
 

@@ -276,7 +276,7 @@ def _find_error_type(status: int, error: BaseException | None) -> str:
 
 
 def _find_attributes(record: RequestRecord, end: _End) -> Attributes:
-    """What the spans of all requests that ended alike end with; kept for the next."""
+    """Last attributes of the spans of all requests that ended alike; kept for the next."""
     attributes: Attributes = {}
     _, _, series, match, error_type, _ = end
     if match is not None:

@@ -1,4 +1,4 @@
-"""What an `Observer` is made of, beside the settings: decided once, when the middleware is built."""
+"""Parts of an `Observer` beside the settings: decided once, when the middleware is built."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DENIED_HEADER = lazy_pattern(
 
 @frozen.record
 class ObserverOptions:
-    """What the framework, the sampler and the project's functions contribute to observing requests."""
+    """Contributions of the framework, the sampler and the project's functions to observing requests."""
 
     #: Whether requests have spans of ours; else they join another tool's.
     makes_spans: bool

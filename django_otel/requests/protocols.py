@@ -1,4 +1,4 @@
-"""What is asked of a framework's requests and responses; Django's fit."""
+"""Protocols for a framework's requests and responses; Django's fit."""
 
 from __future__ import annotations
 

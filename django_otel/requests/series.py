@@ -1,4 +1,4 @@
-"""What is counted of requests: the series of one class of requests, and those of one route and status.
+"""Series of requests: those of one class of requests, and those of one route and status.
 
 Both are looked up once and kept, so that a request finds them in one step.
 """
@@ -99,7 +99,7 @@ class RequestMetrics:
         self._routes: dict[_Key, RouteSeries] = {}
 
     def find_class(self, method: str | None, scheme: str | None, protocol: str | None) -> RequestClass:
-        """What all requests like this share."""
+        """Return the shared parts of all requests like this."""
         known = method if method is not None and method in self._known_methods else "_OTHER"
         key = (known, scheme, protocol)
         return self._classes.get(key) or self._make_class(key)

@@ -213,7 +213,7 @@ class SpanStarter:
         return context
 
     def extract(self, context: Context, meta: Mapping[str, str]) -> tuple[Context, Sequence[Link], bool]:
-        """What a caller has sent: the context with it, or a link to one that is not trusted; whether it is a parent."""
+        """Return what a caller has sent: the context with it, or a link to one not trusted; whether it is a parent."""
         if meta.keys().isdisjoint(self._inbound_keys):
             return context, (), False
         inbound = self._propagator.extract(meta, context, META_GETTER)

@@ -91,10 +91,6 @@ class Limiter:
             return self._stand(False)
         return self._stand(True)
 
-    def take(self) -> int:
-        # The earlier name of `acquire`.
-        return self.acquire()
-
     def _stand(self, is_recorded: bool) -> int:
         """Remember one that is refused; how many traces one stands for that is recorded."""
         if not is_recorded:

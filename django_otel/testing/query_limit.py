@@ -146,7 +146,7 @@ _cursors = _Cursors()
 
 
 class QueryLimit:
-    """What `assert_max_queries_per_statement` returns: a context manager and a decorator, sync and async."""
+    """Result of `assert_max_queries_per_statement`: a context manager and a decorator, sync and async."""
 
     def __init__(self, n: int) -> None:
         self._most = n

@@ -27,7 +27,7 @@ _LONGEST_BODY = 20_000
 
 @dataclass(slots=True)
 class Received:
-    """What is stored of a message, and how many of its spans or log records were refused."""
+    """Stored part of a message, and how many of its spans or log records were refused."""
 
     items: list[StoredSpans | StoredLog] = field(default_factory=list)
     refused: int = 0

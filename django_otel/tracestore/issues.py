@@ -51,7 +51,7 @@ class StoredErrors:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What a notice says: `reason` is "new" or "back"."""
+    """Contents of a notice: `reason` is "new" or "back"."""
 
     id: int
     issue: int

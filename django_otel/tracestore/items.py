@@ -76,7 +76,7 @@ LAYERS = ("database", "cache", "template", "http", "view", "middleware")
 
 
 class RouteNumbers(TypedDict, total=False):
-    """What is counted of one route; histograms as in `SampleNumbers`."""
+    """Counts of one route; histograms as in `SampleNumbers`."""
 
     layers: list[float]
     duration: list[float]

@@ -439,7 +439,7 @@ class StoreReader:
         return step_s, found
 
     def _counted_at(self, source: str, step_s: int, at_s: float, running: dict[str, Any]) -> dict[str, Any]:
-        """What had been counted of a source at the beginning of a step."""
+        """Return the counts of a source at the beginning of a step."""
         row = self.connection.execute(
             "SELECT opening FROM sample WHERE step_s = ? AND source = ? AND at_s >= ? ORDER BY at_s LIMIT 1",
             (step_s, source, int(at_s // step_s) * step_s),

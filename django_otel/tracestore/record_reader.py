@@ -111,7 +111,7 @@ class StatementPage:
 
 @dataclass(frozen=True, slots=True)
 class RequestRow:
-    """What is compared of a request. Units: `start_ns` is since the Unix epoch."""
+    """Figures of a request that are compared. Units: `start_ns` is since the Unix epoch."""
 
     route: str
     method: str
@@ -139,12 +139,6 @@ def list_loggers(connection: sqlite3.Connection, most: int = 200) -> list[str]:
     """The names of the loggers that have records."""
     rows = connection.execute("SELECT DISTINCT logger FROM log ORDER BY logger LIMIT ?", (most,))
     return [str(name) for (name,) in rows if name]
-
-
-def last_log_id(connection: sqlite3.Connection) -> int:
-    """The id of the record that was stored last; 0 if there is none."""
-    (found,) = connection.execute("SELECT max(id) FROM log").fetchone()
-    return found if isinstance(found, int) else 0
 
 
 def _log_row(row: Sequence[object]) -> LogRow:
@@ -230,7 +224,7 @@ def find_statement(connection: sqlite3.Connection, number: int) -> tuple[str, st
 
 
 def list_requests(connection: sqlite3.Connection, *, since_ns: int = 0, service: str = "") -> list[RequestRow]:
-    """What is compared of the requests that began at or after `since_ns`; their traces have a route."""
+    """Return the compared figures of the requests that began at or after `since_ns`; their traces have a route."""
     rows = connection.execute(
         "SELECT route, method, start_ns, duration_ns, (errors > 0 OR status >= 500), queries, trace_id FROM trace "
         "WHERE route != '' AND spans > 0 AND start_ns >= ? AND (? = '' OR service = ?)",

@@ -78,7 +78,7 @@ class Condition:
         return None
 
     def needles(self) -> list[bytes]:
-        """What the bytes of a trace must hold, in lower case, for it to fit."""
+        """Return the texts, in lower case, that the bytes of a fitting trace hold."""
         found = [] if self.key in _ALIASES else [self.key.lower().encode()]
         is_text = self.operator in ("=", "~", "") and self.value.isascii()
         if is_text and not _NUMBER.fullmatch(self.value) and self.value not in _FLAGS:

@@ -1,4 +1,4 @@
-"""What many spans have in common, such as those of one cache operation or middleware: worked out once."""
+"""Common parts of many spans, such as those of one cache operation or middleware: worked out once."""
 
 from __future__ import annotations
 

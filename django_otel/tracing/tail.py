@@ -187,7 +187,7 @@ class TailBuffer:
         if (
             slow_s is not None
             and end_unix_nano - start_unix_nano >= slow_s * _NANOSECONDS_PER_S
-            and (policy.limiter is None or policy.limiter.take())
+            and (policy.limiter is None or policy.limiter.acquire())
         ):
             return "slow"
         return ""

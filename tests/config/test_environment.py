@@ -556,7 +556,7 @@ def test_a_number_no_container_or_timer_takes_is_the_largest_that_one_does():
     for seconds in (config.traces.timeout_s, config.traces.batch.delay_s):
         with socket.socket() as one:
             one.settimeout(seconds)
-    assert Limiter(config.sampling.max_per_second, 1).take() == 1
+    assert Limiter(config.sampling.max_per_second, 1).acquire() == 1
 
 
 def test_a_huge_limit_is_no_limit():

@@ -106,12 +106,16 @@ class Load:
             thread.start()
         return self
 
-    def __exit__(self, *_):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+    def __exit__(self, kind, *_):
+        try:
+            if kind is None:
+                # On a busy machine no scrape may have been answered yet.
+                services.wait_until(lambda: self.scrapes, what="a scrape")
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join()
         assert not self.backwards, self.backwards[:5]
-        assert self.scrapes
 
 
 def workers_of(server) -> list[int]:

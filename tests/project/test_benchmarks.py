@@ -187,7 +187,7 @@ def test_the_quick_variant_counts_a_layer_on_and_off(monkeypatch, published):
     page, results = published
     found = json.loads(results.read_text())["layers"]["results"]["command"]
     assert found["on"] > found["off"]
-    assert re.search(r"^\| command \| [\d,]+ \| [\d,]+ \| - \|", page.read_text(), re.MULTILINE)
+    assert re.search(r"^\| command \| -?[\d,]+ \| [\d,]+ \| - \|", page.read_text(), re.MULTILINE)
 
 
 def test_layers_that_are_not_counted_keep_their_published_figures(monkeypatch, published):

@@ -904,7 +904,7 @@ SECTIONS = {dotted.rsplit(".", 1)[0] for dotted, _ in walk(Config) if "." in dot
 KEYS = {dotted for dotted, _ in walk(Config)}
 #: Upper-case words in code that are no keys of OTEL.
 OTHER_WORDS = {
-    "BASE_DIR", "MAILERS", "CONSUMER", "MIN_S", "PRODUCER",
+    "BASE_DIR", "COVERAGE_PROCESS_START", "MAILERS", "CONSUMER", "MIN_S", "PRODUCER",
     "FETCH_PEERS", "FOLDER", "LANGUAGE_CODE", "LC_MESSAGES", "LOCALE_PATHS",
     "DD_API_KEY", "GRAFANA_CLOUD_TOKEN", "JAEGER_ENDPOINT",
     "PERCENT", "ROUTE", "THRESHOLD",

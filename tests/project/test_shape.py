@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -30,6 +32,28 @@ MOST_REBOUND_NAMES = 5
 STARTS_UNDER_LOCKS = {
     "export/batch.py BatchWorker._start": "its lock is replaced when gevent has patched `threading`",
     "live_sampling/follower.py Follower.start": "made at the first request, so after gevent has patched",
+}
+
+#: What only a base class or a framework calls, by a name that stands nowhere else.
+CALLED_BY_OTHERS = {
+    "apps.py DjangoOTelConfig": "Django, which takes the only AppConfig of the module",
+    "base/sdk_compat.py watch_grpc_answers.TooLarge.trailing_metadata": "the exporter over gRPC",
+    "console/entries.py ConsoleAdmin.has_module_permission": "the admin",
+    "console/notices.py _NoRedirects.redirect_request": "urllib",
+    "instrumentation/feature_flags.py _watch_openfeature.EvaluationHook.finally_after": "OpenFeature",
+    "instrumentation/tasks/dramatiq_hooks.py Hooks.after_enqueue": "Dramatiq",
+    "instrumentation/tasks/dramatiq_hooks.py Hooks.after_process_message": "Dramatiq",
+    "instrumentation/tasks/dramatiq_hooks.py Hooks.before_enqueue": "Dramatiq",
+    "instrumentation/tasks/dramatiq_hooks.py Hooks.before_process_message": "Dramatiq",
+    "instrumentation/tasks/dramatiq_hooks.py Hooks.before_worker_boot": "Dramatiq",
+    "live_sampling/admin.py SamplingPolicyAdmin.get_fieldsets": "the admin",
+    "live_sampling/command.py SamplingCommand._rule_add": "the command, by the name of the subcommand",
+    "live_sampling/command.py SamplingCommand._rule_list": "the command, by the name of the subcommand",
+    "live_sampling/command.py SamplingCommand._rule_remove": "the command, by the name of the subcommand",
+    "live_sampling/log_level_admin.py LogLevelAdmin.get_fields": "the admin",
+    "live_sampling/log_level_form.py LogLevelForm.clean_logger": "Django's forms",
+    "operations/collect.py _Handler.version_string": "http.server",
+    "tracing/ids.py OwnRandomIdGenerator.is_trace_id_random": "the SDK",
 }
 
 
@@ -128,6 +152,43 @@ def test_state_stands_in_objects_and_not_in_modules() -> None:
 
 def test_what_stays_rebound_is_explained() -> None:
     assert all(REBOUND_NAMES.values())
+
+
+def test_docstrings_open_with_a_verb_or_a_noun() -> None:
+    found = [
+        f"{module} {name}"
+        for module, (_, tree) in _sources().items()
+        for name, node in [("", tree), *((name, node) for name, node, _ in _definitions(tree))]
+        if (ast.get_docstring(node) or "").startswith(("What ", "Who ", "Whoever "))  # type: ignore[arg-type]
+    ]
+    assert not found, "write a verb (Return ...) or a noun (Registry of ...)"
+
+
+def test_every_function_and_class_is_named_where_it_is_used() -> None:
+    """What is named nowhere but where it is defined is dead, unless a base class or a framework calls it."""
+    texts = "\n".join(
+        path.read_text(encoding="utf-8", errors="ignore")
+        for root in (
+            PACKAGE,
+            PACKAGE.parent / "tests",
+            PACKAGE.parent / "benchmarks",
+            PACKAGE.parent / "example_project",
+        )
+        for path in root.rglob("*")
+        if path.suffix in (".py", ".html", ".txt", ".js") and "migrations" not in path.parts
+    )
+    # Without this list; a decorator may register what it stands on.
+    times = Counter(re.findall(r"\w+", texts)) - Counter(re.findall(r"\w+", " ".join(CALLED_BY_OTHERS)))
+    found = {
+        f"{module} {name}"
+        for module, (_, tree) in _sources().items()
+        for name, node, _ in _definitions(tree)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and times[node.name] == 1
+        and not node.decorator_list
+        and not node.name.startswith("__")
+    }
+    assert found == set(CALLED_BY_OTHERS)
 
 
 def test_no_thread_is_started_under_a_lock_of_the_system() -> None:

@@ -34,7 +34,7 @@ _OUTCOMES = {"REJECTED": REJECTED, "IGNORED": SUCCEEDED}
 
 
 class _Memory:
-    """What is looked up once."""
+    """Values that are looked up once."""
 
     def __init__(self) -> None:
         #: The apps that have sent or run a task in this process.

@@ -31,7 +31,7 @@ EndLost = Callable[[WorkerRequest, str, BaseException | None, bool], None]
 
 
 class _Shared:
-    """What the main process made before it forked its pool."""
+    """Objects that the main process made before it forked its pool."""
 
     def __init__(self) -> None:
         self.notes: mmap.mmap | None = None

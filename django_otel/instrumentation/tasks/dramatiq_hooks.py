@@ -44,7 +44,7 @@ def attach(broker: Broker) -> None:
 
 
 class Hooks:
-    """What is done around sending and running a message."""
+    """Hooks around sending and running a message."""
 
     def before_worker_boot(self, broker: Broker, worker: object) -> None:
         runtime.work_in_background()

@@ -59,7 +59,7 @@ class Queue(Protocol):
 
 
 class _Memory:
-    """What this process knows of RQ."""
+    """State of this process about RQ."""
 
     def __init__(self) -> None:
         #: The queues that it has sent to or worked for, by name.

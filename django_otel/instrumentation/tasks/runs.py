@@ -49,7 +49,7 @@ SUCCEEDED, FAILED, RETRIED, REJECTED = "succeeded", "failed", "retried", "reject
 
 
 class State:
-    """What changes with the settings."""
+    """State that changes with the settings."""
 
     def __init__(self) -> None:
         self.is_on = False
@@ -114,7 +114,7 @@ class Metrics:
 
 
 class Backend:
-    """One task library. `is_registered(name)` tells whether code has registered a task; others are `_other`."""
+    """One task library. `is_registered(name)` returns whether code has registered a task; others are `_other`."""
 
     def __init__(self, label: str, is_registered: Callable[[str], bool] = lambda name: True) -> None:
         self.label = label

@@ -53,7 +53,7 @@ def _build_examples(metric: Metric) -> tuple[Example, ...]:
     return (Example(f"Now, {by}", f"{function} by ({label}) ({name})"),)
 
 
-#: The attribute that tells most, where it is not the first.
+#: The attribute that says most, where it is not the first.
 _BY = {
     "http.server.request.duration": "http.route",
     "http.server.request.body.size": "http.route",
