@@ -20,7 +20,11 @@ Made = TypeVar("Made")
 _IMPORTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("opentelemetry.propagate", ("OTEL_PROPAGATORS",)),
     ("opentelemetry.sdk.trace", ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED")),
+    # Runs the detectors that it names, some of which ask a server of the cloud, for a default that is not used.
+    ("opentelemetry.sdk._logs", ("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS",)),
 )
+#: Of these, what must not be read though nothing is raised for it.
+_HARMFUL = ("OTEL_EXPERIMENTAL_RESOURCE_DETECTORS",)
 #: Where the API remembers which variable names its provider: module, name of the constant.
 _PROVIDERS = (
     ("OTEL_PYTHON_TRACER_PROVIDER", "opentelemetry.trace", "OTEL_PYTHON_TRACER_PROVIDER"),
@@ -48,7 +52,11 @@ def prepare() -> None:
     """Import what reads the environment at its import, so that no value of a variable makes it raise."""
     for module, names in _IMPORTS:
         if any(name in os.environ for name in names):
-            survive(lambda module=module: importlib.import_module(module), names)  # type: ignore[misc]
+            survive(
+                lambda module=module: importlib.import_module(module),  # type: ignore[misc]
+                names,
+                lambda name, value: name in _HARMFUL,
+            )
     _forget_providers()
 
 

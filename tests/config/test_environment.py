@@ -190,6 +190,7 @@ ALONE = [
     {"OTEL_PYTHON_TRACER_PROVIDER": "sdk_tracer_provider", "OTEL_PYTHON_LOGGER_PROVIDER": "sdk_logger_provider"},
     {"OTEL_PYTHON_TRACER_PROVIDER": "no_such", "OTEL_PYTHON_METER_PROVIDER": "no_such"},
     {"OTEL_PYTHON_CONTEXT": "no_such"},
+    {"OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "no_such,process"},
 ]
 
 
@@ -201,6 +202,8 @@ def test_nothing_stops_the_start_and_nothing_is_lost(environ):
     assert found["records"] == ["a record"]
     assert found["things"] == [3]
     assert found["changed"] == []
+    # The API itself logs what it cannot load.
+    assert "Traceback" not in said or "OTEL_PYTHON_CONTEXT" in environ
     for name in environ:
         if not VARIABLES[name].reader:
             assert any(name in text for text in found["warnings"]), name
