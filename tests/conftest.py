@@ -1,11 +1,14 @@
 """Fixtures of the whole suite; the parts they start stand in `tests.services`."""
 
+import functools
 import gc
+import importlib.metadata
 import os
 import shutil
 import sqlite3
 import sys
 import tempfile
+import types
 
 import hypothesis
 import pytest
@@ -15,6 +18,12 @@ from tests import services, sizes
 # Hundreds of processes import the same modules; without stored bytecode each would compile them.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Hundreds of tests read the metadata of all packages that are installed, which takes longer than the rest of them.
+if hasattr(importlib.metadata, "email"):
+    importlib.metadata.email = types.SimpleNamespace(
+        message_from_string=functools.cache(importlib.metadata.email.message_from_string)
+    )
 
 # An example may take as long as the machine's load makes it take.
 hypothesis.settings.register_profile(

@@ -394,8 +394,8 @@ def cookies_of(page: Any) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("language", "scheme", "width"),
     [
-        ("de", "light", 1280),
         ("ar", "dark", 400),
+        pytest.param("de", "light", 1280, marks=pytest.mark.long),
         pytest.param("ar", "light", 1280, marks=pytest.mark.long),
         pytest.param("en", "dark", 320, marks=pytest.mark.long),
         pytest.param("de", "light", 320, marks=pytest.mark.long),

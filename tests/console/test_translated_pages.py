@@ -100,6 +100,7 @@ def test_arabic_pages_run_from_right_to_left_and_hold_no_english(pages: Any) -> 
     assert not faults, "\n".join(sorted(set(faults)))
 
 
+@pytest.mark.long
 def test_german_pages_are_marked_as_german(pages: Any) -> None:
     for name, page in pages("de"):
         root = page.locator("html")

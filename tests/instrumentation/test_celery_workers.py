@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -68,8 +67,7 @@ class Shop:
     def run_command(self, code: str) -> None:
         """Run code in a management command."""
         code = f"from tests.task_shop.celery_app import *; {code}"
-        command = [sys.executable, "-m", "django", "shell", "--command", code]
-        subprocess.run(command, env=self.environment(), cwd=services.ROOT, check=True, timeout=120, capture_output=True)
+        services.run_django(self.environment(), "shell", "--command", code)
 
     def numbers(self, server) -> dict[tuple[str, str, str], float]:
         """The numbers of tasks on the web server's page, by metric, task and outcome."""

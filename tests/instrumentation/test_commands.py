@@ -16,7 +16,7 @@ from opentelemetry.trace import StatusCode
 
 from django_otel import runtime
 from django_otel.instrumentation import commands, migrations
-from tests.services import ROOT, serve, server_env, wait_until
+from tests.services import run_program, serve, server_env, wait_until
 
 NAME = {"django.command.name": "end_as"}
 
@@ -148,9 +148,7 @@ def test_what_runs_until_it_is_stopped_has_no_span(otel_spans):
 
 
 def run(env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "manage.py", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
-    )  # fmt: skip
+    return run_program([sys.executable, "manage.py", *arguments], env)
 
 
 def page_of(server) -> str:

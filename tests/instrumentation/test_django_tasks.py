@@ -186,12 +186,11 @@ class DatabaseShop:
         return services.serve("gunicorn", self.otel, workers=2, **self.variables)
 
     def manage(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "django", *arguments]
-        subprocess.run(command, env=self.environment, cwd=services.ROOT, check=True, timeout=120, capture_output=True)
+        services.run_django(self.environment, *arguments)
 
-    def start_worker(self, *arguments: str) -> subprocess.Popen:
+    def start_worker(self, *arguments: str):
         command = [sys.executable, "-m", "django", "db_worker", "--no-startup-delay", "--no-reload", *arguments]
-        return subprocess.Popen(
+        return services.fork_program(command, self.environment, None) or subprocess.Popen(
             command, env=self.environment, cwd=services.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
@@ -245,7 +244,8 @@ def database_shop(tmp_path, receiver):
     return DatabaseShop(tmp_path, receiver)
 
 
-@pytest.mark.parametrize(("total", "kills"), [(60, 1), pytest.param(500, 5, marks=pytest.mark.long)], ids=["60", "500"])
+@pytest.mark.long
+@pytest.mark.parametrize(("total", "kills"), [(60, 1), (500, 5)], ids=["60", "500"])
 def test_numbers_of_the_database_are_exact_after_workers_were_killed_under_load(database_shop, receiver, total, kills):
     """Two workers at a time. A task whose worker is killed stays RUNNING in its row: it has waited, and has no end."""
     shop = database_shop

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import subprocess
 import sys
 
 import django
@@ -71,15 +70,12 @@ def test_an_order_and_its_jobs_are_one_trace_and_all_ends_are_counted(tmp_path, 
         with services.serve("gunicorn", otel, workers=1, **variables) as server:
             assert server.get("/rq/7/")[0] == 201
             assert numbers(server)["queue_length", "", ""] == 6
-            command = [sys.executable, "-c", WORK.format(kind=kind)]
-            done = subprocess.run(
-                command, env=environment, cwd=services.ROOT, timeout=120, capture_output=True, text=True
-            )
+            done = services.run_python(WORK.format(kind=kind), environment, check=False)
             # Killed in the middle of its job, the worker without processes of its own leaves the rest.
             is_killed = kind == "SimpleWorker"
             assert (done.returncode != 0) == is_killed, done.stderr
             if is_killed:
-                subprocess.run(command, env=environment, cwd=services.ROOT, timeout=120, capture_output=True)
+                services.run_python(WORK.format(kind=kind), environment, check=False)
             services.wait_until(lambda: numbers(server)["queue_length", "", ""] == 0, 60, "an empty queue")
             expected = {
                 ("sent", "send_invoice", ""): 3, ("wait", "send_invoice", ""): 3,
@@ -222,10 +218,7 @@ def test_djangos_tasks_on_rq_are_one_trace(tmp_path, receiver):
         )
         work = [sys.executable, "-m", "django", "rqworker", "default", "--burst", "--job-class", "django_tasks_rq.Job"]
         for command in ([sys.executable, "-c", send], work):
-            done = subprocess.run(
-                command, env=environment, cwd=services.ROOT, timeout=120, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
+            services.run_program(command, environment, check=True)
     spans = [span for _, span in receiver.spans()]
     (order,) = [span for span in spans if span.name == "order"]
     for task, outcome in (("invoice", "succeeded"), ("fail", "failed")):

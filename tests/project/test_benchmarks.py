@@ -177,6 +177,7 @@ def published(monkeypatch, tmp_path):
     return page, results
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.skipif(bool(callgrind.why_not()), reason=callgrind.why_not() or "-")
 def test_the_quick_variant_counts_a_layer_on_and_off(monkeypatch, published):

@@ -290,7 +290,8 @@ def test_ctrl_c_while_the_demo_is_still_preparing_leaves_nothing(after: str, arg
         run.assert_nothing_is_left()
 
 
-@pytest.mark.parametrize("victim", ["payment-gateway", pytest.param("shop", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["payment-gateway", "shop"])
 def test_a_child_that_dies_ends_the_demo_with_its_log(victim: str) -> None:
     """Also the workers of a gunicorn that was killed are gone."""
     with demo("--seconds", "60") as run:

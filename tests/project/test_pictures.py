@@ -20,12 +20,12 @@ from tests.services import wait_until
 
 __all__ = ["chromium"]
 
-pytestmark = pytest.mark.debian
-
 CONSOLE = "/admin/django_otel"
 TRACES = f"{CONSOLE}/trace/"
 POLICY = f"{CONSOLE}/samplingpolicy/"
 FOLDER = os.environ.get("DJANGO_OTEL_PICTURES", "")
+# What the pages show has tests of its own, with less than a whole demo.
+pytestmark = [pytest.mark.debian, *([] if FOLDER else [pytest.mark.long])]
 #: Colours of a picture: text on plain grounds needs no more, and the file has a third of the size.
 COLOURS = 128
 _TRACE = re.compile(r"/admin/django_otel/trace/[0-9a-f]{32}/")
