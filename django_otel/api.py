@@ -54,8 +54,13 @@ class span(Scope):  # noqa: N801 (used like a function)
     def __init__(self, name: str, /, **attributes: Any) -> None:
         super().__init__()
         kind = type(self).__name__
-        if inspect.isroutine(name) or inspect.isclass(name):
-            raise TypeError(f'@{kind} needs a name: write @{kind}("{name.__name__}").')
+        is_nameless = False
+        # To ask evaluates a lazy name, which may fail.
+        with guard.contained(self._place):
+            is_nameless = inspect.isroutine(name) or inspect.isclass(name)
+        if is_nameless:
+            example = getattr(name, "__name__", "")
+            raise TypeError(f'@{kind} needs a name: write @{kind}("{example}").')
         self._name = name
         self._attributes = attributes
 

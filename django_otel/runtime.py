@@ -8,6 +8,7 @@ starts at zero and joins for itself; `base.forks.ORDER` lists what happens there
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import time
@@ -114,7 +115,7 @@ class Runtime(Process):
             cardinality_limit=config.metrics.cardinality_limit,
             attribute_length=config.metrics.attribute_length,
             buckets=config.metrics.buckets,
-            scrub=self.scrubber.labels,
+            scrub=functools.partial(self.scrubber.labels, longest=config.metrics.attribute_length),
             is_exponential=config.metrics.histograms == "exponential",
         )
         exceptions.recording.choose(config.traces.exception_signal, self.logs.emit_exception)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from django_otel.base import guard
+from django_otel.base import guard, proxies
+from django_otel.base.attribute_values import clean_text, clean_value
 from django_otel.metrics.model import Attributes, AttributeValue
 
-#: OpenTelemetry's integers have 64 bits; a larger one is a text.
-_INT_LIMIT = 1 << 63
+_READY_TYPES = frozenset({str, bool, float})
 
 
 def build_attributes(attributes: Mapping[str, object]) -> Attributes:
@@ -22,22 +22,26 @@ def _by_key(item: tuple[str, AttributeValue]) -> str:
 
 
 def _clean(value: object) -> AttributeValue:
-    if isinstance(value, bool | str):
-        # str() also turns a lazy or safe string into a plain one.
-        return value if isinstance(value, bool) else str(value)
-    if isinstance(value, float):
-        return value
-    if isinstance(value, int) and -_INT_LIMIT <= value < _INT_LIMIT:
-        return value
-    if isinstance(value, list | tuple):
-        cleaned = (_clean(item) for item in value)
-        return tuple(item if isinstance(item, str | bool | int | float) else str(item) for item in cleaned)
+    # Nearly all are of these, which their exact types show at once.
+    if type(value) in _READY_TYPES:
+        return value  # type: ignore[return-value]
     try:
-        return str(value)
+        value = proxies.resolve(value)
+        if isinstance(value, list | tuple):
+            return tuple([clean_text(item) if isinstance(item, list | tuple) else _clean_item(item) for item in value])
+        found = clean_value(value)
     except Exception as error:
-        # A __str__ that raises, for example on a query where none is allowed.
-        guard.report(f"str() of an attribute of type {type(value).__name__}", error)
+        # A lazy value that raises, for example on a query where none is allowed.
+        guard.report(f"an attribute of type {type(value).__name__}", error)
         return f"<{type(value).__name__}>"
+    if found is None:
+        return "None"
+    return tuple(found) if isinstance(found, list) else found
+
+
+def _clean_item(item: object) -> str | bool | int | float:
+    cleaned = _clean(item)
+    return cleaned if isinstance(cleaned, str | bool | int | float) else str(cleaned)
 
 
 def _cut(value: AttributeValue, length: int) -> AttributeValue:

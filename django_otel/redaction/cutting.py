@@ -25,16 +25,34 @@ def cut(text: str, length: int, scrub: Scrub, mark: str = "") -> str:
     """
     if len(text) <= length:
         return text
-    window = length + _MARGIN
-    scrubbed = scrub(text[:window])
-    if len(text) > window:
-        # The window may end within a secret, and what was redacted before it moved that end forward.
-        scrubbed = scrubbed[: max(0, len(scrubbed) - _MARGIN // 2)]
+    scrubbed: str = scrub_beginning(text, length, scrub)
     if len(scrubbed) <= length:
-        return scrubbed + mark if len(text) > window else scrubbed
+        return scrubbed + mark if len(text) > length + _MARGIN else scrubbed
     # Not within a mark of the redaction: another round of it would take the rest for a value, and make it longer.
     begin = scrubbed.find(REDACTED, max(0, length - len(REDACTED) + 1), length + len(REDACTED) - 1)
     return scrubbed[: length if begin < 0 else begin] + mark
+
+
+def scrub_beginning(text: str, length: int, scrub: Callable[[str], Any]) -> Any:
+    """Return `text` redacted, of a long one as much as its first `length` characters take, and not yet cut there."""
+    window = length + _MARGIN
+    if len(text) <= window:
+        return scrub(text)
+    scrubbed = scrub(text[:window])
+    # The window may end within a secret, and what was redacted before it moved that end forward.
+    is_whole = scrubbed == REDACTED or not isinstance(scrubbed, str)
+    return scrubbed if is_whole else scrubbed[: max(0, len(scrubbed) - _MARGIN // 2)]
+
+
+def scrub_beginnings(items: tuple[Value, ...], length: int, scrub: Callable[[Any], Any]) -> tuple[Value, ...]:
+    """Return the items of a list redacted, as many of them as have `length` characters together."""
+    kept: list[Value] = []
+    for item in items:
+        if length <= 0:
+            break
+        kept.append(scrub_beginning(item, length, scrub) if isinstance(item, str) else scrub(item))
+        length -= len(item) + 1 if isinstance(item, str) else 1
+    return tuple(kept)
 
 
 def cut_stack(text: str, length: int, scrub: Scrub) -> str:

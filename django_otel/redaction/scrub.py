@@ -12,6 +12,7 @@ looked at again by it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django_otel.base import guard
@@ -19,6 +20,7 @@ from django_otel.base.patterns import lazy_pattern
 from django_otel.base.text import encodable
 from django_otel.metrics.model import Attributes
 from django_otel.redaction import paths
+from django_otel.redaction.cutting import scrub_beginning, scrub_beginnings
 from django_otel.redaction.key_judge import MAX_KEY_LENGTH, KeyJudge
 from django_otel.redaction.keys import (
     LABEL,
@@ -389,18 +391,27 @@ class Scrubber:
             return attributes
         return _rename(changed, renamed) if renamed else changed
 
-    def labels(self, attributes: Attributes) -> Attributes:
-        """Scrub the attributes of a metric series; the same tuple when nothing changed."""
+    def labels(self, attributes: Attributes, longest: int = MAX_TEXT_LENGTH) -> Attributes:
+        """Scrub the attributes of a series, of long values their beginning; the same tuple when nothing changed."""
         changed = False
         scrubbed = []
         for item in attributes:
-            value = self.value(item[0], item[1])
+            if type(item[1]) is str and len(item[1]) > longest:
+                value: Any = scrub_beginning(item[1], longest, partial(self.value, item[0]))
+            elif type(item[1]) is tuple and sum(map(_length_of, item[1])) > longest:
+                value = scrub_beginnings(item[1], longest, partial(self.value, item[0]))
+            else:
+                value = self.value(item[0], item[1])
             name = self.key(item[0])
             if value is not item[1] or name is not item[0]:
                 changed = True
                 item = (name, value)
             scrubbed.append(item)
         return tuple(scrubbed) if changed else attributes
+
+
+def _length_of(item: object) -> int:
+    return len(item) + 1 if isinstance(item, str) else 1
 
 
 def _rename(attributes: Mapping[str, object], names: Mapping[str, str]) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 from collections.abc import Callable, Mapping
@@ -61,17 +62,34 @@ def clean(
     else:
         attributes = resolve_all(attributes)
     # With a limit of none the SDK does not even look at them. Cut afterwards: it makes texts of objects, too.
-    bounded = BoundedAttributes(None if most else most, attributes, False)
+    bounded = _build_bounded(None if most else most, attributes, is_fixed=False)
     return cut_attributes(dict(bounded), longest, scrub) or {}, bounded.dropped
+
+
+def _build_bounded(most: int | None, attributes: Attributes, *, is_fixed: bool = True) -> BoundedAttributes:
+    """Return the SDK's container of attributes, without those that it cannot take, as a list that contains itself."""
+    try:
+        return BoundedAttributes(most, attributes, is_fixed)
+    except Exception as error:
+        guard.report("the attributes of a span", error)
+    kept: dict[str, Any] = {}
+    for key, value in (attributes or {}).items():
+        with contextlib.suppress(Exception):
+            BoundedAttributes(None, {key: value})
+            kept[key] = value
+    return BoundedAttributes(most, kept, is_fixed)
 
 
 def resolve(value: object) -> Any:
     """The value behind a proxy, also in a sequence; the SDK would keep a lazy text, and no exporter can send it."""
+    if type(value) in _PLAIN:
+        return value
     if type(value) is list or type(value) is tuple:
         return [resolve(item) for item in value] if any(map(_is_lazy, value)) else value
-    if value.__class__ is type(value):
-        return plain_name(value) if type(value).__name__ == _LAZY_TEXT else value
     with guard.contained("a lazy attribute of a span"):
+        # To ask for its class evaluates a lazy one.
+        if value.__class__ is type(value):
+            return plain_name(value) if type(value).__name__ == _LAZY_TEXT else value
         return proxies.resolve(value)
     return f"<{type(value).__name__}>"
 
@@ -84,7 +102,11 @@ def resolve_all(attributes: Mapping[str, object]) -> Mapping[str, Any]:
 
 
 def _is_lazy(value: object) -> bool:
-    return value.__class__ is not type(value) or type(value).__name__ == _LAZY_TEXT
+    try:
+        return value.__class__ is not type(value) or type(value).__name__ == _LAZY_TEXT
+    except Exception:
+        # A lazy one that fails; `resolve` reports it.
+        return True
 
 
 def plain_name(name: object) -> str:
@@ -143,7 +165,7 @@ def bound_link(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str]
 def _bound(
     attributes: Attributes, most: int | None, longest: int | None, scrub: Callable[[str], str]
 ) -> BoundedAttributes:
-    bounded = BoundedAttributes(most, attributes)
+    bounded = _build_bounded(most, attributes)
     cut = cut_attributes(bounded, longest, scrub)
     return bounded if cut is bounded or cut is None else _replace(bounded, cut)
 

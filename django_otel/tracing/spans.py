@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits
 from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
+from django_otel.base import guard
 from django_otel.redaction.cutting import cut_attributes
 from django_otel.redaction.scrub import Scrubber
 from django_otel.sampling.sampler import LiveSampler
@@ -171,7 +172,9 @@ class RecordedSpan(SpanFields):
             most = limits.max_span_attributes
             bounded = BoundedAttributes(None if most else most, None, False)
             name = key if type(key) is str else next(iter(resolve_all({key: None})))
-            bounded[name] = resolve(value)
+            with guard.contained("an attribute of a span"):
+                # Such as a list that contains itself.
+                bounded[name] = resolve(value)
             cleaned, dropped = cut_attributes(dict(bounded), longest, self._shared.scrub) or {}, bounded.dropped
         self._add(cleaned, dropped, "Setting attribute on ended span.")
 

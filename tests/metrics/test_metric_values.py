@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import enum
 import fractions
 import itertools
 import math
@@ -13,10 +14,13 @@ import threading
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection, connections
+from django.utils.functional import SimpleLazyObject
 
 from django_otel import runtime
 from django_otel.metrics.exposition import render
 from django_otel.metrics.store import CellStore
+from django_otel.redaction.keys import REDACTED
+from django_otel.redaction.scrub import Scrubber
 
 
 @pytest.fixture
@@ -93,6 +97,60 @@ def test_values_that_differ_behind_the_cut_are_one_series(store):
 def test_many_items_of_a_list_do_not_make_a_long_label(store):
     store.counter("orders").add(1, {"key": [""] * 100_000, "numbers": list(range(100_000))})
     assert len(render(store.collect(), openmetrics=False, resource_attributes={})) < 2_000
+
+
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "word " * 200_000, ["y" * 1_000] * 1_000])
+def test_of_a_long_label_only_its_beginning_is_read(text):
+    read = []
+
+    def callback(key, value):
+        read.append(len(value))
+        return value
+
+    value = tuple(text) if isinstance(text, list) else text
+    ((_, kept),) = Scrubber(callback=callback).labels((("key", value),), longest=256)
+    assert sum(read) < 6_000
+    assert sum(map(len, kept)) >= 256
+
+
+def test_a_long_secret_is_known_by_its_key_and_by_its_form():
+    scrubber = Scrubber()
+    tail = "s3cr3t" * 1_000
+    assert scrubber.labels((("password", tail),), longest=256) == (("password", REDACTED),)
+    ((_, kept),) = scrubber.labels((("key", f"password={tail}"),), longest=256)
+    assert "s3cr3t" not in kept
+    ((_, kept),) = scrubber.labels((("key", ("a", f"password={tail}", "b")),), longest=256)
+    assert "s3cr3t" not in "".join(kept)
+
+
+RECURSIVE: list[object] = []
+RECURSIVE.append(RECURSIVE)
+
+
+class Status(str, enum.Enum):  # noqa: UP042 (its str() is another text)
+    PAID = "paid"
+
+
+@pytest.mark.parametrize(
+    ("make", "label"),
+    [
+        (lambda: SimpleLazyObject(lambda: 1 / 0), "<SimpleLazyObject>"),
+        (lambda: RECURSIVE, ("[[...]]",)),
+        (lambda: SimpleLazyObject(lambda: 3), 3),
+        # As on a span.
+        (lambda: Status.PAID, "paid"),
+        (lambda: b"caf\xc3\xa9", "café"),
+        (lambda: [1, "a", SimpleLazyObject(lambda: "b"), [1]], (1, "a", "b", "[1]")),
+        (lambda: None, "None"),
+    ],
+)
+def test_labels_are_the_values_that_spans_have_and_none_raises(store, make, label):
+    value = make()
+    store.counter("orders").add(1, {"key": value})
+    store.gauge("level").set(1, {"key": value})
+    store.histogram("sizes").record(1, {"key": value})
+    for name in ("orders", "level", "sizes"):
+        assert families(store)[name].points[0].attributes == (("key", label),)
 
 
 def test_labels_of_observed_gauges_are_cut(store):
