@@ -389,7 +389,7 @@ def current_trace_id() -> str | None:
 
 @guard.guarded("trace_url()", None)
 def trace_url() -> str | None:
-    """Where the active trace can be looked at: `OTEL["TRACE_URL"]` with its id.
+    """Return where the active trace can be looked at: `OTEL["TRACE_URL"]` with its id.
 
     None without that setting, without a trace, and for a trace that is not
     recorded, which could be looked at nowhere.

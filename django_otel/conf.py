@@ -42,12 +42,12 @@ def get_problems() -> list[Problem]:
 
 
 def is_debug() -> bool:
-    """Whether `settings.DEBUG` is on."""
+    """Return whether `settings.DEBUG` is on."""
     return bool(settings.DEBUG)
 
 
 def is_console_on(config: Config) -> bool:
-    """Whether traces are stored and shown in the admin: as `CONSOLE.ENABLED` says, else with DEBUG."""
+    """Return whether traces are stored and shown in the admin: as `CONSOLE.ENABLED` says, else with DEBUG."""
     enabled = config.console.enabled
     return is_debug() if enabled is None else enabled
 
@@ -90,7 +90,7 @@ def forget() -> None:
 
 
 def _is_propagator(name: str) -> bool:
-    """Whether a propagation format of that name is installed."""
+    """Return whether a propagation format of that name is installed."""
     from importlib.metadata import entry_points
 
     return bool(entry_points(group="opentelemetry_propagator", name=name))

@@ -70,7 +70,7 @@ class LogLevel(models.Model):
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended by itself."""
+        """Return whether it has ended by itself."""
         return self.expires_at <= timezone.now()
 
 

@@ -340,7 +340,7 @@ def _is_excluded(name: str) -> bool:
 
 
 def _is_first(record: logging.LogRecord) -> bool:
-    """Whether none of our handlers has seen this record, or the one it is a copy of."""
+    """Return whether none of our handlers has seen this record, or the one it is a copy of."""
     number = record.__dict__.get(log_records.SEQUENCE)
     if number is None:
         number = record.__dict__[log_records.SEQUENCE] = _sequence()

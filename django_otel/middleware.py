@@ -200,7 +200,7 @@ def _find_own_page(request: HttpRequest) -> Callable[[HttpRequest], HttpResponse
 
 @guard.guarded("deciding who answers a page of ours", False)
 def _is_answered_here(page: Callable[[HttpRequest], HttpResponse], request: HttpRequest) -> bool:
-    """Whether `page` answers before every other middleware, because none of them changes who may see what."""
+    """Return whether `page` answers before every other middleware, because none of them changes who may see what."""
     # Late, here and below: only a URLconf with our pages has loaded them.
     from django_otel import views
 

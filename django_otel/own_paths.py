@@ -40,7 +40,7 @@ def own_page(view: View) -> View:
 
 
 def is_own_page(view: object) -> bool:
-    """Whether `view` is a page of ours, without a wrapper."""
+    """Return whether `view` is a page of ours, without a wrapper."""
     return getattr(view, _MARK, None) is view
 
 
@@ -73,7 +73,7 @@ def _find_own_paths(urlconf: Any) -> dict[str, Callable[..., object]]:
 
 
 def may_choose_urlconf() -> bool:
-    """Whether a middleware of the project may set `request.urlconf`, by the source of its module.
+    """Return whether a middleware of the project may set `request.urlconf`, by the source of its module.
 
     Only then can one of our paths belong to a page of the project, depending on the host.
     """

@@ -289,7 +289,7 @@ class Membership:
         return known[1]
 
     def find_sharing(self) -> Sharing | None:
-        """How this process shares its numbers, once it is known."""
+        """Return how this process shares its numbers, once it is known."""
         if self.sharing is None:
             # Another thread may just be joining.
             with self._sharing_lock:
@@ -393,7 +393,7 @@ class Membership:
             self._process.flush()
 
     def _has_own(self) -> bool:
-        """Whether this process has measured something, or has something to export."""
+        """Return whether this process has measured something, or has something to export."""
         process = self._process
         # A forked child may end so that has nothing of its own; one forked without Python's hooks has its parent's
         # things.
@@ -401,7 +401,7 @@ class Membership:
 
 
 def _is_uwsgi_master() -> bool:
-    """Whether uWSGI will fork workers from this process.
+    """Return whether uWSGI will fork workers from this process.
 
     Its fork runs none of Python's hooks. So the master never joins: what it
     counts stays in private memory, and its children join with their first

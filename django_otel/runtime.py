@@ -295,7 +295,7 @@ def console() -> StoreProcessor | None:
 
 
 def sharing() -> Sharing | None:
-    """How this process shares its numbers; None when it keeps them to itself."""
+    """Return how this process shares its numbers; None when it keeps them to itself."""
     return _current.membership.sharing
 
 
@@ -329,7 +329,7 @@ def stop_memory_exporters() -> None:
 
 
 def is_testing() -> bool:
-    """Whether exporters are replaced by memory."""
+    """Return whether exporters are replaced by memory."""
     return _current.is_testing
 
 

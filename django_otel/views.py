@@ -251,7 +251,7 @@ _REACHED = "_django_otel_reached"
 
 
 def needs_user(view: View, request: HttpRequest) -> bool:
-    """Whether it depends on the signed-in user, or on a function of the project, what `view` may show."""
+    """Return whether it depends on the signed-in user, or on a function of the project, what `view` may show."""
     if view is livez or (view is not metrics and "verbose" not in request.GET) or _problem_ids():
         return False
     config = runtime.current().config
@@ -426,7 +426,7 @@ def _has_token(request: HttpRequest, token: str) -> bool:
 
 
 def _is_private(request: HttpRequest) -> bool:
-    """Whether the client is on this machine or a private network and reached us without a proxy."""
+    """Return whether the client is on this machine or a private network and reached us without a proxy."""
     for key in request.META:
         if key.startswith("HTTP_X_FORWARDED") or key in _FORWARDING_HEADERS:
             return False

@@ -86,7 +86,7 @@ def clean_text(value: object) -> str:
 
 
 def is_ready(value: object) -> bool:
-    """Whether a value needs no cleaning, so that also samplers may look at it."""
+    """Return whether a value needs no cleaning, so that also samplers may look at it."""
     # Not `__class__`: a lazy object claims to be of the type that it makes, and is asked later.
     kind = type(value)
     if kind is str:

@@ -70,7 +70,7 @@ def warn_once(place: str, message: str, *arguments: object) -> None:
 
 
 def fault_counts() -> dict[str, int]:
-    """How many faults were contained so far in this process, by place."""
+    """Return how many faults were contained so far in this process, by place."""
     with _faults.lock:
         return dict(_faults.counts)
 

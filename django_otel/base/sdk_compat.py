@@ -43,7 +43,7 @@ DJANGO_MIDDLEWARE = "opentelemetry.instrumentation.django.middleware.otel_middle
 
 
 def is_placeholder(provider: object) -> bool:
-    """Whether a global provider is the API's proxy or no-op, that is, none has been installed."""
+    """Return whether a global provider is the API's proxy or no-op, that is, none has been installed."""
     kind = type(provider)
     # By its module as well: what Logfire installs is a ProxyTracerProvider, too, and no placeholder.
     return kind.__module__.startswith("opentelemetry.") and kind.__name__.lstrip("_").startswith(
@@ -126,7 +126,7 @@ def build_logger_provider(resource: Resource, limits: Any) -> Any:
 
 
 def is_observed(provider: object, scope_name: str, name: str) -> bool:
-    """Whether callbacks give an instrument's values; other instruments are set. True if the SDK does not say."""
+    """Return whether callbacks give an instrument's values; other instruments are set. True if the SDK does not say."""
     instruments = getattr(getattr(provider, "_measurement_consumer", None), "_async_instruments", None)
     return instruments is None or any(
         instrument.name == name and instrument.instrumentation_scope.name == scope_name
@@ -556,7 +556,7 @@ def find_unknown_names(own: type) -> list[str]:
 
 
 def sees_ending(processor: Any) -> bool:
-    """Whether a span processor has the SDK's private hook that sees a span just before it ends."""
+    """Return whether a span processor has the SDK's private hook that sees a span just before it ends."""
     plain = getattr(SpanProcessor, "_on_ending", None)
     own = getattr(type(processor), "_on_ending", None)
     if own is EndingForwarder._on_ending:
@@ -577,7 +577,7 @@ class EndingForwarder:
 
 
 def counts_spans(tracer: object) -> bool:
-    """Whether the SDK measures the spans of its own tracer (OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED)."""
+    """Return whether the SDK measures the spans of its own tracer (OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED)."""
     metrics = getattr(tracer, "_tracer_metrics", None)
     return metrics is not None and type(metrics).__name__ != "NoOpTracerMetrics"
 

@@ -36,7 +36,7 @@ class Spec:
 
     @property
     def is_watching(self) -> bool:
-        """Whether values must be remembered when instances are loaded."""
+        """Return whether values must be remembered when instances are loaded."""
         return bool(self.transitions)
 
 

@@ -100,7 +100,7 @@ class Tracker:
 
     @property
     def unit(self) -> Unit:
-        """Where work done now belongs."""
+        """Return where work done now belongs."""
         return self._units[-1]
 
     @property

@@ -103,7 +103,7 @@ class _Reader:
             )
 
     def _is_instrumentors(self, variable: Variable) -> bool:
-        """Whether the official DjangoInstrumentor, which reads it, makes the request spans."""
+        """Return whether the official DjangoInstrumentor, which reads it, makes the request spans."""
         return variable.name.startswith("OTEL_PYTHON_DJANGO_") and self._given.get("REQUEST.SPANS") == "instrumentor"
 
     def _refuse(self, variable: Variable, raw: str, why: str = "") -> None:

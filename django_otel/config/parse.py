@@ -115,7 +115,7 @@ def _unknown_key(name: object, prefix: str, known: tuple[str, ...]) -> Problem:
 
 
 def _likeness(found: str, key: str) -> float:
-    """How alike two keys are, 0 to 1: as a whole, or in one word of each ("SAMPLE_RATE" and "RATIO")."""
+    """Return how alike two keys are, 0 to 1: as a whole, or in one word of each ("SAMPLE_RATE" and "RATIO")."""
     found = found.upper()
     whole_key = difflib.SequenceMatcher(None, found, key).ratio()
     words = (

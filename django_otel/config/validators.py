@@ -218,7 +218,7 @@ def headers(value: object) -> Mapping[str, str]:
 
 
 def is_header(name: str, content: str) -> bool:
-    """Whether a header can be sent: a name by RFC 9110, 5.1, and a value of printable ASCII."""
+    """Return whether a header can be sent: a name by RFC 9110, 5.1, and a value of printable ASCII."""
     return bool(_HEADER_NAME.fullmatch(name)) and content.isascii() and content.isprintable()
 
 

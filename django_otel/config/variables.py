@@ -41,7 +41,7 @@ class Variable:
 
     @property
     def is_obeyed(self) -> bool:
-        """Whether it has an effect; else it is named by W013."""
+        """Return whether it has an effect; else it is named by W013."""
         return bool(self.keys or self.reader)
 
     @property

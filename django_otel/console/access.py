@@ -10,7 +10,7 @@ EXPLAIN_PERMISSION = "django_otel.explain_query"
 
 
 def may_view(request: HttpRequest) -> bool:
-    """Whether the user of this request may see the console: active staff with the permission."""
+    """Return whether the user of this request may see the console: active staff with the permission."""
     user = getattr(request, "user", None)
     # A user model need not have `is_staff`, nor permissions. Without the former the admin site that shows the pages
     # decides by itself who comes in (`AdminSite.has_permission`); the permission is needed all the same.
@@ -24,6 +24,6 @@ def may_view(request: HttpRequest) -> bool:
 
 
 def may_explain(request: HttpRequest) -> bool:
-    """Whether the user of this request may ask the database for query plans."""
+    """Return whether the user of this request may ask the database for query plans."""
     user = getattr(request, "user", None)
     return may_view(request) and user is not None and user.has_perm(EXPLAIN_PERMISSION)

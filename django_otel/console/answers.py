@@ -42,7 +42,7 @@ class Scope:
 
     @property
     def begin_ns(self) -> int:
-        """When it begins, in nanoseconds since the Unix epoch."""
+        """Return when it begins, in nanoseconds since the Unix epoch."""
         return 0 if self.since_s is None else max(0, int((time.time() - self.since_s) * 1e9))
 
     @property

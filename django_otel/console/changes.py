@@ -69,7 +69,7 @@ class Change:
 
     @property
     def weight(self) -> float:
-        """How much it matters among those of its verdict: failed requests, or time that requests took longer."""
+        """Return how much it matters among those of its verdict: failed requests, or time that requests took longer."""
         before, after = self.before, self.after
         if after is None:
             return before.requests if before is not None else 0.0
@@ -109,7 +109,7 @@ def judge(before: Figures | None, after: Figures | None) -> str:
 
 
 def is_slower(one: Figures, other: Figures) -> bool:
-    """Whether the 95th percentile of `other` is above that of `one` by more than chance."""
+    """Return whether the 95th percentile of `other` is above that of `one` by more than chance."""
     is_few = min(one.requests, other.requests) < _FEW
     ratio, least_ns = (_RATIO_OF_FEW, _LEAST_OF_FEW_NS) if is_few else (_RATIO, _LEAST_NS)
     return other.p95_ns >= one.p95_ns * ratio and other.p95_ns - one.p95_ns >= least_ns

@@ -38,7 +38,7 @@ def trace_of(request: HttpRequest | None) -> tuple[str, bool] | None:
 
 
 def trace_address(trace_id: str, request: HttpRequest | None = None, *, is_absolute: bool = False) -> str | None:
-    """Where a recorded trace can be looked at: at `TRACE_URL`, else in the admin's console; None for neither.
+    """Return where a recorded trace can be looked at: at `TRACE_URL`, else in the admin's console; None for neither.
 
     `is_absolute` makes an address with the request's host out of a path, for a mail; one whose host is not allowed
     stays a path.

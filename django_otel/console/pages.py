@@ -240,7 +240,7 @@ def trace_rows(rows: Sequence[TraceRow], site: str) -> list[dict[str, object]]:
 
 
 def title_of(row: TraceRow) -> str:
-    """How a trace is called."""
+    """Return how a trace is called."""
     if row.is_unfinished:
         return row.name or gettext("still running")
     return f"{row.method} {row.route}".strip() if row.route else row.name

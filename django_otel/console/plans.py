@@ -130,7 +130,7 @@ class _Numbering:
         return self._tokens[index - 1].upper() if index else ""
 
     def _is_operator(self, index: int) -> bool:
-        """Whether a "?" is PostgreSQL's operator of JSON ("data" ? 'key'), not a value."""
+        """Return whether a "?" is PostgreSQL's operator of JSON ("data" ? 'key'), not a value."""
         if self._tokens[index] != "?" or not index or index + 1 >= len(self._tokens):
             return False
         kind, piece = self._kinds[index - 1], self._tokens[index - 1]

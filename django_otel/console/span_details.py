@@ -115,7 +115,7 @@ def _pairs(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def trace_address(template: str | None, trace_id: str) -> tuple[str, str] | None:
-    """Where a trace can be looked at elsewhere, and the name of that place; None when TRACE_URL is not set."""
+    """Return where a trace can be looked at elsewhere, and the name of that place; None when TRACE_URL is not set."""
     if not template:
         return None
     url = template.replace("{trace_id}", trace_id)

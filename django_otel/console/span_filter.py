@@ -48,11 +48,11 @@ class SpanFilter:
 
     @property
     def is_active(self) -> bool:
-        """Whether spans may be left out."""
+        """Return whether spans may be left out."""
         return bool(self.conditions or self.kind or self.only_errors)
 
     def fits(self, span: Mapping[str, Any], logs: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether a span is chosen; `logs` are its log records, whose text is searched, too."""
+        """Return whether a span is chosen; `logs` are its log records, whose text is searched, too."""
         if self.only_errors and not is_error(span):
             return False
         if self.kind and layer_of(span) != self.kind:

@@ -88,7 +88,7 @@ class TaskRow:
 
     @property
     def runs(self) -> str:
-        """How often it ran."""
+        """Return how often it ran."""
         return text.count(sum(self.outcomes.values()))
 
     @property

@@ -183,7 +183,7 @@ def shorten(line: str, length: int) -> str:
 
 
 def source_line(attributes: Mapping[str, object]) -> str:
-    """Where code stands, out of `code.*` attributes: "shop/views.py:42 in product_list"; "" when that is not known."""
+    """Return the place of code, out of `code.*` attributes: "shop/views.py:42 in product_list"; "" if not known."""
     path = attributes.get("code.file.path", attributes.get("code.filepath"))
     if not path:
         return ""

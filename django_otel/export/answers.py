@@ -74,7 +74,7 @@ class Answers:
 
     @property
     def is_too_large(self) -> bool:
-        """Whether the last batch was refused for its size."""
+        """Return whether the last batch was refused for its size."""
         return self.status == _TOO_LARGE
 
     def refuse_redirect(self, status: int, target: str) -> None:
@@ -89,7 +89,7 @@ class Answers:
         )
 
     def is_message_too_large(self, code: str, details: str) -> bool:
-        """Whether a gRPC error, by its code's name and its text, is that of a message too large; noted if so."""
+        """Return whether a gRPC error, by its code's name and its text, is that of a message too large; noted if so."""
         if code in _TOO_LARGE_CODES and _TOO_LARGE_WORDS.search(details):
             self.status = _TOO_LARGE
             return True

@@ -111,7 +111,7 @@ class BatchWorker(Generic[T]):
 
     @property
     def is_used(self) -> bool:
-        """Whether something was put since the start of the process."""
+        """Return whether something was put since the start of the process."""
         return bool(self._queue) or self._thread is not None
 
     def renew_locks(self) -> None:

@@ -143,7 +143,7 @@ class SpanEncoder:
 
     @property
     def attributes_lost(self) -> int:
-        """How many attributes could not be written so far."""
+        """Return how many attributes could not be written so far."""
         return self._span_attributes.lost + self._event_attributes.lost + self._link_attributes.lost
 
     def encode(self, spans: Iterable[ReadableSpan]) -> bytes:

@@ -41,7 +41,7 @@ def check_installed(kind: str, signal: str) -> None:
 
 
 def grpc_target(settings: Receiver) -> str:
-    """Where gRPC sends to: scheme (https is TLS), host and port, no path.
+    """Return where gRPC sends to: scheme (https is TLS), host and port, no path.
 
     Without a scheme it is TLS, unless INSECURE asks for none.
     Source: OTLP exporter specification, "Insecure".
@@ -109,7 +109,7 @@ def _otlp_arguments(kind: str, signal: str, config: Config) -> dict[str, object]
 
 
 def _is_harmful(name: str, value: str) -> bool:
-    """Whether the stock exporters would log or send an entry of a list of headers that is left out here."""
+    """Return whether the stock exporters would log or send an entry of a list of headers that is left out here."""
     from django_otel.config.variables import header_pairs
 
     return name.endswith("_HEADERS") and header_pairs(value)[1] > 0
@@ -236,7 +236,7 @@ class LazyExporter:
 
     @property
     def lost(self) -> int:
-        """How many items of the last batch, whose export failed, are no longer the caller's to count."""
+        """Return how many items of the last batch, whose export failed, are no longer the caller's to count."""
         return getattr(self._inner, "lost", 0)
 
     def _get(self) -> Any:

@@ -51,7 +51,7 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
 
     @property
     def tail(self) -> TailBuffer | None:
-        """Where the spans of traces go that are recorded and not sampled; they exist only with tail keeping."""
+        """Return where the spans of traces go that are recorded and not sampled; they exist only with tail keeping."""
         return self._tail
 
     @tail.setter

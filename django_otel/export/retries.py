@@ -40,7 +40,7 @@ def correct_retries(exporter_class: Any, timeout_s: float) -> Any:
 
 
 def _wait_s(value: str | None) -> float:
-    """How long a Retry-After asks to wait, in seconds; 0 for none, and for one that cannot be read."""
+    """Return how long a Retry-After asks to wait, in seconds; 0 for none, and for one that cannot be read."""
     try:
         seconds = float(value or 0)
     except ValueError:

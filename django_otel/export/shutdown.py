@@ -11,7 +11,7 @@ from django_otel.export.batch import BatchWorker
 
 
 def is_waiting(part: object) -> bool:
-    """Whether a processor holds something that is not exported yet."""
+    """Return whether a processor holds something that is not exported yet."""
     worker = getattr(part, "worker", None)
     return isinstance(worker, BatchWorker) and worker.is_used
 

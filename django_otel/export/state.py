@@ -55,7 +55,7 @@ class ProcessState:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing may leave this process."""
+        """Return whether nothing may leave this process."""
         return self.is_testing or self.is_skipped
 
     def narrow(self, families: list[Family]) -> list[Family]:

@@ -221,12 +221,12 @@ _LOADERS: dict[str, _Loader] = {
 
 
 def _is_from_query(instance: Model, place: FrameType, loader: str) -> bool:
-    """Whether a change of the queryset that loads `instance` reaches the line of `place`."""
+    """Return whether a change of the queryset that loads `instance` reaches the line of `place`."""
     return not instance._state.adding and (loader == _DEFERRED or not _is_being_built(place))
 
 
 def _is_being_built(place: FrameType) -> bool:
-    """Whether the line is run by a model's constructor: an overridden one, or a receiver of `post_init`."""
+    """Return whether the line is run by a model's constructor: an overridden one, or a receiver of `post_init`."""
     frame = place.f_back
     for _ in range(_MAX_BUILDERS):
         if frame is None:
@@ -374,5 +374,5 @@ def _find_objects(place: FrameType) -> Iterator[Model]:
 
 
 def _is_object(value: object) -> bool:
-    """Whether it is a model's object itself: to ask a lazy one (`request.user`) for its class would load it."""
+    """Return whether it is a model's object itself: to ask a lazy one (`request.user`) for its class would load it."""
     return issubclass(type(value), Model)

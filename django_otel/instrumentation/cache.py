@@ -155,7 +155,7 @@ class _Call:
 
 
 def _is_second_look(cache: object, name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
-    """Whether this is the `get` by which `get_or_set` reads what it has added."""
+    """Return whether this is the `get` by which `get_or_set` reads what it has added."""
     refill = _refill.get()
     if refill is None or name != "get" or refill.cache is not cache:
         return False

@@ -114,7 +114,7 @@ def walk(start: FrameType) -> Caller | None:
 
 
 def is_caller(frame: FrameType, detail: tuple[Any, ...]) -> bool:
-    """Whether `frame`, the same code at the same position as a caller's with that detail, is that caller again."""
+    """Return whether `frame`, the same code at the position of a caller with that detail, is that caller again."""
     kind = detail[0]
     if kind == "node":
         return _node_key(frame.f_locals.get("self")) == detail
@@ -125,7 +125,7 @@ def is_caller(frame: FrameType, detail: tuple[Any, ...]) -> bool:
 
 
 def is_django(file_name: str) -> bool:
-    """Whether Django's code is in that file."""
+    """Return whether Django's code is in that file."""
     return file_name.startswith(_DJANGO)
 
 
@@ -154,7 +154,7 @@ def _find_mark(code: CodeType) -> int | None:
 
 
 def _calls_up(frame: FrameType, inner: list[FrameType]) -> bool:
-    """Whether this method has called the one that it overrides, Django's or a package's."""
+    """Return whether this method has called the one that it overrides, Django's or a package's."""
     if not inner or inner[-1].f_code.co_name != frame.f_code.co_name or _rank(inner[-1].f_code.co_filename) == _PROJECT:
         return False
     called_on = inner[-1].f_locals.get("self")
@@ -183,7 +183,7 @@ def _code(path: str, line: int | None, function: str) -> dict[str, Any]:
 
 
 def _node_key(node: object) -> tuple[Any, ...] | None:
-    """Where a template's node stands; None if it does not say."""
+    """Return where a template's node stands; None if it does not say."""
     origin, token = getattr(node, "origin", None), getattr(node, "token", None)
     name, line = getattr(origin, "name", None), getattr(token, "lineno", None)
     return ("node", name, line) if isinstance(name, str) and isinstance(line, int) else None

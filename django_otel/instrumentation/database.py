@@ -336,7 +336,7 @@ class QueryWrapper:
         return series
 
     def _examine(self, cursor_class: type) -> bool:
-        """Whether an instrumentor makes a span of what this cursor executes."""
+        """Return whether an instrumentor makes a span of what this cursor executes."""
         traced = any(_is_instrumentors(base) for base in cursor_class.__mro__)
         self._traced[cursor_class] = traced
         return traced

@@ -26,14 +26,14 @@ _PLACE = "the database layer"
 
 
 def is_suppressed(context: Context) -> bool:
-    """Whether instrumentation is switched off in `context`, by this or by the older key."""
+    """Return whether instrumentation is switched off in `context`, by this or by the older key."""
     if type(context) is RequestRecord:
         return False
     return bool(context.get(SUPPRESS_INSTRUMENTATION_KEY) or context.get("suppress_instrumentation"))
 
 
 def is_recorded(context: Context) -> bool:
-    """Whether the span of `context` is recorded. Makes no span for a request that is not."""
+    """Return whether the span of `context` is recorded. Makes no span for a request that is not."""
     parent = context.span_or_none if type(context) is RequestRecord else context.get(SPAN_KEY)
     if type(parent) is RecordedSpan:
         return parent.is_recording()

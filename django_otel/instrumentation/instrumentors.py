@@ -235,7 +235,7 @@ def _say(name: str, conflict: Any) -> str:
 
 
 def _wait(name: str, wish: Wish, is_user_list: bool) -> bool:
-    """Whether `name` is to be switched on as soon as its library is imported."""
+    """Return whether `name` is to be switched on as soon as its library is imported."""
     library = _LIBRARIES.get(name)
     if library is None or library in sys.modules or name in _installed or (is_user_list and find_obstacle(name)):
         return False
@@ -427,13 +427,13 @@ def uninstall_django_instrumentor() -> None:
 
 
 def is_django_instrumented_elsewhere() -> bool:
-    """Whether another tool has switched on the official DjangoInstrumentor, whose metrics then double ours."""
+    """Return whether another tool has switched on the official DjangoInstrumentor, whose metrics then double ours."""
     return not _state.is_django_ours and DJANGO_MIDDLEWARE in getattr(settings, "MIDDLEWARE", ())
 
 
 @guard.guarded("finding our pages for the instrumentor", False)
 def _is_own_url(url: str) -> bool:
-    """Whether the whole URL of a request is that of a page of ours, where the URLconf mounts it."""
+    """Return whether the whole URL of a request is that of a page of ours, where the URLconf mounts it."""
     prefix = get_script_prefix().rstrip("/")
     path = unquote(urlsplit(url).path)
     return path.startswith(prefix) and path[len(prefix) :] in own_paths.find_own_paths()
@@ -497,7 +497,7 @@ class _SwitchedTracer(trace.Tracer):
         return tracer.start_as_current_span(name, context, *args, **kwargs)
 
     def _is_left_out(self, context: Context | None) -> bool:
-        """Whether a command stands outside any recorded span, and is not to be a trace of its own."""
+        """Return whether a command stands outside any recorded span, and is not to be a trace of its own."""
         return (
             self._is_store
             and not trace.get_current_span(context).is_recording()

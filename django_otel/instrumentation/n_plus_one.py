@@ -86,7 +86,7 @@ class Place:
 
     @property
     def has_advice(self) -> bool:
-        """Whether there is a cure."""
+        """Return whether there is a cure."""
         return bool(self._advice)
 
     def advise(self, advice: Advice) -> None:
@@ -137,7 +137,7 @@ class Site:
         self.subjects: tuple[type, ...] = ()
 
     def wants_advice(self, distance: int) -> bool:
-        """Whether a cure is to be looked for: once, and again for objects of another class that come here.
+        """Return whether a cure is to be looked for: once, and again for objects of another class that come here.
 
         The query's frame is `distance` frames outside of this one.
         """
@@ -259,7 +259,7 @@ class KnownStatement:
 
 
 def _shows(site: Site) -> bool:
-    """Whether the stack shows `site` outside of the caller of the function that asks."""
+    """Return whether the stack shows `site` outside of the caller of the function that asks."""
     try:
         frame = _getframe(site.depth + 2)
     except ValueError:

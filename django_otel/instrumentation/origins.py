@@ -23,12 +23,12 @@ _plain_bulk_create = QuerySet.bulk_create
 
 
 def is_raw(instance: Model) -> bool:
-    """Whether `raw()` has loaded it; such a query takes `prefetch_related()`, but no `select_related()`."""
+    """Return whether `raw()` has loaded it; such a query takes `prefetch_related()`, but no `select_related()`."""
     return vars(instance._state).get(_MARK) == _RAW
 
 
 def is_new(instance: Model) -> bool:
-    """Whether this process has made it, saved or not: no query has loaded it."""
+    """Return whether this process has made it, saved or not: no query has loaded it."""
     state = vars(instance._state)
     if instance._state.adding or state.get(_MARK) == _CREATED:
         return True

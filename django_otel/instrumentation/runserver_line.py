@@ -115,7 +115,7 @@ _filter = _AddToLine()
 
 
 def is_wanted(config: Config) -> bool:
-    """Whether this process is `runserver` with DEBUG."""
+    """Return whether this process is `runserver` with DEBUG."""
     return config.enabled and runtime.command_name() == "runserver" and conf.is_debug()
 
 

@@ -376,13 +376,13 @@ def _postgresql_status(connection: BaseDatabaseWrapper) -> int | None:
 
 @guard.guarded("the status of a transaction", False)
 def is_aborted(connection: BaseDatabaseWrapper) -> bool:
-    """Whether PostgreSQL has given the transaction up: it answers COMMIT with ROLLBACK, and no driver raises."""
+    """Return whether PostgreSQL has given the transaction up: it answers COMMIT with ROLLBACK, and no driver raises."""
     return _postgresql_status(connection) == _PG_INERROR
 
 
 @guard.guarded("the status of a transaction", True)
 def is_open(connection: BaseDatabaseWrapper) -> bool:
-    """Whether a transaction is still open after COMMIT failed. If in doubt yes: a rollback or a close follows."""
+    """Return whether a transaction is open after COMMIT failed. If in doubt yes: a rollback or a close follows."""
     if connection.connection is None:
         return False
     if connection.vendor == "sqlite":

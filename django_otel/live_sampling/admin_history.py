@@ -32,7 +32,7 @@ def alias() -> str:
 
 
 def may_see(request: HttpRequest) -> bool:
-    """Whether the user may see the policy and its rules."""
+    """Return whether the user may see the policy and its rules."""
     user = request.user
     return bool(user.has_perm("django_otel.view_samplingpolicy") or user.has_perm("django_otel.change_samplingpolicy"))
 

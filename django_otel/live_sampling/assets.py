@@ -24,7 +24,7 @@ def static_address(path: str) -> str:
 
 
 def is_listed(path: str) -> bool:
-    """Whether the storage of static files knows the file."""
+    """Return whether the storage of static files knows the file."""
     try:
         static(path)
     except ValueError:

@@ -31,7 +31,7 @@ def reason_not_to_run() -> str:
 
 
 def is_under_test_runner() -> bool:
-    """Whether tests run in this process."""
+    """Return whether tests run in this process."""
     # Django's test environment, also as pytest-django sets it up, is known by the outbox it puts there.
     mail = sys.modules.get("django.core.mail")
     return mail is not None and hasattr(mail, "outbox")

@@ -100,7 +100,7 @@ class Follower:
 
     @property
     def is_following(self) -> bool:
-        """Whether the background thread runs."""
+        """Return whether the background thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:

@@ -96,7 +96,7 @@ def _read(token: str) -> list[Any] | None:
 
 
 def _is_user_entitled(key: str, permission: str) -> bool:
-    """Whether the token's user may still ask for forced traces. One query, or some with a permission."""
+    """Return whether the token's user may still ask for forced traces. One query, or some with a permission."""
     from django.contrib.auth import get_user_model
     from django.db import router
 
@@ -117,7 +117,7 @@ def _is_user_entitled(key: str, permission: str) -> bool:
 
 
 def is_valid(token: str, meta: Mapping[str, Any] | None = None) -> bool:
-    """Whether the token is one of this site, has not ended, and its user is still entitled to it.
+    """Return whether the token is one of this site, has not ended, and its user is still entitled to it.
 
     `meta` may have the answer of `look_up`, where a query cannot be made (async code).
     """

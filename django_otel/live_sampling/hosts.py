@@ -88,7 +88,7 @@ class HostReporter:
             self._watched_at = watched_at
 
     def is_due(self) -> bool:
-        """Whether a report is due."""
+        """Return whether a report is due."""
         now_s = time.monotonic()
         return self._next_s <= now_s < self._watched_until_s
 
@@ -110,7 +110,7 @@ class HostReporter:
 
 
 def _is_within(seconds: float, moment: datetime.datetime | None, now: datetime.datetime | None) -> bool:
-    """Whether `moment` was less than `seconds` ago, and not still to come.
+    """Return whether `moment` was less than `seconds` ago, and not still to come.
 
     Both are the database's own times: with USE_TZ = False those of SQLite are UTC and of others local, and clocks of
     hosts differ. One that is still to come is of an hour that the clock repeats, or of before it was set back.

@@ -196,7 +196,7 @@ def summarise(processes: Sequence[Process], version: int, *, is_policy: bool, is
 
 
 def _count_processes(current: int, total: int) -> str:
-    """How many of the processes apply the version: with `%(current)d`, `%(total)d` and `%(version)s`."""
+    """Return how many of the processes apply the version: with `%(current)d`, `%(total)d` and `%(version)s`."""
     if total == 1 and current:
         return gettext("The only known process applies version %(version)s.")
     if total == 1:

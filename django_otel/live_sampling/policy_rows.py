@@ -124,7 +124,7 @@ def missing_table_text(alias: str) -> str:
 
 
 def tables_exist(alias: str, models: Iterable[type[Model]] = ()) -> bool | None:
-    """Whether the tables are there as this version has them; None when that is unknown.
+    """Return whether the tables are there as this version has them; None when that is unknown.
 
     Those of an earlier version, which lack a table or a column, are not. `models` are those whose tables are meant,
     by default those of the sampling policy.

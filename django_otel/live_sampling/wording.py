@@ -203,7 +203,7 @@ def limit(max_per_second: float) -> str:
 
 
 def promise(refresh_s: float) -> str:
-    """When a change is in force, as the page says it."""
+    """Return when a change is in force, as the page says it."""
     message = ngettext(
         "A change that is saved here is in force in every worker process within %(seconds)s second, without a restart.",
         "A change that is saved here is in force in every worker process within %(seconds)s seconds, "

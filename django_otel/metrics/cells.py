@@ -28,7 +28,7 @@ class Definition:
 
 
 def cells_of(definition: Definition) -> int:
-    """How many cells a series takes: buckets and sum, value and time of setting, or a value."""
+    """Return how many cells a series takes: buckets and sum, value and time of setting, or a value."""
     if definition.kind is Kind.HISTOGRAM:
         return len(definition.bounds) + 2
     return 2 if definition.kind is Kind.GAUGE else 1
@@ -62,11 +62,11 @@ class Memory:
     def place(
         self, definition: Definition, attributes: Attributes, start_time_unix_nano: int
     ) -> tuple[memoryview[float], int]:
-        """Where the cells of a series are; they may hold what an earlier process counted."""
+        """Return where the cells of a series are; they may hold what an earlier process counted."""
         return self.allocate(cells_of(definition))
 
     def has_room(self, definition: Definition, attributes: Attributes, limit: int) -> bool:
-        """Whether one more series fits below the cardinality limit, earlier processes' series included."""
+        """Return whether one more series fits below the cardinality limit, earlier processes' series included."""
         return True
 
     def mark(self, definition: Definition, attributes: Attributes) -> int | None:

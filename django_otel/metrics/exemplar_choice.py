@@ -14,7 +14,7 @@ def _time(exemplar: Exemplar) -> float:
 
 
 def is_showable(exemplar: Exemplar) -> bool:
-    """Whether the exemplar leads to a span and both formats can hold its numbers."""
+    """Return whether the exemplar leads to a span and both formats can hold its numbers."""
     return (
         0 < exemplar.trace_id < 1 << 128
         and 0 < exemplar.span_id < 1 << 64

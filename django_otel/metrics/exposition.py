@@ -44,7 +44,7 @@ def check_bounds(bounds: tuple[float, ...]) -> None:
 
 
 def has_sum(value: HistogramValue) -> bool:
-    """Whether sum and count are shown: with buckets below zero the sum can fall, and OpenMetrics forbids it."""
+    """Return whether sum and count are shown: with buckets below zero the sum can fall, and OpenMetrics forbids it."""
     return not value.bounds or value.bounds[0] >= 0
 
 

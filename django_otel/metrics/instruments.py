@@ -203,7 +203,7 @@ class ObservableGauge(Instrument):
         self._points: list[Point] = []
 
     def is_due(self) -> bool:
-        """Whether the next reading asks the callback."""
+        """Return whether the next reading asks the callback."""
         return time.monotonic() - self._read_at_s >= self.cache_s
 
     def family(self, latest: Mapping[tuple[int, int], Exemplar]) -> Family:

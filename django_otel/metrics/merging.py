@@ -110,6 +110,6 @@ def merge_processes(parts: Iterable[tuple[Iterable[Family], bool]]) -> list[Fami
 
 
 def _keeps_largest(name: str) -> bool:
-    """Whether of this gauge the largest value counts, whichever process has set it."""
+    """Return whether of this gauge the largest value counts, whichever process has set it."""
     metric = CATALOGUE.get(name)
     return metric is not None and metric.aggregation == "max_ever"

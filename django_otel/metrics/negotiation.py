@@ -50,7 +50,7 @@ class _MediaRange:
         return self.escaping if is_known and self.quality > 0 else ""
 
     def specificity(self, wanted: Format) -> int:
-        """How closely this range names `wanted`; 0 when it does not."""
+        """Return how closely this range names `wanted`; 0 when it does not."""
         media_type, version = wanted.value
         if self.media_type == media_type:
             if not self.version:
@@ -129,7 +129,7 @@ def _parse_quality(text: str) -> float | None:
 
 
 def accepts_gzip(accept_encoding_header: str | None) -> bool:
-    """Whether a client that sends this Accept-Encoding header can read gzip."""
+    """Return whether a client that sends this Accept-Encoding header can read gzip."""
     accepted = {item.media_type: item.quality > 0 for item in _parse_accept(accept_encoding_header or "")}
     return accepted.get("gzip", accepted.get("x-gzip", accepted.get("*", False)))
 

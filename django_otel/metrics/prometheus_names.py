@@ -99,7 +99,7 @@ _LEGACY_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 
 
 def is_legacy(name: str) -> bool:
-    """Whether Prometheus 2 allows the name."""
+    """Return whether Prometheus 2 allows the name."""
     return _LEGACY_NAME.fullmatch(name) is not None
 
 

@@ -37,7 +37,7 @@ LIVE_KINDS = frozenset({Kind.UP_DOWN_COUNTER, Kind.GAUGE})
 
 
 def is_live(definition: Definition) -> bool:
-    """Whether only living processes have values of this instrument."""
+    """Return whether only living processes have values of this instrument."""
     return definition.kind in LIVE_KINDS and definition.aggregation != "max_ever"
 
 

@@ -129,7 +129,7 @@ class ReadingFile(Generic[_Content]):
         self._seen: tuple[int, ...] | None = None
 
     def has_changed(self) -> bool:
-        """Whether the file is another than the one read last."""
+        """Return whether the file is another than the one read last."""
         try:
             return stamp_of(self.path) != self._seen
         except OSError:
@@ -173,7 +173,7 @@ class HostRegistry:
         (self.folder / f"{self.lease.number}.json").unlink(missing_ok=True)
 
     def is_intact(self) -> bool:
-        """Whether the slot is still where others look for it."""
+        """Return whether the slot is still where others look for it."""
         return self.lease is not None and self.lease.is_intact()
 
     def close(self) -> None:
@@ -221,7 +221,7 @@ class HostRegistry:
     # --- The election. ---
 
     def lead(self) -> bool:
-        """Whether this process is the one that asks the database; becomes the leader if there is none."""
+        """Return whether this process is the one that asks the database; becomes the leader if there is none."""
         path = self.folder / "leader.lock"
         if self._leader >= 0:
             try:
@@ -261,7 +261,7 @@ class HostRegistry:
 
     @property
     def is_leading(self) -> bool:
-        """Whether this process is the leader."""
+        """Return whether this process is the leader."""
         return self._leader >= 0
 
     def resign(self) -> None:
@@ -307,7 +307,7 @@ class HostRegistry:
     # --- The policy. ---
 
     def has_changed(self) -> bool:
-        """Whether the file is another than the one read last."""
+        """Return whether the file is another than the one read last."""
         return self._policy.has_changed()
 
     def read(self) -> Reading | None:

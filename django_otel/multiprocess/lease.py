@@ -71,7 +71,7 @@ class Lease:
         self._descriptor = descriptor
 
     def is_intact(self) -> bool:
-        """Whether the lock is still where others look for it."""
+        """Return whether the lock is still where others look for it."""
         try:
             there = (self.folder / f"{self.number}.lock").lstat()
             here = os.fstat(self._descriptor)

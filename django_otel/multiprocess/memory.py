@@ -168,7 +168,7 @@ class SharedMemory(Memory):
     def place(
         self, definition: Definition, attributes: Attributes, start_time_unix_nano: int
     ) -> tuple[memoryview[float], int]:
-        """Where the cells of a series are, found or made; plain memory when the disk is full."""
+        """Return where the cells of a series are, found or made; plain memory when the disk is full."""
         key = (definition, identity(attributes))
         entry = self._known.get(key)
         if entry is None and self._is_appending:

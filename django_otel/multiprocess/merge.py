@@ -155,7 +155,7 @@ def _places(layout: SlotLayout, wanted: set[Instrument], is_living: bool, cells:
 
 
 def _runs(bases: Sequence[int], size: int) -> list[slice]:
-    """Where runs of `size` cells are in the bytes of a file."""
+    """Return where runs of `size` cells are in the bytes of a file."""
     runs: list[slice] = []
     first = end = bases[0]
     for base in bases:

@@ -157,7 +157,7 @@ def _is_gone(key: str, own_namespace: str) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _begun_ns(pid: int, started_ticks: int) -> int:
-    """When a process began, in nanoseconds since the Unix epoch; always the same, though the clock is set meanwhile."""
+    """Return when a process began, in nanoseconds since the Unix epoch; the same after the clock was set."""
     found = read_usage(pid, started_ticks)
     return 0 if found is None else int((time.time() - found.uptime_s) * 1e9)
 

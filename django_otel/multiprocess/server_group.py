@@ -46,7 +46,7 @@ BACKGROUND_AGE_S = 7 * 86400.0
 
 
 def candidate_bases(shared_dir: str | None, environ: Mapping[str, str]) -> list[Path]:
-    """Where the folder may be, best first; only the one of the settings when there is one.
+    """Return where the folder may be, best first; only the one of the settings when there is one.
 
     Empty where the system has no folder for such files.
     """
@@ -162,7 +162,7 @@ def _write_owner(folder: Path, owner: int) -> None:
 
 
 def _idle_age_s(folder: Path) -> float:
-    """How long nothing may have been written before a group is swept, in seconds; infinity while its master lives."""
+    """Return the age in seconds of the last write at which a group is swept; infinity while its master lives."""
     if folder.name.startswith(BACKGROUND_PREFIX):
         return BACKGROUND_AGE_S
     try:
@@ -178,7 +178,7 @@ def _idle_age_s(folder: Path) -> float:
 
 
 def is_idle(folder: Path, age_s: float) -> bool:
-    """Whether no process holds a slot and nothing was written for `age_s` seconds. Errors: `OSError`, `ValueError`."""
+    """Return whether no process holds a slot and nothing was written for `age_s` s. Errors: `OSError`, `ValueError`."""
     written_at_s = folder.stat().st_mtime if age_s == _SWEEP_AGE_S else touched_at_s(folder)
     if time.time() - written_at_s < age_s:
         return False

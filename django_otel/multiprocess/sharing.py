@@ -45,7 +45,7 @@ _all: weakref.WeakSet[Sharing] = weakref.WeakSet()
 
 
 def is_shown(config: Config) -> bool:
-    """Whether a page shows the numbers of this process, so that others have to read them."""
+    """Return whether a page shows the numbers of this process, so that others have to read them."""
     return bool({"prometheus", "prometheus-registry"} & set(config.metrics.exporters))
 
 
@@ -163,7 +163,7 @@ class Sharing:
         self._thread.start()
 
     def serves(self, name: str, bases: list[Path], store: CellStore) -> bool:
-        """Whether this is how the process already shares that store's numbers in that folder."""
+        """Return whether this is how the process already shares that store's numbers in that folder."""
         return (
             self._pid == os.getpid() and not self._stop.is_set()
             and (self._name, self._bases) == (name, bases) and self._store is store

@@ -102,7 +102,7 @@ class SlotFiles:
         return HEADER_BYTES + len(self._segments) * SEGMENT_BYTES
 
     def is_intact(self) -> bool:
-        """Whether the files are still where others look for them."""
+        """Return whether the files are still where others look for them."""
         try:
             here, there = os.fstat(self.cells), self.path("cells").lstat()
             keys_here, keys_there = os.fstat(self.keys), self.path("keys").lstat()

@@ -208,7 +208,7 @@ def _try_otlp(
 
 
 def describe_endpoint(name: str, signal: str, config: Config) -> str:
-    """Where an exporter sends, as it may be shown: without user, password and query."""
+    """Return where an exporter sends, as it may be shown: without user, password and query."""
     settings = getattr(config, signal)
     if name == "otlp-grpc":
         return show_url(grpc_target(settings))

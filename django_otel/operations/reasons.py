@@ -28,7 +28,7 @@ def show_url(url: str) -> str:
 
 
 def http_url(settings: Receiver, signal: str) -> str:
-    """Where OTLP over HTTP sends `signal`."""
+    """Return where OTLP over HTTP sends `signal`."""
     return settings.endpoint or f"{DEFAULT_HTTP_ENDPOINT}/v1/{signal}"
 
 

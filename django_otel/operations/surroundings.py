@@ -42,7 +42,7 @@ def find_store_obstacle(config: Config) -> str:
 
 
 def find_store(config: Config) -> tuple[Path | None, str]:
-    """Where the console's store is, or would be made: a folder or file, and ""; else None and why nowhere."""
+    """Return where the console's store is, or would be made: a folder or file, and ""; else None and why nowhere."""
     from django_otel.tracestore.file import FILE_ENDINGS, candidate_folders
 
     path = config.console.path

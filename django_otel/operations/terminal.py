@@ -94,7 +94,7 @@ def _rows(given: str) -> int:
 
 
 def address_of(config: Config) -> Callable[[str], str]:
-    """Where a trace can be looked at: its page in the admin, else `TRACE_URL`; "" where there is neither."""
+    """Return where a trace can be looked at: its page in the admin, else `TRACE_URL`; "" where there is neither."""
     some = "0" * 32
     with contextlib.suppress(NoReverseMatch):
         path = reverse("admin:django_otel_trace_detail", args=[some])

@@ -66,7 +66,7 @@ def _asks_for_default(variable: Variable, environ: Mapping[str, str]) -> bool:
 
 
 def _is_protocol_used(variable: Variable, config: Config, environ: Mapping[str, str]) -> bool:
-    """Whether an exporter is the one that a variable of a protocol asks for."""
+    """Return whether an exporter is the one that a variable of a protocol asks for."""
     if not variable.name.endswith("_PROTOCOL"):
         return False
     for signal, part in SIGNALS.items():

@@ -1,4 +1,4 @@
-"""What stands behind the name of a secret and is none: words of a sentence, types, and the expressions of programs."""
+"""Texts behind the name of a secret that are none: words of a sentence, types, and the expressions of programs."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def vendor_of(system: str) -> str:
 
 
 def is_library_scope(scope: InstrumentationScope | None) -> bool:
-    """Whether spans of this scope are cleaned; all others pass untouched."""
+    """Return whether spans of this scope are cleaned; all others pass untouched."""
     return scope is not None and (scope.name.startswith(SCOPE_PREFIX) or scope.name in _NATIVE_SCOPES)
 
 

@@ -479,7 +479,7 @@ def _is_literal_secret(literal: re.Match[str]) -> bool:
 
 
 def _bracket_end(text: str, pos: int) -> int:
-    """Where the bracket that opens at `pos` closes; the end of the text when it does not.
+    """Return where the bracket that opens at `pos` closes; the end of the text when it does not.
 
     A closing bracket of another kind than the last open one closes nothing: it is a part of the value.
     """
@@ -512,7 +512,7 @@ def _run_end(text: str, pos: int) -> int:
 
 
 def _escaped_end(text: str, pos: int, escapes: int, quote: str) -> int:
-    """Where the string that was opened by `escapes` backslashes and a quote ends; the end of the text if nowhere.
+    """Return the end of the string that `escapes` backslashes and a quote open; the end of the text if nowhere.
 
     JSON in JSON doubles backslashes and adds one before a quote, repr only
     doubles: an opening has (2**depth - 1) * 2**reprs of them. A quote in the
@@ -530,7 +530,7 @@ def _escaped_end(text: str, pos: int, escapes: int, quote: str) -> int:
 
 
 def _value_span(text: str, pos: int, whole_line: bool, closed_key: bool, *, is_marked: bool = False) -> tuple[int, int]:
-    """Where the value that begins at `pos` begins and ends, without the quotes around it.
+    """Return where the value that begins at `pos` begins and ends, without the quotes around it.
 
     `closed_key`: the key had a quote or bracket around it, so that a quote
     before the value is one around it, also where a value takes its whole line.
@@ -579,7 +579,7 @@ def _value_span(text: str, pos: int, whole_line: bool, closed_key: bool, *, is_m
 
 
 def _backquoted_end(text: str, pos: int) -> int:
-    """Where a value that begins with two backquotes, which end at `pos`, ends."""
+    """Return where a value that begins with two backquotes, which end at `pos`, ends."""
     if text.startswith("`", pos):
         closing = text.find("```", pos + 1)
         return len(text) if closing < 0 else closing + 3

@@ -162,7 +162,7 @@ class Scrubber:
 
     @property
     def is_pure(self) -> bool:
-        """Whether equal values are scrubbed equally each time, so that the result may be remembered."""
+        """Return whether equal values are scrubbed equally each time, so that the result may be remembered."""
         return self._callback is None
 
     # --- keys
@@ -288,7 +288,7 @@ class Scrubber:
     # --- texts
 
     def is_text_only(self, key: str) -> bool:
-        """Whether `value(key, text)` equals `fresh_text(text)`: the key decides nothing and there is no callback."""
+        """Return whether `value(key, text)` equals `fresh_text(text)`: the key decides nothing, without a callback."""
         is_ruled = self._callback is not None or self._personal or self._judge(key) != PLAIN
         return not (is_ruled or key.lower() in SAFE_KEYS or key in STATEMENT_KEYS or key.endswith(QUERY_KEYS))
 

@@ -408,7 +408,7 @@ class _Reader:
                 return
 
     def _end_of(self, opening: str, start: int, position: int) -> int:
-        """Where the comment, dollar-quoted or Oracle string that opens at `start` ends; -1 when it does not."""
+        """Return where the comment, dollar-quoted or Oracle string that opens at `start` ends; -1 when it does not."""
         if opening == "/*":
             depth = 0
             for bound in _COMMENT_BOUNDS.finditer(self.sql, start):
@@ -542,7 +542,7 @@ class _Reader:
             self._in_table = False
 
     def _is_name(self, end: int) -> bool:
-        """Whether a double-quoted text, ending at `end`, can only be a name."""
+        """Return whether a double-quoted text, ending at `end`, can only be a name."""
         last = self._last
         if last == "." or _QUALIFIES.match(self.sql, end):
             return True

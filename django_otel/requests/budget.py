@@ -27,7 +27,7 @@ class SpanBudget:
         self._failed: dict[int, int] = {}
 
     def take(self, trace_id: int) -> bool | None:
-        """Whether one more span of this trace may be recorded; None when it is above the limit."""
+        """Return whether one more span of this trace may be recorded; None when it is above the limit."""
         found = record.current()
         if found is not None:
             if found.is_span_discarded:

@@ -61,7 +61,7 @@ class Dimensions:
         return label
 
     def _admit(self, name: str, label: str) -> bool:
-        """Whether there is room for one more value, here and in the processes beside."""
+        """Return whether there is room for one more value, here and in the processes beside."""
         folder = self._find_folder() if self._find_folder is not None else None
         if folder != self._folder:
             # Another folder has room of its own; there, what this process shows is counted first.

@@ -82,17 +82,14 @@ class RequestFinisher:
         try:
             if rare is not None:
                 if rare.is_discarded:
-                    # Next time from its beginning, so that what middlewares do for it leaves no spans either.
                     record.observer.learn(request.path_info)
                     return
                 span = record.span
             status = response.status_code if response is not None else 0
             match = request.resolver_match
             raw_route = match.route if match is not None else None
-            if rare is None and error is None and status < 500:
-                error_type, exception = "", None
-            else:
-                error_type, exception = _find_failure(rare, status, error)
+            is_fine = rare is None and error is None and status < 500
+            error_type, exception = ("", None) if is_fine else _find_failure(rare, status, error)
             series = request_class.routes.get(raw_route)  # Mostly as the route answered before.
             if series is None or error_type or series.status != status:
                 series = self._metrics.find_route(request_class, raw_route, status, error_type)
@@ -172,7 +169,7 @@ class RequestFinisher:
             span.end()
 
     def _is_forgotten(self, record: RequestRecord, span: RecordedSpan, duration_s: float, end: _End) -> bool:
-        """Whether the span was held back and the request ended as nothing is kept for: then it is forgotten here.
+        """Return whether the span was held back and nothing is kept for such a request: then it is forgotten here.
 
         It need not be described first. `REQUEST.ENRICH` may still make a failure of it.
         """

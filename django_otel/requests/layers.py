@@ -30,7 +30,7 @@ _ATTRIBUTES = {name: f"{PREFIX}{name}{SUFFIX}" for name in (*NAMES, MIDDLEWARE, 
 
 
 def is_wanted(config: Config) -> bool:
-    """Whether the layers of requests are timed."""
+    """Return whether the layers of requests are timed."""
     return config.enabled and (config.request.time_budget or config.request.server_timing)
 
 

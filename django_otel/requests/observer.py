@@ -188,17 +188,20 @@ class Observer(RequestFinisher):
         return scheme, protocol
 
     def is_excluded(self, path: str) -> bool:
-        """Whether requests for this path have neither span nor metrics, nor spans of what happens inside."""
+        """Return whether requests for this path have neither span nor metrics, nor spans of what happens inside."""
         return path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None)
 
     def learn(self, path: str) -> None:
-        """From now on exclude the exact path `path`: one of our own pages, mounted elsewhere."""
+        """Exclude the exact path `path` from now on: one of our own pages, mounted elsewhere.
+
+        Next time it is excluded from its beginning, so that middleware leaves no spans either.
+        """
         if len(self._excluded_paths) < _MAX_LEARNED_PATHS:
             self._excluded_paths.add(path)
 
 
 def _is_inside(context: Context) -> bool:
-    """Whether a request is being measured here already."""
+    """Return whether a request is being measured here already."""
     outer: RequestRecord | None = context.get(REQUEST_KEY)  # type: ignore[assignment]
     return outer is not None and not outer.is_finished
 

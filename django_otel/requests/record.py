@@ -117,7 +117,7 @@ class RequestRecord(Context):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the request has ended."""
+        """Return whether the request has ended."""
         return self.request is None
 
     def keep(self, key: str, value: Any) -> Any:
@@ -128,12 +128,12 @@ class RequestRecord(Context):
         return dict.setdefault(self, key, value)
 
     def find_kept(self, key: str) -> Any:
-        """What `keep` has kept, or None."""
+        """Return the value that `keep` has kept, or None."""
         return dict.get(self, key)
 
     @property
     def body_bytes(self) -> float | None:
-        """How long the body is, as the request's header has it; None where that is no number that can be."""
+        """Return how long the body is, as the request's header has it; None where that is no number that can be."""
         length = str(self.content_length or "")
         return float(length) if length.isascii() and length.isdigit() and len(length) < 16 else None
 
@@ -149,7 +149,7 @@ class RequestRecord(Context):
 
     @property
     def is_joined(self) -> bool:
-        """Whether the span belongs to another tool, which ends it."""
+        """Return whether the span belongs to another tool, which ends it."""
         return (self.rare or _USUAL).is_joined
 
     @property
@@ -167,7 +167,7 @@ class RequestRecord(Context):
 
     @property
     def no_store(self) -> bool:
-        """Whether the page shows trace ids, or sets a cookie for them, and so must not be cached."""
+        """Return whether the page shows trace ids, or sets a cookie for them, and so must not be cached."""
         return (self.rare or _USUAL).no_store
 
     @no_store.setter

@@ -141,7 +141,7 @@ class SpanStarter:
         return attributes
 
     def _has_traceparent_alone(self, context: Context, meta: Mapping[str, str]) -> bool:
-        """Whether nothing but a trusted `traceparent` is above the request, and the span is ours to make."""
+        """Return whether nothing but a trusted `traceparent` is above the request, and the span is ours to make."""
         return (
             self._traceparent in meta
             and not context

@@ -182,7 +182,7 @@ class EffectivePolicy:
         return re.compile("|".join(patterns)).match if patterns else None, places, first_route
 
     def early_outcome(self, method: str, path: str) -> tuple[RuleOutcome, int]:
-        """Where method and path alone lead, and the place of the first rule with a route that could come before."""
+        """Return where method and path alone lead, and the place of the first rule with a route that may be before."""
         match, places, first_route = self._paths.get(method) or self._paths["_OTHER"]
         found = match(path) if match is not None else None
         place = places[found.lastindex - 1] if found is not None else len(self.rules)
@@ -247,11 +247,11 @@ class EffectivePolicy:
         return found
 
     def outcome_of_sender(self, is_sampled: bool) -> RuleOutcome:
-        """Where a trace is led that is linked to its sender's and decided as that one was."""
+        """Return where a trace is led that is linked to its sender's and decided as that one was."""
         return RuleOutcome(1.0 if is_sampled else 0.0, "parent", None, self.keeps, self._open_series)
 
     def outcome_of_view(self, ratio: float) -> RuleOutcome:
-        """Where a view leads that has a ratio of its own."""
+        """Return where a view leads that has a ratio of its own."""
         found = self._view_outcomes.get(ratio)
         if found is None:
             is_limited = self.max_per_second is not None

@@ -142,16 +142,16 @@ class Rule:
         return f"{self.method} {self.path or self.route}".strip()
 
     def is_expired(self, now_s: float) -> bool:
-        """Whether the rule has run out at `now_s` (seconds since the Unix epoch)."""
+        """Return whether the rule has run out at `now_s` (seconds since the Unix epoch)."""
         return self.expires_at_s is not None and now_s >= self.expires_at_s
 
     @property
     def is_for_tasks(self) -> bool:
-        """Whether the rule names tasks (`task:orders.send_invoice`, `task:orders.*`) and so matches no request."""
+        """Return whether the rule names tasks (`task:orders.send_invoice`, `task:orders.*`), so matches no request."""
         return (self.path or self.route).startswith(TASK_PREFIX)
 
     def matches(self, method: str, path: str, route: str | None = None) -> bool:
-        """Whether the rule is for this request; one with a route never matches while `route` is None."""
+        """Return whether the rule is for this request; one with a route never matches while `route` is None."""
         if self.method and self.method != method:
             return False
         if self.path:
@@ -239,7 +239,7 @@ class Policy:
         put(self, "rules", tuple(sorted(rules, key=lambda rule: -rule.priority)))
 
     def is_expired(self, now_s: float) -> bool:
-        """Whether the policy, its rules aside, has run out at `now_s` (seconds since the Unix epoch)."""
+        """Return whether the policy, its rules aside, has run out at `now_s` (seconds since the Unix epoch)."""
         return self.expires_at_s is not None and now_s >= self.expires_at_s
 
     @property

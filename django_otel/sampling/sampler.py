@@ -110,7 +110,7 @@ class LiveSampler(Sampler):
 
     @property
     def processes(self) -> int:
-        """How many processes divide the limit of traces per second among them."""
+        """Return how many processes divide the limit of traces per second among them."""
         return self._processes
 
     def after_fork(self) -> None:
@@ -147,7 +147,7 @@ class LiveSampler(Sampler):
         return self.policy.ratio
 
     def decide(self, trace_id: int) -> bool:
-        """Whether the ratio records this trace: the same answer in every process and service with the same ratio."""
+        """Return whether the ratio records this trace: the same in every process and service with the same ratio."""
         return trace_id & LOW_64_BITS < self.policy.default_outcome.bound
 
     def should_sample(
@@ -207,7 +207,7 @@ class LiveSampler(Sampler):
         return SamplingResult(result.decision, both, passed_on)
 
     def follows(self, context: Context, parent: Span, parent_context: SpanContext) -> bool | None:
-        """Whether a child of `parent`, a local span that is or was recorded, is recorded: `should_sample` in short."""
+        """Return whether a child of `parent`, a local span that is or was recorded, is: `should_sample` in short."""
         if context.get(_UNTRACED_KEY) or context.get(SUPPRESS_INSTRUMENTATION_KEY):
             return False
         if not parent_context.trace_flags & 1 and not parent.is_recording():
@@ -215,7 +215,7 @@ class LiveSampler(Sampler):
         return self.budget is None or self.budget(parent_context.trace_id)
 
     def _fits(self, trace_id: int) -> bool:
-        """Whether a span of the SDK's own fits the budget; above it none is kept, whatever its end."""
+        """Return whether a span of the SDK's own fits the budget; above it none is kept, whatever its end."""
         fits = self.budget is None or self.budget(trace_id)
         if fits is None and self.end_over_budget is not None:
             self.end_over_budget(trace_id, False)

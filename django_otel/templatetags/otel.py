@@ -241,7 +241,7 @@ def otel_traceparent_meta(context: Context) -> SafeString:
 
 
 def _is_in_cached_fragment() -> bool:
-    """Whether the template that is being rendered, or one that includes it, is inside `{% cache %}`."""
+    """Return whether the template that is being rendered, or one that includes it, is inside `{% cache %}`."""
     module = sys.modules.get("django.templatetags.cache")
     if module is None:
         return False

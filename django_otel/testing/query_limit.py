@@ -48,7 +48,7 @@ class _Places:
 
     @property
     def has_advice(self) -> bool:
-        """Whether there is a cure for one of them."""
+        """Return whether there is a cure for one of them."""
         return bool(self._advice)
 
     def describe(self, read_singly: Counter[str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ ABSENT = (
 
 
 def is_used() -> bool:
-    """Whether Django is set up with our app, without setting it up or importing it."""
+    """Return whether Django is set up with our app, without setting it up or importing it."""
     if "django" not in sys.modules:
         return False
     from django.apps import apps

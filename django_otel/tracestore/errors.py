@@ -45,7 +45,7 @@ class Frame:
 
     @property
     def is_project(self) -> bool:
-        """Whether it is code of the project: not of the standard library, an installed package or this one."""
+        """Return whether it is code of the project: not of the standard library, an installed package or this one."""
         return not (
             self.file.startswith(_LIBRARIES)
             or "site-packages" in self.file

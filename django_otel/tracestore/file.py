@@ -60,7 +60,7 @@ def candidate_folders(path: str | None, surroundings: Mapping[str, str], identit
 
 
 def is_in_memory(path: str | os.PathLike[str]) -> bool:
-    """Whether a path lies in `/dev/shm`."""
+    """Return whether a path lies in `/dev/shm`."""
     real = os.path.realpath(path)
     return real == "/dev/shm" or real.startswith("/dev/shm/")  # noqa: S108
 
@@ -246,7 +246,7 @@ class StoreFile:
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:
-    """Whether an error says that the file itself is damaged, or is no database."""
+    """Return whether an error says that the file itself is damaged, or is no database."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & 0xFF) in _CORRUPT_CODES
 

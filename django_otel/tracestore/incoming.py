@@ -89,7 +89,7 @@ def read_logs_json(content: object, scrubber: Scrubber) -> Received:
 
 
 def is_id(text: str, digits: int) -> bool:
-    """Whether a text is the id of a trace (32 digits) or a span (16)."""
+    """Return whether a text is the id of a trace (32 digits) or a span (16)."""
     return len(text) == digits and not text.strip("0123456789abcdef") and bool(text.strip("0"))
 
 

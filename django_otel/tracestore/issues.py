@@ -199,7 +199,7 @@ def _write_traces(connection: sqlite3.Connection, issue: int, traces: Sequence[S
 def _is_newer(
     connection: sqlite3.Connection, item: StoredErrors, release: str, resolved: str, resolved_s: float
 ) -> bool:
-    """Whether a release came after the one in which an issue was resolved.
+    """Return whether a release came after the one in which an issue was resolved.
 
     By their numbers where both are versions, else by which was seen first. Without names a process that was started
     after the issue was resolved runs a newer one.
@@ -300,7 +300,7 @@ def settle_notice(connection: sqlite3.Connection, notice: Notice, now_s: float, 
 
 
 def next_due_s(connection: sqlite3.Connection, service: str) -> float | None:
-    """When the next notice of a service is due; None without one."""
+    """Return when the next notice of a service is due; None without one."""
     (due_s,) = connection.execute("SELECT min(max(due_s, CASE WHEN claimed_s > 0 THEN claimed_s + ? ELSE 0 END)) "
                                   "FROM notice WHERE service = ?", (CLAIM_S, service)).fetchone()  # fmt: skip
     return None if due_s is None else float(due_s)

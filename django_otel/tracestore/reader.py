@@ -59,7 +59,7 @@ class TraceRow:
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether the span that began the trace has not ended yet, or did not get here."""
+        """Return whether the span that began the trace has not ended yet, or did not get here."""
         return self.root_rank == 0
 
 
@@ -352,7 +352,7 @@ class StoreReader:
         )
 
     def has_trace(self, trace_id: str) -> bool:
-        """Whether a trace is here."""
+        """Return whether a trace is here."""
         row = self.connection.execute("SELECT 1 FROM trace WHERE trace_id = ? AND spans > 0", (trace_id,)).fetchone()
         return row is not None
 
@@ -368,7 +368,7 @@ class StoreReader:
     # Numbers.
 
     def begun_s(self) -> float | None:
-        """When the store began to count, in seconds since the Unix epoch."""
+        """Return when the store began to count, in seconds since the Unix epoch."""
         row = self.connection.execute("SELECT begun_s FROM store").fetchone()
         return to_number(row[0]) if row is not None else None
 
@@ -447,7 +447,7 @@ class StoreReader:
         return _mapping(unpack(row[0])) if row is not None else running
 
     def baseline(self, source: str) -> tuple[float, dict[str, Any], dict[str, Any]] | None:
-        """When a source was last sampled, its cumulative numbers then, and what was ever counted of its routes."""
+        """Return when a source was last sampled, its cumulative numbers then, and all counts of its routes."""
         row = self.connection.execute("SELECT at_s, data, running FROM baseline WHERE source = ?", (source,)).fetchone()
         if row is None:
             return None

@@ -206,6 +206,6 @@ def to_whole(value: object) -> int:
 
 
 def source_line(attributes: Mapping[str, object]) -> str:
-    """Where in the project a query was made, as "file:line"; "" where that is not known."""
+    """Return where in the project a query was made, as "file:line"; "" where that is not known."""
     path, line = attributes.get("code.file.path"), attributes.get("code.line.number")
     return f"{path}:{line}"[-300:] if path and line else ""

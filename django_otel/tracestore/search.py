@@ -87,7 +87,7 @@ class Condition:
         return [part for part in found if part]
 
     def fits(self, span: otlp.SpanRecord) -> bool:
-        """Whether a span fits."""
+        """Return whether a span fits."""
         if not self.key:
             return any(self.value.lower() in text.lower() for text in _texts_of(span))
         return any(name == self.key and _compare(value, self.operator, self.value) for name, value in _pairs_of(span))
@@ -99,7 +99,7 @@ _ALIASES = ("", "name", "route", "kind", "user", "method")
 
 
 def duration_fits(condition: Condition, duration_ns: int) -> bool:
-    """Whether a condition on the duration (`duration>250ms`) fits a time in nanoseconds."""
+    """Return whether a condition on the duration (`duration>250ms`) fits a time in nanoseconds."""
     found = _DURATION.fullmatch(condition.value.lower())
     if found is None:
         return False

@@ -208,7 +208,7 @@ def _cut_link(link: Link, limits: SpanLimits, scrub: Callable[[str], str]) -> Li
 
 
 def are_ready(attributes: Mapping[str, Any], limits: SpanLimits) -> bool:
-    """Whether a span would keep these attributes just as they are; then it need not look at them again."""
+    """Return whether a span would keep these attributes just as they are; then it need not look at them again."""
     longest, most = limits.max_span_attribute_length, limits.max_span_attributes
     return (most is None or len(attributes) <= most) and clean(attributes, longest, most, str)[0] is attributes
 

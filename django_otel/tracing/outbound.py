@@ -34,7 +34,7 @@ OUTBOUND: ContextVar[Verdict | None] = ContextVar("django_otel_outbound", defaul
 
 
 def is_host_allowed(url: str, patterns: Sequence[str] | None) -> bool:
-    """Whether the host of `url` fits one of `patterns`; None means every host.
+    """Return whether the host of `url` fits one of `patterns`; None means every host.
 
     A pattern is a glob on the host (`api.example.com`, `*.internal`), with
     `:port` it must fit the port as well. `*.internal` does not fit `internal`
@@ -72,7 +72,7 @@ def decide(span: trace.Span, is_allowed: bool) -> None:
 
 
 def allowed(context: Context | None = None) -> bool:
-    """Whether the current injection may write headers; to be asked once per injection.
+    """Return whether the current injection may write headers; to be asked once per injection.
 
     A verdict counts for the span it was made for and is used up by it, so that
     nothing later in the same context is refused by mistake.

@@ -41,11 +41,11 @@ class Distributor(SpanProcessor):
     on_change: Callable[[], None] | None = None
 
     def targets(self) -> tuple[SpanProcessor, ...]:
-        """Where spans go that are given to this processor: they are given there straight away."""
+        """Return where spans go that are given to this processor: they are given there straight away."""
         raise NotImplementedError
 
     def held(self) -> TailBuffer | None:
-        """Where spans wait that are recorded and not sampled, if nothing else sees these; else None."""
+        """Return where spans wait that are recorded and not sampled, if nothing else sees these; else None."""
         return None
 
     def changed(self) -> None:
@@ -55,7 +55,7 @@ class Distributor(SpanProcessor):
 
 
 def does_nothing(method: object, function: object) -> bool:
-    """Whether a processor's method is `SpanProcessor`'s own."""
+    """Return whether a processor's method is `SpanProcessor`'s own."""
     return getattr(method, "__func__", None) is function
 
 

@@ -402,7 +402,7 @@ class RecordedSpan(SpanFields):
 
     @property
     def is_discarded(self) -> bool:
-        """Whether this span, or the local root around it, has been dropped."""
+        """Return whether this span, or the local root around it, has been dropped."""
         return (self._root or self)._is_discarded  # noqa: SLF001 (classes of one module, on the hot path)
 
     def __exit__(
@@ -481,7 +481,7 @@ def to_readable(span: ReadableSpan) -> ReadableSpan:
 
 
 def is_discarded(span: object) -> bool:
-    """Whether a span, which may have ended, is not to be exported after all."""
+    """Return whether a span, which may have ended, is not to be exported after all."""
     return type(span) is RecordedSpan and span.is_discarded
 
 

@@ -96,12 +96,12 @@ class TailBuffer:
             owner.ended = []
 
     def passes(self, root: RecordedSpan, duration_s: float) -> bool:
-        """Whether nothing of the trace of `root`, which ends now after so many seconds, is kept."""
+        """Return whether nothing of the trace of `root`, which ends now after so many seconds, is kept."""
         slow_s = self._policy().keep_slow_s
         return root.status is UNSET and (slow_s is None or duration_s < slow_s)
 
     def __len__(self) -> int:
-        """How many spans are held."""
+        """Return how many spans are held."""
         return len(self._owners)
 
     def start(self, span: object) -> None:

@@ -68,7 +68,7 @@ class Tracer(trace.Tracer):
 
     @property
     def is_sdk_path(self) -> bool:
-        """Whether the SDK's tracer makes the spans now."""
+        """Return whether the SDK's tracer makes the spans now."""
         return self.shared.is_sdk_path
 
     def start_span(
@@ -118,7 +118,7 @@ class Tracer(trace.Tracer):
         return span
 
     def _may_watch(self, follows: bool | None, parent_context: SpanContext) -> bool:
-        """Whether a span above the limit of its trace is recorded in case it fails, as most of them do not.
+        """Return whether a span above the limit of its trace is recorded in case it fails, as most of them do not.
 
         Not where a processor has seen its start: it would wait for an end that does not come.
         """

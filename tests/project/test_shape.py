@@ -154,12 +154,19 @@ def test_what_stays_rebound_is_explained() -> None:
     assert all(REBOUND_NAMES.values())
 
 
+def _opens_with_a_question(node: ast.AST) -> bool:
+    words = ["What ", "Who ", "Whoever "]
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        words += ["How ", "Where ", "When ", "Whether "]
+    return (ast.get_docstring(node) or "").startswith(tuple(words))  # type: ignore[arg-type]
+
+
 def test_docstrings_open_with_a_verb_or_a_noun() -> None:
     found = [
         f"{module} {name}"
         for module, (_, tree) in _sources().items()
         for name, node in [("", tree), *((name, node) for name, node, _ in _definitions(tree))]
-        if (ast.get_docstring(node) or "").startswith(("What ", "Who ", "Whoever "))  # type: ignore[arg-type]
+        if _opens_with_a_question(node)
     ]
     assert not found, "write a verb (Return ...) or a noun (Registry of ...)"
 

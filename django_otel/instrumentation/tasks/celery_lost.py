@@ -76,7 +76,7 @@ def _find_stage(pid: int | None, task_id: str) -> int:
 
 
 def ends_with_process(error: BaseException | None) -> bool:
-    """Whether this exception ends a process of the pool, so that the main process counts the task."""
+    """Return whether this exception ends a process of the pool, so that the main process counts the task."""
     is_child = _shared.notes is not None and os.getpid() != _shared.main_pid
     return is_child and isinstance(error, SystemExit | KeyboardInterrupt)
 
@@ -90,12 +90,12 @@ def note_broken_off(task_id: str | None) -> None:
 
 
 def was_broken_off(task_id: str) -> bool:
-    """Whether a task has ended so here; then it has been counted."""
+    """Return whether a task has ended so here; then it has been counted."""
     return task_id in _shared.broken_off
 
 
 def is_cancelled(request: WorkerRequest) -> bool:
-    """Whether the worker itself has broken the task off: a cold shutdown, or a broker that is gone."""
+    """Return whether the worker itself has broken the task off: a cold shutdown, or a broker that is gone."""
     return bool(vars(request).get("_already_cancelled"))
 
 

@@ -43,7 +43,7 @@ class _Turn:
         self._pid = 0
 
     def is_ours(self) -> bool:
-        """Whether this process holds the lock; takes it where no other does."""
+        """Return whether this process holds the lock; takes it where no other does."""
         if fcntl is None:
             return True
         if self._descriptor >= 0 and self._pid == os.getpid():

@@ -82,7 +82,7 @@ def _has_module(name: str) -> bool:
 
 
 def _is_registered(name: str) -> bool:
-    """Whether code has a function of this name; a worker's main process does not import it."""
+    """Return whether code has a function of this name; a worker's main process does not import it."""
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         found: object = sys.modules.get(".".join(parts[:end]))
@@ -105,7 +105,7 @@ def _find_name(job: Job) -> str:
 
 
 def _is_of_django(job: Job) -> bool:
-    """Whether it runs one of Django's tasks, which are measured as such."""
+    """Return whether it runs one of Django's tasks, which are measured as such."""
     return type(job).__module__.partition(".")[0] == "django_tasks_rq"
 
 

@@ -46,7 +46,7 @@ def _entry(head: str, value: object, indent: str) -> Iterator[str]:
 
 
 def _is_block(text: str) -> bool:
-    """Whether a text of several lines reads back the same as a block; else it is quoted."""
+    """Return whether a text of several lines reads back the same as a block; else it is quoted."""
     return "\n" in text and text[0] not in " \t\n" and text[-1] != "\n" and not _UNPRINTABLE.search(text)
 
 
