@@ -16,9 +16,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from django_otel.base import guard
+from django_otel.base.attribute_values import clean_value
 from django_otel.base.patterns import lazy_pattern
 from django_otel.base.text import encodable
-from django_otel.metrics.model import Attributes
+from django_otel.metrics.model import Attributes, AttributeValue
 from django_otel.redaction import paths
 from django_otel.redaction.cutting import scrub_beginning, scrub_beginnings
 from django_otel.redaction.key_judge import MAX_KEY_LENGTH, KeyJudge
@@ -396,18 +397,28 @@ class Scrubber:
         changed = False
         scrubbed = []
         for item in attributes:
-            if type(item[1]) is str and len(item[1]) > longest:
-                value: Any = scrub_beginning(item[1], longest, partial(self.value, item[0]))
-            elif type(item[1]) is tuple and sum(map(_length_of, item[1])) > longest:
-                value = scrub_beginnings(item[1], longest, partial(self.value, item[0]))
-            else:
-                value = self.value(item[0], item[1])
+            value = _scrub_label(item[1], longest, partial(self.value, item[0]))
             name = self.key(item[0])
             if value is not item[1] or name is not item[0]:
                 changed = True
                 item = (name, value)
             scrubbed.append(item)
         return tuple(scrubbed) if changed else attributes
+
+
+def _scrub_label(value: AttributeValue, longest: int, scrub: Callable[[object], Any]) -> AttributeValue:
+    """Return the value of a label scrubbed, as a series can have it; itself when nothing changed."""
+    if type(value) is str and len(value) > longest:
+        found = scrub_beginning(value, longest, scrub)
+    elif isinstance(value, tuple) and sum(map(_length_of, value)) > longest:
+        found = scrub_beginnings(value, longest, scrub)
+    else:
+        found = scrub(value)
+    if found is value or type(found) is str:
+        return found  # type: ignore[no-any-return]
+    # The project's callback may give anything.
+    cleaned = clean_value(found)
+    return tuple(cleaned) if isinstance(cleaned, list) else str(cleaned) if cleaned is None else cleaned
 
 
 def _length_of(item: object) -> int:

@@ -123,6 +123,18 @@ def test_a_long_secret_is_known_by_its_key_and_by_its_form():
     assert "s3cr3t" not in "".join(kept)
 
 
+@pytest.mark.parametrize(
+    ("given", "label"), [(["a", "b"], ("a", "b")), ({"a": 1}, "{'a': 1}"), (b"a", "a"), (None, REDACTED), (5, 5)]
+)
+def test_whatever_a_callback_of_redaction_gives_is_a_label(given, label):
+    made = CellStore()
+    made.configure(cardinality_limit=10, buckets={}, scrub=Scrubber(callback=lambda key, value: given).labels)
+    made.counter("orders").add(1, {"key": "x"})
+    made.counter("orders").add(1, {"key": "x" * 10_000})
+    (point,) = families(made)["orders"].points
+    assert (point.attributes, point.value) == ((("key", label),), 2.0)
+
+
 RECURSIVE: list[object] = []
 RECURSIVE.append(RECURSIVE)
 
