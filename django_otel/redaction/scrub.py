@@ -415,7 +415,7 @@ def _scrub_label(value: AttributeValue, longest: int, scrub: Callable[[object], 
     else:
         found = scrub(value)
     if found is value or type(found) is str:
-        return found  # type: ignore[no-any-return]
+        return found
     # The project's callback may give anything.
     cleaned = clean_value(found)
     return tuple(cleaned) if isinstance(cleaned, list) else str(cleaned) if cleaned is None else cleaned
