@@ -323,7 +323,7 @@ def set_body(response: Any, body: bytes) -> None:
 #: dropped, status.
 SpanParts = tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any, int, Any, int, Any, int, Any]
 
-# In C, and in one go: a third of the time of so many properties.
+# In C, and in one go, which so many properties are not.
 _raw_parts = operator.attrgetter(
     "_resource", "_instrumentation_scope", "_name", "_context", "_parent", "_kind", "_start_time", "_end_time",
     "_attributes", "_events", "_links", "_status",
@@ -428,8 +428,8 @@ CONTEXT_TUPLE: object = (
 )
 
 
-#: What a span under way or ended holds, ours or the SDK's: a third of the cost of the properties, which are written in
-#: Python. By the private names where the SDK's spans have them (`_RAW_SPAN_TYPES`).
+#: Contents of a span under way or ended, ours or the SDK's, without its properties, which are written in Python. By the
+#: private names where the SDK's spans have them (`_RAW_SPAN_TYPES`).
 context_of: Callable[[object], SpanContext]
 parent_of: Callable[[object], SpanContext | None]
 outcome_of: Callable[[object], tuple[Status, int, int]]
@@ -439,7 +439,7 @@ if _RAW_SPAN_TYPES:
 else:
     context_of, parent_of = operator.attrgetter("context"), operator.attrgetter("parent")
     outcome_of = operator.attrgetter("status", "start_time", "end_time")
-#: The flags of a `SpanContext`, and its span id: a look into the tuple costs a third of the property.
+#: The flags of a `SpanContext`, and its span id, read from the tuple, which costs less than the property.
 flags_of: Callable[[Any], int]
 span_id_of: Callable[[Any], int]
 if CONTEXT_TUPLE is not None:

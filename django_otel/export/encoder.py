@@ -214,7 +214,7 @@ class SpanEncoder:
             times = _TIMES.pack(b"\x39", to_whole(start_ns), b"\x41", to_whole(end_ns))
         fields += (self._names.get(name) or self._name_field(name), _KINDS[kind._value_], times)
         if type(attributes) is SharedAttributes:
-            # Written out once for all spans that have them: nearly a third of what the export of a query took.
+            # Written out once for all spans that have them.
             known = attributes.encoded
             is_known = known is not None and known[0] is self._span_attributes
             fields.append(known[1] if is_known else self._span_attributes.block(attributes))  # type: ignore[index]

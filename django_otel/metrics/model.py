@@ -46,7 +46,7 @@ class Exemplar(NamedTuple):
     """One measurement that shows what a number is made of.
 
     A tuple, because one is made for each measurement of a sampled request: a
-    frozen dataclass costs four times as much.
+    frozen dataclass is slower.
 
     Units: `value` is in the instrument's unit, `time_unix_s` in seconds since the epoch.
     """

@@ -232,7 +232,7 @@ def _subtract(cells: memoryview[float], baseline: list[float] | None) -> list[fl
 class RequestSeries:
     """The series of all requests of one kind, and what is counted at the end of each, in one update.
 
-    One update after the other costs twice as much: the calls are left out, the
+    This costs less than one update after the other: the calls are left out, the
     look for where each series is and, as a view mostly makes the same number of
     queries and answers with the same size, the search for those two buckets.
     """

@@ -73,7 +73,7 @@ class Observer(RequestFinisher):
         own = self.starter.own_tracer
         #: What the spans of our own tracer share; None where the request path may not start spans by itself.
         self.shared: Shared | None = own.shared if own is not None else None
-        # One look for each of the usual two: a loop over them costs twice as much.
+        # One look for each of the usual two, without a loop.
         first, second, *others = [*sorted(inbound_keys(propagator)), "", ""]
         self._inbound_key, self._inbound_key_too = first, second
         self._inbound_keys_left = tuple(filter(None, others)) or None

@@ -74,8 +74,8 @@ class SpanStarter:
         self._trust = config.propagation.trust_inbound
         #: META keys of the propagation formats: without any of them there is nothing to extract.
         self._inbound_keys = inbound_keys(propagator)
-        # `traceparent` is parsed here when it comes alone, so that it costs a fifth. A caller's decision that does not
-        # count leaves the request to rules and ratio, as any other.
+        # `traceparent` is parsed here when it comes alone, which costs less. A caller's decision that does not count
+        # leaves the request to rules and ratio, as any other.
         is_usual = propagator.fields == {"traceparent", "tracestate", "baggage"} and self._trust is True
         self._traceparent = "HTTP_TRACEPARENT" if is_usual and config.sampling.parent else ""
         self._inbound_keys_but_traceparent = (self._inbound_keys | {"HTTP_TRACESTATE"}) - {self._traceparent}

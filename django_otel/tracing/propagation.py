@@ -1,6 +1,6 @@
 """Trace context and baggage over process borders, in W3C's formats and others.
 
-Our own parser of `traceparent` takes a third of the API propagator's time and
+Our own parser of `traceparent` is faster than the API's propagator and
 logs nothing that a client could repeat at will. Source: W3C Trace Context
 level 2, W3C Baggage.
 """
