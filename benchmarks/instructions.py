@@ -100,11 +100,11 @@ class Case:
 
 
 CASES = (
-    # Wanted are 30 unsampled and 85 with tail keeping; docs/decisions/hot-path.md says what was reached.
+    # Wanted are 30 unsampled; docs/decisions/hot-path.md says what was reached.
     Case("JSON view, unsampled", "/json/", 0.0, 34, 220),
     Case("JSON view, 10 % sampled", "/json/", 0.1, 40, None, times=8),
     Case("JSON view, all sampled", "/json/", 1.0, 85, 480),
-    Case("JSON view, tail keeping, nothing kept", "/json/", 0.0, 90, keeps_errors=True),
+    Case("JSON view, tail keeping, nothing kept", "/json/", 0.0, 85, keeps_errors=True),
     Case("JSON view, 50 rules, unsampled", "/json/", 0.0, 34, path_rules=50),
     Case("JSON view, a rule by route, unsampled", "/json/", 0.0, has_route_rule=True),
     Case("JSON view, no time budget, unsampled", "/json/", 0.0, has_budget=False),
