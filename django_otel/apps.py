@@ -47,10 +47,11 @@ class DjangoOTelConfig(AppConfig):
 
     def __init__(self, app_name: str, app_module: Any) -> None:
         super().__init__(app_name, app_module)
-        from django_otel.base import log_fields
+        from django_otel.base import late_psutil, log_fields
 
-        # Before the models of any app are imported, which may log.
+        # Before the models of any app are imported, which may log, and of which ours load the SDK.
         log_fields.stand_by()
+        late_psutil.import_resources()
 
     def ready(self) -> None:
         from django_otel import conf, runtime

@@ -15,6 +15,7 @@ LATE = (
     "opentelemetry.exporter", "opentelemetry.proto", "google.protobuf", "prometheus_client", "grpc", "requests",
     "redis", "psycopg2", "urllib3", "opentelemetry.sdk.metrics", "opentelemetry.sdk._logs", "opentelemetry._logs",
     "opentelemetry.instrumentation", "wrapt", "packaging", "importlib.metadata", "sqlite3.dbapi2",
+    "psutil",
 )  # fmt: skip
 PRELUDE = f"""
 import json, sys, django
@@ -224,6 +225,34 @@ def test_a_meter_of_the_project_works_whenever_it_was_asked_for(tmp_path):
     assert found["first"] == {"late.total": 2}
     assert found["child"] == [{"late.total": 5}, True]
     assert found["parent"] == {"late.total": 2}
+
+
+def test_the_sdks_detector_finds_psutil_when_it_is_asked_for():
+    """It is imported then, for the SDK and for everyone else alike."""
+    found = run(
+        "from opentelemetry.sdk import resources\n"
+        "kept = resources.psutil; asked = late()\n"
+        "found = resources.ProcessResourceDetector().detect().attributes\n"
+        "import psutil\n"
+        "same = kept.Process is psutil.Process\n"
+        "show(before=before, asked=asked, after=late(), user=found.get('process.owner'),"
+        "     wanted=psutil.Process().username(), same=same)"
+    )
+    assert found["asked"] == found["before"]
+    assert "psutil" in found["after"]
+    assert found["user"] == found["wanted"]
+    assert found["same"]
+
+
+def test_a_project_that_imports_psutil_itself_gets_the_whole_of_it():
+    """Before or after setup, also in another thread."""
+    found = run(
+        "import threading; got = []\n"
+        "thread = threading.Thread(target=lambda: got.append(__import__('psutil').Process().pid))\n"
+        "thread.start(); thread.join()\n"
+        "import os, psutil._common; show(pids=got, wanted=os.getpid())"
+    )
+    assert found["pids"] == [found["wanted"]]
 
 
 def test_a_missing_exporter_package_is_told_at_the_start():
