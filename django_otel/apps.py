@@ -86,14 +86,13 @@ class DjangoOTelConfig(AppConfig):
 
     def _connect_parts(self) -> None:
         """Each part switches itself on and off with the settings."""
-        from django_otel import asgi, business, logs, runtime
+        from django_otel import business, logs, runtime
         from django_otel.base import guard
-        from django_otel.console import failures, notify
+        from django_otel.console import failures
         from django_otel.instrumentation import (
             auth,
             cache,
             callbacks,
-            commands,
             connections,
             database,
             instrumentors,
@@ -115,7 +114,9 @@ class DjangoOTelConfig(AppConfig):
             LatePart(f"{_PARTS}.email", "django.core.mail.backends.base"),
             LatePart(f"{_PARTS}.tasks.switch", *_TASK_LIBRARIES), business, failures, view_times, templates,
             outbound_times, LatePart(f"{_PARTS}.middleware_spans", is_wanted=lambda config: config.middleware_spans),
-            notify, commands, migrations, connections, transactions,
+            LatePart("django_otel.console.notify", is_wanted=lambda config: bool(config.errors.notify)),
+            LatePart(f"{_PARTS}.commands", is_wanted=lambda config: bool(config.commands)),
+            migrations, connections, transactions,
             LatePart(f"{_PARTS}.feature_flags", "waffle", "openfeature.api"),
             LatePart(f"{_PARTS}.copies", "django.db.backends.postgresql.base"),
             LatePart(f"{_PARTS}.sql_comments", is_wanted=lambda config: bool(config.database.comments)),
@@ -128,7 +129,10 @@ class DjangoOTelConfig(AppConfig):
             runtime.on_refusal(logs.stand_by if part is logs else part.uninstall)
         runtime.store.around_callbacks = callbacks.own_connections
         runtime.on_prepare(follower.ensure_started)
-        asgi.answer_lifespan()
+        if "django.core.handlers.asgi" in sys.modules:
+            from django_otel import asgi
+
+            asgi.answer_lifespan()
         with guard.contained("looking for otel.py modules"):
             business.autodiscover()
 

@@ -8,8 +8,9 @@ life, methods that all of them share do as well.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field, fields
+from dataclasses import MISSING, Field, FrozenInstanceError, field
 from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
@@ -42,13 +43,8 @@ def record(kind: type[T]) -> type[T]:
     return kind
 
 
-@dataclass
-class _Sample:
-    entry: int
-
-
 #: Marks a field as one of instances, for `dataclasses.fields` and `replace`.
-_INSTANCE_FIELD = fields(_Sample)[0]._field_type  # type: ignore[attr-defined]  # noqa: SLF001 (no public name)
+_INSTANCE_FIELD: Any = dataclasses._FIELD  # type: ignore[attr-defined]  # noqa: SLF001 (no public name)
 #: Where `dataclasses` looks for the fields of a class.
 _FIELDS = "__dataclass_fields__"
 

@@ -41,6 +41,12 @@ class ConsoleAdmin(_ModelAdmin):
     page_title: Any = ""
     pages: Sequence[Page] = ()
 
+    def __init__(self, model: type[models.Model], admin_site: admin.AdminSite) -> None:
+        # Not Django's, which copies the table of form fields and widgets for each page, and none has a form.
+        self.model = model
+        self.opts = model._meta
+        self.admin_site = admin_site
+
     def get_urls(self) -> list[URLPattern]:
         return [self._url(page) for page in self.pages]
 

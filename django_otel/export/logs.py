@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 from django_otel._version import __version__
 from django_otel.base import sdk_compat
 from django_otel.config.schema import Config
-from django_otel.export.building import build_log_processors
-from django_otel.export.exporters import check_installed
 from django_otel.export.state import SCOPE_NAME, ProcessState
 
 if TYPE_CHECKING:
@@ -43,7 +41,9 @@ class LogPipeline:
 
     def start(self, config: Config) -> None:
         """Look whether logs can be exported. Errors: `ConfigError` when a package is missing."""
-        if not self._state.is_quiet:
+        if config.logs.exporters and not self._state.is_quiet:
+            from django_otel.export.exporters import check_installed
+
             for name in config.logs.exporters:
                 check_installed(name, "logs")
         self._generation = -1
@@ -101,6 +101,7 @@ class LogPipeline:
         return own, switch
 
     def _build_processors(self, config: Config) -> tuple[LogRecordProcessor, ...]:
+        from django_otel.export.building import build_log_processors
         from django_otel.export.log_processors import LogCleaner, MemoryLogProcessor
 
         state = self._state

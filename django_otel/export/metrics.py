@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from django_otel.base import forks, guard, sdk_compat
 from django_otel.config.schema import Config
-from django_otel.export.building import build_metric_exporters
-from django_otel.export.metrics_thread import MetricsThread
 from django_otel.export.state import ProcessState
 from django_otel.metrics.exponential import exponentialize
 from django_otel.metrics.lazy_metrics import LazyMeterProvider
@@ -21,7 +19,11 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
     from opentelemetry.sdk.metrics.export import MetricExporter
 
+    from django_otel.export.metrics_thread import MetricsThread
     from django_otel.metrics.sdk_metrics import SdkMetrics
+
+#: Those that are asked for the numbers; the others push them.
+_PULLED = frozenset({"prometheus", "prometheus-registry"})
 
 
 class MetricPipeline:
@@ -39,13 +41,16 @@ class MetricPipeline:
 
     def build_exporters(self, config: Config) -> Sequence[MetricExporter]:
         """Exporters that metrics are pushed to. Errors: `ConfigError`, before anything is changed."""
-        return [] if self._state.is_quiet else build_metric_exporters(config, self._state.count_drop)
+        if self._state.is_quiet or _PULLED.issuperset(config.metrics.exporters):
+            return []
+        from django_otel.export.building import build_metric_exporters
+
+        return build_metric_exporters(config, self._state.count_drop)
 
     def start(self, config: Config, exporters: Sequence[MetricExporter]) -> None:
         """Measure as `config` says, and export to `exporters` once the thread has been started."""
         from opentelemetry import metrics
 
-        state = self._state
         installed = sdk_compat.global_meter_provider()
         foreign = installed if installed is not None and installed is not self.own_provider else None
         if config.providers == "auto" and foreign is not None:
@@ -59,14 +64,16 @@ class MetricPipeline:
             self.provider = self.own_provider
         if self.sdk_metrics is not None:
             self._set_scrubber(self.sdk_metrics)
-        self.thread = MetricsThread(
-            exporters,
-            self.collect_for_export,
-            lambda: state.resource,
-            config,
-            state.count_failure,
-        )
+        self.thread = self._build_thread(config, exporters) if exporters else None
         self._switch_registry(config)
+
+    def _build_thread(self, config: Config, exporters: Sequence[MetricExporter]) -> MetricsThread:
+        from django_otel.export.metrics_thread import MetricsThread
+
+        state = self._state
+        return MetricsThread(
+            exporters, self.collect_for_export, lambda: state.resource, config, state.count_failure
+        )  # fmt: skip
 
     def stop(self) -> None:
         """Export no more; instruments that were handed out go on to count."""

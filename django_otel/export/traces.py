@@ -10,7 +10,6 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from django_otel._version import __version__
 from django_otel.base import forks, guard, sdk_compat
 from django_otel.config.schema import Config
-from django_otel.export.building import build_span_processors
 from django_otel.export.limits import apply_sdk_span_limits, apply_span_limits, build_span_limits
 from django_otel.export.processors import MemorySpanProcessor, SwitchProcessor
 from django_otel.export.state import SCOPE_NAME, ProcessState
@@ -58,6 +57,10 @@ class TracePipeline:
             return (memory,)
         if state.is_skipped:
             return ()
+        if not config.traces.exporters:
+            return ()
+        from django_otel.export.building import build_span_processors
+
         return build_span_processors(config, self.build_cleaner(config), state.count_drop, state.count_failure)
 
     def build_cleaner(self, config: Config) -> SpanCleaner:

@@ -16,8 +16,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections, models
@@ -27,6 +28,7 @@ from django.db.models.query import ModelIterable
 from django.template.context import BaseContext
 
 from django_otel.base import guard
+from django_otel.base.frozen import record
 from django_otel.instrumentation import origins
 from django_otel.instrumentation.callers import is_django
 
@@ -41,7 +43,8 @@ _MAX_OBJECTS = 100
 _MAX_STEPS = 3
 
 
-class Advice(NamedTuple):
+@record
+class Advice:
     """One cure."""
 
     #: The queryset's method.
@@ -55,12 +58,15 @@ class Advice(NamedTuple):
     has_peers: bool
 
 
-class Finding(NamedTuple):
+class Finding:
     """Found advice, and by which frame: how far out it is, and the class of the object that it is about."""
 
-    depth: int
-    subject: type
-    advice: Advice
+    __slots__ = ("advice", "depth", "subject")
+
+    def __init__(self, depth: int, subject: type, advice: Advice) -> None:
+        self.depth = depth
+        self.subject = subject
+        self.advice = advice
 
 
 @guard.guarded("advice against equal queries", None)
@@ -113,14 +119,14 @@ def fit_to_single(advice: Iterable[Advice], tables: Collection[str]) -> set[Advi
         if each.table not in tables:
             kept.add(each)
         elif each.method != PREFETCH:
-            kept.add(each._replace(has_peers=False))
+            kept.add(replace(each, has_peers=False))
     return kept
 
 
 def render(advice: Iterable[Advice]) -> str:
     """Return the text of several cures for one line; "" without any."""
     parts = []
-    found = sorted(advice)
+    found = list(advice)
     for method in (SELECT, PREFETCH):
         names = sorted({f'"{each.path}"' for each in found if each.method == method})
         if names:

@@ -14,10 +14,9 @@ import linecache
 import os
 import re
 import sys
-import sysconfig
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import django
 from django.db.models import Model, QuerySet
@@ -29,7 +28,7 @@ from django_otel.instrumentation.awaiting import find_waiting
 _MAX_FRAMES = 200
 _DJANGO = str(Path(django.__file__).parent) + os.sep
 _NEVER = tuple(
-    Path(folder).as_posix() + "/" for folder in (_DJANGO, Path(__file__).parent.parent, sysconfig.get_paths()["stdlib"])
+    Path(folder).as_posix() + "/" for folder in (_DJANGO, Path(__file__).parent.parent, Path(os.__file__).parent)
 )
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 #: Classes of the project that say nothing about the place: many places use one object.
@@ -58,20 +57,30 @@ _ranks: dict[str, int] = {}
 _MAX_RANKS = 5000
 
 
-class Caller(NamedTuple):
+class Caller:
     """Where the project called from."""
 
-    #: `code.*` attributes.
-    attributes: dict[str, Any]
-    #: The frame that shows it.
-    frame: FrameType
-    #: How far out that frame is; of a coroutine, how far out the thread's work item is.
-    depth: int
-    #: None for a line of code; a template's name and line, or the class whose method runs, of a frame that does not
-    #: tell by its code, and the variable that holds its object; the coroutine's code and position, of a work item.
-    detail: tuple[Any, ...] | None
-    #: The frames between the start and this one, innermost first.
-    inner: list[FrameType]
+    __slots__ = ("attributes", "depth", "detail", "frame", "inner")
+
+    def __init__(
+        self,
+        attributes: dict[str, Any],
+        frame: FrameType,
+        depth: int,
+        detail: tuple[Any, ...] | None,
+        inner: list[FrameType],
+    ) -> None:
+        #: `code.*` attributes.
+        self.attributes = attributes
+        #: The frame that shows it.
+        self.frame = frame
+        #: How far out that frame is; of a coroutine, how far out the thread's work item is.
+        self.depth = depth
+        #: None for a line of code; a template's name and line, or the class whose method runs, of a frame that does not
+        #: tell by its code, and the variable that holds its object; the coroutine's code and position, of a work item.
+        self.detail = detail
+        #: The frames between the start and this one, innermost first.
+        self.inner = inner
 
 
 def find_caller() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -36,6 +36,7 @@ from opentelemetry.trace import Span, SpanKind, get_current_span
 
 from django_otel import runtime
 from django_otel.base import guard
+from django_otel.base.frozen import record
 from django_otel.base.sdk_compat import (
     SPAN_KEY,
     SUPPRESS_INSTRUMENTATION_KEY,
@@ -91,7 +92,8 @@ _MAX_SERIES_KEPT = 500
 _MAX_QUERIES_KEPT = 500
 
 
-class Settings(NamedTuple):
+@record
+class Settings:
     """Effective options. A new object with every (re)start, so that its identity shows what was derived from it."""
 
     makes_spans: bool

@@ -12,19 +12,18 @@ from django_otel.base.suppression import suppress_instrumentation
 
 #: How often the elected process asks a shared cache whether there is news, in seconds.
 _CACHE_S = 1.0
+#: Where Django's caches are that other hosts do not share, or that would be a query. Not imported for that: a class of
+#: theirs, or one that is derived from it, has its module there.
+_NOT_SHARED = frozenset(f"django.core.cache.backends.{name}" for name in ("db", "dummy", "filebased", "locmem"))
 
 
 def _shared_cache() -> Any:
     """The default cache, if other hosts may have the same; None otherwise."""
     from django.core.cache import caches
-    from django.core.cache.backends.db import DatabaseCache
-    from django.core.cache.backends.dummy import DummyCache
-    from django.core.cache.backends.filebased import FileBasedCache
-    from django.core.cache.backends.locmem import LocMemCache
 
     found = caches["default"]
     # Caches of one process have nothing to tell, and to ask a database cache, or a subclass of it, is a query.
-    return None if isinstance(found, DatabaseCache | DummyCache | FileBasedCache | LocMemCache) else found
+    return None if any(kind.__module__ in _NOT_SHARED for kind in type(found).__mro__) else found
 
 
 def _cache_key() -> str:

@@ -123,6 +123,20 @@ def missing_table_text(alias: str) -> str:
     return FAULTS["missing"] % {"database": alias, "command": migrate_command(alias)}
 
 
+def lacks_a_table(alias: str) -> bool:
+    """Whether a table that the policy is read from is not there, in whatever form; False when that is unknown."""
+    from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
+
+    try:
+        connection = connections[alias]
+        with suppress_instrumentation(), connection.cursor() as cursor:
+            there = connection.introspection.table_names(cursor)
+    except Exception:
+        # Whatever the driver says here, it cannot tell.
+        return False
+    return not all(model._meta.db_table in there for model in (SamplingPolicy, SamplingRule, SamplingVersion))
+
+
 def tables_exist(alias: str, models: Iterable[type[Model]] = ()) -> bool | None:
     """Return whether the tables are there as this version has them; None when that is unknown.
 

@@ -8,7 +8,7 @@ missing, a row has a value that is none), each part is read by itself, which say
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from django.db import Error as DatabaseFault
 from django.db import connections
@@ -16,8 +16,10 @@ from django.db.models import BooleanField, CharField, F, FloatField, IntegerFiel
 from django.db.models.functions import Now
 
 from django_otel.base import guard
+from django_otel.base.frozen import record
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.live_sampling import log_levels
+from django_otel.live_sampling.policy_rows import TableMissingError, lacks_a_table, missing_table_text
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 _VERSION, _POLICY, _RULE, _LEVEL = range(4)
 
 
-class _Row(NamedTuple):
+@record
+class _Row:
     """A row of any of the tables; a column that its table lacks has a value without a meaning."""
 
     kind: int
@@ -67,16 +70,21 @@ class RowsTogether:
         self.now: datetime | None = None
         #: Whether both were read.
         self.is_whole = False
+        #: Whether the tables of the sampling policy are not there, so that no others can be.
+        self.is_unmigrated = False
 
     def read(self, alias: str) -> SamplingState:
-        """Return the result of `models.read_state`, and keep the rest. Errors: those of `read_state`."""
+        """Return the result of `models.read_state`, and keep the rest.
+
+        Errors: those of `read_state`, and `TableMissingError`.
+        """
         from django_otel.models import read_state
 
         began_s = time.monotonic()
         has_levels = log_levels.level_alias() == alias
         try:
             rows = [_Row(*row) for row in _statement(alias, has_levels=has_levels)]
-        except (DatabaseFault, ValueError, TypeError, OverflowError):
+        except (DatabaseFault, ValueError, TypeError, OverflowError) as error:
             wrapper = connections[alias]
             if wrapper.connection is None:
                 # Not even a connection: a second attempt would only wait once more.
@@ -84,6 +92,10 @@ class RowsTogether:
             if not wrapper.in_atomic_block and not wrapper.get_autocommit():
                 # The fault would be that of the next query as well.
                 wrapper.rollback()
+            if lacks_a_table(alias):
+                # None of the further queries could be answered.
+                self.is_unmigrated = True
+                raise TableMissingError(missing_table_text(alias)) from error
             return read_state(alias)
         if has_levels:
             found = sorted((row.text, row.path, row.moment) for row in rows if row.kind == _LEVEL)
@@ -100,7 +112,7 @@ class RowsTogether:
         with guard.contained("reading the log levels"):
             if self.levels is not None:
                 levels.spread(self.levels, registry)
-            else:
+            elif not self.is_unmigrated or log_levels.level_alias() != alias:
                 levels.poll(registry)
         if reporter is not None:
             with guard.contained("looking for an open page of the processes"), suppress_instrumentation():

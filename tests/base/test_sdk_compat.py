@@ -368,6 +368,7 @@ OTHERS_PRIVATE_NAMES = {
     "_resource_closers": "django.http.HttpResponseBase",
     "_container": "django.http.HttpResponse; what its public content would join",
     "_field_type": "dataclasses.Field; by which fields() tells those of instances from others",
+    "_FIELD": "dataclasses; what `_field_type` is of a field of instances",
     "_is_gil_enabled": "sys, documented",
     "_initializing": "importlib.machinery.ModuleSpec; what importlib itself asks for a module under way",
     "_cache_update_cache": "django.middleware.cache; what cache_page itself looks at",

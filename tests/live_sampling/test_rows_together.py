@@ -111,6 +111,39 @@ def test_without_the_table_of_log_levels_the_rest_is_read():
             editor.create_model(LogLevel)
 
 
+def test_before_the_migration_a_poll_says_so_after_one_look_at_the_tables():
+    """No query for each of the tables, of which there is none."""
+    kinds = (SamplingRule, SamplingPolicy, SamplingVersion, LogLevel)
+    mine = follower.Follower()
+    try:
+        with connection.schema_editor() as editor:
+            for kind in kinds:
+                editor.delete_model(kind)
+        with counted() as sent:
+            mine.poll()
+        assert "manage.py migrate django_otel" in mine.fault
+        assert len(sent) == 2, sent
+    finally:
+        with connection.schema_editor() as editor:
+            for kind in reversed(kinds):
+                editor.create_model(kind)
+
+
+def test_where_a_column_is_missing_the_rest_is_read():
+    """Between two releases, say: what the policy needs is there."""
+    SamplingPolicy(ratio=0.25).save()
+    field = SamplingVersion._meta.get_field("watched_at")
+    with connection.schema_editor() as editor:
+        editor.remove_field(SamplingVersion, field)
+    try:
+        mine = follower.Follower()
+        mine.poll()
+        assert (mine.fault, follower.status()["ratio"]) == ("", 0.25)
+    finally:
+        with connection.schema_editor() as editor:
+            editor.add_field(SamplingVersion, field)
+
+
 def test_a_log_level_that_makes_no_sense_leaves_the_policy_alone():
     if connection.vendor != "sqlite":
         pytest.skip("only SQLite lets such a value in")

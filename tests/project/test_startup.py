@@ -72,9 +72,11 @@ GRPC = {
 
 #: Modules of ours that most processes never need, or not before an export, a scrape or a page of the admin.
 OURS_LATE = (
-    "django_otel.config.environment", "django_otel.config.variables", "django_otel.console.pages",
-    "django_otel.export.answers", "django_otel.export.lazy_spans", "django_otel.health",
-    "django_otel.instrumentation.client_hooks", "django_otel.instrumentation.copies",
+    "django_otel.asgi", "django_otel.config.environment", "django_otel.config.variables", "django_otel.console.pages",
+    "django_otel.console.notify", "django_otel.export.answers", "django_otel.export.building",
+    "django_otel.export.exporters", "django_otel.export.lazy_spans", "django_otel.health",
+    "django_otel.export.metrics_thread", "django_otel.instrumentation.client_hooks",
+    "django_otel.instrumentation.commands", "django_otel.instrumentation.copies",
     "django_otel.instrumentation.django_prometheus", "django_otel.instrumentation.email",
     "django_otel.instrumentation.feature_flags", "django_otel.instrumentation.graphql_names",
     "django_otel.instrumentation.middleware_spans", "django_otel.instrumentation.pools",
