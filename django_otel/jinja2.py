@@ -103,10 +103,12 @@ def _parse_attributes(parser: Parser) -> nodes.Dict:
 
 
 def _name(given: object) -> str:
-    """A name; one whose variable is missing is `unnamed`."""
-    return str(given) or "unnamed"
+    """A name; one whose variable is missing or fails is `unnamed`."""
+    with guard.contained("a name in a template tag"):
+        return str(given) or "unnamed"
+    return "unnamed"
 
 
 def _clean(attributes: Mapping[str, object]) -> dict[str, object]:
     """The attributes without those whose variable is missing."""
-    return {name: value for name, value in attributes.items() if not isinstance(value, Undefined)}
+    return {name: value for name, value in attributes.items() if not issubclass(type(value), Undefined)}

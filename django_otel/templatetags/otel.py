@@ -67,10 +67,11 @@ def _resolve(expressions: Attributes, context: Context) -> dict[str, object]:
 
 def _resolve_name(expression: FilterExpression, context: Context) -> str:
     """Evaluate a name; one that is missing, empty or fails is the source text of its expression."""
-    name: object = None
     with guard.contained("a name in a template tag"):
         name = expression.resolve(context, ignore_failures=True)
-    return str(name) if name not in (None, "") else str(expression)
+        if name is not None and (text := str(name)):
+            return text
+    return str(expression)
 
 
 class SpanNode(template.Node):

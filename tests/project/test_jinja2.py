@@ -7,6 +7,7 @@ import asyncio
 import jinja2
 import pytest
 from django.template import engines
+from django.utils.functional import SimpleLazyObject
 
 import django_otel
 
@@ -35,6 +36,12 @@ def test_a_span_is_around_its_content(render, otel_spans):
     assert found.attributes == {"items": 2, "shop.name": "ab"}
     assert found.parent.span_id == page.context.span_id
     assert [(event.name, dict(event.attributes)) for event in found.events] == [("shown", {"k": 2})]
+
+
+def test_a_name_that_fails_stops_no_page(render, otel_spans):
+    name = SimpleLazyObject(lambda: 1 / 0)
+    assert render("{% otel_span title, a=title %}x{% endotel_span %}{% otel_event title %}", title=name) == "x"
+    assert [span.name for span in otel_spans] == ["unnamed"]
 
 
 def test_nested_spans_in_loops_and_includes(render, otel_spans):

@@ -12,6 +12,7 @@ from django.http import HttpResponse
 from django.template import Context, Engine, Template, TemplateSyntaxError, engines
 from django.template.response import TemplateResponse
 from django.test import override_settings
+from django.utils.functional import SimpleLazyObject
 from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 
@@ -60,6 +61,12 @@ def test_otel_span_takes_a_variable_or_a_filtered_name(otel_spans):
 def test_a_name_that_is_missing_is_the_name_of_its_variable(otel_spans):
     assert render("{% otel_span section.title %}x{% endotel_span %}") == "x"
     assert otel_spans.one("section.title")
+
+
+def test_a_name_that_fails_is_the_name_of_its_variable_and_the_page_is_rendered(otel_spans):
+    name = SimpleLazyObject(lambda: 1 / 0)
+    assert render("{% otel_span title a=title %}x{% endotel_span %}{% otel_count title a=title %}", title=name) == "x"
+    assert otel_spans.one("title")
 
 
 def test_missing_attributes_are_left_out(otel_spans):
