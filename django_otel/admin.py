@@ -6,6 +6,6 @@ from django_otel.live_sampling.admin import SamplingPolicyAdmin
 from django_otel.live_sampling.log_level_admin import LogLevelAdmin
 
 # Last: registers the pages of the console, after the policy's.
-import django_otel.console.entries  # noqa: F401  # isort: skip
+import django_otel.console.entries  # noqa: F401 (registers the entries)  # isort: skip
 
 __all__ = ["LogLevelAdmin", "SamplingPolicyAdmin"]

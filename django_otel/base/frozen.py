@@ -73,7 +73,7 @@ def _build_init(kind: str, entries: tuple[Field[object], ...], has_more: bool) -
     names = tuple(entry.name for entry in entries if entry.init)
     known = frozenset(names)
 
-    def __init__(self: Any, *values: object, **named: object) -> None:  # noqa: N807
+    def __init__(self: Any, *values: object, **named: object) -> None:  # noqa: N807 (put into a class as a method)
         if len(values) > len(names):
             raise TypeError(f"{kind}() takes {len(names)} values; {len(values)} were given")
         given = dict(zip(names, values, strict=False))
@@ -98,7 +98,7 @@ def _build_init(kind: str, entries: tuple[Field[object], ...], has_more: bool) -
 
 
 def _build_repr(names: tuple[str, ...]) -> Callable[[object], str]:
-    def __repr__(self: object) -> str:  # noqa: N807
+    def __repr__(self: object) -> str:  # noqa: N807 (put into a class as a method)
         return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     return __repr__
@@ -108,10 +108,10 @@ def _build_comparison(names: tuple[str, ...]) -> tuple[Callable[[object, object]
     def content(self: object) -> tuple[object, ...]:
         return tuple([getattr(self, name) for name in names])
 
-    def __eq__(self: object, other: object) -> object:  # noqa: N807
+    def __eq__(self: object, other: object) -> object:  # noqa: N807 (put into a class as a method)
         return content(self) == content(other) if type(other) is type(self) else NotImplemented
 
-    def __hash__(self: object) -> int:  # noqa: N807
+    def __hash__(self: object) -> int:  # noqa: N807 (put into a class as a method)
         return hash(content(self))
 
     return __eq__, __hash__

@@ -11,7 +11,7 @@ from pathlib import Path
 from django_otel.base.sentences import Sentence, gettext_noop
 
 
-class Unusable(OSError):  # noqa: N818
+class Unusable(OSError):  # noqa: N818 (an answer, not a fault)
     """The shared folder cannot be used; the text says which and why."""
 
 

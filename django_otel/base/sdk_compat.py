@@ -192,7 +192,7 @@ class EncodedSpans:
         """For the exporter's own metrics."""
         return self._count
 
-    def SerializePartialToString(self) -> bytes:  # noqa: N802
+    def SerializePartialToString(self) -> bytes:  # noqa: N802 (as gRPC and protobuf have it)
         return self.data
 
     SerializeToString = SerializePartialToString
@@ -282,7 +282,7 @@ def watch_grpc_answers(exporter_class: Any, answers: Any) -> object:
         def __init__(self, inner: Any) -> None:
             self._inner = inner
 
-        def Export(self, *args: object, **options: object) -> object:  # noqa: N802
+        def Export(self, *args: object, **options: object) -> object:  # noqa: N802 (as gRPC and protobuf have it)
             answers.status = None
             try:
                 answer = self._inner.Export(*args, **options)

@@ -73,8 +73,8 @@ def build_session(answers: Answers, base: Any = None, *arguments: object) -> req
     `base` is the class of sessions to build on, `arguments` are those of its constructor.
     """
     # The first request would import these, where no fork waits for it.
-    import encodings.idna  # noqa: F401
-    import netrc  # noqa: F401
+    import encodings.idna  # noqa: F401 (imported before a fork)
+    import netrc  # noqa: F401 (imported before a fork)
 
     import requests
 

@@ -124,7 +124,7 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         # A list: each one is flushed, also after one has failed.
-        return all([part.force_flush(timeout_millis) for part in self.parts])  # noqa: C419
+        return all([part.force_flush(timeout_millis) for part in self.parts])  # noqa: C419 (every part is flushed)
 
 
 class SpanBatchProcessor(WorkerOwner, Taker):

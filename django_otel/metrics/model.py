@@ -83,7 +83,7 @@ class HistogramValue(_Value):
 
     __slots__ = ("bounds", "buckets", "sum")
 
-    def __init__(self, bounds: tuple[float, ...], buckets: list[float], sum: float) -> None:  # noqa: A002
+    def __init__(self, bounds: tuple[float, ...], buckets: list[float], sum: float) -> None:  # noqa: A002 (the name of the field)
         self.bounds = bounds
         self.buckets = buckets
         self.sum = sum
@@ -109,7 +109,7 @@ class ExponentialValue(_Value):
         positive: list[int],
         negative_offset: int,
         negative: list[int],
-        sum: float,  # noqa: A002
+        sum: float,  # noqa: A002 (the name of the field)
         count: int,
     ) -> None:
         self.scale = scale

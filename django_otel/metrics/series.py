@@ -313,8 +313,8 @@ class RequestSeries:
             self._last_queries = last_queries = (query_count, bucket, float(query_count))
         bucket = 0 if duration_s <= self._first_bound else bisect_left(self.duration._bounds, duration_s)  # noqa: SLF001 (classes of one module, on the hot path)
         own_s -= view_s
-        own_bucket = 0 if own_s <= self._first_layer_bound else bisect_left(self.view_time._bounds, own_s)  # type: ignore[union-attr]  # noqa: SLF001
-        view_bucket = 0 if view_s <= self._first_layer_bound else bisect_left(self.view_time._bounds, view_s)  # type: ignore[union-attr]  # noqa: SLF001
+        own_bucket = 0 if own_s <= self._first_layer_bound else bisect_left(self.view_time._bounds, own_s)  # type: ignore[union-attr]  # noqa: SLF001 (as above)
+        view_bucket = 0 if view_s <= self._first_layer_bound else bisect_left(self.view_time._bounds, view_s)  # type: ignore[union-attr]  # noqa: SLF001 (as above)
         store, found = self._store, self._found
         while found[0] != store.moves:
             found = self._find_cells()

@@ -30,7 +30,7 @@ def background_bases(shared_dir: str | None) -> list[Path]:
     """
     if shared_dir is not None:
         return [Path(shared_dir)]
-    return [Path(path) for path in ("/dev/shm", temporary_folder()) if path]  # noqa: S108
+    return [Path(path) for path in ("/dev/shm", temporary_folder()) if path]  # noqa: S108 (a private folder is made in it and checked)
 
 
 class BackgroundReader:

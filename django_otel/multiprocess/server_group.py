@@ -52,7 +52,7 @@ def candidate_bases(shared_dir: str | None, environ: Mapping[str, str]) -> list[
     """
     if shared_dir is not None:
         return [Path(shared_dir)]
-    found = [environ.get("RUNTIME_DIRECTORY", "").split(":")[0], environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm",  # noqa: S108
+    found = [environ.get("RUNTIME_DIRECTORY", "").split(":")[0], environ.get("XDG_RUNTIME_DIR", ""), "/dev/shm",  # noqa: S108 (a private folder is made in it and checked)
              temporary_folder()]  # fmt: skip
     return [Path(path) for path in found if path]
 

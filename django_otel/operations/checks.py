@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from django.apps import apps
 from django.conf import settings
 from django.core.cache import caches
-from django.core.checks import CheckMessage, Error, Warning  # noqa: A004
+from django.core.checks import CheckMessage, Error, Warning  # noqa: A004 (Django's name)
 from django.db import connections
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext, ngettext

@@ -40,7 +40,7 @@ _CLIENT_TIMEOUT_S = 5.0
 _TICK_S = 0.1
 
 
-class Unavailable(Exception):  # noqa: N818
+class Unavailable(Exception):  # noqa: N818 (an answer, not a fault)
     """There is nothing to show now; the text says why and goes to the client."""
 
 

@@ -60,7 +60,7 @@ class Bounds:
         # Equal durations are no reason to protect all of them.
         bounds = (slow[0] if slow is not None else 0, (newest or 0) - PROTECTED_GENERATIONS * self.max_traces)
         (ordinaries,) = connection.execute(
-            f"SELECT count(*) FROM trace WHERE NOT is_pinned AND {ordinary}",  # noqa: S608
+            f"SELECT count(*) FROM trace WHERE NOT is_pinned AND {ordinary}",
             bounds,
         ).fetchone()
         take = min(count, max(0, ordinaries - (kept - count) // 2))
@@ -73,7 +73,7 @@ class Bounds:
             victims += [row for row in _oldest(connection, "1", (), count) if row[0] not in known]
             del victims[count:]
         for table in _TABLES:
-            connection.executemany(f"DELETE FROM {table} WHERE seq = ?", victims)  # noqa: S608
+            connection.executemany(f"DELETE FROM {table} WHERE seq = ?", victims)
         records.forget_statements(connection)
         return len(victims)
 
@@ -98,6 +98,6 @@ class Bounds:
 
 def _oldest(connection: sqlite3.Connection, condition: str, values: tuple[int, ...], count: int) -> list[tuple[int]]:
     return connection.execute(
-        f"SELECT seq FROM trace WHERE NOT is_pinned AND {condition} ORDER BY seq LIMIT ?",  # noqa: S608
+        f"SELECT seq FROM trace WHERE NOT is_pinned AND {condition} ORDER BY seq LIMIT ?",
         (*values, count),
     ).fetchall()

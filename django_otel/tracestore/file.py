@@ -62,7 +62,7 @@ def candidate_folders(path: str | None, surroundings: Mapping[str, str], identit
 def is_in_memory(path: str | os.PathLike[str]) -> bool:
     """Return whether a path lies in `/dev/shm`."""
     real = os.path.realpath(path)
-    return real == "/dev/shm" or real.startswith("/dev/shm/")  # noqa: S108
+    return real == "/dev/shm" or real.startswith("/dev/shm/")  # noqa: S108 (only compared)
 
 
 def find_file(path: str | None, surroundings: Mapping[str, str], identity: str) -> Path:

@@ -147,7 +147,7 @@ def list_issues(connection: sqlite3.Connection, wanted: IssueFilter, *, offset: 
     where, values = wanted.where()
     counts = dict.fromkeys(STATES, 0)
     for state, count in connection.execute(
-        f"SELECT state, count(*) FROM issue WHERE {where} GROUP BY state",  # noqa: S608 (conditions of ours)
+        f"SELECT state, count(*) FROM issue WHERE {where} GROUP BY state",
         values,
     ):
         counts[to_text(state)] = to_integer(count)
@@ -158,7 +158,7 @@ def list_issues(connection: sqlite3.Connection, wanted: IssueFilter, *, offset: 
     rows = [
         _build_row(row)
         for row in connection.execute(
-            f"SELECT {_COLUMNS} FROM issue WHERE {where} ORDER BY {column} {direction}, id DESC LIMIT ? OFFSET ?",  # noqa: S608
+            f"SELECT {_COLUMNS} FROM issue WHERE {where} ORDER BY {column} {direction}, id DESC LIMIT ? OFFSET ?",
             (*values, limit, offset),
         )
     ]
@@ -170,7 +170,7 @@ def list_issues(connection: sqlite3.Connection, wanted: IssueFilter, *, offset: 
 
 def find_issue(connection: sqlite3.Connection, issue: int) -> Issue | None:
     """One issue; None if it is not, or no longer, stored."""
-    row = connection.execute(f"SELECT {_COLUMNS}, stack FROM issue WHERE id = ?", (issue,)).fetchone()  # noqa: S608
+    row = connection.execute(f"SELECT {_COLUMNS}, stack FROM issue WHERE id = ?", (issue,)).fetchone()
     if row is None:
         return None
     stack: list[dict[str, Any]] = []
@@ -227,7 +227,7 @@ def _steps(connection: sqlite3.Connection, issues: Sequence[int]) -> dict[int, d
     marks = ", ".join("?" * len(issues))
     found: dict[int, dict[int, int]] = {}
     for issue, at_s, count in connection.execute(
-        f"SELECT issue, at_s, count FROM issue_step WHERE issue IN ({marks})",  # noqa: S608 (question marks)
+        f"SELECT issue, at_s, count FROM issue_step WHERE issue IN ({marks})",
         issues,
     ):
         found.setdefault(to_integer(issue), {})[to_integer(at_s) // STEP_S * STEP_S] = to_integer(count)

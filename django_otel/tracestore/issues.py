@@ -91,7 +91,7 @@ def forget_issue(connection: sqlite3.Connection, issue: int) -> None:
     """Delete an issue and all that belongs to it."""
     connection.execute("DELETE FROM issue WHERE id = ?", (issue,))
     for table in ("issue_route", "issue_release", "issue_step", "issue_trace", "notice"):
-        connection.execute(f"DELETE FROM {table} WHERE issue = ?", (issue,))  # noqa: S608 (tables of ours)
+        connection.execute(f"DELETE FROM {table} WHERE issue = ?", (issue,))
 
 
 def _write_error(connection: sqlite3.Connection, item: StoredErrors, error: PendingError) -> None:

@@ -234,12 +234,12 @@ class StoreReader:
         if split_conditions(wanted.conditions)[1]:
             return self._search(wanted, where, values, stored, (offset, limit))
         rows = execute(
-            f"SELECT {_COLUMNS} FROM trace WHERE {where} ORDER BY {wanted.order} LIMIT ? OFFSET ?",  # noqa: S608
+            f"SELECT {_COLUMNS} FROM trace WHERE {where} ORDER BY {wanted.order} LIMIT ? OFFSET ?",
             (*values, limit, offset),
         ).fetchall()
         total = stored
         if values or wanted.has_error:
-            (total,) = execute(f"SELECT count(*) FROM trace WHERE {where}", values).fetchone()  # noqa: S608
+            (total,) = execute(f"SELECT count(*) FROM trace WHERE {where}", values).fetchone()
         events = self._events([row[0] for row in rows])
         return TracePage([_build_row(row, events.get(row[0], ())) for row in rows], total, stored)
 
@@ -249,7 +249,7 @@ class StoreReader:
         """A page of what fits conditions on spans, as far as they are searched in time."""
         offset, limit = place
         ordered = self.connection.execute(
-            f"SELECT seq FROM trace WHERE {where} ORDER BY {wanted.order}",  # noqa: S608 (names of ours)
+            f"SELECT seq FROM trace WHERE {where} ORDER BY {wanted.order}",
             values,
         ).fetchall()
         found: list[int] = []
@@ -263,7 +263,7 @@ class StoreReader:
         chosen = found[offset : offset + limit]
         marks = ", ".join("?" * len(chosen))
         rows = self.connection.execute(
-            f"SELECT {_COLUMNS} FROM trace WHERE seq IN ({marks}) ORDER BY {wanted.order}",  # noqa: S608
+            f"SELECT {_COLUMNS} FROM trace WHERE seq IN ({marks}) ORDER BY {wanted.order}",
             chosen,
         ).fetchall()
         events = self._events(chosen)
@@ -276,7 +276,7 @@ class StoreReader:
         found = []
         for operator, direction in (("<", "DESC"), (">", "ASC")):
             one = self.connection.execute(
-                f"SELECT trace_id FROM trace WHERE route = ? AND method = ? AND service = ? AND name = ? "  # noqa: S608
+                f"SELECT trace_id FROM trace WHERE route = ? AND method = ? AND service = ? AND name = ? "
                 f"AND spans > 0 AND (start_ns, seq) {operator} (?, ?) ORDER BY start_ns {direction}, seq {direction} "
                 "LIMIT 1",
                 (row.route, row.method, row.service, row.name, row.start_ns, row.seq),
@@ -300,7 +300,7 @@ class StoreReader:
         marks = ", ".join("?" * len(seqs))
         found: dict[int, tuple[str, ...]] = {}
         for seq, name in self.connection.execute(
-            f"SELECT seq, name FROM event WHERE seq IN ({marks}) ORDER BY seq, name",  # noqa: S608
+            f"SELECT seq, name FROM event WHERE seq IN ({marks}) ORDER BY seq, name",
             seqs,
         ):
             found[seq] = (*found.get(seq, ()), to_text(name))
@@ -318,9 +318,9 @@ class StoreReader:
 
     def _distinct(self, table: str, column: str, above: _Value) -> list[_Value]:
         """The values of a column above `above`, in order: one step in the column's index for each of them."""
-        following = f"SELECT min({column}) FROM {table} WHERE {column} >"  # noqa: S608 (names of ours)
+        following = f"SELECT min({column}) FROM {table} WHERE {column} >"
         statement = (
-            f"WITH RECURSIVE found (value) AS ({following} ? UNION ALL "  # noqa: S608
+            f"WITH RECURSIVE found (value) AS ({following} ? UNION ALL "
             f"SELECT ({following} found.value) FROM found WHERE found.value IS NOT NULL) "
             f"SELECT value FROM found WHERE value IS NOT NULL LIMIT {MAX_CHOICES}"
         )
@@ -329,7 +329,7 @@ class StoreReader:
 
     def trace(self, trace_id: str) -> Trace | None:
         """Return one trace with its spans and logs; None if it is not (or no longer) stored."""
-        row = self.connection.execute(f"SELECT {_COLUMNS} FROM trace WHERE trace_id = ?", (trace_id,)).fetchone()  # noqa: S608
+        row = self.connection.execute(f"SELECT {_COLUMNS} FROM trace WHERE trace_id = ?", (trace_id,)).fetchone()
         if row is None:
             return None
         spans: list[otlp.SpanRecord] = []
@@ -360,7 +360,7 @@ class StoreReader:
         """Return those of some ids whose trace is here."""
         marks = ", ".join("?" * len(trace_ids))
         rows = self.connection.execute(
-            f"SELECT trace_id FROM trace WHERE spans > 0 AND trace_id IN ({marks})",  # noqa: S608 (question marks)
+            f"SELECT trace_id FROM trace WHERE spans > 0 AND trace_id IN ({marks})",
             trace_ids,
         )
         return {to_text(trace_id) for (trace_id,) in rows}
@@ -382,7 +382,7 @@ class StoreReader:
         column = "routes" if route is not None else "NULL"
         found: list[Numbers] = []
         for at_s, data, routes in self.connection.execute(
-            f"SELECT at_s, data, {column} FROM sample "  # noqa: S608 (a column of ours)
+            f"SELECT at_s, data, {column} FROM sample "
             "WHERE step_s = ? AND at_s >= ? AND (? = '' OR service = ?) ORDER BY at_s",
             (step_s, since_s, service, service),
         ):

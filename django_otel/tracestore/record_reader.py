@@ -126,11 +126,11 @@ def search_logs(connection: sqlite3.Connection, wanted: LogFilter, *, offset: in
     """The newest log records that fit, `limit` of them from `offset` on."""
     where, values = wanted.where()
     rows = connection.execute(
-        "SELECT id, time_ns, severity, level, logger, service, trace_id, span_id, body, data FROM log "  # noqa: S608
+        "SELECT id, time_ns, severity, level, logger, service, trace_id, span_id, body, data FROM log "
         f"WHERE {where} ORDER BY time_ns DESC, id DESC LIMIT ? OFFSET ?",
         (*values, limit, offset),
     ).fetchall()
-    (total,) = connection.execute(f"SELECT count(*) FROM log WHERE {where}", values).fetchone()  # noqa: S608
+    (total,) = connection.execute(f"SELECT count(*) FROM log WHERE {where}", values).fetchone()
     (stored,) = connection.execute("SELECT count(*) FROM log").fetchone()
     return LogPage([_log_row(row) for row in rows], total, stored)
 
@@ -183,16 +183,16 @@ def list_statements(
         values.append(MANY_EQUAL)
     column = STATEMENT_ORDERS.get(order, "total_ns")
     grouped = (
-        "SELECT statement.sql, sum(count) AS queries, sum(total_ns) AS total_ns, max(longest_ns) AS longest_ns, "  # noqa: S608
+        "SELECT statement.sql, sum(count) AS queries, sum(total_ns) AS total_ns, max(longest_ns) AS longest_ns, "
         "count(*) AS traces, max(count) AS most, max(repeated) AS repeated, "
         f"sum(count >= {MANY_EQUAL} OR repeated > 0) AS repeating, max(line) AS line, max(advice) AS advice "
         f"FROM {tables} WHERE {' AND '.join(conditions)} GROUP BY statement.sql {having}"
     )
     rows = connection.execute(
-        f"SELECT * FROM ({grouped}) ORDER BY {column} DESC, sql LIMIT ? OFFSET ?",  # noqa: S608
+        f"SELECT * FROM ({grouped}) ORDER BY {column} DESC, sql LIMIT ? OFFSET ?",
         (*values, limit, offset),
     ).fetchall()
-    (total,) = connection.execute(f"SELECT count(*) FROM ({grouped})", values).fetchone()  # noqa: S608
+    (total,) = connection.execute(f"SELECT count(*) FROM ({grouped})", values).fetchone()
     return StatementPage([_statement_row(connection, row) for row in rows], total)
 
 

@@ -102,12 +102,9 @@ _COLUMNS = (
     "services", "spans", "queries", "errors", "logs", "bytes", "dropped", "spans_dropped", "release",
     "user",
 )  # fmt: skip
-_SELECT = f"SELECT seq, {', '.join(_COLUMNS)} FROM trace WHERE trace_id = ?"  # noqa: S608 (names of our own columns)
-_INSERT = (
-    f"INSERT INTO trace (trace_id, {', '.join(_COLUMNS)}) "  # noqa: S608
-    f"VALUES (?{', ?' * len(_COLUMNS)})"
-)
-_UPDATE = f"UPDATE trace SET {', '.join(f'{column} = ?' for column in _COLUMNS)} WHERE seq = ?"  # noqa: S608
+_SELECT = f"SELECT seq, {', '.join(_COLUMNS)} FROM trace WHERE trace_id = ?"
+_INSERT = f"INSERT INTO trace (trace_id, {', '.join(_COLUMNS)}) VALUES (?{', ?' * len(_COLUMNS)})"
+_UPDATE = f"UPDATE trace SET {', '.join(f'{column} = ?' for column in _COLUMNS)} WHERE seq = ?"
 
 
 class TraceStore(StoreFile):
@@ -150,7 +147,7 @@ class TraceStore(StoreFile):
         """Forget every trace; the numbers of the dashboard stay."""
         with self.connection() as connection, transaction(connection):
             for table in ("trace", "chunk", "event", "log", "sql", "statement", "object"):
-                connection.execute(f"DELETE FROM {table}")  # noqa: S608
+                connection.execute(f"DELETE FROM {table}")
 
     def _write(self, items: Sequence[Stored], on_drop: OnDrop) -> None:
         with self.connection() as connection:

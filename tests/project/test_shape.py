@@ -198,6 +198,17 @@ def test_every_function_and_class_is_named_where_it_is_used() -> None:
     assert found == set(CALLED_BY_OTHERS)
 
 
+def test_each_exception_to_a_rule_of_ruff_has_a_reason() -> None:
+    """But for E501: long patterns and rows of tables, one to a line."""
+    found = [
+        f"{module}:{number}"
+        for module, (text, _) in _sources().items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if re.search(r"# noqa(?!: [A-Z][A-Z0-9, ]+ \()(?!: E501)", line)
+    ]
+    assert not found
+
+
 def test_no_thread_is_started_under_a_lock_of_the_system() -> None:
     """With --preload, gunicorn's gevent workers patch `threading` late: an older lock would stop all greenlets."""
     found = {
