@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from time import perf_counter
 
@@ -26,29 +26,14 @@ from django_otel.base import guard
 from django_otel.base.sdk_compat import get_current
 from django_otel.config.packages import import_path
 from django_otel.config.schema import Config
-from django_otel.instrumentation import cache_operations
-from django_otel.instrumentation.cache_operations import (
-    CacheOperation,
-    CacheSpan,
-    Outcome,
-    group_of,
-    group_of_all,
-    inside,
-    state,
-)
+from django_otel.instrumentation.cache_operations import CacheOperation, CacheSpan, Measured, group_of, inside, state
 from django_otel.instrumentation.driver_calls import is_suppressed
 from django_otel.requests import layers, record
 
 _MARK = "_django_otel_measured"
-_MISSING = object()
 #: django-redis: whether it swallows the errors of its server (IGNORE_EXCEPTIONS).
 _SWALLOWS = "_ignore_exceptions"
 _GETTING = ("get", "has_key", "get_many")
-#: Operations of one key, their first argument.
-_BY_KEY = frozenset(
-    {"get", "has_key", "add", "set", "touch", "delete", "incr", "decr", "incr_version", "decr_version"}
-    | {"ttl", "pttl", "persist", "expire", "expire_at", "pexpire", "pexpire_at", "lock"}
-)
 _PLAIN = (
     "add", "set", "touch", "delete", "incr", "decr", "incr_version", "decr_version", "set_many", "delete_many", "clear",
 )  # fmt: skip
@@ -82,6 +67,15 @@ class _Refill:
         self.key = key
         self.has_looked = False
 
+    def is_second_look(self, cache: object, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
+        """Return whether a `get` is the one by which `get_or_set` reads what it has added."""
+        if self.cache is not cache or self.key != (args[0] if args else kwargs.get("key")):
+            return False
+        if self.has_looked:
+            return True
+        self.has_looked = True
+        return False
+
 
 class _NoticedTruth:
     """In place of django-redis's `_ignore_exceptions`, which is looked at when an error is about to be swallowed."""
@@ -98,75 +92,6 @@ class _NoticedTruth:
 # --- An operation, sync and async alike. ---
 
 
-class _Call:
-    """One call of an operation: its arguments as they are passed on, and how its result is understood."""
-
-    __slots__ = ("args", "default", "keys", "kwargs", "name")
-
-    def __init__(self, name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        self.name = name
-        self.args = args
-        self.kwargs = kwargs
-        self.default: object = None
-        self.keys: Sequence[object] = ()
-        if name == "get" and (args or "key" in kwargs):
-            # None may be what is stored, and the default as well: a value of our own marks a miss.
-            key, *rest = args or (kwargs.pop("key"),)
-            self.default = rest.pop(0) if rest else kwargs.pop("default", None)
-            self.args = (key, _MISSING, *rest)
-        elif name in ("get_many", "delete_many") and (args or "keys" in kwargs):
-            # An iterator would be used up by counting.
-            keys, *more = args or (kwargs.pop("keys"),)
-            assert isinstance(keys, Iterable)
-            self.keys = keys if isinstance(keys, list | tuple) else list(keys)
-            self.args = (keys if isinstance(keys, list | tuple | set | frozenset) else self.keys, *more)
-
-    def group(self) -> str | None:
-        """Return the group of the keys, where there are groups."""
-        if state.key_group is None:
-            return None
-        if self.name in _BY_KEY:
-            return group_of(self.args[0] if self.args else self.kwargs.get("key"))
-        if self.name == "set_many":
-            data = self.args[0] if self.args else self.kwargs.get("data")
-            return group_of_all(data) if isinstance(data, Mapping) else None
-        return group_of_all(self.keys)
-
-    def outcomes(self, result: object, group: str | None) -> Sequence[Outcome]:
-        """Return what `result` says."""
-        if self.name == "get":
-            return (("miss" if result is _MISSING else "hit", 1, group),)
-        if self.name == "has_key":
-            return (("hit" if result else "miss", 1, group),)
-        if self.name != "get_many" or not isinstance(result, Mapping):
-            return (("ok", 1, group),)
-        asked = set(self.keys)
-        if state.key_group is None:
-            return ("hit", len(result), None), ("miss", max(0, len(asked) - len(result)), None)
-        counts: dict[tuple[str, str | None], int] = {}
-        for key in asked:
-            found = ("hit" if key in result else "miss", group_of(key))
-            counts[found] = counts.get(found, 0) + 1
-        return [(outcome, number, of_group) for (outcome, of_group), number in counts.items()]
-
-    def answer(self, result: object) -> object:
-        """Return `result` as the caller expects it."""
-        return self.default if self.name == "get" and result is _MISSING else result
-
-
-def _is_second_look(cache: object, name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> bool:
-    """Return whether this is the `get` by which `get_or_set` reads what it has added."""
-    refill = _refill.get()
-    if refill is None or name != "get" or refill.cache is not cache:
-        return False
-    if refill.key != (args[0] if args else kwargs.get("key")):
-        return False
-    if refill.has_looked:
-        return True
-    refill.has_looked = True
-    return False
-
-
 @contextlib.contextmanager
 def _unmeasured() -> Iterator[None]:
     """Whatever a backend makes an operation of is not counted either."""
@@ -178,61 +103,95 @@ def _unmeasured() -> Iterator[None]:
             inside.reset(token)
 
 
-def _measured(method: Callable[..., object], cache: object, alias: str, name: str) -> Callable[..., object]:
-    def call(*args: object, **kwargs: object) -> object:
+class _Bound:
+    """Stand-in for a bound method, whose attributes it has.
+
+    Django 6.1 goes by `__func__` to see whether a backend has an operation of its own. A function with such an
+    attribute will not do: what wraps it (asgiref) takes the attribute over, and then marks the backend's method.
+    """
+
+    __slots__ = ("__func__", "__name__", "__self__", "__wrapped__")
+
+    def __init__(self, method: Callable[..., object]) -> None:
+        self.__wrapped__ = method
+        self.__func__ = getattr(method, "__func__", method)
+        self.__self__ = getattr(method, "__self__", None)
+        self.__name__ = getattr(method, "__name__", "")
+
+
+class _BoundTo(_Bound):
+    """Stand-in that calls another function."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, method: Callable[..., object], call: Callable[..., object]) -> None:
+        super().__init__(method)
+        self._call = call
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        return self._call(*args, **kwargs)
+
+
+class _Measured(_Bound):
+    """Stand-in that measures each call."""
+
+    __slots__ = ("_cache", "_is_get", "_measured")
+
+    def __init__(self, method: Callable[..., object], cache: object, measured: Measured) -> None:
+        super().__init__(method)
+        self._cache = cache
+        self._measured = measured
+        self._is_get = measured.name == "get"
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        method = self.__wrapped__
         if inside.get():
             return method(*args, **kwargs)
-        if _is_second_look(cache, name, args, kwargs):
+        if self._is_get and (refill := _refill.get()) is not None and refill.is_second_look(self._cache, args, kwargs):
             with _unmeasured():
                 return method(*args, **kwargs)
-        made = _Call(name, args, kwargs)
-        group = made.group()
-        operation = CacheOperation(alias, name, group)
+        operation = self._measured.begin(args, kwargs)
         try:
-            result = method(*made.args, **made.kwargs)
+            result = method(*operation.args, **operation.kwargs)
         except BaseException as error:
-            operation.fail(error)
+            operation.end(None, error)
             raise
-        operation.succeed(lambda: made.outcomes(result, group))
-        return made.answer(result)
-
-    return call
+        return operation.end(result)
 
 
 def _measured_async(
-    method: Callable[..., Awaitable[object]], cache: object, alias: str, name: str
+    method: Callable[..., Awaitable[object]], cache: object, measured: Measured
 ) -> Callable[..., object]:
+    is_get = measured.name == "get"
+
     async def call(*args: object, **kwargs: object) -> object:
         if inside.get():
             return await method(*args, **kwargs)
-        if _is_second_look(cache, name, args, kwargs):
+        if is_get and (refill := _refill.get()) is not None and refill.is_second_look(cache, args, kwargs):
             with _unmeasured():
                 return await method(*args, **kwargs)
-        made = _Call(name, args, kwargs)
-        group = made.group()
-        operation = CacheOperation(alias, name, group)
+        operation = measured.begin(args, kwargs)
         try:
-            result = await method(*made.args, **made.kwargs)
+            result = await method(*operation.args, **operation.kwargs)
         except BaseException as error:
-            operation.fail(error)
+            operation.end(None, error)
             raise
-        operation.succeed(lambda: made.outcomes(result, group))
-        return made.answer(result)
+        return operation.end(result)
 
     return functools.update_wrapper(call, method)
 
 
-def _measured_iterator(method: Callable[..., object], alias: str, name: str) -> Callable[..., object]:
+def _measured_iterator(method: Callable[..., object], measured: Measured) -> Callable[..., object]:
     """Count once, when the iterator ends, with the time of its steps alone."""
 
     def call(*args: object, **kwargs: object) -> object:
         found = method(*args, **kwargs)
-        return _iterate(iter(found), alias, name) if isinstance(found, Iterable) else found
+        return _iterate(iter(found), measured) if isinstance(found, Iterable) else found
 
     return call
 
 
-def _iterate(found: Iterator[object], alias: str, name: str) -> Iterator[object]:
+def _iterate(found: Iterator[object], measured: Measured) -> Iterator[object]:
     took_s, outcome = 0.0, "ok"
     try:
         while True:
@@ -251,35 +210,39 @@ def _iterate(found: Iterator[object], alias: str, name: str) -> Iterator[object]
     finally:
         if state.counts and not is_suppressed(get_current()):
             with guard.contained("measuring a cache operation"):
-                cache_operations.count(alias, name, took_s, ((outcome, 1, None),), None)
+                measured.count(took_s, outcome)
 
 
 # --- get_or_set, which is made of two. ---
 
 
-class _RefillSpan:
+class _RefillSpan(CacheSpan):
     """Around a `get_or_set`: which key it is about, and its span where there are spans."""
 
-    __slots__ = ("_span", "_token")
+    __slots__ = ("_token",)
 
-    def __init__(self, cache: object, alias: str, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    def __init__(self, cache: object, measured: Measured, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         key = args[0] if args else kwargs.get("key")
-        self._span = CacheSpan(alias, "get_or_set", group_of(key)) if state.makes_spans else None
+        self.span = None
+        outer = get_current()
+        if state.makes_spans and not is_suppressed(outer):
+            self.known = measured.find(group_of(key))
+            self.start_span(outer)
         self._token = _refill.set(_Refill(cache, key))
 
     def end(self, error: BaseException | None = None) -> None:
         with contextlib.suppress(ValueError):
             # Not where an abandoned coroutine is closed.
             _refill.reset(self._token)
-        if self._span is not None:
-            self._span.end((), error)
+        if self.span is not None:
+            self.end_span(None, error)
 
 
-def _measured_get_or_set(method: Callable[..., object], cache: object, alias: str) -> Callable[..., object]:
+def _measured_get_or_set(method: Callable[..., object], cache: object, measured: Measured) -> Callable[..., object]:
     def get_or_set(*args: object, **kwargs: object) -> object:
         if inside.get():
             return method(*args, **kwargs)
-        around = _RefillSpan(cache, alias, args, kwargs)
+        around = _RefillSpan(cache, measured, args, kwargs)
         try:
             result = method(*args, **kwargs)
         except BaseException as error:
@@ -291,11 +254,13 @@ def _measured_get_or_set(method: Callable[..., object], cache: object, alias: st
     return get_or_set
 
 
-def _measured_aget_or_set(method: Callable[..., Awaitable[object]], cache: object, alias: str) -> Callable[..., object]:
+def _measured_aget_or_set(
+    method: Callable[..., Awaitable[object]], cache: object, measured: Measured
+) -> Callable[..., object]:
     async def aget_or_set(*args: object, **kwargs: object) -> object:
         if inside.get():
             return await method(*args, **kwargs)
-        around = _RefillSpan(cache, alias, args, kwargs)
+        around = _RefillSpan(cache, measured, args, kwargs)
         try:
             result = await method(*args, **kwargs)
         except BaseException as error:
@@ -308,26 +273,6 @@ def _measured_aget_or_set(method: Callable[..., Awaitable[object]], cache: objec
 
 
 # --- The methods of one cache. ---
-
-
-class _Bound:
-    """A bound method that calls another function instead; its attributes are those of the method.
-
-    Django 6.1 goes by `__func__` to see whether a backend has an operation of its own. A function with such an
-    attribute will not do: what wraps it (asgiref) takes the attribute over, and then marks the backend's method.
-    """
-
-    __slots__ = ("__func__", "__name__", "__self__", "__wrapped__", "_call")
-
-    def __init__(self, method: Callable[..., object], call: Callable[..., object]) -> None:
-        self.__wrapped__ = method
-        self.__func__ = getattr(method, "__func__", method)
-        self.__self__ = getattr(method, "__self__", None)
-        self.__name__ = getattr(method, "__name__", "")
-        self._call = call
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        return self._call(*args, **kwargs)
 
 
 def _create_connection(self: CacheHandler, alias: str) -> BaseCache:
@@ -347,16 +292,18 @@ def _measure_cache(cache: BaseCache, alias: str) -> None:
         names.append("close")
     for name in names:
         method = getattr(cache, name)
-        made[name] = _Bound(method, _measured(method, cache, alias, name))
+        measured = Measured(alias, name)
+        made[name] = _Measured(method, cache, measured)
         twin = getattr(cache, f"a{name}", None)
         if inspect.iscoroutinefunction(twin):
-            made[f"a{name}"] = _measured_async(twin, cache, alias, name)
+            made[f"a{name}"] = _measured_async(twin, cache, measured)
     for name in _ITERATING:
         method = getattr(cache, name, None)
         if callable(method):
-            made[name] = _Bound(method, _measured_iterator(method, alias, name))
-    made["get_or_set"] = _Bound(cache.get_or_set, _measured_get_or_set(cache.get_or_set, cache, alias))
-    made["aget_or_set"] = _measured_aget_or_set(cache.aget_or_set, cache, alias)
+            made[name] = _BoundTo(method, _measured_iterator(method, Measured(alias, name)))
+    both = Measured(alias, "get_or_set")
+    made["get_or_set"] = _BoundTo(cache.get_or_set, _measured_get_or_set(cache.get_or_set, cache, both))
+    made["aget_or_set"] = _measured_aget_or_set(cache.aget_or_set, cache, both)
     if vars(cache).get(_SWALLOWS):
         setattr(cache, _SWALLOWS, _NoticedTruth())
     vars(cache).update(made)

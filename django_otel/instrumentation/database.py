@@ -54,7 +54,7 @@ from django_otel.metrics.series import HistogramSeries
 from django_otel.redaction.statements import MAX_LENGTH, Statement, parameterise
 from django_otel.requests import layers
 from django_otel.requests.record import REQUEST_KEY, RequestRecord
-from django_otel.tracing.attributes import SharedAttributes, are_ready
+from django_otel.tracing.attributes import are_ready
 from django_otel.tracing.exceptions import type_name
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
 from django_otel.tracing.tracer import Tracer
@@ -126,13 +126,12 @@ _state = _State()
 class Query(Watched):
     """One SQL text on one connection: what its spans and numbers have in common, worked out once."""
 
-    __slots__ = ("attributes", "has_row_count", "is_ready", "operation", "series", "statement")
+    __slots__ = ("has_row_count", "is_ready", "operation", "series", "statement")
 
     def __init__(self, statement: Statement, attributes: dict[str, Any], known: KnownStatement | None) -> None:
-        super().__init__(known)
+        super().__init__(known, attributes)
         self.statement = statement
         self.operation = statement.operation
-        self.attributes = SharedAttributes(attributes)
         #: Whether a span keeps the attributes as they are; None when not known yet.
         self.is_ready: bool | None = None
         #: Where it is counted when it succeeds.

@@ -16,12 +16,14 @@ from one line alone a hundred times is looked at by every `limit`th query of a r
 only; when it then comes from another line for the first time, the queries since the
 last look count as that line's, and afterwards each is looked at again. So is one that
 several SQL texts are, or that runs on several databases: their counts are added up.
+Of what class the objects are that a cure is for is asked in the first hundred such
+requests, and then in each tenth: to read a frame's variables takes 5 000 instructions.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from types import CodeType, FrameType
 from typing import Any
 
@@ -36,7 +38,8 @@ from django_otel.metrics.instruments import Counter
 from django_otel.metrics.series import Series
 from django_otel.redaction.statements import Statement
 from django_otel.requests.record import RequestRecord
-from django_otel.tracing.attributes import EventPattern
+from django_otel.tracing.attributes import EventPattern, SharedAttributes
+from django_otel.tracing.span_form import Extension
 from django_otel.tracing.spans import RecordedSpan
 
 EVENT = "django.n_plus_one"
@@ -63,6 +66,8 @@ _MAX_LABELS = 1000
 #: A statement that came so often from one line alone is not looked at each time; and so much longer if it did not.
 _TRUSTED = 100
 _DISTRUSTED = 10_000
+#: So often the objects that a trusted statement is run for are then taken to be of a known class.
+_REST = 9
 #: How a statement ends that reads one row.
 _ONE = " LIMIT ?"
 _CONTROL = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT", "START", "END", "SET", ""})
@@ -122,7 +127,9 @@ class Place:
 class Site:
     """How to recognise a place on the stack."""
 
-    __slots__ = ("advised_at", "code", "depth", "detail", "is_advised", "lasti", "place", "subjects")
+    __slots__ = (
+        "advised_at", "code", "confirmed", "depth", "detail", "is_advised", "lasti", "place", "rest", "subjects",
+    )  # fmt: skip
 
     def __init__(self, depth: int, frame: FrameType, detail: tuple[Any, ...] | None, place: Place) -> None:
         self.depth = depth
@@ -135,6 +142,10 @@ class Site:
         self.is_advised = False
         self.advised_at: int | None = None
         self.subjects: tuple[type, ...] = ()
+        #: How often in a row they were of a known class.
+        self.confirmed = 0
+        #: How often this is now taken for granted when a trusted query is looked at.
+        self.rest = 0
 
     def wants_advice(self, distance: int) -> bool:
         """Return whether a cure is to be looked for: once, and again for objects of another class that come here.
@@ -142,13 +153,20 @@ class Site:
         The query's frame is `distance` frames outside of this one.
         """
         if self.advised_at is None:
+            self.rest = _REST
             return not self.is_advised
         try:
             # In one step: each frame on the way would become an object.
             frame = _getframe(distance + self.advised_at)
         except ValueError:
             return False
-        return read_subject(frame) not in self.subjects and len(self.subjects) < _MAX_SUBJECTS
+        if read_subject(frame) not in self.subjects:
+            self.confirmed = 0
+            return len(self.subjects) < _MAX_SUBJECTS
+        self.confirmed += 1
+        if self.confirmed >= _TRUSTED:
+            self.rest = _REST
+        return False
 
     def advise(self, start: FrameType) -> None:
         """Look for a cure; this site is on the stack outside of `start`."""
@@ -258,17 +276,6 @@ class KnownStatement:
         return None
 
 
-def _shows(site: Site) -> bool:
-    """Return whether the stack shows `site` outside of the caller of the function that asks."""
-    try:
-        frame = _getframe(site.depth + 2)
-    except ValueError:
-        return False
-    if frame.f_code is not site.code or frame.f_lasti != site.lasti:
-        return False
-    return site.detail is None or is_caller(frame, site.detail)
-
-
 def _outer(frame: FrameType, depth: int) -> FrameType:
     for _ in range(depth):
         assert frame.f_back is not None
@@ -284,9 +291,13 @@ class Watched:
     the request's `Repeats`.
     """
 
-    __slots__ = ("known", "left", "look_at", "owner", "repeats")
+    __slots__ = ("_line", "attributes", "known", "left", "look_at", "owner", "repeats")
 
-    def __init__(self, known: KnownStatement | None) -> None:
+    def __init__(self, known: KnownStatement | None, attributes: Mapping[str, Any]) -> None:
+        #: With which its spans begin.
+        self.attributes = SharedAttributes(attributes)
+        #: A place that one of its spans was to name, and what that adds.
+        self._line: tuple[Place, Extension] | None = None
         #: Where it was run from; None for one that is not counted by place.
         self.known = known
         #: The request whose queries are counted here, by its `started_s`, which is an object of its own.
@@ -297,17 +308,27 @@ class Watched:
         #: The same request's, from the first look on.
         self.repeats: Repeats | Watched | None = None
 
+    def name(self, place: Place, span: Span) -> None:
+        """Give the line of `place` to the span of this query."""
+        line = self._line
+        if line is None or line[0] is not place:
+            line = self._line = place, Extension(self.attributes, place.attributes, runtime.tracer())
+        line[1].add_to(span)
+
     def finish(self, span: Span | None, route: str) -> None:
         """As `Repeats.finish`, for a request whose only repeated query this is."""
         self.owner = self.repeats = None
         try:
-            known, count = self.known, self.look_at - self.left
-            if known is None or known.last is None or count < known.limit:
+            known: KnownStatement = self.known  # type: ignore[assignment]
+            count = self.look_at - self.left
+            if count < known.limit:
                 return
-            watch = known.watch
+            watch, site = known.watch, known.last
             (watch.known_series.get(route) or watch.find_series(route)).add(1.0)
-            if span is not None:
-                known.last.place.tell(count, span)
+            if type(span) is RecordedSpan:
+                span.add_pattern_event(site.place.pattern, count)  # type: ignore[union-attr]
+            elif span is not None:
+                site.place.tell(count, span)  # type: ignore[union-attr]
         except Exception as fault:
             guard.report("reporting equal queries", fault)
 
@@ -380,16 +401,29 @@ def look(record: RequestRecord, query: Watched, span: Span | None) -> None:
             else:
                 known.watch.open(record).add(query)
         count, limit = query.look_at, known.limit
-        if count <= _NAMED or count % limit:
-            query.look_at = known.watch.name(site.place, count, span)
+        if count != limit or limit <= _NAMED:
+            query.look_at = known.watch.name(query, site.place, count, span)
             query.left = query.look_at - count
             if count % limit:
                 return
         else:
             query.look_at, query.left = count + limit, limit
-        if not known.is_trusted or not _shows(site):
+        try:
+            frame = _getframe(site.depth + 1)
+        except ValueError:
+            # The stack is not that deep.
             known.watch.move(record, query, _getframe(1))
-        elif not site.is_advised or (count == limit and site.advised_at is not None and site.wants_advice(2)):
+            return
+        if (
+            frame.f_code is not site.code
+            or frame.f_lasti != site.lasti
+            or (site.detail is not None and not is_caller(frame, site.detail))
+            or not known.is_trusted
+        ):
+            known.watch.move(record, query, _getframe(1))
+        elif site.rest:
+            site.rest -= 1
+        elif site.wants_advice(2):
             site.advise(_getframe(1))
     except Exception as fault:
         guard.report("counting equal queries", fault)
@@ -468,7 +502,7 @@ class Watch:
             count = counts[place] = counts[place] + 1
             if count >= self._first:
                 if count == _NAMED:
-                    self.name(place, count, span)
+                    self.name(query, place, count, span)
                 if count >= self.limit and (count == self.limit or not site.is_advised):
                     # As far out as from `move`.
                     self._report_later(repeats, site, _getframe(2))
@@ -487,13 +521,13 @@ class Watch:
             repeats.add(sole)  # type: ignore[arg-type]
         return repeats
 
-    def name(self, place: Place, count: int, span: Span | None) -> int:
+    def name(self, query: Watched, place: Place, count: int, span: Span | None) -> int:
         """Give the third equal query the line, for the console; return the next count to look at."""
         following = count - count % self.limit + self.limit
         if span is None or count > _NAMED or runtime.console() is None:
             return following
         if count == _NAMED:
-            span.set_attributes(place.attributes)
+            query.name(place, span)
             return following
         return min(following, _NAMED)
 

@@ -132,7 +132,7 @@ def bound_event(attributes: Attributes, limits: SpanLimits, scrub: Callable[[str
 
 
 class EventPattern:
-    """Events that come often and differ in one number: their attributes are brought within the limits once."""
+    """Events at the end of spans, that come often and differ in one number: brought within the limits once."""
 
     __slots__ = ("_bounded", "_limits", "given", "key", "name")
 

@@ -38,6 +38,26 @@ class SpanForm:
         return tracer.start_span(self.name, outer, self.kind, self.attributes.copy())
 
 
+class Extension:
+    """Attributes that spans of a form get on top of those that they began with: both together, worked out once."""
+
+    __slots__ = ("_both", "_given", "_more")
+
+    def __init__(self, given: SharedAttributes, more: Mapping[str, Any], tracer: ApiTracer) -> None:
+        self._given = given
+        self._more = more
+        both = SharedAttributes({**given, **more})
+        is_ready = type(tracer) is Tracer and are_ready(both, tracer.shared.limits)
+        #: None where a span would not keep them as they are.
+        self._both = both if is_ready else None
+
+    def add_to(self, span: Span) -> None:
+        """Set them in a span of `tracer`, which may have got others meanwhile."""
+        both = self._both
+        if both is None or type(span) is not RecordedSpan or not span.exchange(self._given, both):
+            span.set_attributes(self._more)
+
+
 def with_enclosing(context: Context, span: Span) -> Context:
     """Return `context` with `span` as its current one, which stands for the one before."""
     values = context.copy()

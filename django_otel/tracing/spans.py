@@ -29,6 +29,7 @@ from opentelemetry.sdk.util import BoundedList
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
 from django_otel.base import guard
+from django_otel.metrics.series import HAS_GLOBAL_LOCK
 from django_otel.redaction.cutting import cut_attributes
 from django_otel.redaction.scrub import Scrubber
 from django_otel.sampling.sampler import LiveSampler
@@ -209,14 +210,12 @@ class RecordedSpan(SpanFields):
 
     def exchange(self, given: SharedAttributes, wanted: SharedAttributes) -> bool:
         """Have the shared attributes `wanted` instead of `given`; False where the span has others by now."""
-        lock = self._lock
-        lock.acquire()
-        try:
-            if self._attributes is not given or self._end_time is not None:
-                return False
-            self._attributes = wanted
-        finally:
-            lock.release()
+        if not HAS_GLOBAL_LOCK:
+            return False
+        # Not interrupted between the look and the store, which the lock would cost more than; see `metrics.series`.
+        if self._attributes is not given or self._end_time is not None:
+            return False
+        self._attributes = wanted
         return True
 
     def _add(self, cleaned: Mapping[str, object], dropped: int, refusal: str) -> None:
@@ -252,27 +251,25 @@ class RecordedSpan(SpanFields):
             _logger.warning("Tried calling %s on an ended span.", "_add_event")
 
     def add_pattern_event(self, pattern: EventPattern, number: int) -> None:
-        """Add an event of `pattern` with that number, made when it is read; nothing on an ended span."""
-        lock = self._lock
-        lock.acquire()
-        try:
+        """Add an event of `pattern` with that number, of the span's end unless it is read before; no late one."""
+        # Not interrupted between the look and the store, which the lock would cost more than; see `metrics.series`.
+        if HAS_GLOBAL_LOCK and self._kept_events == () and self._end_time is None:
+            self._kept_events = [pattern, number]
+            return
+        with self._lock:
             if self._end_time is None:
-                if self._kept_events == ():
-                    self._kept_events = [pattern, number, time_ns()]
-                else:
-                    self._keep(pattern.make(number, time_ns(), self._limits, self._shared.scrub))
-        finally:
-            lock.release()
+                self._keep(pattern.make(number, time_ns(), self._limits, self._shared.scrub))
 
     @property
     def _events(self) -> tuple[Event, ...] | BoundedList[Event]:  # type: ignore[override]
         kept = self._kept_events
         if not isinstance(kept, list):
             return kept
-        if len(kept) == 3:
+        if len(kept) == 2:
             # Of two threads that read at once both see the first.
-            kept.append(self._limited(kept[0].make(*kept[1:3], self._limits, self._shared.scrub)))
-        made: tuple[Event, ...] | BoundedList[Event] = kept[3]
+            time_of_ns = self._end_time or time_ns()
+            kept.append(self._limited(kept[0].make(kept[1], time_of_ns, self._limits, self._shared.scrub)))
+        made: tuple[Event, ...] | BoundedList[Event] = kept[2]
         return made
 
     def _limited(self, event: Event) -> tuple[Event, ...] | BoundedList[Event]:

@@ -14,7 +14,6 @@ from opentelemetry.trace import StatusCode, get_current_span
 import django_otel
 from django_otel import span
 from django_otel.base import guard
-from django_otel.instrumentation import cache as instrument
 from django_otel.instrumentation import cache_operations
 from django_otel.testing import override_sampling
 from tests import services
@@ -116,7 +115,7 @@ def test_every_operation_is_measured_once(is_async, cache, otel_metrics):
             result = asyncio.run(getattr(cache, f"a{name}")(*arguments))
         else:
             result = getattr(cache, name)(*arguments)
-        assert result != instrument._MISSING
+        assert result != cache_operations.MISSING
         operations, timed = counted(otel_metrics)
         assert operations == expected, (name, arguments)
         assert timed == {operation: 1 for operation, _ in expected}, name

@@ -477,9 +477,9 @@ def _greedy(self):
 
 def test_counts_of_a_trusted_statement_are_exact(fresh, client, otel_spans, monkeypatch):
     """The stack is looked at by the ninth query of a request alone."""
-    looks, shows = [], n_plus_one._shows
+    looks, plain = [], n_plus_one._getframe
     client.get("/repeated/30/")
-    monkeypatch.setattr(n_plus_one, "_shows", lambda site: looks.append(site) or shows(site))
+    monkeypatch.setattr(n_plus_one, "_getframe", lambda depth: looks.append(depth) or plain(depth + 1))
     for times, seen in ((8, 0), (9, 1), (12, 1), (20, 2)):
         otel_spans.clear()
         looks.clear()
@@ -514,6 +514,24 @@ def test_the_cure_of_a_trusted_statement_is_kept(fresh, client, otel_spans, otel
     with override_sampling(0.0):
         client.get("/foreign_key/")
     assert otel_metrics.value(COUNTER, http__route="/foreign_key/") == 5
+
+
+def test_objects_of_another_class_are_noticed_by_one_request_in_ten(fresh, client, otel_spans, monkeypatch):
+    """To ask each query's stack for them would cost as much as all else."""
+    asked, plain = [], n_plus_one.read_subject
+    monkeypatch.setattr(n_plus_one, "read_subject", lambda frame: asked.append(frame) or plain(frame))
+    for _ in range(50):
+        client.get("/of_a_property/")
+    asked.clear()
+    for _ in range(10):
+        client.get("/of_a_property/")
+    assert len(asked) == 1
+    for _ in range(10):
+        otel_spans.clear()
+        client.get("/of_another_models_property/")
+    found = one(otel_spans)
+    assert found[ADVICE] == f'select_related("owner"){PEERS}'
+    assert found.get(MODEL) != "relations.Book"
 
 
 def counts_of(spans):

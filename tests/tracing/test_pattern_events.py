@@ -58,13 +58,17 @@ def test_a_pattern_is_within_the_limits_of_its_span(limits):
         assert contents(span) == contents(plain)
 
 
-def test_it_happened_when_it_was_added():
+@pytest.mark.parametrize("ends_first", [True, False])
+def test_it_happened_when_the_span_ended_or_was_read(ends_first):
+    """Such an event is the last that is added to the span of a request."""
     span = start()
-    before_ns = time_ns()
     span.add_pattern_event(EventPattern("repeated", GIVEN, "count"), 12)
-    after_ns = time_ns()
+    before_ns = time_ns()
+    if ends_first:
+        span.end()
     (event,) = span.events
-    assert before_ns <= event.timestamp <= after_ns
+    span.end()
+    assert before_ns <= event.timestamp <= span.end_time
     assert span.events[0] is event
 
 
