@@ -54,11 +54,14 @@ _REBUILDING_SETTINGS = frozenset(
 class _Held:
     """The observer for the settings in force, and the generation of settings it was built for."""
 
-    __slots__ = ("generation", "observer")
+    __slots__ = ("generation", "observer", "of_hosts", "of_hosts_generation")
 
     def __init__(self) -> None:
         self.observer: Observer | None = None
         self.generation = -1
+        #: The same, and it leaves out none of our paths: for hosts at which they are pages of the project.
+        self.of_hosts: Observer | None = None
+        self.of_hosts_generation = -1
 
 
 _held = _Held()
@@ -77,7 +80,18 @@ def get_observer() -> Observer | None:
     return built
 
 
-def _build_observer() -> Observer:
+def _get_observer_of_hosts() -> Observer | None:
+    """Return the observer for requests that may be for a page of ours or of the project, depending on the host."""
+    generation = _runtime.generation
+    if generation != _held.of_hosts_generation:
+        built = None
+        with guard.contained("building the request observer of hosts"):
+            built = _build_observer(knows_own_paths=False) if _runtime.enabled else None
+        _held.of_hosts, _held.of_hosts_generation = built, generation
+    return _held.of_hosts
+
+
+def _build_observer(*, knows_own_paths: bool = True) -> Observer:
     current = runtime.current()
     config = current.config
     config = replace(config, request=replace(config.request, exclude=conf.excluded_paths(config)))
@@ -103,7 +117,8 @@ def _build_observer() -> Observer:
             scrub_text=current.scrubber.text,
             static_prefixes=() if config.request.static else _find_static_prefixes(),
             set_headers=build_response_headers(config),
-            own_paths=_find_own_paths(),
+            own_paths=_find_own_paths() if knows_own_paths else (),
+            learns_paths=knows_own_paths,
             legacy=_build_legacy(config.metrics.names),
         ),
     )
@@ -214,6 +229,18 @@ def _is_answered_here(page: Callable[[HttpRequest], HttpResponse], request: Http
     except DisallowedHost:
         return True
     return False
+
+
+def _begin_by_host(page: Callable[[HttpRequest], HttpResponse] | None, request: HttpRequest) -> RequestRecord | None:
+    """Begin to measure a request at a path of ours that may be the project's on its host; None for all others."""
+    has_urlconf = hasattr(request, "urlconf")
+    if has_urlconf if page is not None else not has_urlconf:
+        # Ours for certain; or left out by the settings.
+        return None
+    if page is not None and not own_paths.may_choose_urlconf():
+        return None
+    observer = _get_observer_of_hosts()
+    return observer.begin(request) if observer is not None else None
 
 
 def _abort(record: RequestRecord, error: BaseException) -> None:
@@ -472,6 +499,9 @@ class OTelMiddleware:
             from django_otel import views
 
             return views.call(page, request)
+        record = _begin_by_host(page, request)
+        if record is not None:
+            return self._serve_by_host(page, request, record)
         token = _shield(request)
         try:
             response: HttpResponseBase = self.get_response(request)
@@ -484,12 +514,46 @@ class OTelMiddleware:
         finally:
             _unshield(token)
 
+    def _serve_by_host(
+        self, page: Callable[[HttpRequest], HttpResponse] | None, request: HttpRequest, record: RequestRecord
+    ) -> HttpResponseBase:
+        try:
+            response: HttpResponseBase = self.get_response(request)
+        except BaseException as error:
+            _abort(record, error)
+            raise
+        if page is not None and _find_own_page(request) is page:
+            # No middleware has chosen another URLconf: it is ours.
+            record.discard()
+            from django_otel import views
+
+            response = views.settle(page, request, response)
+        return _respond(record, response)
+
+    async def _aserve_by_host(
+        self, page: Callable[[HttpRequest], HttpResponse] | None, request: HttpRequest, record: RequestRecord
+    ) -> HttpResponseBase:
+        try:
+            response: HttpResponseBase = await self.get_response(request)
+        except BaseException as error:
+            _abort(record, error)
+            raise
+        if page is not None and _find_own_page(request) is page:
+            record.discard()
+            from django_otel import views
+
+            response = await sync_to_async(views.settle)(page, request, response)
+        return _respond(record, response)
+
     async def _aserve_unmeasured(self, request: HttpRequest) -> HttpResponseBase:
         page = _find_own_page(request)
         if page is not None and _is_answered_here(page, request):
             from django_otel import views
 
             return await views.call_async(page, request)
+        record = _begin_by_host(page, request)
+        if record is not None:
+            return await self._aserve_by_host(page, request, record)
         token = _shield(request)
         try:
             response: HttpResponseBase = await self.get_response(request)
@@ -513,7 +577,7 @@ def _on_request_exception(*, request: object = None, **_: object) -> None:
 
 def _on_setting_changed(*, setting: str, **_: object) -> None:
     if setting in _REBUILDING_SETTINGS:
-        _held.generation = -1
+        _held.generation = _held.of_hosts_generation = -1
 
 
 got_request_exception.connect(_on_request_exception, dispatch_uid="django_otel.middleware")

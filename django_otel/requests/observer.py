@@ -41,8 +41,8 @@ class Observer(RequestFinisher):
     # Slots: with more than thirty attributes in a dict the interpreter looks each up again and again.
     __slots__ = (
         "_counts_workers", "_excluded", "_excluded_paths", "_inbound_key", "_inbound_key_too", "_inbound_keys_left",
-        "_last_class", "_queue_key", "_queue_key_too", "_queue_time", "_secure_header", "_static_prefixes", "_store",
-        "find_force_token", "makes_spans", "sampler", "scrub_text", "set_headers", "shared", "starter",
+        "_last_class", "_learns", "_queue_key", "_queue_key_too", "_queue_time", "_secure_header", "_static_prefixes",
+        "_store", "find_force_token", "makes_spans", "sampler", "scrub_text", "set_headers", "shared", "starter",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +83,7 @@ class Observer(RequestFinisher):
         self._queue_key, self._queue_key_too = [*keys, "", ""][:2] if len(keys) <= 2 else ("PATH_INFO", "")
         #: Our own pages, and further ones that `learn` adds.
         self._excluded_paths = set(options.own_paths)
+        self._learns = options.learns_paths
         patterns = "|".join(fnmatch.translate(pattern) for pattern in config.request.exclude)
         self._excluded = re.compile(patterns).match if patterns else None
         self._last_class: _LastClass | None = None
@@ -196,7 +197,7 @@ class Observer(RequestFinisher):
 
         Next time it is excluded from its beginning, so that middleware leaves no spans either.
         """
-        if len(self._excluded_paths) < _MAX_LEARNED_PATHS:
+        if self._learns and len(self._excluded_paths) < _MAX_LEARNED_PATHS:
             self._excluded_paths.add(path)
 
 

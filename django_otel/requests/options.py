@@ -58,6 +58,8 @@ class ObserverOptions:
     set_headers: Callable[[RequestRecord, ResponseLike], None] | None = None
     #: Paths of our own pages, which are not observed.
     own_paths: Iterable[str] = ()
+    #: Whether paths at which a page of ours has answered are left out from then on.
+    learns_paths: bool = True
     #: Counts requests under the names of django-prometheus as well; None when they are not asked for.
     legacy: LegacyRequestMetrics | None = None
 

@@ -581,6 +581,40 @@ async def test_a_page_of_the_project_in_the_urlconf_of_a_host_is_not_shadowed_as
         assert (await client.get("/readyz")).content == b"ok\n"
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize("chooser", PER_HOST)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_page_of_the_project_at_a_path_of_ours_is_measured(settings, otel_spans, otel_metrics, chooser, is_first):
+    settings.ALLOWED_HOSTS = ["tenant.example", "shop.example"]
+    ours = "django_otel.middleware.OTelMiddleware"
+    settings.MIDDLEWARE = [ours, chooser] if is_first else [chooser, ours]
+    client = Client(raise_request_exception=False)
+    with otel(METRICS_VIEW={"ALLOW": "all"}):
+        for _ in range(2):
+            # Also once ours have answered at the same paths.
+            for page in ("/metrics", "/readyz", "/livez"):
+                client.get(page, HTTP_HOST="shop.example")
+                client.get(page, HTTP_HOST="tenant.example")
+        assert sorted(span.name for span in otel_spans) == ["GET"] * 2 + ["GET /metrics"] * 2 + ["GET /readyz"] * 2
+        counted = {
+            route: otel_metrics.value("http.server.request.duration", {"http.route": route}).count
+            for route in ("/metrics", "/readyz")
+        }
+        assert counted == {"/metrics": 2, "/readyz": 2}
+        assert otel_metrics.value("http.server.active_requests") == 0
+
+
+@pytest.mark.parametrize("chooser", PER_HOST)
+async def test_a_page_of_the_project_at_a_path_of_ours_is_measured_async(settings, otel_spans, chooser):
+    settings.MIDDLEWARE = ["django_otel.middleware.OTelMiddleware", chooser]
+    client = AsyncClient(raise_request_exception=False)
+    with otel(METRICS_VIEW={"ALLOW": "all"}):
+        for _ in range(2):
+            assert b"target_info" in (await client.get("/metrics")).content
+            await client.get("/metrics", headers={"X-Tenant": "1"})
+    assert [span.name for span in otel_spans] == ["GET /metrics"] * 2
+
+
 def test_without_such_a_middleware_every_host_is_answered_early():
     """Django's own read `request.urlconf` and never set it."""
     with override_settings(MIDDLEWARE=[*STRICT["MIDDLEWARE"][:1], "django.middleware.locale.LocaleMiddleware"]):
