@@ -169,6 +169,8 @@ class Membership:
         atexit.register(self._at_exit)
         process_end.export_first(self._at_end, self._before_exec, SHUTDOWN_BUDGET_S)
         process_end.export_with_celery(self._process.flush)
+        if not self._process.is_quiet:
+            process_end.export_on_signals(self._at_end, self._before_exec, SHUTDOWN_BUDGET_S)
         forks.listen()
 
     # --- The first measurement. ---

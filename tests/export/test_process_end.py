@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,39 @@ ENDS = {
                 pass
             os._exit(0)
     """,
+    "os.abort": "os.abort()",
+    **{
+        f"{name} from outside": f"subprocess.run(['kill', '-{name}', str(os.getpid())]); time.sleep(60)"
+        for name in ("TERM", "INT", "HUP", "QUIT", "ALRM", "XCPU", "USR1", "USR2")
+    },
+    "SIGTERM while it waits for a thread": """
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Thread(target=time.sleep, args=(60,)).start()
+    """,
+    "SIGTERM to a forked child": """
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            with django_otel.span("send mail", number=2):
+                pass
+            os.write(writer, b"x")
+            time.sleep(60)
+        os.read(reader, 1)
+        os.kill(pid, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+    """,
+    "a pool that is left": """
+        import multiprocessing
+        def work():
+            with django_otel.span("send mail", number=2):
+                pass
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            pool.apply(work)
+    """,
+    "sys.exit in a thread": """
+        thread = threading.Thread(target=sys.exit); thread.start(); thread.join()
+    """,
+    "an error that nothing catches": "raise RuntimeError",
     "billiard": """
         import billiard
         def work():
@@ -105,17 +139,86 @@ ENDS = {
 
 def run(end: str, settings: dict, tmp_path, timeout_s: int = 60) -> None:
     code = (
-        "import logging, os, signal, threading, django\ndjango.setup()\nimport django_otel\n"
+        "import logging, os, signal, subprocess, sys, threading, time, django\ndjango.setup()\nimport django_otel\n"
         'with django_otel.span("send mail", number=1):\n    pass\n'
     )
     env = services.server_env(settings, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
     services.run_python(code + textwrap.dedent(end), env, timeout_s=timeout_s, check=False)
 
 
-@pytest.mark.parametrize("name", ENDS)
+#: Each is a process of its own; these are much like others.
+RARE = (
+    "INT ",
+    "QUIT ",
+    "ALRM ",
+    "XCPU ",
+    "USR1 ",
+    "USR2 ",
+    "os.abort",
+    "sys.exit",
+    "an error",
+    "a kill of group",
+    "SIGTERM while",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name.startswith(RARE) else name for name in ENDS]
+)
 def test_what_waits_is_exported_before(receiver, tmp_path, name):
     run(ENDS[name], otel(receiver), tmp_path)
     assert numbers_of(receiver) == ([1, 2] if "number=2" in ENDS[name] else [1])
+
+
+def test_a_signal_ends_a_process_as_it_does_without_us(tmp_path):
+    """Its handlers stay, those in C too; from another thread nothing is installed; its status is that of the signal."""
+    code = """
+        import faulthandler, os, signal, sys, threading
+        signal.signal(signal.SIGHUP, print)
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+        faulthandler.register(signal.SIGUSR1, file=sys.stdout)
+        import django
+        django.setup()
+        assert signal.getsignal(signal.SIGHUP) is print
+        assert signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGUSR1)
+        from django_otel.export import process_end
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        thread = threading.Thread(target=process_end.export_on_signals, args=(print, print, 1))
+        thread.start(); thread.join()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        process_end.export_on_signals(lambda: print("exported", flush=True), print, 9)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("not reached")
+    """
+    env = services.server_env({}, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=env, cwd=services.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert "most recent call first" in done.stdout
+    assert done.stdout.endswith("exported\n")
+
+
+def test_the_first_process_of_a_container_goes_on_after_a_signal(receiver, tmp_path):
+    code = """
+        import os, signal, django
+        django.setup()
+        import django_otel
+        assert os.getpid() == 1
+        for number in (1, 2):
+            with django_otel.span("send mail", number=number):
+                pass
+            os.kill(1, signal.SIGTERM)
+    """
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("no namespace of processes can be made")
+    env = services.server_env(otel(receiver), TEST_SQLITE=str(tmp_path / "db.sqlite3"))
+    command = [*unshare, sys.executable, "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, env=env, cwd=services.ROOT, timeout=60).returncode == 0
+    assert numbers_of(receiver) == [1, 2]
 
 
 def test_an_end_is_not_held_up_by_a_receiver_that_hangs(tmp_path):
