@@ -276,6 +276,6 @@ def test_only_the_parser_reads_the_environment():
     # sdk_environment hides what the packages cannot read for a moment, and __init__ asks whether it is needed; conf
     # hands the environment to the parser and names the service by DJANGO_SETTINGS_MODULE; instrumentors opts
     # in to the stable conventions, the one thing that is written; the command, its variables and the checks show what
-    # was read; pairs knows how others read it.
+    # was read; expressions knows how others read it.
     allowed = {"environment.py", "parse.py", "conf.py", "instrumentors.py", "sdk_environment.py", "__init__.py"}
-    assert set(found) <= {*allowed, "doctor.py", "checks.py", "otel.py", "variables.py", "pairs.py"}, found
+    assert set(found) <= {*allowed, "doctor.py", "checks.py", "otel.py", "variables.py", "expressions.py"}, found
