@@ -33,7 +33,6 @@ from django_otel.requests import layers
 from django_otel.requests.dimensions import ROUTE, Dimensions
 from django_otel.requests.observer import Observer
 from django_otel.requests.options import ObserverOptions
-from django_otel.requests.protocols import RequestLike
 from django_otel.requests.record import RequestRecord, find
 from django_otel.requests.response_headers import build_response_headers
 from django_otel.routes import route_template
@@ -41,6 +40,7 @@ from django_otel.sampling.sampler import untraced
 
 if TYPE_CHECKING:
     from django_otel.requests.django_prometheus import LegacyRequestMetrics
+    from django_otel.requests.protocols import RequestLike
 
 #: Made once and stays.
 _runtime = runtime.current()

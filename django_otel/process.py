@@ -36,10 +36,12 @@ SHUTDOWN_BUDGET_S = 5.0
 Callback = Callable[[], None]
 
 
-class _Processor(Protocol):
-    """Receiver of finished spans or log records."""
+if TYPE_CHECKING:
 
-    def force_flush(self, timeout_millis: int = 30000) -> bool: ...
+    class _Processor(Protocol):
+        """Receiver of finished spans or log records."""
+
+        def force_flush(self, timeout_millis: int = 30000) -> bool: ...
 
 
 class Process(ProcessState):
@@ -244,6 +246,10 @@ class Membership:
 
     def _start_sharing(self) -> None:
         """Take a slot of the group's folder, where there is more than this one process to share with."""
+        if self.server_group() is None:
+            # Most often one process on its own, for which the parts that share are not imported.
+            self.sharing = None
+            return
         from django_otel.multiprocess.sharing import start_sharing
 
         process = self._process

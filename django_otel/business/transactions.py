@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -35,17 +35,19 @@ PENDING_LIMIT = 10_000
 _ATTRIBUTE = "_django_otel_transactions"
 
 
-class Pending(Protocol):
-    """One piece of work that waits for its outcome."""
+if TYPE_CHECKING:
 
-    #: Whether `deliver` has anything to do.
-    is_delivered: bool
+    class Pending(Protocol):
+        """One piece of work that waits for its outcome."""
 
-    def settle(self, outcome: str) -> None:
-        """Finish our own part. Called at once, also while Django is between two states: no query, no user code."""
+        #: Whether `deliver` has anything to do.
+        is_delivered: bool
 
-    def deliver(self, outcome: str) -> None:
-        """Tell the application. Called when the connection can be used again."""
+        def settle(self, outcome: str) -> None:
+            """Finish our own part. Called at once, also while Django is between two states: no query, no user code."""
+
+        def deliver(self, outcome: str) -> None:
+            """Tell the application. Called when the connection can be used again."""
 
 
 class Unit:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from django_otel.base import guard, import_hooks
 from django_otel.config.schema import Config
 
+if TYPE_CHECKING:
 
-class Part(Protocol):
-    """A module that follows the settings. Both may be called again and again."""
+    class Part(Protocol):
+        """A module that follows the settings. Both may be called again and again."""
 
-    def install(self, config: Config) -> None: ...
+        def install(self, config: Config) -> None: ...
 
-    def uninstall(self) -> None: ...
+        def uninstall(self) -> None: ...
 
 
 class LatePart:

@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from django.http import HttpRequest
 from django.urls import NoReverseMatch, reverse
@@ -21,8 +22,10 @@ from django_otel.base import guard
 from django_otel.base.text import printable
 from django_otel.config.schema import Config
 from django_otel.requests.observer import Observer
-from django_otel.requests.protocols import ResponseLike
 from django_otel.requests.record import RequestRecord
+
+if TYPE_CHECKING:
+    from django_otel.requests.protocols import ResponseLike
 
 _LOGGER = "django.server"
 _N_PLUS_ONE = "django.n_plus_one"

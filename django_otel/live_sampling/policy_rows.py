@@ -124,7 +124,7 @@ def missing_table_text(alias: str) -> str:
 
 
 def lacks_a_table(alias: str) -> bool:
-    """Whether a table that the policy is read from is not there, in whatever form; False when that is unknown."""
+    """Return whether a table that the policy is read from is missing; False when that is unknown."""
     from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
 
     try:

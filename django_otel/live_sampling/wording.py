@@ -44,15 +44,17 @@ FAULTS = {
 }
 
 
-class RuleLike(Protocol):
-    """Parts of a rule that are put into words."""
+if TYPE_CHECKING:
 
-    @property
-    def path(self) -> str: ...
-    @property
-    def route(self) -> str: ...
-    @property
-    def method(self) -> str: ...
+    class RuleLike(Protocol):
+        """Parts of a rule that are put into words."""
+
+        @property
+        def path(self) -> str: ...
+        @property
+        def route(self) -> str: ...
+        @property
+        def method(self) -> str: ...
 
 
 def level_for(level: str, lasts_s: float, note: str) -> str:

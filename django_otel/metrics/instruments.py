@@ -5,31 +5,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, SupportsFloat
+from typing import TYPE_CHECKING, Protocol, SupportsFloat
 
 from django_otel.base import guard
 from django_otel.metrics.attributes import build_attributes, identity
 from django_otel.metrics.cells import Definition
 from django_otel.metrics.model import OWN_SCOPE, Attributes, Exemplar, Family, HistogramValue, Kind, Point
-from django_otel.metrics.series import GaugeSeries, HistogramSeries, Series, SeriesStore
+from django_otel.metrics.series import GaugeSeries, HistogramSeries, Series
 
 #: OpenTelemetry metrics SDK, "Overflow attribute".
 OVERFLOW: Attributes = (("otel.metric.overflow", True),)
 OVERFLOW_METRIC = "django_otel.cardinality.overflow"
 
 
-class InstrumentStore(SeriesStore, Protocol):
-    """The store of instruments, as far as an instrument uses it."""
+if TYPE_CHECKING:
+    from django_otel.metrics.series import SeriesStore
 
-    cardinality_limit: int
-    #: Return the ids of the trace and span that are current and recorded, else zeros. None: no exemplars.
-    current_ids: Callable[[], tuple[int, int]] | None
+    class InstrumentStore(SeriesStore, Protocol):
+        """The store of instruments, as far as an instrument uses it."""
 
-    def clean(self, attributes: Attributes) -> Attributes:
-        """Scrub and cut attributes."""
+        cardinality_limit: int
+        #: Return the ids of the trace and span that are current and recorded, else zeros. None: no exemplars.
+        current_ids: Callable[[], tuple[int, int]] | None
 
-    def count_overflow(self, name: str) -> None:
-        """Count a measurement that met the cardinality limit of the instrument `name`."""
+        def clean(self, attributes: Attributes) -> Attributes:
+            """Scrub and cut attributes."""
+
+        def count_overflow(self, name: str) -> None:
+            """Count a measurement that met the cardinality limit of the instrument `name`."""
 
 
 class Instrument:

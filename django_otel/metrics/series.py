@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from bisect import bisect_left
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from django_otel.metrics.cells import Definition, Memory, cells_of
 from django_otel.metrics.model import Attributes, Exemplar, HistogramValue
@@ -31,19 +31,21 @@ _EXEMPLARS_AT_ONCE = 5
 HAS_GLOBAL_LOCK = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
-class SeriesStore(Protocol):
-    """The store of instruments, as far as a series uses it."""
+if TYPE_CHECKING:
 
-    lock: threading.RLock
-    memory: Memory
-    exemplars: ExemplarRing
-    #: How often cells have moved, or were set to zero.
-    moves: int
-    #: Whether the process has joined, that is, its first measurement was noticed.
-    joined: bool
+    class SeriesStore(Protocol):
+        """The store of instruments, as far as a series uses it."""
 
-    def wake(self) -> None:
-        """Report the first measurement."""
+        lock: threading.RLock
+        memory: Memory
+        exemplars: ExemplarRing
+        #: How often cells have moved, or were set to zero.
+        moves: int
+        #: Whether the process has joined, that is, its first measurement was noticed.
+        joined: bool
+
+        def wake(self) -> None:
+            """Report the first measurement."""
 
 
 class Series:

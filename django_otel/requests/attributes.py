@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from django_otel.config.schema import Config
 from django_otel.redaction.cutting import cut
 from django_otel.requests.options import ObserverOptions, select_headers
-from django_otel.requests.protocols import RequestLike
 from django_otel.requests.series import Attributes, RequestClass
+
+if TYPE_CHECKING:
+    from django_otel.requests.protocols import RequestLike
 
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _MAX_HOSTS = 256

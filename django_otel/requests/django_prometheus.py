@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django_otel.metrics.django_prometheus import MEASURED
 from django_otel.metrics.instruments import Counter, Histogram
 from django_otel.metrics.series import HistogramSeries, Series
 from django_otel.metrics.store import CellStore
-from django_otel.requests.protocols import RequestLike, ResponseLike
 from django_otel.requests.record import RequestRecord
+
+if TYPE_CHECKING:
+    from django_otel.requests.protocols import RequestLike, ResponseLike
 
 #: As django-prometheus knows them; it calls every other method `<invalid method>`.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "OPTIONS", "CONNECT", "PATCH"})

@@ -17,7 +17,6 @@ from django_otel.requests.attributes import MAX_TEXT, StartAttributes
 from django_otel.requests.dimensions import ROUTE, check_route
 from django_otel.requests.layers import is_wanted, layer_attributes, settle
 from django_otel.requests.options import ObserverOptions, select_headers
-from django_otel.requests.protocols import MatchLike, RequestLike, ResponseLike
 from django_otel.requests.record import OPERATION, RareState, RequestRecord
 from django_otel.requests.series import Attributes, Labels, RequestMetrics, RouteSeries
 from django_otel.requests.view_names import name_view
@@ -26,6 +25,7 @@ from django_otel.tracing.spans import SPANS_DROPPED, DroppedSpan, RecordedSpan
 
 if TYPE_CHECKING:
     from django_otel.requests.django_prometheus import LegacyRequestMetrics
+    from django_otel.requests.protocols import MatchLike, RequestLike, ResponseLike
 
 
 class RequestFinisher:
@@ -236,7 +236,7 @@ class RequestFinisher:
 
 
 #: How a request with a span has ended: request, response, series, match, `error.type` ("" without) and exception.
-_End = tuple[RequestLike, ResponseLike | None, RouteSeries, MatchLike | None, str, BaseException | None]
+_End = tuple["RequestLike", "ResponseLike | None", RouteSeries, "MatchLike | None", str, BaseException | None]
 
 
 def _count_as_ended(record: RequestRecord) -> None:

@@ -11,6 +11,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Mapping
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -23,12 +24,14 @@ from django_otel.metrics.store import CellStore
 from django_otel.requests.attributes import StartAttributes
 from django_otel.requests.finish import RequestFinisher
 from django_otel.requests.options import ObserverOptions
-from django_otel.requests.protocols import RequestLike
 from django_otel.requests.queue_time import QueueTime
 from django_otel.requests.record import REQUEST_KEY, RequestRecord
 from django_otel.requests.series import RequestClass, RequestMetrics
 from django_otel.requests.start import SpanStarter, inbound_keys
 from django_otel.tracing.spans import Shared
+
+if TYPE_CHECKING:
+    from django_otel.requests.protocols import RequestLike
 
 _MAX_LEARNED_PATHS = 64
 #: Method, scheme and protocol of a request, and its class.

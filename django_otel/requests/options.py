@@ -12,11 +12,11 @@ from opentelemetry.util.types import AttributeValue
 from django_otel.base import frozen
 from django_otel.base.patterns import lazy_pattern
 from django_otel.requests.dimensions import Dimensions
-from django_otel.requests.protocols import RequestLike, ResponseLike
 from django_otel.sampling.sampler import LiveSampler
 
 if TYPE_CHECKING:
     from django_otel.requests.django_prometheus import LegacyRequestMetrics
+    from django_otel.requests.protocols import RequestLike, ResponseLike
     from django_otel.requests.record import RequestRecord
 
 #: Headers that are never recorded, even on request (check W010 warns of it).

@@ -12,13 +12,13 @@ from opentelemetry.context import Context, create_key
 from django_otel.base.sdk_compat import SPAN_KEY, attach, get_current
 from django_otel.base.sdk_compat import detach_or_raise as detach
 from django_otel.requests.deferred import DeferredSpan
-from django_otel.requests.protocols import RequestLike
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
 
 if TYPE_CHECKING:
     from django_otel.metrics.series import Series
     from django_otel.requests.layers import Layers
     from django_otel.requests.observer import Observer
+    from django_otel.requests.protocols import RequestLike
     from django_otel.requests.series import RequestClass
 
 #: Where a context holds its request, beside the span: a variable of its own would cost more.
@@ -28,11 +28,13 @@ OPERATION = "operation"
 _NO_IDS = (0, 0)
 
 
-class Repeats(Protocol):
-    """Equal queries of one request; the database layer's."""
+if TYPE_CHECKING:
 
-    def finish(self, span: trace.Span | None, route: str) -> None:
-        """Report them. Never raises an `Exception`."""
+    class Repeats(Protocol):
+        """Equal queries of one request; the database layer's."""
+
+        def finish(self, span: trace.Span | None, route: str) -> None:
+            """Report them. Never raises an `Exception`."""
 
 
 class RareState:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from django_otel.config.schema import Config
 from django_otel.requests.layers import measure
-from django_otel.requests.protocols import ResponseLike
 
 if TYPE_CHECKING:
+    from django_otel.requests.protocols import ResponseLike
     from django_otel.requests.record import RequestRecord
 
 #: Each entry of `Server-Timing`, and the layer it shows.
@@ -22,7 +22,7 @@ _ENTRIES = (
     ("middleware", "middleware"), ("view", "view"),
 )  # fmt: skip
 
-SetHeaders = Callable[["RequestRecord", ResponseLike], None]
+SetHeaders = Callable[["RequestRecord", "ResponseLike"], None]
 
 
 def build_response_headers(config: Config) -> SetHeaders | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from time import time_ns
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -16,7 +17,6 @@ from django_otel.config.schema import Config
 from django_otel.requests.attributes import StartAttributes
 from django_otel.requests.deferred import DeferredSpan
 from django_otel.requests.options import ObserverOptions
-from django_otel.requests.protocols import RequestLike
 from django_otel.requests.record import REQUEST_KEY, RequestRecord
 from django_otel.requests.series import Attributes
 from django_otel.sampling.decision import Decision
@@ -25,6 +25,9 @@ from django_otel.sampling.sampler import untraced, with_outcome
 from django_otel.tracing.propagation import META_GETTER, parse_traceparent
 from django_otel.tracing.spans import DroppedSpan
 from django_otel.tracing.tracer import Tracer
+
+if TYPE_CHECKING:
+    from django_otel.requests.protocols import RequestLike
 
 _NOTHING = Context()
 #: Here once: to find a member in its class takes Python 3.11 a thousand instructions.

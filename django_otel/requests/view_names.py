@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from django_otel.requests.protocols import MatchLike
+if TYPE_CHECKING:
+    from django_otel.requests.protocols import MatchLike
+
 
 #: Decorators around one view; a chain of wrappers could lead back to its beginning.
 _MOST_WRAPPERS = 20

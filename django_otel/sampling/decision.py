@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry.sdk.trace.sampling import Decision as SdkDecision
 from opentelemetry.sdk.trace.sampling import SamplingResult
@@ -18,12 +18,14 @@ RECORD_ONLY = SamplingResult(SdkDecision.RECORD_ONLY)
 DROP = SamplingResult(SdkDecision.DROP)
 
 
-class _Series(Protocol):
-    def add(self, amount: float) -> None: ...
+if TYPE_CHECKING:
+
+    class _Series(Protocol):
+        def add(self, amount: float) -> None: ...
 
 
 #: Gives the counter series of (rule, decision, reason).
-OpenSeries = Callable[[str, str, str], _Series]
+OpenSeries = Callable[[str, str, str], "_Series"]
 
 
 class Decision:

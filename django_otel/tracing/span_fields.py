@@ -17,12 +17,13 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status
 from django_otel.base.sdk_compat import SpanParts, read_list
 from django_otel.tracing.attributes import SharedAttributes
 
+if TYPE_CHECKING:
 
-class Scoped(Protocol):
-    """The tracer of a span, as far as the span reads it."""
+    class Scoped(Protocol):
+        """The tracer of a span, as far as the span reads it."""
 
-    scope: InstrumentationScope
-    instrumentation_info: InstrumentationInfo
+        scope: InstrumentationScope
+        instrumentation_info: InstrumentationInfo
 
 
 class SpanFields(SdkSpan):

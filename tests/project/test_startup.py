@@ -85,8 +85,10 @@ OURS_LATE = (
     "django_otel.live_sampling.log_level_form", "django_otel.live_sampling.overview",
     "django_otel.live_sampling.preview", "django_otel.metrics.django_prometheus", "django_otel.metrics.exposition",
     "django_otel.metrics.merging", "django_otel.metrics.negotiation", "django_otel.metrics.registry",
-    "django_otel.multiprocess.background", "django_otel.multiprocess.merge", "django_otel.multiprocess.snapshot",
+    "django_otel.multiprocess.background", "django_otel.multiprocess.memory", "django_otel.multiprocess.merge",
+    "django_otel.multiprocess.sharing", "django_otel.multiprocess.snapshot",
     "django_otel.operations", "django_otel.redaction.sdk_items", "django_otel.requests.django_prometheus",
+    "django_otel.requests.protocols",
     "django_otel.testing", "django_otel.tracestore", "django_otel.tracing.tail",
 )  # fmt: skip
 
