@@ -130,8 +130,9 @@ def fork_program(
     """Start this command by a fork; None where that would not be the same, and on other systems than Linux."""
     if sys.platform != "linux" or env is None or command[:2] != [sys.executable, "-m"]:
         return None
-    # gevent replaces what is imported already, and OpenTelemetry reads its variables when it is imported.
-    if command[2] not in _FORKED_PROGRAMS or "gevent" in command or any(name.startswith("OTEL_") for name in env):
+    # gevent replaces what is imported already, and OpenTelemetry reads some variables when it is imported.
+    otel = [name for name in env if name.startswith("OTEL_") and not name.startswith("OTEL_EXPORTER_OTLP_")]
+    if command[2] not in _FORKED_PROGRAMS or "gevent" in command or otel:
         return None
     libc = ctypes.CDLL(None, use_errno=True)
     with _borrow_shell(env, *_FORKED_PROGRAMS[command[2]]) as shell:

@@ -22,7 +22,7 @@ DASHBOARD, TRACES = "/admin/django_otel/dashboard/", "/admin/django_otel/trace/"
 @pytest.fixture(scope="module")
 def shop() -> Iterator[Demo]:
     """The demo, with visitors whose orders cross into the payment gateway and who run into the page that fails."""
-    with demo("--rate", "8") as run:
+    with demo("--rate", "4") as run:
         run.wait_for("Visitors send")
         yield run
 

@@ -16,6 +16,7 @@ from tests.console.test_accessible import (
     PAGES_WITHOUT,
     TRACES,
     chromium,
+    is_too_wide,
     open_page,
     open_trace,
     site,
@@ -97,6 +98,10 @@ def test_arabic_pages_run_from_right_to_left_and_hold_no_english(pages: Any) -> 
             words = set(re.findall(r"[A-Za-z]{2,}[A-Za-z0-9]*", text)) - LATIN_WORDS
             if words and not is_recorded:
                 faults.append(f"{name}: in English: {text}")
+        page.set_viewport_size({"width": 400, "height": 900})
+        if is_too_wide(page):
+            faults.append(f"{name}: scrolls sideways on a phone")
+        page.set_viewport_size({"width": 1280, "height": 900})
     assert not faults, "\n".join(sorted(set(faults)))
 
 

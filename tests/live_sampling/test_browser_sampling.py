@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from tests import services
-from tests.live_sampling.test_browser import LOOKS, WEAK_TEXT, chromium
+from tests.live_sampling.test_browser import LOOKS, WEAK_TEXT, chromium, give_session
 
 __all__ = ["chromium"]
 
@@ -93,11 +93,8 @@ def open_page(chromium: Any, site: Site) -> Iterator[Any]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         # What a content policy forbids is told here, too.
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.goto(f"/admin/login/?next={path}")
-        page.get_by_label("Username").fill(user)
-        page.get_by_label("Password").fill(user)
-        page.get_by_role("button", name="Log in").click()
-        page.wait_for_url(f"**{PAGE}**")
+        give_session(context, site.url, user)
+        page.goto(path)
         return page
 
     yield open_it

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -21,7 +19,6 @@ from django_otel import models, runtime
 from django_otel.live_sampling import follower
 from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion, read_state
 from django_otel.sampling import policy
-from tests import services
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -450,15 +447,3 @@ def test_nothing_is_left_to_migrate():
     for auto_field in ("django.db.models.BigAutoField", "django.db.models.AutoField"):
         with override_settings(DEFAULT_AUTO_FIELD=auto_field):
             call_command("makemigrations", "django_otel", check=True, dry_run=True, verbosity=0)
-
-
-@pytest.mark.skipif(ON_POSTGRESQL, reason="this is the run on PostgreSQL")
-def test_all_of_this_holds_on_postgresql(postgres):
-    """Every test of this file, in a process of its own whose database is PostgreSQL."""
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-n", "0", "-p", "no:cacheprovider"],
-        cwd=services.ROOT, env={**os.environ, "TEST_DATABASE_URL": postgres, "PYTEST_ADDOPTS": ""}, timeout=300,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout

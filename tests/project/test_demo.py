@@ -195,10 +195,26 @@ def assert_invoices_are_shown(admin: Admin, backend: str) -> None:
     wait_until(is_whole, 60, "the request and its task on the page of the trace")
 
 
-def test_five_seconds_of_the_demo_end_with_a_true_table(receiver: services.Receiver) -> None:
+def press_ctrl_c(run: Demo) -> None:
+    """As a terminal does, which sends it to the whole group; people press it twice."""
+    os.killpg(run.process.pid, signal.SIGINT)
+    time.sleep(0.2)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(run.process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("way", ["Ctrl-C", pytest.param("--seconds", marks=pytest.mark.long)])
+def test_the_demo_ends_with_a_true_table(way: str, receiver: services.Receiver) -> None:
     """The table's spans are those that a receiver of the user's own got, and one trace goes through both services."""
-    with demo("--seconds", "5", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}) as run:
+    arguments = ("--seconds", "5") if way == "--seconds" else ()
+    with demo(*arguments, environ={"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}) as run:
+        if way == "Ctrl-C":
+            wait_until(lambda: Counter(span.name for _, span in receiver.spans())["POST /charges/"] > 3, 60, "charges")
+            wait_until(lambda: len(receiver.spans()) > 200, 60, "spans")
+            assert len(run.pids("gunicorn")) == 5, run.running()
+            press_ctrl_c(run)
         assert run.wait() == 0, run.output
+        assert "Traceback" not in run.output
         assert_good_table(run)
         assert f"http://127.0.0.1:{run.port}/metrics" in run.output
         assert f"http://127.0.0.1:{run.port}/admin/" in run.output
@@ -253,23 +269,15 @@ def test_the_demo_runs_on_postgresql_and_valkey_before_a_strict_collector(rotel:
     assert "redis" in log
 
 
-@pytest.mark.parametrize(
-    "way", ["Ctrl-C", pytest.param("SIGTERM", marks=pytest.mark.long), pytest.param("SIGHUP", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["SIGTERM", "SIGHUP"])
 def test_the_demo_stops_everything_it_started_when_it_is_told_to(way: str) -> None:
     """Without --seconds it runs until then, and shows its table all the same."""
     with demo() as run:
         run.wait_for("Visitors send")
         time.sleep(1.5)
         assert len(run.pids("gunicorn")) == 5, run.running()
-        if way == "Ctrl-C":
-            # A terminal sends it to the whole group, and people press it twice.
-            os.killpg(run.process.pid, signal.SIGINT)
-            time.sleep(0.2)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(run.process.pid, signal.SIGINT)
-        else:
-            run.process.send_signal(getattr(signal, way))
+        run.process.send_signal(getattr(signal, way))
         assert run.wait() == 0, run.output
         assert int(run.table()["Requests sent"][0]) > 0
         assert "Traceback" not in run.output

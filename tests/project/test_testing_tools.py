@@ -27,6 +27,7 @@ from django_otel.testing import (
     capture_spans,
     override_sampling,
 )
+from tests import services
 from tests.relations import models
 from tests.services import close_for_good
 
@@ -180,7 +181,7 @@ def test_in_a_test_case_without_pytest(tmp_path, plain):
     (tmp_path / "test_captures.py").write_text(textwrap.dedent(CASES))
     env = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "django", "test", "test_captures", *(["--shuffle"] if plain else [])]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = services.run_program(command, env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Ran 9 tests" in done.stderr
 
