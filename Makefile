@@ -7,7 +7,7 @@ setup:
 	python3 -m venv .venv
 	.venv/bin/pip install -q -e '.[test,lint,docs]'
 
-# Everything that needs no server.
+# What needs no server and little time.
 quick:
 	$(PYTHON) -m pytest -q -m quick
 

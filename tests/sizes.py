@@ -1,7 +1,8 @@
 """The size of a test, read from its source: "quick" is what needs no server, no browser and no other process.
 
 A test is quick when neither it, nor a fixture or helper that it names, nor what those name, has one of `SLOW_WORDS`.
-Where the process is started by code outside the tests, the test has the mark "process".
+Where the process is started by code outside the tests, the test has the mark "process"; where all it does takes the
+time of many others, the mark "heavy".
 
 `each()` runs a table of rows as one test; `few()`, `scaled()` and `examples()` keep a run short and give the whole
 where DJANGO_OTEL_LONG=1 asks for it, which .ci/run does.
@@ -171,8 +172,8 @@ def read(path: Path) -> Module:
 
 
 def is_quick(item: pytest.Function) -> bool:
-    """Return whether this test needs nothing but the process of the tests."""
-    if item.get_closest_marker("process"):
+    """Return whether this test needs nothing but the process of the tests, and little of its time."""
+    if item.get_closest_marker("process") or item.get_closest_marker("heavy"):
         return False
     module = read(item.path)
     names = [getattr(item, "originalname", None) or item.name, *module.always]

@@ -488,6 +488,7 @@ def find_private_names(source: str, slots: Iterable[str] = ()) -> Iterator[tuple
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("sdk_compat.py", "sdk_environment.py"))
 
 
+@pytest.mark.heavy
 @sizes.each("path", MODULES)
 def test_no_module_but_one_uses_private_names(path):
     """A new version of OpenTelemetry may break base/sdk_compat.py and base/sdk_environment.py, and nothing else."""

@@ -91,6 +91,7 @@ def judge(variable, value):
     json.dumps(config.warnings)
 
 
+@pytest.mark.heavy
 @pytest.mark.scaled
 @sizes.each(("number", "value"), enumerate(GARBAGE))
 def test_a_value_that_does_not_fit_is_named_and_changes_nothing(number, value):

@@ -1026,6 +1026,7 @@ def _odd_blobs():
     return [*packed, deep, b"", b"\x00" * 50, "text", 5, None]
 
 
+@pytest.mark.heavy
 @pytest.mark.scaled
 @pytest.mark.parametrize(
     "table",

@@ -293,6 +293,7 @@ def _huge_answer():
     return gzip.compress(bytes(200 * 2**20), 6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("status", [200, 400, 500])
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_a_huge_answer_is_not_read_into_memory(status, is_packed):

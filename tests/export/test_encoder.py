@@ -170,6 +170,7 @@ def build_nested(depth: int, wrap, core):
     return core
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("core", ["x", None, [], {}, [None], {"k": None}], ids=repr)
 @pytest.mark.parametrize("wrap", [lambda value: [value], lambda value: {"k": value}], ids=["list", "mapping"])
 def test_exactly_what_a_parser_takes_is_sent_of_deep_nesting(wrap, core):
@@ -554,6 +555,7 @@ def test_any_spans_are_encoded_as_by_the_stock_encoder(spans):
     assert_equal_to_stock(spans)
 
 
+@pytest.mark.heavy
 @FUZZ
 @given(st.lists(st.lists(readable_spans, max_size=3), min_size=2, max_size=4))
 def test_one_encoder_for_many_batches_mixes_nothing_up(batches):
@@ -604,6 +606,7 @@ def build_plans(attributes):
     )
 
 
+@pytest.mark.heavy
 @FUZZ
 @given(build_plans(attributes))
 def test_any_spans_of_the_sdk_are_encoded_as_by_the_stock_encoder(plan):

@@ -136,6 +136,7 @@ _CALLS = {
 }  # fmt: skip
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("ignores", [True, False])
 def test_a_dead_server_is_an_error_also_where_django_redis_ignores_it(settings, otel_metrics, ignores):
     settings.CACHES = {

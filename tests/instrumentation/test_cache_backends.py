@@ -103,6 +103,7 @@ CALLS = (
 )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_every_operation_is_measured_once(is_async, cache, otel_metrics):
     """Whatever it is made of in the backend: by its sync and its async name the same."""

@@ -60,6 +60,7 @@ def test_an_immediate_task_stands_below_its_sender(backend, otel_spans, otel_met
     assert not context.get_current()
 
 
+@pytest.mark.heavy
 @pytest.mark.django_db
 def test_a_task_inside_a_task_stands_below_it(backend, otel_spans):
     from tests.task_shop import jobs

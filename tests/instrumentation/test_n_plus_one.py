@@ -135,6 +135,7 @@ def test_the_stack_is_walked_in_the_first_request_alone(fresh, client, monkeypat
     assert walks == found == []
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("view", "advice", "model"),
     [
@@ -181,6 +182,7 @@ def test_the_cure_is_that_of_the_field_behind_the_query(client, otel_spans, view
     assert marked_line(found).endswith("# here\n")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "view",
     ["get_by_key", "count", "exists", "filtered", "ordered", "first", "sliced", "values", "iterated", "refreshed",

@@ -410,6 +410,7 @@ def test_a_rule_that_makes_no_sense_is_refused_beside_its_fields(row, message):
     assert 'value="/good/*"' in response.content.decode()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("permissions", "may_add", "may_change", "may_remove"),
     [
@@ -821,6 +822,7 @@ def fields_of(page) -> dict[str, str]:
     return {name: value for name, value in parser.data if name not in ("q", "_popup")}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("form", ["urlencoded", pytest.param("multipart", marks=pytest.mark.long)])
 @pytest.mark.scaled
 def test_as_many_rules_as_are_allowed_can_be_saved_and_removed(form, settings):

@@ -25,6 +25,7 @@ RULE = {
 }  # fmt: skip
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("permissions", [("view_samplingpolicy",), ()])
 def test_what_reorders_text_is_written_out(permissions):
     """On every page, for readers and for those who may write; the fields of a form keep what was typed."""

@@ -69,6 +69,7 @@ def database_gone(request, tmp_path):
     connections.settings["other"], connections["other"] = settings, connected
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("is_atomic", sizes.few([False, True], 2))
 def test_every_page_says_which_command_makes_the_tables(tables_of, client, is_atomic):
     """Instead of Django's page for errors; afterwards the same addresses work, without a restart."""

@@ -93,6 +93,7 @@ def faults_of(entry: polib.POEntry, plural_forms: str) -> list[str]:
     return faults
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_each_message_is_translated_with_its_placeholders_tags_and_names(language):
     catalogue = read(language)
@@ -227,6 +228,7 @@ def _texts_of(path: Path):
     return texts_in(path.read_text(encoding="utf-8"))[0]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_text_of_the_code_is_in_the_catalogue(language):
     """Also where xgettext does not look: it passes over calls within an f-string."""

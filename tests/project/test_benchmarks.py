@@ -232,6 +232,7 @@ def versions():
     return {name: {"django": "5.2.1", name: "1.0"} for name in ("bare", "django-otel", "official")}
 
 
+@pytest.mark.heavy
 def test_what_was_counted_is_kept_while_nothing_changed(tmp_path, monkeypatch, versions):
     _finished_run(tmp_path, monkeypatch, versions)
     assert _resumed(tmp_path) == {"bare", "django-otel", "official"}

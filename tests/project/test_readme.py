@@ -297,6 +297,7 @@ def test_a_task_of_huey_continues_its_senders_trace(settings, otel_spans):
 
 
 # Channels closes old connections after a message, also those that another test left in the thread.
+@pytest.mark.heavy
 @pytest.mark.django_db
 async def test_a_message_of_a_channels_layer_continues_its_senders_trace(settings, otel_spans):
     pytest.importorskip("channels")

@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
+# Each reads the whole package.
+pytestmark = pytest.mark.heavy
+
 PACKAGE = Path(__file__).resolve().parents[2] / "django_otel"
 
 MODULE_LINES = 600

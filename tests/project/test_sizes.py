@@ -6,6 +6,7 @@ import inspect
 import os
 import signal
 import sqlite3
+import sys
 
 import pytest
 
@@ -52,6 +53,11 @@ def test_in_here(): assert services.wait_until(lambda: LIMIT)
 def test_what_starts_a_process_is_not_quick(tmp_path, name, is_slow):
     (tmp_path / "test_it.py").write_text(SOURCE)
     assert sizes.Module(tmp_path / "test_it.py").is_slow(name) is is_slow
+
+
+@pytest.mark.heavy
+def test_what_is_heavy_is_not_quick(request):
+    assert not sizes.is_quick(request.node)
 
 
 def test_one_fixture_for_all_tests_of_a_file_makes_none_quick(tmp_path):
@@ -142,3 +148,26 @@ def test_a_command_of_django_runs(tmp_path):
     assert "no issues" in done.stdout + done.stderr
     with pytest.raises(AssertionError, match="Unknown command"):
         services.run_django(services.server_env({}), "no_such_command")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is adopted")
+def test_a_program_is_forked_and_a_child_of_the_tests(tmp_path):
+    """With its own group and command line, and what it returns; another one may run beside it."""
+    code = (
+        "import os, sys; words = open('/proc/self/cmdline').read().split(chr(0)); "
+        "print(os.getpid(), os.getpgid(0), os.getppid(), *words[1:4], *sys.argv[1:3], os.environ['MINE']); sys.exit(3)"
+    )
+    command = [sys.executable, "-m", "django", "shell", "--command", code]
+    logs = [tmp_path / name for name in ("one", "two")]
+    environments = [services.server_env(MINE=log.name) for log in logs]
+    with (
+        services.running(command, environments[0], logs[0]) as one,
+        services.running(command, environments[1], logs[1]) as two,
+    ):
+        for process, log in ((one, logs[0]), (two, logs[1])):
+            assert type(process).__name__ == "ForkedProgram"
+            assert process.wait(60) == process.poll() == 3
+            pid = str(process.pid)
+            shown = log.read_text().splitlines()[-1].split()
+            assert shown == [pid, pid, str(os.getpid()), "-m", "django", "shell", "shell", "--command", log.name]
+    assert services.fork_program(command, {**environments[0], "OTEL_PROPAGATORS": "b3"}, None) is None

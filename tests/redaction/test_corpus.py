@@ -32,6 +32,7 @@ def test_no_text_is_in_both_lists():
     assert harmless[0] & harmless[1] == set()
 
 
+@pytest.mark.heavy
 def test_the_published_figures_are_the_measured_ones(scrubber):
     page = (FOLDER.parents[1] / "docs" / "privacy.md").read_text("utf-8")
     for row, secrets, harmless in zip(
@@ -44,6 +45,7 @@ def test_the_published_figures_are_the_measured_ones(scrubber):
         ) in page
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("names", [measure.SECRETS, measure.SECRETS[1:]], ids=["all", "held out"])
 def test_recall(scrubber, names):
     results = [result for name in names for result in measure.measure_secrets(scrubber, name)]
@@ -58,6 +60,7 @@ def test_precision(scrubber, names):
     assert measure.share(results) >= 0.98, mangled
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", measure.SECRETS)
 def test_a_scrubbed_text_is_not_changed_again(scrubber, name):
     for result in measure.measure_secrets(scrubber, name):

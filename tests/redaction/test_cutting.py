@@ -33,6 +33,7 @@ def _texts(secret: str) -> list[str]:
     ]
 
 
+@pytest.mark.heavy
 @pytest.mark.scaled
 @pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("length", [100, 1000, 4000])
@@ -52,6 +53,7 @@ def test_a_cut_text_has_its_length_and_a_short_one_is_the_same():
     assert len(cutting.cut_stack("ab " * 100_000, 50, SCRUB)) <= 50
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("size", [2_000, 20_000, 300_000])
 def test_the_stack_and_the_message_of_an_exception_hold_no_secret(size):
     secret = "Qz7Xk2Vb9Wn4"
@@ -80,6 +82,7 @@ def test_a_long_attribute_of_a_span_is_redacted_before_it_is_cut(otel_spans):
     assert not any(secret[:6] in str(value) for value in texts)
 
 
+@pytest.mark.heavy
 @pytest.mark.scaled
 def test_a_long_log_record_is_redacted_before_it_is_cut(otel_logs):
     secret = "Qz7Xk2Vb9Wn4"
@@ -170,6 +173,7 @@ def _texts_in(value):
             yield from _texts_in(item)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("form", "number"),
     [
@@ -202,6 +206,7 @@ def test_no_tail_of_a_secret_leaves_with_a_span(tracer, otel_spans, number, form
     assert max(map(len, texts), default=0) <= LIMIT
 
 
+@pytest.mark.heavy
 @pytest.mark.scaled
 @pytest.mark.parametrize("number", range(6))
 def test_no_tail_of_a_secret_leaves_with_the_exception_of_a_span(tracer, otel_spans, number):
@@ -261,6 +266,7 @@ def test_no_cut_goes_through_the_mark_of_a_redaction():
         assert "[redacted]" in found or "[" not in found
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("length", [100, 4096])
 @pytest.mark.parametrize("number", range(6))
 def test_an_exception_is_redacted_where_another_provider_exports_and_cuts_the_span(number, length):

@@ -40,6 +40,7 @@ def _no_limit(monkeypatch):
     assert not guard.fault_counts(), guard.fault_counts()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("start", ["", "password=", '"token": "'])
 @pytest.mark.parametrize("part", sizes.few(PARTS, 8), ids=repr)
 def test_a_text_takes_time_in_proportion_to_its_length(part, start):

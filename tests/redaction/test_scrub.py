@@ -540,6 +540,7 @@ def test_hostile_text_takes_time_in_proportion_to_its_length(monkeypatch, name, 
     assert large < max(1, 40 * small), (small, large)
 
 
+@pytest.mark.heavy
 @pytest.mark.scaled
 def test_a_very_long_text_is_cut_and_stays_cut():
     once = SCRUBBER.text("x y " * 200_000)

@@ -471,6 +471,7 @@ def test_sqlite_and_we_agree_on_where_a_string_ends(before, after):
     assert parameterise(sql, "sqlite").text == "SELECT ?"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "piece",
     sizes.few(["'", '"', "''", "\\'", "E'", "$a$", "$a", "/*", "*/", "(", "a.", "q'[", "[", "`", "--", "#", "%(", "1e+",

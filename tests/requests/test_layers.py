@@ -330,6 +330,7 @@ def check(found, whole_s, least):
         assert found["view"] == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("url", "least", "is_async"),
     [

@@ -407,6 +407,7 @@ def test_under_load_every_error_arrives_whole_at_a_real_receiver():
     assert found["others"] < 0.1 * found["answered"]
 
 
+@pytest.mark.heavy
 def test_a_full_buffer_stays_in_the_stated_bound():
     """docs/sampling.md: TAIL_BUFFER_SPANS times about 2 KiB, for spans with ten short attributes."""
     from benchmarks.tail import measure_buffer
