@@ -6,7 +6,8 @@ evaluation of a related manager's queryset. Their variables name the field and t
 object. No such frame, or one that only looks like it (`related.filter(...)`,
 `.get(pk=...)`), means no advice; so does an object that no query has loaded
 (`origins`), or that is only being built (`post_init`): joined and prefetched objects
-come after that. An object of `raw()` takes prefetched ones alone.
+come after that. An object of `raw()` takes prefetched ones alone. Nor is there any where
+the code around the line changes what the relation goes by (`changed_objects`).
 """
 
 # ruff: noqa: SLF001 (querysets do not say in public where they come from)
@@ -148,7 +149,8 @@ def _advise_on_forward(descriptor: Any, instance: Model, queryset: QuerySet[Any]
     field = descriptor.field
     if not _loads(queryset, field.remote_field.model):
         return None
-    return _advise_on_object(instance, field.name, field.name, queryset, place)
+    keys = {own.attname for own, _ in field.related_fields}
+    return _advise_on_object(instance, field.name, field.name, queryset, place, keys)
 
 
 def _advise_on_reverse(descriptor: Any, instance: Model, queryset: QuerySet[Any], place: FrameType) -> Advice | None:
@@ -156,32 +158,37 @@ def _advise_on_reverse(descriptor: Any, instance: Model, queryset: QuerySet[Any]
     related = descriptor.related
     if not _loads(queryset, related.related_model):
         return None
-    return _advise_on_object(instance, related.field.related_query_name(), related.get_accessor_name(), queryset, place)
+    keys = {"pk", *(other.attname for _, other in related.field.related_fields)}
+    read_as = related.get_accessor_name()
+    return _advise_on_object(instance, related.field.related_query_name(), read_as, queryset, place, keys)
 
 
 def _advise_on_object(
-    instance: Model, joined_as: str, read_as: str, queryset: QuerySet[Any], place: FrameType
+    instance: Model, joined_as: str, read_as: str, queryset: QuerySet[Any], place: FrameType, keys: set[str]
 ) -> Advice | None:
     """The relation to one object: a join, or a second query where it is in another database."""
+    if _climbs(queryset, instance, read_as, place):
+        return None
     if queryset.db == instance._state.db:
-        found = _build(SELECT, joined_as, instance, place, may_fetch_peers=True)
+        found = _build(SELECT, joined_as, instance, place, keys, may_fetch_peers=True)
         if found is not None:
             return found
-    return _build(PREFETCH, read_as, instance, place, may_fetch_peers=True)
+    return _build(PREFETCH, read_as, instance, place, keys, may_fetch_peers=True)
 
 
 def _advise_on_field(descriptor: Any, instance: Model, queryset: QuerySet[Any], place: FrameType) -> Advice | None:
     """`book.text`, where `defer()` or `only()` has left it out."""
     if not _loads(queryset, type(instance)):
         return None
-    return _build(FIELDS, descriptor.field.name, instance, place, may_fetch_peers=True)
+    return _build(FIELDS, descriptor.field.name, instance, place, {descriptor.field.attname}, may_fetch_peers=True)
 
 
 def _advise_on_generic(descriptor: Any, instance: Model, queryset: QuerySet[Any], place: FrameType) -> Advice | None:
     """`note.content_object`, a generic foreign key."""
     # Django 6.1 has a descriptor for it, earlier versions the field itself.
-    name = getattr(descriptor, "field", descriptor).name
-    return _build(PREFETCH, name, instance, place, may_fetch_peers=True)
+    field = getattr(descriptor, "field", descriptor)
+    keys = {field.ct_field, getattr(instance._meta.get_field(field.ct_field), "attname", ""), field.fk_field}
+    return _build(PREFETCH, field.name, instance, place, keys, may_fetch_peers=True)
 
 
 def _advise_on_manager(queryset: QuerySet[Any], place: FrameType) -> Advice | None:
@@ -205,7 +212,18 @@ def _advise_on_manager(queryset: QuerySet[Any], place: FrameType) -> Advice | No
     if len({name for _, name in found}) != 1:
         return None
     instance, name = found[0]
-    return _build(PREFETCH, name, instance, place, may_fetch_peers=False)
+    if _climbs(queryset, instance, name, place):
+        return None
+    keys = {"pk", instance._meta.pk.attname}
+    return _build(PREFETCH, name, instance, place, keys, may_fetch_peers=False)
+
+
+def _climbs(queryset: QuerySet[Any], instance: Model, name: str, place: FrameType) -> bool:
+    """Return whether the line goes up or down a tree, which no queryset could have loaded."""
+    # Not before there is something to advise: few processes come to it.
+    from django_otel.instrumentation.changed_objects import climbs
+
+    return _is_same(queryset.model, type(instance)) and climbs(place, name)
 
 
 _Loader = Callable[[Any, Model, QuerySet[Any], FrameType], Advice | None]
@@ -279,7 +297,16 @@ def _compile(queryset: QuerySet[Any]) -> tuple[Any, ...] | None:
     except EmptyResultSet:
         return None
     state: Any = queryset
-    return sql, tuple(params), queryset.db, state._iterable_class, state._fields, state._prefetch_related_lookups
+    loaded = queryset.query.deferred_loading
+    return (
+        sql,
+        tuple(params),
+        queryset.db,
+        state._iterable_class,
+        state._fields,
+        state._prefetch_related_lookups,
+        loaded,
+    )
 
 
 @contextlib.contextmanager
@@ -320,14 +347,27 @@ class _QueryRefusedError(Exception):
 # --- From which queryset. ---
 
 
-def _build(method: str, name: str, instance: Model, place: FrameType, *, may_fetch_peers: bool) -> Advice | None:
+def _build(
+    method: str, name: str, instance: Model, place: FrameType, keys: set[str], *, may_fetch_peers: bool
+) -> Advice | None:
     """Give the path from an object that the place has in a variable, if `instance` hangs on one.
 
-    So `item.order.customer` is a matter of the queryset that loads the items; None where that could not do it.
+    So `item.order.customer` is a matter of the queryset that loads the items; None where that could not do it, or where
+    one of the attributes `keys`, by which Django finds the object, may have changed since.
     """
+    from django_otel.instrumentation.changed_objects import read_changes
+
     has_peers = may_fetch_peers and FETCH_ONE is not None and instance._state.fetch_mode is FETCH_ONE
     owner, steps = _find_path(instance, place, is_joined=method != PREFETCH)
     if origins.is_new(owner) or (method != PREFETCH and origins.is_raw(owner)):
+        return None
+    changes = read_changes(place, {type(instance), type(owner)})
+    on_the_way = set(_find_keys(type(owner), steps))
+    if method == FIELDS:
+        is_changed = not changes.deleted.isdisjoint(keys) or bool(steps and changes.affect(on_the_way))
+    else:
+        is_changed = changes.affect(keys | on_the_way) or name in changes.managed
+    if is_changed:
         return None
     options = owner._meta
     return Advice(method, "__".join((*steps, name)), options.label, options.db_table, has_peers)
@@ -357,6 +397,18 @@ def _find_path(instance: Model, place: FrameType, *, is_joined: bool) -> tuple[M
         return own
     ((_, steps), owner) = found_here.popitem()
     return owner, steps
+
+
+def _find_keys(model: type[Model], steps: Iterable[str]) -> Iterator[str]:
+    """Names of the attributes by which a path leads from object to object."""
+    for step in steps:
+        yield step
+        field = next((each for each in model._meta.get_fields() if each.name == step), None)
+        yield getattr(field, "attname", step)
+        related = getattr(field, "related_model", None)
+        if not isinstance(related, type):
+            return
+        model = related
 
 
 def _name_step(model: type[Model], cached_as: str, *, is_joined: bool) -> str | None:

@@ -138,6 +138,16 @@ def is_django(file_name: str) -> bool:
     return file_name.startswith(_DJANGO)
 
 
+def is_project(file_name: str) -> bool:
+    """Return whether the project's own code is in that file."""
+    return _rank(file_name) == _PROJECT
+
+
+def is_boundary(code: CodeType) -> bool:
+    """Return whether it is Django's code around every middleware and the view."""
+    return _rank(code.co_filename) == _MARKED and _find_mark(code) == _BOUNDARY
+
+
 def _rank(file_name: str) -> int:
     rank = _ranks.get(file_name)
     if rank is None:

@@ -169,6 +169,12 @@ def test_the_stack_is_walked_in_the_first_request_alone(fresh, client, monkeypat
         ("wishes", 'prefetch_related("wishes")', "Reader"),
         ("reverse_by_another_name", 'prefetch_related("readers")', "Book"),
         ("in_sync_code", f'select_related("author"){PEERS}', "Book"),
+        ("another_field", f'select_related("author"){PEERS}', "Book"),
+        ("prefetched_of_a_slice", 'prefetch_related("chapter_set")', "Book"),
+        ("of_an_annotated_queryset", f'select_related("author"){PEERS}', "Book"),
+        ("of_a_database", f'select_related("author"){PEERS}', "Book"),
+        ("mentors", f'select_related("mentor"){PEERS}', "Reader"),
+        ("read_and_kept", f'only() with "text" or defer() without it{PEERS}', "Book"),
         ("books", None, None),
     ],
 )
@@ -190,7 +196,12 @@ def test_the_cure_is_that_of_the_field_behind_the_query(client, otel_spans, view
      "new_in_bulk", "new_with_many", "locked", "deleted", "new_in_bulk_with_many", "by_a_new_object", "read_one_by_one",
      "read_one_by_one_elsewhere", "while_built", "many_while_built",
      "raw_cursor", "executed_many", "literals", "created", "saved", "failing", "awaited",
-     "gathered", "timed", "generated", "of_async_code", "async_streamed"],
+     "gathered", "timed", "generated", "of_async_code", "async_streamed",
+     "another_key", "another_key_by_its_name", "another_key_before", "another_key_by_a_function",
+     "another_key_by_a_method", "another_key_on_the_way", "another_generic_key", "another_primary_key",
+     "refreshed_before", "changed_by_its_manager", "deleted_field", "forgotten", "climbed", "climbed_by_recursion",
+     "through_model_by_hand", "got_or_created", "got_or_created_of_an_object", "annotated", "of_rows", "aggregated",
+     "contained"],
 )  # fmt: skip
 def test_no_cure_is_named_where_it_would_be_a_guess(client, otel_spans, view):
     """Queries that neither a join nor a prefetch replaces, and those of no model's field."""

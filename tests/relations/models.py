@@ -72,6 +72,9 @@ class Book(Owned):
     def save(self, *args, **kwargs):
         super().save(*args, **kwargs)
 
+    def hand_over(self):
+        self.author_id = self.editor_id
+
     def refresh_from_db(self, *args, **kwargs):
         super().refresh_from_db(*args, **kwargs)
 

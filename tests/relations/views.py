@@ -8,7 +8,7 @@ from pathlib import Path
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib import admin
 from django.db import IntegrityError, connection, connections, transaction
-from django.db.models import prefetch_related_objects
+from django.db.models import Count, Value, prefetch_related_objects
 from django.db.models.signals import post_init
 from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
@@ -350,6 +350,206 @@ def many_while_built(request):
         return answer(Book.objects.all())
     finally:
         post_init.disconnect(look, sender=Book)
+
+
+# --- Objects that are changed after their query. ---
+
+
+def another_key(request):
+    found = []
+    for book in Book.objects.all():
+        book.author_id = book.editor_id
+        found.append(book.author.name)  # here
+    return answer(found)
+
+
+def another_key_by_its_name(request):
+    found = []
+    for book in Book.objects.all():
+        setattr(book, "author_id", book.editor_id)
+        found.append(book.author.name)  # here
+    return answer(found)
+
+
+def another_key_before(request):
+    books = list(Book.objects.all())
+    for book in books:
+        book.author_id = book.editor_id
+    return answer([book.author.name for book in books])  # here
+
+
+def give_another_key(book):
+    book.author_id = book.editor_id
+
+
+def another_key_by_a_function(request):
+    found = []
+    for book in Book.objects.all():
+        give_another_key(book)
+        found.append(book.author.name)  # here
+    return answer(found)
+
+
+def another_key_by_a_method(request):
+    found = []
+    for book in Book.objects.all():
+        book.hand_over()
+        found.append(book.author.name)  # here
+    return answer(found)
+
+
+def another_key_on_the_way(request):
+    found = []
+    for chapter in Chapter.objects.all():
+        chapter.book_id = chapter.book_id
+        chapter.book = Book.objects.get(pk=chapter.book_id)
+        found.append(chapter.book.author.name)  # here
+    return answer(found)
+
+
+def another_generic_key(request):
+    found = []
+    for note in Note.objects.all():
+        note.object_id = note.object_id + 0
+        found.append(note.content_object.title)  # here
+    return answer(found)
+
+
+def another_primary_key(request):
+    found = []
+    for number, book in enumerate(Book.objects.all()):
+        book.pk = 1000 + number
+        found.append(list(book.chapter_set.all()))  # here
+    return answer(found)
+
+
+def refreshed_before(request):
+    found = []
+    for book in Book.objects.select_related("author"):
+        book.refresh_from_db()
+        found.append(book.author.name)  # here
+    return answer(found)
+
+
+def changed_by_its_manager(request):
+    found = []
+    for book in Book.objects.prefetch_related("tags"):
+        book.tags.add(*book.tags.all())
+        found.append(list(book.tags.all()))  # here
+    return answer(found)
+
+
+def deleted_field(request):
+    found = []
+    for book in Book.objects.all():
+        del book.text
+        found.append(book.text)  # here
+    return answer(found)
+
+
+def forgotten(request):
+    found = []
+    for book in Book.objects.select_related("author"):
+        book._state.fields_cache.clear()
+        found.append(book.author.name)  # here
+    return answer(found)
+
+
+def build_chain():
+    """Readers of whom each has the one before as mentor; return the last."""
+    readers = list(Reader.objects.order_by("pk"))
+    for mentor, reader in zip(readers, readers[1:], strict=False):
+        reader.mentor = mentor
+    Reader.objects.bulk_update(readers, ["mentor"])
+    return Reader.objects.create(name="last", mentor=readers[-1])
+
+
+def climbed(request):
+    reader = Reader.objects.get(pk=build_chain().pk)
+    while reader.mentor_id is not None:
+        reader = reader.mentor  # here
+    return answer([reader])
+
+
+def climb(reader):
+    return climb(reader.mentor) if reader.mentor_id is not None else reader  # here
+
+
+def climbed_by_recursion(request):
+    return answer([climb(Reader.objects.get(pk=build_chain().pk))])
+
+
+def through_model_by_hand(request):
+    through = Book.tags.through
+    return answer([list(through.objects.filter(book=book)) for book in Book.objects.all()])  # here
+
+
+def got_or_created(request):
+    for number in range(12):
+        Country.objects.get_or_create(name=f"country {number}")  # here
+    return answer([])
+
+
+def got_or_created_of_an_object(request):
+    found = []
+    for book in Book.objects.all():
+        found.append(book.chapter_set.get_or_create(title="x"))  # here
+    return answer(found)
+
+
+def annotated(request):
+    books = Book.objects.all()
+    return answer([list(book.chapter_set.annotate(one=Value(1))) for book in books])  # here
+
+
+def of_rows(request):
+    rows = Book.objects.values("author_id")
+    return answer([list(Author.objects.filter(pk=row["author_id"])) for row in rows])  # here
+
+
+def aggregated(request):
+    return answer([book.chapter_set.aggregate(Count("pk")) for book in Book.objects.all()])  # here
+
+
+def contained(request):
+    chapter = Chapter.objects.first()
+    return answer([book.chapter_set.contains(chapter) for book in Book.objects.all()])  # here
+
+
+# --- Changes that are none of the relation. ---
+
+
+def another_field(request):
+    found = []
+    for book in Book.objects.all():
+        book.title = "x"
+        found.append(book.author.name)  # here
+    return answer(found)
+
+
+def prefetched_of_a_slice(request):
+    return answer([list(book.chapter_set.all()) for book in Book.objects.all()[:12]])  # here
+
+
+def of_an_annotated_queryset(request):
+    return answer([book.author.name for book in Book.objects.annotate(one=Value(1))])  # here
+
+
+def of_a_database(request):
+    return answer([book.author.name for book in Book.objects.using("default")])  # here
+
+
+def mentors(request):
+    build_chain()
+    return answer([reader.mentor for reader in Reader.objects.exclude(mentor=None)])  # here
+
+
+def read_and_kept(request):
+    found = []
+    for book in Book.objects.defer("text"):
+        book.text = book.text.upper()  # here
+        found.append(book)
+    return answer(found)
 
 
 def raw_cursor(request):
