@@ -21,7 +21,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-from django.core.exceptions import EmptyResultSet
+from django.core.exceptions import EmptyResultSet, FieldDoesNotExist
 from django.db import connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Model, QuerySet
@@ -403,12 +403,15 @@ def _find_keys(model: type[Model], steps: Iterable[str]) -> Iterator[str]:
     """Names of the attributes by which a path leads from object to object."""
     for step in steps:
         yield step
-        field = next((each for each in model._meta.get_fields() if each.name == step), None)
-        yield getattr(field, "attname", step)
-        related = getattr(field, "related_model", None)
-        if not isinstance(related, type):
+        try:
+            field = model._meta.get_field(step)
+        except FieldDoesNotExist:
+            # The other end of a one-to-one field may have another name there.
             return
-        model = related
+        yield getattr(field, "attname", step)
+        if not isinstance(field.related_model, type):
+            return
+        model = field.related_model
 
 
 def _name_step(model: type[Model], cached_as: str, *, is_joined: bool) -> str | None:

@@ -133,6 +133,14 @@ def is_caller(frame: FrameType, detail: tuple[Any, ...]) -> bool:
     return found is not None and found.detail == detail
 
 
+def find_outer(frame: FrameType, depth: int) -> FrameType:
+    """Return the frame so many steps outside of `frame`."""
+    for _ in range(depth):
+        assert frame.f_back is not None
+        frame = frame.f_back
+    return frame
+
+
 def is_django(file_name: str) -> bool:
     """Return whether Django's code is in that file."""
     return file_name.startswith(_DJANGO)

@@ -33,7 +33,7 @@ from django_otel import runtime
 from django_otel.base import guard
 from django_otel.config.schema import Config
 from django_otel.instrumentation.advice import PREFETCH, Advice, find_advice, fit_to_single, read_subject, render
-from django_otel.instrumentation.callers import is_caller, walk
+from django_otel.instrumentation.callers import find_outer, is_caller, walk
 from django_otel.metrics.instruments import Counter
 from django_otel.metrics.series import Series
 from django_otel.redaction.statements import Statement
@@ -255,7 +255,7 @@ class KnownStatement:
         # Of a coroutine the thread's frame is recognised, and then what waits for it.
         seen = found.frame
         if found.detail is not None and found.detail[0] == "awaiting":
-            seen = _outer(start, found.depth)
+            seen = find_outer(start, found.depth)
         site = Site(found.depth, seen, found.detail, place)
         self.sites.setdefault((site.depth, id(site.code), site.lasti), []).append(site)
         self.depths = tuple(sorted({depth for depth, _, _ in self.sites}))
@@ -274,13 +274,6 @@ class KnownStatement:
                 if site.detail is None or is_caller(frame, site.detail):
                     return site
         return None
-
-
-def _outer(frame: FrameType, depth: int) -> FrameType:
-    for _ in range(depth):
-        assert frame.f_back is not None
-        frame = frame.f_back
-    return frame
 
 
 class Watched:
