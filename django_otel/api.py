@@ -328,6 +328,10 @@ def _request_span() -> trace.Span | None:
     return None if current is None else current.span
 
 
+def _text(given: object) -> str:
+    return clean_text(given) if given else ""
+
+
 def counter(name: str, unit: str = "", description: str = "") -> Counter:
     """The counter of that name: `counter("orders.total").add(1, {"region": "eu"})`.
 
@@ -337,21 +341,21 @@ def counter(name: str, unit: str = "", description: str = "") -> Counter:
     """
     from django_otel import runtime
 
-    return runtime.store.counter(clean_text(name), unit, description)
+    return runtime.store.counter(clean_text(name), _text(unit), _text(description))
 
 
 def up_down_counter(name: str, unit: str = "", description: str = "") -> UpDownCounter:
     """The up-down counter of that name: `.add(1)` and `.add(-1)`. Errors: as `counter`."""
     from django_otel import runtime
 
-    return runtime.store.up_down_counter(clean_text(name), unit, description)
+    return runtime.store.up_down_counter(clean_text(name), _text(unit), _text(description))
 
 
 def gauge(name: str, unit: str = "", description: str = "") -> Gauge:
     """The gauge of that name: `.set(21.5, {"room": "attic"})`. Errors: as `counter`."""
     from django_otel import runtime
 
-    return runtime.store.gauge(clean_text(name), unit, description)
+    return runtime.store.gauge(clean_text(name), _text(unit), _text(description))
 
 
 def histogram(name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()) -> Histogram:
@@ -359,11 +363,12 @@ def histogram(name: str, unit: str = "", description: str = "", bounds: tuple[fl
 
     `bounds` are upper and ascending; `OTEL["METRICS"]["BUCKETS"]` overrides them.
 
-    Errors: as `counter`.
+    Errors: as `counter`, and for bounds that are no ascending numbers.
     """
     from django_otel import runtime
+    from django_otel.metrics.bounds import read_bounds
 
-    return runtime.store.histogram(clean_text(name), unit, description, tuple(bounds))
+    return runtime.store.histogram(clean_text(name), _text(unit), _text(description), read_bounds(name, bounds))
 
 
 def observable_gauge(
@@ -377,7 +382,7 @@ def observable_gauge(
     """
     from django_otel import runtime
 
-    return runtime.store.observable_gauge(clean_text(name), callback, unit, description)
+    return runtime.store.observable_gauge(clean_text(name), callback, _text(unit), _text(description))
 
 
 @guard.guarded("current_trace_id()", None)

@@ -138,8 +138,9 @@ class CellStore:
     def define(self, definition: Definition) -> Instrument:
         """The instrument of that name, made if need be.
 
-        Errors: `ValueError` when the name is taken by an instrument of another kind.
+        Errors: `ValueError` when the name is taken by an instrument of another kind, or by a metric of ours.
         """
+        definition = _own_definition(definition)
         with self.lock:
             found = self._instruments.get(definition.name)
             if found is not None:
@@ -179,10 +180,11 @@ class CellStore:
         self, name: str, callback: Callable[[], Observed], unit: str = "", description: str = ""
     ) -> ObservableGauge:
         """A gauge read through `callback`; asking again for one name replaces its callback."""
+        definition = _own_definition(Definition(name, Kind.GAUGE, unit, description, (), "last"))
         with self.lock:
             found = self._instruments.get(name)
             if found is None:
-                made = ObservableGauge(self, Definition(name, Kind.GAUGE, unit, description, (), "last"), callback)
+                made = ObservableGauge(self, definition, callback)
                 self._instruments[name] = made
                 return made
         if not isinstance(found, ObservableGauge):
@@ -207,10 +209,7 @@ class CellStore:
 
     def catalogued(self, name: str) -> Instrument:
         """The instrument of `core.names.CATALOGUE` with that name."""
-        metric = catalogue.CATALOGUE[name]
-        return self.define(
-            Definition(metric.name, metric.kind, metric.unit, metric.description, metric.bounds, metric.aggregation)
-        )
+        return self.define(_define_catalogued(catalogue.CATALOGUE[name]))
 
     def clean(self, attributes: Attributes) -> Attributes:
         """Scrub attributes, then cut their texts at METRICS.ATTRIBUTE_LENGTH, counted; as they are where they fit."""
@@ -298,6 +297,26 @@ class CellStore:
                     instrument.forget()
                 for series in instrument.all_series():
                     series.clear()
+
+
+def _define_catalogued(metric: catalogue.Metric) -> Definition:
+    return Definition(metric.name, metric.kind, metric.unit, metric.description, metric.bounds, metric.aggregation)
+
+
+def _own_definition(definition: Definition) -> Definition:
+    """Return the definition of a metric of ours, whoever asks for it; any other as it is.
+
+    Errors: `ValueError` when the metric of ours is of another kind.
+    """
+    metric = catalogue.CATALOGUE.get(definition.name)
+    if metric is None:
+        return definition
+    if metric.kind is not definition.kind:
+        raise ValueError(
+            f"The instrument {definition.name!r} is a {metric.kind.value} of django_otel; "
+            f"it cannot be a {definition.kind.value} as well. Choose another name."
+        )
+    return _define_catalogued(metric)
 
 
 def _no_ids() -> tuple[int, int]:

@@ -32,6 +32,7 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 import django_otel
 from django_otel import runtime, span, timed, untraced
 from django_otel.base import attribute_values, guard
+from django_otel.metrics.store import CellStore
 from django_otel.testing import override_sampling
 from tests.app.models import Item
 
@@ -776,6 +777,43 @@ def test_instruments_count_with_attributes(otel_metrics):
     assert otel_metrics.value("room.temperature", room="attic") == 21.5
     assert otel_metrics.value("basket.size").buckets == (0, 0, 1, 0)
     assert otel_metrics.value("queue.length", queue="mail") == 4
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ((1, 5, float("inf")), (1.0, 5.0)),
+        ([decimal.Decimal("0.5"), 1], (0.5, 1.0)),
+        ((bound for bound in (1, 2)), (1.0, 2.0)),
+        (range(3), (0.0, 1.0, 2.0)),
+    ],
+)
+def test_bounds_are_numbers_and_the_infinite_one_is_always_there(bounds, expected, request):
+    histogram = django_otel.histogram(f"bounds.{request.node.name}", bounds=bounds)
+    histogram.record(0.75)
+    assert histogram.definition.bounds == expected
+
+
+@pytest.mark.parametrize("bounds", [(3, 1), (1, 1), (float("nan"), 1), "12", ["1", "2"], [None], [10**400], (1, [2])])
+def test_bounds_that_no_page_could_show_are_refused_where_they_are_given(bounds):
+    with pytest.raises(ValueError, match=r"bounds of the histogram 'bounds\.refused' .* expected ascending numbers"):
+        django_otel.histogram("bounds.refused", bounds=bounds)
+
+
+def test_a_name_of_a_metric_of_ours_takes_nothing_away():
+    store = CellStore()
+    with pytest.raises(ValueError, match="is a histogram of django_otel"):
+        store.counter("http.server.request.duration")
+    with pytest.raises(ValueError, match="is a counter of django_otel"):
+        store.observable_gauge("django.auth.events", lambda: 1)
+    assert store.histogram("http.server.request.duration").definition.unit == "s"
+
+
+def test_units_and_descriptions_may_be_missing(otel_metrics):
+    for number, missing in enumerate((None, SimpleLazyObject(lambda: ""))):
+        django_otel.counter(f"unit.{number}", unit=missing, description=missing).add(1)
+        assert otel_metrics.value(f"unit.{number}") == 1
+        assert django_otel.counter(f"unit.{number}").definition.unit == ""
 
 
 def test_instruments_take_money_and_ignore_what_is_no_number(otel_metrics):
