@@ -15,7 +15,8 @@ import requests
 from tests.project.test_demo import Demo, demo
 from tests.services import missing, wait_until
 
-pytestmark = pytest.mark.debian
+# The shop has tests of its own, and the page of the policy and the console their own in the browser.
+pytestmark = [pytest.mark.debian, pytest.mark.long]
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 LOOKS = [

@@ -313,6 +313,7 @@ def test_a_child_that_dies_ends_the_demo_with_its_log(victim: str) -> None:
         run.assert_nothing_is_left()
 
 
+@pytest.mark.long
 def test_a_server_that_cannot_start_is_shown_with_its_log() -> None:
     """A worker class that does not exist stands for everything that can be wrong."""
     with demo("--seconds", "5", environ={"GUNICORN_CMD_ARGS": "--worker-class no.such.worker"}) as run:

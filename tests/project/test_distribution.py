@@ -102,6 +102,7 @@ def test_both_hold_every_file_of_the_package(built):
 
 
 @pytest.mark.parametrize("kind", sizes.few(["wheel", "sdist"], 2))
+@pytest.mark.long
 def test_it_works_when_installed_from_the_file(built, tmp_path, kind):
     _, wheel, sdist = built
     target = tmp_path / "installed"

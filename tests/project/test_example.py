@@ -40,10 +40,10 @@ def run_the_shops_tests(environ: Mapping[str, str]) -> str:
     return done.stdout
 
 
-@pytest.mark.long
 def test_the_shop_works_on_sqlite_and_local_memory() -> None:
     run_the_shops_tests({})
 
 
+@pytest.mark.long
 def test_the_shop_works_on_postgresql_and_valkey(postgres: str, valkey_url: str) -> None:
     run_the_shops_tests({"DATABASE_URL": postgres, "REDIS_URL": valkey_url})
