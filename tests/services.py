@@ -219,7 +219,7 @@ class Server:
     log_path: Path
 
     def get(
-        self, path: str, headers: dict[str, str] | None = None, timeout_s: float = 10.0
+        self, path: str, headers: dict[str, str] | None = None, timeout_s: float = 60.0
     ) -> tuple[int, dict[str, str], bytes]:
         return self.request("GET", path, headers=headers, timeout_s=timeout_s)
 
@@ -229,7 +229,7 @@ class Server:
         path: str,
         body: bytes | None = None,
         headers: dict[str, str] | list[tuple[str, str]] | None = None,
-        timeout_s: float = 10.0,
+        timeout_s: float = 60.0,
     ) -> tuple[int, dict[str, str], bytes]:
         parts = urllib.parse.urlsplit(self.url)
         connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)

@@ -154,7 +154,8 @@ def demo(*arguments: str, environ: Mapping[str, str] = {}) -> Iterator[Demo]:
 def assert_good_table(run: Demo, *, had_visitors_only: bool = True) -> None:
     table = run.table()
     sent, counted = int(table["Requests sent"][0]), int(table["Requests /metrics counted"][0])
-    assert sent > 20, run.output
+    # How many depends on the machine.
+    assert sent > 4, run.output
     if had_visitors_only:
         assert 0 < counted <= sent, run.output
         # Whichever worker answers the scrape.
