@@ -12,6 +12,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from opentelemetry import context as otel_context
@@ -277,6 +278,9 @@ def sample(ratio: float) -> Callable[[F], F]:
     share = check_ratio(ratio, "The ratio of sample()")
 
     def mark(view: F) -> F:
+        if type(view) is FunctionType:
+            # A copy, which costs no call: the same view may be in the URLconf without a ratio, or with another.
+            view = _copy_function(view)
         # Not wrapped: attributes of a view go with functools.wraps and as_view.
         setattr(view, VIEW_RATIO, share)
         with guard.contained("sample()"):
@@ -286,6 +290,13 @@ def sample(ratio: float) -> Callable[[F], F]:
         return view
 
     return mark
+
+
+def _copy_function(found: Any) -> Any:
+    copy = FunctionType(found.__code__, found.__globals__, found.__name__, found.__defaults__, found.__closure__)
+    copy.__kwdefaults__ = found.__kwdefaults__
+    functools.update_wrapper(copy, found)
+    return copy
 
 
 @guard.guarded("set_user()", None)

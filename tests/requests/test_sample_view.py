@@ -35,7 +35,21 @@ class Always(View):
         return HttpResponse()
 
 
+def twice(request, *, page=1):
+    return HttpResponse(str(page))
+
+
+async def twice_async(request):
+    return HttpResponse()
+
+
 urlpatterns = [
+    path("twice/", twice),
+    path("twice/always/", sample(1.0)(twice)),
+    path("twice/never/", sample(0.0)(twice)),
+    path("twice/async/", sample(1.0)(twice_async)),
+    path("twice/async/plain/", twice_async),
+    path("twice/class/", sample(1.0)(Always.as_view())),
     path("always/", always),
     path("never/", never),
     path("async/", always_async),
@@ -73,6 +87,16 @@ def test_a_view_has_its_own_ratio_and_the_others_that_of_the_settings(otel_spans
             Client().get(address)
     assert names(otel_spans) == ["GET /always/", "GET /class/"]
     assert {span.attributes["sampling.reason"] for span in otel_spans} == {"view"}
+
+
+def test_one_view_has_a_ratio_at_each_of_its_addresses(otel_spans):
+    with sampling(RATIO=0.0):
+        for address in ("always", "never", "", "async", "async/plain", "class"):
+            response = Client().get(f"/twice/{address}/".replace("//", "/"))
+            assert response.status_code == 200
+    assert names(otel_spans) == ["GET /twice/always/", "GET /twice/async/", "GET /twice/class/"]
+    views_named = [span.attributes["django.view"].rpartition(".")[2] for span in otel_spans]
+    assert views_named == ["twice", "twice_async", "Always"]
 
 
 def test_it_also_says_no(otel_spans):
