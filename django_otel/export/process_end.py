@@ -14,6 +14,7 @@ import contextlib
 import functools
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -91,6 +92,9 @@ def export_on_signals(export: Callable[[], object], flush: Callable[[], object],
     In the main thread only. A handler that is installed later takes the place of ours, and one that is there stays.
     The first process of a container is spared by the kernel and goes on: `flush()` is called in it.
     """
+    if "mod_wsgi" in sys.modules:
+        # Apache ends its processes in an orderly way, and notes each handler that an application installs as a fault.
+        return
     finish, finish_first = _build_finish(export, budget_s), _build_finish(flush, budget_s)
     kill = getattr(os.kill, "__wrapped__", os.kill)
 

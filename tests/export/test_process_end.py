@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+from unittest import mock
 
 import pytest
 
+from django_otel.export import process_end
 from tests import services, sizes
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -199,6 +201,16 @@ def test_a_signal_ends_a_process_as_it_does_without_us(tmp_path):
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert "most recent call first" in done.stdout
     assert done.stdout.endswith("exported\n")
+
+
+def test_no_handler_is_installed_below_apache(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mod_wsgi", object())
+    with mock.patch.object(process_end.signal, "signal") as installed:
+        process_end.export_on_signals(print, print, 1)
+        assert not installed.called
+        monkeypatch.delitem(sys.modules, "mod_wsgi")
+        process_end.export_on_signals(print, print, 1)
+        assert installed.called
 
 
 def test_the_first_process_of_a_container_goes_on_after_a_signal(receiver, tmp_path):
