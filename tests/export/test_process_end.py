@@ -7,11 +7,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-from unittest import mock
 
 import pytest
 
-from django_otel.export import process_end
 from tests import services, sizes
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -185,8 +183,7 @@ def test_a_signal_ends_a_process_as_it_does_without_us(tmp_path):
         assert signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
         os.kill(os.getpid(), signal.SIGUSR1)
-        from django_otel.export import process_end
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
         thread = threading.Thread(target=process_end.export_on_signals, args=(print, print, 1))
         thread.start(); thread.join()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -203,14 +200,16 @@ def test_a_signal_ends_a_process_as_it_does_without_us(tmp_path):
     assert done.stdout.endswith("exported\n")
 
 
-def test_no_handler_is_installed_below_apache(monkeypatch):
-    monkeypatch.setitem(sys.modules, "mod_wsgi", object())
-    with mock.patch.object(process_end.signal, "signal") as installed:
-        process_end.export_on_signals(print, print, 1)
-        assert not installed.called
-        monkeypatch.delitem(sys.modules, "mod_wsgi")
-        process_end.export_on_signals(print, print, 1)
-        assert installed.called
+@pytest.mark.parametrize("server", ["mod_wsgi", "another"])
+def test_handlers_are_installed_but_below_apache(tmp_path, server):
+    code = f"""
+        import signal, sys, types, django
+        sys.modules[{server!r}] = types.ModuleType({server!r})
+        django.setup()
+        assert (signal.getsignal(signal.SIGTERM) is signal.SIG_DFL) is ({server!r} == "mod_wsgi")
+    """
+    env = services.server_env({}, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
+    services.run_python(textwrap.dedent(code), env)
 
 
 def test_the_first_process_of_a_container_goes_on_after_a_signal(receiver, tmp_path):
