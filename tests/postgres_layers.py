@@ -11,6 +11,7 @@ from django.test import override_settings
 from opentelemetry.trace import StatusCode
 
 from django_otel import span
+from django_otel.requests import layers, record
 from tests import services
 from tests.app.models import Item
 
@@ -152,6 +153,45 @@ def test_copy_is_a_query_with_its_whole_time(otel_spans, otel_metrics):
     assert inward.parent.span_id == otel_spans.one("parent").context.span_id
     assert SECRET not in f"{outward.attributes}"
     assert operations(otel_metrics, "COPY") == 2
+
+
+@pytest.mark.parametrize("ends", ["well", "in an error"])
+def test_the_projects_code_during_a_copy_is_no_time_of_the_database(client, settings, ends):
+    """Of psycopg2 the whole COPY is one call."""
+    from django.http import HttpResponse
+    from django.urls import path
+
+    def now():
+        opened = record.current().layers
+        return opened.active, opened.open[layers.DATABASE]
+
+    def work(request):
+        with contextlib.suppress(ZeroDivisionError), connection.cursor() as cursor:
+            if not is_psycopg3:
+                cursor.copy_expert("COPY app_item (name, price_cents) FROM STDIN", io.StringIO("a\t1\n"))
+                seen.append(now())
+                return HttpResponse("")
+            with cursor.copy("COPY app_item (name, price_cents) FROM STDIN") as copy:
+                copy.write_row(("a", 1))
+                seen.append(now())
+                copy.write("b\t2\n")
+                seen.append(now())
+                if ends == "in an error":
+                    1 / 0
+            assert "write" not in vars(copy)
+            with cursor.copy("COPY app_item (name) TO STDOUT") as copy:
+                assert {row for row in copy.rows() if not seen.append(now())} == {("a",), ("b",)}
+        seen.append(now())
+        return HttpResponse("")
+
+    class Urls:
+        urlpatterns = [path("work/", work)]
+
+    seen = []
+    settings.ROOT_URLCONF = Urls
+    assert client.get("/work/").status_code == 200
+    assert set(seen) == {(0, 0)}
+    assert len(seen) == (1 if not is_psycopg3 else 5 if ends == "well" else 3)
 
 
 def test_a_copy_that_fails_has_the_databases_code(otel_spans, otel_metrics):

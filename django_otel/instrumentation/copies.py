@@ -2,7 +2,8 @@
 
 On with `DATABASE.METRICS` or `DATABASE.SPANS`. A COPY by `cursor.copy` (psycopg 3), `copy_expert`, `copy_from` or
 `copy_to` (psycopg2) is a query: a span `COPY {table}` from its beginning to the end of its data, with the time that
-the project's code takes to produce or read them. So is `cursor.stream` (psycopg 3), by its own operation. Each fetch
+the project's code takes to produce or read them; in the time budget of a request that part is the project's, as far as
+the driver lets it be seen (psycopg 3). So is `cursor.stream` (psycopg 3), by its own operation. Each fetch
 of a server-side cursor (`QuerySet.iterator()`) is counted as a FETCH; it has a span only when it is slow. Costs other
 cursors nothing.
 """
@@ -25,6 +26,8 @@ from django_otel.instrumentation import driver_calls
 from django_otel.requests import record
 
 _PLACE = "the database layer"
+#: Methods of psycopg 3's `Copy` that send or wait for data; its iterators go by them.
+_STEPS = ("read", "read_row", "write", "write_row")
 
 
 class _Copy:
@@ -35,18 +38,34 @@ class _Copy:
         self._inner = inner
         self._statement = statement
         self._call: driver_calls.DriverCall | None = None
+        self._copy: object = None
 
     def __enter__(self) -> object:
         self._call = _begin(self._cursor, self._statement)
         try:
-            return self._inner.__enter__()
+            copy: object = self._inner.__enter__()
         except BaseException as error:
             self._finish(error)
             raise
+        if self._call is not None and self._call.is_in_budget:
+            self._time_steps(copy, self._call)
+        return copy
+
+    @guard.guarded(_PLACE, None)
+    def _time_steps(self, copy: object, call: driver_calls.DriverCall) -> None:
+        """Have the project's code between the steps of a COPY be no time of the database."""
+        steps = {name: call.step(getattr(copy, name)) for name in _STEPS if callable(getattr(copy, name, None))}
+        vars(copy).update(steps)
+        self._copy = copy
+        call.pause()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> object:
+        if self._copy is not None and self._call is not None:
+            for name in _STEPS:
+                vars(self._copy).pop(name, None)
+            self._call.resume()
         try:
             is_swallowed = self._inner.__exit__(exc_type, exc, traceback)
         except BaseException as error:

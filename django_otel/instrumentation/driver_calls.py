@@ -7,6 +7,7 @@ a query: `db.client.operation.duration`, the request's database time, and a span
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from time import perf_counter, time_ns
 
@@ -74,6 +75,24 @@ class DriverCall:
         """The database works again."""
         if self._settings.times_requests:
             self._opened = layers.enter(current(), layers.DATABASE, perf_counter())
+
+    def step(self, method: Callable[..., object]) -> Callable[..., object]:
+        """Return `method`, whose time is the database's while this operation pauses."""
+
+        @functools.wraps(method)
+        def run(*args: object, **kwargs: object) -> object:
+            opened = layers.enter(current(), layers.DATABASE, perf_counter())
+            try:
+                return method(*args, **kwargs)
+            finally:
+                layers.leave(opened, layers.DATABASE)
+
+        return run
+
+    @property
+    def is_in_budget(self) -> bool:
+        """Whether its time is part of a request's budget now."""
+        return self._opened is not None
 
     def _start_span(self, start_time_unix_ns: int | None) -> Span | None:
         if not (self._settings.makes_spans and is_recorded(self._context)):
