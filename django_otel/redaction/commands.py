@@ -108,7 +108,7 @@ _PROMPT = lazy_pattern(
 )
 #: echo x | sudo -S
 _PIPED = lazy_pattern(
-    r"(\becho(?:[ \t]+-[ne]{1,2})?[ \t]+)(?!['\"]?\[redacted\])(?:\"[^\"\n]{1,200}\"|'[^'\n]{1,200}'|[^\s|'\"]{1,200})"
+    r"(\becho(?:[ \t]+-[ne]{1,2})?[ \t]+)(?!['\"]?(?:\[redacted\]|\$))(?:\"[^\"\n]{1,200}\"|'[^'\n]{1,200}'|[^\s|'\"]{1,200})"  # noqa: E501
     r"(?=[ \t]*\|[ \t]*"
     r"(?:sudo[ \t][^\n]{0,40}?-S|(?:ch)?passwd\b|su\b|docker[ \t]+login|gh[ \t]+auth|openssl\b|base64\b|cryptsetup\b))"
 )
@@ -153,8 +153,9 @@ _CHANGED = lazy_pattern(
 )
 #: login("bob", "x")
 _LOGIN_CALL = lazy_pattern(
-    r"(?i)(\b(?:\w{0,30}auth(?:provider)?|login|authenticate|log_?in|sign_?in|(?:simple_)?bind(?:_s)?)\(\s*(?:(?:None|request|self\.request)\s*,\s*)?"
-    r"(?:\"[^\"\n]{0,120}\"|'[^'\n]{0,120}')\s*,\s*)(?!b?['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
+    r"(?i)(\b(?:\w{0,30}auth(?:provider)?|login|authenticate|log_?in|sign_?in|(?:simple_)?bind(?:_s)?|\w{0,30}credentials?|create_(?:super)?user)\(\s*(?:(?:None|request|self\.request)\s*,\s*)?"
+    r"(?:\"[^\"\n]{0,120}\"|'[^'\n]{0,120}')\s*,\s*(?:(?:\"[^\"\n]{0,80}@[^\"\n]{0,80}\"|'[^'\n]{0,80}@[^'\n]{0,80}'|None)\s*,\s*)?)"
+    r"(?!b?['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
 )
 #: Fernet(b"x"), hmac.new(b"x", ...), jwt.decode(token, "x")
 _KEY_CALL = lazy_pattern(
@@ -163,7 +164,9 @@ _KEY_CALL = lazy_pattern(
     r"(?!['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
 )
 _PROSE_VERB = lazy_pattern(r" (?:was|is|used|given|entered) [\"']")
-_HAS_CALL = lazy_pattern(r"(?:bind(?:_s)?|auth|provider|log_?in|authenticate|sign_?in)\(")
+_HAS_CALL = lazy_pattern(
+    r"(?:credentials?|create_(?:super)?user|bind(?:_s)?|auth|provider|log_?in|authenticate|sign_?in)\("
+)
 _MAX_LINE_LENGTH = 2000
 
 
@@ -197,6 +200,8 @@ def redact_commands(text: str, lowered: str, *, is_named: bool) -> str:
         or "code" in lowered
         or "otp" in lowered
         or "bind" in lowered
+        or "credential" in lowered
+        or "create_" in lowered
         or "2fa" in lowered
         or "is your" in lowered
     ):

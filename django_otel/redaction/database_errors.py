@@ -284,7 +284,9 @@ def _redact_password_call(match: re.Match[str]) -> str:
         nonlocal skipped
         skipped -= 1
         text = literal.group()
-        return text if skipped >= 0 or len(text) == 2 else f"{text[0]}{REDACTED}{text[0]}"
+        # `form.cleaned_data["password"]` is no literal.
+        is_item = arguments[literal.start() - 1 : literal.start()] == "[" and arguments[literal.end() :][:1] == "]"
+        return text if skipped >= 0 or len(text) == 2 or is_item else f"{text[0]}{REDACTED}{text[0]}"
 
     return opening + str(_QUOTED.sub(redact, arguments))
 

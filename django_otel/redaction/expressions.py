@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django_otel.base.patterns import lazy_pattern
 from django_otel.redaction.bare_pairs import SAMPLES, Judge, is_password, says_something
-from django_otel.redaction.keys import PLAIN, PROSE, split_key, words
+from django_otel.redaction.keys import PLAIN, PROSE, is_thing, split_key, words
 
 #: What a mail server offers, AUTH=PLAIN, and how a user has logged in, auth=ldap.
 _MECHANISMS = words(
@@ -18,12 +18,21 @@ _EXPRESSION = lazy_pattern(r"(?:self|cls)\.[a-z_]|[A-Za-z_]{3,}+(?:\.[A-Za-z_]++
 _SPACED_EXPRESSION = lazy_pattern(
     r"await\s+[a-z_]|(?:settings|request|response|os|config|self|cls|ctx|context|event|args|kwargs|options|opts|env|environ|process|props|state"
     r"|form|user|obj|instance|params|cfg|conf|app|client|this|req|res|serializer|validated_data)\.[A-Za-z_]++(?:[.\[(,;\s]|\Z)"
-    r"|[A-Za-z_]{2,}+(?:\.[A-Za-z_]++)++\("
+    r"|[A-Za-z_]++(?:\.[A-Za-z_]++)++\("
     r"|[A-Za-z_]{2,}+\((?:[A-Za-z_][\w.]{0,60}+(?:=[\w.]{1,60}+)?(?:,\s?)?)*+\)"
     r"|(?:std::)?env::var\(|\$[A-Za-z_]{1,40}+(?:->|::|\[|(?=[;,)\]]))"
     r"|[A-Za-z_$][A-Za-z_.$]{1,60}+(?:(?:->|::)[A-Za-z_]{1,40}+){0,4}+\([^\"'()\n0-9]{0,80}\)"
     r"|(?:getpass|input|raw_input|prompt|readline|askpass|getenv)\([\"'][^\"'\n]{0,80}[: >][\"']\)"
 )
+#: Behind a name of an object of JavaScript: another name, or the rules for a field.
+_MEMBER = lazy_pattern(
+    r"(?:process\.env|import\.meta\.env|req|request|this|self|props|state|config|settings|env|form|options|opts|params|data|user)"
+    r"(?:\.[A-Za-z_]{1,40}+){1,4}+(?=[,;\s)}\]]|\Z)"
+    r"|[A-Za-z]{1,20}+(?:\.[A-Za-z]{1,30}+\((?:[^()\n\"']{0,60}+|\"[A-Z][^\"\n]{3,80} [^\"\n]{1,80}\"|'[A-Z][^'\n]{3,80} [^'\n]{1,80}')\)){1,6}+"  # noqa: E501
+    r"(?=[,;\s)}\]]|\Z)"
+)
+#: Card(brand=
+_THING = lazy_pattern(r"[A-Z][A-Za-z]{2,40}+\([a-z_]{1,40}+=")
 _ANNOTATION = lazy_pattern(
     r"[A-Z][A-Za-z]{2,40}+(?:[<\[][\w, .|]{1,60}[>\]])?(?: \| None)? = (?:new |(?:None|null)\b|[A-Za-z_][A-Za-z_.]{1,60}+[(\[])"  # noqa: E501
 )
@@ -65,7 +74,9 @@ _CONDITION = lazy_pattern(r"\b(?:if|elif|while|assert|and|or|not|return) [\w.]{1
 _ENVIRONMENT = lazy_pattern(
     r"(?:[A-Za-z_]\w{0,30}\.){0,3}(?:env|environ|getenv|getEnv|config|secrets?|get)(?:\.\w{1,20})?[(\[][\"'][A-Z][A-Z0-9_]{2,60}[\"']"
 )
-_FIRST_WORD = lazy_pattern(r"([a-z]{2,20}+)(?:[ ]+([a-z]{1,20}+)(?![\w=:])|[ \t\r.,;!]*+(?:\n|\Z))")
+_FIRST_WORD = lazy_pattern(
+    r"([a-z]{2,20}+(?:_[a-z]{2,20}+){0,3}+)(?:[ ]+([a-z]{1,20}+)(?![\w=:])|[ \t\r.,;!]*+(?:\n|\Z))"
+)
 _FIRST_WORDS = lazy_pattern(r"([A-Za-z]{2,20}+)[ ]([a-z]{1,20}+)(?![\w=:])")
 _LINKS = words("to on from with by as at in into for of has had have been was is are not and or but")
 _COUNT = lazy_pattern(r"[0-9]{1,4} [a-z]{2,20}\b[^=\n]*+(?:\n|\Z)")
@@ -96,8 +107,10 @@ def is_no_value(text: str, key: str, begin: int, word: str, separator: str, judg
         return True
     if is_closed and not separator.rstrip().endswith((":", "=>")):
         return False
+    if is_thing(key) and _THING.match(text, begin):
+        return True
     # "password=password", " = get(...)", "=self.token": a line of source outside a stack.
-    return (not is_closed and lowered == key.lower()) or _is_expression(text, begin, separator)
+    return (not is_closed and lowered == key.lower().rpartition(".")[2]) or _is_expression(text, begin, separator)
 
 
 def _is_said(text: str, key: str, begin: int, word: str, judge: Judge, *, is_closed: bool) -> bool:
@@ -147,7 +160,9 @@ def is_no_secret_list(text: str, pos: int, key: str) -> bool:
 def _is_expression(text: str, pos: int, separator: str) -> bool:
     """Return whether a program's expression stands at `pos`, behind a name and `separator`."""
     if "=" not in separator:
-        return separator == ": " and _ANNOTATION.match(text, pos) is not None
+        if separator != ": ":
+            return False
+        return _ANNOTATION.match(text, pos) is not None or _MEMBER.match(text, pos) is not None
     return _EXPRESSION.match(text, pos) is not None or (
         separator != "=" and _SPACED_EXPRESSION.match(text, pos) is not None
     )

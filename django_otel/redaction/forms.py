@@ -113,6 +113,7 @@ _RARE_SCHEME = lazy_pattern(
     r"|SharedKey(?:Lite)?|AWS)[ \t]++)(?!\[redacted\])((?:[\w\-]{1,80}:)?[A-Za-z0-9+/=_.~\-]{20,}+)"
 )
 _HAS_SCHEME = lazy_pattern(rf"(?i)(?:{'|'.join(_SCHEME_NAMES)})(?:[ \t+]|%20)")
+_COLUMN_TYPES = words("TEXT VARCHAR CHAR UUID BYTEA BLOB STRING INTEGER INT NOT IS IN NULL LIKE")
 _PARAMETER = lazy_pattern(r"[a-z]{2,20}(?:_[a-z]{2,20}){1,3}=.")
 #: What follows "Bearer" or "Basic" in sentences.
 _SCHEME_PROSE = words(
@@ -320,11 +321,12 @@ def _redact_scheme(match: re.Match[str]) -> str:
         if _PARAMETER.match(bare) is not None:
             # token_type=bearer expires_in=3600
             return match.group()
-    elif bare.isdigit() and len(bare) < 6:
-        # token 12 of 40
+    elif (bare.isdigit() and len(bare) < 6) or bare in _COLUMN_TYPES:
+        # token 12 of 40, token TEXT NOT NULL
         return match.group()
     elif (
-        len(bare) < 20 and ((bare := bare.partition("|")[0]).isalpha() and (bare.islower() or bare.istitle()))
+        len(bare) < 20
+        and ((bare := bare.partition("|")[0].replace("/", "")).isalpha() and (bare.islower() or bare.istitle()))
     ) or "=" in bare[:20]:
         # "token expired" is a sentence; "token=..." and "token user=..." are the business of the key rule.
         return match.group()

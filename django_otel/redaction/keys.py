@@ -39,12 +39,12 @@ _CONTENTS = words(
     "plain new "
     "old current header headers bytes hex base b64 encrypted encoded body payload pan exp expiry holder security "
     "digits "
-    "full secure track"
+    "full secure"
 )
 #: Sensitive wherever they stand in a key whose separators are taken out.
 _STEMS = (
     "password", "passwd", "passphrase", "apikey", "apisecret", "secretkey", "privatekey", "accesskey", "signingkey",
-    "encryptionkey", "authtoken", "authkey", "creditcard", "debitcard", "cardnumber", "clientsecret", "csrf", "xsrf",
+    "encryptionkey", "authtoken", "authkey", "creditcard", "debitcard", "cardnumber", "cardtrack", "clientsecret", "csrf", "xsrf",  # noqa: E501
     "samlresponse", "samlrequest", "samlassertion", "clientassertion", "codeverifier", "oauthverifier", "oobcode",
     "secretphrase", "backupphrase", "motdepasse", "contrasena", "contraseña", "securityanswer", "recoveryphrase",
     "seedphrase", "mnemonic", "keymaterial", "communitystring", "snmpcommunity",
@@ -100,7 +100,7 @@ _DESCRIPTIONS = words(
     "description "
     "rules requirements history note comment ring reader deck slot "
     "brand type types kind status state engine backend backends network country present endpoint issuer algorithm alg "
-    "policy hasher hashers strength field fields name names manager version provider providers domain samesite consent "
+    "policy hasher hashers strength field fields name names param params manager version provider providers domain samesite consent "  # noqa: E501
     "reason error errors result results method methods source format scheme funding level category class model module "
     "action event mode region role outcome stage step phase purpose scope scopes audience currency group tier plan "
     "channel platform device os language locale origin prefix header cache store storage serializer middleware "
@@ -149,8 +149,8 @@ _NUMBER = lazy_pattern(
 )
 #: Where a secret is, in the words of shells, of Terraform and CloudFormation, of Helm, of CI, and of examples.
 _NAMED_ELSEWHERE = (
-    r"\$\{[A-Za-z_][\w.\-]{0,80}(?::?\?[^{}\"'\n]{0,80})?\}|%[A-Z][A-Z_]{1,60}%|\$env:[A-Za-z_]{2,60}|env:[A-Z][A-Z_]{2,60}"
-    r"|\{\{[ \w.|\-/:$()]{1,120}\}\}|(?i:your)(?:[\-_ ][A-Za-z]{2,12}){0,4}[\-_ ](?i:password|token|key|secret|here)"
+    r"\$\{\w[\w.\-]{0,80}(?::?\?[^{}\"'\n]{0,80})?\}|%[A-Z][A-Z_]{1,60}%|\$env:[A-Za-z_]{2,60}|env:[A-Z][A-Z_]{2,60}"
+    r"|\{\{[ \w.|\-/:$()]{1,120}\}\}|\{\{ ?-? ?(?:lookup|env|include|query|hostvars|hashi_vault)\b[^{}\n]{1,120}\}\}|(?i:your)(?:[\-_ ][A-Za-z]{2,12}){0,4}[\-_ ](?i:password|token|key|secret|here)"  # noqa: E501
     r"|(?:secrets|steps|needs|inputs|vars|github|matrix|Values|params)(?:\.[A-Za-z_][A-Za-z_\-]{0,60}){1,4}"
     r"|(?:var|local|module|each|random_password|random_string|random_id|data\.[a-z_]{2,60}|(?:aws|azurerm|google)_[a-z_]{2,60})"
     r"(?:\.[A-Za-z_][A-Za-z_\-]{0,60}){1,5}(?:\[\"?[\w\-]{1,40}\"?\])?"
@@ -161,13 +161,14 @@ _STORE = (
     r"|ENC\[AES256_GCM,|ENC\([A-Za-z0-9+/=]{16,}\)|(?:op|awssm|gcpsm|secretref|keyring|ref\+[a-z]{2,20})://"
     r"|vault:[\w\-]{1,40}/[\w/\-.]{1,80}|arn:aws[\w\-]{0,12}:(?:secretsmanager|ssm|kms):|projects/[\w\-]{1,40}/secrets/"
     r"|@Microsoft\.KeyVault\(|(?:file:(?://)?)?/(?:var/)?run/secrets/"
-    r"|\$\((?:cat|op|vault|pass|aws|gcloud|kubectl|sops|openssl|printenv|security|head|jq)[ ]"
+    r"|\$\((?:cat|op|vault|pass|aws|gcloud|kubectl|sops|openssl|printenv|security|head|jq)[ ][^()\n]{0,200}"
 )
 #: What stands for a value that is not there: masks, placeholders of SQL, of formats and of templates.
 _PLACEHOLDER = lazy_pattern(
     r"\*{2,}+\Z|•{2,}+\Z|[xX]{3,}+\Z|\.{3}\Z|%[sr]\Z|%\([\w.]{1,60}+\)s\Z|\?\Z|\$[0-9]{1,4}+\Z|\$\{?[A-Z_]++\}?\Z"
     r"|\{\{[ \w.|\-]{1,80}\}\}\Z|\{[a-z_.]{1,60}\}\Z|<[a-z_ \-]{1,40}>\Z"
     r"|\[(?i:hidden|redacted|filtered|removed|masked|secure|secret)\]\Z"
+    r"|(?:required|nullable|sometimes|confirmed|bail)(?:\|[a-z_]{2,20}+(?::[\w,.]{1,40}+)?)*+\Z"
     r"|(?i:bearer|basic|token|apikey) (?:\$?\{[\w.]{1,60}\}|\{\{[ \w.|\-]{1,80}\}\}|%s|%\([\w.]{1,60}\)s|<[\w \-]{1,40}>|\$[A-Za-z_]{1,40})\Z"  # noqa: E501
     rf"|(?:{_NAMED_ELSEWHERE})\Z|(?:{_STORE})"
 )

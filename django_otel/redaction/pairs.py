@@ -110,6 +110,8 @@ _NESTED = lazy_pattern(
 _OBJECT = lazy_pattern(r"(?:\[\s{0,8})?\{\s{0,8}[\"']\w")
 #: Lines below a name that are read.
 _MOST_LINES = 50
+#: "${PASSWORD}" | sudo
+_VARIABLE = lazy_pattern(r"\$\{?\Z")
 _MEMBER = lazy_pattern(r"(?P<quote>[\"'])(?P<name>[\w.\- ]{1,60})(?P=quote)\s{0,8}:\s{0,8}")
 #: password: x -> y
 _CHANGED = lazy_pattern(r"[\"']?[ \t]{1,4}(?:[=-]{1,2}>|\u2192)[ \t]{1,4}[\"']?(?=[^\s\"'])")
@@ -248,7 +250,8 @@ class PairScrubber:
 
     def _bare_spans(self, text: str, key: re.Match[str], separator: str, *, is_code: bool) -> list[tuple[int, int]]:
         """Return where the secret behind a key without `=` or `:` stands; nowhere in source and in statements."""
-        if is_code or "\n" in separator:
+        start = key.start(1)
+        if is_code or "\n" in separator or _VARIABLE.search(text, max(0, start - 2), start):
             return []
         if separator:
             is_dash = separator.strip(_AROUND_DIVIDERS) in ("-", "\u2013", "\u2014")
