@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from django_otel.base import guard, proxies
-from django_otel.base.attribute_values import clean_text, clean_value
+from django_otel.base.attribute_values import clean_text, clean_value, is_ready
 from django_otel.metrics.model import Attributes, AttributeValue
-
-_READY_TYPES = frozenset({str, bool, float})
 
 
 def build_attributes(attributes: Mapping[str, object]) -> Attributes:
@@ -22,8 +20,7 @@ def _by_key(item: tuple[str, AttributeValue]) -> str:
 
 
 def _clean(value: object) -> AttributeValue:
-    # Nearly all are of these, which their exact types show at once.
-    if type(value) in _READY_TYPES:
+    if is_ready(value):
         return value  # type: ignore[return-value]
     try:
         value = proxies.resolve(value)
