@@ -123,6 +123,9 @@ def _is_said(text: str, key: str, begin: int, word: str, judge: Judge, *, is_clo
     found = None if is_closed else _FIRST_WORD.match(text, begin)
     if found is None or not says_something(found.group(1), judge):
         return False
+    if found.group(2) is None and (key.isupper() or "-" in key):
+        # A header or a variable: its value is one word.
+        return False
     if is_password(split_key(key), alone=True):
         return found.group(2) is not None and found.group(1) not in SAMPLES
     return True

@@ -118,6 +118,8 @@ _CHANGED = lazy_pattern(r"[\"']?[ \t]{1,4}(?:[=-]{1,2}>|\u2192)[ \t]{1,4}[\"']?(
 #: Further codes of a list.
 _MORE_CODES = lazy_pattern(r"(?:(?:,[ ]?|[ ])[A-Za-z0-9]{1,8}(?:-[A-Za-z0-9]{1,8})*+(?<=[0-9])(?![\w.:]))++")
 
+_MORE_DIGITS = lazy_pattern(r"(?<=[ =:][0-9]{4})(?:[ \-][0-9]{3,7}){2,4}+(?![\w.:])")
+
 #: The dividers of `_KEY` behind which a name may stand as well as a value.
 _DIVIDERS = frozenset(("->", "-->", "|", "-", "\u2013", "\u2014", "→", "⇒", "¦", "<-", "~>", ">", "~", "^", ";"))
 
@@ -422,8 +424,9 @@ def _is_bare(key: str, separator: str) -> bool:
 
 
 def _codes_end(text: str, key: str, end: int) -> int:
-    """Return where a list of codes ends whose first ends at `end`; `end` itself for another key."""
-    more = _MORE_CODES.match(text, end) if key.endswith(("codes", "CODES")) else None
+    """Return where a list of codes, or a number in groups, ends whose first ends at `end`; else `end` itself."""
+    is_list = key.endswith(("codes", "CODES"))
+    more = (_MORE_CODES if is_list else _MORE_DIGITS).match(text, end)
     return end if more is None else more.end()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import string
 import subprocess
 import sys
@@ -807,6 +808,16 @@ def test_a_text_that_is_passed_by_is_one_the_rules_leave_alone(text):
         assert forms._HAS_RUN.search(text)
     if forms._SCHEME.search(text):
         assert forms._HAS_SCHEME.search(text)
+
+
+@sizes.each("text", ["card: {}", "card_number={}", "card: {} exp 12/27", "cards: {}, {}", "pan: {}", "Card number {}"])
+def test_of_a_number_in_groups_no_group_is_left(text):
+    for number in ("4242 4242 4242 4242", "4242-4242-4242-4242", "1234 5678 1234 5678", "3782 822463 10005"):
+        if number.startswith("1234") and not text.startswith(("card:", "card_number")):
+            # It fails the checksum, so only its name says what it is.
+            continue
+        scrubbed = SCRUBBER.text(text.replace("{}", number))
+        assert not re.search(r"[0-9]{4}", scrubbed), scrubbed
 
 
 NAME_WORDS = st.sampled_from(
