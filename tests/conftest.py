@@ -19,11 +19,29 @@ from tests import services, sizes
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# Hundreds of tests read the metadata of all packages that are installed, which takes longer than the rest of them.
-if hasattr(importlib.metadata, "email"):
-    importlib.metadata.email = types.SimpleNamespace(
-        message_from_string=functools.cache(importlib.metadata.email.message_from_string)
-    )
+
+def _keep_metadata() -> None:
+    """Read the metadata of each installed package once: hundreds of tests ask for those of all."""
+    places, texts = frozenset(sys.path), {}
+    read = importlib.metadata.PathDistribution.read_text
+
+    def read_once(self, filename):
+        # What a test installs lies elsewhere, and may change.
+        if str(getattr(self._path, "parent", "")) not in places:
+            return read(self, filename)
+        key = (str(self._path), filename)
+        if key not in texts:
+            texts[key] = read(self, filename)
+        return texts[key]
+
+    importlib.metadata.PathDistribution.read_text = read_once
+    if hasattr(importlib.metadata, "email"):
+        importlib.metadata.email = types.SimpleNamespace(
+            message_from_string=functools.cache(importlib.metadata.email.message_from_string)
+        )
+
+
+_keep_metadata()
 
 # An example may take as long as the machine's load makes it take.
 hypothesis.settings.register_profile(

@@ -948,6 +948,7 @@ def test_a_pinned_trace_stays_and_pins_are_bounded(console, page):
     assert not stored(console)[0].is_pinned
 
 
+@pytest.mark.heavy
 @sizes.each(
     "query",
     [{"min_ms": text} for text in ("abc", "1s", "nan", "inf", "1e15", "-5", "1_000", "9" * 400, "1 000", "٣", "0x10")]

@@ -257,6 +257,7 @@ def test_errors_are_plain_and_hold_no_secret(console, page, explainer, configure
     assert SECRET not in content and "/no/such/folder" not in content
 
 
+@pytest.mark.heavy
 def test_what_is_not_there_is_not_found(console, page, explainer):
     for address in ("/admin/django_otel/trace/" + "ab" * 16 + "/", "/admin/django_otel/trace/\u202e<x>/"):
         for span_id in ("", "x", "0" * 16, "'" * 900):

@@ -152,6 +152,7 @@ NONSENSE = [
 
 
 # Every name and every value; in a long run every pair.
+@pytest.mark.heavy
 @pytest.mark.scaled
 @sizes.each(
     "query",

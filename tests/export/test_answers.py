@@ -548,6 +548,7 @@ def test_an_answer_that_time_does_not_change_is_sent_once(status):
     assert len(asked) == 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("signal", ["traces", "metrics", "logs"])
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 @pytest.mark.parametrize("wait", ["0", "-1", "Thu, 01 Jan 1970 00:00:00 GMT"])

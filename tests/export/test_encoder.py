@@ -634,6 +634,7 @@ def test_any_spans_are_redacted_on_the_way_as_before(plan):
         assert canonical(parse(ours.encode(spans))) == expected
 
 
+@pytest.mark.heavy
 @FUZZ
 @given(st.lists(readable_spans, max_size=3), st.lists(st.sampled_from(sorted(BAD_SPANS)), min_size=1, max_size=3),
        st.randoms(use_true_random=False))  # fmt: skip

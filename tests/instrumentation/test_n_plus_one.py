@@ -116,6 +116,7 @@ def test_equal_queries_become_one_event_with_the_last_count(client, otel_spans, 
     assert otel_metrics.series(COUNTER) == [{"http.route": "/foreign_key/"}]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("view", ["foreign_key", "many_to_many", "deferred", "through_a_helper", "in_a_template"])
 @pytest.mark.parametrize("trusted", [20, 10**9])
 def test_the_stack_is_walked_in_the_first_request_alone(fresh, client, monkeypatch, view, trusted):

@@ -183,6 +183,7 @@ def test_the_history_tells_of_a_deletion():
     assert LogEntry.objects.get().object_repr == "25 % of traces"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -691,6 +692,7 @@ def test_a_broken_urlconf_does_not_break_the_page(monkeypatch):
 # --- What is in force. ---
 
 
+@pytest.mark.heavy
 def test_the_page_says_what_is_in_force_and_why():
     """Settings, then the policy, then the policy off, then run out."""
     client = login(is_superuser=True)
@@ -900,6 +902,7 @@ class LaggingReplica:
         return "default" if model._meta.app_label in ("django_otel", "admin") else None
 
 
+@pytest.mark.heavy
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
 def test_the_page_reads_where_it_writes():
     """Behind a read replica that lags, nothing "doesn't exist" and no save is refused."""

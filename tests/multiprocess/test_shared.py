@@ -1066,6 +1066,7 @@ def test_exemplars_of_sdk_instruments_never_go_back_in_time(kind, seed):
         assert shown.keys() == buckets.keys()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", sizes.few(range(3), 3))
 def test_exemplars_of_several_slots_never_go_back_in_time(folder, seed):
     """Also when the newest one was pushed out of its process's ring and another process has an older one."""

@@ -251,6 +251,7 @@ def test_clients_that_send_slowly_shut_nobody_out_and_are_cut_off(number):
             dripping.join(10)
 
 
+@pytest.mark.heavy
 def test_clients_that_do_not_read_their_answer_shut_nobody_out():
     families = [
         Family(f"a{number}", Kind.COUNTER, "", "x" * 1000, OWN_SCOPE, [Point((), 1.0)]) for number in range(3_000)

@@ -600,6 +600,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.heavy
 @hypothesis.given(attributes=st.dictionaries(st.text(st.characters(exclude_categories=()), min_size=1), VALUES))
 @hypothesis.settings(
     deadline=None,

@@ -1011,6 +1011,7 @@ def test_the_files_that_the_architecture_page_names_exist():
         assert (ROOT / "django_otel" / name).is_file() or (ROOT / name).is_file(), name
 
 
+@pytest.mark.heavy
 def test_every_module_is_on_the_architecture_page():
     """The tables are made from docstrings; a new module has one, and the page is built again."""
     spec = importlib.util.spec_from_file_location("build_architecture", ROOT / "docs" / "build_architecture.py")

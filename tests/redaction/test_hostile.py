@@ -49,6 +49,7 @@ def test_a_text_takes_time_in_proportion_to_its_length(part, start):
     assert found < MOST_PER_DOUBLING
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "part", ['"', "'", "(", "[", "IN (?,", "SET a.b=", "IDENTIFIED BY a ", "--", "/*", "$a$", "a."]
 )

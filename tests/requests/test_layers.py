@@ -463,6 +463,7 @@ OUTBOUND = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", OUTBOUND)
 def test_outbound_calls_are_the_layer_http(otel_metrics, name):
     """With their bodies, which come late."""

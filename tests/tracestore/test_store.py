@@ -137,6 +137,7 @@ def test_filters_find_what_they_say(make):
 # --- Bounds. ---
 
 
+@pytest.mark.heavy
 def test_the_newest_are_kept_and_errors_and_slow_ones_longest(make):
     store = make(max_traces=100)
     write(store, *(span(number, is_error=True) for number in range(1, 11)))
@@ -150,6 +151,7 @@ def test_the_newest_are_kept_and_errors_and_slow_ones_longest(make):
     assert set(range(190, 250)) <= set(kept)
 
 
+@pytest.mark.heavy
 def test_errors_alone_do_not_push_out_what_is_new(make):
     store = make(max_traces=100)
     for number in range(1, 250):
@@ -235,6 +237,7 @@ def test_bytes_that_are_no_spans_are_refused_and_nothing_else(make):
             otlp.decode(data, "")
 
 
+@pytest.mark.heavy
 def test_the_files_stay_within_the_bytes(make, tmp_path, drops):
     store = make(max_traces=100_000, max_mb=4)
     noise = os.urandom(20_000).hex()
