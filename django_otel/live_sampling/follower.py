@@ -294,8 +294,16 @@ class Follower:
         with guard.contained("sharing the sampling policy"):
             found = self.publisher()
             if found is not None:
-                found.publish(reading)
+                self._publish(found, reading)
         return True
+
+    def _publish(self, registry: HostRegistry, reading: Reading) -> None:
+        try:
+            registry.publish(reading)
+        except OSError:
+            # As on a full disk: each process leads in turn, and asks the database for itself.
+            registry.resign()
+            raise
 
     def publisher(self) -> HostRegistry | None:
         """The folder to write to, also for a process that only saves and does not follow."""

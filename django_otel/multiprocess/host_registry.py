@@ -244,7 +244,9 @@ class HostRegistry:
         return True
 
     def _beat(self) -> None:
-        os.pwrite(self._leader, _MOMENT.pack(time.monotonic()), 0)
+        # On a full disk there is none, and the others ask as well.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._leader, _MOMENT.pack(time.monotonic()), 0)
 
     def silent_s(self) -> float:
         """For how many seconds the leader has given no heartbeat; 0.0 when that cannot be said.
@@ -254,7 +256,11 @@ class HostRegistry:
         """
         try:
             with os.fdopen(open_file(self.folder / "leader.lock", os.O_RDONLY), "rb") as file:
-                beat_s: float = _MOMENT.unpack(file.read(_MOMENT.size))[0]
+                found = file.read(_MOMENT.size)
+                if not found:
+                    # It could not write any.
+                    return max(0.0, time.time() - os.fstat(file.fileno()).st_mtime)
+                beat_s: float = _MOMENT.unpack(found)[0]
         except (OSError, struct.error):
             return 0.0
         return max(0.0, time.monotonic() - beat_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import resource
 import threading
 import time
 
@@ -16,6 +17,7 @@ from django.utils import timezone
 from django_otel import runtime
 from django_otel.live_sampling import conditions, follower, policy_rows
 from django_otel.models import SamplingPolicy
+from django_otel.multiprocess.host_registry import HostRegistry, registry_folder
 from django_otel.sampling.policy import Policy
 from tests.services import close_for_good, free_port
 
@@ -332,6 +334,26 @@ def test_while_the_database_is_down_the_last_policy_stays(sampler, policy_in, ca
         assert poll() <= 5.0
     assert follower.status()["error"] == ""
     assert "can be read again" in caplog.text
+
+
+def test_a_process_that_cannot_share_what_it_has_read_lets_the_next_one_ask(sampler, tmp_path):
+    """On a full disk the others would wait for it for ever."""
+    asking = follower.Follower()
+    asking.registry = HostRegistry(registry_folder("db", [tmp_path]))
+    SamplingPolicy.objects.create(ratio=0.25)
+    assert asking.registry.lead()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        assert asking.read_and_apply("default")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sampler.ratio_now() == 0.25
+    assert not asking.registry.is_leading
+    assert asking.registry.lead()
+    assert asking.read_and_apply("default")
+    assert asking.registry.is_leading
+    asking.registry.close()
 
 
 def test_without_its_table_the_settings_hold_with_one_warning(sampler, policy_in, caplog):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -242,6 +244,30 @@ def test_the_leader_gives_a_heartbeat_with_every_turn(folder):
     assert other.silent_s() <= time.monotonic() - begun_s
     (folder / "leader.lock").write_bytes(b"x")
     assert other.silent_s() == 0.0
+
+
+@contextlib.contextmanager
+def no_space():
+    """Files cannot grow here, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_on_a_full_disk_there_is_a_leader_and_its_silence_is_seen(folder):
+    registry, other = HostRegistry(folder), HostRegistry(folder)
+    with no_space():
+        assert registry.lead()
+        assert registry.lead(), "in its next turn, too"
+        assert not other.lead()
+        long_ago_s = time.time() - 60
+        os.utime(folder / "leader.lock", (long_ago_s, long_ago_s))
+        assert other.silent_s() >= 60
+    assert registry.lead()
+    assert other.silent_s() < 30
 
 
 # --- The clock of the limit. ---
