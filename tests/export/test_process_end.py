@@ -183,7 +183,8 @@ def test_a_signal_ends_a_process_as_it_does_without_us(tmp_path):
         assert signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
         os.kill(os.getpid(), signal.SIGUSR1)
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        from django_otel.export import process_end
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         thread = threading.Thread(target=process_end.export_on_signals, args=(print, print, 1))
         thread.start(); thread.join()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
