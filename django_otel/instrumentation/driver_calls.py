@@ -91,7 +91,7 @@ class DriverCall:
 
     @property
     def is_in_budget(self) -> bool:
-        """Whether its time is part of a request's budget now."""
+        """Return whether its time is part of a request's budget now."""
         return self._opened is not None
 
     def _start_span(self, start_time_unix_ns: int | None) -> Span | None:
