@@ -67,6 +67,15 @@ _FIRST_S = 1.0
 _FIRST_TICK_S = 0.02
 
 
+def _publish(registry: HostRegistry, reading: Reading) -> None:
+    try:
+        registry.publish(reading)
+    except OSError:
+        # As on a full disk: each process leads in turn, and asks the database for itself.
+        registry.resign()
+        raise
+
+
 class Follower:
     """Keeps this process's sampler equal to the rows. One per process, made when it is first needed.
 
@@ -294,16 +303,8 @@ class Follower:
         with guard.contained("sharing the sampling policy"):
             found = self.publisher()
             if found is not None:
-                self._publish(found, reading)
+                _publish(found, reading)
         return True
-
-    def _publish(self, registry: HostRegistry, reading: Reading) -> None:
-        try:
-            registry.publish(reading)
-        except OSError:
-            # As on a full disk: each process leads in turn, and asks the database for itself.
-            registry.resign()
-            raise
 
     def publisher(self) -> HostRegistry | None:
         """The folder to write to, also for a process that only saves and does not follow."""
