@@ -79,7 +79,7 @@ _PAIRS_OF_WORDS = (
 #: Sensitive as a key's last word; in running text ("first pass: 3") only in a compound or before "=".
 _LAST_WORDS = words("pass auth sig signature hmac pin otp mfa salt")
 #: Sensitive as the name of a query parameter only: OAuth's `code`, Google's `key`, CAS' `ticket`.
-_QUERY_WORDS = words("code key state nonce ticket assertion hash sign verifier invite signed otp")
+_QUERY_WORDS = words("code key state nonce ticket assertion hash sign verifier invite signed otp sso")
 #: A number or a date under such a key is a measurement, not a secret.
 _MEASURES = words(
     "count counts counter total size length len limit max min age ttl expiry expires expiration timeout "

@@ -46,7 +46,7 @@ _KEY = lazy_pattern(
     r"""|["']?[ \t]*+\r?\n[ \t]*+value:[ \t]*+"""  # name: ...\n value: ...
     r"""|(?:\[[\w\-]{0,20}\]){0,2}+[\\"'\])}`]{0,8}+\s*+(?:"""
     rf":[ \t]*+{_TYPE}(?:[ \t]?\|[ \t]?{_TYPE}){{0,4}}+[ \t]++=[ \t]++(?!=)"  # an annotated name in a line of source
-    r"|=>|-{1,3}>|:=|!=|={1,3}|:|%3[Aa]|%3[Dd]"
+    r"|=>|-{1,3}>|:=|!=|={1,3}|:|%3[Aa]|%3[Dd]|(?i:(?:not )?(?:i?like(?= ')|in(?= ?\(')))"
     r"|(?=[|→⇒¦~^;<?>\u2013\u2014-])(?:\|(?!\|)|[→⇒¦]|(?<=[ \t])[\u2013\u2014-](?=[ \t])|<-|~>|\?=|(?<=-)>|[~^;](?=\S)))\s*+"  # what divides them in tables and logs  # noqa: E501
     r"""|["']\s{0,4}+\{\s{0,8}+default\s{0,8}+=\s{0,8}+"""  # variable "name" { default = "value"
     r"""|["']\s++(?:value|content)\s*+=\s*+"""  # <input name="..." value="...">
