@@ -139,7 +139,8 @@ class Answers:
             path, name, _ = _MESSAGES[self.signal]
             module = importlib.import_module(f"opentelemetry.proto.collector.{path}")
             try:
-                if is_json:
+                # A receiver may call it by another type; no message of protobuf begins so.
+                if is_json or body.startswith(b"{"):
                     from google.protobuf.json_format import Parse  # type: ignore[import-untyped]
 
                     message = Parse(body, getattr(module, name)(), ignore_unknown_fields=True)

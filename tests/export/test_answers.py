@@ -342,11 +342,13 @@ def test_the_certificate_of_otlp_counts_more_than_that_of_requests(monkeypatch, 
     assert asked == [str(tmp_path / "OURS")]
 
 
-def test_refused_spans_in_a_json_answer_are_counted():
+@pytest.mark.parametrize("content_type", ["application/json", "application/x-protobuf", "text/plain"])
+@pytest.mark.parametrize("exporter", ["otlp-json", "otlp"])
+def test_refused_spans_in_a_json_answer_are_counted(exporter, content_type):
     body = b'{"partialSuccess": {"rejectedSpans": "2", "errorMessage": "too old"}, "later": 1}'
     with (
-        answering(lambda handler, _: reply(handler, 200, body, Content_Type="application/json")) as url,
-        pipeline(url, EXPORTERS=["otlp-json"]) as made,
+        answering(lambda handler, _: reply(handler, 200, body, Content_Type=content_type)) as url,
+        pipeline(url, EXPORTERS=[exporter]) as made,
     ):
         made.finish("a", "b", "c")
         assert made.flush()
