@@ -108,6 +108,7 @@ _DESCRIPTIONS = words(
     "secure httponly validator validators rotation encoding hint last path "
     "queue topic handler strategy protocol layer created updated changed env environment target owner vendor "
     "check checks supported available duration age bucket range "
+    "rule flow attempt encoder typ kid decision server host arn region alias "
     "table view page form template screen task job url uri file interval"
 )
 #: The whole line after such a key belongs to the value.
