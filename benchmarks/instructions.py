@@ -153,7 +153,7 @@ PER_QUERY: tuple[tuple[str, str, str, int, float | None], ...] = (
         "12 equal queries, all sampled",
         "12 equal queries, no N+1 watch, all sampled",
         1,
-        12.0,
+        10.0,
     ),
 )
 
