@@ -317,7 +317,7 @@ def text_of(results: dict[str, dict[str, float | None]]) -> str:
     for layer in LAYERS:
         if layer.name in results:
             cells = [results[layer.name].get(name) for name in shown]
-            rows.append([layer.name, *("-" if cell is None else f"{cell:,.0f}" for cell in cells)])
+            rows.append([layer.name, *("-" if cell is None else f"{round(cell):,}" for cell in cells)])
     head = ["thousand instructions added", "layer off", "**layer on**", *shown[2:]]
     return publication.table(head, rows)
 

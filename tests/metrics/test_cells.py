@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from django_otel.metrics import series as series_module
+from django_otel.metrics import store as store_module
 from django_otel.metrics.cells import Memory
 from django_otel.metrics.series import HistogramSeries, RequestSeries, Series
 from django_otel.metrics.store import CellStore
@@ -216,3 +217,10 @@ def test_a_busy_buckets_exemplars_leave_the_others_theirs(store, monkeypatch):
     series.observe(0.8, 603, 1)
     assert shown() == [603]
     assert series.read_histogram().buckets == [603.0, 1.0]
+
+
+def test_a_metric_of_ours_is_defined_once(store, monkeypatch):
+    """What is asked for again is found: commands and sockets ask each time."""
+    made = [store.catalogued(name) for name in ("django.command.duration", "django.websocket.messages")]
+    monkeypatch.setattr(store_module, "_define_catalogued", None)
+    assert [store.catalogued(instrument.definition.name) for instrument in made] == made
