@@ -258,7 +258,9 @@ def _restore_settings():
     if _last[0] != key:
         _last[:] = key, parse(settings.OTEL, os.environ, "tests")
     wanted = _last[1]
-    if parsed != wanted:
+    # A test may have started with other settings than those of the project.
+    running = runtime.current().config
+    if parsed != wanted or (running is not parsed and running != wanted):
         conf.forget()
         runtime.restart()
     # One that is left off would fail another test, later and maybe of another file. To ask for the states reads the
