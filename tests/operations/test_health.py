@@ -339,18 +339,18 @@ def test_a_page_before_all_middleware_is_in_the_language_of_its_request(client, 
     assert answers[1].isascii(), answers
 
 
-def test_staff_still_read_the_scrape_through_their_session(transactional_db, settings):
+def test_staff_still_read_the_scrape_through_their_session(transactional_db):
     client = Client()
     client.force_login(User.objects.create_user("ann", is_staff=True))
     with otel(METRICS_VIEW={"TOKEN": TOKEN}):
         assert client.get("/metrics").status_code == 200
         assert client.get("/internal/metrics").status_code == 200
         # Their browser is sent to HTTPS, where its session cookie goes along.
-        settings.SECURE_SSL_REDIRECT = True
-        over_https = Client()
-        over_https.cookies = client.cookies
-        assert over_https.get("/metrics").status_code == 301
-        assert over_https.get("/metrics", secure=True).status_code == 200
+        with override_settings(SECURE_SSL_REDIRECT=True):
+            over_https = Client()
+            over_https.cookies = client.cookies
+            assert over_https.get("/metrics").status_code == 301
+            assert over_https.get("/metrics", secure=True).status_code == 200
 
 
 def test_a_function_of_the_project_sees_the_request_with_its_user(transactional_db, settings):
