@@ -723,6 +723,7 @@ def test_what_is_too_large_over_grpc_is_sent_in_parts(signal, code, words):
     assert len(seen) == 7
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("is_known", [True, False])
 def test_a_real_limit_of_a_grpc_server_is_met(is_known, monkeypatch):
     if not is_known:

@@ -185,6 +185,7 @@ def test_jobs_that_run_at_once_stand_below_their_sender(valkey_url, otel_spans, 
     assert "hunter2" not in str([span.to_json() for span in (send, process)])
 
 
+@pytest.mark.heavy
 def test_a_queue_that_refuses_is_a_failed_send(otel_spans, otel_metrics):
     from redis import Redis
     from redis.exceptions import ConnectionError

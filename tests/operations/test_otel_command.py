@@ -480,6 +480,7 @@ def test_doctor_on_a_refused_port(exporter, settings):
     assert "Is the receiver running" in line
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("exporter", ["otlp", "otlp-grpc"])
 def test_doctor_on_a_black_hole(exporter, settings):
     """Connected, but no answer, and within the time allowed."""

@@ -230,6 +230,7 @@ def _drip(connections, stopped):
         stopped.wait(0.05)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [32, 3 * serving.MAX_CONNECTIONS])
 def test_clients_that_send_slowly_shut_nobody_out_and_are_cut_off(number):
     stopped = threading.Event()
