@@ -64,9 +64,12 @@ _RULES = lazy_pattern(
 _NUMBERS = lazy_pattern(
     r"\{\s{0,8}(?:\\{0,4}[\"'][\w.\-]{1,40}+\\{0,4}[\"']\s{0,4}:\s{0,4}[0-9]{1,9}+(?:\.[0-9]{1,9}+)?,?\s{0,8}){1,20}+\}"
 )
-#: What forms and serializers say about a field, not the field's value.
+#: What forms and serializers say about a field, not the field's value: a sentence of three words or of two known ones.
+_SHORT_ERROR = r"(?:Bad|Expired|Incorrect|Invalid|Missing|Not|Required|Too|Unknown|Wrong) [a-z]{2,20}[.!]"
 _FORM_ERRORS = lazy_pattern(
-    r"""\[(?:\s{0,8}(?:ErrorDetail\(string=|ValidationError\(\[?)?(?:"[A-Z][^"\n]{3,400}[.!?]"|'[A-Z][^'\n]{3,400}[.!?]')"""
+    r"""\[(?:\s{0,8}(?:ErrorDetail\(string=|ValidationError\(\[?)?"""
+    rf"""(?:"(?:{_SHORT_ERROR}|[A-Z][a-z]{{1,20}}(?: [A-Za-z'\-]{{1,20}}){{2}}[ .!?][^"\n]{{0,400}}(?<=[.!?]))\""""
+    rf"""|'(?:{_SHORT_ERROR}|[A-Z][a-z]{{1,20}}(?: [A-Za-z\-]{{1,20}}){{2}}[ .!?][^'\n]{{0,400}}(?<=[.!?]))')"""
     r"""(?:, code=['"]\w{1,40}['"])?\]?\)?,?){1,8}\s{0,8}\]"""
 )
 _CONDITION = lazy_pattern(r"\b(?:if|elif|while|assert|and|or|not|return) [\w.]{1,80}\s?[!=]=\s?\Z")
