@@ -104,8 +104,7 @@ def test_a_process_and_what_it_forks_are_measured(tmp_path):
     assert sorted("ids.py" in names for names in found.values()) == [False, True]
 
 
-def test_the_run_of_ci_measures_the_command_of_the_readme_and_the_long_tests():
+def test_the_run_of_ci_measures_the_command_of_the_readme():
     text = (services.ROOT / ".ci" / "run").read_text()
     assert '"${measured[@]}" bash -euo pipefail -c "$command_line"' in text
-    assert '"${measured[@]}" .venv/bin/python -m pytest -n 2 -m long' in text
     assert "-m coverage report" in text
