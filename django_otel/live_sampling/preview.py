@@ -14,7 +14,7 @@ import string
 from collections.abc import Iterable, Iterator, Sequence
 from re import _constants as sre  # type: ignore[attr-defined]
 from re import _parser as sre_parser  # type: ignore[attr-defined]
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.urls import URLPattern, URLResolver, get_resolver
@@ -24,23 +24,15 @@ from django.utils import translation
 from django_otel.base import frozen, guard
 from django_otel.routes import route_template
 
+if TYPE_CHECKING:
+    from django_otel.live_sampling.wording import RuleLike
+
 #: Beyond this a counted repetition is as good as an endless one.
 _MOST_COPIES = 40
 #: Most steps of a preview, all rules and routes together; a step takes about a microsecond.
 MAX_STEPS = 1_000_000
 #: With more languages only the one in use and the default one are looked at.
 _MOST_LANGUAGES = 10
-
-
-class RuleLike(Protocol):
-    """Parts of a rule that matter here; either of path and route is empty."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def route(self) -> str: ...
-    @property
-    def method(self) -> str: ...
 
 
 @frozen.record

@@ -47,7 +47,7 @@ FAULTS = {
 if TYPE_CHECKING:
 
     class RuleLike(Protocol):
-        """Parts of a rule that are put into words."""
+        """Parts of a rule that are put into words or matched; either of path and route is empty."""
 
         @property
         def path(self) -> str: ...
