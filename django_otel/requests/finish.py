@@ -177,7 +177,7 @@ class RequestFinisher:
         held = shared.held if shared is not None else None
         if held is None or self._enrich is not None or end[4] or record.is_joined or not span.is_recording():
             return False
-        if span.get_span_context().trace_flags & 1 or span.root is not span or not held.passes(span, duration_s):
+        if span.get_span_context().trace_flags & 1 or not held.passes(span, duration_s):
             return False
         span.forget(held)
         return True

@@ -96,7 +96,10 @@ class TailBuffer:
             owner.ended = []
 
     def passes(self, root: RecordedSpan, duration_s: float) -> bool:
-        """Return whether nothing of the trace of `root`, which ends now after so many seconds, is kept."""
+        """Return whether nothing is kept of the trace of `root`, a root that ends now after so many seconds."""
+        if span_id_of(context_of(root)) not in self._traces:
+            # Inside another span of this process, which decides; or pushed out.
+            return False
         slow_s = self._policy().keep_slow_s
         return root.status is UNSET and (slow_s is None or duration_s < slow_s)
 

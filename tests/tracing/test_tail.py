@@ -248,6 +248,17 @@ def test_a_request_of_which_nothing_is_kept_ends_its_span_without_describing_it(
     assert list(otel_spans) == []
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_request_inside_another_span_shares_the_lot_of_that_trace(client, otel_spans, fails):
+    with sampling(KEEP_ERRORS=True), django_otel.span("around") as around:
+        client.get("/work/fine/")
+        if fails:
+            around.set_status(StatusCode.ERROR)
+
+    names = [span.name for span in otel_spans if span.kind is not SpanKind.CLIENT]
+    assert names == (["inner", "outer", "GET /work/<str:outcome>/", "around"] if fails else [])
+
+
 @pytest.mark.parametrize(("status", "arrives"), [("ERROR", True), ("OK", False)])
 def test_the_status_that_a_view_gives_its_span_decides_as_well(client, otel_spans, status, arrives):
     with sampling(KEEP_ERRORS=True):
