@@ -7,7 +7,6 @@ a query: `db.client.operation.duration`, the request's database time, and a span
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from time import perf_counter, time_ns
 
@@ -21,6 +20,7 @@ from django_otel.base.sdk_compat import SPAN_KEY, SUPPRESS_INSTRUMENTATION_KEY, 
 from django_otel.instrumentation import database
 from django_otel.requests import layers
 from django_otel.requests.record import RequestRecord, current
+from django_otel.requests.timed_calls import time_call
 from django_otel.tracing.spans import DroppedSpan, RecordedSpan
 
 _PLACE = "the database layer"
@@ -78,16 +78,7 @@ class DriverCall:
 
     def step(self, method: Callable[..., object]) -> Callable[..., object]:
         """Return `method`, whose time is the database's while this operation pauses."""
-
-        @functools.wraps(method)
-        def run(*args: object, **kwargs: object) -> object:
-            opened = layers.enter(current(), layers.DATABASE, perf_counter())
-            try:
-                return method(*args, **kwargs)
-            finally:
-                layers.leave(opened, layers.DATABASE)
-
-        return run
+        return time_call(layers.DATABASE, method)
 
     @property
     def is_in_budget(self) -> bool:

@@ -17,18 +17,10 @@ from django_otel.base import frozen, guard, import_hooks
 from django_otel.config.schema import Config
 from django_otel.requests import layers
 from django_otel.requests.record import current
+from django_otel.requests.timed_calls import time_call
 
-
-def _time_call(plain: Callable[..., object]) -> Callable[..., object]:
-    @functools.wraps(plain)
-    def timed(*args: object, **kwargs: object) -> object:
-        opened = layers.enter(current(), layers.HTTP, perf_counter())
-        try:
-            return plain(*args, **kwargs)
-        finally:
-            layers.leave(opened, layers.HTTP)
-
-    return timed
+#: For a function that is called in a request.
+_time_call = functools.partial(time_call, layers.HTTP)
 
 
 def _time_coroutine(plain: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:

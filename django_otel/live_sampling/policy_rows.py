@@ -127,21 +127,14 @@ def lacks_a_table(alias: str) -> bool:
     """Return whether a table that the policy is read from is missing; False when that is unknown."""
     from django_otel.models import SamplingPolicy, SamplingRule, SamplingVersion
 
-    try:
-        connection = connections[alias]
-        with suppress_instrumentation(), connection.cursor() as cursor:
-            there = connection.introspection.table_names(cursor)
-    except Exception:
-        # Whatever the driver says here, it cannot tell.
-        return False
-    return not all(model._meta.db_table in there for model in (SamplingPolicy, SamplingRule, SamplingVersion))
+    return tables_exist(alias, (SamplingPolicy, SamplingRule, SamplingVersion), with_columns=False) is False
 
 
-def tables_exist(alias: str, models: Iterable[type[Model]] = ()) -> bool | None:
+def tables_exist(alias: str, models: Iterable[type[Model]] = (), *, with_columns: bool = True) -> bool | None:
     """Return whether the tables are there as this version has them; None when that is unknown.
 
     Those of an earlier version, which lack a table or a column, are not. `models` are those whose tables are meant,
-    by default those of the sampling policy.
+    by default those of the sampling policy; without `with_columns` they need not have all columns.
     """
     from django_otel.models import SamplingHost, SamplingPolicy, SamplingRule, SamplingVersion
 
@@ -153,10 +146,12 @@ def tables_exist(alias: str, models: Iterable[type[Model]] = ()) -> bool | None:
                 table = model._meta.db_table
                 if table not in there:
                     return False
+                if not with_columns:
+                    continue
                 found = {column.name for column in connection.introspection.get_table_description(cursor, table)}
                 if not {field.column for field in model._meta.concrete_fields} <= found:
                     return False
     except Exception:
-        # Whatever the driver says here, it cannot tell.
+        # No driver can tell then.
         return None
     return True

@@ -1,4 +1,4 @@
-"""Bucket bounds that a project gives its own histograms."""
+"""Bucket bounds of histograms."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import itertools
 import math
 from collections.abc import Iterable
 from typing import SupportsFloat
+
+
+def are_ascending(bounds: tuple[float, ...]) -> bool:
+    """Return whether all bounds are finite, and each is above the one before."""
+    return all(map(math.isfinite, bounds)) and all(a < b for a, b in itertools.pairwise(bounds))
 
 
 def read_bounds(name: object, bounds: Iterable[SupportsFloat] | None) -> tuple[float, ...]:
@@ -22,7 +27,7 @@ def read_bounds(name: object, bounds: Iterable[SupportsFloat] | None) -> tuple[f
             found = None
     if found and found[-1] == math.inf:
         found = found[:-1]
-    if found is None or not all(map(math.isfinite, found)) or any(a >= b for a, b in itertools.pairwise(found)):
+    if found is None or not are_ascending(found):
         raise ValueError(
             f"The bounds of the histogram {name!r} are {given!r}; expected ascending numbers, such as (0.1, 0.5, 1)."
         )

@@ -14,10 +14,10 @@ from __future__ import annotations
 import functools
 import io
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping
 
 from django_otel.base import guard
+from django_otel.metrics.bounds import are_ascending
 from django_otel.metrics.exemplar_choice import exemplar_labels, exemplars_by_bucket, newest_exemplar
 from django_otel.metrics.model import Exemplar, ExponentialValue, Family, HistogramValue
 from django_otel.metrics.page_groups import SUFFIXES, Claims, Group, build_groups
@@ -39,7 +39,7 @@ _INNER_BYTES = _INNER.encode()
 
 def check_bounds(bounds: tuple[float, ...]) -> None:
     """Errors: `ValueError` when the bounds are not finite and ascending: Prometheus would reject the whole page."""
-    if not all(map(math.isfinite, bounds)) or any(a >= b for a, b in itertools.pairwise(bounds)):
+    if not are_ascending(bounds):
         raise ValueError(f"bucket bounds must be finite and ascending: {bounds!r}")
 
 

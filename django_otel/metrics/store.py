@@ -308,7 +308,7 @@ def _define_catalogued(metric: catalogue.Metric) -> Definition:
 
 
 def _own_definition(definition: Definition) -> Definition:
-    """Return the definition of a metric of ours, whoever asks for it; any other as it is.
+    """Return the catalogue's definition of a metric of ours, and any other as it is.
 
     Errors: `ValueError` when the metric of ours is of another kind.
     """

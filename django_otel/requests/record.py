@@ -238,8 +238,7 @@ class RequestRecord(Context):
         return found
 
     def copy(self) -> dict[str, object]:
-        span = self.span_or_none
-        return {SPAN_KEY: self.current_span() if span is None else span, REQUEST_KEY: self}
+        return {SPAN_KEY: self.current_span(), REQUEST_KEY: self}
 
     def __contains__(self, key: object) -> bool:
         return key in (SPAN_KEY, REQUEST_KEY)

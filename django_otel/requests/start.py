@@ -152,8 +152,6 @@ class SpanStarter:
             and not self.own_tracer.shared.is_sdk_path
             # A processor is given what came in.
             and not self.own_tracer.shared.starters
-            and self._sampler is not None
-            and self._sampler.on_first is None
             and meta.keys().isdisjoint(self._inbound_keys_but_traceparent)
         )
 

@@ -215,7 +215,7 @@ class LiveSampler(Sampler):
         return self.budget is None or self.budget(parent_context.trace_id)
 
     def _fits(self, trace_id: int) -> bool:
-        """Return whether a span of the SDK's own fits the budget; above it none is kept, whatever its end."""
+        """Return whether a span of the SDK's own fits the budget; above it none is kept, failed or not."""
         fits = self.budget is None or self.budget(trace_id)
         if fits is None and self.end_over_budget is not None:
             self.end_over_budget(trace_id, False)
