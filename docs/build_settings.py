@@ -31,7 +31,8 @@ _VARIABLES_HEAD = """
 
 Every variable of the OpenTelemetry specification, of its Python packages and of the semantic conventions. A value that
 does not fit is ignored and named by the check W013, as is a variable without an effect; nothing keeps the site from
-starting. `OTEL_EXPORTER_OTLP_<SIGNAL>_*` stands above `OTEL_EXPORTER_OTLP_*`. A `service.instance.id` of
+starting. `OTEL_EXPORTER_OTLP_<SIGNAL>_*` stands above `OTEL_EXPORTER_OTLP_*`. `OTEL_TRACES_SAMPLER=traceidratio`
+records all traces without an `OTEL_TRACES_SAMPLER_ARG` that fits. A `service.instance.id` of
 `OTEL_RESOURCE_ATTRIBUTES` is kept and gets a suffix per process. `manage.py otel config` names the ones that are set
 and says whether each is obeyed; `manage.py otel config --variables` lists all of them.
 """

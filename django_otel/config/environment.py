@@ -175,19 +175,16 @@ class _Reader:
             return
         if kind == "traceidratio":
             ratio = self._sampler_ratio()
-            if ratio is None:
-                return
-            source = (
-                "OTEL_TRACES_SAMPLER_ARG" if self._environ.get("OTEL_TRACES_SAMPLER_ARG", "").strip() else variable.name
-            )
-            self.found["SAMPLING.RATIO"] = (ratio, source)
+            # A value that does not fit counts as none (specification, "OTEL_TRACES_SAMPLER_ARG"): all are recorded.
+            self.found["SAMPLING.RATIO"] = (1.0, variable.name) if ratio is None else (ratio, "OTEL_TRACES_SAMPLER_ARG")
         else:
             self.found["SAMPLING.RATIO"] = (1.0 if kind == "always_on" else 0.0, variable.name)
         self.found["SAMPLING.PARENT"] = (name.startswith("parentbased_"), variable.name)
 
     def _sampler_ratio(self) -> float | None:
+        """The argument of the sampler; None where there is none that fits."""
         try:
-            ratio = float(self._environ.get("OTEL_TRACES_SAMPLER_ARG", "").strip() or "1.0")
+            ratio = float(self._environ.get("OTEL_TRACES_SAMPLER_ARG", ""))
         except ValueError:
             return None
         return ratio if 0.0 <= ratio <= 1.0 else None
@@ -198,8 +195,8 @@ class _Reader:
             self._refuse(variable, raw, "only OTEL_TRACES_SAMPLER=traceidratio and parentbased_traceidratio have an "
                          "argument.")  # fmt: skip
         elif self._sampler_ratio() is None:
-            self._refuse(variable, raw, f"{show(raw)} does not fit; expected {variable.fits}. OTEL_TRACES_SAMPLER is "
-                         "ignored with it.")  # fmt: skip
+            self._refuse(variable, raw, f"{show(raw)} does not fit; expected {variable.fits}. As without it, all "
+                         "traces are recorded.")  # fmt: skip
 
     def _read_headers(self, variable: Variable, raw: str) -> None:
         pairs, bad = header_pairs(raw)

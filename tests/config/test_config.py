@@ -201,7 +201,6 @@ def test_the_environment_stands_above_the_settings(environ, dotted, value):
     "environ",
     [
         {"OTEL_TRACES_EXPORTER": "zipkin"},
-        {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "2"},
         {"OTEL_TRACES_SAMPLER": "coin"},
         {"OTEL_BSP_SCHEDULE_DELAY": "soon"},
         {"OTEL_EXPORTER_OTLP_ENDPOINT": "nowhere"},

@@ -262,6 +262,29 @@ def test_samplers(environ, ratio, parent):
     assert config.warnings == ()
 
 
+@pytest.mark.parametrize("name", ["traceidratio", "parentbased_traceidratio"])
+@pytest.mark.parametrize("argument", ["half", "1.5", "-0.1", "nan", "inf", "0,1", "10%"])
+def test_a_sampler_argument_that_does_not_fit_counts_as_none(name, argument):
+    """Specification, "OTEL_TRACES_SAMPLER_ARG": named, and the implementation behaves as if it were not set."""
+    environ = {"OTEL_TRACES_SAMPLER": name, "OTEL_TRACES_SAMPLER_ARG": argument}
+    config = parse({"SAMPLING": {"RATIO": 0.7, "PARENT": name == "traceidratio"}}, environ)
+    unset = parse({"SAMPLING": {"RATIO": 0.7}}, {"OTEL_TRACES_SAMPLER": name})
+    assert config.sampling == unset.sampling
+    assert (config.sampling.ratio, config.sampling.parent) == (1.0, name != "traceidratio")
+    assert config.sources["SAMPLING.RATIO"] == "environment OTEL_TRACES_SAMPLER"
+    assert len(config.warnings) == 1
+    assert "OTEL_TRACES_SAMPLER_ARG is ignored" in config.warnings[0]
+
+
+@pytest.mark.parametrize("argument", ["", "  "])
+def test_a_sampler_without_an_argument_records_all(argument):
+    config = parse(
+        {"SAMPLING": {"RATIO": 0.7}}, {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": argument}
+    )
+    assert config.sampling.ratio == 1.0
+    assert config.warnings == ()
+
+
 @pytest.mark.parametrize("flag", [0, 1])
 @pytest.mark.parametrize(("ratio", "recorded"), [(1.0, 1), (0.0, 0)])
 def test_a_callers_flag_is_ignored_where_the_sampler_does_not_follow_it(
