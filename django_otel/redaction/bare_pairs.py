@@ -96,6 +96,12 @@ _TIGHT = lazy_pattern(
 _CONFIRMED = lazy_pattern(
     rf"{_SOME_QUOTE}confirm(?:ation)?{_SOME_QUOTE}\s{{0,4}}:\s{{0,4}}(?P<value>\"[^\"\s]{{6,100}}\"|'[^'\s]{{6,100}}')"
 )
+#: Your temporary password is x
+_SAID = lazy_pattern(
+    r"(?i)\b(?:(?:new|temporary|initial|default|generated|one-time|current|admin|root)[ ](?:login[ ])?(?:password|passphrase|passcode)"  # noqa: E501
+    r"(?:[ ]for[ ](?:user[ ])?[\w.@\-]{1,60})?[ ](?:is|was|will be)(?:[ ]now)?:?"
+    r"|(?:entered|typed|tried|submitted|sent)[ ](?:the[ ]|a[ ])?password)[ ](?P<value>[^\s\"'<>\[\]()]{4,60})(?=[.!]?\s*(?:\n|\Z))"  # noqa: E501
+)
 _HAS_TYPE = lazy_pattern(r"(?:Secret|Passphrase|Password|Key|Token|Credential)\(")
 
 #: Nouns that follow the name of a secret in sentences and in headings.
@@ -121,7 +127,7 @@ _NOUNS = words(
     "now later here there above below all any each every other others same different similar both either neither "
     "longer shorter long short weak strong common entirely numeric provided given supplied specified unset handling "
     "leak leaks dump dumps test tests tester sync syncing lookup reuse rehash prompt prompts value values let "
-    "env environment logits configmap pod namespace fixture redis server-side client-side entropy complexity requirements requirement hint hints reminder helper.store store"  # noqa: E501
+    "env environment logits configmap pod namespace fixture redis server-side client-side entropy complexity identical known requirements requirement hint hints reminder helper.store store"  # noqa: E501
 )
 #: Words of a program's output that end like these say what happened.
 _SAYS = lazy_pattern(
@@ -166,6 +172,7 @@ def redact_fields(text: str, lowered: str, judge: Judge) -> str:
             text,
             lambda match: _is_strong(match.group("value")) and not says_something(match.group("value"), judge),
         )
+        text = _replace(_SAID, text, lambda match: not says_something(match.group("value"), judge))
         if "confirm" in lowered:
             text = _replace(_CONFIRMED, text, lambda match: True)
     if "(" in text and _HAS_TYPE.search(text):

@@ -13,6 +13,7 @@ _ARGUMENT = r"""[^\s"',;|]+"""
 #: Command, and what stands before its secret.
 _OPTIONS: tuple[tuple[str, str], ...] = (
     (r"mysql\w{0,20}|mariadb[\w\-]{0,20}|7z[ar]?", r"""-p["']?"""),
+    (r"(?:un)?rar", r"""-h?p["']?"""),
     (r"sshpass", rf"-p(?:{_GAP})?"),
     (r"(?:docker|podman|helm|az|oc|buildah|skopeo)\b[^\n]{0,80}?\blogin", rf"-p{_GAP}"),
     (r"mongo(?:sh|dump|restore|export|import)?|influx|clickhouse-client", rf"-p{_GAP}"),
@@ -60,7 +61,7 @@ _COMMAND = lazy_pattern(
     r"(?<![\w.\-])(?:" + "|".join(f"(?P<c{number}>{name})" for number, (name, _) in enumerate(_OPTIONS)) + r")(?![\w.])"
 )
 _HAS_COMMAND = lazy_pattern(
-    r"\b(?:mysql|mariadb|7z|sshpass|docker|podman|helm|az|oc|buildah|skopeo|mongo|influx|clickhouse|redis-cli|valkey-cli"
+    r"\b(?:mysql|mariadb|7z|(?:un)?rar|sshpass|docker|podman|helm|az|oc|buildah|skopeo|mongo|influx|clickhouse|redis-cli|valkey-cli"
     r"|ldap|sqlcmd|bcp|zip|unzip|isql|curl|vault|kubectl|user(?:add|mod)|twine|net user|rclone|mc|chpasswd|gh auth|composer|doctl|nmcli|ansible-vault|ssh-keygen|kinit|su|sudo|cryptsetup|gpg|https?|lftp|smb|rpcclient|snmp|net use|openssl|sqlplus|impdp|expdp|rman|sqlldr|CONN"  # noqa: E501
     r"|htpasswd|mosquitto|ipmitool|plink|pscp|psftp|cqlsh|smbmap|arangosh|xfreerdp|wfreerdp|rabbitmqctl|runas|mstsc|schtasks|psexec|wmic|wpa_pass|ConvertTo-)"
 )
@@ -132,18 +133,24 @@ _SAID_CHANGE = lazy_pattern(
 _IN_BRACKETS = lazy_pattern(
     r"(?i)(\b(?:default|initial|temporary|old|new|current|wrong|bad|user|admin|root) password \()(?![^()]{0,60}[ =:])([^\s()\[]{6,60})(?=\))"  # noqa: E501
 )
+#: bad credentials bob:x
+_ACCOUNT = lazy_pattern(
+    r"(?i)(\b(?:(?:bad|invalid|wrong|incorrect|using|with|sent|got|received|decoded)[ ](?:\w{1,20}[ ])?credentials?"
+    r"|basic auth(?:orization)?)(?::|[ ]for|[ ]are)?[ ][\"']?(?:\w{1,20}[ ])?(?!https?:|file:|port:)[\w.@+\-]{1,60}:)"
+    r"(?!\[redacted\]|/|[0-9]{1,5}(?![^\s,;]))([^\s\"'<>,;]{4,})"
+)
 _FRENCH = lazy_pattern(r"(?i)(\bmots? de passe ?: ?)(?!\[redacted\])(?![^\s]{1,20} [a-z])[^\s\"'<>,;]{4,}")
 #: your code is 123456, 2FA code 123456
 _SAID_CODE = lazy_pattern(
     r"(?i)(\b(?:(?:verification|security|login|sign[\- ]in|one[\- ]time|access|confirmation|activation|authentication"
-    r"|2fa|mfa|otp|sms|recovery)[ ](?:pass)?code|your[ ](?:pass)?code|(?:(?:your|the)[ ])?pin(?=[ ](?:is|was)[ ])|(?:your|the)[ ]pin|otp|one[\- ]time[ ]password)"  # noqa: E501
+    r"|2fa|mfa|otp|sms|recovery|reset)[ ](?:pass)?code|your[ ](?:pass)?code|(?:(?:your|the)[ ])?pin(?=[ ](?:is|was)[ ])|(?:your|the)[ ]pin|otp|one[\- ]time[ ]password)"  # noqa: E501
     r"(?:[ ](?:for|of)[ ](?:user[ ])?[\w.@\-]{1,60})?(?:[ ](?:is|was))?:?[ ]|\b(?:use|enter|type|submit)[ ](?:the[ ]|this[ ])?(?:code|pin)[ ])"  # noqa: E501
     r"(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?!\w|[.:][0-9])"
 )
 #: OTP: 123456, 123456 is your login code
 _SHOWN_CODE = lazy_pattern(
     r"(\b(?:OTP|PIN|TOTP|2FA|MFA)(?:[ ]code)?:[ ]?)(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?![\w.:])"
-    r"|(\b(?:G-)?)(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?=[ ]is[ ]your[ ](?:\w{1,20}[ ]){0,2}?(?:verification|security|login|sign-in|one-time|access"  # noqa: E501
+    r"|(\b(?:G-)?)(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?=[ ](?:is|as)[ ]your[ ](?:\w{1,20}[ ]){0,2}?(?:verification|security|login|sign-in|one-time|access"  # noqa: E501
     r"|confirmation|activation|authentication|2FA|OTP|recovery)?[ ]?(?:code|OTP|passcode)\b)"
 )
 #: password changed from "x" to "y"
@@ -153,7 +160,7 @@ _CHANGED = lazy_pattern(
 )
 #: login("bob", "x")
 _LOGIN_CALL = lazy_pattern(
-    r"(?i)(\b(?:\w{0,30}auth(?:provider)?|login|authenticate|log_?in|sign_?in|(?:simple_)?bind(?:_s)?|\w{0,30}credentials?|create_(?:super)?user)\(\s*(?:(?:None|request|self\.request)\s*,\s*)?"
+    r"(?i)(\b(?:\w{0,30}auth(?:provider)?|login|authenticate|log_?in|sign_?in|(?:simple_)?bind(?:_s)?|\w{0,30}credentials?:?[ ]?|create_(?:super)?user)\(\s*(?:(?:None|request|self\.request)\s*,\s*)?"  # noqa: E501
     r"(?:\"[^\"\n]{0,120}\"|'[^'\n]{0,120}')\s*,\s*(?:(?:\"[^\"\n]{0,80}@[^\"\n]{0,80}\"|'[^'\n]{0,80}@[^'\n]{0,80}'|None)\s*,\s*)?)"
     r"(?!b?['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
 )
@@ -165,7 +172,7 @@ _KEY_CALL = lazy_pattern(
 )
 _PROSE_VERB = lazy_pattern(r" (?:was|is|used|given|entered) [\"']")
 _HAS_CALL = lazy_pattern(
-    r"(?:credentials?|create_(?:super)?user|bind(?:_s)?|auth|provider|log_?in|authenticate|sign_?in)\("
+    r"(?:credentials?:?[ ]?|create_(?:super)?user|bind(?:_s)?|auth|provider|log_?in|authenticate|sign_?in)\("
 )
 _MAX_LINE_LENGTH = 2000
 
@@ -206,6 +213,8 @@ def redact_commands(text: str, lowered: str, *, is_named: bool) -> str:
         or "is your" in lowered
     ):
         text = _redact_prose(text, lowered)
+    if "credentials " in lowered or "basic auth" in lowered:
+        text = _ACCOUNT.sub(_redact_answer, text)
     return text
 
 
@@ -248,7 +257,7 @@ def _redact_prose(text: str, lowered: str) -> str:
         text = _FRENCH.sub(rf"\1{REDACTED}", text)
     if "code" in lowered or "pin " in lowered or "otp" in lowered or "time password" in lowered:
         text = _SAID_CODE.sub(rf"\1{REDACTED}", text)
-    if "is your" in lowered or "otp" in lowered or "pin:" in lowered or "2fa" in lowered or "mfa" in lowered:
+    if " your " in lowered or "otp" in lowered or "pin:" in lowered or "2fa" in lowered or "mfa" in lowered:
         text = _SHOWN_CODE.sub(_redact_code, text)
     if is_quoted and (" from " in lowered or " to " in lowered):
         text = _CHANGED.sub(_redact_change, text)

@@ -40,7 +40,7 @@ _ANNOTATION = lazy_pattern(
 _TYPE = lazy_pattern(
     r"[&*?]{0,2}+(?:(?:str|int|bool|bytes|float|string|String|Bytes|Any|object|dict|list|tuple|SecretStr|Token|Secret|char|void|mixed|array|callable"
     r"|iterable|never|boolean|Boolean|number|unknown|undefined|never|static|varchar|text|uuid|ID|Int|Float)(?:\[\]|[!?]){0,2}+(?=[\s,;)\]}>=|]|\Z)"
-    r"|[A-Z][A-Za-z]{2,40}+(?:<[\w, .|<>?&']{1,60}>|\[[A-Za-z, .|\[\]]{1,60}\]))"
+    r"|[A-Z][A-Za-z]{2,40}+(?:<[\w, .|<>?&']{1,60}>|\[[A-Za-z, .|\[\]()]{1,60}\]))"
 )
 _SQL_STRING = lazy_pattern(r"""[NnEeBbXx]?'|[0-9]|"(?!\.)[^"\n]*+"(?!\s*\.)|\Z""")
 #: [x for x in xs]
@@ -77,6 +77,8 @@ _CONDITION = lazy_pattern(r"\b(?:if|elif|while|assert|and|or|not|return) [\w.]{1
 _ENVIRONMENT = lazy_pattern(
     r"(?:[A-Za-z_]\w{0,30}\.){0,3}(?:env|environ|getenv|getEnv|config|secrets?|get)(?:\.\w{1,20})?[(\[][\"'][A-Z][A-Z0-9_]{2,60}[\"']"
 )
+#: tokens: prompt=120
+_MEASURED = lazy_pattern(r"[a-z_]{2,20}=[0-9]{1,9}\Z")
 _FIRST_WORD = lazy_pattern(
     r"([a-z]{2,20}+(?:_[a-z]{2,20}+){0,3}+)(?:[ ]+([a-z]{1,20}+)(?![\w=:])|[ \t\r.,;!]*+(?:\n|\Z))"
 )
@@ -121,7 +123,7 @@ def _is_said(text: str, key: str, begin: int, word: str, judge: Judge, *, is_clo
     lowered = word.lower()
     if lowered in PROSE or lowered.startswith("http") or _TYPE.match(text, begin) is not None:
         return True
-    if len(word) < 3 and word.isdigit():
+    if (len(word) < 3 and word.isdigit()) or _MEASURED.match(word):
         return True
     found = None if is_closed else _FIRST_WORD.match(text, begin)
     if found is None or not says_something(found.group(1), judge):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction.keys import REDACTED, is_mixed, is_placeholder, words
+from django_otel.redaction.keys import REDACTED, has_random_part, is_mixed, is_placeholder, words
 
 _PEM = lazy_pattern(
     r"(?:-----BEGIN |---- BEGIN |\A(?=[^\n]{1,90}-----[\s\\]))[^-\n]{0,60}PRIVATE KEY[^-\n]{0,20}----.*?(?:---- ?END [^-\n]{0,80}-----?|\Z)",  # noqa: E501
@@ -71,6 +71,7 @@ _KNOWN_TOKENS = lazy_pattern(
     r"|LS0tLS1CRUdJTi(?!BDRVJU|BQVUJM)[A-Za-z0-9+/]{40,}+=*"
     r"|base64url\.bearer\.authorization\.k8s\.io\.[A-Za-z0-9_\-]{16,}+"
     r"|[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_\-]{40,}+"
+    r"|AC[0-9a-f]{32}[\"',: ]{1,5}[0-9a-f]{32}(?![0-9A-Za-z])"  # Twilio, account and its token
     r")"
     r"|(?<=/bot)[0-9]{8,10}:[A-Za-z0-9_\-]{30,}+"
 )
@@ -79,15 +80,18 @@ _SIGNED = lazy_pattern(
     rf"(?<![A-Za-z0-9_\-.+@])(?:\.eJ{_B}{{8,}}+(?::{_B}++){{0,2}}+"
     rf"|[A-Za-z0-9_\-.+@]++(?P<when>:1[0-9A-Za-z]{{5}}+)?(?::[0-9A-Za-z]{{5,8}}+)?:(?P<sig>{_B}{{43}}|{_B}{{27}})(?!{_B}|:))"
 )
+_DIGESTS = words("sha1 sha256 sha384 sha512 md5")
 #: A random text behind a word that says what it is.
-_RUN = lazy_pattern(r"(?<=[ '\"])[A-Za-z0-9_\-+/=]{20,}+")
+_RUN = lazy_pattern(r"(?<=[\s'\"])[A-Za-z0-9_\-+/=]{20,}+")
 _NAME_BEFORE = lazy_pattern(
     r"(?i)(?:token|session|secret|password|cookie|csrf|jwt|signature|credential"
-    r"|(?:api|access|auth|private|secret)[_\- ]?key)s?"
-    r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value|provided|given|received|supplied|used)){0,2}:?[ ]{1,3}['\"]?\Z"  # noqa: E501
+    r"|(?:api|access|auth|private|secret|licen[sc]e|invalid|unknown|wrong|bad|expired|revoked)[_\- ]?key)s?"
+    r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value|provided|given|received|supplied|used)){0,2}:?\s{1,3}['\"]?\Z"  # noqa: E501
 )
-#: ?t=x, of links in mails
-_SHORT_PARAMETER = lazy_pattern(r"((?<=[?&])(?:t|tk|tok)=)([A-Za-z0-9_\-]{20,}+)")
+#: ?t=x, of links in mails, and names that stand for the id of a row as well as for a key.
+_SHORT_PARAMETER = lazy_pattern(r"((?<=[?&])(?:t|tk|tok|k|h|m|link|magic|sesame|app_?id)=)([A-Za-z0-9_\-]{20,}+)")
+#: Characters of a random text that has few digits.
+_SHORTEST_RANDOM = 20
 #: Characters before a random text in which its name is looked for.
 _NAME_LENGTH = 64
 #: What django.contrib.auth.tokens makes: seconds in base 36, a part of an HMAC.
@@ -189,7 +193,7 @@ def redact_tokens(text: str) -> str:
         if ":" in text or ".eJ" in text:
             text = _SIGNED.sub(_redact_signed, text)
         text = _RUN.sub(_redact_named, text)
-        if "t=" in text or "k=" in text:
+        if "=" in text and ("?" in text or "&" in text):
             text = _SHORT_PARAMETER.sub(_redact_rare, text)
         if "-" in text:
             text = _RESET_TOKEN.sub(REDACTED, text)
@@ -214,13 +218,16 @@ def redact_cards(text: str) -> str:
 
 def _redact_named(match: re.Match[str]) -> str:
     run, start = match.group(), match.start()
-    if not (is_mixed(run) or _HEX.fullmatch(run)):
+    if not (is_mixed(run) or _HEX.fullmatch(run) or has_random_part(run, _SHORTEST_RANDOM)):
         return run
     return REDACTED if _NAME_BEFORE.search(match.string[max(0, start - _NAME_LENGTH) : start]) else run
 
 
 def _redact_signed(match: re.Match[str]) -> str:
     signature = match.group("sig")
+    if match.group().partition(":")[0].lower() in _DIGESTS:
+        # SHA256:..., the fingerprint of a key
+        return match.group()
     if signature is None or match.group("when") is not None or is_mixed(signature):
         return REDACTED
     capitals, small = sum(map(str.isupper, signature)), sum(map(str.islower, signature))

@@ -176,6 +176,7 @@ _PLACEHOLDER = lazy_pattern(
 _MASK = lazy_pattern(
     rf"(?:{_NAMED_ELSEWHERE})(?=[\s\"',;)]|\Z)|(?:{_STORE})"
     r"|<[a-z_ \-]{1,40}>|\[(?i:hidden|filtered|removed|masked|secure|secret)\]"
+    r"|[A-Z]\w{2,30}\(['\"]?\*{3,}['\"]?\)|(?i:bearer|basic|token) \$\{[\w.]{1,60}\}`?"
     r"|\$\{[A-Z_]{1,60}\}|\$?\{\{[ \w.|\-]{1,80}\}\}|\{[a-z_.]{1,60}\}(?=[\s\"',;)]|\Z)"
 )
 #: What is left of the address of a place: its path, in quotes or not.
@@ -314,7 +315,7 @@ def is_masked(text: str, pos: int) -> bool:
 
 def mask_end(text: str, pos: int) -> int:
     """Return where the mask, or the name of a place, that stands at `pos` ends; -1 when there is none."""
-    match = _MASK.match(text, pos + 1 if text[pos : pos + 1] in ("'", '"') else pos)
+    match = _MASK.match(text, pos + 1 if text[pos : pos + 1] in ("'", '"', "`") else pos)
     if match is None:
         return -1
     place = _PLACE.match(text, match.end())

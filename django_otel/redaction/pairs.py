@@ -15,14 +15,17 @@ from django_otel.redaction.keys import (
     REDACTED,
     SENSITIVE,
     SENSITIVE_LINE,
+    has_random_part,
     is_harmless,
     is_masked,
+    is_mixed,
     is_phrase,
     is_property,
     is_thing,
     mask_end,
     words,
 )
+from django_otel.redaction.value_spans import bracket_end, line_end, run_end, skip_blanks, value_span
 
 #: (key, loose, query) -> verdict.
 Judge = Callable[[str, bool, bool], int]
@@ -54,7 +57,13 @@ _KEY = lazy_pattern(
     r"|(?=[ \t]+[^\s\-]))"  # --name value
 )
 _PAIR_OPENING = lazy_pattern(r"""[(\[]\s{0,4}[bu]?\\{0,4}["']\Z""")
+#: "authtoken_token"."key"
+_TABLE_BEFORE = lazy_pattern(r"([A-Za-z_]\w{0,60})[\"`\]]?\.[\"`\[]\Z")
+#: Columns of which the name of their table says what they are.
+_COLUMNS = words("key keys code codes hash number value")
 _WORD_BEFORE = lazy_pattern(r"(?:\A|[^A-Za-z])([A-Za-z]{2,30})[ \t]\Z")
+_RANDOM_CODES = words("code key ticket")
+_CODE = lazy_pattern(r"[bu]?[\"']?([A-Za-z0-9_\-]{24,}+)(?![\w.:/+])")
 _SECOND_WORDS = words(
     "id ids key value values number no num hash string code codes data header headers text phrase answer"
 )
@@ -62,6 +71,9 @@ _EXCEPTION_NAME = lazy_pattern(
     r"(?:Error|Exception|Warning|Exit|Interrupt|DoesNotExist|MultipleObjectsReturned)\Z"
     r"|\A(?:[a-z_]\w*+\.)++(?=[A-Z]*+[a-z])[A-Z][A-Za-z]*+\Z|(?:\A|\.)(?:Invalid|Expired|Missing|Bad|Unknown)[A-Z][A-Za-z]*+\Z"
 )
+#: A value that is looked for elsewhere in its text, and of how many this is done.
+_REPEATED = lazy_pattern(r"[A-Za-z0-9_\-+/=.~:]{16,1000}\Z")
+_MOST_REPEATED = 20
 #: "session.rb:12": a place in a file.
 _SOURCE_FILE = lazy_pattern(
     r"\.(?:java|kt|scala|clj|rb|py|pyx|js|mjs|cjs|jsx|ts|tsx|vue|go|rs|c|cc|cpp|h|hpp|cs|fs|vb|php|pl|pm|ex|exs|erl|swift|m"
@@ -71,34 +83,6 @@ _ARN = lazy_pattern(r"\barn:[\w\-:]{1,110}:\Z")
 #: Of Java's tools: -storepass x
 _LONG_OPTION = lazy_pattern(r"-[a-z][A-Za-z]{3,30}\Z")
 _CONVERTER = lazy_pattern(r"\w+>")
-_QUOTE = lazy_pattern(r"""(?:[bBuUrRfF]{0,2})(["'`])""")
-_ESCAPED_QUOTE = lazy_pattern(r"""[bBuUrRfF]{0,2}(\\{1,8}+)(["'])""")
-_QUOTED_REST = {
-    # A quote behind an escaped backslash closes only where a value can end: in the repr of JSON it is in the value.
-    '"': lazy_pattern(r'(?:[^"\\]|\\.|""|(?<=\\)"(?![\s,;:)\]}]|\Z))*+"', re.DOTALL),
-    "'": lazy_pattern(r"(?:[^'\\]|\\.|''|(?<=\\)'(?![\s,;:)\]}]|\Z))*+'", re.DOTALL),
-    "`": lazy_pattern(r"[^`]*+`"),
-}
-_RUN = lazy_pattern(
-    r"""(?:[^\s&"'\\]|\\.|&(?!(?:amp;)?[\w.%\-\[\]]{1,64}=)|["'](?![\s,;:)\]}>]|\Z))++""",
-    re.DOTALL,
-)
-_RUN_GOES_ON = lazy_pattern(r"""[.!`]*+[^\s,;:)\]}>&"'|/\\.!`]""")
-_ESCAPED_CLOSING = {quote: lazy_pattern(rf"\\*+{quote}") for quote in "\"'"}
-_BRACKET_TOKEN = lazy_pattern(r"""[\[({]|[\])}]|"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'""", re.DOTALL)
-_BRACKETS = {"[": "]", "(": ")", "{": "}"}
-#: What goes on behind a closed bracket without a blank: no structure that ended there.
-_BRACKET_GOES_ON = lazy_pattern(r""":++[^\s,;:)\]}>&"'|]""")
-_YAML_MARK = lazy_pattern(r"(?:(?:!!?|&)[A-Za-z_]\w{0,30}+|[>|][+\-]?|string\([0-9]{1,6}\))\s{1,40}+(?=[^\s])")
-_CLOSERS = ")]},;.!\"'`>"
-_SCHEME_WORD = lazy_pattern(
-    r"(?i)(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256|key|ntlm|hawk|oauth|dpop|jwt|ssws|signature|sharedkey|kerberos"
-    r"|geniekey|gnap|hmac(?:-sha[0-9]{1,3})?|scram-sha-[0-9]{1,3}|mutual|hoba|vapid|aws)\Z"
-)
-#: The parameters of such a scheme: id="x", mac="y"
-_PARAMETERS = lazy_pattern(
-    r"[\w\-]{1,40}=(?:\"[^\"\n]{0,400}\"|[^\s,\"]{1,400})(?:,\s{0,4}[\w\-]{1,40}=(?:\"[^\"\n]{0,400}\"|[^\s,\"]{1,400}))*+"
-)
 #: What stands on the next line behind a key of YAML: another key, or the items of a list.
 _NEXT_KEY = lazy_pattern(r"[\w.\-]{1,60}:(?=[ \t]|\r?\n|\Z)")
 _NEXT_ITEM = lazy_pattern(r"[ \t]*-[ \t]+(?P<quote>[\"']?)(?P<item>[^\s\"'\[{:][^\n\"']*?)(?P=quote)[ \t\r]*(?:\n|\Z)")
@@ -118,6 +102,8 @@ _CHANGED = lazy_pattern(r"[\"']?[ \t]{1,4}(?:[=-]{1,2}>|\u2192)[ \t]{1,4}[\"']?(
 #: Further codes of a list.
 _MORE_CODES = lazy_pattern(r"(?:(?:,[ ]?|[ ])[A-Za-z0-9]{1,8}(?:-[A-Za-z0-9]{1,8})*+(?<=[0-9])(?![\w.:]))++")
 
+_NEXT_CODE = lazy_pattern(r"(?:,[ ]?|[ ])([A-Za-z0-9\-]++)(?![\w.:])")
+_SHORTEST_CODE = 6
 _MORE_DIGITS = lazy_pattern(r"(?<=[ =:][0-9]{4})(?:[ \-][0-9]{3,7}){2,4}+(?![\w.:])")
 
 #: The dividers of `_KEY` behind which a name may stand as well as a value.
@@ -148,10 +134,12 @@ _XML_VALUE = lazy_pattern(
 )
 #: ENV NAME value
 _ENV = lazy_pattern(
-    r"\b(?:git config(?: --[a-z]{1,20}){0,3}|ENV|ARG|SetEnv|setx|fastcgi_param|setenv|(?:config|configure|env|secrets?|user-secrets) set)[ \t]{1,8}[\"']?([\w.:/\-]{1,100})[\"']?[ \t]{1,8}[\"']?([^\s\"']++)"  # noqa: E501
+    r"\b(?:git config(?: --[a-z]{1,20}){0,3}|ENV|ARG|SetEnv|setx|fastcgi_param|setenv|(?:config|configure|env|secrets?|user-secrets) set)[ \t]{1,8}[\"']?([\w.:/\-]{1,100})[\"']?[ \t]{1,8}(?:--?[a-z]{1,20}(?:=|[ \t]{1,4}))?[\"']?([^\s\"']++)"  # noqa: E501
 )
 #: Of http.cookiejar and requests: <Cookie name=x for shop.example/>
 _COOKIE = lazy_pattern(r"(<Cookie [^\s=<>]{1,100}=)(?!\[redacted\])[^\s<>]++")
+#: A line of a browser's file of cookies.
+_COOKIE_LINE = lazy_pattern(r"\t(?:TRUE|FALSE)\t[0-9]{1,12}\t([^\t\n]{1,200})\t([^\s]++)")
 _TAB_PAIR = lazy_pattern(r"^[ \t]{0,20}([\w.\- ]{1,60}?):?\t+(\S[^\t\n]*+)$", re.MULTILINE)
 _INPUT = lazy_pattern(
     r"""^([\w.\[\]]{1,100})\n {2}[^\n]{0,500}?input_value=('[^'\n]*+'?|"[^"\n]*+"?|[^\s,\]]++)""", re.MULTILINE
@@ -190,7 +178,7 @@ class PairScrubber:
         if "<Cookie " in text:
             text = _COOKIE.sub(rf"\1{REDACTED}", text)
         if "\t" in text:
-            text = self._by_key(_TAB_PAIR, text)
+            text = self._by_key(_COOKIE_LINE, self._by_key(_TAB_PAIR, text))
         if "input_value=" in text:
             text = self._by_key(_INPUT, text)
         return text
@@ -214,6 +202,7 @@ class PairScrubber:
         source = [match.span(2) for match in _FRAME.finditer(text)] if 'File "' in text else []
         is_sql = is_sql or _STATEMENT.search(text) is not None
         out: list[str] = []
+        values: list[str] = []
         done = pos = object_end = 0
         while (match := _KEY.search(text, pos)) is not None:
             key = match.group(1)
@@ -227,7 +216,7 @@ class PairScrubber:
             verdict = SENSITIVE if is_bare else self._judge_in_text(text, match.start(), key, separator, query)
             if verdict == PLAIN:
                 continue
-            begin = match.end() if separator else _skip_blanks(text, pos)
+            begin = match.end() if separator else skip_blanks(text, pos)
             if is_bare:
                 spans = self._bare_spans(text, match, separator, is_code=is_source or is_sql)
             elif is_source:
@@ -242,13 +231,14 @@ class PairScrubber:
                 if start < done or is_harmless(text[start:end], key, verdict):
                     continue
                 out += (text[done:start], REDACTED)
+                values.append(text[start:end])
                 done = pos = end
             if spans:
                 pos = max(pos, spans[0][0])
         if not out:
             return text
         out.append(text[done:])
-        return "".join(out)
+        return _redact_again("".join(out), values)
 
     def _bare_spans(self, text: str, key: re.Match[str], separator: str, *, is_code: bool) -> list[tuple[int, int]]:
         """Return where the secret behind a key without `=` or `:` stands; nowhere in source and in statements."""
@@ -267,7 +257,7 @@ class PairScrubber:
     ) -> list[tuple[int, int]]:
         """Return where the value of a pair stands in a line of source."""
         start, end = key.span(1)
-        if _line_end(text, start) - text.rfind("\n", 0, start) > _MAX_SOURCE_LENGTH:
+        if line_end(text, start) - text.rfind("\n", 0, start) > _MAX_SOURCE_LENGTH:
             return self._spans(text, key.group(1), verdict, separator, begin)
         literal = _literal_around(text, start, end)
         if literal is None:
@@ -284,7 +274,7 @@ class PairScrubber:
             return below
         if is_no_secret_list(text, begin, key):
             return []
-        start, end = _value_span(text, begin, whole_line, closed_key)
+        start, end = value_span(text, begin, whole_line, closed_key)
         if is_masked(text, start) or text.startswith("</", start):
             return []
         if whole_line and separator == ": " and not is_phrase(key) and is_line_of_prose(text[start:end], self._judge):
@@ -295,7 +285,7 @@ class PairScrubber:
             text, key, begin, text[start:end], separator, self._judge, is_closed=closed_key
         ):
             return []
-        return _with_change(text, start, _codes_end(text, key, end))
+        return _with_change(text, start, _codes_end(text, key, start, end))
 
     def _object_spans(self, text: str, key: str, begin: int, known: int) -> tuple[list[tuple[int, int]], int]:
         """Return where the object at `begin` stands if it holds a secret, and where it ends.
@@ -304,7 +294,7 @@ class PairScrubber:
         """
         if begin < known:
             return [], known
-        stop = _bracket_end(text, begin)
+        stop = bracket_end(text, begin)
         return ([(begin, stop)] if self._has_secret(text, key, begin, stop) else []), stop
 
     def _is_object(self, text: str, key: str, begin: int) -> bool:
@@ -321,7 +311,7 @@ class PairScrubber:
             if _OBJECT.match(text, pos):
                 continue
             name = member.group("name")
-            start, end = _value_span(text, pos, False, True)
+            start, end = value_span(text, pos, False, True)
             value = text[start:end]
             if name.lower() in ("id", "pk") and start == pos and value.isdigit() and len(value) < 7:
                 continue
@@ -395,11 +385,28 @@ class PairScrubber:
             ):
                 return PLAIN  # "TokenError: ..." is an exception, "<token:pk>" a URL pattern
             return verdict
+        if key.lower() in _RANDOM_CODES:
+            found = _CODE.match(text, start + len(key) + len(separator))
+            if found is not None and is_mixed(found.group(1)):
+                # {"code": "x"}, of OAuth: elsewhere a code says what went wrong, and a key names an item.
+                return SENSITIVE
+        if before in ('"', "`", "[") and key.lower() in _COLUMNS:
+            table = _TABLE_BEFORE.search(text, max(0, start - 64), start)
+            if table is not None and self._judge(f"{table.group(1)} {key}", True, False) != PLAIN:
+                return LABEL
         if key.lower() in _SECOND_WORDS:
             previous = _WORD_BEFORE.search(text, max(0, start - 40), start)
             if previous is not None:
                 return self._judge(f"{previous.group(1)} {key}", False, False)
         return PLAIN
+
+
+def _redact_again(text: str, values: list[str]) -> str:
+    """Redact values that stood under a name where they stand under none, as the arguments behind a statement do."""
+    for value in dict.fromkeys(values[:_MOST_REPEATED]):
+        if _REPEATED.match(value) and has_random_part(value):
+            text = text.replace(value, REDACTED)
+    return text
 
 
 def _is_within(spans: list[tuple[int, int]], pos: int) -> bool:
@@ -423,11 +430,16 @@ def _is_bare(key: str, separator: str) -> bool:
     return separator.strip(_AROUND_DIVIDERS) in _DIVIDERS and (separator[0] != "-" or key[-1] == "-")
 
 
-def _codes_end(text: str, key: str, end: int) -> int:
+def _codes_end(text: str, key: str, start: int, end: int) -> int:
     """Return where a list of codes, or a number in groups, ends whose first ends at `end`; else `end` itself."""
     is_list = key.endswith(("codes", "CODES"))
     more = (_MORE_CODES if is_list else _MORE_DIGITS).match(text, end)
-    return end if more is None else more.end()
+    if more is not None or not is_list or end - start < _SHORTEST_CODE:
+        return end if more is None else more.end()
+    # Codes of letters alone have one length.
+    while (code := _NEXT_CODE.match(text, end)) is not None and len(code.group(1)) == end - start:
+        start, end = code.span(1)
+    return end
 
 
 def _with_change(text: str, start: int, end: int) -> list[tuple[int, int]]:
@@ -435,7 +447,7 @@ def _with_change(text: str, start: int, end: int) -> list[tuple[int, int]]:
     changed = _CHANGED.match(text, end)
     if changed is None or text.startswith(REDACTED, changed.end()):
         return [(start, end)]
-    return [(start, end), (changed.end(), _run_end(text, changed.end()))]
+    return [(start, end), (changed.end(), run_end(text, changed.end()))]
 
 
 def _item_spans(text: str, pos: int) -> list[tuple[int, int]] | None:
@@ -451,7 +463,7 @@ def _item_spans(text: str, pos: int) -> list[tuple[int, int]] | None:
 
 def _literal_around(text: str, start: int, end: int) -> re.Match[str] | None:
     """Return the string of a line of source that the key between `start` and `end` is a part of, not all."""
-    for literal in _SOURCE_LITERAL.finditer(text, text.rfind("\n", 0, start) + 1, _line_end(text, start)):
+    for literal in _SOURCE_LITERAL.finditer(text, text.rfind("\n", 0, start) + 1, line_end(text, start)):
         if literal.start(2) > start:
             return None
         if literal.end(2) > start:
@@ -461,12 +473,12 @@ def _literal_around(text: str, start: int, end: int) -> re.Match[str] | None:
 
 def _literal_spans(text: str, pos: int) -> list[tuple[int, int]]:
     """Return where the literals of the value at `pos` stand in a line of source; expressions hold names, no secrets."""
-    end = _line_end(text, pos)
+    end = line_end(text, pos)
     literal = _SOURCE_LITERAL.match(text, pos, end)
     if literal is not None:
         return [_inside(literal)] if _is_literal_secret(literal) else []
     if text[pos : pos + 1] in ("[", "(", "{"):
-        end = min(end, _bracket_end(text, pos))
+        end = min(end, bracket_end(text, pos))
         return [_inside(found) for found in _SOURCE_LITERAL.finditer(text, pos, end) if _is_literal_secret(found)]
     if text[pos : pos + 1] in ('"', "'"):
         # A string that does not end on its line.
@@ -482,117 +494,3 @@ def _inside(literal: re.Match[str]) -> tuple[int, int]:
 def _is_literal_secret(literal: re.Match[str]) -> bool:
     content = literal.group(2)[1:-1]
     return bool(_INTERPOLATION.sub("", content) if "{" in content else content)
-
-
-def _bracket_end(text: str, pos: int) -> int:
-    """Return where the bracket that opens at `pos` closes; the end of the text when it does not.
-
-    A closing bracket of another kind than the last open one closes nothing: it is a part of the value.
-    """
-    awaited: list[str] = []
-    for token in _BRACKET_TOKEN.finditer(text, pos):
-        character = token.group()[0]
-        closing = _BRACKETS.get(character)
-        if closing is not None:
-            awaited.append(closing)
-        elif character == awaited[-1]:
-            awaited.pop()
-            if not awaited:
-                return token.end()
-    return len(text)
-
-
-def _line_end(text: str, pos: int) -> int:
-    end = text.find("\n", pos)
-    return len(text) if end < 0 else end
-
-
-def _run_end(text: str, pos: int) -> int:
-    run = _RUN.match(text, pos)
-    if run is None:
-        return pos
-    end = run.end()
-    while end > pos and text[end - 1] in _CLOSERS:
-        end -= 1
-    return end if end > pos else run.end()
-
-
-def _escaped_end(text: str, pos: int, escapes: int, quote: str) -> int:
-    """Return the end of the string that `escapes` backslashes and a quote open; the end of the text if nowhere.
-
-    JSON in JSON doubles backslashes and adds one before a quote, repr only
-    doubles: an opening has (2**depth - 1) * 2**reprs of them. A quote in the
-    value, or one after a backslash in the value, has other numbers.
-    """
-    reprs = 0
-    while escapes % 2 == 0:
-        escapes //= 2
-        reprs += 1
-    for match in _ESCAPED_CLOSING[quote].finditer(text, pos):
-        count = (match.end() - match.start() - 1) >> reprs
-        if count % (2 * (escapes + 1)) == escapes:
-            return match.end() - 1 - (escapes << reprs)
-    return len(text)
-
-
-def _value_span(text: str, pos: int, whole_line: bool, closed_key: bool, *, is_marked: bool = False) -> tuple[int, int]:
-    """Return where the value that begins at `pos` begins and ends, without the quotes around it.
-
-    `closed_key`: the key had a quote or bracket around it, so that a quote
-    before the value is one around it, also where a value takes its whole line.
-    """
-    if whole_line and not closed_key:
-        return pos, _line_end(text, pos)
-    quote = _QUOTE.match(text, pos)
-    if quote is not None:
-        start = quote.end()
-        rest = _QUOTED_REST[quote.group(1)].match(text, start)
-        if rest is None:
-            return start, len(text)
-        end = rest.end()
-        if quote.group(1) == "`" and end == start + 1:
-            # Two backquotes quote nothing: they are a part of the value, or begin a block of three.
-            return pos, _backquoted_end(text, end)
-        # 'a'b: what follows belongs to it, and what is left must not look like an open quote.
-        return (pos, _run_end(text, end)) if _RUN_GOES_ON.match(text, end) else (start, end - 1)
-    escaped = _ESCAPED_QUOTE.match(text, pos)
-    if escaped is not None:
-        start = escaped.end()
-        end = _escaped_end(text, start, len(escaped.group(1)), escaped.group(2))
-        if end == start and _RUN_GOES_ON.match(text, after := start + len(escaped.group(1)) + 1):
-            # An empty string with the value behind it.
-            return pos, _run_end(text, after)
-        return start, end
-    if whole_line:
-        return pos, _line_end(text, pos)
-    if text[pos : pos + 1] in ("[", "(", "{"):
-        end = _bracket_end(text, pos)
-        goes_on = _RUN_GOES_ON.match(text, end) or _BRACKET_GOES_ON.match(text, end)
-        return pos, (_run_end(text, end) if goes_on else end)
-    end = _run_end(text, pos)
-    mark = None if is_marked else _YAML_MARK.match(text, pos)
-    if mark is not None and mark.end() >= end:
-        # "password: !vault x", "password: &anchor x", a block of lines.
-        return pos, _value_span(text, mark.end(), False, closed_key, is_marked=True)[1]
-    if text[end - 1 : end] == ":" and text[end : end + 1] in (" ", "\t"):
-        # "credentials: password: x"  # noqa: ERA001 (prose)
-        end = max(end, _run_end(text, _skip_blanks(text, end)))
-    if _SCHEME_WORD.match(text[pos:end][:20]) and text[end : end + 1] in (" ", "\t"):
-        after = _skip_blanks(text, end)
-        parameters = _PARAMETERS.match(text, after)
-        end = max(end, _run_end(text, after) if parameters is None else parameters.end())
-    return pos, end
-
-
-def _backquoted_end(text: str, pos: int) -> int:
-    """Return where a value that begins with two backquotes, which end at `pos`, ends."""
-    if text.startswith("`", pos):
-        closing = text.find("```", pos + 1)
-        return len(text) if closing < 0 else closing + 3
-    return _run_end(text, _skip_blanks(text, pos))
-
-
-def _skip_blanks(text: str, pos: int) -> int:
-    while text[pos : pos + 1] in (" ", "\t"):
-        pos += 1
-    return pos

@@ -40,7 +40,7 @@ _NO_CREDENTIAL = words(
 )
 #: What a client answers a server that asks for a name or a password in base64.
 _CHALLENGE = lazy_pattern(
-    r"(\b334(?: |\); Msg: )[^\n]{0,200}\n(?:(?:reply|S): ?[^\n]{0,200}\n){0,2}[^\n]{0,40}?(?:send: |C: |> |-> )b?[\"']?)([A-Za-z0-9+/=]{4,})"  # noqa: E501
+    r"(\b334(?: |\); Msg: )[^\n]{0,200}\n(?:(?:(?:reply|S): ?[^\n]{0,200}\n){0,2}[^\n]{0,40}?(?:send: |C: |> |-> )b?[\"']?|(?=[A-Za-z0-9+/=]++\r?(?:\n|\Z))))([A-Za-z0-9+/=]{4,})"  # noqa: E501
 )
 _PASS = lazy_pattern(rf"(?m){_BEGIN}(PASS[ \t]+)(?!PASS\b)([^\s\"'()]{{1,300}}+){_END}")
 #: What a runner of tests says.

@@ -15,6 +15,8 @@ _INSERT = lazy_pattern(
     r"(?i)\b(?:insert|replace)\s+(?:(?:or\s+\w{1,10}|ignore|low_priority|delayed)\s+)?into\s+[^\s(]{1,200}\s*"
     r"\((?P<columns>[^()]{1,4000})\)\s*(?:overriding\s+\w{1,10}\s+value\s+)?values\s*(?=\()"
 )
+#: SELECT 'x' AS api_key
+_ALIASED = lazy_pattern(r"(?i)'([^'\n]{1,400}+)'[ ]as[ ][\"`\[]?([A-Za-z_]\w{0,60})")
 #: One value of a row with the comma or bracket behind it; a call is one value.
 _ITEM = lazy_pattern(
     r"\s*+(?P<value>(?:[NnEeXxBb]?'(?:[^'\\]|''|\\.)*+'?|\"(?:[^\"\\]|\"\"|\\.)*+\"?|\((?:[^()]|\([^()]*+\))*+\)?|[^\s,()'\"]++|\s++(?![,)]))*+)"
@@ -36,11 +38,21 @@ _MOST_LINES = 1000
 
 def redact_rows(text: str, lowered: str, judge: Judge) -> str:
     """Return `text` without the secrets in columns named like one. `lowered` is `text` in lower case."""
+    if "' as " in lowered:
+        text = _ALIASED.sub(lambda found: _redact_aliased(found, judge), text)
     if "into" in lowered and "values" in lowered:
         text = _redact_inserts(text, judge)
     if "\n" in text:
         text = _redact_tables(text, judge)
     return text
+
+
+def _redact_aliased(match: re.Match[str], judge: Judge) -> str:
+    value, alias = match.groups()
+    verdict = judge(alias, True, False)
+    if verdict == PLAIN or is_harmless(value, alias, verdict):
+        return match.group()
+    return f"'{REDACTED}'{match.group()[len(value) + 2 :]}"
 
 
 def _columns(names: Sequence[str], judge: Judge) -> dict[int, tuple[str, int]]:
