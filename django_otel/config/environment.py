@@ -17,13 +17,17 @@ Found = dict[str, tuple[object, str]]
 
 #: Names of `OTEL_TRACES_SAMPLER` without "parentbased_".
 _SAMPLERS = ("always_on", "always_off", "traceidratio")
-#: Below it a time-out (seconds) is likely meant in seconds, and written as such.
-_SHORTEST_TIMEOUT_S = 0.1
+#: Below it a duration (seconds) is likely meant in seconds, and written as such.
+_SHORTEST_S = 0.1
+_UNLIKELY = {"_TIMEOUT": "hardly an export takes so short", "_INTERVAL": "metrics are hardly exported so often"}
 #: By the end of a variable's name: the entry points of packages that it may name, and what happens without.
 _ENTRY_POINTS = {
     "OTEL_PYTHON_CONTEXT": ("opentelemetry_context", "contextvars_context is used"),
     "_CREDENTIAL_PROVIDER": ("opentelemetry_otlp_credential_provider", "exports fail"),
 }
+_CLIENT_CERTIFICATES = tuple(name for name in VARIABLES if name.endswith("_CLIENT_CERTIFICATE"))
+#: Of a file of certificates; those of a system's authorities are about 250 kB.
+_MOST_PEM_BYTES = 1 << 20
 #: What Kubernetes and Docker links put into the environment for a service that is called "otel...".
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT(_\d+_(TCP|UDP).*)?$|_ENV_")
 
@@ -83,13 +87,20 @@ class _Reader:
         elif variable.convert is not None:
             self._convert(variable, raw)
         elif variable.name.endswith(("_CERTIFICATE", "_CLIENT_KEY")) and variable.reader:
-            if not _is_file(raw):
-                self._warnings.append(f"The environment variable {variable.name} names no file that exists; exports "
-                                      f"over TLS fail. Expected is {variable.fits}.")  # fmt: skip
+            self._check_pem(variable, raw)
         elif variable.name.endswith(tuple(_ENTRY_POINTS)):
             self._read_entry_point(variable, raw)
         elif not variable.is_obeyed and raw.lower() not in variable.idle and not self._is_instrumentors(variable):
             self._warnings.append(f"The environment variable {variable.name} has no effect. {variable.advice}")
+
+    def _check_pem(self, variable: Variable, raw: str) -> None:
+        is_key = variable.name.endswith("_KEY")
+        if fault := _find_pem_fault(raw, b"PRIVATE KEY-----" if is_key else b"CERTIFICATE-----"):
+            self._warnings.append(f"The environment variable {variable.name} names {fault}; exports over TLS fail. "
+                                  f"Expected is {variable.fits}.")  # fmt: skip
+        elif is_key and not any(self._environ.get(name, "").strip() for name in _CLIENT_CERTIFICATES):
+            self._warnings.append(f"The environment variable {variable.name} has no effect without "
+                                  f"{variable.name.removesuffix('_KEY')}_CERTIFICATE.")  # fmt: skip
 
     def _read_entry_point(self, variable: Variable, raw: str) -> None:
         # Here, for the few who set one of these: it imports as much as the rest of our start-up.
@@ -126,10 +137,11 @@ class _Reader:
             # Asks for the default, such as OTEL_SDK_DISABLED=false.
             return
         self._set(variable, value)
-        if variable.name.endswith("_TIMEOUT") and isinstance(value, float) and value < _SHORTEST_TIMEOUT_S:
+        unlikely = _UNLIKELY.get(variable.name[variable.name.rfind("_") :])
+        if unlikely is not None and isinstance(value, float) and value < _SHORTEST_S:
             self._warnings.append(
-                f"The environment variable {variable.name} is {raw}, which is milliseconds: hardly an export takes so "
-                f"short. For {raw} seconds write {int(raw) * 1000}."
+                f"The environment variable {variable.name} is {raw}, which is milliseconds: {unlikely}. For {raw} "
+                f"seconds write {int(raw) * 1000}."
             )
 
     def _read_resource(self, variable: Variable, raw: str) -> None:
@@ -281,12 +293,18 @@ class _Reader:
                 )
 
 
-def _is_file(text: str) -> bool:
+def _find_pem_fault(path: str, content: bytes) -> str:
+    """Return why a path is none of a PEM file with `content` in it; "" when it is one."""
     try:
-        return Path(text).is_file()
+        if not Path(path).is_file():
+            return "no file that exists"
+        with Path(path).open("rb") as file:
+            return "" if content in file.read(_MOST_PEM_BYTES) else "a file without what it stands for"
+    except PermissionError:
+        return "a file that this process may not read"
     except (OSError, ValueError):
         # Too long, or with a NUL in it.
-        return False
+        return "no file that exists"
 
 
 def _find_misspelt(environ: Mapping[str, str]) -> list[str]:

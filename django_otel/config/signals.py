@@ -22,7 +22,9 @@ def add_signal_path(url: str, signal: str) -> str:
     """The URL of one signal below a base URL (OTLP exporter specification, "Endpoint URLs for OTLP/HTTP")."""
     if "://" not in url:
         return url
-    return f"{url.rstrip('/')}/v1/{signal}"
+    # A query stays behind the path: https://host/otlp?tenant=a
+    base, mark, query = url.partition("?")
+    return f"{base.rstrip('/')}/v1/{signal}{mark}{query}"
 
 
 def signal_url(url: str, signal: str) -> str:

@@ -41,7 +41,7 @@ def check_installed(kind: str, signal: str) -> None:
 
 
 def grpc_target(settings: Receiver) -> str:
-    """Return where gRPC sends to: scheme (https is TLS), host and port, no path.
+    """Return where gRPC sends to: scheme (https is TLS), host and port, no path and no query.
 
     Without a scheme it is TLS, unless INSECURE asks for none.
     Source: OTLP exporter specification, "Insecure".
@@ -51,7 +51,7 @@ def grpc_target(settings: Receiver) -> str:
     scheme, separator, rest = settings.endpoint.partition("://")
     if not separator:
         return f"{'http' if settings.insecure else 'https'}://{settings.endpoint}"
-    return f"{scheme}://{rest.split('/', 1)[0]}"
+    return f"{scheme}://{rest.partition('?')[0].partition('/')[0]}"
 
 
 def _http_arguments(settings: Receiver, signal: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from django_otel.base.sdk_environment import WATCHED
 from django_otel.config.parse import parse
 from django_otel.config.schema import Config, ConfigError, walk
 from django_otel.config.variables import VARIABLES
+from django_otel.export.exporters import grpc_target
 from django_otel.operations import variables
 from django_otel.sampling.sampler import Limiter
 from tests import sizes
@@ -28,6 +29,8 @@ FITTING = {
     "_EXPORTER": "console",
     "_PROTOCOL": "grpc",
 }
+#: Of a certificate and a key, as far as it is read.
+PEM = "-----BEGIN CERTIFICATE-----\n-----BEGIN EC PRIVATE " + "KEY-----\n"
 #: Of these: lists without an entry, which set nothing.
 HARMLESS = (",",)
 GARBAGE = (
@@ -106,7 +109,9 @@ def test_a_value_that_does_not_fit_is_named_and_changes_nothing(number, value):
     assert wrong == []
 
 
-def test_otel_config_says_what_became_of_each_variable():
+def test_otel_config_says_what_became_of_each_variable(tmp_path):
+    pem = tmp_path / "ca.pem"
+    pem.write_text(PEM)
     environ = {
         "OTEL_SERVICE_NAME": "shop",
         "OTEL_SDK_DISABLED": "false",
@@ -120,7 +125,7 @@ def test_otel_config_says_what_became_of_each_variable():
         "OTEL_TRACES_EXPORTER": "otlp",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
         "OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/json",
-        "OTEL_EXPORTER_OTLP_CERTIFICATE": __file__,
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": str(pem),
     }
     found = variables.list_states(parse({}, environ), environ, all_variables=False)
     assert {name: entry["state"] for name, entry in found.items()} == {
@@ -417,6 +422,13 @@ def test_a_time_out_of_some_milliseconds_is_likely_meant_in_seconds():
     assert parse({}, {"OTEL_EXPORTER_OTLP_TIMEOUT": "100"}).warnings == ()
 
 
+def test_an_interval_of_some_milliseconds_is_likely_meant_in_seconds():
+    config = parse({}, {"OTEL_METRIC_EXPORT_INTERVAL": "60"})
+    assert config.metrics.interval_s == 0.06
+    assert "For 60 seconds write 60000" in config.warnings[0]
+    assert parse({}, {"OTEL_METRIC_EXPORT_INTERVAL": "1000"}).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "fitting"),
     [
@@ -639,5 +651,38 @@ def test_a_certificate_that_does_not_exist_is_named(part, signal, tmp_path):
     name = f"OTEL_EXPORTER_OTLP_{signal}{part}"
     (warning,) = parse({}, {name: str(tmp_path / "gone.pem")}).warnings
     assert name in warning
-    (tmp_path / "here.pem").write_text("")
-    assert parse({}, {name: str(tmp_path / "here.pem")}).warnings == ()
+    (tmp_path / "here.pem").write_text(PEM)
+    environ = {"OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(tmp_path / "here.pem"), name: str(tmp_path / "here.pem")}
+    assert parse({}, environ).warnings == ()
+
+
+@pytest.mark.parametrize("part", ["CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE"])
+@pytest.mark.parametrize("content", ["", "127.0.0.1 localhost", "-----BEGIN PUBLIC KEY-----", "\x00" * 100])
+def test_a_file_that_is_none_of_certificates_is_named(part, content, tmp_path):
+    name = f"OTEL_EXPORTER_OTLP_TRACES_{part}"
+    (tmp_path / "a.pem").write_text(content)
+    (warning,) = parse({}, {name: str(tmp_path / "a.pem")}).warnings
+    assert name in warning
+    assert "exports over TLS fail" in warning
+
+
+def test_a_key_of_a_client_without_its_certificate_is_named(tmp_path):
+    (tmp_path / "a.pem").write_text(PEM)
+    (warning,) = parse({}, {"OTEL_EXPORTER_OTLP_CLIENT_KEY": str(tmp_path / "a.pem")}).warnings
+    assert warning.endswith("has no effect without OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE.")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [
+        ("http://host:4318?tenant=a", "http://host:4318/v1/traces?tenant=a"),
+        ("https://host/otlp/?tenant=a/b&x=1", "https://host/otlp/v1/traces?tenant=a/b&x=1"),
+        ("https://host/v1/traces?tenant=a", None),
+    ],
+)
+def test_a_query_stays_behind_the_path_of_a_signal(endpoint, url):
+    assert parse({"TRACES": {"ENDPOINT": endpoint}}, {}).traces.endpoint == (url or endpoint)
+    if url is not None:
+        assert parse({}, {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}).traces.endpoint == url
+    target = grpc_target(parse({"TRACES": {"ENDPOINT": endpoint}}, {}).traces)
+    assert target in ("http://host:4318", "https://host")
