@@ -1,5 +1,6 @@
 """Fixtures of the whole suite; the parts they start stand in `tests.services`."""
 
+import contextlib
 import functools
 import gc
 import importlib.metadata
@@ -99,11 +100,30 @@ def _sort_long(items):
             item.add_marker(pytest.mark.long)
 
 
+def _read_first(config):
+    """Import the files of tests, each worker of a whole run from another one on.
+
+    Of a fresh checkout each file is then compiled by one worker, and not by all of them at the same moment; so it is
+    with the names that `sizes` reads in it.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is None or config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    names = sorted(path.relative_to(sizes.ROOT) for path in (sizes.ROOT / "tests").rglob("test_*.py"))
+    first = len(names) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    for name in names[first:] + names[:first]:
+        sizes.read(sizes.ROOT / name)
+        # What it raises, it raises again where pytest collects it; some say that they are skipped.
+        with contextlib.suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(".".join(name.with_suffix("").parts))
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_collection():
+def pytest_collection(session):
     """Let no collection of garbage look through thousands of tests, neither now nor while they run."""
     gc.disable()
     try:
+        _read_first(session.config)
         return (yield)
     finally:
         gc.freeze()
