@@ -27,10 +27,14 @@ _ENDING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGBREAK") if hasattr(signal, name)
 )
 #: Signals from outside that end a process without a handler. SIGINT has one, and what a crash raises cannot wait.
-_CAUGHT = tuple(
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGXCPU", "SIGUSR1", "SIGUSR2", "SIGBREAK")
-    if hasattr(signal, name)
+_NAMES = (
+    ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGXCPU", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+    # Elsewhere the default action of SIGIO is to do nothing.
+    + (("SIGIO", "SIGPWR", "SIGSTKFLT") if sys.platform == "linux" else ())
+)
+_CAUGHT = (
+    *(int(getattr(signal, name)) for name in _NAMES if hasattr(signal, name)),
+    *(range(signal.SIGRTMIN, signal.SIGRTMAX + 1) if hasattr(signal, "SIGRTMIN") else ()),
 )
 _MARK = "_django_otel_exports_first"
 

@@ -88,8 +88,26 @@ ENDS = {
     "os.abort": "os.abort()",
     **{
         f"{name} from outside": f"subprocess.run(['kill', '-{name}', str(os.getpid())]); time.sleep(60)"
-        for name in ("TERM", "INT", "HUP", "QUIT", "ALRM", "XCPU", "USR1", "USR2")
+        for name in (
+            "TERM",
+            "INT",
+            "HUP",
+            "QUIT",
+            "ALRM",
+            "XCPU",
+            "USR1",
+            "USR2",
+            "VTALRM",
+            "PROF",
+            "IO",
+            "PWR",
+            "STKFLT",
+            "RTMIN",
+            "RTMIN+3",
+            "RTMAX",
+        )
     },
+    "an alarm of the time that it computes": "signal.setitimer(signal.ITIMER_VIRTUAL, 0.1)\nwhile True: pass",
     "SIGTERM while it waits for a thread": """
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         threading.Thread(target=time.sleep, args=(60,)).start()
@@ -154,6 +172,12 @@ RARE = (
     "XCPU ",
     "USR1 ",
     "USR2 ",
+    "VTALRM ",
+    "PROF ",
+    "IO ",
+    "PWR ",
+    "STKFLT ",
+    "RTM",
     "os.abort",
     "sys.exit",
     "an error",
