@@ -245,7 +245,6 @@ def _begin_by_host(page: Callable[[HttpRequest], HttpResponse] | None, request: 
 
 def _abort(record: RequestRecord, error: BaseException) -> None:
     """`get_response` raised: put everything back and end the measurement."""
-    record.detach()
     record.observer.finish(record, None, None, error)
 
 
@@ -262,6 +261,7 @@ def _respond(record: RequestRecord, response: HttpResponseBase) -> HttpResponseB
             size_bytes = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
         elif response.streaming:
             _follow_stream(record, response)
+            record.detach()
             return response
         else:
             size_bytes = sum(map(len, response))
@@ -270,8 +270,9 @@ def _respond(record: RequestRecord, response: HttpResponseBase) -> HttpResponseB
             size_bytes = 0
     except Exception as fault:
         guard.report("measuring a response", fault)
-    finally:
+    except BaseException:
         record.detach()
+        raise
     observer.finish(record, response, size_bytes)
     return response
 

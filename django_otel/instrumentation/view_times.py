@@ -36,8 +36,9 @@ def _make_view_atomic(self: BaseHandler, view: Callable[..., HttpResponseBase]) 
         if database["ATOMIC_REQUESTS"]:
             wrapped = _plain_make_view_atomic(self, view)
             break
-    context = get_current()
-    record: Any = context if type(context) is RequestRecord else context.get(REQUEST_KEY)
+    record: Any = get_current()
+    if type(record) is not RequestRecord:
+        record = record.get(REQUEST_KEY)
     # A handler that a view calls is part of the view.
     if record is not None and record.view is None:
         if record.layers is None:
@@ -55,8 +56,9 @@ def _check_response(
     name: str | None = None,
 ) -> None:
     """Called with what a view has returned, and with what a middleware has made of it."""
-    context = get_current()
-    record: Any = context if type(context) is RequestRecord else context.get(REQUEST_KEY)
+    record: Any = get_current()
+    if type(record) is not RequestRecord:
+        record = record.get(REQUEST_KEY)
     if record is not None and record.view is callback:
         if record.layers is None:
             record.view = None

@@ -291,6 +291,8 @@ class RequestSeries:
             queries.is_set = True
         if self.middleware_time is not None:
             self.middleware_time.is_set = True
+        # After it was set to zero; else it is so already.
+        self.response_size.is_set = self._last_size[0] >= 0
         return found
 
     def finish(
@@ -306,13 +308,17 @@ class RequestSeries:
 
         Without a size it is not counted. `own_s` is the time of middlewares and view, `view_s` the view's part of it.
         """
-        last_size, last_queries = self._last_size, self._last_queries
-        if last_size[0] != response_size_bytes and response_size_bytes is not None:
-            bucket = bisect_left(self.response_size._bounds, response_size_bytes)  # noqa: SLF001 (classes of one module, on the hot path)
-            self._last_size = last_size = (response_size_bytes, bucket, float(response_size_bytes))
-        if last_queries[0] != query_count and self.queries is not None:
-            bucket = bisect_left(self.queries._bounds, query_count)  # noqa: SLF001 (classes of one module, on the hot path)
-            self._last_queries = last_queries = (query_count, bucket, float(query_count))
+        size, size_bucket, size_value = self._last_size
+        if size != response_size_bytes and response_size_bytes is not None:
+            size_bucket = bisect_left(self.response_size._bounds, response_size_bytes)  # noqa: SLF001 (classes of one module, on the hot path)
+            size_value = float(response_size_bytes)
+            self._last_size = response_size_bytes, size_bucket, size_value
+            self.response_size.is_set = True
+        queries, queries_bucket, queries_value = self._last_queries
+        if queries != query_count and self.queries is not None:
+            queries_bucket = bisect_left(self.queries._bounds, query_count)  # noqa: SLF001 (classes of one module, on the hot path)
+            queries_value = float(query_count)
+            self._last_queries = query_count, queries_bucket, queries_value
         bucket = 0 if duration_s <= self._first_bound else bisect_left(self.duration._bounds, duration_s)  # noqa: SLF001 (classes of one module, on the hot path)
         own_s -= view_s
         own_bucket = 0 if own_s <= self._first_layer_bound else bisect_left(self.view_time._bounds, own_s)  # type: ignore[union-attr]  # noqa: SLF001 (as above)
@@ -326,13 +332,12 @@ class RequestSeries:
         durations[bucket] += 1.0
         durations[-1] += duration_s
         if response_size_bytes is not None:
-            sizes[last_size[1]] += 1.0
-            sizes[-1] += last_size[2]
-            self.response_size.is_set = True
+            sizes[size_bucket] += 1.0
+            sizes[-1] += size_value
         if counts is not None:
-            counts[last_queries[1]] += 1.0
+            counts[queries_bucket] += 1.0
             if query_count:
-                counts[-1] += last_queries[2]
+                counts[-1] += queries_value
         if owns is not None:
             owns[own_bucket] += 1.0
             owns[-1] += own_s

@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
 from django_otel.base import guard
+from django_otel.base.sdk_compat import detach_or_raise as detach
 from django_otel.config.schema import Config
 from django_otel.redaction.cutting import cut
 from django_otel.redaction.paths import redact_unmatched
@@ -75,6 +76,12 @@ class RequestFinisher:
             return
         # Ended; and nothing holds the request longer than the server does.
         record.request = None
+        if (token := record.context_token) is not None:
+            record.context_token = None
+            try:
+                detach(token)
+            except ValueError:
+                pass  # As in `RequestRecord.detach`.
         ended_s = perf_counter()
         duration_s = ended_s - record.started_s
         request_class, span, rare = record.request_class, record.span_or_none, record.rare
@@ -88,8 +95,9 @@ class RequestFinisher:
             status = response.status_code if response is not None else 0
             match = request.resolver_match
             raw_route = match.route if match is not None else None
-            is_fine = rare is None and error is None and status < 500
-            error_type, exception = ("", None) if is_fine else _find_failure(rare, status, error)
+            error_type, exception = "", None
+            if rare is not None or error is not None or status >= 500:
+                error_type, exception = _find_failure(rare, status, error)
             series = request_class.routes.get(raw_route)  # Mostly as the route answered before.
             if series is None or error_type or series.status != status:
                 series = self._metrics.find_route(request_class, raw_route, status, error_type)
@@ -111,12 +119,7 @@ class RequestFinisher:
             if span is not None and type(span) is not DroppedSpan:
                 self._finish_span(record, span, ended_s, (request, response, series, match, error_type, exception))
         except BaseException as fault:
-            # Also when REQUEST.ENRICH is interrupted; ending the span is the last thing that is done.
-            if span is not None and not record.is_joined:
-                span.end()
-            if not isinstance(fault, Exception):
-                raise
-            guard.report("finishing a request", fault)
+            _fail(record, span, fault)
         finally:
             if not is_counted:
                 _count_as_ended(record)
@@ -237,6 +240,15 @@ class RequestFinisher:
 
 #: How a request with a span has ended: request, response, series, match, `error.type` ("" without) and exception.
 _End = tuple["RequestLike", "ResponseLike | None", RouteSeries, "MatchLike | None", str, BaseException | None]
+
+
+def _fail(record: RequestRecord, span: trace.Span | None, fault: BaseException) -> None:
+    """End the span, which is done last, also when REQUEST.ENRICH is interrupted; what is no `Exception` goes on."""
+    if span is not None and not record.is_joined:
+        span.end()
+    if not isinstance(fault, Exception):
+        raise fault
+    guard.report("finishing a request", fault)
 
 
 def _count_as_ended(record: RequestRecord) -> None:

@@ -20,6 +20,7 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 from django_otel.base import guard
 from django_otel.base.sdk_compat import attach, get_current
 from django_otel.config.schema import Config
+from django_otel.metrics.series import HAS_GLOBAL_LOCK
 from django_otel.metrics.store import CellStore
 from django_otel.requests.attributes import StartAttributes
 from django_otel.requests.finish import RequestFinisher
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from django_otel.requests.protocols import RequestLike
 
 _MAX_LEARNED_PATHS = 64
-#: Method, scheme and protocol of a request, and its class.
-_LastClass = tuple[str | None, str | None, str | None, RequestClass]
+#: Method, scheme and protocol of a request, and its class; all None before the first.
+_LastClass = tuple[str | None, str | None, str | None, RequestClass | None]
 
 
 class Observer(RequestFinisher):
@@ -89,7 +90,7 @@ class Observer(RequestFinisher):
         self._learns = options.learns_paths
         patterns = "|".join(fnmatch.translate(pattern) for pattern in config.request.exclude)
         self._excluded = re.compile(patterns).match if patterns else None
-        self._last_class: _LastClass | None = None
+        self._last_class: _LastClass = (None, None, None, None)
         self._counts_workers = config.runtime
 
     def begin(self, request: RequestLike) -> RequestRecord | None:
@@ -99,16 +100,14 @@ class Observer(RequestFinisher):
         """
         try:
             if not self._store.joined:
-                # Also for a scrape, which is to see the other processes.
-                self._store.wake()
+                self._store.wake()  # Also for a scrape, which is to see the other processes.
             path = request.path_info
             if path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None):
                 # What happens inside has no spans either, see `is_excluded`.
                 return None
             context = get_current()
             if context and _is_inside(context):
-                # The middleware stands in the list twice, or the project runs a stack of middlewares inside a request
-                # (Wagtail's previews): the outer one measures.
+                # The middleware is listed twice, or a stack of middlewares runs in a request: the outer one measures.
                 return None
             meta = request.META
             record = RequestRecord()
@@ -117,16 +116,11 @@ class Observer(RequestFinisher):
             scheme, protocol = meta.get("wsgi.url_scheme"), meta.get("SERVER_PROTOCOL")
             if scheme is None or self._secure_header is not None:
                 scheme, protocol = self._read_scheme(request, meta)
-            # Mostly the same as before, which is seen in half the time of a look-up. Read and replaced whole, so that
-            # threads need no lock for it.
-            method, known = request.method, self._last_class
-            if known is not None and known[0] == method and known[1] == scheme and known[2] == protocol:
-                request_class = known[3]
-            else:
-                request_class = self._metrics.find_class(method, scheme, protocol)
-                if known is None and self._counts_workers:
-                    _count_worker(self._store, meta)
-                self._last_class = (method, scheme, protocol, request_class)
+            # Mostly as before. Read and replaced whole, so that threads need no lock for it.
+            method = request.method
+            last_method, last_scheme, last_protocol, request_class = self._last_class
+            if request_class is None or last_method != method or last_scheme != scheme or last_protocol != protocol:
+                request_class = self._find_class(method, scheme, protocol, meta)
             record.request_class = request_class
             if self._queue_key in meta or self._queue_key_too in meta:
                 self._queue_time.observe(meta)
@@ -134,41 +128,71 @@ class Observer(RequestFinisher):
             record.content_length = meta.get("CONTENT_LENGTH")
             record.queries = 0
             record.spans = 1
-            record.rare = record.decisions = record.repeats = record.layers = record.view = None
+            record.rare = record.repeats = record.layers = record.view = None
             record.view_s = 0.0
-            if self._static_prefixes and path.startswith(self._static_prefixes):
-                current = self.starter.start_nothing(context, record)
-            else:
+            shared = self.shared
+            if (
+                shared is None
+                or shared.is_sdk_path
+                or context
+                or self._inbound_key in meta
+                or self._inbound_key_too in meta
+                or (self._inbound_keys_left is not None and not meta.keys().isdisjoint(self._inbound_keys_left))
+                or (self._static_prefixes and path.startswith(self._static_prefixes))
+            ):
                 current = self._start(context, record, request, meta)
+            elif (usual := shared.sampler.effective.usual) is not None and usual.is_never:
+                # Nothing is current yet, no service has called us, and no such request is recorded.
+                record.decisions = usual.dropped.opened or usual.dropped.series()
+                record.span_or_none = record.low_bits = None
+                current = record
+            else:
+                current = self._start_root(context, record, request, meta)
             # From here on it is measured, and `finish` comes.
             record.context_token = attach(current)
-            request_class.active.add(1.0)
+            active = request_class.active
+            if HAS_GLOBAL_LOCK:
+                # As `add` does, without a call for each request.
+                active.cells[0] += 1.0
+                active.is_set = True
+            else:
+                active.add(1.0)
             record.started_s = perf_counter()
             return record
         except Exception as fault:
             guard.report("beginning a request", fault)
             return None
 
+    def _find_class(
+        self, method: str | None, scheme: str | None, protocol: str | None, meta: Mapping[str, str]
+    ) -> RequestClass:
+        """Return what all requests like this share, and remember it for the next one."""
+        found = self._metrics.find_class(method, scheme, protocol)
+        if self._last_class[3] is None and self._counts_workers:
+            _count_worker(self._store, meta)
+        self._last_class = (method, scheme, protocol, found)
+        return found
+
     def _start(self, context: Context, record: RequestRecord, request: RequestLike, meta: Mapping[str, str]) -> Context:
-        """Start the request's span, and return what is to be current with it."""
-        shared = self.shared
-        if (
-            shared is None
-            or shared.is_sdk_path
-            or context
-            or self._inbound_key in meta
-            or self._inbound_key_too in meta
-            or (self._inbound_keys_left is not None and not meta.keys().isdisjoint(self._inbound_keys_left))
-        ):
-            return self.starter.start(context, record, request, meta)
-        # The usual case: nothing is current yet, no service has called us, and a ratio or a path decides.
-        policy = shared.sampler.effective
+        """Start the span of an unusual request, and return what is to be current with it."""
+        record.decisions = None
+        if self._static_prefixes and request.path_info.startswith(self._static_prefixes):
+            return self.starter.start_nothing(context, record)
+        return self.starter.start(context, record, request, meta)
+
+    def _start_root(
+        self, context: Context, record: RequestRecord, request: RequestLike, meta: Mapping[str, str]
+    ) -> Context:
+        """The same where nothing is current yet, no service has called us, and a ratio or a path decides."""
+        assert self.shared is not None
+        policy = self.shared.sampler.effective
         outcome = policy.usual
         if outcome is None:
-            policy = shared.sampler.policy
+            policy = self.shared.sampler.policy
             outcome = policy.outcome(record.request_class.method, request.path_info)
             if outcome is None:
                 # It depends on the route, which Django has yet to find.
+                record.decisions = None
                 return self.starter.start(context, record, request, meta)
         if outcome.is_never:
             record.decisions = outcome.dropped.opened or outcome.dropped.series()

@@ -426,12 +426,17 @@ class StoreReader:
         step_s = next(step for step, kept_s in STEPS_S.items() if reach_s <= kept_s)
         found: list[list[dict[str, Any]]] = [[] for _ in moments_s[1:]]
         sources = (
-            "SELECT source, running FROM baseline WHERE source IN (SELECT source FROM sample WHERE ? IN ('', service))"
+            "SELECT source, at_s, running FROM baseline WHERE source IN "
+            "(SELECT source FROM sample WHERE ? IN ('', service))"
         )
-        for source, data in self.connection.execute(sources, (service,)).fetchall():
+        for source, last_s, data in self.connection.execute(sources, (service,)).fetchall():
             with contextlib.suppress(*DAMAGED):
                 running = _mapping(unpack(data))
-                counted = [self._counted_at(source, step_s, at_s, running) for at_s in moments_s]
+                # A process that had ended by then had counted all it ever did, whatever the step says.
+                counted = [
+                    running if to_number(last_s) <= at_s else self._counted_at(source, step_s, at_s, running)
+                    for at_s in moments_s
+                ]
                 for part, (begin, end) in zip(found, itertools.pairwise(counted), strict=True):
                     part.append({"routes": rise_of_routes(end, begin), "bounds": running.get("bounds", {})})
         if newest and moments_s[-1] >= now_s:

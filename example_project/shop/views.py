@@ -27,7 +27,9 @@ from example_project.shop import catalogue, orders
 from example_project.shop.forms import CardForm, CustomerForm, OrderForm, parse_lines
 from example_project.shop.models import Order, OrderLine, Product
 
-CARRIERS = (("Slow Boat", "4.90", 5), ("Postal Pigeon", "6.50", 3), ("Night Train", "11.00", 1))
+CARRIERS = (
+    ("Slow Boat", "4.90", 5), ("Postal Pigeon", "6.50", 3), ("Mail Coach", "8.20", 2), ("Night Train", "11.00", 1),
+)  # fmt: skip
 
 
 class WarehouseDoorStuckError(Exception):

@@ -208,3 +208,18 @@ def test_a_release_of_a_minute_ago_is_compared_in_fine_steps_of_time(console):
     assert step_s == 10
     assert before[0]["routes"]["/"]["duration"][0] == 7
     assert after[0]["routes"]["/"]["duration"][0] == 5
+
+
+def test_a_process_that_ended_before_a_release_counts_before_it_also_within_one_step(console):
+    now_s = time.time()
+    step_begin_s = now_s // 10 * 10 - 60
+    for source, at_s, count in (
+        ("old", step_begin_s - 1, 3), ("old", step_begin_s + 4, 7),
+        ("new", step_begin_s + 8, 5), ("new", step_begin_s + 9, 6),
+    ):  # fmt: skip
+        numbers = {"routes": {"/": {"duration": [count, 1.0, count]}}, "bounds": {"duration": "1.0"}}
+        console.store().write([StoredSample(source, "shop", at_s, numbers)], print)
+    with read(console.store()) as reader:
+        _, (before, after) = reader.counted_between((now_s - 10_000, step_begin_s + 5, now_s), now_s=now_s)
+    assert [found["routes"]["/"]["duration"][0] for found in before if found["routes"]] == [7]
+    assert [found["routes"]["/"]["duration"][0] for found in after if found["routes"]] == [6]

@@ -13,6 +13,7 @@ from django_otel.metrics import store as store_module
 from django_otel.metrics.cells import Memory
 from django_otel.metrics.series import HistogramSeries, RequestSeries, Series
 from django_otel.metrics.store import CellStore
+from django_otel.requests.observer import Observer
 
 #: Where CPython looks for another thread that wants to run, or for a signal.
 _MAY_BE_INTERRUPTED = ("CALL", "PRECALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "FOR_ITER", "SEND", "YIELD")
@@ -61,7 +62,7 @@ def test_nothing_lets_another_thread_in_between_the_look_at_where_the_cells_are_
     """Else an increment could be lost, or go to cells that were given up."""
     instructions = list(dis.get_instructions(getattr(owner, name)))
     looks = [n for n, found in enumerate(instructions) if found.opname == "UNPACK_SEQUENCE"]
-    begin = looks[0] if looks else next(n for n, found in enumerate(instructions) if found.argval == "cells")
+    begin = looks[-1] if looks else next(n for n, found in enumerate(instructions) if found.argval == "cells")
     end = max(n for n, found in enumerate(instructions) if found.opname in ("STORE_SUBSCR", "STORE_ATTR"))
     updates = [found for found in instructions[begin:end] if found.opname in ("BINARY_OP", "BINARY_OP_ADD_FLOAT")]
     assert updates, "the part that is looked at holds no update"
@@ -85,6 +86,14 @@ def test_where_the_cells_are_is_looked_up_in_the_same_stretch():
     # The jump back is taken when something has moved, and leads to another look.
     assert all(instructions[0].offset < found.argval <= instructions[last_look].offset for found in backwards)
     assert not [found for found in instructions[last_look:begin] if found.opname.startswith(("CALL", "PRECALL"))]
+
+
+@pytest.mark.skipif(not series_module.HAS_GLOBAL_LOCK, reason="updates take a lock here")
+def test_a_request_that_begins_is_counted_without_an_interruption():
+    instructions = list(dis.get_instructions(Observer.begin))
+    begin = next(n for n, found in enumerate(instructions) if found.argval == "cells")
+    end = next(n for n, found in enumerate(instructions) if found.argval == "is_set" and n > begin)
+    assert not [found for found in instructions[begin:end] if found.opname.startswith(_MAY_BE_INTERRUPTED)]
 
 
 def test_threads_that_count_the_same_lose_nothing(store, often_switched):
