@@ -143,8 +143,8 @@ _FRENCH = lazy_pattern(r"(?i)(\bmots? de passe ?: ?)(?!\[redacted\])(?![^\s]{1,2
 #: your code is 123456, 2FA code 123456
 _SAID_CODE = lazy_pattern(
     r"(?i)(\b(?:(?:verification|security|login|sign[\- ]in|one[\- ]time|access|confirmation|activation|authentication"
-    r"|2fa|mfa|otp|sms|recovery|reset)[ ](?:pass)?code|your[ ](?:pass)?code|(?:(?:your|the)[ ])?pin(?=[ ](?:is|was)[ ])|(?:your|the)[ ]pin|otp|one[\- ]time[ ]password)"  # noqa: E501
-    r"(?:[ ](?:for|of)[ ](?:user[ ])?[\w.@\-]{1,60})?(?:[ ](?:is|was))?:?[ ]|\b(?:use|enter|type|submit)[ ](?:the[ ]|this[ ])?(?:code|pin)[ ])"  # noqa: E501
+    r"|2fa|mfa|otp|sms|recovery|reset)[ ](?:pass)?code|your[ ](?:pass)?code|(?:(?:your|the)[ ])?pin(?=[ ](?:is|was|for|of)[ ])|(?:your|the)[ ]pin|otp|one[\- ]time[ ]password)"  # noqa: E501
+    r"(?:[ ](?:for|of)[ ](?:(?:user|card|account)[ ])?(?:ending[ ](?:in[ ])?)?[\w.@\-]{1,60})?(?:[ ](?:is|was))?:?[ ]|\b(?:use|enter|type|submit)[ ](?:the[ ]|this[ ])?(?:code|pin)[ ])"  # noqa: E501
     r"(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?!\w|[.:][0-9])"
 )
 #: OTP: 123456, 123456 is your login code

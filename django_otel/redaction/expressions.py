@@ -45,6 +45,8 @@ _TYPE = lazy_pattern(
 _SQL_STRING = lazy_pattern(r"""[NnEeBbXx]?'|[0-9]|"(?!\.)[^"\n]*+"(?!\s*\.)|\Z""")
 #: [x for x in xs]
 _COMPREHENSION = lazy_pattern(r"[\[({][\w.,()=+ ]{1,80}? for [\w, ]{1,40} in [^\"'\]})\n]{1,120}[\]})]")
+#: Of a message of Django's checks: shop.Partner.api_key: (fields.E120) ...
+_CHECK_ID = lazy_pattern(r"\([a-z_]{1,40}\.[CDEIW][0-9]{3}\)")
 #: (user, password)
 _NAMES = lazy_pattern(
     r"[(\[]\s{0,4}(?=[^()\[\]\n]{0,80}?\b(?:user|username|login|password|passwd|token|secret|key|api_key)\b)"
@@ -71,6 +73,12 @@ _FORM_ERRORS = lazy_pattern(
     rf"""(?:"(?:{_SHORT_ERROR}|[A-Z][a-z]{{1,20}}(?: [A-Za-z'\-]{{1,20}}){{2}}[ .!?][^"\n]{{0,400}}(?<=[.!?]))\""""
     rf"""|'(?:{_SHORT_ERROR}|[A-Z][a-z]{{1,20}}(?: [A-Za-z\-]{{1,20}}){{2}}[ .!?][^'\n]{{0,400}}(?<=[.!?]))')"""
     r"""(?:, code=['"]\w{1,40}['"])?\]?\)?,?){1,8}\s{0,8}\]"""
+)
+#: What serializers say of a field.
+_SENTENCE = lazy_pattern(
+    r"(?:This (?:field|password|token|value|code|key|link) |(?:The two|Ensure (?:this|that)|Not a|Must be|Unable to) "
+    r"|(?:Please e|E)nter (?:a|the|your) |Your [a-z]{2,20} (?:has|is|must|can't|can) |Invalid (?=[a-z]{2,20}[ .]))"
+    r"[A-Za-z0-9'\-]{1,20}(?: [A-Za-z0-9'\-]{1,20}){0,20}[.!]\Z"
 )
 _CONDITION = lazy_pattern(r"\b(?:if|elif|while|assert|and|or|not|return) [\w.]{1,80}\s?[!=]=\s?\Z")
 #: What reads a secret from the environment names a variable, not the secret.
@@ -125,7 +133,13 @@ def _is_said(text: str, key: str, begin: int, word: str, judge: Judge, *, is_clo
         return True
     if (len(word) < 3 and word.isdigit()) or _MEASURED.match(word):
         return True
+    if key.lower() == "token" and len(word) < 6 and word.isalpha() and word.isupper():
+        # Of a parser: EOF.
+        return True
     found = None if is_closed else _FIRST_WORD.match(text, begin)
+    if found is None and "." in key and (found := _FIRST_WORDS.match(text, begin)) is not None:
+        # aws_secret.db: Refreshing state
+        return says_something(found.group(1), judge)
     if found is None or not says_something(found.group(1), judge):
         return False
     if found.group(2) is None and (key.isupper() or "-" in key):
@@ -134,6 +148,11 @@ def _is_said(text: str, key: str, begin: int, word: str, judge: Judge, *, is_clo
     if is_password(split_key(key), alone=True):
         return found.group(2) is not None and found.group(1) not in SAMPLES
     return True
+
+
+def is_field_error(value: str) -> bool:
+    """Return whether a text in quotes is what a form or a serializer says of a field."""
+    return value[-1:] in (".", "!") and _SENTENCE.match(value) is not None
 
 
 def is_line_of_prose(line: str, judge: Judge) -> bool:
@@ -153,7 +172,8 @@ def is_no_secret_list(text: str, pos: int, key: str) -> bool:
     if text[pos : pos + 1] not in ("[", "(", "{"):
         return False
     if (
-        _COMPREHENSION.match(text, pos)
+        _CHECK_ID.match(text, pos)
+        or _COMPREHENSION.match(text, pos)
         or _NAMES.match(text, pos)
         or _SCHEMA.match(text, pos)
         or _RULES.match(text, pos)

@@ -73,6 +73,8 @@ _KNOWN_TOKENS = lazy_pattern(
     r"|[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_\-]{40,}+"
     r"|AC[0-9a-f]{32}[\"',: ]{1,5}[0-9a-f]{32}(?![0-9A-Za-z])"  # Twilio, account and its token
     r")"
+    # Of Django's cached sessions, and others that are named so.
+    r"|(?:(?<=contrib\.sessions\.cache)|(?<=contrib\.sessions\.cached_db)|(?<=[Ss]ession[_\-]))(?=[A-Za-z]{0,31}[0-9])[A-Za-z0-9]{32,64}(?![A-Za-z0-9])"
     r"|(?<=/bot)[0-9]{8,10}:[A-Za-z0-9_\-]{30,}+"
 )
 #: Of django.core.signing: a compressed value, and a text or number with its signature, dated or not.

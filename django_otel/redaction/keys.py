@@ -52,7 +52,7 @@ _STEMS = (
     "пароль", "密码", "密碼", "パスワード", "비밀번호", "lösenord", "losenord", "salasana", "adgangskode",
     "wachtwoord", "connectionstring", "becomepass", "presharedkey", "authenticationstring", "writekey",
     "instrumentationkey", "authident", "signaturevalue", "licensekey", "deploykey", "wordpressloggedin",
-    "aspnetcoreidentity", "aspnetcoreantiforgery",
+    "onetimecode", "authuserhash", "sessionauthhash", "aspnetcoreidentity", "aspnetcoreantiforgery",
 )  # fmt: skip
 _SUFFIXES = (
     "pwd", "pw", "secret", "token", "tokens", "cookie", "cookies", "sessionid", "sessid", "credential", "credentials",
@@ -62,7 +62,13 @@ _KEY_OWNERS = words(
     "api access private secret signing signature encryption master account auth ssh storage shared session service "
     "license subscription deploy webhook app application client consumer hmac aes rsa jwt gpg pgp wrapping preshared "
     "instrumentation write ingestion integration fastly fernet functions function admin server management merchant "
-    "developer root"
+    "developer root "
+    # Of services, whose keys are named after them.
+    "stripe sendgrid mailgun mailchimp mandrill postmark sparkpost twilio vonage nexmo openai anthropic mistral "
+    "cohere gemini huggingface algolia mapbox maps recaptcha hcaptcha turnstile paypal braintree adyen razorpay "
+    "paystack mollie klarna plaid coinbase datadog newrelic cloudflare github gitlab slack telegram pusher ably "
+    "firebase fcm onesignal intercom zendesk hubspot salesforce mixpanel amplitude cloudinary tinify openweather "
+    "owm pinecone azure"
 )
 #: "... code" and its kind; `error_code`, `postal_code` and `promo_code` are not among them.
 _CODE_OWNERS = words(
@@ -101,7 +107,7 @@ _DESCRIPTIONS = words(
     "rules requirements history note comment ring reader deck slot "
     "brand type types kind status state engine backend backends network country present endpoint issuer algorithm alg "
     "policy hasher hashers strength field fields name names param params manager version provider providers domain samesite consent "  # noqa: E501
-    "reason error errors result results method methods source format scheme funding level category class model module "
+    "reason failure failures error errors result results method methods source format scheme funding level category class model module "  # noqa: E501
     "action event mode region role outcome stage step phase purpose scope scopes audience currency group tier plan "
     "channel platform device os language locale origin prefix header cache store storage serializer middleware "
     "origins hosts domains scopes audiences algorithms policies types classes modules valid invalid active expired "
@@ -226,7 +232,9 @@ def judge_words(parts: tuple[str, ...], loose: bool, query: bool) -> int:
             # `session_speaker`, `card_color`: a property of a session or a card.
             return LABEL
     if len(parts) > 1 and (
-        parts[0] == "existing" or (last in _DESCRIPTIONS and not _has_pair(parts[-2:]) and not joined.startswith("set"))
+        parts[0] == "existing"
+        or (parts[-2:] == ("key", "id") and not any(word in _WORDS for word in parts))
+        or (last in _DESCRIPTIONS and not _has_pair(parts[-2:]) and not joined.startswith("set"))
     ):
         return LABEL
     return SENSITIVE_LINE if any(word in _LINE_WORDS for word in parts) or joined.endswith(_PHRASES) else SENSITIVE

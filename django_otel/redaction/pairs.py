@@ -8,7 +8,13 @@ from collections.abc import Callable
 
 from django_otel.base.patterns import lazy_pattern
 from django_otel.redaction.bare_pairs import find_divided, find_secret, says_something
-from django_otel.redaction.expressions import is_line_of_prose, is_no_literal, is_no_secret_list, is_no_value
+from django_otel.redaction.expressions import (
+    is_field_error,
+    is_line_of_prose,
+    is_no_literal,
+    is_no_secret_list,
+    is_no_value,
+)
 from django_otel.redaction.keys import (
     LABEL,
     PLAIN,
@@ -59,6 +65,10 @@ _KEY = lazy_pattern(
 _PAIR_OPENING = lazy_pattern(r"""[(\[]\s{0,4}[bu]?\\{0,4}["']\Z""")
 #: "authtoken_token"."key"
 _TABLE_BEFORE = lazy_pattern(r"([A-Za-z_]\w{0,60})[\"`\]]?\.[\"`\[]\Z")
+#: Token(key=
+_OWNER = lazy_pattern(
+    r"\b\w{0,40}(?:Token|Device|Secret|Session|Credentials?|ApiKey|APIKey|Cipher)\((?:[^()\n]{0,150},[ ]?)?\Z"
+)
 #: Columns of which the name of their table says what they are.
 _COLUMNS = words("key keys code codes hash number value")
 _WORD_BEFORE = lazy_pattern(r"(?:\A|[^A-Za-z])([A-Za-z]{2,30})[ \t]\Z")
@@ -281,6 +291,8 @@ class PairScrubber:
             return []
         if whole_line:
             return [(start, end)]
+        if start > begin and is_field_error(text[start:end]):
+            return []
         if start == begin and is_no_value(
             text, key, begin, text[start:end], separator, self._judge, is_closed=closed_key
         ):
@@ -390,6 +402,8 @@ class PairScrubber:
             if found is not None and is_mixed(found.group(1)):
                 # {"code": "x"}, of OAuth: elsewhere a code says what went wrong, and a key names an item.
                 return SENSITIVE
+        if key == "key" and _OWNER.search(text, max(0, start - 200), start):
+            return LABEL
         if before in ('"', "`", "[") and key.lower() in _COLUMNS:
             table = _TABLE_BEFORE.search(text, max(0, start - 64), start)
             if table is not None and self._judge(f"{table.group(1)} {key}", True, False) != PLAIN:
