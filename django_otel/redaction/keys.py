@@ -233,7 +233,7 @@ def judge_words(parts: tuple[str, ...], loose: bool, query: bool) -> int:
             return LABEL
     if len(parts) > 1 and (
         parts[0] == "existing"
-        or (parts[-2:] == ("key", "id") and not any(word in _WORDS for word in parts))
+        or (parts[-2:] == ("key", "id") and parts[-3:-2] != ("access",) and not any(word in _WORDS for word in parts))
         or (last in _DESCRIPTIONS and not _has_pair(parts[-2:]) and not joined.startswith("set"))
     ):
         return LABEL
