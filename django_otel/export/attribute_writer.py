@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
+import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from django_otel.base import guard
-from django_otel.export.wire import FIRST_VARINTS, KEY, STRING, VALUE, write_field, write_pair, write_value
+from django_otel.export.wire import FIRST_VARINTS, FLOAT, KEY, STRING, VALUE, write_field, write_pair, write_value
 from django_otel.tracing.attributes import SharedAttributes
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ CACHE_ENTRY_BYTES = 190
 MAX_CACHED_VALUES = 1024
 #: Attributes of a query that are kept as they were written; there may be some thousand such.
 _MAX_BLOCK_BYTES = 2048
+#: A float as an `AnyValue`: its tag and eight bytes.
+_FLOAT_BYTES = 9
+_FLOAT = struct.Struct("<d")
 
 
 class AttributeWriter:
@@ -169,6 +173,12 @@ class AttributeWriter:
             # Counted for each attribute under it.
             return b"", False
 
+    def float_head(self, head: bytes) -> bytes:
+        """Return the bytes of a field before a float; `head` is that of its pair."""
+        content = FIRST_VARINTS[_FLOAT_BYTES] + FLOAT
+        length = len(head) + len(content) + _FLOAT_BYTES - 1
+        return b"".join((self._tag, FIRST_VARINTS[length], head, content)) if head else b""
+
 
 class _Table(dict[object, bytes]):
     """From the texts under one key to their fields; makes what it does not have.
@@ -178,7 +188,8 @@ class _Table(dict[object, bytes]):
     """
 
     __slots__ = (
-        "_writer", "exported_key", "flags", "head", "integers", "is_text_only", "key", "refused", "size_bytes",
+        "_writer", "exported_key", "flags", "float_head", "head", "integers", "is_text_only", "key", "refused",
+        "size_bytes",
     )  # fmt: skip
 
     def __init__(self, writer: AttributeWriter, key: object) -> None:
@@ -187,6 +198,8 @@ class _Table(dict[object, bytes]):
         #: The key without the secret that is in it; the same object when there is none.
         self.exported_key = writer.clean_key(key)
         self.head, self.is_text_only = writer.head(key)
+        #: What stands before the eight bytes of a float; the key decides nothing about one where it leaves texts alone.
+        self.float_head = writer.float_head(self.head) if self.is_text_only else b""
         self.integers: dict[int, bytes] = {}
         self.flags: dict[bool, bytes] = {}
         self.size_bytes = 0
@@ -202,6 +215,8 @@ class _Table(dict[object, bytes]):
             found = self.integers.get(value)
         elif kind is bool:
             found = self.flags.get(value)
+        elif kind is float and self.float_head:
+            return self.float_head + _FLOAT.pack(value)
         return self._writer.make(self, value) if found is None else found
 
     def encode(self, value: object) -> bytes:

@@ -37,14 +37,12 @@ from django_otel.export.attribute_writer import (
     AttributeWriter,
 )
 from django_otel.export.wire import (
-    FIRST_VARINTS,
     ITEM,
     VALUE,
     to_utf8,
     to_whole,
     write_count,
     write_field,
-    write_varint,
 )
 from django_otel.redaction.sdk_items import scrub_scope
 from django_otel.tracing.attributes import SharedAttributes
@@ -131,13 +129,18 @@ class SpanEncoder:
         self._link_attributes = AttributeWriter(_LINK_ATTRIBUTE, _EVENT_LEVEL, scrubber)
         self._names: dict[str, bytes] = {}
         self._names_bytes = 0
+        self._equals = _Equals()
         # By identity, because hashing a Resource takes longer than encoding a span. The object is kept, so that its
         # identity stays its own.
         self._resources: dict[int, tuple[Resource, bytes]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, bytes, bytes]] = {}
         # What the last span had, by identity: the objects are kept, so that their identity stays theirs.
+        self._trace_id: object = None
+        self._trace_head = b""
         self._trace_state: object = None
         self._trace_state_field = b""
+        self._parent: SpanContext | None = None
+        self._parent_field, self._flags = b"", _SPAN_FLAGS_LOCAL
         self._status: object = None
         self._status_field = b""
 
@@ -149,39 +152,38 @@ class SpanEncoder:
     def encode(self, spans: Iterable[ReadableSpan]) -> bytes:
         """The bytes of an `ExportTraceServiceRequest`. Errors: none; see `spans_lost`."""
         self.spans_lost = 0
-        groups = _Groups()
+        groups = _Groups(self._equals)
         group: _Group | None = None
         resource: object = None
         scope: Any = None
+        sharing = self._sharing
         for span in spans:
             try:
-                parts = span.parts() if type(span) is RecordedSpan else read_span(span)
-                if group is None or parts[0] is not resource or parts[1] is not scope:
-                    resource, scope, *_ = parts
+                is_own = type(span) is RecordedSpan
+                known = getattr(span, "encoded", None) if is_own else None
+                parts = None
+                if known is not None and known[0] is sharing:
+                    _, its_resource, its_scope, field = known
+                else:
+                    parts = span.parts() if is_own else read_span(span)  # type: ignore[attr-defined]
+                    its_resource, its_scope = parts[0], parts[1]
+                if group is None or its_resource is not resource or its_scope is not scope:
+                    resource, scope = its_resource, its_scope
                     group = groups.find(resource, scope)
                     if group.is_prepared is None:
                         group.is_prepared = self._prepare is not None and self._is_prepared(scope)
-                body = self._shared_body(span)
-                if body is not None:
-                    group.add(body)
-                    continue
-                if group.is_prepared:
-                    parts = read_span(self._prepare(to_readable(span)))  # type: ignore[misc]
-                body = self._span(parts)
-                if self._sharing is not None and type(span) is RecordedSpan:
-                    span.encoded = (self._sharing, body)
+                if parts is not None:
+                    if group.is_prepared:
+                        parts = read_span(self._prepare(to_readable(span)))  # type: ignore[misc]
+                    field = write_field(VALUE, self._span(parts))
+                    if is_own and sharing is not None:
+                        span.encoded = (sharing, resource, scope, field)  # type: ignore[attr-defined]
             except Exception as error:
                 self.spans_lost += 1
                 guard.report("encoding a span", error)
                 continue
-            group.add(body)
+            group.spans.append(field)
         return b"".join([self._resource_spans(*item) for item in groups.by_resource()])
-
-    def _shared_body(self, span: object) -> bytes | None:
-        if self._sharing is None or type(span) is not RecordedSpan:
-            return None
-        known = getattr(span, "encoded", None)
-        return known[1] if known is not None and known[0] is self._sharing else None
 
     def _span(self, span: SpanParts) -> bytes:  # noqa: C901 (one decision after the other, each with its reason)
         _, _, name, context, parent, kind, start_ns, end_ns, attributes, dropped, events, dropped_events, links, \
@@ -190,29 +192,31 @@ class SpanEncoder:
             trace_id, span_id, _, _, trace_state, _ = context
         else:
             trace_id, span_id, trace_state = context.trace_id, context.span_id, context.trace_state
+        # What the last span had is had by most: all spans of a trace share its id and state, siblings a parent.
+        if trace_id != self._trace_id:
+            self._trace_head = _SPAN_TRACE_ID + trace_id.to_bytes(16, "big") + _SPAN_ID
+            self._trace_id = trace_id
         if trace_state is not self._trace_state:
-            # All spans of a trace, and all without a state, share one object.
             self._trace_state_field = _trace_state_field(trace_state)
             self._trace_state = trace_state
-        # In the order of the fields' numbers, as parsers have it quickest.
-        fields = [
-            _SPAN_TRACE_ID,
-            trace_id.to_bytes(16, "big"),
-            _SPAN_ID,
-            span_id.to_bytes(8, "big"),
-            self._trace_state_field,
-        ]
-        flags = _SPAN_FLAGS_LOCAL
-        if parent is not None:
-            fields += (_SPAN_PARENT_ID, parent.span_id.to_bytes(8, "big"))
-            if parent.is_remote:
-                flags = _SPAN_FLAGS_REMOTE
+        if parent is not self._parent:
+            self._parent_field, self._flags = _parent_fields(parent)
+            self._parent = parent
         try:
             times = _TIMES.pack(b"\x39", start_ns, b"\x41", end_ns)
         except struct.error:
             # None, which is 0, or no time.
             times = _TIMES.pack(b"\x39", to_whole(start_ns), b"\x41", to_whole(end_ns))
-        fields += (self._names.get(name) or self._name_field(name), _KINDS[kind._value_], times)
+        # In the order of the fields' numbers, as parsers have it quickest.
+        fields = [
+            self._trace_head,
+            span_id.to_bytes(8, "big"),
+            self._trace_state_field,
+            self._parent_field,
+            self._names.get(name) or self._name_field(name),
+            _KINDS[kind._value_],
+            times,
+        ]
         if type(attributes) is SharedAttributes:
             # Written out once for all spans that have them.
             known = attributes.encoded
@@ -234,8 +238,7 @@ class SpanEncoder:
             # Nearly all spans have the same, unset one.
             self._status_field = b"" if status is None else self._encode_status(status)
             self._status = None if status is None or status.description else status
-        fields.append(self._status_field)
-        fields.append(flags)
+        fields += (self._status_field, self._flags)
         return b"".join(fields)
 
     # Not where a span is written: what a comprehension refers to is slower there, events or not.
@@ -331,7 +334,7 @@ class SpanEncoder:
 
 
 class _Group:
-    """The spans of one scope of one resource, each as three byte strings: tag, length and body."""
+    """The spans of one scope of one resource, each as a field of its message."""
 
     __slots__ = ("is_prepared", "scope", "spans")
 
@@ -340,31 +343,44 @@ class _Group:
         self.spans: list[bytes] = []
         self.is_prepared: bool | None = None
 
-    def add(self, body: bytes) -> None:
-        """Append a span."""
-        length = len(body)
-        self.spans += (VALUE, FIRST_VARINTS[length] if length < 1024 else write_varint(length), body)
+
+class _Equals:
+    """Finds the first that was seen of equal resources and of equal scopes; by identity what was seen before.
+
+    To hash a resource takes longer than to encode a span.
+    """
+
+    def __init__(self) -> None:
+        # The objects are kept, so that their identities stay theirs.
+        self._known: dict[int, tuple[object, object]] = {}
+        self._firsts: dict[object, object] = {}
+
+    def first(self, thing: object) -> object:
+        """Return the one that stands for all that equal this one."""
+        found = self._known.get(id(thing))
+        if found is None:
+            found = self._known[id(thing)] = (thing, self._firsts.setdefault(_hashable(thing), thing))
+        return found[1]
+
+    def forget_many(self) -> None:
+        """Begin from empty tables when they are full; between two batches, since one must group all that is equal."""
+        if len(self._known) > _MAX_CACHED_RESOURCES:
+            self._known.clear()
+            self._firsts.clear()
 
 
 class _Groups:
     """Spans by equal resource and equal scope, in the order in which the first of each came."""
 
-    def __init__(self) -> None:
-        self._by_identity: dict[tuple[int, int], tuple[object, object, _Group]] = {}
-        self._resources: dict[object, tuple[object, dict[object, _Group]]] = {}
+    def __init__(self, equals: _Equals) -> None:
+        equals.forget_many()
+        self._equals = equals
+        self._resources: dict[int, tuple[object, dict[int, _Group]]] = {}
 
     def find(self, resource: object, scope: InstrumentationScope | None) -> _Group:
-        identity = (id(resource), id(scope))
-        found = self._by_identity.get(identity)
-        if found is None:
-            group = self._find_equal(resource, scope)
-            # Both are kept, so that their identities stay theirs until the batch is done.
-            found = self._by_identity[identity] = (resource, scope, group)
-        return found[2]
-
-    def _find_equal(self, resource: object, scope: InstrumentationScope | None) -> _Group:
-        _, scopes = self._resources.setdefault(_hashable(resource), (resource, {}))
-        key = _hashable(scope)
+        first = self._equals.first
+        _, scopes = self._resources.setdefault(id(first(resource)), (resource, {}))
+        key = id(first(scope))
         group = scopes.get(key)
         if group is None:
             group = scopes[key] = _Group(scope)
@@ -420,6 +436,14 @@ def _schema_url(thing: object) -> bytes:
     with guard.contained("encoding a schema URL"):
         return write_field(b"\x1a", to_utf8(url))
     return b""
+
+
+def _parent_fields(parent: Any) -> tuple[bytes, bytes]:
+    """The id of a span's parent, and the flags that say where that is."""
+    if parent is None:
+        return b"", _SPAN_FLAGS_LOCAL
+    flags = _SPAN_FLAGS_REMOTE if parent.is_remote else _SPAN_FLAGS_LOCAL
+    return _SPAN_PARENT_ID + parent.span_id.to_bytes(8, "big"), flags
 
 
 def _trace_state_field(trace_state: Any) -> bytes:

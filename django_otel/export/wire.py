@@ -17,6 +17,7 @@ VALUE = b"\x12"
 ITEM = b"\x0a"
 # The fields of an AnyValue.
 STRING = b"\x0a"
+FLOAT = b"\x21"
 _BOOL_FALSE = b"\x10\x00"
 _BOOL_TRUE = b"\x10\x01"
 _INT = b"\x18"
@@ -55,7 +56,7 @@ def write_value(value: Any, level: int) -> bytes:
         # A negative number is written as its two's complement of 64 bits.
         return _INT + write_varint(number & 0xFFFF_FFFF_FFFF_FFFF)
     if isinstance(value, float):
-        return _DOUBLE.pack(b"\x21", value)
+        return _DOUBLE.pack(FLOAT, value)
     if isinstance(value, bytes):
         return write_field(_BYTES, bytes(value))
     if isinstance(value, Sequence):

@@ -48,6 +48,7 @@ def _contain_hook(name: str, keyword: str, hook: Callable[..., Any]) -> Callable
         async def contained_async(*args: object, **kwargs: object) -> object:
             with guard.contained(place):
                 return await hook(*args, **kwargs)
+            return None
 
         return contained_async
 
@@ -55,6 +56,7 @@ def _contain_hook(name: str, keyword: str, hook: Callable[..., Any]) -> Callable
     def contained(*args: object, **kwargs: object) -> object:
         with guard.contained(place):
             return hook(*args, **kwargs)
+        return None
 
     return contained
 

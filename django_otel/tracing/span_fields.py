@@ -60,8 +60,8 @@ class SpanFields(SdkSpan):
     _start_time: int
     _status: Status
     _tracer: Scoped
-    #: For who writes it out, so that it is done once: who, and what was written. Not set until then.
-    encoded: tuple[object, bytes]
+    #: For who writes it out, so that it is done once: who, resource and scope, what was written. Not set until then.
+    encoded: tuple[object, object, object, bytes]
 
     def parts(self) -> SpanParts:
         """Return the contents of the ended span, read-only; as `sdk_compat.read_span` does."""

@@ -438,6 +438,45 @@ def test_a_callback_is_asked_each_time():
     assert first != second
 
 
+@sizes.each("value", [0.25, -0.0, 1e308, 5e-324, float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize(
+    "scrubber",
+    [Scrubber(), Scrubber(["speed"]), Scrubber(personal=True), Scrubber(callback=lambda key, value: [key])],
+    ids=["default", "extra key", "personal", "callback"],
+)
+def test_a_float_on_the_way_is_what_it_is_after_redaction(scrubber, value):
+    keys = ["django.layer.view.duration", "speed", "password", "card.count", "k" * 101, "ü", "http.url", "phone"]
+    given = span(attributes=dict.fromkeys(keys, value), events=[Event("e", {"speed": value}, 5)])
+
+    found = build_scrubbing_encoder(scrubber).encode([given])
+
+    assert canonical(parse(found)) == canonical(encode_spans(scrubbed_by_hand(scrubber, [given])))
+
+
+def test_siblings_and_other_spans_have_each_the_ids_of_its_own():
+    """What the span before had is not written out again: trace, state, parent."""
+    state, other_state = TraceState([("a", "b")]), TraceState([("c", "d")])
+    parents = [None, SpanContext(1, 2, is_remote=False), SpanContext(1, 2, is_remote=True), SpanContext(1, 9, False)]
+    spans = [
+        span(context=SpanContext(trace_id, number + 1, False, TraceFlags(1), given), parent=parent)
+        for number, (trace_id, given, parent) in enumerate(
+            (trace_id, given, parent)
+            for trace_id in (1, 2)
+            for given in (state, None, other_state)
+            for parent in (*parents, parents[1], None)
+        )
+    ]
+    assert_equal_to_stock(spans)
+    assert_equal_to_stock(spans[::-1])
+
+
+def test_equal_resources_come_together_after_many_others_too():
+    ours = SpanEncoder()
+    others = [span(resource=Resource({"number": number})) for number in range(100)]
+    for spans in (others, [span(), *others, span(resource=Resource({"service.name": "shop"}))]):
+        assert canonical(parse(ours.encode(spans))) == canonical(encode_spans(spans))
+
+
 def test_spans_of_official_instrumentors_are_set_right_first():
     scope = InstrumentationScope("opentelemetry.instrumentation.psycopg2", "0.66b1")
     query = {"db.system": "postgresql", "db.statement": "SELECT * FROM t WHERE mail = 'a@b.example'"}
