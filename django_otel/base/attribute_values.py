@@ -53,6 +53,8 @@ def _clean_scalar(value: object) -> str | bool | int | float:
         return int(value) if _SMALLEST_INT <= value <= _LARGEST_INT else clean_text(value)
     if isinstance(value, float):
         return float(value)
+    if isinstance(value, dict) and any(item.__class__ is not type(item) for item in value.values()):
+        value = {key: proxies.resolve(item) for key, item in value.items()}
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).decode("utf-8", "replace")
     return clean_text(value)

@@ -1159,6 +1159,12 @@ def test_lazy_numbers_cost_no_span_and_are_made_for_recorded_ones_alone(otel_spa
     assert not guard.fault_counts()
 
 
+def test_a_lazy_member_of_a_mapping_is_what_it_stands_for(otel_spans):
+    with django_otel.span("order", extra={"name": SimpleLazyObject(lambda: "shoes"), "count": 2}):
+        pass
+    assert otel_spans[0].attributes["extra"] == "{'name': 'shoes', 'count': 2}"
+
+
 def test_lazy_texts_are_texts_wherever_they_stand(otel_spans):
     name, saved = SimpleLazyObject(lambda: "hello"), lazystr("Save")
     tracer = trace.get_tracer("shop")

@@ -51,6 +51,10 @@ SECRET_PATHS = [
     ("/nowhere/at/all/{}", FAKES.draw("jwt")),
     ("/nowhere/{}", signing.dumps([1, 2], key="k")),
     ("/.well-known/{}", FAKES.draw("github")),
+    # Short, behind a word that says what it is; and a file under a name that nobody can guess.
+    ("/invite/{}", FAKES.draw("pass")),
+    ("/nowhere/share/{}/", FAKES.draw("pass")),
+    ("/nowhere/{}.pdf", FAKES.draw("opaque")),
 ]
 
 
@@ -93,7 +97,8 @@ def test_a_captured_referer_has_no_token(otel_spans, settings):
     "url",
     ["/item/how-to-write-1000-tests-in-10-minutes/", "/order/550e8400-e29b-41d4-a716-446655440000/", "/nowhere/at/all/",
      "/nowhere/2024/05/report-final-v2.pdf", "/nowhere/550e8400-e29b-41d4-a716-446655440000/", "/wp-login.php",
-     "/nowhere/static/app.3f2a9b8c7d6e.js"],
+     "/nowhere/static/app.3f2a9b8c7d6e.js", "/invite/2024-team/", "/share/report2024/", "/webhook/v2/orders",
+     "/nowhere/fonts/KFOmCnqEu92Fr1Mu4mxK.woff2", "/nowhere/Qx7kTb2w/"],
 )  # fmt: skip
 def test_an_ordinary_path_stays_readable(url, otel_spans, settings):
     settings.ROOT_URLCONF = __name__
