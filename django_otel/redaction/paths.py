@@ -25,6 +25,7 @@ _FILE = lazy_pattern(r".*\.[A-Za-z]{1,5}[0-9]?\Z")
 _INTEGRITY = lazy_pattern(r"sha(?:1|256|384|512)[\-:]")
 #: Capitals, small letters and digits mixed: /invite/Qx7kTb2w
 _SHORT_TOKEN = lazy_pattern(r"(?=[A-Za-z]*[0-9])(?=[A-Z0-9]*[a-z])(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{8,15}\Z")
+_SHORTEST_TOKEN = 8
 #: Of a file (characters).
 _SHORTEST_STEM = 24
 _UUID = lazy_pattern(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
@@ -53,8 +54,8 @@ def redact_unmatched(path: str) -> str:
     """Redact every segment that could be a token: of a path that no route matches, nothing says what it holds."""
     segments = path.split("/")
     for index, segment in enumerate(segments):
-        is_armed = index > 0 and not _ACTIONS.isdisjoint(split_key(segments[index - 1][:64]))
-        segments[index] = _redact_unknown(segment, is_armed=is_armed)
+        if len(segment) >= _SHORTEST_TOKEN:
+            segments[index] = _redact_unknown(segment, segments[index - 1] if index else "")
     return "/".join(segments)
 
 
@@ -91,10 +92,10 @@ def redact_captured(
     return text
 
 
-def _redact_unknown(segment: str, *, is_armed: bool) -> str:
+def _redact_unknown(segment: str, before: str) -> str:
     if is_token(segment) and not _UUID.match(segment):
         return REDACTED
-    if is_armed and _SHORT_TOKEN.match(segment):
+    if _SHORT_TOKEN.match(segment) and not _ACTIONS.isdisjoint(split_key(before[:64])):
         return REDACTED
     stem, dot, extension = segment.rpartition(".")
     if dot and len(stem) >= _SHORTEST_STEM and is_mixed(stem) and _FILE.match(segment):
