@@ -66,9 +66,12 @@ _last = [None, None]
 
 
 def pytest_configure(config):
-    """Make a folder that the workers of this run share."""
+    """Make a folder that the workers of this run share, and with them all processes that the tests start."""
     if not hasattr(config, "workerinput"):
-        os.environ["DJANGO_OTEL_TESTS_FOLDER"] = tempfile.mkdtemp(prefix="django_otel-tests-")
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        os.environ["DJANGO_OTEL_TESTS_FOLDER"] = folder = tempfile.mkdtemp(prefix="tests-", dir=memory)
+        # Each process that opens the folder of a policy looks through the others beside it: those of this run alone.
+        os.environ["XDG_RUNTIME_DIR"] = folder
 
 
 def pytest_unconfigure(config):

@@ -71,15 +71,19 @@ def delete_in_use(folder: Path) -> None:
 
 
 def wait_until(condition, timeout_s: float = 60.0, what: str = "the condition"):
-    """The first true value of `condition()`; fails after `timeout_s` seconds, which a busy machine never takes."""
-    deadline_s = time.monotonic() + timeout_s
+    """The first true value of `condition()`; fails after `timeout_s` seconds, which a busy machine never takes.
+
+    The longer it takes, the less often it is asked, for many a condition asks a server.
+    """
+    begun_s = time.monotonic()
     while True:
         found = condition()
         if found:
             return found
-        if time.monotonic() > deadline_s:
+        waited_s = time.monotonic() - begun_s
+        if waited_s > timeout_s:
             raise AssertionError(f"{what} did not come true within {timeout_s} s")
-        time.sleep(0.02)
+        time.sleep(min(max(0.02, waited_s / 8), 0.25))
 
 
 def is_listening(port: int) -> bool:

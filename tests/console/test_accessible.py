@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 import requests
 
 from tests import services, sizes
-from tests.live_sampling.test_browser import chromium, give_session
+from tests.live_sampling.test_browser import chromium, give_session, keep_picture
 
 __all__ = ["chromium"]
 
@@ -165,12 +164,6 @@ def violations(page: Any, axe: str, widths: tuple[int, ...] = WIDTHS) -> list[st
 def is_too_wide(page: Any) -> bool:
     """Whether a visitor could scroll sideways."""
     return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
-
-
-def keep_picture(page: Any, name: str) -> None:
-    """Where `SCREENSHOTS` names a folder for them."""
-    if kept := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=Path(kept) / f"{name}.png", full_page=True)
 
 
 def open_trace(page: Any, what: str) -> None:

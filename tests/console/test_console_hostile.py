@@ -180,7 +180,7 @@ def test_a_mark_for_right_to_left_turns_nothing_round(open_trace: Any) -> None:
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: f"{look[0]}-{look[1]}")
-def test_nothing_hostile_runs_or_breaks_the_page(open_trace: Any, look: tuple[str, int], tmp_path: Path) -> None:
+def test_nothing_hostile_runs_or_breaks_the_page(open_trace: Any, look: tuple[str, int]) -> None:
     for name in ("hostile", "long", "loop"):
         page = open_trace(name, *look)
         for row in page.locator(".otel-span:visible").all()[:3]:
@@ -191,8 +191,8 @@ def test_nothing_hostile_runs_or_breaks_the_page(open_trace: Any, look: tuple[st
         assert page.locator("#otel-waterfall img, #otel-waterfall script, .otel-logs img").count() == 0
         page.mouse.move(0, 0)
         page.evaluate("document.activeElement.blur()")
-        assert_looks_right(page, f"console-{name}", look, tmp_path)
+        assert_looks_right(page, f"console-{name}", look)
     for path in (TRACES, "/admin/django_otel/dashboard/"):
         page = open_trace("", *look, path=path)
-        assert_looks_right(page, f"console-odd-{path.split('/')[-2]}", look, tmp_path)
+        assert_looks_right(page, f"console-odd-{path.split('/')[-2]}", look)
         assert page.locator(".otel img").count() == 0

@@ -588,6 +588,7 @@ FUZZ = settings(
 )
 
 
+@pytest.mark.heavy
 @FUZZ
 @given(st.lists(readable_spans, max_size=5))
 def test_any_spans_are_encoded_as_by_the_stock_encoder(spans):
@@ -658,6 +659,7 @@ def plan_with(attributes):
              [Link(CONTEXT, attributes)], None)]  # fmt: skip
 
 
+@pytest.mark.heavy
 @FUZZ
 @given(build_plans(small_attributes))
 @example(plan_with({"to use near 'x'": 1, "a": 2}))

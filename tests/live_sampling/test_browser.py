@@ -133,13 +133,16 @@ def order_something(page: Any, card: str = "Visa ending in 4242") -> None:
     page.wait_for_url("**/orders/*/")
 
 
-def assert_looks_right(page: Any, name: str, look: tuple[str, int], folder: Path) -> None:
-    """No horizontal scrolling, a label for everything to fill in, text that can be read; keeps a picture."""
+def keep_picture(page: Any, name: str) -> None:
+    """Take a picture of the whole page where `SCREENSHOTS` names a folder for them: to draw one takes long."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def assert_looks_right(page: Any, name: str, look: tuple[str, int]) -> None:
+    """No horizontal scrolling, a label for everything to fill in, text that can be read."""
     scheme, width = look
-    # Where somebody wants to look at them.
-    kept = Path(os.environ.get("SCREENSHOTS", folder))
-    kept.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=kept / f"{name}-{scheme}-{width}.png", full_page=True)
+    keep_picture(page, f"{name}-{scheme}-{width}")
     assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} scrolls sideways"
     fields = "[...document.querySelectorAll('input:not([type=hidden])')]"
     assert (
@@ -218,35 +221,35 @@ def test_a_mistake_in_the_form_keeps_what_was_typed(open_page: Any) -> None:
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: f"{look[0]}-{look[1]}")
-def test_every_page_looks_right(open_page: Any, look: tuple[str, int], tmp_path: Path) -> None:
+def test_every_page_looks_right(open_page: Any, look: tuple[str, int]) -> None:
     """On a phone and a large screen, in light and dark."""
     page = open_page("/", *look)
-    assert_looks_right(page, "products", look, tmp_path)
+    assert_looks_right(page, "products", look)
     order_something(page)
-    assert_looks_right(page, "order-paid", look, tmp_path)
+    assert_looks_right(page, "order-paid", look)
     page.goto("/")
     order_something(page, "Visa ending in 9995")
-    assert_looks_right(page, "order-unpaid", look, tmp_path)
+    assert_looks_right(page, "order-unpaid", look)
     page.goto("/order/")
     page.get_by_role("button", name="Place the order").click()
     page.get_by_role("alert").wait_for()
-    assert_looks_right(page, "form-with-mistakes", look, tmp_path)
+    assert_looks_right(page, "form-with-mistakes", look)
     for name, path in (
         *(("form", "/order/?product=sencha"), ("slow", "/slow/"), ("delivery", "/delivery/")),
         *(("not-found", "/teas/none/"), ("failed", "/error/")),
     ):
         page.goto(path)
-        assert_looks_right(page, name, look, tmp_path)
+        assert_looks_right(page, name, look)
 
 
-def test_the_sampling_ratio_is_turned_in_the_admin(open_page: Any, shop: Demo, tmp_path: Path) -> None:
+def test_the_sampling_ratio_is_turned_in_the_admin(open_page: Any, shop: Demo) -> None:
     """Signed in with the printed password; the admin keeps its styles under the shop's content policy."""
     page = open_page("/")
     sign_in(page, shop, "/admin/")
     page.goto("/admin/django_otel/samplingpolicy/")
     page.get_by_label("Ratio:", exact=True).first.fill("0")
     page.get_by_label("Note:", exact=True).first.fill("quiet, please")
-    page.screenshot(path=Path(os.environ.get("SCREENSHOTS", tmp_path)) / "admin-sampling.png", full_page=True)
+    keep_picture(page, "admin-sampling")
     page.get_by_role("button", name="Save", exact=True).click()
     page.locator(".messagelist .success").wait_for()
     header = page.evaluate("getComputedStyle(document.querySelector('#header')).backgroundColor")

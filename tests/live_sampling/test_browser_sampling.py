@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
 from tests import services
-from tests.live_sampling.test_browser import LOOKS, WEAK_TEXT, chromium, give_session
+from tests.live_sampling.test_browser import LOOKS, WEAK_TEXT, chromium, give_session, keep_picture
 
 __all__ = ["chromium"]
 
@@ -119,12 +117,6 @@ def wait_for_text(locator: Any, pattern: str, timeout_s: float = 15.0) -> str:
 
     services.wait_until(is_there, timeout_s, f"{pattern!r} in {text!r}")
     return text
-
-
-def keep_picture(page: Any, name: str, folder: Path) -> None:
-    kept = Path(os.environ.get("SCREENSHOTS", folder))
-    kept.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=kept / f"{name}.png", full_page=True)
 
 
 def test_a_policy_is_set_by_clicking_and_every_process_turns_to_it(open_page: Any, site: Site) -> None:
@@ -328,9 +320,7 @@ def test_a_page_that_was_left_open_says_that_its_visitor_is_signed_out(open_page
 @pytest.mark.parametrize(
     "has_script", [pytest.param(True, id="script"), pytest.param(False, id="no-script", marks=pytest.mark.long)]
 )
-def test_the_page_looks_right(
-    open_page: Any, site: Site, look: tuple[str, int], has_script: bool, tmp_path: Path
-) -> None:
+def test_the_page_looks_right(open_page: Any, site: Site, look: tuple[str, int], has_script: bool) -> None:
     """No sideways scrolling even with long names, a label for everything to fill in, text that can be read."""
     scheme, width = look
     site.run(
@@ -345,7 +335,7 @@ def test_the_page_looks_right(
     if has_script:
         wait_for_text(page.locator("[data-otel-summary]"), f"All {WORKERS} processes apply")
         page.get_by_role("button", name="Add a rule").click()
-    keep_picture(page, f"sampling-{scheme}-{width}{'' if has_script else '-no-script'}", tmp_path)
+    keep_picture(page, f"sampling-{scheme}-{width}{'' if has_script else '-no-script'}")
     if not has_script:
         assert page.locator(".django-otel-rule").count() == 5
         box = page.locator("#container").bounding_box()

@@ -85,7 +85,7 @@ def wait_for_ratio(server, ratio: float, wanted: int = WORKERS, within_s: float 
         if {answer["ratio"] for answer in seen.values()} == {ratio}:
             break
         assert time.monotonic() < deadline_s, f"not all at {ratio}: {seen}\n{server.log[-3000:]}"
-        time.sleep(0.05)
+        time.sleep(0.2)
     late_s = {pid: answer["since_s"] - begun_s for pid, answer in seen.items() if answer["since_s"] is not None}
     assert max(late_s.values()) <= within_s, late_s
 

@@ -242,6 +242,7 @@ class _Counted(preview.Budget):
         super().spend(steps)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "wild",
     sizes.few(

@@ -99,6 +99,11 @@ class Load:
                     before = now
             time.sleep(0.02)
 
+    def go_on(self, answers: int) -> None:
+        """Wait for so many further answers."""
+        wanted = self.answered + answers
+        services.wait_until(lambda: self.answered >= wanted, what=f"{answers} answers")
+
     def __enter__(self):
         self._threads = [threading.Thread(target=self._ask) for _ in range(self._clients)]
         self._threads.append(threading.Thread(target=self._scrape))
@@ -148,7 +153,8 @@ def serve(kind, tmp_path, workers=4, otel=OTEL, **env):
 def test_every_scrape_shows_what_all_workers_have_counted(kind, tmp_path):
     with serve(kind, tmp_path) as server:
         with Load(server) as load:
-            time.sleep(2)
+            load.go_on(300)
+            services.wait_until(lambda: load.scrapes >= 10, what="ten scrapes")
         counted = requests_counted(server)
         # On a slow machine a client gives up after its request was counted; otherwise this is equality.
         assert load.answered <= counted <= load.answered + load.cut_off
@@ -164,9 +170,9 @@ def test_nothing_is_lost_when_workers_are_killed_under_load(kind, tmp_path):
     with serve(kind, tmp_path) as server:
         with Load(server) as load:
             for _ in range(4):
-                time.sleep(0.6)
+                load.go_on(100)
                 os.kill(workers_of(server)[0], signal.SIGKILL)
-            time.sleep(0.6)
+            load.go_on(200)
         counted = requests_counted(server)
         # A request may have been counted and then cut off before its answer arrived.
         assert load.answered <= counted <= load.answered + load.cut_off
@@ -197,9 +203,11 @@ def test_counters_go_on_over_a_graceful_restart_and_recycling(tmp_path):
     with serve("gunicorn", tmp_path, workers=2) as server:
         with Load(server, clients=3) as load:
             for _ in range(2):
-                time.sleep(0.7)
+                load.go_on(100)
+                before = set(workers_of(server))
                 server.process.send_signal(signal.SIGHUP)
-            time.sleep(1.5)
+                services.wait_until(lambda before=before: not before & set(workers_of(server)), what="other workers")
+            load.go_on(100)
         assert load.answered <= requests_counted(server) <= load.answered + load.cut_off
 
 

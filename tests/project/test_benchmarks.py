@@ -239,6 +239,7 @@ def test_what_was_counted_is_kept_while_nothing_changed(tmp_path, monkeypatch, v
     assert _resumed(tmp_path, "--again", "official") == {"bare", "django-otel"}
 
 
+@pytest.mark.heavy
 def test_a_peer_in_another_version_is_counted_anew(tmp_path, monkeypatch, versions):
     _finished_run(tmp_path, monkeypatch, versions)
     versions["official"]["official"] = "1.1"

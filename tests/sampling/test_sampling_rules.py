@@ -292,6 +292,7 @@ def offer(sampler: LiveSampler, seconds: float, threads: int = 1) -> Offered:
     return Offered(sum(passed), max(ended_s) - min(begun_s), max(used_s))
 
 
+@pytest.mark.heavy
 @pytest.mark.scaled
 @pytest.mark.parametrize(("limit", "threads"), sizes.few([(50.0, 1), (50.0, 4), (400.0, 4), (400.0, 1)], 2))
 def test_the_limit_holds_over_a_burst_within_10_percent(limit, threads):
@@ -305,6 +306,7 @@ def test_the_limit_holds_over_a_burst_within_10_percent(limit, threads):
     assert counts["", "dropped", "rate_limit"] > found.passed
 
 
+@pytest.mark.heavy
 def test_each_process_takes_its_share_of_the_limit():
     """Also when others come or go; as gentle as before for what is under way."""
     sampler, _ = sampler_of(Policy(1.0, max_per_second=400.0))

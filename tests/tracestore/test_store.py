@@ -712,6 +712,7 @@ def test_what_is_not_sampled_is_not_stored(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.heavy
 def test_a_store_that_is_locked_drops_counts_and_slows_nothing(tmp_path, monkeypatch):
     """As a slow disk does: the request path goes on, the queue fills, what does not fit is counted."""
     drops = Counted()
