@@ -199,7 +199,7 @@ class Metrics:
         "Maximum number of series of an instrument; further measurements are aggregated in one overflow series.",
     )
     attribute_length: int = key(
-        256, whole(1), "Maximum length of a label value, in characters; longer values are cut and counted."
+        256, whole(1), "Maximum length of a label, name or value, in characters; longer ones are cut and counted."
     )
     shared_dir: str | None = key(
         None,

@@ -60,9 +60,12 @@ def _cut(value: AttributeValue, length: int) -> AttributeValue:
 
 
 def cut(attributes: Attributes, length: int) -> Attributes:
-    """Return the attributes with texts of at most `length` characters; the same object where none is longer."""
+    """Return the attributes with names and texts of at most `length` characters; the same object where all fit."""
     found = tuple([(key, _cut(value, length)) for key, value in attributes])
-    return attributes if all(new[1] is old[1] for new, old in zip(found, attributes, strict=True)) else found
+    if all(new[1] is old[1] and len(new[0]) <= length for new, old in zip(found, attributes, strict=True)):
+        return attributes
+    # A page with one label twice would be none: of two names that are equal then, the last is kept.
+    return tuple({key[:length]: value for key, value in found}.items())
 
 
 def identity(attributes: Attributes) -> object:

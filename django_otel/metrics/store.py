@@ -222,9 +222,9 @@ class CellStore:
         if found is not scrubbed:
             guard.warn_once(
                 "cells.attribute_length",
-                "A label value was cut at METRICS.ATTRIBUTE_LENGTH (%d characters): %s.",
+                "A label was cut at METRICS.ATTRIBUTE_LENGTH (%d characters): %s.",
                 self.attribute_length,
-                ", ".join(key for (key, new), (_, old) in zip(found, scrubbed, strict=True) if new is not old),
+                ", ".join(item[0] for item in found if item not in scrubbed),
             )
             self.count_refused("attribute_length")
         return found

@@ -87,6 +87,20 @@ def test_a_long_label_is_cut_and_counted(store, value, shown):
         assert counted.points[0].value == 2.0
 
 
+def test_a_long_name_of_a_label_is_cut_and_counted_and_no_label_stands_twice(store):
+    store.counter("orders").add(1, {"x" * 100_000: 1, "x" * 300: 2, "key": "a"})
+    found = families(store)
+    assert dict(found["orders"].points[0].attributes) == {"x" * 256: 1, "key": "a"}
+    assert (
+        dict(found["django_otel.cardinality.overflow"].points[0].attributes)["django_otel.reason"] == "attribute_length"
+    )
+
+
+def test_a_name_that_cannot_be_encoded_breaks_no_page(store):
+    store.counter("orders").add(1, {"\ud800": "\ud800", 12: 1})
+    assert b"orders_total" in render(store.collect(), openmetrics=False, resource_attributes={})
+
+
 def test_values_that_differ_behind_the_cut_are_one_series(store):
     counter = store.counter("orders")
     for tail in "abc":
