@@ -27,6 +27,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
+
+Found = TypeVar("Found")
 
 # mov rax, rdi; xor edx, edx; rol rdi, 3; rol rdi, 13; rol rdi, 61; rol rdi, 51; xchg rbx, rbx; mov rax, rdx; ret
 _REQUEST_CODE = bytes.fromhex("4889f8 31d2 48c1c703 48c1c70d 48c1c73d 48c1c733 4887db 4889d0 c3")
@@ -34,6 +37,8 @@ _TOOL_BASE = ord("C") << 24 | ord("T") << 16
 _ZERO, _DUMP_AT, _START, _STOP = _TOOL_BASE + 1, _TOOL_BASE + 3, _TOOL_BASE + 4, _TOOL_BASE + 5
 _TRIGGER = re.compile(r"^desc: Trigger: Client Request: (.*)$", re.MULTILINE)
 _TOTALS = re.compile(r"^totals: (\d+)$", re.MULTILINE)
+_FUNCTION = re.compile(r"(c?fn)=\((\d+)\)(?: (.*))?$")
+_SEARCH = "find_name_in_mro"
 #: Where a process started by `command()` finds its dumps.
 _FOLDER = "BENCHMARK_CALLGRIND_FOLDER"
 
@@ -160,15 +165,34 @@ def run(arguments: Sequence[str], environ: dict[str, str]) -> dict[str, int]:
 
     Errors: `RuntimeError` when the process fails.
     """
+    return _run(arguments, environ, _read)
+
+
+def run_with_searches(arguments: Sequence[str], environ: dict[str, str]) -> dict[str, tuple[int, int]]:
+    """The same; and how many of the instructions searched classes for a name that CPython's method cache had lost.
+
+    An entry of that cache may be wanted by several names; their addresses decide, so it is chance. None where the
+    interpreter has no symbols.
+    """
+
+    def read(path: Path) -> dict[str, tuple[int, int]]:
+        return {name: (total, _read_searches(path)) for name, total in _read(path).items()}
+
+    return _run(arguments, environ, read)
+
+
+def _run(
+    arguments: Sequence[str], environ: dict[str, str], read: Callable[[Path], dict[str, Found]]
+) -> dict[str, Found]:
     with tempfile.TemporaryDirectory() as folder:
         whole = command([sys.executable, *arguments], folder)
         variables = environment({**os.environ, **environ}, folder)
         done = subprocess.run(whole, env=variables, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(whole)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-        found: dict[str, int] = {}
+        found: dict[str, Found] = {}
         for path in Path(folder).iterdir():
-            found.update(_read(path))
+            found.update(read(path))
         return found
 
 
@@ -181,3 +205,26 @@ def _read(path: Path) -> dict[str, int]:
         tail = dump.read().decode(errors="replace")
     name, totals = _TRIGGER.search(head), _TOTALS.search(tail)
     return {name[1]: int(totals[1])} if name is not None and totals is not None else {}
+
+
+def _read_searches(path: Path) -> int:
+    """Instructions of the calls of CPython's search for a name in a class and its bases."""
+    names: dict[str, str] = {}
+    called, total, is_cost = "", 0, False
+    with path.open(errors="replace") as dump:
+        for line in dump:
+            if is_cost:
+                # What a call took, with all that it called, stands in the line behind the one that names it.
+                is_cost = False
+                if names.get(called, "").partition("'")[0] == _SEARCH:
+                    total += int(line.split()[1])
+            elif line.startswith("calls="):
+                is_cost = True
+            elif (match := _FUNCTION.match(line)) is not None:
+                # A name is written out where it comes up first.
+                kind, number, name = match.groups()
+                if name:
+                    names[number] = name
+                if kind == "cfn":
+                    called = number
+    return total

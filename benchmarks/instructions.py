@@ -5,10 +5,13 @@
 One bare and one instrumented process drive the same Django views in process, by
 calling the WSGI or ASGI handler; start-up and warm-up are not counted. The
 figures repeat to about 1 % on any machine, loaded or not, which no time does.
-One per cent of a request is a tenth of what is added to it, because where the
-interpreter's objects lie in memory decides which entries of its caches collide:
-so each case is counted in several processes that differ in nothing but what
-they allocate first (`--layouts`), and the mean is shown.
+One per cent of a request is a tenth of what is added to it: where the
+interpreter's objects lie in memory decides which names want the same entry of
+its method cache, and so how often Django's classes are searched for them. So
+each case is counted in several processes that differ in nothing but what they
+allocate first (`--layouts`), and the mean is shown: without these searches on
+both sides ("kI", which differs between layouts by half a thousand), and with
+them ("with misses", which differs by several).
 
 Everything present is on with its defaults: span and metrics of requests and
 queries, exemplars, a batch processor (whose thread does not run meanwhile) in
@@ -16,7 +19,7 @@ front of an exporter that does nothing. Threads that work by the clock sleep mea
 they cost per second stands in the comparison with the peers.
 
 `--check` compares with the targets and fails when one is exceeded by more than
-15 %; without valgrind it says so and succeeds. `--plain` puts a provider of
+15 %, with misses by twice that; without valgrind it says so and succeeds. `--plain` puts a provider of
 another tool in front, so that the plain API path is taken. `--console` keeps
 recent traces for the admin as well (the writing thread does not run meanwhile).
 `--otel '{"REQUEST": {"TIME_BUDGET": false}}'` counts with these settings on top,
@@ -40,7 +43,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -466,14 +469,23 @@ def count_here(kind: str, names: list[str], requests: int) -> None:
 # --- The counting process. ---
 
 
-def count(kind: str, cases: list[Case], requests: int, layouts: int = 1) -> dict[str, float]:
-    """Thousand instructions per request of each case, the mean over so many layouts of the memory."""
+class Counted(NamedTuple):
+    """Thousand instructions, without the searches that the method cache should have spared, and with them."""
+
+    ki: float
+    with_misses_ki: float
+
+
+def count(kind: str, cases: list[Case], requests: int, layouts: int = 1) -> dict[str, Counted]:
+    """Instructions per request of each case, the mean over so many layouts of the memory."""
     found = [_count_once(kind, cases, requests, layout) for layout in range(layouts)]
-    return {name: statistics.mean(each[name] for each in found) for name in found[0]}
+    return {
+        name: Counted(*map(statistics.mean, zip(*(each[name] for each in found), strict=True))) for name in found[0]
+    }
 
 
-def _count_once(kind: str, cases: list[Case], requests: int, layout: int) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _count_once(kind: str, cases: list[Case], requests: int, layout: int) -> dict[str, Counted]:
+    found: dict[str, Counted] = {}
     environ = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), _LAYOUT: str(layout)}
     environ[_OTEL] = os.environ.get(_OTEL, "")
     # Threads that an earlier loop has left behind change what an asynchronous case costs: a process for each.
@@ -491,22 +503,28 @@ def _count_once(kind: str, cases: list[Case], requests: int, layout: int) -> dic
         arguments = [__file__, "--count", kind, "--requests", str(requests)]
         for case in chosen:
             arguments += ["--case", case.name]
-        counts = callgrind.run(arguments, environ)
+        counts = callgrind.run_with_searches(arguments, environ)
         for case in chosen:
-            found[case.name] = counts[case.name] / (requests * (case.times if kind != "bare" else 1)) / 1000
+            total, searches = counts[case.name]
+            per_ki = requests * (case.times if kind != "bare" else 1) * 1000
+            found[case.name] = Counted((total - searches) / per_ki, total / per_ki)
     return found
 
 
-def added(kind: str, cases: list[Case], requests: int, layouts: int = 1) -> dict[str, float]:
-    """Thousand instructions that `kind` adds per request, by the case's name, and per query."""
+def added(kind: str, cases: list[Case], requests: int, layouts: int = 1) -> dict[str, Counted]:
+    """Instructions that `kind` adds per request, by the case's name, and per query."""
     bare = count("bare", cases, requests, layouts)
     by_view = {(case.path, case.traceparent_flag): bare[case.name] for case in cases if case.name in bare}
     with_app = count(kind, cases, requests, layouts)
-    found = {case.name: with_app[case.name] - by_view[case.path, case.traceparent_flag] for case in cases}
+    found = {case.name: _subtract(with_app[case.name], by_view[case.path, case.traceparent_flag]) for case in cases}
     for name, more, less, queries, _ in PER_QUERY:
         if more in found and less in found:
-            found[name] = (found[more] - found[less]) / queries
+            found[name] = _subtract(found[more], found[less], queries)
     return found
+
+
+def _subtract(one: Counted, other: Counted, parts: int = 1) -> Counted:
+    return Counted(*((more - less) / parts for more, less in zip(one, other, strict=True)))
 
 
 def targets(kind: str) -> dict[str, float]:
@@ -548,12 +566,16 @@ def main() -> int:
     ]
     found = added(kind, cases, options.requests, options.layouts)
     failed = False
-    print(f"{'thousand instructions added':<40}{'kI':>8}{'target':>8}")
+    print(f"{'thousand instructions added':<40}{'kI':>8}{'with misses':>13}{'target':>8}")
     for name, value in found.items():
         target = wanted.get(name)
-        exceeded = target is not None and value > target * (1 + TOLERANCE)
+        exceeded = target is not None and (
+            value.ki > target * (1 + TOLERANCE) or value.with_misses_ki > target * (1 + 2 * TOLERANCE)
+        )
         failed = failed or exceeded
-        print(f"{name:<40}{value:>8.1f}{target if target is not None else '':>8}{'  EXCEEDED' if exceeded else ''}")
+        shown = target if target is not None else ""
+        end = "  EXCEEDED" if exceeded else ""
+        print(f"{name:<40}{value.ki:>8.1f}{value.with_misses_ki:>13.1f}{shown:>8}{end}")
     return 1 if options.check and failed else 0
 
 

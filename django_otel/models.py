@@ -172,7 +172,7 @@ class SamplingPolicy(models.Model):
         max_length=200,
         blank=True,
         default="",
-        help_text=gettext_lazy("Why, for whoever looks next. It is kept in the history."),
+        help_text=gettext_lazy("The reason, for those who look later. It is kept in the history."),
     )
     version = models.PositiveBigIntegerField(default=0, editable=False)
     updated_at = models.DateTimeField(auto_now=True, editable=False)

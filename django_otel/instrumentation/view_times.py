@@ -30,12 +30,6 @@ _plain_render = SimpleTemplateResponse.render
 
 def _make_view_atomic(self: BaseHandler, view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
     """Called right before the view."""
-    wrapped = view
-    for database in connections.settings.values():
-        # Mostly none is: to look here pays for the rest of what is done at a view.
-        if database["ATOMIC_REQUESTS"]:
-            wrapped = _plain_make_view_atomic(self, view)
-            break
     record: Any = get_current()
     if type(record) is not RequestRecord:
         record = record.get(REQUEST_KEY)
@@ -46,7 +40,11 @@ def _make_view_atomic(self: BaseHandler, view: Callable[..., HttpResponseBase]) 
             record.view_from_s = perf_counter()
         else:
             layers.enter_view(record, view)
-    return wrapped
+    for database in connections.settings.values():
+        # Mostly none is: to look here pays for the rest of what is done at a view.
+        if database["ATOMIC_REQUESTS"]:
+            return _plain_make_view_atomic(self, view)
+    return view
 
 
 def _check_response(

@@ -42,7 +42,7 @@ class Migration(migrations.Migration):
                     models.CharField(
                         blank=True,
                         default="",
-                        help_text="Why, for whoever looks next. It is kept in the history.",
+                        help_text="The reason, for those who look later. It is kept in the history.",
                         max_length=200,
                     ),
                 ),

@@ -128,7 +128,10 @@ class Observer(RequestFinisher):
             record.content_length = meta.get("CONTENT_LENGTH")
             record.queries = 0
             record.spans = 1
-            record.rare = record.repeats = record.layers = record.view = None
+            record.rare = None
+            record.repeats = None
+            record.layers = None
+            record.view = None
             record.view_s = 0.0
             shared = self.shared
             if (
@@ -153,7 +156,8 @@ class Observer(RequestFinisher):
             active = request_class.active
             if HAS_GLOBAL_LOCK:
                 # As `add` does, without a call for each request.
-                active.cells[0] += 1.0
+                cells = active.cells
+                cells[0] = cells[0] + 1.0
                 active.is_set = True
             else:
                 active.add(1.0)

@@ -292,7 +292,7 @@ def test_clocks_of_servers_that_are_gone_are_removed_and_a_lost_one_is_made_anew
     clock[0] = 1.0
     registry.sweep_clocks({"living"})
     assert not list(folder.glob("limit-*"))
-    # Its memory is still there for whoever looks at it now.
+    # Its memory is still there for those who look at it now.
     assert clock[0] == 1.0
     assert registry.clock("gone")[0] == 0.0
     registry.sweep_clocks({"gone"})

@@ -255,7 +255,7 @@ class Command(BaseCommand):
             return NOT_WORKING
         if not config.metrics_view.token and not _is_loopback(host):
             self._write_wrapped(
-                gettext("Whoever reaches %(host)s can read the page. Set %(setting)s, or listen on 127.0.0.1.")
+                gettext("Anyone who reaches %(host)s can read the page. Set %(setting)s, or listen on 127.0.0.1.")
                 % {"host": host, "setting": 'OTEL["METRICS_VIEW"]["TOKEN"]'},
                 "",
             )
@@ -341,7 +341,7 @@ def _collect(command: Command, host: str, port: int, config: Config) -> int:
         return NOT_WORKING
     collector = collect.Collector(store, runtime.current().scrubber, config.database.statement != "off")
     if not _is_loopback(host):
-        write(gettext("Whoever reaches %(host)s can write into the store. Listen on 127.0.0.1.") % {"host": host})
+        write(gettext("Anyone who reaches %(host)s can write into the store. Listen on 127.0.0.1.") % {"host": host})
 
     try:
         collect.serve(
