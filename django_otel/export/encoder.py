@@ -24,6 +24,7 @@ trace_service.proto; protobuf's wire format.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,7 @@ _EVENT_LEVEL = 6
 _RESOURCE_LEVEL = 4
 
 _MAX_CACHED_RESOURCES = 64
+_NOT_READ: Any = itertools.repeat(None)
 
 
 class SpanEncoder:
@@ -149,33 +151,38 @@ class SpanEncoder:
         """Return how many attributes could not be written so far."""
         return self._span_attributes.lost + self._event_attributes.lost + self._link_attributes.lost
 
-    def encode(self, spans: Iterable[ReadableSpan]) -> bytes:
-        """The bytes of an `ExportTraceServiceRequest`. Errors: none; see `spans_lost`."""
+    def encode(self, spans: Iterable[ReadableSpan], read: Iterable[SpanParts | None] = _NOT_READ) -> bytes:
+        """The bytes of an `ExportTraceServiceRequest`; `read` are the parts of the spans where they are at hand.
+
+        Errors: none; see `spans_lost`.
+        """
         self.spans_lost = 0
         groups = _Groups(self._equals)
         group: _Group | None = None
         resource: object = None
         scope: Any = None
         sharing = self._sharing
-        for span in spans:
+        for span, parts in zip(spans, read, strict=False):
             try:
                 is_own = type(span) is RecordedSpan
                 known = getattr(span, "encoded", None) if is_own else None
-                parts = None
                 if known is not None and known[0] is sharing:
                     _, its_resource, its_scope, field = known
+                    is_known = True
                 else:
-                    parts = span.parts() if is_own else read_span(span)  # type: ignore[attr-defined]
+                    is_known = False
+                    if parts is None:
+                        parts = span.parts() if is_own else read_span(span)  # type: ignore[attr-defined]
                     its_resource, its_scope = parts[0], parts[1]
                 if group is None or its_resource is not resource or its_scope is not scope:
                     resource, scope = its_resource, its_scope
                     group = groups.find(resource, scope)
                     if group.is_prepared is None:
                         group.is_prepared = self._prepare is not None and self._is_prepared(scope)
-                if parts is not None:
+                if not is_known:
                     if group.is_prepared:
                         parts = read_span(self._prepare(to_readable(span)))  # type: ignore[misc]
-                    field = write_field(VALUE, self._span(parts))
+                    field = write_field(VALUE, self._span(parts))  # type: ignore[arg-type]
                     if is_own and sharing is not None:
                         span.encoded = (sharing, resource, scope, field)  # type: ignore[attr-defined]
             except Exception as error:

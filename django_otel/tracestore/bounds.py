@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 from django_otel.tracestore import records
 from django_otel.tracestore.file import PAGE_BYTES, used_bytes
+from django_otel.tracestore.rows import delete_in
 
 #: An error or a slow trace outlives this many times MAX_TRACES newer ones, then it is old news.
 PROTECTED_GENERATIONS = 10
 #: Pinned traces may be this share of MAX_TRACES, and of the bytes: one part of so many.
 _PINNED_PART = 4
+#: From so many on, one part of so many is left free by an eviction.
+_MANY_TRACES = 1000
+_SPARE_PART = 50
 _TABLES = ("trace", "chunk", "event", "statement", "object")
 
 
@@ -31,7 +35,9 @@ class Bounds:
         """Evict what is too much."""
         (total,) = connection.execute("SELECT count(*) FROM trace").fetchone()
         if total > self.max_traces:
-            total -= self.evict(connection, total, total - self.max_traces)
+            # Of many some more than needed: to choose looks at all of them, and would else do so for each batch.
+            spare = self.max_traces // _SPARE_PART if self.max_traces >= _MANY_TRACES else 0
+            total -= self.evict(connection, total, total - self.max_traces + spare)
         # A tenth is left free for the next batch.
         allowed = self.file_bytes - self.file_bytes // 10
         while total > 1 and used_bytes(connection) > allowed:
@@ -72,8 +78,9 @@ class Bounds:
             known = {seq for (seq,) in victims}
             victims += [row for row in _oldest(connection, "1", (), count) if row[0] not in known]
             del victims[count:]
+        numbers = [seq for (seq,) in victims]
         for table in _TABLES:
-            connection.executemany(f"DELETE FROM {table} WHERE seq = ?", victims)
+            delete_in(connection, table, "seq", numbers)
         records.forget_statements(connection)
         return len(victims)
 

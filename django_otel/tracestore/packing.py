@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 import zlib
 from collections.abc import Mapping
 from typing import Any
+
+#: `wbits` and `memLevel` by the length of the data; the last are zlib's own.
+_WINDOWS = ((8 << 10, (13, 5)), (16 << 10, (14, 6)), (math.inf, (15, 8)))
+_LENGTHS = struct.Struct("<HH")
+_CHECK = struct.Struct(">I")
 
 
 def pack(content: object) -> bytes:
     """JSON, compressed. What JSON does not know (NaN, bytes, foreign objects) becomes text."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=str)
-    return zlib.compress(text.encode("utf-8", "replace"), 1)
+    return compress(text.encode("utf-8", "replace"))
+
+
+def compress(data: bytes) -> bytes:
+    """Return the data compressed, for `zlib.decompress`."""
+    # Not with more memory than the data need: to clear a quarter of a megabyte takes longer than a small trace.
+    bits, memory = next(sizes for most, sizes in _WINDOWS if len(data) <= most)
+    compressor = zlib.compressobj(1, zlib.DEFLATED, bits, memory)
+    return compressor.compress(data) + compressor.flush()
+
+
+def wrap(data: bytes) -> bytes:
+    """Return data of 65 535 bytes at most as they are, in the form of compressed ones, for `zlib.decompress`.
+
+    Source: RFC 1950, 2.2 (header, checksum); RFC 1951, 3.2.4 (a block that is not compressed, the last one).
+    """
+    return b"".join(
+        (b"\x78\x01\x01", _LENGTHS.pack(len(data), len(data) ^ 0xFFFF), data, _CHECK.pack(zlib.adler32(data)))
+    )
 
 
 def unpack(data: bytes) -> Any:

@@ -154,19 +154,22 @@ class StoreProcessor(WorkerOwner, Taker):
         return self._store
 
     def _export(self, items: Sequence[_Item]) -> bool:
-        if ErrorCollector in items:
-            items = [item for item in items if item is not ErrorCollector]
-            self._write_errors()
         stored: list[Stored] = []
         spans: list[ReadableSpan] = []
+        has_errors = False
         for item in items:
             if isinstance(item, ReadableSpan):
                 if not is_discarded(item):
                     spans.append(item)
-                continue
-            # One that cannot be cleaned may not be stored, and must not take its batch along.
-            with guard.contained("preparing a record for the trace store"):
-                stored.append(self._convert(item))
+            elif item is ErrorCollector:
+                has_errors = True
+            else:
+                # One that cannot be cleaned may not be stored, and must not take its batch along.
+                with guard.contained("preparing a record for the trace store"):
+                    stored.append(self._convert(item))
+        if has_errors:
+            items = [item for item in items if item is not ErrorCollector]
+            self._write_errors()
         with guard.contained("preparing spans for the trace store"):
             stored += self._preparer.prepare(spans)
         try:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from django_otel.tracestore.items import StatementSum, StoredLog, StoredSpans
 from django_otel.tracestore.packing import pack
+from django_otel.tracestore.rows import select_in
 
 #: Most log records.
 MAX_LOGS = 20_000
@@ -108,23 +109,30 @@ def make_room(connection: sqlite3.Connection) -> None:
 # --- Statements. ---
 
 
-def write_statements(connection: sqlite3.Connection, seq: int, parts: Iterable[StoredSpans]) -> None:
-    """Add the statements and objects of one trace."""
-    for part in parts:
-        for text, found in part.statements.items():
-            connection.execute("INSERT OR IGNORE INTO sql (text) VALUES (?)", (text,))
-            connection.execute(
-                "INSERT INTO statement (seq, sql, count, total_ns, longest_ns, repeated, line, advice) "
-                "SELECT ?, id, ?, ?, ?, ?, ?, ? FROM sql WHERE text = ? "
-                "ON CONFLICT (seq, sql) DO UPDATE SET count = count + excluded.count, "
-                "total_ns = total_ns + excluded.total_ns, longest_ns = max(longest_ns, excluded.longest_ns), "
-                "repeated = max(repeated, excluded.repeated), "
-                "line = CASE WHEN line = '' THEN excluded.line ELSE line END, "
-                "advice = CASE WHEN advice = '' THEN excluded.advice ELSE advice END",
-                (seq, found.count, found.total_ns, found.longest_ns, found.repeated, found.line, found.advice, text),
-            )
-        for model, pk in part.objects:
-            connection.execute("INSERT OR IGNORE INTO object (model, pk, seq) VALUES (?, ?, ?)", (model, pk, seq))
+_ADD_STATEMENT = (
+    "INSERT INTO statement (seq, sql, count, total_ns, longest_ns, repeated, line, advice) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (seq, sql) DO UPDATE SET count = count + excluded.count, "
+    "total_ns = total_ns + excluded.total_ns, longest_ns = max(longest_ns, excluded.longest_ns), "
+    "repeated = max(repeated, excluded.repeated), "
+    "line = CASE WHEN line = '' THEN excluded.line ELSE line END, "
+    "advice = CASE WHEN advice = '' THEN excluded.advice ELSE advice END"
+)
+
+
+def write_statements(connection: sqlite3.Connection, parts: Sequence[tuple[int, StoredSpans]]) -> None:
+    """Add the statements and objects of traces, each with its number."""
+    found = [(seq, text, each) for seq, part in parts for text, each in part.statements.items()]
+    texts = list(dict.fromkeys(text for _, text, _ in found))
+    connection.executemany("INSERT OR IGNORE INTO sql (text) VALUES (?)", [(text,) for text in texts])
+    numbers: dict[str, int] = dict(select_in(connection, "SELECT text, id FROM sql WHERE text", texts))
+    rows = [
+        (seq, numbers[text], each.count, each.total_ns, each.longest_ns, each.repeated, each.line, each.advice)
+        for seq, text, each in found
+    ]
+    connection.executemany(_ADD_STATEMENT, rows)
+    objects = [(model, pk, seq) for seq, part in parts for model, pk in part.objects]
+    connection.executemany("INSERT OR IGNORE INTO object (model, pk, seq) VALUES (?, ?, ?)", objects)
 
 
 def forget_statements(connection: sqlite3.Connection) -> None:
@@ -154,8 +162,12 @@ _N_PLUS_ONE_ADVICE = f"{_N_PLUS_ONE}.advice"
 def add_query(stored: StoredSpans, attributes: Mapping[str, object], duration_ns: int) -> None:
     """Count a query of a trace. The text of its statement has no values in it, and is redacted later."""
     text = attributes.get("db.query.text") or attributes.get("db.statement")
-    if not isinstance(text, str):
-        return
+    if isinstance(text, str):
+        count_statement(stored, text, source_line(attributes), duration_ns)
+
+
+def count_statement(stored: StoredSpans, text: str, line: str, duration_ns: int) -> None:
+    """Count a statement of a trace; `line` is where it was made, as `source_line` has it."""
     found = _statement(stored, text)
     if found is None:
         return
@@ -164,7 +176,7 @@ def add_query(stored: StoredSpans, attributes: Mapping[str, object], duration_ns
     if duration_ns > found.longest_ns:
         found.longest_ns = duration_ns
     if not found.line:
-        found.line = source_line(attributes)
+        found.line = line
 
 
 def add_n_plus_one(stored: StoredSpans, attributes: Mapping[str, object]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import sqlite3
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +13,20 @@ from django_otel.base.private_files import Unusable
 from django_otel.config.schema import Config
 from django_otel.tracestore import records
 from django_otel.tracestore.bounds import Bounds
-from django_otel.tracestore.file import PAGE_BYTES, StoreFile, find_file, is_corrupt, transaction
+from django_otel.tracestore.file import PAGE_BYTES, StoreFile, find_file, is_corrupt, transaction, used_bytes
 from django_otel.tracestore.issues import StoredErrors, note_release, write_errors
 from django_otel.tracestore.items import Stored, StoredLog, StoredProcess, StoredSample, StoredSpans
 from django_otel.tracestore.numbers import write_sample
-from django_otel.tracestore.packing import pack
+from django_otel.tracestore.packing import compress, pack, wrap
+from django_otel.tracestore.rows import select_in
 
 #: A batch is committed in parts of about this size, uncompressed, so that the log beside the file stays short.
 _COMMIT_BYTES = 8 << 20
 _LARGEST_LOG_BYTES = 8 << 20
+#: As long as the file takes less than one part of so many of its bound, small traces are not compressed: that costs
+#: as much as all the rest of storing them.
+_ROOMY_PART = 2
+_SMALL_BYTES = 16 << 10
 #: A process that was not seen for so long is forgotten, in seconds.
 PROCESS_FORGOTTEN_S = 3600.0
 
@@ -102,7 +106,7 @@ _COLUMNS = (
     "services", "spans", "queries", "errors", "logs", "bytes", "dropped", "spans_dropped", "release",
     "user",
 )  # fmt: skip
-_SELECT = f"SELECT seq, {', '.join(_COLUMNS)} FROM trace WHERE trace_id = ?"
+_SELECT = f"SELECT trace_id, seq, {', '.join(_COLUMNS)} FROM trace WHERE trace_id"
 _INSERT = f"INSERT INTO trace (trace_id, {', '.join(_COLUMNS)}) VALUES (?{', ?' * len(_COLUMNS)})"
 _UPDATE = f"UPDATE trace SET {', '.join(f'{column} = ?' for column in _COLUMNS)} WHERE seq = ?"
 
@@ -166,7 +170,6 @@ class TraceStore(StoreFile):
                     self._write_part(connection, part, on_drop)
 
     def _write_part(self, connection: sqlite3.Connection, items: Sequence[Stored], on_drop: OnDrop) -> None:
-        dropped = 0
         with transaction(connection):
             traces: dict[str, tuple[list[StoredSpans], list[StoredLog]]] = {}
             logs: list[StoredLog] = []
@@ -183,8 +186,7 @@ class TraceStore(StoreFile):
                     write_errors(connection, item, self.bounds.file_bytes)
                 else:
                     _write_process(connection, item)
-            for trace_id, (spans, of_trace) in traces.items():
-                dropped += self._write_trace(connection, trace_id, spans, of_trace)
+            dropped = self._write_traces(connection, traces)
             records.write_logs(connection, logs, self.bounds.file_bytes)
             if traces:
                 self.bounds.keep(connection)
@@ -194,45 +196,67 @@ class TraceStore(StoreFile):
         if dropped:
             on_drop(dropped, "trace_too_large")
 
-    def _write_trace(
-        self, connection: sqlite3.Connection, trace_id: str, spans: list[StoredSpans], logs: list[StoredLog]
+    def _write_traces(
+        self, connection: sqlite3.Connection, traces: Mapping[str, tuple[list[StoredSpans], list[StoredLog]]]
     ) -> int:
-        """Add to one trace; how many items had no room in it."""
-        row = connection.execute(_SELECT, (trace_id,)).fetchone()
-        summary = _Summary(*row) if row is not None else _Summary()
+        """Add to traces, with a few statements for all of them; how many items had no room in theirs."""
+        if not traces:
+            return 0
+        known = {row[0]: row[1:] for row in select_in(connection, _SELECT, list(traces))}
+        (seq,) = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'trace'").fetchone()
+        has_room = used_bytes(connection) < self.bounds.file_bytes // _ROOMY_PART
+        new: list[tuple[object, ...]] = []
+        chunks: list[tuple[int, str, bytes]] = []
+        parts: list[tuple[int, StoredSpans]] = []
+        dropped = 0
+        for trace_id, (spans, logs) in traces.items():
+            summary = _Summary(*known[trace_id]) if trace_id in known else _Summary()
+            if not summary.seq:
+                seq = summary.seq = (seq or 0) + 1
+            lost, found = self._pack(summary, spans, logs, has_room=has_room)
+            chunks += found
+            # Also those without room count, so that the list says how long the trace really was.
+            for part in spans:
+                summary.add(part)
+                parts.append((summary.seq, part))
+            for log in logs:
+                summary.add_log(log)
+            summary.dropped += lost
+            dropped += lost
+            if trace_id in known:
+                connection.execute(_UPDATE, (*summary.values(), summary.seq))
+            else:
+                new.append((trace_id, *summary.values()))
+        # They get the numbers that follow: that is how AUTOINCREMENT counts. To give the numbers costs more.
+        connection.executemany(_INSERT, new)
+        connection.executemany("INSERT INTO chunk (seq, kind, data) VALUES (?, ?, ?)", chunks)
+        events = [(seq, name) for seq, part in parts for name in part.events]
+        connection.executemany("INSERT OR IGNORE INTO event (seq, name) VALUES (?, ?)", events)
+        records.write_statements(connection, parts)
+        return dropped
+
+    def _pack(
+        self, summary: _Summary, spans: list[StoredSpans], logs: list[StoredLog], *, has_room: bool
+    ) -> tuple[int, list[tuple[int, str, bytes]]]:
+        """How many items have no room in a trace, and the rows of the others."""
         contents: list[tuple[str, bytes, int]] = []
         if spans:
             # The bytes of protobuf messages one after the other are their union.
             data = spans[0].data if len(spans) == 1 else b"".join([part.data for part in spans])
-            contents.append(("spans", zlib.compress(data, 1), sum(part.spans for part in spans)))
+            is_small = len(data) <= _SMALL_BYTES and summary.bytes <= _SMALL_BYTES
+            packed = wrap(data) if has_room and is_small else compress(data)
+            contents.append(("spans", packed, sum(part.spans for part in spans)))
         if logs:
             contents.append(("logs", pack([log.record for log in logs]), len(logs)))
-        chunks: list[tuple[str, bytes]] = []
         dropped = 0
+        chunks: list[tuple[int, str, bytes]] = []
         for kind, packed, count in contents:
             if summary.bytes + len(packed) > self._trace_bytes:
                 dropped += count
             else:
                 summary.bytes += len(packed)
-                chunks.append((kind, packed))
-        # Also those without room count, so that the list says how long the trace really was.
-        for part in spans:
-            summary.add(part)
-        for log in logs:
-            summary.add_log(log)
-        summary.dropped += dropped
-        if row is None:
-            seq = connection.execute(_INSERT, (trace_id, *summary.values())).lastrowid
-        else:
-            seq = summary.seq
-            connection.execute(_UPDATE, (*summary.values(), seq))
-        for kind, packed in chunks:
-            connection.execute("INSERT INTO chunk (seq, kind, data) VALUES (?, ?, ?)", (seq, kind, packed))
-        for part in spans:
-            for name in part.events:
-                connection.execute("INSERT OR IGNORE INTO event (seq, name) VALUES (?, ?)", (seq, name))
-        records.write_statements(connection, seq or 0, spans)
-        return dropped
+                chunks.append((summary.seq, kind, packed))
+        return dropped, chunks
 
 
 def find_store(config: Config, identity: str) -> TraceStore:
