@@ -113,6 +113,11 @@ _PIPED = lazy_pattern(
     r"(?=[ \t]*\|[ \t]*"
     r"(?:sudo[ \t][^\n]{0,40}?-S|(?:ch)?passwd\b|su\b|docker[ \t]+login|gh[ \t]+auth|openssl\b|base64\b|cryptsetup\b))"
 )
+#: --password-file=<(echo x)
+_SUBSTITUTED = lazy_pattern(
+    r"(?i)((?:pass|key|secret|token|cred)[\w\-]{0,20}[= ]<\(echo(?: -n)? [\"']?)"
+    r"(?![\"']?(?:\$|\[redacted\]))[^\s)\"']+"
+)
 #: the password was "x"
 _QUOTED_PROSE = lazy_pattern(
     r"(?i)(\b(?:password|passphrase|passcode|secret|api key|access token|pin) (?:was|is|used|given|entered) )"
@@ -194,8 +199,8 @@ def redact_commands(text: str, lowered: str, *, is_named: bool) -> str:
         text = _PSK.sub(rf"\1{REDACTED}", text)
     if " * " in text:
         text = _CHAP.sub(rf"\1{REDACTED}", text)
-    if "echo" in text and "|" in text:
-        text = _PIPED.sub(rf"\1{REDACTED}", text)
+    if "echo" in text and ("|" in text or "<(" in text):
+        text = _SUBSTITUTED.sub(rf"\1{REDACTED}", _PIPED.sub(rf"\1{REDACTED}", text))
     if ":" in text and (":54" in text or ":6432" in text or ":6543" in text or ":*:" in text):
         text = _PGPASS.sub(rf"\1{REDACTED}", text)
     if "Fernet(" in text or "jwt." in text or "hmac." in text or "AESGCM(" in text or "SecretBox(" in text:

@@ -173,7 +173,7 @@ _SECRETS_IN_SQL: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "set ",
         lazy_pattern(
-            r"(?i)((?:\A|[;\"'\n(]|: )\s{0,20}set\s+(?:session\s+|local\s+|global\s+)?\"?[A-Za-z_]\w{0,60}\.[A-Za-z_][\w.]{0,60}+\"?"  # noqa: E501
+            r"(?i)((?:\A|[;\"'\n(]|: |\balter\s+(?:database|role|user)\s+\S{1,120}\s)\s{0,20}set\s+(?:session\s+|local\s+|global\s+)?\"?[A-Za-z_]\w{0,60}\.[A-Za-z_][\w.]{0,60}+\"?"  # noqa: E501
             rf"\s*(?:=|\bto\b)\s*)(?!\w{{1,60}}\.\w){_VALUE}"
         ),
     ),

@@ -13,6 +13,8 @@ _MECHANISMS = words(
     "local remote webauthn passkey jwt session token apikey"
 )
 
+#: Of `fetch()`: with which requests cookies go.
+_FETCH = words("include omit same-origin")
 #: An expression of a program: an attribute, a call, an item. What could be a password with brackets in it is none.
 _EXPRESSION = lazy_pattern(r"(?:self|cls)\.[a-z_]|[A-Za-z_]{3,}+(?:\.[A-Za-z_]++)*+\(\)(?=[\s,;.)\]}]|\Z)")
 _SPACED_EXPRESSION = lazy_pattern(
@@ -92,7 +94,7 @@ _FIRST_WORD = lazy_pattern(
 )
 _FIRST_WORDS = lazy_pattern(r"([A-Za-z]{2,20}+)[ ]([a-z]{1,20}+)(?![\w=:])")
 _LINKS = words("to on from with by as at in into for of has had have been was is are not and or but")
-_COUNT = lazy_pattern(r"[0-9]{1,4} [a-z]{2,20}\b[^=\n]*+(?:\n|\Z)")
+_COUNT = lazy_pattern(r"[0-9]{1,4} [A-Za-z]{2,20}\b[^=\n]*+(?:\n|\Z)")
 
 
 def is_no_value(text: str, key: str, begin: int, word: str, separator: str, judge: Judge, *, is_closed: bool) -> bool:
@@ -109,6 +111,11 @@ def is_no_value(text: str, key: str, begin: int, word: str, separator: str, judg
         # Two names are compared.
         return True
     if lowered in _MECHANISMS and key.lower() == "auth":
+        return True
+    if lowered in _FETCH and key.lower() == "credentials":
+        return True
+    if word.isalpha() and is_thing(key) and says_something(word, judge):
+        # A session that is "new", a card that is "declined".
         return True
     if separator == ":" and key.lower() == "session" and word.isdigit() and len(word) < 7:
         # session:12, the key of a cache

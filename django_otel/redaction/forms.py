@@ -33,6 +33,8 @@ _BARE_USERINFO = lazy_pattern(
     r"|[A-Za-z][\w$#]{0,40}/[^\s/@\"':]{1,100}(?=@(?://)?[\w.\-]{1,100}:[0-9]{4,5}/\w))"
 )
 _PORT = lazy_pattern(r"(?:[0-9]{0,5}|\[redacted\])[).,;:\]}]*")
+#: db-0:27017,db-1:27017
+_HOSTS = lazy_pattern(r"[\w.\-]{1,200}:[0-9]{1,5}(?:,[\w.\-]{1,200}(?::[0-9]{1,5})?){1,50}[).;}]*")
 # base64url of '{"': a JWT, and what django.core.signing makes. Possessive, so a failure is at most eight characters.
 _JWT = lazy_pattern(r"eyJ[A-Za-z0-9_\-]{8,}+(?:[.:]{1,2}[A-Za-z0-9_\-=]++)*+")
 #: Every token below has such a run, or the beginning of one.
@@ -302,7 +304,7 @@ def _redact_userinfo(match: re.Match[str]) -> str:
             continue
         if cut < 0 and not authority.startswith("["):
             user, colon, port = authority.partition(":")
-            is_port = _PORT.fullmatch(port) is not None
+            is_port = _PORT.fullmatch(port) is not None or _HOSTS.fullmatch(authority) is not None
             # Not a port: a password with a "/" or a quote in it, or one that was cut off before its "@".
             if colon and (not is_port or not user):
                 cut = part.rfind("@")

@@ -68,7 +68,7 @@ _KEY_OWNERS = words(
     "cohere gemini huggingface algolia mapbox maps recaptcha hcaptcha turnstile paypal braintree adyen razorpay "
     "paystack mollie klarna plaid coinbase datadog newrelic cloudflare github gitlab slack telegram pusher ably "
     "firebase fcm onesignal intercom zendesk hubspot salesforce mixpanel amplitude cloudinary tinify openweather "
-    "owm pinecone azure"
+    "owm pinecone azure routing"
 )
 #: "... code" and its kind; `error_code`, `postal_code` and `promo_code` are not among them.
 _CODE_OWNERS = words(
@@ -233,6 +233,7 @@ def judge_words(parts: tuple[str, ...], loose: bool, query: bool) -> int:
             return LABEL
     if len(parts) > 1 and (
         parts[0] == "existing"
+        or parts[-2:] == ("routing", "key")
         or (parts[-2:] == ("key", "id") and parts[-3:-2] != ("access",) and not any(word in _WORDS for word in parts))
         or (last in _DESCRIPTIONS and not _has_pair(parts[-2:]) and not joined.startswith("set"))
     ):
