@@ -89,9 +89,9 @@ ACTS: dict[str, Callable[[Page], None]] = {
 
 def take(browser: Browser, url: str, folder: Path, pages: dict[str, str | Callable[[Page], None]]) -> list[str]:
     """Take pictures of the pages of one site in every look; return their names."""
-    names = []
+    names, lender = [], accessible.Lender(browser)
     for language, scheme, width in LOOKS:
-        with accessible.signed_in(browser, url, language, scheme, width) as page:
+        with accessible.signed_in(lender, url, language, scheme, width) as page:
             for name, what in pages.items():
                 if callable(what):
                     what(page)

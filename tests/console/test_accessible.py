@@ -15,9 +15,9 @@ import pytest
 import requests
 
 from tests import services, sizes
-from tests.live_sampling.test_browser import chromium, give_session, keep_picture
+from tests.live_sampling.test_browser import Lender, chromium, give_session, keep_picture, lender
 
-__all__ = ["chromium"]
+__all__ = ["chromium", "lender"]
 
 pytestmark = pytest.mark.debian
 
@@ -120,27 +120,21 @@ Opener = Callable[..., Any]
 
 
 @contextlib.contextmanager
-def signed_in(browser: Any, url: str, language: str, scheme: Any, width: int, **options: Any) -> Iterator[Any]:
+def signed_in(lender: Lender, url: str, language: str, scheme: Any, width: int, **options: Any) -> Iterator[Any]:
     """Give a page of the site for its user; `options` are further ones of the browser's context."""
-    context = browser.new_context(
-        base_url=url, viewport={"width": width, "height": 900}, color_scheme=scheme, locale=language, **options
-    )
-    try:
-        context.set_default_timeout(20_000)
-        give_session(context, url, "ada")
-        yield context.new_page()
-    finally:
-        context.close()
+    with lender.lend(url, scheme, width, locale=language, **options) as page:
+        give_session(page.context, url, "ada")
+        yield page
 
 
 @pytest.fixture
-def open_page(chromium: Any) -> Iterator[Opener]:
+def open_page(lender: Lender) -> Iterator[Opener]:
     """Opens a page, signed in."""
     with contextlib.ExitStack() as contexts:
 
         def open_it(url: str, path: str, scheme: str = "light", language: str = "en", width: int = 1280) -> Any:
             # The strict content policy of the site is tested elsewhere; axe-core is a script of this test's own.
-            page = contexts.enter_context(signed_in(chromium, url, language, scheme, width, bypass_csp=True))
+            page = contexts.enter_context(signed_in(lender, url, language, scheme, width, bypass_csp=True))
             page.goto(path)
             return page
 

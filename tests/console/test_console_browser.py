@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.live_sampling.test_browser import LOOKS, assert_looks_right, chromium  # noqa: F401 (a fixture)
+from tests.live_sampling.test_browser import LOOKS, Lender, assert_looks_right, chromium, lender  # noqa: F401 (fixtures)
 from tests.project.test_demo import Demo, demo
 from tests.services import wait_until
 
@@ -41,33 +42,28 @@ def signed_in(chromium: Any, shop: Demo) -> Any:  # noqa: F811
     page.get_by_label("Password").fill(password.group(1))
     page.get_by_role("button", name="Log in").click()
     page.wait_for_url(f"**{DASHBOARD}")
-    state = context.storage_state()
+    cookies = context.cookies()
     context.close()
-    return state
+    return cookies
 
 
 @pytest.fixture
-def open_page(chromium: Any, shop: Demo, signed_in: Any) -> Iterator[Any]:  # noqa: F811
+def open_page(lender: Lender, shop: Demo, signed_in: Any) -> Iterator[Any]:  # noqa: F811
     """Opens a page; fails at the end when the browser had something to complain about, such as the content policy."""
-    contexts = []
     complaints: list[str] = []
+    on = {
+        "pageerror": lambda error: complaints.append(str(error)),
+        "console": lambda message: complaints.append(message.text) if message.type == "error" else None,
+    }
+    with contextlib.ExitStack() as pages:
 
-    def open_it(path: str, scheme: str = "light", width: int = 1600, **options: Any) -> Any:
-        context = chromium.new_context(
-            base_url=f"http://127.0.0.1:{shop.port}", viewport={"width": width, "height": 900}, color_scheme=scheme,
-            storage_state=signed_in, **options,
-        )  # fmt: skip
-        contexts.append(context)
-        context.set_default_timeout(20_000)
-        page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.goto(path)
-        return page
+        def open_it(path: str, scheme: str = "light", width: int = 1600, **options: Any) -> Any:
+            url = f"http://127.0.0.1:{shop.port}"
+            page = pages.enter_context(lender.lend(url, scheme, width, cookies=signed_in, on=on, **options))
+            page.goto(path)
+            return page
 
-    yield open_it
-    for context in contexts:
-        context.close()
+        yield open_it
     assert [text for text in complaints if "the server responded with a status of" not in text] == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from tests import services
 from tests.console.test_console import HOSTILE, query_span, request_span
-from tests.live_sampling.test_browser import LOOKS, assert_looks_right, chromium  # noqa: F401 (a fixture)
+from tests.live_sampling.test_browser import LOOKS, Lender, assert_looks_right, chromium, lender  # noqa: F401 (fixtures)
 from tests.tracestore.test_store import Counted, processor, provider_with
 
 pytestmark = pytest.mark.debian
@@ -98,34 +99,29 @@ def signed_in(chromium: Any, site: tuple[str, dict[str, str]]) -> Any:  # noqa: 
     page.get_by_label("Password").fill("x")
     page.get_by_role("button", name="Log in").click()
     page.wait_for_url("**/admin/")
-    state = context.storage_state()
+    cookies = context.cookies()
     context.close()
-    return state
+    return cookies
 
 
 @pytest.fixture
-def open_trace(chromium: Any, site: tuple[str, dict[str, str]], signed_in: Any) -> Iterator[Any]:  # noqa: F811
+def open_trace(lender: Lender, site: tuple[str, dict[str, str]], signed_in: Any) -> Iterator[Any]:  # noqa: F811
     """Opens a trace; fails at the end when anything was run, or the browser complained."""
-    contexts, complaints = [], []
+    complaints: list[str] = []
+    on = {
+        "pageerror": lambda error: complaints.append(str(error)),
+        "console": lambda message: complaints.append(message.text) if message.type == "error" else None,
+        "dialog": lambda dialog: (complaints.append("a script ran"), dialog.dismiss()),
+    }
+    with contextlib.ExitStack() as pages:
 
-    def open_it(name: str, scheme: str = "light", width: int = 1600, path: str = "", **options: Any) -> Any:
-        context = chromium.new_context(
-            base_url=site[0], viewport={"width": width, "height": 900}, color_scheme=scheme, storage_state=signed_in,
-            **options,
-        )  # fmt: skip
-        contexts.append(context)
-        context.set_default_timeout(20_000)
-        page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("dialog", lambda dialog: (complaints.append("a script ran"), dialog.dismiss()))
-        answer = page.goto(path or f"{TRACES}{site[1][name]}/")
-        assert "default-src 'self'" in answer.headers["content-security-policy"]
-        return page
+        def open_it(name: str, scheme: str = "light", width: int = 1600, path: str = "", **options: Any) -> Any:
+            page = pages.enter_context(lender.lend(site[0], scheme, width, cookies=signed_in, on=on, **options))
+            answer = page.goto(path or f"{TRACES}{site[1][name]}/")
+            assert "default-src 'self'" in answer.headers["content-security-policy"]
+            return page
 
-    yield open_it
-    for context in contexts:
-        context.close()
+        yield open_it
     assert complaints == []
 
 

@@ -17,13 +17,14 @@ from tests.console.test_accessible import (
     TRACES,
     chromium,
     is_too_wide,
+    lender,
     open_page,
     open_trace,
     site,
     site_without,
 )
 
-__all__ = ["chromium", "open_page", "site", "site_without"]
+__all__ = ["chromium", "lender", "open_page", "site", "site_without"]
 
 pytestmark = pytest.mark.debian
 Opener = Callable[..., Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -57,6 +58,15 @@ WEAK_TEXT = """() => {
 }"""
 
 
+#: Leaves nothing behind of a page, which asks its server nothing more either.
+END_PAGE = """() => {
+    localStorage.clear();
+    sessionStorage.clear();
+    window.stop();
+    for (let timer = setTimeout(() => {}); timer > 0; timer--) clearTimeout(timer);
+}"""
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     try:
@@ -69,6 +79,46 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+class Lender:
+    """Lends pages of a browser, each in a context of its own, which is lent again: a new one costs more than a page."""
+
+    def __init__(self, browser: Any) -> None:
+        self._browser = browser
+        self._idle: dict[str, list[Any]] = {}
+
+    @contextlib.contextmanager
+    def lend(
+        self, url: str, scheme: str = "light", width: int = 1600, *, cookies: Any = (), on: Any = None, **options: Any
+    ) -> Iterator[Any]:
+        """Lend a page as a new one would be; `on` are its listeners, `options` those of the browser's context."""
+        idle = self._idle.setdefault(repr((url, sorted(options.items()))), [])
+        page = idle.pop() if idle else self._browser.new_context(base_url=url, **options).new_page()
+        page.context.set_default_timeout(20_000)
+        page.context.add_cookies(list(cookies))
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        for event, listener in (on or {}).items():
+            page.on(event, listener)
+        try:
+            yield page
+        finally:
+            for event, listener in (on or {}).items():
+                page.remove_listener(event, listener)
+            for other in page.context.pages:
+                if other is not page:
+                    other.close()
+            page.context.clear_cookies()
+            page.mouse.move(0, 0)
+            # The next page is then drawn by the same process of the browser, as on the way over about:blank it is not.
+            page.evaluate(END_PAGE)
+            idle.append(page)
+
+
+@pytest.fixture(scope="module")
+def lender(chromium: Any) -> Lender:
+    return Lender(chromium)
 
 
 def give_session(context: Any, url: str, user: str) -> None:

@@ -12,9 +12,9 @@ import pytest
 import requests
 
 from tests import services
-from tests.live_sampling.test_browser import LOOKS, WEAK_TEXT, chromium, give_session, keep_picture
+from tests.live_sampling.test_browser import LOOKS, WEAK_TEXT, Lender, chromium, give_session, keep_picture, lender
 
-__all__ = ["chromium"]
+__all__ = ["chromium", "lender"]
 
 pytestmark = pytest.mark.debian
 
@@ -72,32 +72,26 @@ def site(tmp_path_factory: Any) -> Iterator[Site]:
 
 
 @pytest.fixture
-def open_page(chromium: Any, site: Site) -> Iterator[Any]:
+def open_page(lender: Lender, site: Site) -> Iterator[Any]:
     """Opens the page, signed in; fails at the end when the browser had something to complain about."""
     site.reset()
-    contexts = []
     complaints: list[str] = []
-
-    def open_it(
-        user: str = "ada", scheme: str = "light", width: int = 1600, has_script: bool = True, path: str = PAGE
-    ) -> Any:
-        context = chromium.new_context(
-            base_url=site.url, viewport={"width": width, "height": 900}, color_scheme=scheme,
-            java_script_enabled=has_script,
-        )  # fmt: skip
-        contexts.append(context)
-        context.set_default_timeout(15_000)
-        page = context.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+    on = {
+        "pageerror": lambda error: complaints.append(str(error)),
         # What a content policy forbids is told here, too.
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        give_session(context, site.url, user)
-        page.goto(path)
-        return page
+        "console": lambda message: complaints.append(message.text) if message.type == "error" else None,
+    }
+    with contextlib.ExitStack() as pages:
 
-    yield open_it
-    for context in contexts:
-        context.close()
+        def open_it(
+            user: str = "ada", scheme: str = "light", width: int = 1600, has_script: bool = True, path: str = PAGE
+        ) -> Any:
+            page = pages.enter_context(lender.lend(site.url, scheme, width, on=on, java_script_enabled=has_script))
+            give_session(page.context, site.url, user)
+            page.goto(path)
+            return page
+
+        yield open_it
     assert [text for text in complaints if "the server responded with a status of" not in text] == []
 
 
