@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sized
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from django_otel.base import guard
+from django_otel.export.quiet_addresses import STOCK_LOGGERS
 from django_otel.redaction.scrub import Scrubber
 
 if TYPE_CHECKING:
@@ -47,9 +48,6 @@ _TOO_LARGE_WORDS = re.compile(
 _TOO_LARGE_CODES = frozenset({"RESOURCE_EXHAUSTED", "OUT_OF_RANGE", "UNKNOWN", "INTERNAL"})
 #: Of a receiver's own message, in characters.
 _MESSAGE_LENGTH = 300
-
-#: The loggers of the stock exporters have names that begin so.
-_STOCK_LOGGERS = "opentelemetry.exporter.otlp"
 
 #: Counts lost items: number, reason, signal ("traces", "metrics", "logs").
 DropCounter = Callable[[int, str, str], None]
@@ -121,7 +119,7 @@ class Answers:
         loggers = [
             logger
             for name, logger in list(logging.root.manager.loggerDict.items())
-            if name.startswith(_STOCK_LOGGERS) and isinstance(logger, logging.Logger)
+            if name.startswith(STOCK_LOGGERS) and isinstance(logger, logging.Logger)
         ]
         for logger in loggers:
             logger.addFilter(is_logged)

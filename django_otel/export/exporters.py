@@ -121,8 +121,10 @@ def _watch_answers(
     """The class of the exporter, which hands over what the receiver answers; `arguments` are added to."""
     # Late, here and below: the exporting thread needs it, no start.
     from django_otel.export.answers import Answers
+    from django_otel.export.quiet_addresses import conceal
 
     exporter_class = _import_exporter(kind, signal)
+    conceal(settings)
     answers = Answers(signal, on_drop)
     if kind == "otlp-grpc":
         return watch_grpc_answers(exporter_class, answers), answers

@@ -1,0 +1,76 @@
+"""Filter of the stock exporters' loggers: errors of `requests` and gRPC repeat the whole address, with its secrets."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from django_otel.base import guard
+from django_otel.redaction.keys import REDACTED
+from django_otel.redaction.scrub import Scrubber
+
+if TYPE_CHECKING:
+    from django_otel.config.schema import Logs, Metrics, Traces
+
+#: The loggers of the stock exporters have names that begin so.
+STOCK_LOGGERS = "opentelemetry.exporter.otlp"
+#: A shorter value of a header, or password, may be a part of any message.
+_SHORTEST_VALUE = 6
+
+
+class _Conceal(logging.Filter):
+    """Takes the secrets of receivers out of a logger's records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: The longest first: one may be a part of another.
+        self._secrets: tuple[str, ...] = ()
+        self._scrubber = Scrubber()
+
+    def add(self, secrets: set[str]) -> None:
+        self._secrets = tuple(sorted({*self._secrets, *secrets}, key=len, reverse=True))
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        with guard.contained("the redaction of an exporter's log record"):
+            text = record.getMessage()
+            clean = self._clean(text)
+            if clean != text:
+                record.msg, record.args = clean, ()
+            if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None and not record.exc_text:
+                text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+                clean = self._clean(text)
+                if clean != text:
+                    # Formatters show it in place of the exception.
+                    record.exc_text = clean
+        return True
+
+    def _clean(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, REDACTED)
+        return self._scrubber.text(text)
+
+
+def conceal(settings: Traces | Metrics | Logs) -> None:
+    """Keep the secrets of a receiver's address and headers out of what the stock exporters log from now on."""
+    secrets = {value for value in settings.headers.values() if len(value) >= _SHORTEST_VALUE}
+    if settings.endpoint is not None:
+        secrets |= _find_secrets(settings.endpoint)
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if not name.startswith(STOCK_LOGGERS) or not isinstance(logger, logging.Logger):
+            continue
+        found = next((each for each in logger.filters if isinstance(each, _Conceal)), None)
+        if found is None:
+            found = _Conceal()
+            logger.addFilter(found)
+        found.add(secrets)
+
+
+def _find_secrets(endpoint: str) -> set[str]:
+    """Return the user information and the query of an address, as written and without percent-encoding."""
+    parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
+    found = {parts.netloc.rpartition("@")[0], parts.query}
+    if len(parts.password or "") >= _SHORTEST_VALUE:
+        found.add(str(parts.password))
+    return {text for secret in found if secret for text in (secret, unquote(secret))}
