@@ -56,7 +56,7 @@ hypothesis.settings.load_profile("tests")
 #: Files that take longest, with servers and without: each begins before the others of its kind.
 LONGEST = frozenset(
     "test_accessible.py test_browser_sampling.py test_console_browser.py test_demo.py test_gevent.py "
-    "test_live_processes.py test_shared_servers.py test_translated_pages.py test_shared.py "
+    "test_live_processes.py test_shared_servers.py test_shared.py "
     "test_admin.py test_console.py test_cutting.py test_encoder.py test_store.py".split()
 )
 #: What the instrumentors said of themselves after a test, where it was right.

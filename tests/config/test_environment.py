@@ -200,7 +200,7 @@ ALONE = [
 ]
 
 
-@pytest.mark.parametrize("environ", sizes.few(ALONE, 3), ids=lambda environ: "+".join(map("=".join, environ.items())))
+@pytest.mark.parametrize("environ", sizes.few(ALONE, 6), ids=lambda environ: "+".join(map("=".join, environ.items())))
 def test_nothing_stops_the_start_and_nothing_is_lost(environ):
     found, said = start(environ)
     assert found["started"] and found["enabled"], said

@@ -92,15 +92,24 @@ def serve(folder: Path, otel: dict[str, Any], code: str, *manage: tuple[str, ...
         yield f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def serve_whole(folder: Path) -> Iterator[str]:
     """A site with rules and a filled store: equal queries, a failure, a path that turns the direction of text."""
-    folder = tmp_path_factory.mktemp("site")
     otel = {**OTEL, "CONSOLE": {"ENABLED": True, "PATH": str(folder / "store")}}
     for url in serve(folder, otel, RULES + LEVELS):
         for path in ("/hello/", "/n-plus-one/", "/boom/", f"/en/greet/{BIDI_CONTROLS}/"):
             requests.get(url + path, headers={"User-Agent": "test"}, timeout=20)
         yield url
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from serve_whole(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="module")
+def site_unchanged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Another one, in whose history no test has written a text of its own language."""
+    yield from serve_whole(tmp_path_factory.mktemp("unchanged"))
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +323,7 @@ def test_forward_opens_a_group_and_backward_closes_it(open_page: Opener, site: s
     assert not page.evaluate(is_open)
 
 
-@pytest.mark.parametrize("path", [DASHBOARD, TRACES])
+@pytest.mark.parametrize("path", [DASHBOARD, pytest.param(TRACES, marks=pytest.mark.long)])
 def test_the_skip_link_leads_over_the_head(open_page: Opener, site: str, path: str) -> None:
     """It shows itself with the focus, and the focus goes where it leads."""
     page = open_page(site, path)
@@ -357,7 +366,9 @@ def test_no_control_of_direction_reaches_a_page_of_the_policy(open_page: Opener,
     page.locator(".messagelist").wait_for()
 
 
-@pytest.mark.parametrize("language", ["en", "de", "ar"])
+@pytest.mark.parametrize(
+    "language", ["en", pytest.param("de", marks=pytest.mark.long), pytest.param("ar", marks=pytest.mark.long)]
+)
 def test_the_lists_of_a_rule_show_their_widest_choice(open_page: Opener, site: str, language: str) -> None:
     """Path or route, the method: not one is cut off."""
     page = open_page(site, POLICY, language=language)
@@ -410,3 +421,99 @@ def test_no_page_scrolls_sideways(open_page: Opener, site: str, language: str, s
     if is_too_wide(page):
         too_wide.append("trace")
     assert too_wide == []
+
+
+# --- In other languages: the direction, no words left in English, figures that hold together. ---
+
+#: Visible texts of our own parts of a page, each with the direction in which it is laid out.
+TEXTS = """() => {
+    const found = [];
+    const walker = document.createTreeWalker(document.querySelector('main, .otel-failure'), NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const text = walker.currentNode.textContent.trim();
+        const element = walker.currentNode.parentElement;
+        if (!text || !element.checkVisibility() || element.closest('svg, script, style, template')) continue;
+        const recorded = element.closest('code, pre, option, bdi, time, [dir=ltr], [dir=auto]');
+        found.push([text, getComputedStyle(element).direction, Boolean(recorded)]);
+    }
+    return found;
+}"""
+#: Figures with a unit, and paths: laid out from right to left their parts change places.
+FIGURE_OR_PATH = r"\d\s*(?:µs|ms|s|min|h|d)(?!\w)|(?:^|\s)/[\w<]"
+#: Names and terms that stay as they are.
+LATIN_WORDS = {
+    "OpenTelemetry",
+    "N",
+    "p50",
+    "p95",
+    "p99",
+    "xx",
+    "ms",
+    "Server",
+    "Client",
+    "INFO",
+    "SQL",
+    "OTLP",
+    "JSON",
+    "curl",
+}
+
+
+@pytest.fixture
+def pages(open_page: Opener, site_unchanged: str, site_without: str) -> Callable[[str], Any]:
+    """Yields the name and page of each page in a language, with a trace and its span opened."""
+
+    def visit(language: str) -> Any:
+        page = open_page(site_unchanged, DASHBOARD, language=language)
+        for name, path in PAGES.items():
+            page.goto(path)
+            if "dashboard" in name:
+                services.wait_until(lambda: page.reload() and page.locator(".otel-tile").count(), 30, "figures")
+            yield name, page
+        for what in ("/n-plus-one/", "/boom/"):
+            open_trace(page, what)
+            page.locator("[data-otel-open]").first.click()
+            page.locator(".otel-details").wait_for()
+            yield f"trace {what}", page
+        page = open_page(site_without, TRACES, language=language)
+        for name, path in PAGES_WITHOUT.items():
+            page.goto(path)
+            yield name, page
+
+    return visit
+
+
+def test_arabic_pages_run_from_right_to_left_and_hold_no_english(pages: Any) -> None:
+    faults = []
+    for name, page in pages("ar"):
+        root = page.locator("html")
+        assert (root.get_attribute("lang"), root.get_attribute("dir")) == ("ar", "rtl"), name
+        for text, direction, is_recorded in page.evaluate(TEXTS):
+            if direction == "rtl" and re.search(FIGURE_OR_PATH, text):
+                faults.append(f"{name}: from right to left: {text}")
+            words = set(re.findall(r"[A-Za-z]{2,}[A-Za-z0-9]*", text)) - LATIN_WORDS
+            if words and not is_recorded:
+                faults.append(f"{name}: in English: {text}")
+        page.set_viewport_size({"width": 400, "height": 900})
+        if is_too_wide(page):
+            faults.append(f"{name}: scrolls sideways on a phone")
+        page.set_viewport_size({"width": 1280, "height": 900})
+    assert not faults, "\n".join(sorted(set(faults)))
+
+
+@pytest.mark.long
+def test_german_pages_are_marked_as_german(pages: Any) -> None:
+    for name, page in pages("de"):
+        root = page.locator("html")
+        assert (root.get_attribute("lang"), root.get_attribute("dir")) == ("de", "ltr"), name
+
+
+def test_times_are_in_the_language_of_the_page(open_page: Opener, site: str) -> None:
+    """Also where the browser's own is another: the user has chosen one on the site."""
+    page = open_page(site, TRACES, language="en-GB")
+    page.context.add_cookies([{"name": "django_language", "value": "de", "url": site}])
+    page.goto(TRACES)
+    page.locator("time[title]").first.wait_for()
+    assert page.locator("html").get_attribute("lang") == "de"
+    assert any(day in page.locator("time[title]").first.get_attribute("title") for day in
+               ("Montag", "Dienstag", "Mittwoch", "Donnerstag", "Freitag", "Samstag", "Sonntag"))  # fmt: skip

@@ -223,6 +223,7 @@ def test_everything_can_be_read_without_javascript(open_page: Any) -> None:
     assert page.locator(".otel-details").count() == 0
 
 
+@pytest.mark.long
 def test_the_figures_are_those_of_the_scrape(open_page: Any, shop: Demo) -> None:
     """Both workers' further requests, at most a few apart: visitors go on between the two pages.
 

@@ -400,7 +400,10 @@ def test_an_opt_in_of_the_project_is_kept():
     assert run_python(OPT_IN, OTEL_SEMCONV_STABILITY_OPT_IN="http/dup").strip() == "http/dup"
 
 
-@pytest.mark.parametrize("variable", ["OTEL_PYTHON_EXCLUDED_URLS", "OTEL_PYTHON_REQUESTS_EXCLUDED_URLS"])
+@pytest.mark.parametrize(
+    "variable",
+    ["OTEL_PYTHON_EXCLUDED_URLS", pytest.param("OTEL_PYTHON_REQUESTS_EXCLUDED_URLS", marks=pytest.mark.long)],
+)
 def test_a_list_of_urls_that_cannot_be_read_stops_no_instrumentor(variable):
     """The official one would fail: calls of the library would leave no spans."""
     states = (

@@ -32,7 +32,13 @@ def active_requests(page: bytes) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--preload",)], ids=["app loaded in the worker", "preloaded"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param((), id="app loaded in the worker"),
+        pytest.param(("--preload",), id="preloaded", marks=pytest.mark.long),
+    ],
+)
 def test_concurrent_requests_keep_their_contexts_apart_and_nothing_blocks(arguments, receiver):
     """Locks made before the monkey-patch must not stop the whole hub; one thread serves 40 greenlets."""
     with services.serve("gunicorn-gevent", exporting(receiver), arguments=arguments, **HARD) as server:
@@ -88,7 +94,13 @@ def test_streams_of_greenlets_keep_their_contexts_apart(receiver):
         assert active_requests(server.get("/metrics")[2]) == 0
 
 
-@pytest.mark.parametrize("arguments", [(), ("--preload",)], ids=["app loaded in the worker", "preloaded"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param((), id="app loaded in the worker", marks=pytest.mark.long),
+        pytest.param(("--preload",), id="preloaded"),
+    ],
+)
 def test_a_graceful_stop_flushes_what_waits(arguments, receiver):
     # Longer than a loaded machine needs for the last export.
     arguments = (*arguments, "--graceful-timeout", "60")

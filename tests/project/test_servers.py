@@ -155,7 +155,7 @@ def test_requests_are_not_slowed_down_by_a_dead_collector():
     assert int(dropped[1]) >= 100
 
 
-@pytest.mark.parametrize("command", ["check", "migrate"])
+@pytest.mark.parametrize("command", [pytest.param("check", marks=pytest.mark.long), "migrate"])
 def test_a_skipped_command_exports_nothing_and_waits_for_nobody(command, receiver, tmp_path):
     otel = exporting(receiver)
     environment = services.server_env(otel, TEST_SQLITE=str(tmp_path / "db.sqlite3"))

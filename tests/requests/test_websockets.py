@@ -340,7 +340,7 @@ def test_fifty_connections_are_exact_also_when_the_server_stops(kind):
         assert messages == {"receive": 160, "transmit": 160}
 
 
-@pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
+@pytest.mark.parametrize("kind", ["uvicorn", pytest.param("daphne", marks=pytest.mark.long)])
 def test_clients_that_vanish_have_closed_their_connections(kind):
     """Of an application that only sends. Those that are open when the server stops, it closes."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
