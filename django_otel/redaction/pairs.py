@@ -65,10 +65,8 @@ _KEY = lazy_pattern(
 _PAIR_OPENING = lazy_pattern(r"""[(\[]\s{0,4}[bu]?\\{0,4}["']\Z""")
 #: "authtoken_token"."key"
 _TABLE_BEFORE = lazy_pattern(r"([A-Za-z_]\w{0,60})[\"`\]]?\.[\"`\[]\Z")
-#: Token(key=
-_OWNER = lazy_pattern(
-    r"\b\w{0,40}(?:Token|Device|Secret|Session|Credentials?|ApiKey|APIKey|Cipher)\((?:[^()\n]{0,150},[ ]?)?\Z"
-)
+#: Of objects that are secrets: Token(key=
+_OWNERS = ("Token", "Device", "Secret", "Session", "Credential", "Credentials", "ApiKey", "APIKey", "Cipher")
 #: Columns of which the name of their table says what they are.
 _COLUMNS = words("key keys code codes hash number value")
 _WORD_BEFORE = lazy_pattern(r"(?:\A|[^A-Za-z])([A-Za-z]{2,30})[ \t]\Z")
@@ -402,7 +400,7 @@ class PairScrubber:
             if found is not None and is_mixed(found.group(1)):
                 # {"code": "x"}, of OAuth: elsewhere a code says what went wrong, and a key names an item.
                 return SENSITIVE
-        if key == "key" and _OWNER.search(text, max(0, start - 200), start):
+        if key == "key" and _is_of_secret(text, start):
             return LABEL
         if before in ('"', "`", "[") and key.lower() in _COLUMNS:
             table = _TABLE_BEFORE.search(text, max(0, start - 64), start)
@@ -421,6 +419,12 @@ def _redact_again(text: str, values: list[str]) -> str:
         if _REPEATED.match(value) and has_random_part(value):
             text = text.replace(value, REDACTED)
     return text
+
+
+def _is_of_secret(text: str, start: int) -> bool:
+    """Return whether the argument that begins at `start` is one of an object that is a secret by its name."""
+    opening = text.rfind("(", max(0, start - 150), start)
+    return opening > 0 and text.endswith(_OWNERS, 0, opening) and text.find(")", opening, start) < 0
 
 
 def _is_within(spans: list[tuple[int, int]], pos: int) -> bool:
