@@ -75,9 +75,12 @@ _KNOWN_TOKENS = lazy_pattern(
     r"|[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_\-]{40,}+"
     r"|AC[0-9a-f]{32}[\"',: ]{1,5}[0-9a-f]{32}(?![0-9A-Za-z])"  # Twilio, account and its token
     r")"
-    # Of Django's cached sessions, and others that are named so.
-    r"|(?:(?<=contrib\.sessions\.cache)|(?<=contrib\.sessions\.cached_db)|(?<=[Ss]ession[_\-]))(?=[A-Za-z]{0,31}[0-9])[A-Za-z0-9]{32,64}(?![A-Za-z0-9])"
     r"|(?<=/bot)[0-9]{8,10}:[A-Za-z0-9_\-]{30,}+"
+)
+#: Of Django's cached sessions, and others that are named so.
+_SESSION_KEY = lazy_pattern(
+    r"(?:(?<=contrib\.sessions\.cache)|(?<=contrib\.sessions\.cached_db)|(?<=[Ss]ession[_\-]))"
+    r"(?=[A-Za-z]{0,31}[0-9])[A-Za-z0-9]{32,64}(?![A-Za-z0-9])"
 )
 #: Of django.core.signing: a compressed value, and a text or number with its signature, dated or not.
 _SIGNED = lazy_pattern(
@@ -194,6 +197,8 @@ def redact_tokens(text: str) -> str:
         text = _PASSWORD_HASH.sub(REDACTED, text)
     if _HAS_RUN.search(text):
         text = _KNOWN_TOKENS.sub(REDACTED, text)
+        if "ession" in text:
+            text = _SESSION_KEY.sub(REDACTED, text)
         if ":" in text or ".eJ" in text:
             text = _SIGNED.sub(_redact_signed, text)
         text = _RUN.sub(_redact_named, text)
