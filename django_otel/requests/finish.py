@@ -74,16 +74,14 @@ class RequestFinisher:
         request = record.request
         if request is None:
             return
-        # Ended; and nothing holds the request longer than the server does.
-        record.request = None
+        record.request = None  # Ended; and nothing holds the request longer than the server does.
         if (token := record.context_token) is not None:
             record.context_token = None
             try:
                 detach(token)
             except ValueError:
                 pass  # As in `RequestRecord.detach`.
-        ended_s = perf_counter()
-        duration_s = ended_s - record.started_s
+        duration_s = (ended_s := perf_counter()) - record.started_s
         request_class, span, rare = record.request_class, record.span_or_none, record.rare
         is_counted = False
         try:

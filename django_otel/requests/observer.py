@@ -94,21 +94,16 @@ class Observer(RequestFinisher):
         self._counts_workers = config.runtime
 
     def begin(self, request: RequestLike) -> RequestRecord | None:
-        """Start measuring `request`; None when it is excluded.
-
-        Never raises an `Exception`: it is reported, and the request goes unmeasured.
-        """
+        """Start measuring `request`; None when it is excluded, or after a fault. Never raises an `Exception`."""
         try:
             if not self._store.joined:
                 self._store.wake()  # Also for a scrape, which is to see the other processes.
             path = request.path_info
             if path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None):
-                # What happens inside has no spans either, see `is_excluded`.
-                return None
+                return None  # Nor are there spans of what happens inside, see `is_excluded`.
             context = get_current()
             if context and _is_inside(context):
-                # The middleware is listed twice, or a stack of middlewares runs in a request: the outer one measures.
-                return None
+                return None  # The middleware is listed twice, or runs in a view, as Wagtail's previews have it.
             meta = request.META
             record = RequestRecord()
             record.observer = self
@@ -124,18 +119,13 @@ class Observer(RequestFinisher):
             record.request_class = request_class
             if self._queue_key in meta or self._queue_key_too in meta:
                 self._queue_time.observe(meta)
-            # Not at the end, when the request has grown and is slow to ask.
-            record.content_length = meta.get("CONTENT_LENGTH")
+            record.content_length = meta.get("CONTENT_LENGTH")  # At the end the request has grown and is slow to ask.
             record.queries = 0
             record.spans = 1
-            record.rare = None
-            record.repeats = None
-            record.layers = None
-            record.view = None
+            record.rare = record.repeats = record.layers = record.view = None
             record.view_s = 0.0
-            shared = self.shared
             if (
-                shared is None
+                (shared := self.shared) is None
                 or shared.is_sdk_path
                 or context
                 or self._inbound_key in meta
@@ -151,13 +141,10 @@ class Observer(RequestFinisher):
                 current = record
             else:
                 current = self._start_root(context, record, request, meta)
-            # From here on it is measured, and `finish` comes.
-            record.context_token = attach(current)
+            record.context_token = attach(current)  # From here on it is measured, and `finish` comes.
             active = request_class.active
-            if HAS_GLOBAL_LOCK:
-                # As `add` does, without a call for each request.
-                cells = active.cells
-                cells[0] = cells[0] + 1.0
+            if HAS_GLOBAL_LOCK:  # As `add` does, without a call for each request.
+                active.cells[0] = active.cells[0] + 1.0
                 active.is_set = True
             else:
                 active.add(1.0)

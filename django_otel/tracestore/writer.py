@@ -238,7 +238,7 @@ class TraceStore(StoreFile):
     def _pack(
         self, summary: _Summary, spans: list[StoredSpans], logs: list[StoredLog], *, has_room: bool
     ) -> tuple[int, list[tuple[int, str, bytes]]]:
-        """How many items have no room in a trace, and the rows of the others."""
+        """Return how many items have no room in a trace, and the rows of the others."""
         contents: list[tuple[str, bytes, int]] = []
         if spans:
             # The bytes of protobuf messages one after the other are their union.

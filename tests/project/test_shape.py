@@ -55,7 +55,6 @@ CALLED_BY_OTHERS = {
     "live_sampling/command.py SamplingCommand._rule_add": "the command, by the name of the subcommand",
     "live_sampling/command.py SamplingCommand._rule_list": "the command, by the name of the subcommand",
     "live_sampling/command.py SamplingCommand._rule_remove": "the command, by the name of the subcommand",
-    "live_sampling/log_level_admin.py LogLevelAdmin.get_fields": "the admin",
     "live_sampling/log_level_form.py LogLevelForm.clean_logger": "Django's forms",
     "operations/collect.py _Handler.version_string": "http.server",
     "tracing/ids.py OwnRandomIdGenerator.is_trace_id_random": "the SDK",
