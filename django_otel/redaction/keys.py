@@ -189,6 +189,8 @@ _MASK = lazy_pattern(
 _PLACE = lazy_pattern(r"[\"'][^\"'\n]{0,200}[\"']|[^\s\"',;]{0,200}")
 #: Of a package, or a ratio.
 _VERSION = lazy_pattern(r"[0-9]{1,4}(?:\.[0-9]{1,4}){1,3}(?:(?:a|b|rc|\.dev|\.post|-rc\.?)[0-9]{1,4})?\Z")
+#: ("sessions", "0001_initial"), a migration.
+_MIGRATION = lazy_pattern(r"[0-9]{4}_(?:[a-z]{2,30}[0-9]{0,3}_){0,12}[a-z]{2,30}[0-9]{0,3}\Z")
 #: Of a few characters, none of them a letter or a digit: brackets and the like in messages of parsers.
 _NO_LETTER = lazy_pattern(r"[^\w\s]{1,3}+\Z")
 #: The name of a scheme without a credential.
@@ -264,6 +266,9 @@ def is_harmless(value: str, key: str, verdict: int) -> bool:
     bare = value.strip().rstrip(",;")
     lowered = bare.lower()
     if lowered in HARMLESS or lowered in _SCHEMES:
+        return True
+    if _MIGRATION.match(bare) or ("_" in key and lowered == key.lower()):
+        # A constant that is named as its value is.
         return True
     if _PLACEHOLDER.match(bare) or _VERSION.match(bare) or _NO_LETTER.match(bare):
         return True
