@@ -190,7 +190,7 @@ _PLACE = lazy_pattern(r"[\"'][^\"'\n]{0,200}[\"']|[^\s\"',;]{0,200}")
 #: Of a package, or a ratio.
 _VERSION = lazy_pattern(r"[0-9]{1,4}(?:\.[0-9]{1,4}){1,3}(?:(?:a|b|rc|\.dev|\.post|-rc\.?)[0-9]{1,4})?\Z")
 #: ("sessions", "0001_initial"), a migration.
-_MIGRATION = lazy_pattern(r"[0-9]{4}_(?:[a-z]{2,30}[0-9]{0,3}_){0,12}[a-z]{2,30}[0-9]{0,3}\Z")
+_MIGRATION = lazy_pattern(r"[0-9]{4}(?:_(?:[a-z]{1,30}[0-9]{0,3}|[0-9]{4})){1,12}\Z")
 #: Of a few characters, none of them a letter or a digit: brackets and the like in messages of parsers.
 _NO_LETTER = lazy_pattern(r"[^\w\s]{1,3}+\Z")
 #: The name of a scheme without a credential.
