@@ -124,7 +124,7 @@ _SECRETS_IN_SQL: tuple[tuple[str, re.Pattern[str]], ...] = (
         "identified",
         lazy_pattern(
             rf"(?i)(\bidentified\s+(?:with\s+[\w\"'`]{{1,60}}\s+)?(?:by|as|using)\s+(?:values\s+|password\s+|random\s+)?)"
-            rf"(?!password\b){_VALUE}"
+            rf"(?!(?:password|the|an?|its|their|this|that|these|ids?|pk|uuid|slug|names?|emails?|urls?|keys?|one|which|means)\b){_VALUE}"
         ),
     ),
     (
