@@ -160,12 +160,14 @@ def environment(environ: dict[str, str], folder: str | Path) -> dict[str, str]:
     return {**environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", _FOLDER: str(folder)}
 
 
-def run(arguments: Sequence[str], environ: dict[str, str]) -> dict[str, int]:
+def run(
+    arguments: Sequence[str], environ: dict[str, str], python: str | os.PathLike[str] = sys.executable
+) -> dict[str, int]:
     """Run `python *arguments` under callgrind; instructions by the names given to `Counter`.
 
     Errors: `RuntimeError` when the process fails.
     """
-    return _run(arguments, environ, _read)
+    return _run([str(python), *arguments], environ, _read)
 
 
 def run_with_searches(arguments: Sequence[str], environ: dict[str, str]) -> dict[str, tuple[int, int]]:
@@ -178,14 +180,12 @@ def run_with_searches(arguments: Sequence[str], environ: dict[str, str]) -> dict
     def read(path: Path) -> dict[str, tuple[int, int]]:
         return {name: (total, _read_searches(path)) for name, total in _read(path).items()}
 
-    return _run(arguments, environ, read)
+    return _run([sys.executable, *arguments], environ, read)
 
 
-def _run(
-    arguments: Sequence[str], environ: dict[str, str], read: Callable[[Path], dict[str, Found]]
-) -> dict[str, Found]:
+def _run(program: Sequence[str], environ: dict[str, str], read: Callable[[Path], dict[str, Found]]) -> dict[str, Found]:
     with tempfile.TemporaryDirectory() as folder:
-        whole = command([sys.executable, *arguments], folder)
+        whole = command(program, folder)
         variables = environment({**os.environ, **environ}, folder)
         done = subprocess.run(whole, env=variables, capture_output=True, text=True)
         if done.returncode:

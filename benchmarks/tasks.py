@@ -1,11 +1,12 @@
 """Instructions that measuring Celery tasks adds, beside the official instrumentor and Sentry, counted by callgrind.
 
-    python benchmarks/tasks.py [--check] [--tasks N] [--peers FOLDER]
+    python -m benchmarks.tasks [--check] [--tasks N] [--here] [--publish]
 
 A task is sent to a broker in memory and run by Celery's own tracer in the same process, all of it recorded, with an
 exporter that does nothing. Bare Celery is subtracted. The official instrumentor (with its spans alone, no meter
-provider) and Sentry (with a transport that does nothing) are counted where they are installed, in FOLDER or beside
-this package. `--check` fails where this package costs more than a quarter of the official one.
+provider) and Sentry (with a transport that does nothing) are counted in the same run: pip makes an environment with all
+of them, of which each process switches on one. `--here` counts in the environment that runs this, those that are
+installed there. `--check` fails where this package costs more than a quarter of the official instrumentor.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import callgrind  # noqa: E402
+from benchmarks import callgrind, publication  # noqa: E402
 from benchmarks.instructions import counted, install_provider, settle  # noqa: E402
+from benchmarks.peers import environments  # noqa: E402
 
 KINDS = ("bare", "django_otel", "official", "sentry")
 #: Share of the official instrumentor's cost.
@@ -135,19 +137,60 @@ def count_here(kind: str, tasks: int) -> None:
     os._exit(0)
 
 
-def is_installed(kind: str, path: str) -> bool:
+def is_installed(kind: str, python: Path) -> bool:
+    """Return whether an environment has what is counted."""
     module = {"official": "opentelemetry.instrumentation.celery", "sentry": "sentry_sdk"}.get(kind)
-    if module is None:
-        return True
-    command = [sys.executable, "-c", f"import {module}"]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True).returncode == 0
+    return module is None or subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0
+
+
+def count(python: Path, tasks: int) -> dict[str, dict[str, float]]:
+    """Thousand instructions of sending and of running a task, by kind; the first is Celery alone."""
+    counts: dict[str, dict[str, float]] = {}
+    for kind in KINDS:
+        if not is_installed(kind, python):
+            print(f"{kind}: not installed", file=sys.stderr)
+            continue
+        arguments = [str(Path(__file__).resolve()), "--count", kind, "--tasks", str(tasks)]
+        found = callgrind.run(arguments, {"PYTHONPATH": str(ROOT)}, python)
+        counts[kind] = {name: found[name] / tasks / 1000 for name in ("send", "run")}
+    return counts
+
+
+def share_of_official(counts: dict[str, dict[str, float]], kind: str) -> float | None:
+    """Return what a kind adds to Celery, as a share of what the official instrumentor adds; None without that."""
+    if "official" not in counts or kind == "bare":
+        return None
+    bare = sum(counts["bare"].values())
+    return (sum(counts[kind].values()) - bare) / (sum(counts["official"].values()) - bare)
+
+
+def text_of(counts: dict[str, dict[str, float]]) -> str:
+    """The figures as Markdown."""
+    titles = {
+        "bare": "Celery itself",
+        "django_otel": "**django_otel**",
+        "official": "official instrumentor",
+        "sentry": "sentry-sdk",
+    }
+    rows = []
+    for kind, found in counts.items():
+        less = {"send": 0.0, "run": 0.0} if kind == "bare" else counts["bare"]
+        sign = "" if kind == "bare" else "+"
+        share = share_of_official(counts, kind)
+        figures = [found["send"] - less["send"], found["run"] - less["run"]]
+        cells = [f"{sign}{figure:,.0f}" for figure in (*figures, sum(figures))]
+        rows.append([titles[kind], *cells, "" if share is None else f"{share:.2f}"])
+    head = ["thousand instructions of a task", "sending", "running", "both", "of the official instrumentor"]
+    return publication.table(head, rows)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="fail above a quarter of the official instrumentor")
     parser.add_argument("--tasks", type=int, default=50, help="how many tasks are counted")
-    parser.add_argument("--peers", default="", help="folder with the official instrumentor and Sentry")
+    parser.add_argument("--here", action="store_true", help="in this environment, without one that pip makes")
+    parser.add_argument("--publish", action="store_true", help="put the figures into docs/ and benchmarks/results.json")
+    parser.add_argument("--cache", type=Path, default=environments.ROOT / ".cache" / "benchmarks")
     parser.add_argument("--count", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.count:
@@ -155,27 +198,19 @@ def main() -> int:
     if reason := callgrind.why_not():
         print(reason)
         return 0
-    path = os.pathsep.join(filter(None, [str(ROOT), options.peers]))
-    counts: dict[str, dict[str, float]] = {}
-    for kind in KINDS:
-        if not is_installed(kind, path):
-            print(f"{kind}: not installed")
-            continue
-        found = callgrind.run([__file__, "--count", kind, "--tasks", str(options.tasks)], {"PYTHONPATH": path})
-        counts[kind] = {name: found[name] / options.tasks / 1000 for name in ("send", "run")}
-    bare = counts.pop("bare")
-    print(f"{'kI added per task':<20}{'send':>10}{'run':>10}{'both':>10}")
-    both: dict[str, float] = {}
-    for kind, found in counts.items():
-        added = {name: found[name] - bare[name] for name in bare}
-        both[kind] = sum(added.values())
-        print(f"{kind:<20}{added['send']:>10.1f}{added['run']:>10.1f}{both[kind]:>10.1f}")
-    print(f"{'Celery itself':<20}{bare['send']:>10.1f}{bare['run']:>10.1f}{sum(bare.values()):>10.1f}")
-    if "official" in both:
-        share = both["django_otel"] / both["official"]
-        print(f"{share:.0%} of the official instrumentor")
-        return 1 if options.check and share > TARGET else 0
-    return 0
+    python = Path(sys.executable) if options.here else environments.build("tasks", options.cache)
+    counts = count(python, options.tasks)
+    text = text_of(counts)
+    print(text)
+    if options.publish:
+        names = ("celery", "opentelemetry-instrumentation-celery", "sentry-sdk")
+        found = environments.versions(python)
+        versions = {name: found[name] for name in names if name in found}
+        note = ", ".join(f"{name} {version}" for name, version in versions.items())
+        data = {"machine": publication.machine(), "tasks": options.tasks, "counts": counts, "versions": versions}
+        publication.publish("tasks", data, f"{text}\n\n{options.tasks} tasks; {note}.")
+    share = share_of_official(counts, "django_otel")
+    return 1 if options.check and (share is None or share > TARGET) else 0
 
 
 if __name__ == "__main__":

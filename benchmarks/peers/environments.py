@@ -41,6 +41,15 @@ REQUIREMENTS: dict[str, list[str]] = {
         "opentelemetry-exporter-prometheus>=0.60b0",
     ],
     "ddtrace": ["ddtrace>=3"],
+    # Of benchmarks/tasks.py: all of them beside each other, of which a process switches on one.
+    "tasks": [
+        "-e",
+        str(ROOT),
+        *_OPENTELEMETRY,
+        f"opentelemetry-instrumentation-celery{_INSTRUMENTATION}",
+        "celery>=5.4",
+        "sentry-sdk>=2.40",
+    ],
     # Of benchmarks/consoles.py.
     "django-orbit": ["django-orbit>=0.14"],
     "django-silk": ["django-silk>=5.6"],
@@ -61,7 +70,7 @@ def build(name: str, cache: Path) -> Path:
     folder = python.parents[1]
     requirements = [*_PROJECT, *REQUIREMENTS[name]]
     stamp = folder / "requirements.sha256"
-    own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"] if name == "django-otel" else {}
+    own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"] if "-e" in requirements else {}
     wanted = hashlib.sha256(
         json.dumps([sys.version, requirements, own.get("dependencies"), own.get("entry-points")]).encode()
     ).hexdigest()
