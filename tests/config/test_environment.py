@@ -515,6 +515,7 @@ def test_no_problem_shows_a_secret(mapping, secret):
     "value",
     ["ftp://user:hunter2@host/x", "user:hunter2@host", "hunter2token0123456789", "a=1,Bearer hunter2token0123456789"],
 )
+@pytest.mark.heavy
 def test_no_warning_shows_a_secret(variable, value):
     assert not [text for text in parse({}, {variable.name: value}).warnings if "hunter2" in text]
 

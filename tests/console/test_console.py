@@ -579,6 +579,7 @@ def test_the_dashboard_agrees_with_the_scrape(console, page, client, configure):
     assert compare() == before + 7
 
 
+@pytest.mark.heavy
 def test_every_figure_is_computed_from_the_scrape(console, page, client, configure, db):
     """Each table, tile, chart and list against what `/metrics` gives for it, before a sample and after."""
     from django.core.cache import cache
@@ -887,6 +888,7 @@ def shown(built):
 
 
 @pytest.mark.parametrize("queries", sizes.few([True, False], 2))
+@pytest.mark.heavy
 def test_every_span_and_record_of_a_huge_trace_is_on_one_of_its_pages(queries):
     trace = huge_trace(1500, queries=queries)
     pages = -(-1500 // waterfall.MAX_ROWS)
@@ -904,6 +906,7 @@ def test_every_span_and_record_of_a_huge_trace_is_on_one_of_its_pages(queries):
 
 
 @pytest.mark.parametrize("queries", sizes.few([False, True], 2))
+@pytest.mark.heavy
 def test_failed_spans_and_the_one_asked_for_are_on_every_page_of_a_huge_trace(queries):
     trace = huge_trace(failed={3000, 4999}, queries=queries)
     first = waterfall.build(trace)

@@ -116,6 +116,7 @@ def test_lists_have_pages(console, page, path):
     [{"since": "yesterday"}, {"since": "9" * 40}, {"since": "0001-01-01T00:00"}, {"sort": "x; DROP"}, {"level": "LOUD"},
      {"trace": "zz"}, {"until": "2030-99-99T00:00"}, {"q": "%_'\"\x00"}, {"logger": HOSTILE}],
 )  # fmt: skip
+@pytest.mark.heavy
 def test_nonsense_in_the_address_is_no_error(console, page, path, query):
     write_log(console)
     write_query(console)

@@ -91,6 +91,7 @@ def test_log_records_stand_between_the_spans(page, trace):
         ({"kind": "nonsense", "errors": "0"}, "root view t0 t1 bank"),
     ],
 )
+@pytest.mark.heavy
 def test_spans_are_filtered_and_stay_below_those_above_them(page, trace, query, shown):
     address, ids = trace
     answer = page(address, **query)

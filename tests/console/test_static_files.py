@@ -36,6 +36,7 @@ def old_manifest(settings, tmp_path):
 
 
 @pytest.mark.django_db
+@pytest.mark.heavy
 def test_pages_survive_and_a_check_says_what_to_do(old_manifest):
     client = Client()
     client.force_login(User.objects.create_superuser("admin", password="x"))

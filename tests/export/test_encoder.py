@@ -347,6 +347,7 @@ def test_a_resource_with_what_cannot_be_hashed_or_encoded_does_not_take_its_span
 # --- What is remembered. ---
 
 
+@pytest.mark.heavy
 def test_what_is_remembered_stays_bounded():
     ours = SpanEncoder()
     for number in range(60):

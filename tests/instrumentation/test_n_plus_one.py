@@ -530,6 +530,7 @@ def test_the_cure_of_a_trusted_statement_is_kept(fresh, client, otel_spans, otel
     assert otel_metrics.value(COUNTER, http__route="/foreign_key/") == 5
 
 
+@pytest.mark.heavy
 def test_objects_of_another_class_are_noticed_by_one_request_in_ten(fresh, client, otel_spans, monkeypatch):
     """To ask each query's stack for them would cost as much as all else."""
     asked, plain = [], n_plus_one.read_subject

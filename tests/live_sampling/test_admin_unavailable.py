@@ -107,6 +107,7 @@ def test_what_the_script_asks_gets_an_answer_it_can_show(tables_of, client, otel
     assert [span.name for span in otel_spans if span.kind is SpanKind.SERVER] == []
 
 
+@pytest.mark.heavy
 def test_the_rest_of_the_admin_does_not_need_the_tables(tables_of, client):
     """Its front page, ours in the list of apps, the console, and a link for one visit."""
     otel = {"SERVICE_NAME": "tests", "CONSOLE": {"ENABLED": True}, "SAMPLING": {"FORCE": True}}
@@ -139,6 +140,7 @@ def test_a_database_that_does_not_answer_is_named_and_the_policy_in_force_shown(
     assert runtime.current().sampler.ratio_now() == 0.25
 
 
+@pytest.mark.heavy
 def test_who_may_not_see_the_policy_learns_nothing_of_its_tables(tables_of):
     """A visitor is sent to the login, staff without the permission is refused."""
     client = Client(raise_request_exception=False)

@@ -406,6 +406,7 @@ def first_tables():
     call_command("migrate", "django_otel", verbosity=0)
 
 
+@pytest.mark.heavy
 def test_a_policy_of_the_first_tables_is_kept(first_tables):
     """With its version, and with the other values as the settings have them."""
     with connection.cursor() as cursor:
@@ -434,6 +435,7 @@ def test_the_migration_can_be_taken_back_and_done_again(first_tables):
     assert "ratio" in columns
 
 
+@pytest.mark.heavy
 def test_tables_of_the_first_version_are_said_to_be_too_old(first_tables):
     """By the check and by who follows, with the command that helps; the settings apply."""
     assert "manage.py migrate django_otel" in str(follower.table_problem())

@@ -348,6 +348,7 @@ def test_faulty_settings_end_it_with_3():
     assert not SamplingPolicy.objects.exists()
 
 
+@pytest.mark.heavy
 def test_tables_that_are_not_there_are_told():
     """With the command that makes them."""
     call_command("migrate", "django_otel", "0001", verbosity=0)

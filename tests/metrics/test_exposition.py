@@ -699,6 +699,7 @@ def test_exemplars_keep_within_128_characters():
 # --- Caches and threads ----------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_the_label_cache_is_bounded_by_the_last_page():
     """What is no longer on the page is forgotten, and a reused identity brings no foreign labels back."""
     for turn in range(3):
@@ -813,6 +814,7 @@ class Oracle:
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+@pytest.mark.heavy
 def test_the_official_exporter_gives_the_same_samples(instruments):
     """Same names, same labels, same numbers: from our cells and from the SDK's instruments."""
     oracle = Oracle(instruments)

@@ -123,6 +123,7 @@ def pass_refresh(tick, rounds: int = 1) -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.heavy
 def test_each_host_asks_with_one_query_per_refresh(hosts, tick):
     """With a policy, rules and log levels, and all that was counted is what the database saw."""
     SamplingPolicy(ratio=0.25).save()

@@ -328,6 +328,7 @@ def test_a_kill_at_any_step_of_adoption_and_growth_loses_nothing(folder, call, m
     assert len(list(folder.glob("*.cells"))) == 1
 
 
+@pytest.mark.scaled
 def test_kills_at_random_moments_lose_nothing(folder, tmp_path):
     """Each child writes down before and after what it counts, in a mapping that outlives it."""
     noted = memoryview(mmap.mmap(-1, 16)).cast("d")
@@ -342,7 +343,7 @@ def test_kills_at_random_moments_lose_nothing(folder, tmp_path):
             if drawn.random() < 0.2:
                 store.histogram(f"h{drawn.randrange(200)}", bounds=tuple(range(300))).record(1)
 
-    for seed in range(40):
+    for seed in range(sizes.scaled(15, 40)):
         begun = noted[0]
         pid = start(work, seed)
         # One killed while it makes its file leaves a truncated one, which is rightly reported as skipped.

@@ -89,6 +89,7 @@ def test_a_check_that_fails_is_named_without_its_text(client, page, name, named)
 
 
 @every_database
+@pytest.mark.heavy
 def test_startup_requires_the_migrations_by_default_and_readiness_does_not(client):
     with otel():
         assert client.get("/startupz").status_code == 200

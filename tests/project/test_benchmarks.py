@@ -247,6 +247,7 @@ def test_a_peer_in_another_version_is_counted_anew(tmp_path, monkeypatch, versio
     assert _resumed(tmp_path) == {"bare", "django-otel"}
 
 
+@pytest.mark.heavy
 def test_stale_figures_of_a_peer_that_is_not_asked_for_are_not_shown(tmp_path, monkeypatch, versions):
     _finished_run(tmp_path, monkeypatch, versions)
     monkeypatch.setattr(provenance, "_valgrind", lambda: "valgrind-0.1")

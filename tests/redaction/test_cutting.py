@@ -69,6 +69,7 @@ def test_the_stack_and_the_message_of_an_exception_hold_no_secret(size):
         assert stack.startswith("Traceback")
 
 
+@pytest.mark.heavy
 def test_a_long_attribute_of_a_span_is_redacted_before_it_is_cut(otel_spans):
     secret = "Qz7Xk2Vb9Wn4"
     with span("work") as current:

@@ -781,6 +781,7 @@ def test_the_module_needs_no_django():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.heavy
 def test_one_scrubber_serves_many_threads():
     from concurrent.futures import ThreadPoolExecutor
 

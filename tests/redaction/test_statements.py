@@ -420,6 +420,7 @@ def _statements_with_secrets(draw):
 
 @settings(max_examples=sizes.examples(1500), deadline=None)
 @given(_statements_with_secrets(), st.integers(1, 300))
+@pytest.mark.heavy
 def test_a_secret_in_a_literal_never_leaves(drawn, length):
     """Whatever stands around it in the literal, in every form of every dialect, whole and cut."""
     vendor, sql = drawn

@@ -251,6 +251,7 @@ def test_the_files_stay_within_the_bytes(make, tmp_path, drops):
     assert kept == list(range(199, 199 - len(kept), -1)), "the newest"
 
 
+@pytest.mark.heavy
 def test_a_bound_that_is_lowered_gives_space_back(make):
     store = make(max_traces=10_000, max_mb=8)
     noise = os.urandom(20_000).hex()
@@ -263,6 +264,7 @@ def test_a_bound_that_is_lowered_gives_space_back(make):
     assert 209 in ids(smaller)
 
 
+@pytest.mark.heavy
 def test_one_trace_cannot_push_out_the_others(make, drops):
     store = make(max_mb=4)
     write(store, span(1))
