@@ -28,7 +28,7 @@ def client():
     flags = {
         "new-checkout": InMemoryFlag("on", {"on": True, "off": False}),
         "banner": InMemoryFlag("long", {"long": "x" * 999}),
-        "limits": InMemoryFlag("all", {"all": {"customer": "ada"}}),
+        "limits": InMemoryFlag("all", {"all": {"customer": "grace"}}),
     }
     openfeature.set_provider(InMemoryProvider(flags))
     yield openfeature.get_client()
@@ -39,7 +39,7 @@ def test_openfeature(settings, otel_spans, client):
     from openfeature.evaluation_context import EvaluationContext
 
     settings.OTEL = {"FEATURE_FLAGS": True}
-    context = EvaluationContext("ada@example.org", {"plan": "gold"})
+    context = EvaluationContext("grace@example.org", {"plan": "gold"})
 
     async def evaluate():
         return await client.get_boolean_value_async("new-checkout", False, context)
@@ -49,7 +49,7 @@ def test_openfeature(settings, otel_spans, client):
         assert asyncio.run(evaluate()) is True
         assert client.get_boolean_value("unknown", False, context) is False
         assert len(client.get_string_value("banner", "")) == 999
-        assert client.get_object_value("limits", {}) == {"customer": "ada"}
+        assert client.get_object_value("limits", {}) == {"customer": "grace"}
     span = otel_spans.one("page")
     first, again, unknown, banner, limits = events(span)
     assert (
@@ -66,7 +66,7 @@ def test_openfeature(settings, otel_spans, client):
     assert unknown["error.type"] == "flag_not_found" and unknown["feature_flag.result.value"] is False
     assert len(banner["feature_flag.result.value"]) == 256
     assert "feature_flag.result.value" not in limits
-    assert "ada" not in span.to_json()
+    assert "grace" not in span.to_json()
 
 
 def test_without_a_span_and_when_off_nothing_is_recorded(settings, otel_spans, client, monkeypatch):
