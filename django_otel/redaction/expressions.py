@@ -64,6 +64,9 @@ _RULES = lazy_pattern(
     r"\[\s{0,4}(?=[^\[\]\n]{0,120}?[\"'](?:required|nullable|sometimes|string|confirmed|(?:min|max):[0-9]{1,4})[\"'])"
     r"(?:[\"'][a-z_]{2,20}+(?::[\w,.]{1,40}+)?[\"'],?\s{0,4}){1,10}+\]"
 )
+#: required|min:8
+_RULE = r"(?:required|nullable|sometimes|string|confirmed|current_password|(?:min|max|size):[0-9]{1,4})"
+_RULES_IN_ROW = lazy_pattern(rf"{_RULE}(?:\|{_RULE}){{1,10}}\Z")
 #: {"prompt": 12, "completion": 40}
 _NUMBERS = lazy_pattern(
     r"\{\s{0,8}(?:\\{0,4}[\"'][\w.\-]{1,40}+\\{0,4}[\"']\s{0,4}:\s{0,4}[0-9]{1,9}+(?:\.[0-9]{1,9}+)?,?\s{0,8}){1,20}+\}"
@@ -105,7 +108,7 @@ def is_no_value(text: str, key: str, begin: int, word: str, separator: str, judg
     lowered = word.lower()
     if separator.endswith(": ") and _is_said(text, key, begin, word, judge, is_closed=is_closed):
         return True
-    if _ENVIRONMENT.match(text, begin) or lowered.partition("|")[0] in PROSE:
+    if _ENVIRONMENT.match(text, begin) or lowered in PROSE or _RULES_IN_ROW.match(lowered):
         return True
     if separator[:1] == " " and separator.strip() in ("==", "!=", "===") and word.isalpha() and word.islower():
         # Two names are compared.

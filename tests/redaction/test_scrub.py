@@ -398,6 +398,9 @@ def test_a_secret_in_json_or_repr_of_any_depth_never_survives(key, secret, befor
 @example("password", "[}:QXZQXZQXZ", "", "")
 @example("password", "[]:QXZQXZQXZ", "", "")
 @example("password", "([)]:QXZQXZQXZ", "", " x")
+@example("password", "A|00000000Q", "", "")
+@example("password", "the|QXZQXZQXZ", "", "")
+@example("password", "required|QXZQXZQXZ", "", "")
 def test_a_secret_without_quotes_never_survives(key, secret, before, after):
     for separator in ("=", ": ", ":", " = ", "=>"):
         assert_gone(f"{before}{key}{separator}{secret}{after}", secret)
