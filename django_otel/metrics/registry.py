@@ -13,6 +13,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from django_otel.base import guard
@@ -241,9 +242,24 @@ def _merge_processes(collectors: list[object]) -> list[object]:
     from prometheus_client.multiprocess import MultiProcessCollector
     from prometheus_client.process_collector import ProcessCollector
 
+    class AllProcesses(MultiProcessCollector):
+        @staticmethod
+        def merge(files: Iterable[str], accumulate: bool = True) -> Iterable[Metric]:
+            # A process that has just begun, or was killed then, has an empty file, and prometheus_client reads none.
+            begun = [path for path in files if _has_content(path)]
+            found: Iterable[Metric] = MultiProcessCollector.merge(begun, accumulate)  # type: ignore[no-untyped-call]
+            return found
+
     single = (MetricWrapperBase, ProcessCollector, GCCollector)
     kept = [collector for collector in collectors if not isinstance(collector, single)]
-    return [MultiProcessCollector(CollectorRegistry()), *kept]  # type: ignore[no-untyped-call]
+    return [AllProcesses(CollectorRegistry()), *kept]  # type: ignore[no-untyped-call]
+
+
+def _has_content(path: str) -> bool:
+    try:
+        return Path(path).stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _write_metric(page: exposition.Page, metric: Metric) -> None:

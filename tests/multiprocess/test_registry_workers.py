@@ -60,6 +60,8 @@ def test_counters_of_prometheus_client_are_those_of_all_workers_or_a_warning_say
     if is_shared:
         folder = tmp_path / "multiproc"
         folder.mkdir()
+        # Of a process that has just begun.
+        (folder / "counter_1.db").touch()
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
     command = [sys.executable, "-m", "gunicorn", "-w", "3", "-b", f"127.0.0.1:{port}", "counting_app:application"]
     with (tmp_path / "log").open("wb") as log:
