@@ -83,8 +83,8 @@ def pytest_unconfigure(config):
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Three workers for each core, since much of the time is spent waiting for servers; half of it for quick tests."""
-    return (3 if config.option.markexpr == "quick" else 6) * (os.cpu_count() or 1) // 2
+    """Two workers for each core, since much of the time is spent waiting for servers; three for two in quick tests."""
+    return (3 if config.option.markexpr == "quick" else 4) * (os.cpu_count() or 1) // 2
 
 
 def _seed_line(config) -> str | None:

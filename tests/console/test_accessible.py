@@ -280,6 +280,7 @@ def test_axe_finds_nothing_on_the_page_of_a_new_policy(
 
 
 @pytest.mark.parametrize(("scheme", "language"), LOOKS)
+@pytest.mark.long
 def test_axe_finds_nothing_where_a_part_is_off(
     open_page: Opener, site_without: str, axe: str, scheme: str, language: str
 ) -> None:
@@ -347,6 +348,7 @@ def test_no_control_of_direction_reaches_a_page(open_page: Opener, site: str) ->
     assert "\\u202e" in page.locator(".otel-details").inner_text()
 
 
+@pytest.mark.long
 def test_no_control_of_direction_reaches_a_page_of_the_policy(open_page: Opener, site: str) -> None:
     """From a note, a path or an author's name; the fields of the form keep what was typed."""
     page = open_page(site, POLICY)
@@ -483,6 +485,7 @@ def pages(open_page: Opener, site_unchanged: str, site_without: str) -> Callable
     return visit
 
 
+@pytest.mark.long
 def test_arabic_pages_run_from_right_to_left_and_hold_no_english(pages: Any) -> None:
     faults = []
     for name, page in pages("ar"):

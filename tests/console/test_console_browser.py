@@ -212,6 +212,7 @@ def test_the_trace_id_is_copied(open_page: Any) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == page.locator("#otel-trace-id").inner_text()
 
 
+@pytest.mark.long
 def test_everything_can_be_read_without_javascript(open_page: Any) -> None:
     page = open_page(TRACES, java_script_enabled=False)
     wait_for_row(page, f"{TRACES}?error=1", "/error/")

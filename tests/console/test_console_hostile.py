@@ -125,6 +125,7 @@ def open_trace(lender: Lender, site: tuple[str, dict[str, str]], signed_in: Any)
     assert complaints == []
 
 
+@pytest.mark.long
 def test_queries_in_a_loop_are_one_row_with_the_line_that_caused_them(open_trace: Any, site: Any) -> None:
     page = open_trace("loop")
     notice = page.locator(".otel-notice-warn").inner_text()

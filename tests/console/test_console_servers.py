@@ -57,6 +57,7 @@ def sign_in(environment):
 
 
 @pytest.mark.parametrize("name", sizes.few(SERVERS, 4))
+@pytest.mark.long
 def test_the_console_holds_under_load(name, tmp_path):
     """Two processes, requests and pages at once: nothing blocks, every trace arrives, the figures are the scrape's."""
     kind, arguments = SERVERS[name]

@@ -266,6 +266,7 @@ def spans_of(shop, name: str) -> int:
 
 @pytest.mark.parametrize("how", ["warm", pytest.param("cold", marks=pytest.mark.long)])
 @pytest.mark.parametrize("task", ["nap", pytest.param("late", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_a_shutdown_loses_nothing(shop, how, task):
     """Each task has ended, or waits in the queue again; a cold shutdown breaks off those that run."""
     total, name = 60, f"orders.{task}"
@@ -362,6 +363,7 @@ def test_a_message_that_waited_over_an_hour_is_linked_to_its_sender(shop):
     assert 3600 < waits["linked"] < 7200 and 1800 <= waits["below"] < 3600 and waits["due"] < 1800
 
 
+@pytest.mark.long
 def test_the_admins_policy_reaches_a_worker_that_runs(shop):
     """Ratio, a rule that names a task, errors and slow tasks; the worker's one process exports in sequence."""
     shop.otel["SAMPLING"] = {"RATIO": 1.0}

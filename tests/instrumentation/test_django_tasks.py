@@ -213,6 +213,7 @@ class DatabaseShop:
         return found
 
 
+@pytest.mark.long
 def test_what_is_rolled_back_was_not_sent_and_what_is_due_later_has_not_waited(database_shop, receiver):
     shop = database_shop
     with shop.web() as server:

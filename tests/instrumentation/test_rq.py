@@ -204,6 +204,7 @@ def test_a_queue_that_refuses_is_a_failed_send(otel_spans, otel_metrics):
 
 
 @pytest.mark.skipif(django.VERSION >= (6, 1), reason="django-rq")
+@pytest.mark.long
 def test_djangos_tasks_on_rq_are_one_trace(tmp_path, receiver):
     pytest.importorskip("django_tasks_rq")
     otel = {

@@ -169,6 +169,7 @@ def test_a_policy_that_runs_out_is_seen_to_end(open_page: Any, site: Site) -> No
     wait_for_text(page.locator(".django-otel-status"), r"50 % of new traces[\s\S]*has run out")
 
 
+@pytest.mark.long
 def test_it_works_without_a_script(open_page: Any, site: Site) -> None:
     """The same form, the same result; what rules match is said once it is saved."""
     page = open_page(has_script=False)
@@ -251,6 +252,7 @@ def test_rows_of_rules_come_and_go(open_page: Any, site: Site) -> None:
     assert said.strip() == "[('', '/c/*', 2099), ('/a/*', '', None)]"
 
 
+@pytest.mark.long
 def test_a_rule_that_others_decide_is_said_to_have_no_effect(open_page: Any) -> None:
     """While it is typed, by its priority."""
     page = open_page()
@@ -266,6 +268,7 @@ def test_a_rule_that_others_decide_is_said_to_have_no_effect(open_page: Any) -> 
     assert "some of its paths" in second.inner_text()
 
 
+@pytest.mark.long
 def test_two_who_save_at_once_do_not_lose_what_the_other_did(open_page: Any, site: Site) -> None:
     """The second is told by whom and what, keeps the form, and may then decide."""
     ada, bob = open_page("ada"), open_page("bob")
@@ -291,6 +294,7 @@ def test_two_who_save_at_once_do_not_lose_what_the_other_did(open_page: Any, sit
     assert site.run("print(SamplingPolicy.objects.get().ratio)").strip() == "0.8"
 
 
+@pytest.mark.long
 def test_who_may_only_look_sees_everything_and_can_send_nothing(open_page: Any, site: Site) -> None:
     """The processes turn for them, too."""
     site.run("SamplingPolicy(ratio=0.3).save(); SamplingRule.objects.create(path='/orders/*', ratio=1)")

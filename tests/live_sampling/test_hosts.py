@@ -227,6 +227,7 @@ def signed_in(url: str) -> requests.Session:
     return session
 
 
+@pytest.mark.long
 def test_the_page_shows_every_process_of_every_host_as_it_turns(postgres_database, tmp_path):
     """Two servers on one PostgreSQL; one shows the processes of both, and both turn to what is saved."""
     database = {"TEST_DATABASE_URL": postgres_database}

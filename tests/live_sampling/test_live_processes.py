@@ -250,6 +250,7 @@ def test_workers_forked_after_import_follow_each_for_itself(on_postgresql):
         wait_for_ratio(server, 0.5, wanted=2)
 
 
+@pytest.mark.long
 def test_every_worker_lets_a_policy_run_out_by_its_own_clock(on_sqlite):
     """The whole server goes back to the settings at that second."""
     code = (
@@ -276,6 +277,7 @@ def test_every_worker_lets_a_policy_run_out_by_its_own_clock(on_sqlite):
         assert before == after
 
 
+@pytest.mark.long
 def test_a_server_without_the_table_says_so_once_and_follows_when_it_is_there(tmp_path):
     """The project was deployed before its migration ran; nobody restarts it afterwards."""
     env = services.server_env(OTEL, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
@@ -369,6 +371,7 @@ def wait_for_levels(server, wanted: dict[str, int], workers: int = WORKERS) -> N
     )
 
 
+@pytest.mark.long
 def test_a_log_level_reaches_all_workers_and_ends_by_itself(on_sqlite):
     """Set by the command in a process of its own; each goes back to what it was, without a query for it."""
     with served(on_sqlite) as server:

@@ -140,6 +140,7 @@ def test_the_lowest_free_slot_is_taken_and_freed_by_sigkill(folder):
         again.close()
 
 
+@pytest.mark.long
 def test_a_joiner_skips_no_free_slot_while_others_probe(folder):
     """Twelve processes that come and go, probed all the time, never take more than twelve slots."""
 
@@ -262,6 +263,7 @@ def test_between_taking_a_slot_and_zeroing_it_the_dead_ones_gauges_are_not_shown
 
 
 @pytest.mark.scaled
+@pytest.mark.long
 def test_hundreds_of_killed_workers_lose_nothing_and_leave_no_more_files_than_the_first(folder):
     count = sizes.scaled(100, 500)
 

@@ -149,7 +149,7 @@ def serve(kind, tmp_path, workers=4, otel=OTEL, **env):
         yield server
 
 
-@pytest.mark.parametrize("kind", sizes.few(["gunicorn-preload", "gunicorn", "gthread", "uvicorn"], 3))
+@pytest.mark.parametrize("kind", sizes.few(["gunicorn-preload", "gunicorn", "gthread", "uvicorn"], 4))
 def test_every_scrape_shows_what_all_workers_have_counted(kind, tmp_path):
     with serve(kind, tmp_path) as server:
         with Load(server) as load:
@@ -166,6 +166,7 @@ def test_every_scrape_shows_what_all_workers_have_counted(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", sizes.few(["gthread", "gunicorn", "gunicorn-preload"], 3))
+@pytest.mark.long
 def test_nothing_is_lost_when_workers_are_killed_under_load(kind, tmp_path):
     with serve(kind, tmp_path) as server:
         with Load(server) as load:
@@ -239,6 +240,7 @@ def test_a_new_master_begins_at_zero_and_two_deployments_do_not_mix(tmp_path):
 
 
 @pytest.mark.parametrize("preload", sizes.few(["--preload", ""], 2))
+@pytest.mark.long
 def test_otlp_over_all_instances_adds_up_to_the_requests_answered(tmp_path, receiver, preload):
     otel = {
         **OTEL,
@@ -308,6 +310,7 @@ def test_exemplars_of_all_workers_are_shown(tmp_path):
     assert re.search(r'_bucket\{[^}]*\} \d+ # \{[^}]*trace_id="[0-9a-f]{32}"', page)
 
 
+@pytest.mark.long
 def test_exemplars_of_a_projects_histogram_are_the_newest_of_all_workers(tmp_path):
     """Each bucket's is that of its last request, whichever worker served it, also after the worker was killed."""
 

@@ -99,6 +99,7 @@ print(json.dumps(sent))
 """
 
 
+@pytest.mark.long
 def test_errors_stay_with_sentry_and_name_the_trace():
     """In a process of its own: Sentry's integrations patch Django, logging and Celery for good."""
     pytest.importorskip("sentry_sdk", reason="needs sentry-sdk")

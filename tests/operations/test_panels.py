@@ -192,6 +192,7 @@ def shop(request, tmp_path) -> Iterator[tuple[dict[str, int], dict[str, str], di
 
 
 @pytest.mark.debian
+@pytest.mark.long
 def test_every_query_shows_data_of_a_real_prometheus(shop, tmp_path):
     """Scraped every half second; asked until there is data behind each query."""
     need("prometheus")

@@ -249,6 +249,7 @@ TOOLS = ("list_traces", "get_trace", "list_errors", "list_slow_routes", "list_n_
 
 
 @pytest.mark.process
+@pytest.mark.long
 def test_official_client_over_stdio(filled):
     """Tools, the read-only hint, calls without arguments, bounds, redaction, and refused arguments."""
     mcp = pytest.importorskip("mcp")

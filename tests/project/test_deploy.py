@@ -32,7 +32,9 @@ def test_the_settings_are_valid_and_check_deploy_finds_nothing():
     assert config.health.ready == ("config", "databases") and config.sampling.ratio < 1
 
 
-@pytest.mark.parametrize("kind", ["gunicorn", pytest.param("uvicorn", marks=pytest.mark.long), "granian", "uwsgi"])
+@pytest.mark.parametrize(
+    "kind", ["gunicorn", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("uvicorn", "granian")), "uwsgi"]
+)
 def test_the_command_starts_a_server_that_is_ready(kind, tmp_path):
     program, *arguments = shlex.split(SNIPPETS[kind])
     if kind == "uwsgi":

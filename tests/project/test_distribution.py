@@ -87,6 +87,7 @@ def built(tmp_path_factory):
     return folder / "source", wheel, sdist
 
 
+@pytest.mark.long
 def test_both_hold_every_file_of_the_package(built):
     source, wheel, sdist = built
     wanted = {

@@ -83,6 +83,7 @@ def test_exports_do_not_stop_requests_while_the_collector_is_slow(receiver):
         assert receiver.requests == []
 
 
+@pytest.mark.long
 def test_streams_of_greenlets_keep_their_contexts_apart(receiver):
     with services.serve("gunicorn-gevent", exporting(receiver), **HARD) as server:
         with ThreadPoolExecutor(20) as pool:
@@ -113,6 +114,7 @@ def test_a_graceful_stop_flushes_what_waits(arguments, receiver):
     assert [span.name for _, span in receiver.spans()] == ["GET /fine/"]
 
 
+@pytest.mark.long
 def test_a_flush_during_an_export_does_not_stop_the_hub(receiver):
     """Preloaded, our locks are the system's; one held over a switch of greenlets would block for ever."""
     receiver.delay_s = 600.0
@@ -131,6 +133,7 @@ def test_a_flush_during_an_export_does_not_stop_the_hub(receiver):
             assert flushed.result()[2] == b'{"done": true}'
 
 
+@pytest.mark.long
 def test_scrapes_during_a_slow_callback_do_not_stop_the_hub():
     """The callback of an observable instrument waits, and other greenlets scrape meanwhile."""
     otel = {"METRICS_VIEW": {"ALLOW": "all"}, "SAMPLING": {"LIVE": False}}

@@ -154,7 +154,7 @@ def task_worker(host: Host):
             pytest.param("gunicorn-gevent", (), marks=pytest.mark.skipif(not has("gevent"), reason="gevent")),
             ("uvicorn", ()),
         ],
-        3,
+        4,
     ),
 )
 def test_a_change_reaches_every_process_of_the_host_within_a_second(host, kind, arguments):
@@ -277,6 +277,7 @@ def test_another_process_leads_when_the_leader_is_killed(host):
                 host.wait_for(2, ratio=0.25)
 
 
+@pytest.mark.long
 def test_the_others_ask_for_themselves_while_the_one_that_asks_is_stopped(host):
     """It keeps its lock, so no other process can lead; when it goes on, nothing it does brings the past back."""
     with host.serve(REFRESH_S=0.5, arguments=("--timeout", "120")):

@@ -70,6 +70,7 @@ def run(mode: str, env: dict[str, str], *arguments: str) -> subprocess.Completed
     return done
 
 
+@pytest.mark.long
 def test_with_shared_memory_alone_nothing_is_missing_but_the_store(project):
     assert "W005" not in run("rw", project, "-m", "django", "check").words
     assert "has put numbers into /dev/shm/django-otel-" in run("rw", project, "-m", "django", "otel", "folder").words
@@ -78,6 +79,7 @@ def test_with_shared_memory_alone_nothing_is_missing_but_the_store(project):
     assert "warning store: traces cannot be kept: " in doctor
 
 
+@pytest.mark.long
 def test_with_shared_memory_alone_workers_share_their_numbers(project, tmp_path):
     port = services.free_port()
     gunicorn = [sys.executable, "-m", "gunicorn", "closed_wsgi:application", "--bind", f"127.0.0.1:{port}"]

@@ -487,6 +487,7 @@ def test_the_scrape_configuration_is_complete():
 
 
 @pytest.mark.debian
+@pytest.mark.long
 def test_a_real_prometheus_scrapes_with_that_configuration_and_answers_the_queries(shop, tmp_path):
     """The README's file with the address, the token's place and the pace of a test."""
     if not shutil.which("prometheus"):
