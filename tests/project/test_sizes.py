@@ -154,12 +154,14 @@ def test_a_command_of_django_runs(tmp_path):
 def test_a_program_is_forked_and_a_child_of_the_tests(tmp_path):
     """With its own group and command line, and what it returns; another one may run beside it."""
     code = (
-        "import os, sys; words = open('/proc/self/cmdline').read().split(chr(0)); "
+        "import os, sys, time; words = open('/proc/self/cmdline').read().split(chr(0))\n"
+        # It is adopted as soon as the process between them has ended.
+        "while os.getppid() != int(os.environ['ADOPTED_BY']): time.sleep(0.01)\n"
         "print(os.getpid(), os.getpgid(0), os.getppid(), *words[1:4], *sys.argv[1:3], os.environ['MINE']); sys.exit(3)"
     )
     command = [sys.executable, "-m", "django", "shell", "--command", code]
     logs = [tmp_path / name for name in ("one", "two")]
-    environments = [services.server_env(MINE=log.name) for log in logs]
+    environments = [services.server_env(MINE=log.name, ADOPTED_BY=str(os.getpid())) for log in logs]
     with (
         services.running(command, environments[0], logs[0]) as one,
         services.running(command, environments[1], logs[1]) as two,
