@@ -191,12 +191,14 @@ class StoreFile:
             raise Unusable(f"{self.path} is not a file of this user's own.")
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        # The tables first: another process makes them and the two numbers in one transaction, so that tables seen here
+        # have their numbers by the next statement, while numbers read first could be those of a file still empty.
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if (application_id, version) == (APPLICATION_ID, SCHEMA_VERSION):
             self._make_private()
             return
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables:
             if application_id != APPLICATION_ID:
                 raise Unusable(f"{self.path} is another application's database; name a file or folder of its own.")

@@ -24,7 +24,7 @@ from django_otel.config.parse import parse
 from django_otel.config.schema import Config
 from django_otel.redaction.scrub import Scrubber
 from django_otel.redaction.sdk_items import scrub_span
-from django_otel.tracestore.file import DAMAGED_SUFFIX, FILE_NAME, candidate_folders, find_file
+from django_otel.tracestore.file import DAMAGED_SUFFIX, FILE_NAME, StoreFile, candidate_folders, find_file
 from django_otel.tracestore.items import StoredLog, StoredProcess, StoredSample, StoredSpans
 from django_otel.tracestore.numbers import MAX_ROUTES, merge, subtract, sum_routes
 from django_otel.tracestore.packing import pack_routes, unpack_route, unpack_routes
@@ -588,13 +588,18 @@ def test_several_processes_write_one_store(tmp_path):
     """Also into the same trace, and when all of them make the file at once."""
     code = WRITER.format(root=str(ROOT), path=str(tmp_path / "store"))
     environment = services.server_env()
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(worker)], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
-        for worker in range(4)
-    ]
-    for process in processes:
-        output, _ = process.communicate(timeout=60)
-        assert (process.returncode, output) == (0, b"")
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", code, str(worker)], cwd=ROOT, env=environment, stdout=subprocess.PIPE
+                )
+            )
+            for worker in range(4)
+        ]
+        for process in processes:
+            output, _ = process.communicate(timeout=60)
+            assert (process.returncode, output) == (0, b"")
     store = TraceStore(find_file(str(tmp_path / "store"), {}, ""), max_traces=10_000, max_bytes=32 << 20)
     with read(store) as reader:
         page = reader.list_traces(TraceFilter(), limit=1000)
@@ -603,6 +608,33 @@ def test_several_processes_write_one_store(tmp_path):
         {number * 10 for number in range(60)} | {w * 1000 + n for w in range(4) for n in range(60)}
     )
     assert len(shared.spans) == 4
+
+
+@pytest.mark.parametrize("statements", range(8))
+def test_a_file_that_another_process_makes_meanwhile_is_ours(tmp_path, monkeypatch, statements):
+    """Between any two of the statements that look at a new file, another one may make its tables."""
+    path = find_file(str(tmp_path / "store"), {}, "")
+    connect = StoreFile._connect
+
+    class Overtaken(sqlite3.Connection):
+        done = 0
+
+        def execute(self, *arguments):
+            if Overtaken.done == statements:
+                with monkeypatch.context() as plain:
+                    plain.setattr(StoreFile, "_connect", connect)
+                    with StoreFile(path).connection():
+                        pass
+            Overtaken.done += 1
+            return super().execute(*arguments)
+
+    def connect_overtaken(self):
+        return sqlite3.connect(self.path, timeout=1, isolation_level=None, factory=Overtaken)
+
+    monkeypatch.setattr(StoreFile, "_connect", connect_overtaken)
+    with StoreFile(path).connection() as connection:
+        assert connection.execute("SELECT count(*) FROM store").fetchone() == (1,)
+    assert Overtaken.done > statements
 
 
 def run(code, **environ):
