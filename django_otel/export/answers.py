@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sized
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from django_otel.base import guard
-from django_otel.export.quiet_addresses import STOCK_LOGGERS
+from django_otel.export.quiet_addresses import find_stock_loggers
 from django_otel.redaction.scrub import Scrubber
 
 if TYPE_CHECKING:
@@ -116,11 +116,7 @@ class Answers:
         def is_logged(record: logging.LogRecord) -> bool:
             return threading.get_ident() != thread or not self.is_too_large
 
-        loggers = [
-            logger
-            for name, logger in list(logging.root.manager.loggerDict.items())
-            if name.startswith(STOCK_LOGGERS) and isinstance(logger, logging.Logger)
-        ]
+        loggers = find_stock_loggers()
         for logger in loggers:
             logger.addFilter(is_logged)
         try:

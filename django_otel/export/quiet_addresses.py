@@ -14,10 +14,18 @@ from django_otel.redaction.scrub import Scrubber
 if TYPE_CHECKING:
     from django_otel.config.schema import Logs, Metrics, Traces
 
-#: The loggers of the stock exporters have names that begin so.
-STOCK_LOGGERS = "opentelemetry.exporter.otlp"
+_STOCK_LOGGERS = "opentelemetry.exporter.otlp"
 #: A shorter value of a header, or password, may be a part of any message.
 _SHORTEST_VALUE = 6
+
+
+def find_stock_loggers() -> list[logging.Logger]:
+    """Return the loggers of OpenTelemetry's OTLP exporters that have been imported."""
+    return [
+        logger
+        for name, logger in list(logging.root.manager.loggerDict.items())
+        if name.startswith(_STOCK_LOGGERS) and isinstance(logger, logging.Logger)
+    ]
 
 
 class _Conceal(logging.Filter):
@@ -57,9 +65,7 @@ def conceal(settings: Traces | Metrics | Logs) -> None:
     secrets = {value for value in settings.headers.values() if len(value) >= _SHORTEST_VALUE}
     if settings.endpoint is not None:
         secrets |= _find_secrets(settings.endpoint)
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if not name.startswith(STOCK_LOGGERS) or not isinstance(logger, logging.Logger):
-            continue
+    for logger in find_stock_loggers():
         found = next((each for each in logger.filters if isinstance(each, _Conceal)), None)
         if found is None:
             found = _Conceal()

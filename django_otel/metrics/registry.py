@@ -9,6 +9,7 @@ one of these is used, never with this module.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -239,8 +240,17 @@ def _merge_processes(collectors: list[object]) -> list[object]:
     from prometheus_client import CollectorRegistry
     from prometheus_client.gc_collector import GCCollector
     from prometheus_client.metrics import MetricWrapperBase
-    from prometheus_client.multiprocess import MultiProcessCollector
     from prometheus_client.process_collector import ProcessCollector
+
+    single = (MetricWrapperBase, ProcessCollector, GCCollector)
+    kept = [collector for collector in collectors if not isinstance(collector, single)]
+    return [_all_processes_class()(CollectorRegistry()), *kept]
+
+
+@functools.cache
+def _all_processes_class() -> Callable[[CollectorRegistry], object]:
+    """Return the class that sums up all processes; made late, for prometheus_client is imported late."""
+    from prometheus_client.multiprocess import MultiProcessCollector
 
     class AllProcesses(MultiProcessCollector):
         @staticmethod
@@ -250,9 +260,7 @@ def _merge_processes(collectors: list[object]) -> list[object]:
             found: Iterable[Metric] = MultiProcessCollector.merge(begun, accumulate)  # type: ignore[no-untyped-call]
             return found
 
-    single = (MetricWrapperBase, ProcessCollector, GCCollector)
-    kept = [collector for collector in collectors if not isinstance(collector, single)]
-    return [AllProcesses(CollectorRegistry()), *kept]  # type: ignore[no-untyped-call]
+    return AllProcesses
 
 
 def _has_content(path: str) -> bool:

@@ -99,7 +99,7 @@ def _redact_unknown(segment: str, before: str) -> str:
         return REDACTED
     stem, dot, extension = segment.rpartition(".")
     if dot and len(stem) >= _SHORTEST_STEM and is_mixed(stem) and _FILE.match(segment):
-        # A private file under a name that nobody can guess.
+        # A private file under a name that cannot be guessed.
         return f"{REDACTED}.{extension}"
     return segment
 

@@ -11,7 +11,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from tests import services, sizes
+from tests import services
 from tests.pages import parse_text
 
 DASHBOARD, TRACES = "/admin/django_otel/dashboard/", "/admin/django_otel/trace/"
@@ -56,7 +56,7 @@ def sign_in(environment):
     return {"sessionid": done.stdout.strip()}
 
 
-@pytest.mark.parametrize("name", sizes.few(SERVERS, 4))
+@pytest.mark.parametrize("name", SERVERS)
 @pytest.mark.long
 def test_the_console_holds_under_load(name, tmp_path):
     """Two processes, requests and pages at once: nothing blocks, every trace arrives, the figures are the scrape's."""

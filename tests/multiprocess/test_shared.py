@@ -262,10 +262,9 @@ def test_between_taking_a_slot_and_zeroing_it_the_dead_ones_gauges_are_not_shown
     lease.close()
 
 
-@pytest.mark.scaled
 @pytest.mark.long
 def test_hundreds_of_killed_workers_lose_nothing_and_leave_no_more_files_than_the_first(folder):
-    count = sizes.scaled(100, 500)
+    count = 500
 
     def work():
         store = join(folder)

@@ -182,7 +182,7 @@ def test_every_scrape_shows_what_all_workers_have_counted(kind, tmp_path):
         assert sum(name == "target_info" for name, _ in samples) == 1
 
 
-@pytest.mark.parametrize("kind", sizes.few(["gthread", "gunicorn", "gunicorn-preload"], 3))
+@pytest.mark.parametrize("kind", ["gthread", "gunicorn", "gunicorn-preload"])
 @pytest.mark.long
 def test_nothing_is_lost_when_workers_are_killed_under_load(kind, tmp_path):
     with serve(kind, tmp_path) as server:
@@ -256,7 +256,7 @@ def test_a_new_master_begins_at_zero_and_two_deployments_do_not_mix(tmp_path):
         assert requests_counted(again) == 1
 
 
-@pytest.mark.parametrize("preload", sizes.few(["--preload", ""], 2))
+@pytest.mark.parametrize("preload", ["--preload", ""])
 @pytest.mark.long
 def test_otlp_over_all_instances_adds_up_to_the_requests_answered(tmp_path, receiver, preload):
     otel = {
