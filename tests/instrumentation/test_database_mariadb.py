@@ -18,7 +18,7 @@ def mariadb_socket(tmp_path_factory):
     """The socket of a MariaDB server with an empty database "shop"."""
     pytest.importorskip("pymysql")
     if shutil.which("mariadbd") is None:
-        services.missing("MariaDB cannot be started. Run: apt install mariadb-server")
+        services.missing("MariaDB is not installed. Run: apt-get install mariadb-server")
     folder = tmp_path_factory.mktemp("mariadb")
     # The server runs as root only when it is named.
     user = ["--user=root"] if os.geteuid() == 0 else []
