@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import time
 import types
 
 import hypothesis
@@ -176,6 +177,18 @@ def contained_faults():
     from django_otel.base import guard
 
     guard.reset()
+
+
+@pytest.fixture
+def pass_time(monkeypatch):
+    """Return a function that moves the wall clock of this process on by so many seconds, for what ends by it."""
+    passed_s, now = [0.0], time.time
+    monkeypatch.setattr(time, "time", lambda: now() + passed_s[0])
+
+    def move_on(seconds: float) -> None:
+        passed_s[0] += seconds
+
+    return move_on
 
 
 @pytest.fixture(scope="session")

@@ -262,7 +262,7 @@ def test_an_end_can_be_chosen_as_a_duration():
     before_s = time.time()
     save(client, ADD, ratio="1", lasts="15m")
     policy = SamplingPolicy.objects.get()
-    assert policy.expires_at.timestamp() == pytest.approx(before_s + 900, abs=5)
+    assert before_s + 899 <= policy.expires_at.timestamp() <= time.time() + 900
     page = client.get(ROW)
     assert re.search(r"Until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+ \(in 1[45] min", text(page))
     assert re.search(r'<input[^>]*name="lasts" value=""[^>]*checked', page.content.decode())
@@ -310,13 +310,14 @@ def rules(*rows: dict[str, str], initial: int = 0) -> dict[str, str]:
 def test_rules_are_added_changed_and_removed_with_the_policy():
     """In one form, as one change, told in the history with what was and what is."""
     client = login(is_superuser=True)
+    before_s = time.time()
     save(
         client, ADD, ratio="0.1",
         **rules({"path": "/checkout/*", "lasts": "15m", "note": "incident 7"}, {"route": "orders/", "method": "POST"}),
     )  # fmt: skip
     first, second = SamplingRule.objects.order_by("pk")
     assert (first.path, first.ratio, first.note) == ("/checkout/*", 1.0, "incident 7")
-    assert first.expires_at.timestamp() == pytest.approx(time.time() + 900, abs=5)
+    assert before_s + 899 <= first.expires_at.timestamp() <= time.time() + 900
     assert (second.route, second.method) == ("/orders/", "POST")
     assert SamplingPolicy.objects.get().version == 1
 
@@ -693,7 +694,7 @@ def test_a_broken_urlconf_does_not_break_the_page(monkeypatch):
 
 
 @pytest.mark.heavy
-def test_the_page_says_what_is_in_force_and_why():
+def test_the_page_says_what_is_in_force_and_why(pass_time):
     """Settings, then the policy, then the policy off, then run out."""
     client = login(is_superuser=True)
     assert "100 % of new traces are recorded" in text(client.get(ADD))
@@ -710,10 +711,10 @@ def test_the_page_says_what_is_in_force_and_why():
     assert "The policy on this page is not enabled." in text(client.get(ROW))
 
     policy = SamplingPolicy.objects.get()
-    policy.enabled, policy.expires_at = True, timezone.now() + datetime.timedelta(seconds=0.05)
+    policy.enabled, policy.expires_at = True, timezone.now() + datetime.timedelta(hours=1)
     policy.save()
     assert runtime.current().sampler.live is not None
-    time.sleep(0.1)
+    pass_time(3601)
     page = text(client.get(ROW))
     assert "100 % of new traces are recorded" in page
     assert "The policy on this page has run out." in page
