@@ -44,8 +44,8 @@ class span(Scope):  # noqa: N801 (used like a function)
     not current in the consumer between items. Attribute names with dots:
     `span("checkout", **{"cart.items": 3})`. The OpenTelemetry span is yielded.
 
-    An exception is recorded, sets the status ERROR and goes on. Cancellation
-    and other exceptions that are no `Exception` end the span and are no error.
+    An exception is recorded, sets the status ERROR and propagates. Cancellation
+    and other exceptions that are not an `Exception` end the span without an error.
 
     Errors: `TypeError` for `@span` without a name.
     """
@@ -374,7 +374,7 @@ def histogram(name: str, unit: str = "", description: str = "", bounds: tuple[fl
 
     `bounds` are upper and ascending; `OTEL["METRICS"]["BUCKETS"]` overrides them.
 
-    Errors: as `counter`, and for bounds that are no ascending numbers.
+    Errors: as `counter`, and for bounds that are not ascending numbers.
     """
     from django_otel import runtime
     from django_otel.metrics.bounds import read_bounds

@@ -21,7 +21,7 @@ def validate_logger(value: str) -> None:
         log_levels.logger_name(value)
     except ValueError:
         raise ValidationError(
-            gettext("A logger's name has at most %(most)s characters, and none that cannot be printed."),
+            gettext("A logger's name has at most %(most)s characters, all of them printable."),
             code="logger",
             params={"most": log_levels.MAX_LOGGER_NAME},
         ) from None
@@ -31,7 +31,7 @@ def validate_level(value: str) -> None:
     """Refuse a level that logging does not have."""
     if log_levels.level_number(value) is None:
         raise ValidationError(
-            gettext("%(level)s is no log level; there are %(levels)s."),
+            gettext("%(level)s is not a log level; expected one of %(levels)s."),
             code="level",
             params={"level": repr(value), "levels": ", ".join(log_levels.level_names())},
         )
@@ -110,8 +110,8 @@ def save_in_place(using: str, row: LogLevel) -> None:
 def describe_most() -> str:
     """Return why no further level can be set."""
     message = ngettext(
-        "%(most)d log level is set, which is the most. End it first.",
-        "%(most)d log levels are set, which is the most. End one of them first.",
+        "%(most)d log level is set, which is the maximum. End it first.",
+        "%(most)d log levels are set, which is the maximum. End one of them first.",
         log_levels.MAX_LEVELS,
     )
     return message % {"most": log_levels.MAX_LEVELS}
@@ -121,6 +121,6 @@ def _notice(*, using: str, **_: object) -> None:
     signals.log_levels_changed.send_robust(sender=LogLevel, using=using)
 
 
-# Signals rather than the methods: they also tell of fixtures and of QuerySet.delete().
+# Signals rather than the methods: they also cover fixtures and QuerySet.delete().
 post_save.connect(_notice, sender=LogLevel, dispatch_uid="django_otel.models.saved.LogLevel")
 post_delete.connect(_notice, sender=LogLevel, dispatch_uid="django_otel.models.deleted.LogLevel")

@@ -478,7 +478,7 @@ def _stop_export() -> None:
 
 
 def _wrap_basic_config() -> None:
-    """Keep `logging.basicConfig` working: it does nothing when the root logger has a handler, and ours is no reason."""
+    """Keep `logging.basicConfig` working, which does nothing when the root logger has a handler: ours is set aside."""
     if _state.basic_config is not None and logging.basicConfig is _state.basic_config:
         return
     original = logging.basicConfig

@@ -32,7 +32,7 @@ HIGHEST_PRIORITY = 10_000
 
 
 def validate_ratio(value: float) -> None:
-    """Refuse what is no share from 0.0 to 1.0, and say how a percentage is written."""
+    """Refuse a ratio outside 0.0 to 1.0, and say how a percentage is written."""
     # Written so that NaN is refused, too.
     if 0.0 <= value <= 1.0:
         return
@@ -47,7 +47,7 @@ def validate_ratio(value: float) -> None:
 
 
 def validate_max_per_second(value: float) -> None:
-    """Refuse what is no limit; 0 would read as "no limit" to one and as "nothing" to another."""
+    """Refuse a limit that is not above 0; 0 would read as "no limit" to one and as "nothing" to another."""
     if not 0.0 < value <= HIGHEST_PER_SECOND:
         raise ValidationError(
             gettext(
@@ -60,7 +60,7 @@ def validate_max_per_second(value: float) -> None:
 
 
 def validate_keep_slow_s(value: float) -> None:
-    """Refuse what is no duration of a request, in seconds."""
+    """Refuse a duration of a request that is not above 0 seconds, or too long."""
     if not 0.0 < value <= LONGEST_SLOW_S:
         raise ValidationError(
             gettext(
@@ -500,7 +500,7 @@ def _notice(using: str) -> None:
     signals.sampling_changed.send_robust(sender=SamplingPolicy, using=using)
 
 
-# Signals rather than the methods: they also tell of fixtures and of QuerySet.delete().
+# Signals rather than the methods: they also cover fixtures and QuerySet.delete().
 for _model in (SamplingPolicy, SamplingRule):
     post_save.connect(_on_saved, sender=_model, dispatch_uid=f"django_otel.models.saved.{_model.__name__}")
     pre_delete.connect(_on_delete, sender=_model, dispatch_uid=f"django_otel.models.deleted.{_model.__name__}")
@@ -511,7 +511,7 @@ for _model in (SamplingPolicy, SamplingRule):
 
 @record
 class PolicyRow:
-    """The policy as the database has it; the values are not checked."""
+    """The policy as it is stored in the database; the values are not checked."""
 
     enabled: bool
     ratio: float
@@ -524,7 +524,7 @@ class PolicyRow:
 
 @record
 class RuleRow:
-    """A rule as the database has it; the values are not checked."""
+    """A rule as it is stored in the database; the values are not checked."""
 
     id: int
     path: str

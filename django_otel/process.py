@@ -363,7 +363,7 @@ class Membership:
         """Replace our locks if gevent has patched `threading` since (gunicorn's --preload with gevent workers).
 
         All greenlets share one thread: a lock of the system's that is held over a
-        switch, say during an export, would stop them all for ever.
+        switch, say during an export, would block them all.
         """
         if threading.Lock is self._lock_type:
             return

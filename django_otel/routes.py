@@ -40,7 +40,7 @@ def _build(route: str) -> str:
     if _LOOKS_LIKE_REGEX.search(route):
         pattern = route
         with guard.contained("the parts of a route"):
-            # `path("things(new)/")` is no regular expression, and the route does not say where it is from.
+            # `path("things(new)/")` is not a regular expression, and the route does not say where it is from.
             pattern = _find_pattern(route)
         text = _Simplifier(pattern).simplify()
     if text is None:
@@ -94,7 +94,7 @@ class _Simplifier:
         self._position = 0
 
     def simplify(self) -> str | None:
-        """Return the template; None for what is no regular expression, as its groups are not closed."""
+        """Return the template; None for an invalid regular expression, whose groups are not closed."""
         text = self._read_sequence()
         return text if text is not None and self._position == len(self._pattern) else None
 

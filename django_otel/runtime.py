@@ -285,7 +285,7 @@ def current() -> Runtime:
 
 
 def tracer() -> trace.Tracer:
-    """The tracer for our own spans, as the settings have it now. Ask each time."""
+    """Return the tracer for our own spans, by the settings in force; ask each time."""
     return _current.traces.tracer
 
 

@@ -63,7 +63,7 @@ OTEL = {
   metrics stay ours. `REQUEST.EXCLUDE` is handed over to it.
 - What they record is put right before it leaves: SQL without literals (`DATABASE.STATEMENT`), no query string unless
   `REQUEST.QUERY`, no documents found by a Redis search, short names for Redis pipelines. Arguments of statements stay
-  out unless the instrumentor is told `capture_parameters`.
+  out unless the instrumentor has the argument `capture_parameters`.
 - `PROPAGATION.OUTBOUND_HOSTS` is kept for requests, httpx, urllib3, urllib and aiohttp-client, redirects included. A
   pattern is a glob on the host (`*.internal`), with `:port` on both (`pay.internal:8443`). Instrumentors of other
   clients (message queues, gRPC, cloud SDKs) send their headers as they like.

@@ -110,8 +110,8 @@ class ForkGate:
         self._users = self._forks = 0
 
 
-#: A module that a thread is importing while another one forks stays locked in the child: who imports it there waits for
-#: ever. So our threads do this inside `importing.using()`.
+#: A module that a thread is importing while another one forks stays locked in the child: an import of it there never
+#: returns. So our threads do this inside `importing.using()`.
 importing = ForkGate(patience_s=5.0)
 
 _NAMES = {name for name, _ in ORDER}

@@ -35,7 +35,7 @@ def level_names() -> list[str]:
 
 
 def level_number(name: str) -> int | None:
-    """Return the number of a level; None for a name that is none here. NOTSET is no level to set."""
+    """Return the number of a level; None for an unknown name. NOTSET cannot be set."""
     return logging.getLevelNamesMapping().get(name) or None
 
 

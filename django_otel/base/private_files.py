@@ -20,7 +20,10 @@ def check_folder(path: Path) -> None:
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise Unusable(
-            Sentence(gettext_noop("%(path)s is a link or no folder; expected a folder of this user's own."), path=path)
+            Sentence(
+                gettext_noop("%(path)s is a link or not a folder; expected a folder that belongs to this user."),
+                path=path,
+            )
         )
     if status.st_uid != os.geteuid():
         text = gettext_noop("%(path)s belongs to user %(user)s; expected user %(own)s.")
@@ -47,7 +50,7 @@ def create_folder(path: Path) -> None:
 
 
 def open_file(path: Path, flags: int) -> int:
-    """Open a regular file of our own, never through a link. Errors: `OSError`, `Unusable` for what is no such file."""
+    """Open a regular file of our own, never through a link. Errors: `OSError`, `Unusable` for anything else."""
     try:
         # Not blocking: a pipe of that name would be waited for.
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)

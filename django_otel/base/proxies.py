@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-#: More proxies inside each other than this are no honest mistake.
+#: Deeper nesting of proxies than this is taken for a loop.
 _MAX_DEPTH = 10
 
 

@@ -24,7 +24,7 @@ What counts as an event:
   nothing is ever queried.
 - `deleted`: a deletion through Django's Collector. Only this key connects the
   delete signals, because with them Django loads what it deletes.
-- A save that fails is no event. Its span, which already has the SQL inside it,
+- A save that fails is not an event. Its span, which already has the SQL inside it,
   is exported as "save shop.Order" with the error and without `business.event`.
 - Fixtures (`raw` saves) make no events; `bulk_create`, `bulk_update`,
   `QuerySet.update` send no signals: see `bulk`.
@@ -128,7 +128,7 @@ def register(*targets: type[models.Model] | str) -> Callable[[E], E]:
     May run before the models are ready; whether fields exist is checked later
     and reported by the system checks.
 
-    Errors: `ImproperlyConfigured` if a target is no model, or what is decorated no `ModelEvents` class.
+    Errors: `ImproperlyConfigured` if a target is not a model, or the decorated object not a `ModelEvents` class.
     """
     for target in targets:
         if isinstance(target, str) and target.count(".") == 1:
@@ -362,7 +362,7 @@ def _find_column(
                 return candidate
     names = [candidate.name for candidate in cls._meta.concrete_fields]
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
-    message = f"{_name(registration, key)} names {name!r}, which is no column of {cls._meta.label}."
+    message = f"{_name(registration, key)} names {name!r}, which is not a column of {cls._meta.label}."
     hint = f"Did you mean {near[0]!r}?" if near else "Its columns are " + ", ".join(names) + "."
     found.append(Problem("django_otel.E001" if key == "transitions" else "django_otel.E002", message, hint))
     return None
@@ -551,7 +551,7 @@ def bulk(
     `count` on the counter; both follow the transaction that is open on `using`
     (default: where `model` is written to). `model` need not be registered.
 
-    A count of 0 is no event. Any other wrong argument is logged once; nothing is raised.
+    A count of 0 records nothing. Any other wrong argument is logged once; nothing is raised.
     """
     config = runtime.current().config
     if config is not None and not config.enabled:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
             """Finish our own part. Called at once, also while Django is between two states: no query, no user code."""
 
         def deliver(self, outcome: str) -> None:
-            """Tell the application. Called when the connection can be used again."""
+            """Notify the application. Called when the connection can be used again."""
 
 
 class Unit:

@@ -148,7 +148,7 @@ class _Reader:
         pairs, bad = key_values(raw)
         if bad:
             # The specification has the whole value discarded.
-            self._refuse(variable, raw, "one of its entries is no name=value pair.")
+            self._refuse(variable, raw, "one of its entries is not a name=value pair.")
             return
         for attribute, dotted in (
             ("service.name", "SERVICE_NAME"),

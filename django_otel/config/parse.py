@@ -24,7 +24,7 @@ def parse(
     Reads nothing else but whether the files exist that variables name; imports nothing of the project's.
     `is_propagator(name)` says whether a propagation format that the environment names is installed.
     Errors: `ConfigError` with every problem at once. A faulty environment
-    variable is no error but ignored with an entry in `warnings`
+    variable is not an error: it is ignored, with an entry in `warnings`
     (OpenTelemetry specification, "Parsing environment variables").
     """
     problems: list[Problem] = []

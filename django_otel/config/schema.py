@@ -6,7 +6,7 @@ that validation, `manage.py otel config` and the documentation read one table.
 
 Precedence, highest first: environment variables of the OpenTelemetry
 specification, `settings.OTEL`, the default. (The admin's sampling policy stands
-above both; it is no configuration, see `sampling.sampler`.)
+above both; it is not configuration, see `sampling.sampler`.)
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Limits:
 @record
 class LogLimits:
     attributes: int = key(128, whole(0), "Maximum number of attributes of a log record.")
-    attribute_length: int | None = key(None, optional(whole(0)), "Maximum length of an attribute; None is no limit.")
+    attribute_length: int | None = key(None, optional(whole(0)), "Maximum length of an attribute; None means no limit.")
 
 
 _INSECURE = (
@@ -275,7 +275,7 @@ class Sampling:
     max_per_second: float | None = key(
         None,
         optional(number(0, exclusive=True)),
-        "Maximum number of traces recorded per second, over all processes of the server; None is no limit.",
+        "Maximum number of traces recorded per second, over all processes of the server; None means no limit.",
     )
     keep_errors: bool = key(
         False,
@@ -526,7 +526,7 @@ class Config:
     sources: Mapping[str, str] = field(default_factory=dict, metadata={"internal": True})
     #: Environment variables that were ignored, and why (the specification wants a warning, not an error).
     warnings: tuple[str, ...] = field(default=(), metadata={"internal": True})
-    #: Variables of the system that are no settings: where run-time folders are, whether the reloader runs.
+    #: Variables of the system that are not settings: where run-time folders are, whether the reloader runs.
     surroundings: Mapping[str, str] = field(default_factory=dict, metadata={"internal": True})
 
     def flat(self) -> dict[str, object]:

@@ -74,7 +74,7 @@ def _show_text(value: str) -> str:
 _HEADER_NAME = lazy_pattern(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
-class Misfit(Exception):  # noqa: N818 (a value that does not fit is no fault of the program)
+class Misfit(Exception):  # noqa: N818 (a value that does not fit is not a fault of the program)
     """A value does not fit its rule. `expected` completes the sentence "expected ..."."""
 
     def __init__(self, expected: str, hint: str = "", problem_id: str = "django_otel.E002") -> None:
@@ -321,7 +321,7 @@ def metric_attributes(value: object) -> Mapping[str, int]:
     seen: set[str] = set()
     for name, limit in value.items():
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
-            raise Misfit(expected, f"{show(name)} is no name of an attribute, such as 'shop.tenant'.")
+            raise Misfit(expected, f"{show(name)} is not the name of an attribute, such as 'shop.tenant'.")
         label = re.sub(r"[^A-Za-z0-9]+", "_", name)
         if label in _OWN_LABELS:
             raise Misfit(expected, f"{name!r} is an attribute of the request metrics already. Choose another name.")

@@ -63,7 +63,7 @@ def milliseconds(value: str) -> float:
 
 
 def timeout(value: str) -> float:
-    """Seconds, from a whole number of milliseconds; 0 is no limit (OpenTelemetry specification, "Timeout")."""
+    """Seconds, from a whole number of milliseconds; 0 means no limit (OpenTelemetry specification, "Timeout")."""
     return min(count(value) / 1000, MOST) or MOST
 
 
@@ -126,7 +126,7 @@ def _log_level(value: str) -> str:
 
 
 def key_values(value: str) -> tuple[dict[str, str], int]:
-    """The pairs of `a=1,b=2`, percent-encoded, and how many entries are no pairs.
+    """The pairs of `a=1,b=2`, percent-encoded, and how many entries are not pairs.
 
     Source: OpenTelemetry, "Specifying headers via environment variables" (W3C Baggage without properties).
     """

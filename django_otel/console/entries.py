@@ -36,7 +36,7 @@ class Page:
 
 
 class ConsoleAdmin(_ModelAdmin):
-    """A page that is no list of rows: it can be looked at, nothing else."""
+    """A page that is not a list of rows: it can only be viewed."""
 
     page_title: Any = ""
     pages: Sequence[Page] = ()

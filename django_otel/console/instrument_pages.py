@@ -164,7 +164,7 @@ _Drawn = tuple[str, svg.Chart, tuple[str, str], list[tuple[str, str]]]
 def _draw_numbers(family: Family, points: Sequence[Point]) -> _Drawn:
     show = _format_of(family.unit)
     numbers = [(_name(point), float(point.value)) for point in points if isinstance(point.value, int | float)]
-    # One that is no number compares with none.
+    # NaN compares with no number.
     numbers.sort(key=lambda item: -abs(item[1]) if math.isfinite(item[1]) else 0.0)
     drawn = numbers[:MAX_SERIES]
     rows = [(name, show(value)) for name, value in drawn]
@@ -232,7 +232,7 @@ def _format_of(unit: str) -> Callable[[float], str]:
 
 
 def _show_seconds(value: float) -> str:
-    # A moment (Unix time) is no duration.
+    # A moment (Unix time) is not a duration.
     return text.seconds(value) if 0 <= value < 1e9 else _show_number(value)
 
 

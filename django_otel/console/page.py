@@ -148,7 +148,7 @@ def store_errors() -> Iterator[None]:
 
 
 def trace_addresses(site: str) -> Callable[[str], str]:
-    """Return a function that gives the address of a trace; "" for what is no id of one, or without that page."""
+    """Return a function that gives the address of a trace; "" for an invalid id, or without that page."""
     address = _addresses_like(f"{site}:django_otel_trace_detail", _SOME_TRACE)
     return lambda trace_id: address(trace_id) if TRACE_ID.fullmatch(trace_id) else ""
 

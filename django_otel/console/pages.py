@@ -55,7 +55,7 @@ _STATUS = re.compile(r"[1-5]xx|[1-5][0-9][0-9]")
 _FILTER_NAMES = (
     "q", "route", "status", "min_ms", "error", "event", "trace", "service", "release", "user", "since", "until", "sort",
 )  # fmt: skip
-#: Longer durations are no filter (ten days).
+#: Longest duration that the filter accepts, in milliseconds (ten days).
 _MAX_MS = 864_000_000
 #: What is offered as a minimum, in milliseconds.
 DURATIONS_MS = (5, 10, 50, 100, 250, 500, 1000, 5000)
@@ -271,7 +271,7 @@ def trace(
         if _pin(request, console, trace_id):
             return HttpResponseRedirect(request.path)
         context["pin_problem"] = (
-            gettext("This trace cannot be pinned: %(count)s pinned traces are the most.")
+            gettext("This trace cannot be pinned: at most %(count)s traces can be pinned.")
             % {"count": console.store().bounds.max_pinned}
             + " "
             + gettext("Unpin another one first.")

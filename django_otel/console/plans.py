@@ -74,7 +74,7 @@ def number_placeholders(statement: str) -> str:
 
 
 def _only_reading() -> str:
-    return gettext("Plans are shown of statements that only read (SELECT, VALUES, TABLE).")
+    return gettext("Plans are shown for statements that only read (SELECT, VALUES, TABLE).")
 
 
 class _Numbering:
@@ -121,7 +121,7 @@ class _Numbering:
         for index, kind in enumerate(self._kinds):
             piece = self._tokens[index].upper()
             if kind in ("special", "stop", "string") or piece == ";":
-                raise NotExplained(gettext("This is no single statement that can be read to its end."))
+                raise NotExplained(gettext("This is not a single, complete statement."))
             is_locking = piece == "UPDATE" and self._before(index) in ("FOR", "KEY")
             if kind == "word" and piece in _WRITING and not is_locking and self._before(index) != ".":
                 raise NotExplained(_only_reading())

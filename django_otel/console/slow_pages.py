@@ -53,7 +53,7 @@ _NAMES: dict[str, Promise] = {
     SAME: gettext_lazy("as before"),
     MENDED: gettext_lazy("fails less"),
     FASTER: gettext_lazy("faster"),
-    GONE: gettext_lazy("no requests any more"),
+    GONE: gettext_lazy("no more requests"),
 }
 _LEVELS = {BROKEN: "bad", SLOWER: "warn", MENDED: "good", FASTER: "good"}
 _Release = tuple[str, str, float]

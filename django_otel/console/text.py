@@ -78,7 +78,7 @@ def count(value: float) -> str:
         return localized(f"{value / 1_000_000:.1f} M")
     if value != int(value):
         return _digits(value)
-    # A thin space: it does not break and is no decimal point anywhere.
+    # A thin space: it does not break and is not a decimal point anywhere.
     return f"{int(value):,}".replace(",", "\u202f")
 
 

@@ -88,7 +88,7 @@ def _read_file(given: UploadedFile[bytes] | None) -> tuple[Received | None, str]
             keeps_statements=runtime.current().config.database.statement != "off",
         )
     except (ValueError, RecursionError):
-        return None, gettext("The file is no trace in OTLP/JSON: an object with resourceSpans.")
+        return None, gettext("The file is not a trace in OTLP/JSON; expected an object with resourceSpans.")
     if not received.items:
         return None, gettext("The file holds no span with a trace id and a span id.")
     if sum(getattr(item, "spans", 0) for item in received.items) > MAX_IMPORT_SPANS:

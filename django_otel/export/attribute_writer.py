@@ -14,7 +14,7 @@ from django_otel.tracing.attributes import SharedAttributes
 if TYPE_CHECKING:
     from django_otel.redaction.scrub import Scrubber
 
-#: Longer texts are encoded each time: they are seldom repeated.
+#: Longer texts are encoded each time: they are rarely repeated.
 MAX_CACHED_LENGTH = 512
 #: Bytes that an encoder remembers before it starts from empty tables (estimated, with the dict entries).
 MAX_CACHE_BYTES = 4 * 2**20

@@ -214,7 +214,7 @@ class SpanEncoder:
         except struct.error:
             # None, which is 0, or no time.
             times = _TIMES.pack(b"\x39", to_whole(start_ns), b"\x41", to_whole(end_ns))
-        # In the order of the fields' numbers, as parsers have it quickest.
+        # In the order of the fields' numbers, which parsers read fastest.
         fields = [
             self._trace_head,
             span_id.to_bytes(8, "big"),

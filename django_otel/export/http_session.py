@@ -145,7 +145,7 @@ def _judge(response: requests.Response, body: bytes, answers: Answers) -> None:
         answers.refuse_redirect(status, _find_place(response.headers.get("Location") or ""))
         raise requests.exceptions.TooManyRedirects(f"the receiver answered {status}, and redirects are not followed")
     elif status < 200:
-        raise requests.exceptions.RequestException(f"the receiver answered {status}, which is no final answer")
+        raise requests.exceptions.RequestException(f"the receiver answered {status}, which is not a final answer")
 
 
 def _find_place(url: str) -> str:

@@ -114,7 +114,7 @@ class SwitchProcessor(EndingForwarder, Distributor, Taker):
                 part.withdraw(root)
 
     def discard(self, span: ReadableSpan) -> None:
-        """Tell a project's own processors of the end of a span that is not kept; they have seen it begin."""
+        """Report the end of a span that is not kept to the project's own processors, which have seen it begin."""
         for part in self._projects:
             part.on_end(to_readable(span))
 

@@ -115,7 +115,7 @@ def to_whole(number: Any) -> int:
 def to_utf8(text: Any) -> bytes:
     """Return the bytes of a text where one must stand; half a surrogate pair becomes `?`.
 
-    Errors: `TypeError` when it is no text.
+    Errors: `TypeError` when it is not a string.
     """
     if isinstance(text, str):
         try:

@@ -341,7 +341,7 @@ def _replaced(connection: BaseDatabaseWrapper, name: str, method: Callable[..., 
 
 
 class _QueryRefusedError(Exception):
-    """A query that is no business of the project's."""
+    """A query that the project cannot change."""
 
 
 # --- From which queryset. ---

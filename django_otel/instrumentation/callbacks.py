@@ -15,7 +15,7 @@ def own_connections() -> Iterator[None]:
     """Close the connections that callbacks open, and those that they find lost.
 
     A background thread sees no end of a request: its connection would stay open
-    for ever, hold the only place of a pool, and fail for ever once it was lost.
+    indefinitely, hold the only connection of a pool, and keep failing once it was lost.
     A connection that a request has open already is left to it.
     """
     open_before: dict[str, bool] = {}

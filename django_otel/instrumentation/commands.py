@@ -37,7 +37,7 @@ _ENDLESS = frozenset({
 _OTHER = "_other"
 #: Where `load_command_class` leaves the name under which a command was found.
 _NAME = "_django_otel_command"
-#: Shorter values are no secrets and would cut words of a message in two.
+#: Shorter values are not secrets, and would cut words of a message in two.
 _SHORTEST_ARGUMENT = 4
 #: Options of every command; their values are numbers and paths of the project.
 _COMMON_OPTIONS = frozenset({"settings", "pythonpath", "verbosity", "traceback"})

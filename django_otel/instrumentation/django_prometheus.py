@@ -65,7 +65,7 @@ class StatementCounter:
         self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Mapping[str, Any]
     ) -> Any:
         """Run the statement, and count it."""
-        # What this package asks the database itself is no statement of the project.
+        # Queries of this package itself are not statements of the project.
         # Nor is SQLite's BEGIN counted there, which other databases do not have.
         if not _state.is_on or get_value(SUPPRESS_INSTRUMENTATION_KEY) or _is_begin(sql):
             return execute(sql, params, many, context)

@@ -67,7 +67,7 @@ class DriverCall:
         return self
 
     def pause(self) -> None:
-        """The project's code runs, which is no time of the database in the request's budget."""
+        """The project's code runs: its time is not the database's in the request's budget."""
         layers.leave(self._opened, layers.DATABASE)
         self._opened = None
 

@@ -52,7 +52,7 @@ class State:
     """Outcome of one name in `OTEL["INSTRUMENT"]`.
 
     `is_complaint` is true when the project listed the name itself and cannot
-    have it; a default whose library is absent is no complaint.
+    have it; a default whose library is absent is not reported.
     """
 
     name: str
@@ -269,7 +269,7 @@ def _stop_waiting_for(name: str, *, by_instrumentor: bool = False) -> None:
     # Ours to import from here on.
     import_hooks.forget(_module_of(name))
     # The importing thread holds the library's import lock. Who holds our lock may be waiting for that one, so we do
-    # not wait for ever; without the lock the worst is that a change of the settings at this moment is not seen.
+    # not wait indefinitely; without the lock the worst is that a change of the settings at this moment is not seen.
     is_locked = _lock.acquire(timeout=_LOCK_WAIT_S)
     try:
         wanted = _waiting.pop(name, None)

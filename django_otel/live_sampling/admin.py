@@ -100,7 +100,7 @@ class SamplingPolicyAdmin(PolicyPages):
     ) -> HttpResponse:
         if self._row_exists():
             if request.method == "POST":
-                self._say_somebody_was_first(request)
+                self._warn_of_another_user(request)
             return HttpResponseRedirect(self._row_url())
         return super().add_view(request, form_url, extra_context)
 
@@ -130,7 +130,7 @@ class SamplingPolicyAdmin(PolicyPages):
                 # The form's own checks have passed, so another user created the row in the meantime.
                 if not self._row_exists():
                     raise
-                self._say_somebody_was_first(request)
+                self._warn_of_another_user(request)
                 return HttpResponseRedirect(self._row_url())
 
     def get_formset_kwargs(
@@ -187,11 +187,12 @@ class SamplingPolicyAdmin(PolicyPages):
     def _row_url(self) -> str:
         return self.url("change", SamplingPolicy.ONLY_ID)
 
-    def _say_somebody_was_first(self, request: HttpRequest) -> None:
+    def _warn_of_another_user(self, request: HttpRequest) -> None:
         self.message_user(
             request,
             gettext(
-                "Not saved: another user has made the sampling policy meanwhile. This is theirs; change it if need be."
+                "Not saved: another user has created the sampling policy meanwhile. The form now shows theirs; "
+                "change it if you need to."
             ),
             messages.WARNING,
         )

@@ -115,7 +115,7 @@ class SamplingPolicyForm(_EndingForm):
         if "lasts" in self.fields:
             self.fields["lasts"].widget = forms.RadioSelect(choices=_ENDS)
         if "expires_at" in self.fields:
-            # The admin's words beside them are no labels.
+            # The admin's words beside them are not labels.
             for part, name in zip(
                 self.fields["expires_at"].widget.widgets, (gettext("Until, date"), gettext("Until, time")), strict=True
             ):
@@ -152,7 +152,7 @@ def _describe_conflict() -> str:
     if author is not None:
         message %= {"user": visible(author.name), "changes": visible(author.message)}
     advice = gettext(
-        "What you have entered is still here. Look at what is in force above; save again to put yours in its place, "
+        "Your input is still here. Check the policy in force above; save again to replace it with yours, "
         "or reload the page to start from theirs."
     )
     return f"{message} {advice}"

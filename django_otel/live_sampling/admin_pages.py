@@ -89,7 +89,7 @@ class PolicyPages(RowPages):
                         "command": process.command,
                         "applied_s_ago": process.applied_s_ago,
                         "running_s": process.running_s,
-                        "told_s_ago": process.reported_s_ago,
+                        "reported_s_ago": process.reported_s_ago,
                         "fault": process.fault,
                     }
                     for process in otel["processes"]

@@ -60,17 +60,19 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     """Add `sampling` to the subcommands of `manage.py otel`."""
     sampling = commands.add_parser(
         "sampling",
-        help=gettext("show or set what share of traces is recorded, as in the admin"),
-        description=gettext("Shows or sets what share of traces is recorded: the policy of the admin and its rules."),
+        help=gettext("show or set the share of traces that is recorded, as in the admin"),
+        description=gettext(
+            "Shows or sets the share of traces that is recorded: the policy of the admin and its rules."
+        ),
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = sampling.add_subparsers(dest="action", metavar="action", required=True)
 
-    get = actions.add_parser("get", help=gettext("what is in force, and why"))
+    get = actions.add_parser("get", help=gettext("the sampling in force, and where it was set"))
     get.add_argument("--format", choices=("text", "json"), default="text")
 
-    set_ = actions.add_parser("set", help=gettext("set the ratio of the policy, and what else is given"))
+    set_ = actions.add_parser("set", help=gettext("set the ratio of the policy, and the options that are given"))
     set_.add_argument("ratio", type=argument(text.parse_ratio), help=_ratio_help())
     _add_end(set_)
     set_.add_argument("--note", default=None, help=gettext("the reason, shown in the history"))
@@ -84,7 +86,7 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     )  # fmt: skip
     set_.add_argument(
         "--keep-slow", type=argument(_number_or_none), default=argparse.SUPPRESS, metavar="SECONDS",
-        help=gettext('record every request that takes as long; "none": as in the settings'),
+        help=gettext('record every request that takes at least this long; "none": as in the settings'),
     )  # fmt: skip
     add_user(set_)
 
@@ -101,12 +103,12 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     )
     add.add_argument("--method", type=str.upper, choices=METHODS, default="", help=gettext("only for this method"))
     add.add_argument(
-        "--priority", type=int, default=0, help=gettext("the highest is asked first, of equal ones the newest")
+        "--priority", type=int, default=0, help=gettext("the highest is evaluated first; of equal ones, the newest")
     )
     _add_end(add)
     add.add_argument("--note", default="", help=gettext("the reason, shown in the history"))
     add_user(add)
-    list_ = rules.add_parser("list", help=gettext("every rule, in the order in which they are asked"))
+    list_ = rules.add_parser("list", help=gettext("every rule, in the order of evaluation"))
     list_.add_argument("--format", choices=("text", "json"), default="text")
     remove = rules.add_parser("remove", help=gettext("remove rules by their number, as list shows it"))
     remove.add_argument("id", type=int, nargs="+", help=gettext("the number of a rule"))
@@ -147,7 +149,7 @@ def _parse_moment(given: str) -> datetime.datetime:
     except ValueError:
         found = None
     if found is None:
-        raise ValueError(gettext("%(text)s is no time; write it like 2030-01-31T18:00") % {"text": repr(given)})
+        raise ValueError(gettext("%(text)s is not a time; write it like 2030-01-31T18:00") % {"text": repr(given)})
     is_zoned = timezone.is_aware(timezone.now())
     if timezone.is_naive(found) and is_zoned:
         found = timezone.make_aware(found)
@@ -240,8 +242,8 @@ class SamplingCommand:
             models.lock_version(self._alias)
             if SamplingRule._base_manager.using(self._alias).count() >= MAX_RULES:
                 message = ngettext(
-                    "There is %(number)d rule already, which is the most. Remove it first.",
-                    "There are %(number)d rules already, which is the most. Remove some first.",
+                    "There is %(number)d rule already, which is the maximum. Remove it first.",
+                    "There are %(number)d rules already, which is the maximum. Remove some first.",
                     MAX_RULES,
                 )
                 raise RefusedError(message % {"number": MAX_RULES})

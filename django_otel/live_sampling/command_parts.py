@@ -26,7 +26,9 @@ _Parsed = TypeVar("_Parsed")
 def add_user(parser: argparse.ArgumentParser) -> None:
     """Add `--user`, the author of a change."""
     parser.add_argument(
-        "--user", default=None, help=gettext("whose change it is, in the admin's history (default: your login)")
+        "--user",
+        default=None,
+        help=gettext("user who is named in the admin's history as the author (default: your login)"),
     )
 
 

@@ -25,7 +25,7 @@ _RENEW_S = 4.0
 #: For so long after it has said so it is answered, in seconds.
 _WATCHED_S = 20.0
 #: Intervals of reports in seconds: with news, and without.
-_TELL_S, _REPEAT_S = 1.0, 5.0
+_REPORT_S, _REPEAT_S = 1.0, 5.0
 #: A host that has not answered for so long is not shown, and later forgotten, in seconds.
 _SHOWN_S, _FORGOTTEN_S = 20.0, 3600.0
 
@@ -36,7 +36,7 @@ def name_of(folder: Path) -> str:
 
 
 def watch(using: str) -> None:
-    """Ask the other hosts to tell what they apply; for a page that is being looked at. Errors: the database's."""
+    """Ask the other hosts to report what they apply, for an open page. Errors: the database's."""
     from django_otel.models import SamplingVersion
 
     versions = SamplingVersion._base_manager.using(using).filter(pk=SamplingVersion.ONLY_ID)
@@ -97,7 +97,7 @@ class HostReporter:
         from django_otel.models import SamplingHost
 
         now_s = time.monotonic()
-        self._next_s = now_s + _TELL_S
+        self._next_s = now_s + _REPORT_S
         text = json.dumps(list(members), sort_keys=True)
         if text == self._told and now_s < self._repeat_s:
             return False

@@ -55,7 +55,7 @@ def add_arguments(actions: argparse._SubParsersAction[CommandParser]) -> None:
 def _level(given: str) -> str:
     name = given.upper()
     if log_levels.level_number(name) is None:
-        message = gettext("%(level)s is no log level; there are %(levels)s")
+        message = gettext("%(level)s is not a log level; expected one of %(levels)s")
         values = {"level": repr(given), "levels": ", ".join(log_levels.level_names())}
         raise ValueError(message % values)
     return name
@@ -64,7 +64,7 @@ def _level(given: str) -> str:
 def _lasts_s(given: str) -> int:
     lasts_s = text.parse_duration_s(given)
     if lasts_s > log_levels.MAX_LASTS_S:
-        message = gettext("%(text)s is longer than a day, which is the most")
+        message = gettext("%(text)s is longer than a day, which is the maximum")
         raise ValueError(message % {"text": repr(given)})
     return lasts_s
 

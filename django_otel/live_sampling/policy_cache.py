@@ -22,7 +22,7 @@ def _shared_cache() -> Any:
     from django.core.cache import caches
 
     found = caches["default"]
-    # Caches of one process have nothing to tell, and to ask a database cache, or a subclass of it, is a query.
+    # Caches of one process know no other host's change, and reading a database cache, or a subclass of it, is a query.
     return None if any(kind.__module__ in _NOT_SHARED for kind in type(found).__mro__) else found
 
 

@@ -43,7 +43,7 @@ def policy_alias() -> str:
 
 
 def read_policy(alias: str, read: Callable[[str], SamplingState] | None = None) -> Policy | None:
-    """The admin's policy as the database has it; None when nothing is set there or it is not enabled.
+    """The admin's policy in the database; None when nothing is set there or it is not enabled.
 
     `read` is the way to the rows, by default `models.read_state`.
 
@@ -66,7 +66,7 @@ def read_policy(alias: str, read: Callable[[str], SamplingState] | None = None) 
 
 
 def policy_from_state(state: SamplingState) -> Policy | None:
-    """The admin's policy as the database has it at one moment; None where nothing is set.
+    """The admin's policy in the database at one moment; None where nothing is set.
 
     Errors: `ValueError`, `TypeError`, `OverflowError` for values that make no sense.
     """
@@ -152,6 +152,6 @@ def tables_exist(alias: str, models: Iterable[type[Model]] = (), *, with_columns
                 if not {field.column for field in model._meta.concrete_fields} <= found:
                     return False
     except Exception:
-        # No driver can tell then.
+        # No driver knows then.
         return None
     return True

@@ -81,7 +81,7 @@ def parse_duration_s(text: str) -> int:
     total_s = sum(int(number) * _UNITS_S[unit] for number, unit in re.findall(r"(\d+)([smhd])", text)) if found else 0
     if not 0 < total_s <= _LONGEST_S:
         raise ValueError(
-            gettext("%(text)s is no duration; write it like 90s, 15m, 1h30m or 2d (at most 366d)")
+            gettext("%(text)s is not a duration; write it like 90s, 15m, 1h30m or 2d (at most 366d)")
             % {"text": repr(text)}
         )
     return total_s
@@ -99,11 +99,11 @@ def parse_ratio(text: str) -> float:
     values = {"text": repr(text), "value": f"{value:g}", "ratio": f"{value / 100:g}"}
     if 1.0 < value <= 100.0:
         message = gettext(
-            "%(text)s is no ratio; write a number from 0 to 1, or a percentage such as 10%%; "
+            "%(text)s is not a ratio; write a number from 0 to 1, or a percentage such as 10%%; "
             "for %(value)s %% write %(ratio)s or %(value)s%%"
         )
     else:
-        message = gettext("%(text)s is no ratio; write a number from 0 to 1, or a percentage such as 10%%")
+        message = gettext("%(text)s is not a ratio; write a number from 0 to 1, or a percentage such as 10%%")
     raise ValueError(message % values)
 
 

@@ -16,7 +16,7 @@ def are_ascending(bounds: tuple[float, ...]) -> bool:
 def read_bounds(name: object, bounds: Iterable[SupportsFloat] | None) -> tuple[float, ...]:
     """Return the upper bounds of the histogram `name` as numbers, without the infinite one, which is always there.
 
-    Errors: `ValueError` for what is no ascending row of numbers.
+    Errors: `ValueError` unless the bounds are ascending numbers.
     """
     given = tuple(bounds) if isinstance(bounds, Iterable) else () if bounds is None else (bounds,)
     found: tuple[float, ...] | None = None

@@ -117,7 +117,7 @@ class Instrument:
 
 
 def _number(value: object) -> float:
-    """A project's number as a cell holds it (Decimal and Fraction too); NaN for what is no number."""
+    """A project's number as a cell holds it (Decimal and Fraction too); NaN for anything else."""
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

@@ -174,7 +174,7 @@ def start_registry(
 
 
 def stop_registry() -> None:
-    """Take our families out of the registry again; doing it twice is no fault."""
+    """Remove our families from the registry; may be called twice."""
     global _collector  # noqa: PLW0603 (the one value that the module keeps)
     with _lock:
         _unregister(_collector)

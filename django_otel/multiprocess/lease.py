@@ -32,7 +32,7 @@ _PROBE_TIMEOUT_S = 0.5
 class Lease:
     """The lowest free slot of a folder, held until `close()` or the process's death.
 
-    Slots below `first` are passed over, and those whose lock is no file of our own.
+    Slots below `first` are passed over, and those whose lock is not a file of our own.
     """
 
     def __init__(self, folder: Path, first: int = 0) -> None:

@@ -255,12 +255,12 @@ def _check_double(config: Config) -> Iterator[CheckMessage]:
     if count > 1:
         yield Warning(
             ngettext(
-                "OTelMiddleware stands %(count)d time in MIDDLEWARE; every request would be counted %(count)d time.",
-                "OTelMiddleware stands %(count)d times in MIDDLEWARE; every request would be counted %(count)d times.",
+                "OTelMiddleware is in MIDDLEWARE %(count)d time; every request would be counted %(count)d time.",
+                "OTelMiddleware is in MIDDLEWARE %(count)d times; every request would be counted %(count)d times.",
                 count,
             )
             % {"count": count},
-            hint=gettext("Keep the first entry alone."),
+            hint=gettext("Keep only the first entry."),
             id="django_otel.W003",
         )
     if config.tasks and "celery" in config.instrument:
@@ -280,7 +280,7 @@ def _check_double(config: Config) -> Iterator[CheckMessage]:
             ),
             hint=gettext(
                 'Take "django" out of that tool (OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=django under '
-                "opentelemetry-instrument); if the official instrumentor shall make the request span, set "
+                "opentelemetry-instrument); to let the official instrumentor make the request span, set "
                 'OTEL["REQUEST"]["SPANS"] = "instrumentor" as well.'
             ),
             id="django_otel.W003",
@@ -491,7 +491,7 @@ def _check_headers(config: Config) -> Iterator[CheckMessage]:
         if sensitive:
             yield Warning(
                 gettext(
-                    "%(place)s asks for %(names)s, which may hold secrets; what is sensitive is never recorded, "
+                    "%(place)s asks for %(names)s, which may hold secrets; sensitive values are never recorded, "
                     "whatever the settings say."
                 )
                 % {"place": f'OTEL["REQUEST"]["{key}"]', "names": ", ".join(map(repr, sensitive))},
@@ -524,6 +524,6 @@ def _check_instrumentors(config: Config) -> Iterator[CheckMessage]:
             yield Warning(
                 gettext('OTEL["INSTRUMENT"] names "%(name)s", which cannot be switched on: %(reason)s')
                 % {"name": name, "reason": translate(reason)},
-                hint=gettext("Install what is missing, or remove the name from the list."),
+                hint=gettext("Install the missing package, or remove the name from the list."),
                 id="django_otel.W012",
             )

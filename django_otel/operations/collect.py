@@ -61,7 +61,7 @@ class Collector:
         try:
             received = self._read(path, body, is_json=is_json)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            raise Refused(400, "The body is no message of OTLP.") from error
+            raise Refused(400, "The body is not an OTLP message.") from error
         dropped: list[int] = []
         try:
             self.store.write(received.items, lambda count, reason: dropped.append(count))

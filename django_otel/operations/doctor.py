@@ -203,7 +203,7 @@ def _try_otlp(
     if reason is not None:
         return Finding(subject, "failed", f"{place}: {reason.text}", reason.advice)
     last = Scrubber().text(said[-1]) if said else gettext("no reason given")
-    text = gettext("%(place)s takes an empty request, but not ours: %(reason)s")
+    text = gettext("%(place)s accepts an empty request, but not ours: %(reason)s")
     return Finding(subject, "failed", text % {"place": place, "reason": last})
 
 

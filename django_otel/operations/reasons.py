@@ -101,13 +101,14 @@ def _explain_status(status: int, path: str, signal: str, setting: str) -> tuple[
             gettext("Look at %(setting)s and at the rights of its key.") % {"setting": setting},
         ),
         404: (gettext("answers 404 Not Found: nothing at the path %(path)s.") % {"path": path}, where),
-        405: (gettext("answers 405 Method Not Allowed: it takes no POST at this path."), where),
+        405: (gettext("answers 405 Method Not Allowed: it does not accept POST at this path."), where),
         413: (
             gettext("answers 413: the message is too large for it."),
             gettext("Lower %(setting)s.") % {"setting": 'OTEL["TRACES"]["BATCH"]["BATCH_SIZE"]'},
         ),
         415: (
-            gettext("answers 415 Unsupported Media Type: it takes no protobuf."), gettext("Is it an OTLP receiver?")
+            gettext("answers 415 Unsupported Media Type: it does not accept protobuf."),
+            gettext("Is it an OTLP receiver?"),
         ),
         429: (
             gettext("answers 429 Too Many Requests: it limits the rate."),
@@ -165,7 +166,9 @@ def _explain_tls_error(text: str) -> Reason:
         else:
             said = gettext("TLS failed: the server's certificate is not valid.")
         return Reason(said, gettext("Set OTEL_EXPORTER_OTLP_CERTIFICATE to the file of the authority that signed it."))
-    return Reason(gettext("TLS failed: client and server found no common ground."))
+    return Reason(
+        gettext("TLS failed: the server refused the connection, or client and server support no common version of TLS.")
+    )
 
 
 def _no_tls() -> Reason:
@@ -177,7 +180,7 @@ def _no_tls() -> Reason:
 
 def _hanging(timeout_s: float) -> Reason:
     return Reason(
-        gettext("timeout: the connection was taken, but no answer came within %(seconds)s s.")
+        gettext("timeout: the connection was accepted, but no answer came within %(seconds)s s.")
         % {"seconds": f"{timeout_s:g}"},
         gettext("The receiver hangs, or something else listens there."),
     )
@@ -287,7 +290,7 @@ def explain_grpc_error(code: str, details: str, signal: str, is_secure: bool, ti
         return Reason(gettext("PERMISSION_DENIED: the credentials may not write there."), look_at)
     if code == "UNIMPLEMENTED":
         return Reason(
-            gettext("UNIMPLEMENTED: it speaks gRPC, but takes no %(signal)s.") % {"signal": signal},
+            gettext("UNIMPLEMENTED: it speaks gRPC, but does not accept %(signal)s.") % {"signal": signal},
             gettext("Something else listens there."),
         )
     if code == "DEADLINE_EXCEEDED":

@@ -198,11 +198,13 @@ def _examine_router() -> Iterator[Line]:
             "ASGI",
             "note",
             gettext(
-                "%(path)s is a router that refuses the ASGI lifespan. A graceful stop exports what is queued all the "
-                "same, as the last thing that the server does; SIGKILL loses it."
+                "%(path)s is a router that refuses the ASGI lifespan. A graceful stop still exports the "
+                "queues, as the last thing that the server does; SIGKILL loses them."
             )
             % {"path": path},
-            gettext('Add "lifespan" with the Django application to the router, and the export begins with the stop.'),
+            gettext(
+                'Add "lifespan" with the Django application to the router; the export then begins when the stop begins.'
+            ),
         )
 
 

@@ -41,7 +41,7 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     traces.add_argument("--status", default="", help=gettext("only with this status: 404, 5xx"))
     traces.add_argument("--errors", action="store_true", help=gettext("only failed ones"))
     traces.add_argument(
-        "--min-ms", type=float, default=0.0, metavar="MS", help=gettext("only those that took as long")
+        "--min-ms", type=float, default=0.0, metavar="MS", help=gettext("only those that took at least this long")
     )  # fmt: skip
     trace = commands.add_parser("trace", help=gettext("one trace: its spans and log records"))
     trace.add_argument("id", help=gettext("the trace id, or its beginning"))
@@ -85,7 +85,7 @@ def _duration_s(given: str) -> int:
 
 def _rows(given: str) -> int:
     if not given.isdigit() or not 1 <= int(given) <= MAX_ROWS:
-        message = gettext("%(text)s is no number from 1 to %(most)d")
+        message = gettext("%(text)s is not a number from 1 to %(most)d")
         raise argparse.ArgumentTypeError(message % {"text": repr(given), "most": MAX_ROWS})
     return int(given)
 

@@ -88,7 +88,7 @@ _TYPED_VALUE = lazy_pattern(
     rf"\((?:(?:value|secret|key|token|password)=|(?:(?:{_QUOTED}),\s{{0,4}}){{1,4}})?(?P<value>{_QUOTED})(?=\s{{0,4}}[,)])"
 )
 
-#: password,x1y2z3ab and "password" above it: what seldom divides a name from its value.
+#: password,x1y2z3ab and "password" above it: what rarely divides a name from its value.
 _TIGHT = lazy_pattern(
     r"(?i)(?P<key>pass(?:word|wd|phrase)?|pwd)(?:[,+*#\\!%&@(\[{<\"'`]|[ \t]*\r?\n[ \t]*)(?P<value>[A-Za-z0-9!$^]{8,60}+)(?![\w\-.:=/])"  # noqa: E501
 )

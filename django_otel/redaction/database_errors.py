@@ -114,7 +114,7 @@ _SQL_LINE_MARKS = ("LINE ", "JSON data", "QUERY: ", "STATEMENT: ", "SQL statemen
 _SQL_LITERAL = lazy_pattern(r"'(?:[^']|'')*+'?|\$(\w*)\$.*?(?:\$\1\$|\Z)")
 _NEAR = lazy_pattern(r"(\bat or near )\"(?![A-Z]{2,20}\"|[^\w\s]{1,3}\")[^\"\n]*\"?")
 
-# A value in SQL: a string, or a word that is no placeholder and no name of a table's column.
+# A value in SQL: a string, or a word that is neither a placeholder nor the name of a table's column.
 _VALUE = (
     r"(?!\?|%s|%\(|\$[0-9]|:[A-Za-z_]|\[redacted\])"
     r"(?:[NnEe]?'(?:[^']|'')*+'?|\"(?:[^\"\n]|\"\")*+\"?|\$\$[^$]*+(?:\$\$)?|[^\s'\"();,]++)"
@@ -284,7 +284,7 @@ def _redact_password_call(match: re.Match[str]) -> str:
         nonlocal skipped
         skipped -= 1
         text = literal.group()
-        # `form.cleaned_data["password"]` is no literal.
+        # `form.cleaned_data["password"]` is not a literal.
         is_item = arguments[literal.start() - 1 : literal.start()] == "[" and arguments[literal.end() :][:1] == "]"
         return text if skipped >= 0 or len(text) == 2 or is_item else f"{text[0]}{REDACTED}{text[0]}"
 

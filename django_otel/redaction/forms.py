@@ -257,7 +257,7 @@ def _luhn(digits: str) -> bool:
 def _redact_card(match: re.Match[str]) -> str:
     """Redact every 13 to 19 digits, of groups of three or more, that pass Luhn.
 
-    A first digit of 0 or 1 is no card in shops' hands and is every epoch
+    No payment card begins with 0 or 1, but every epoch
     timestamp, so those stay. Windows begin and end at a group: the number may
     stand before a date or a CVV.
     """

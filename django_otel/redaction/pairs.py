@@ -127,7 +127,7 @@ _FRAME = lazy_pattern(
 _SOURCE_LITERAL = lazy_pattern(
     r"""([bBuUrRfF]{0,2})("[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"|'[^'\\\n]*+(?:\\.[^'\\\n]*+)*+')"""
 )
-#: A longer line is no line that a person wrote (characters).
+#: A longer line was not written by a person (characters).
 _MAX_SOURCE_LENGTH = 2000
 _SOURCE_NUMBER = lazy_pattern(r"[0-9]{3,}+")
 _INTERPOLATION = lazy_pattern(r"\{[^{}]*+\}|(?i:bearer|basic|token|digest)|[^A-Za-z0-9]")
@@ -215,7 +215,7 @@ class PairScrubber:
         while (match := _KEY.search(text, pos)) is not None:
             key = match.group(1)
             pos = match.end(1)
-            # Most keys are no secret wherever they stand.
+            # Most keys are not secret anywhere.
             if self._judge(key, True, True) == PLAIN and key.lower() not in _SECOND_WORDS:
                 continue
             separator = text[pos : match.end()]

@@ -33,7 +33,7 @@ _KEY_WORDS = words(
     "telefon handynummer"
 )
 _SECOND_WORDS = words("address addresses number numbers no nr")
-#: The server's own addresses are no person's.
+#: The server's own addresses are not personal data.
 _OWN_ADDRESSES = ("server.", "host.", "network.local.", "net.host.", "k8s.", "container.", "service.")
 
 

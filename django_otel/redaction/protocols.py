@@ -101,7 +101,7 @@ def _quoted(value: str) -> str:
 
 
 def _is_said(value: str) -> bool:
-    """Return whether a word is no password: a part of a sentence, a mask, redacted already."""
+    """Return whether a word is not a password: a part of a sentence, a mask, redacted already."""
     bare = value.strip("\"'").rstrip(".,;:!").lower().removesuffix("\\r")
     return (
         not bare

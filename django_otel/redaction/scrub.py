@@ -61,7 +61,7 @@ _OTEL_TYPES = (str, bool, int, float, bytes, Sequence, Mapping)
 #: A text that no rule can find anything in: paths, words, short numbers. Every known token has a capital, a "_" or a
 #: "-" in it, or letters and digits mixed; a card has 13 digits; all else needs a separator. Tests hold it against the rules.  # noqa: E501
 _NOTHING_IN_IT = lazy_pattern(r"(?:/*+(?:[a-z]++[0-9]{0,3}+|[0-9]{1,12}+(?:\.[0-9]{1,3}+)?)(?![a-z0-9]))*+/*+")
-#: The name of an attribute as conventions have it, which no rule can find anything in either.
+#: The name of an attribute by the conventions, in which no rule can find anything either.
 _PLAIN_NAME = lazy_pattern(r"(?:[a-z]{1,15}+[0-9]{0,3}+(?:[._](?=[a-z])|\Z))++")
 #: Words alone, of letters or a few digits, with a blank, "/", "-" or a comma between them ...
 _WORDS_ALONE = lazy_pattern(

@@ -111,7 +111,7 @@ def _add_host(request_class: RequestClass, host: str, name_and_port: tuple[str, 
         attributes["server.address"] = name[:MAX_TEXT]
     if name and port.isascii() and port.isdigit() and len(port) <= 5:
         attributes["server.port"] = int(port)
-    # Clients choose it; what a site is called is seldom more than a few.
+    # Clients choose it; a site rarely has more than a few names.
     if host and len(host) <= _MAX_HOST_LENGTH and len(request_class.hosts) < _MAX_HOSTS:
         request_class.hosts[host] = attributes
     return attributes

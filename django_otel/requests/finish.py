@@ -241,7 +241,7 @@ _End = tuple["RequestLike", "ResponseLike | None", RouteSeries, "MatchLike | Non
 
 
 def _fail(record: RequestRecord, span: trace.Span | None, fault: BaseException) -> None:
-    """End the span, which is done last, also when REQUEST.ENRICH is interrupted; what is no `Exception` goes on."""
+    """End the span, also when REQUEST.ENRICH is interrupted; what is not an `Exception` is raised again."""
     if span is not None and not record.is_joined:
         span.end()
     if not isinstance(fault, Exception):

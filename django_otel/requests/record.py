@@ -135,7 +135,7 @@ class RequestRecord(Context):
 
     @property
     def body_bytes(self) -> float | None:
-        """Return how long the body is, as the request's header has it; None where that is no number that can be."""
+        """Return the length of the body from the request's header, in bytes; None without a valid one."""
         length = str(self.content_length or "")
         return float(length) if length.isascii() and length.isdigit() and len(length) < 16 else None
 

@@ -28,7 +28,7 @@ def name_view(match: MatchLike, method: str) -> str:
         named = _name_of(getattr(partial.func, "view_class", partial.func)) or _name_of(type(partial.func)) or named
     actions = getattr(view, "actions", None)
     if isinstance(actions, Mapping):
-        # HEAD is answered by what answers GET, as the framework has it.
+        # The framework answers HEAD by the view's GET.
         action = actions.get(method.lower()) or (actions.get("get") if method == "HEAD" else None)
         return f"{named}.{action}" if isinstance(action, str) and named else named
     for operation in _operations(view):

@@ -35,7 +35,7 @@ _RULE_KEYS = ("path", "route", "method", "ratio")
 
 
 def check_ratio(value: object, what: str = "The sampling ratio") -> float:
-    """`value` as a share. Errors: `ValueError` when it is no number from 0.0 to 1.0."""
+    """`value` as a share. Errors: `ValueError` when it is not a number from 0.0 to 1.0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
         is_percentage = isinstance(value, int | float) and not isinstance(value, bool) and 1.0 < value <= 100.0
         hint = f" For {value:g} % write {value / 100:g}." if is_percentage else ""  # type: ignore[operator]

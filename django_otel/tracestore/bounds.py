@@ -63,7 +63,7 @@ class Bounds:
         ).fetchone()
         (newest,) = connection.execute("SELECT max(seq) FROM trace").fetchone()
         ordinary = "NOT ((errors > 0 OR status >= 500 OR duration_ns > ?) AND seq > ?)"
-        # Equal durations are no reason to protect all of them.
+        # Not all traces of equal duration are protected.
         bounds = (slow[0] if slow is not None else 0, (newest or 0) - PROTECTED_GENERATIONS * self.max_traces)
         (ordinaries,) = connection.execute(
             f"SELECT count(*) FROM trace WHERE NOT is_pinned AND {ordinary}",

@@ -248,7 +248,7 @@ class StoreFile:
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:
-    """Return whether an error says that the file itself is damaged, or is no database."""
+    """Return whether an error says that the file itself is damaged, or is not a database."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and (code & 0xFF) in _CORRUPT_CODES
 

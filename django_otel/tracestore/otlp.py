@@ -64,7 +64,7 @@ class SpanRecord(_Optional):
 def decode(data: bytes, own_scope: str) -> list[SpanRecord]:
     """The spans of a `TracesData`. `own_scope` is the scope that is not worth a mention.
 
-    Errors: `ValueError` for what is no such message.
+    Errors: `ValueError` for anything else.
     """
     try:
         return _decode(data, own_scope)

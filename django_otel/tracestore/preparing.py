@@ -60,7 +60,7 @@ class SpanPreparer:
         self._queries: dict[int, tuple[SharedAttributes, object, tuple[str, str]]] = {}
         #: Texts that hold no secret, with the key they stand under.
         self._untouched: set[tuple[str, str]] = set()
-        #: A status that is no error: nearly all spans have the same, unset one.
+        #: A status that is not an error: nearly all spans have the same, unset one.
         self._fine: object = None
 
     def prepare(self, spans: Sequence[ReadableSpan]) -> list[StoredSpans]:

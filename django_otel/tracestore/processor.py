@@ -333,7 +333,7 @@ def _describe(error: Exception) -> str:
 
 
 def convert_log(record: LogRecord, logger_name: str, scrubber: Scrubber, service: str) -> StoredLog:
-    """A log record of the OpenTelemetry API, scrubbed, as the store has it."""
+    """A log record of the OpenTelemetry API, scrubbed, in the form of the store."""
     time_ns = record.timestamp or record.observed_timestamp or 0
     attributes = dict(scrubber.attributes(record.attributes) or {})
     body = str(scrubber.value("body", record.body))

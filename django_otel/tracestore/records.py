@@ -148,7 +148,7 @@ def forget_statements(connection: sqlite3.Connection) -> None:
 MAX_STATEMENT = 4_000
 #: Most statements and objects of one trace that arrive together.
 MAX_PER_TRACE = 200
-#: Systems whose operations are no queries.
+#: Systems whose operations are not queries.
 SYSTEMS_WITHOUT_QUERIES = ("redis", "valkey", "memcached")
 #: Who made a request, where `REQUEST.USER` or the project records it.
 USER_KEYS = ("user.id", "user.hash", "enduser.id")
@@ -191,7 +191,7 @@ def add_n_plus_one(stored: StoredSpans, attributes: Mapping[str, object]) -> Non
 
 
 def add_events(stored: StoredSpans, events: Iterable[object]) -> None:
-    """Note the repeated queries that the events of a span tell of."""
+    """Note the repeated queries that the events of a span report."""
     for event in events:
         if getattr(event, "name", "") == _N_PLUS_ONE:
             add_n_plus_one(stored, getattr(event, "attributes", None) or {})

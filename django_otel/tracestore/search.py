@@ -94,7 +94,7 @@ class Condition:
 
 
 _FLAGS = ("true", "false")
-#: Names that stand for others, or for parts of a span that are no attributes.
+#: Names that stand for others, or for parts of a span that are not attributes.
 _ALIASES = ("", "name", "route", "kind", "user", "method")
 
 

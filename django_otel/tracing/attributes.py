@@ -235,7 +235,7 @@ def store(kept: dict[str, object], cleaned: Mapping[str, object], most: int | No
 
 
 def warn_full(times: int, most: int | None) -> None:
-    # A limit of none is no accident, and the SDK says nothing then.
+    # A limit of 0 is intended, and the SDK logs nothing then.
     for _ in range(times if most else 0):
         _attributes_logger.warning(
             "Attributes dict is full. Dropping the oldest key-value pair from attributes to make space for the new "

@@ -32,7 +32,7 @@ def type_name(error: BaseException) -> str:
 
 
 def mark_failed(span: trace.Span, error: BaseException) -> None:
-    """Say in a span which class of error ended it; cancellation or exit is no failure of the operation."""
+    """Say in a span which class of error ended it; cancellation or exit is not a failure of the operation."""
     name = type_name(error)
     span.set_attribute("error.type", name)
     if isinstance(error, Exception):

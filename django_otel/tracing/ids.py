@@ -20,7 +20,7 @@ class OwnRandomIdGenerator(IdGenerator):
     def after_fork(self) -> None:
         """In a forked child: the parent's state would give the parent's ids."""
         #: So many random bits.
-        self.bits = random.Random().getrandbits  # noqa: S311 (ids are no secrets)
+        self.bits = random.Random().getrandbits  # noqa: S311 (ids are not secret)
 
     def generate_trace_id(self) -> int:
         return self.bits(128) or self.generate_trace_id()

@@ -64,7 +64,7 @@ class Run:
         inside = otel_context.get_current()
         if isinstance(token, contextvars.Token):
             # Not otel_context.detach(): that logs an error where the run ends in another
-            # task than it began in (an abandoned generator, a fixture), which is no fault.
+            # task than it began in (an abandoned generator, a fixture), which is not a fault.
             try:
                 token.var.reset(token)
             except (ValueError, RuntimeError):

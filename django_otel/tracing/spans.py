@@ -169,7 +169,7 @@ class RecordedSpan(SpanFields):
         if is_clean and key and type(key) is str:
             cleaned = {key: value}
         else:
-            # Not by the constructor, which treats a key that is no text in another way.
+            # Not by the constructor, which treats a key that is not a string in another way.
             most = limits.max_span_attributes
             bounded = BoundedAttributes(None if most else most, None, False)
             name = key if type(key) is str else next(iter(resolve_all({key: None})))

@@ -1383,14 +1383,14 @@ PROBLEMS = [
     ({"creatd": "x"}, "E001", "has 'creatd', which means nothing"),
     ({"metric": "no"}, "E002", "Events0.metric is 'no'; expected True or False"),
     ({"attributes": "total"}, "E002", "Events0.attributes is 'total'; expected a list of field names"),
-    ({"attributes": ["totl"]}, "E002", "names 'totl', which is no column of business_app.Order"),
-    ({"attributes": [3]}, "E002", "names 3, which is no column"),
+    ({"attributes": ["totl"]}, "E002", "names 'totl', which is not a column of business_app.Order"),
+    ({"attributes": [3]}, "E002", "names 3, which is not a column"),
     ({"transitions": ["status"]}, "E002", "expected a dict of {field: {value: event}}"),
-    ({"transitions": {"statsu": {"paid": "x"}}}, "E001", "names 'statsu', which is no column of business_app.Order"),
+    ({"transitions": {"statsu": {"paid": "x"}}}, "E001", "names 'statsu', which is not a column of business_app.Order"),
     ({"transitions": {"status": "paid"}}, "E002", "['status'] is 'paid'; expected a dict of {value: event}"),
     ({"transitions": {"status": {"paid": ""}}}, "E002", "expected a dict of {value: event}"),
     ({"transitions": {"priority": {"high": "x"}}}, "E002", "has the value 'high', which business_app.Order.priority"),
-    ({"transitions": {"rushorder": {1: "x"}}}, "E001", "which is no column"),
+    ({"transitions": {"rushorder": {1: "x"}}}, "E001", "which is not a column"),
 ]
 
 
@@ -1435,7 +1435,7 @@ def test_problems_of_settings_name_the_setting():
         'OTEL["BUSINESS"]["shop.Order"] is for the model \'shop.Order\'; there is none.',
         (
             'OTEL["BUSINESS"]["business_app.Order"]["attributes"] names \'totl\', '
-            "which is no column of business_app.Order."
+            "which is not a column of business_app.Order."
         ),
     ]
 
@@ -1498,7 +1498,7 @@ def test_swapped_and_automatic_models_are_told(registered):
 def test_problems_are_logged_where_no_check_runs(registered, caplog):
     """A server started by gunicorn runs no checks."""
     registered(Order, attributes=["totl"])
-    assert "names 'totl', which is no column of business_app.Order. Did you mean 'total'?" in caplog.text
+    assert "names 'totl', which is not a column of business_app.Order. Did you mean 'total'?" in caplog.text
 
 
 def test_the_module_otel_of_every_app_is_imported(tmp_path):

@@ -92,7 +92,7 @@ def test_a_second_row_cannot_be_added():
 
     response = save(client, ADD, ratio="0.9")
     assert response.url == ROW
-    assert "another user has made the sampling policy meanwhile" in text(client.get(ROW))
+    assert "another user has created the sampling policy meanwhile" in text(client.get(ROW))
     assert SamplingPolicy.objects.get().ratio == 0.5
 
 
@@ -500,7 +500,7 @@ def test_a_rule_that_was_changed_meanwhile_counts_as_well():
     version = seen(client)
     SamplingRule.objects.create(path="/a/*", ratio=1)
     response = save(client, ROW, ratio="0.9", seen_version=version)
-    assert "Not saved: another user has changed the policy or its rules meanwhile. What you" in text(response)
+    assert "Not saved: another user has changed the policy or its rules meanwhile. Your" in text(response)
     assert SamplingPolicy.objects.get().ratio == 0.4
 
 

@@ -278,7 +278,7 @@ def test_two_who_save_at_once_do_not_lose_what_the_other_did(open_page: Any, sit
     ada.locator(".messagelist .success").wait_for()
     bob.get_by_role("button", name="Save").click()
     # The first row: bob's form was one that adds.
-    wait_for_text(bob.locator(".messagelist, .errornote"), "another user has made the sampling policy meanwhile")
+    wait_for_text(bob.locator(".messagelist, .errornote"), "another user has created the sampling policy meanwhile")
     assert bob.locator("#id_ratio").input_value() == "0.1"
 
     for page, ratio in ((ada, "0.2"), (bob, "0.8")):

@@ -146,16 +146,17 @@ def ask_together(reporter: hosts.HostReporter) -> None:
 @pytest.mark.parametrize(("use_tz", "zone"), ZONES)
 def test_what_is_saved_now_is_of_now_whatever_zone_a_request_has_chosen(use_tz, zone):
     """The versions age, and what ends in an hour ends in an hour, also where the project activates another zone."""
+    before_s = time.time()
     with override_settings(USE_TZ=use_tz, TIME_ZONE=zone), timezone.override("America/St_Johns"):
         SamplingVersion.objects.create(version=1, changed_at=timezone.now())
-        assert re.search(r"saved [0-9] s ago", admin_history.last_change(1))
+        assert re.search(r"saved [0-9]+ s ago", admin_history.last_change(1))
         LogLevel.objects.create(logger="a", level="DEBUG", expires_at=wording.now() + datetime.timedelta(hours=1))
         [level] = log_levels.read_levels("default").levels
-        assert 3590 < level.expires_at_s - time.time() <= 3600
+        assert before_s + 3599 <= level.expires_at_s <= time.time() + 3600
         SamplingPolicy(ratio=0.5, expires_at=wording.now() + datetime.timedelta(hours=1)).save()
         policy = policy_rows.read_policy("default")
         assert policy is not None and policy.expires_at_s is not None
-        assert 3590 < policy.expires_at_s - time.time() <= 3600
+        assert before_s + 3599 <= policy.expires_at_s <= time.time() + 3600
         assert not SamplingPolicy.objects.filter(expires_at__lte=timezone.now()).exists()
 
 
@@ -246,7 +247,7 @@ def test_the_page_shows_every_process_of_every_host_as_it_turns(postgres_databas
 
         services.wait_until(lambda: len(status()["processes"]) == 2 * WORKERS, 60, "the processes of both hosts")
         found = status()
-        assert sum(process["told_s_ago"] > 0 for process in found["processes"]) == WORKERS
+        assert sum(process["reported_s_ago"] > 0 for process in found["processes"]) == WORKERS
         assert found["is_settled"]
 
         run("from django_otel.models import SamplingPolicy; SamplingPolicy(ratio=0.25).save()")

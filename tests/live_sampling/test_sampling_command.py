@@ -138,7 +138,7 @@ def test_set_with_a_duration_ends_by_itself():
     before_s = time.time()
     assert run("set", "0.1", "--for", "1h30m", "--note", "incident 7")[0] == 0
     policy = SamplingPolicy.objects.get()
-    assert policy.expires_at.timestamp() == pytest.approx(before_s + 5400, abs=5)
+    assert before_s + 5399 <= policy.expires_at.timestamp() <= time.time() + 5400
     assert policy.note == "incident 7"
     assert runtime.current().sampler.live.expires_at_s == policy.expires_at.timestamp()
 
@@ -174,18 +174,18 @@ def test_set_keeps_what_is_not_named_and_enables_the_policy():
 @sizes.each(
     ("arguments", "message"),
     [
-        (("set", "20"), "'20' is no ratio.*for 20 % write 0.2 or 20%"),
+        (("set", "20"), "'20' is not a ratio.*for 20 % write 0.2 or 20%"),
         (("set", "-0.1"), "."),
-        (("set", "nan"), "'nan' is no ratio"),
-        (("set", "101%"), "'101%' is no ratio"),
-        (("set", "0.1", "--for", "15"), "'15' is no duration; write it like 90s, 15m"),
-        (("set", "0.1", "--for", "0m"), "is no duration"),
+        (("set", "nan"), "'nan' is not a ratio"),
+        (("set", "101%"), "'101%' is not a ratio"),
+        (("set", "0.1", "--for", "15"), "'15' is not a duration; write it like 90s, 15m"),
+        (("set", "0.1", "--for", "0m"), "is not a duration"),
         (("set", "0.1", "--for", "9999d"), "at most 366d"),
-        (("set", "0.1", "--until", "soon"), "'soon' is no time"),
+        (("set", "0.1", "--until", "soon"), "'soon' is not a time"),
         (("set", "0.1", "--until", "2020-01-01T00:00"), "has passed"),
         (("set", "0.1", "--for", "1m", "--until", "2099-01-01T00:00"), "not allowed with"),
         (("set", "0.1", "--max-per-second", "many"), 'neither a number nor "none"'),
-        (("rule", "add", "/a", "7"), "'7' is no ratio"),
+        (("rule", "add", "/a", "7"), "'7' is not a ratio"),
         (("rule", "add", "/a", "1", "--method", "brew"), "invalid choice"),
         (("rule", "remove", "x"), "invalid int"),
         (("frobnicate",), "invalid choice"),

@@ -708,9 +708,9 @@ def test_a_folder_that_is_a_link_or_open_or_foreign_is_refused_with_its_reason(t
     def file(path):
         path.write_text("")
 
-    assert "is a link or no folder" in problem(link)
+    assert "is a link or not a folder" in problem(link)
     assert "mode 777; expected 700" in problem(open_to_all)
-    assert "is a link or no folder" in problem(file)
+    assert "is a link or not a folder" in problem(file)
     if os.geteuid() == 0:
         assert "belongs to user 4711; expected user 0" in problem(foreign)
 

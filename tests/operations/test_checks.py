@@ -120,7 +120,7 @@ def test_a_shared_folder_that_cannot_be_used(settings, tmp_path):
     assert "has mode 777; expected 700" in find(checks.check_project(), "W005").msg
     own.rmdir()
     own.symlink_to(tmp_path)
-    assert "is a link or no folder" in find(checks.check_project(), "W005").msg
+    assert "is a link or not a folder" in find(checks.check_project(), "W005").msg
     own.unlink()
     own.mkdir(mode=0o500)
     if os.geteuid():
@@ -156,7 +156,7 @@ def test_the_official_instrumentor_before_ours_is_no_wrong_place(settings):
 def test_middleware_twice(settings):
     """W003: each request would be counted twice."""
     settings.MIDDLEWARE = [checks.MIDDLEWARE, *settings.MIDDLEWARE]
-    assert "stands 2 times in MIDDLEWARE" in find(checks.check_project(), "W003").msg
+    assert "is in MIDDLEWARE 2 times" in find(checks.check_project(), "W003").msg
 
 
 def test_django_instrumented_by_another_tool(settings):

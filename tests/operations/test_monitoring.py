@@ -378,7 +378,7 @@ def test_the_commands_print_or_write(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (("rules", "--slo", "latency /x/ 300ms 99"), 2, "no bucket bound"),
+        (("rules", "--slo", "latency /x/ 300ms 99"), 2, "not a bucket bound"),
         (("rules", "--slo", "\x1b[31m"), 2, "\\x1b[31m"),
         (("collector", "--span-metrics"), 2, "Span metrics need"),
         (("dashboards", "--out", "/proc/nowhere"), 1, "Cannot write"),

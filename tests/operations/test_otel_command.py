@@ -486,7 +486,7 @@ def test_doctor_on_a_black_hole(exporter, settings):
     """Connected, but no answer, and within the time allowed."""
     with start_black_hole() as url:
         line = diagnose(settings, url, exporter)
-    assert "timeout: the connection was taken, but no answer came within 1 s." in line
+    assert "timeout: the connection was accepted, but no answer came within 1 s." in line
 
 
 @pytest.mark.parametrize("exporter", ["otlp", "otlp-grpc"])
@@ -673,7 +673,7 @@ def test_send_test_through_the_projects_own(settings):
 
 
 def test_catalogue_lists_every_metric():
-    """Markdown for people, JSON for programs, both from names.py."""
+    """Markdown for people, JSON for programs, both from the catalogue."""
     code, text = run("catalogue")
     assert code == 0
     assert re.findall(r"^\| `([^`]+)`", text, re.MULTILINE) == list(catalogue.CATALOGUE)

@@ -268,7 +268,7 @@ NO_TEXTS: dict[str, set[str]] = {
     "console/answers.py": {f"{TAG} in {TAG}", "This answer is too long."},
     # Answers to programs.
     "operations/collect.py": {
-        'The body is no message of OTLP.',
+        'The body is not an OTLP message.',
         'The trace store cannot be written to now.',
         'Metrics are not stored here; export traces and logs only.',
         'Expected /v1/traces or /v1/logs.',

@@ -232,7 +232,7 @@ class _Timed:
 
 @pytest.mark.parametrize("key", ["", 1, None, ("a",), b"a", "ok"])
 def test_odd_keys_are_treated_alike(key):
-    """One by one they are dropped, many at once made text or left out: as the SDK has it."""
+    """One by one they are dropped, many at once made text or left out: as in the SDK."""
 
     def scenario(tracer):
         span = tracer.start_span("s", attributes={"a": 1, key: "v"}, start_time=1)

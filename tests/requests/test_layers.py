@@ -314,7 +314,7 @@ def get(url, **more):
 
 
 def read(otel_metrics):
-    """The time of each layer and of all requests, as metrics have it."""
+    """The time of each layer and of all requests, by the metrics."""
     # Read once for all of them.
     kept = copy.copy(otel_metrics)
     kept.keep()

@@ -69,7 +69,7 @@ class _Turn:
 
 def _open_lock(base: Path) -> int:
     if not base.is_dir():
-        raise Unusable(f"{base} is no folder.")
+        raise Unusable(f"{base} is not a folder.")
     folder = base / f"django-otel-{os.geteuid()}-queues"
     make_folder(folder)
     return open_file(folder / f"{build_background_name(conf.project_identity())}.lock", os.O_RDWR | os.O_CREAT)

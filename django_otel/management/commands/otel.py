@@ -488,7 +488,7 @@ def _add_subcommands(commands: Any) -> None:
         description=gettext(
             "Shows what the worker processes of this project's web server have counted, without being one "
             "of them, so that /metrics need not be reachable on the public port. Run it on the same host (in a "
-            "container: with the same SHARED_DIR), as the same user. METRICS_VIEW.TOKEN is asked for when it is "
+            "container: with the same SHARED_DIR), as the same user. METRICS_VIEW.TOKEN is required if it is "
             "set."
         ),
     )
@@ -496,7 +496,7 @@ def _add_subcommands(commands: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help=gettext("address to listen on (default 127.0.0.1)"))
     serve.add_argument("--folder", type=Path, help=gettext("the group's folder, where there are several"))
 
-    folder = commands.add_parser("folder", help=gettext("what the worker processes have put into their shared folder"))
+    folder = commands.add_parser("folder", help=gettext("the contents of the shared folder of the worker processes"))
     folder.add_argument("--folder", type=Path, help=gettext("only this group's folder"))
     folder.add_argument("--format", choices=("text", "json"), default="text")
 
@@ -506,7 +506,7 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:  # noqa: SLF001 (shared with the checks and the parser)
         if not isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 (shared with the checks and the parser)
             continue
-        # It looks at the options of its subcommands, too: theirs are no abbreviations of its own (--for, --format).
+        # It looks at the options of its subcommands, too: theirs are not abbreviations of its own (--for, --format).
         parser.allow_abbrev = False
         for subparser in set(action.choices.values()):
             group = subparser.add_argument_group(gettext("options of every command"))

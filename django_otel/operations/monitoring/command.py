@@ -80,7 +80,7 @@ def run(
     if name != "collector" and config.metrics.names == "django_prometheus":
         # Queries without data look like a site without errors.
         message = gettext(
-            'OTEL["METRICS"]["NAMES"] is "django_prometheus": /metrics lacks what these queries ask for, such as '
+            'OTEL["METRICS"]["NAMES"] is "django_prometheus": /metrics lacks metrics that these queries use, such as '
             '%(metric)s. Set it to "both".'
         )
         warn(message % {"metric": "http_server_request_duration_seconds"})

@@ -88,7 +88,7 @@ def _expected_form() -> str:
 def parse_slo(text: str, buckets: Mapping[str, tuple[float, ...]]) -> Slo:
     """Return the objective of a text; `buckets` is `METRICS["BUCKETS"]`, by metric name, in seconds.
 
-    Errors: `SloError` for another form, a percentage that is not between 0 and 100, or a threshold that is no bound
+    Errors: `SloError` for another form, a percentage that is not between 0 and 100, or a threshold that is not a bound
     of a bucket, since the number of requests below it is unknown.
     """
     kind, *rest = text.split(None, 1) or [""]
@@ -98,7 +98,7 @@ def parse_slo(text: str, buckets: Mapping[str, tuple[float, ...]]) -> Slo:
     if not numbers or len(rest) not in (numbers, numbers + 1):
         raise _misfit(text, text, _expected_form())
     route = rest.pop(0) if len(rest) > numbers else ""
-    # Bytes of a command line that are no UTF-8 stand as surrogates, which neither YAML nor PromQL can write.
+    # Bytes of a command line that are not UTF-8 become surrogates, which neither YAML nor PromQL can write.
     if route and (not route.startswith(("/", "<")) or re.search("[\ud800-\udfff]", route)):
         raise _misfit(text, route, gettext('a route such as "/checkout/"'))
     objective = _parse_percent(text, rest.pop())
@@ -126,7 +126,7 @@ def _parse_threshold(text: str, given: str, buckets: Mapping[str, tuple[float, .
         shown = ", ".join(f"{bound:g}" for bound in bounds)
         line = ", ".join(f"{bound:g}" for bound in sorted({*bounds, threshold_s}))
         message = gettext(
-            '--slo "%(objective)s": %(threshold)s s is no bucket bound of %(metric)s; the bounds are %(bounds)s. '
+            '--slo "%(objective)s": %(threshold)s s is not a bucket bound of %(metric)s; the bounds are %(bounds)s. '
             "Use one of them, or set %(setting)s."
         )
         setting = f'OTEL["METRICS"]["BUCKETS"] = {{"{DURATION}": ({line})}}'
