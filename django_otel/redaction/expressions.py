@@ -22,7 +22,8 @@ _SPACED_EXPRESSION = lazy_pattern(
     r"|form|user|obj|instance|params|cfg|conf|app|client|this|req|res|serializer|validated_data)\.[A-Za-z_]++(?:[.\[(,;\s]|\Z)"
     r"|[A-Za-z_]++(?:\.[A-Za-z_]++)++\("
     r"|[A-Za-z_]{2,}+\((?:[A-Za-z_][\w.]{0,60}+(?:=[\w.]{1,60}+)?(?:,\s?)?)*+\)"
-    r"|(?:std::)?env::var\(|\$[A-Za-z_]{1,40}+(?:->|::|\[|(?=[;,)\]]))"
+    r"|(?:std::)?env::var\(|\$[A-Za-z_]{1,40}+(?:(?:->|::)\$?[A-Za-z_]{1,40}+(?![0-9])|(?=[;,)\]])"
+    r"|\[(?:[0-9]{0,4}|\$?[A-Za-z_]{1,40}|\"[A-Za-z_.\-]{1,40}\"|'[A-Za-z_.\-]{1,40}')\](?![\w$]))"
     r"|[A-Za-z_$][A-Za-z_.$]{1,60}+(?:(?:->|::)[A-Za-z_]{1,40}+){0,4}+\([^\"'()\n0-9]{0,80}\)"
     r"|(?:getpass|input|raw_input|prompt|readline|askpass|getenv)\([\"'][^\"'\n]{0,80}[: >][\"']\)"
 )

@@ -32,6 +32,7 @@ def scrubber():
         "let password = env::var(name)?;", "pub token: Option<String>,", "password: Mapped[str] = mapped_column(String(128))",  # noqa: E501
         "session: AsyncSession = Depends(get_session)", "auth = (user, password)", "'password' => ['required', 'min:8'],",  # noqa: E501
         "'password' => bcrypt($request->password),", "$token = $this->tokens->find($id);", "password => hash",
+        "password = $user['password'];", 'token = $_POST["token"]', "secret = $secrets[0]", "token = $t[$name]",
         'password = getpass("Password: ")', "type Query { login(password: String!): Token }",
         'headers = {"Authorization": f"Bearer {token}"}', '{"password": {"minLength": 8, "type": "string"}}',
         # Sentences and measurements.
@@ -57,6 +58,7 @@ def test_what_is_no_secret_stays(scrubber, text):
         "default password ({}) is in use", 'ConvertTo-SecureString "{}" -AsPlainText', "runas /user:bob /pass:{}",
         "<key>apiToken</key><string>{}</string>", "https://x.example/l?t={}", "Temporary password for bob is {}",
         "password changed from a1b2c3d4 to {}", "existing_password: {}",
+        "password = $A[{}", "password = $A->0{}", "token = $t[0]{}",
     ],
 )  # fmt: skip
 def test_a_secret_beside_such_words_is_redacted(scrubber, text):
