@@ -33,7 +33,7 @@ _TASK_LIBRARIES = ("celery", "rq", "dramatiq", "django.tasks", "django_tasks", f
 
 
 def _is_checking(command: str | None) -> bool:
-    """Return whether this is a command that says what is wrong with the settings."""
+    """Return whether this command reports problems of the settings."""
     return command in _CHECKING_COMMANDS and "--skip-checks" not in sys.argv
 
 

@@ -38,7 +38,7 @@ _CHANNELS = "channels.routing"
 
 
 async def serve_lifespan(receive: Receive, send: Send, *, flushes: bool = True) -> None:
-    """Answer a server's lifespan messages; export what is left when it shuts down, unless `send` sees to it.
+    """Answer a server's lifespan messages; export the queues at shutdown, unless `send` does.
 
     Source: ASGI specification, "Lifespan Protocol".
     """
@@ -196,7 +196,7 @@ def _note_route(routes: object, scope: Scope, parts: list[str]) -> None:
 
 
 class _Lifespan:
-    """The lifespan of an application: a span for its start and one for its end, and the export of what is left."""
+    """The lifespan of an application: a span for its start and one for its end, and the last export."""
 
     def __init__(self, app: Application, receive: Receive, send: Send) -> None:
         self._app = app

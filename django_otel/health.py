@@ -189,7 +189,7 @@ def _databases() -> list[str]:
 
 
 def _close_connections() -> None:
-    """Close what this thread alone has opened."""
+    """Close the connections that this thread has opened."""
     for connection in connections.all(initialized_only=True):
         connection.close()
         if connection.connection is not None:

@@ -38,11 +38,11 @@ def validate_level(value: str) -> None:
 
 
 class TooManyError(Exception):
-    """As many levels hold as may; the text says what to do."""
+    """The maximum number of log levels is set; the text says how to go on."""
 
 
 class LogLevel(models.Model):
-    """A level that one logger has until `expires_at` in every process, above what the settings say."""
+    """A level that one logger has until `expires_at` in every process, in place of that of the settings."""
 
     logger = models.CharField(
         gettext_lazy("logger"),

@@ -131,7 +131,7 @@ def _find_force_token() -> Callable[[Mapping[str, str]], str | None]:
 
 
 def _build_dimensions(config: Config) -> Dimensions | None:
-    """Return the limits of what the project adds to the request metrics; None where it adds nothing."""
+    """Return the limits of the project's attributes of request metrics; None without any."""
     request = config.request
     limits = dict(request.metric_attributes)
     if request.route is not None:
@@ -215,7 +215,7 @@ def _find_own_page(request: HttpRequest) -> Callable[[HttpRequest], HttpResponse
 
 @guard.guarded("deciding who answers a page of ours", False)
 def _is_answered_here(page: Callable[[HttpRequest], HttpResponse], request: HttpRequest) -> bool:
-    """Return whether `page` answers before every other middleware, because none of them changes who may see what."""
+    """Return whether `page` answers before every other middleware, because access does not depend on them."""
     # Late, here and below: only a URLconf with our pages has loaded them.
     from django_otel import views
 

@@ -85,7 +85,7 @@ class Process(ProcessState):
         return parts
 
     def stop(self, budget_s: float = SHUTDOWN_BUDGET_S) -> bool:
-        """Export what is left and stop, within `budget_s` seconds in all; whether everything was exported."""
+        """Export the queues and stop, within `budget_s` seconds in all; return whether everything was exported."""
         with self.lock:
             thread = self.metrics.thread
             return shut_down([*self.processors(), *([thread] if thread is not None else ())], budget_s)
@@ -305,7 +305,7 @@ class Membership:
         return self.sharing
 
     def write_snapshot(self) -> None:
-        """Write what was measured through the SDK for the other processes."""
+        """Write the metrics of the SDK for the other processes."""
         if self.sharing is not None:
             with guard.contained("the last snapshot"):
                 self.sharing.write_snapshot()

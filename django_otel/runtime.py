@@ -1,4 +1,4 @@
-"""The process's one piece of global state: what is running, and with which settings.
+"""The process's one piece of global state: the pipelines and the settings in force.
 
 `start()` builds; it opens no socket, touches no database and starts no thread.
 `join()` is the moment this process has something to say (its first request or
@@ -266,7 +266,7 @@ def _project_identity() -> str:
 
 
 class _NoTruncationNotes(logging.Filter):
-    """To cut and to drop attributes is what LIMITS ask for; a line each time would fill the log."""
+    """Drops log lines on attributes that were cut or dropped: LIMITS ask for that."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = str(record.msg)

@@ -111,13 +111,13 @@ def livez(request: HttpRequest) -> HttpResponse:
 
 @_probe
 def readyz(request: HttpRequest) -> HttpResponse:
-    """200 when everything in `HEALTH["READY"]` works, else 503 with what failed."""
+    """200 when everything in `HEALTH["READY"]` works, else 503 with the failed checks."""
     return _report_health(request, "readyz", key="ready")
 
 
 @_probe
 def startupz(request: HttpRequest) -> HttpResponse:
-    """200 when everything in `HEALTH["STARTUP"]` works, else 503 with what failed."""
+    """200 when everything in `HEALTH["STARTUP"]` works, else 503 with the failed checks."""
     return _report_health(request, "startupz", key="startup")
 
 
@@ -251,7 +251,7 @@ _REACHED = "_django_otel_reached"
 
 
 def needs_user(view: View, request: HttpRequest) -> bool:
-    """Return whether it depends on the signed-in user, or on a function of the project, what `view` may show."""
+    """Return whether access to `view` depends on the signed-in user, or on a function of the project."""
     if view is livez or (view is not metrics and "verbose" not in request.GET) or _problem_ids():
         return False
     config = runtime.current().config

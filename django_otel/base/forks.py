@@ -49,7 +49,7 @@ ORDER = (*EARLY, *LATE)
 
 
 class ForkGate:
-    """Lets a fork wait for a moment in which no other thread is doing what a child must not inherit half done.
+    """Delays a fork while other threads are in operations that a child must not inherit half done.
 
     Neither side waits longer than `patience_s` seconds for the other.
     """

@@ -1,4 +1,4 @@
-"""Doing something as soon as a module has been imported, if ever it is.
+"""Callbacks that run as soon as a module has been imported.
 
 An instrumentor imports the library that it instruments. Where the project has
 it installed but does not use it, or only in some processes, that is a hundred
@@ -95,7 +95,7 @@ def when_imported(name: str, callback: Callable[[], None], *, part: str = "") ->
 
 
 def forget(name: str, *, part: str = "") -> Callable[[], None] | None:
-    """Wait no longer for a module; what was to be called, if anything."""
+    """Stop waiting for a module; return its callback, or None."""
     with _finder.lock:
         parts = _waiting.get(name, {})
         callback = parts.pop(part, None)
@@ -106,7 +106,7 @@ def forget(name: str, *, part: str = "") -> Callable[[], None] | None:
 
 
 def _take(name: str) -> list[Callable[[], None]]:
-    """Return what waits for a module that has been imported, and wait no longer."""
+    """Return the callbacks of a module that has been imported, and stop waiting."""
     with _finder.lock:
         callbacks = list(_waiting.pop(name, {}).values())
         _stop_if_idle()

@@ -1,4 +1,4 @@
-"""Import of the SDK's resources without psutil, which only a detector that few projects ask for uses.
+"""Import of the SDK's resources without psutil, which only an optional detector uses.
 
 Where psutil is installed, `opentelemetry.sdk.resources` imports it: six modules, a tenth of what this package adds to
 a start. Here that one import finds none, and the SDK gets a stand-in that imports psutil when it is first used.

@@ -62,7 +62,7 @@ class LiveLevels:
         self._lock = threading.Lock()
 
     def apply(self, levels: Iterable[LiveLevel], now_s: float) -> list[str]:
-        """Let `levels` hold, without those that have ended, and end all others; return what this process does not know.
+        """Set `levels`, without those that have ended, and end all others; return the unknown levels among them.
 
         Units: `now_s` is seconds since the Unix epoch.
         """

@@ -1,4 +1,4 @@
-"""Values behind proxies: lazy objects claim the class of what they stand for, without being of that type."""
+"""Values behind proxies: a lazy object claims the class of its value, without being of that type."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MAX_DEPTH = 10
 
 
 def resolve(value: object) -> Any:
-    """Return what a proxy stands for (Django's lazy objects, `wrapt`, werkzeug), any other value as it is.
+    """Return the value of a proxy (Django's lazy objects, `wrapt`, werkzeug), any other value as it is.
 
     Errors: those of evaluating a lazy value.
     """

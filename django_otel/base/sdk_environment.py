@@ -49,7 +49,7 @@ _lock = threading.RLock()
 
 
 def prepare() -> None:
-    """Import what reads the environment at its import, so that no value of a variable makes it raise."""
+    """Import the modules that read the environment when imported, so that no value of a variable makes them raise."""
     for module, names in _IMPORTS:
         if any(name in os.environ for name in names):
             survive(

@@ -11,7 +11,7 @@ def gettext_noop(text: str) -> str:
 
 
 class Sentence(str):
-    """A text in English, for logs and programs, that keeps of what it was made, for `translate`."""
+    """A text in English, for logs and programs, that keeps its template and values for `translate`."""
 
     template: str
     values: dict[str, object]

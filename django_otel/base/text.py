@@ -30,7 +30,7 @@ def _write_out(found: re.Match[str]) -> str:
 
 
 def printable_json(content: object) -> str:
-    """Return `content` as JSON over several lines, with what a terminal would obey as escapes of JSON."""
+    """Return `content` as JSON over several lines, with control characters of terminals escaped."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
     # Those below U+0020 stand in it as escapes already, but for its own line breaks.
     return _UNPRINTABLE.sub(lambda found: "\n" if found.group() == "\n" else f"\\u{ord(found.group()):04x}", text)

@@ -299,7 +299,7 @@ def _build_spec(
 
 
 def _checked(registration: _Registration, cls: type[models.Model], found: list[Problem]) -> dict[str, Any]:
-    """The usable part of a registration; what is wrong with the rest goes to `found`."""
+    """Return the usable part of a registration; problems of the rest are added to `found`."""
     values: dict[str, object] = {}
 
     def misfit(key: str, value: object, expected: str, hint: str = "") -> None:
@@ -397,7 +397,7 @@ def _build_transitions(
 
 
 def install(config: Config) -> None:
-    """Connect what `config` and the code register, in place of what was connected before.
+    """Connect the registrations of `config` and the code, and disconnect earlier ones.
 
     Nothing is connected for models that are not registered, and nothing at all with `ENABLED` False.
     """

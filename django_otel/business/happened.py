@@ -204,7 +204,7 @@ def _count_event(name: str, amount: int) -> None:
 
 
 def count_committed(name: str, amount: int) -> None:
-    """Count what a tracker saw committed; the tracker lives as long as its connection and must not keep the parts."""
+    """Count the events that a tracker saw committed; it lives as long as its connection and must not keep them."""
     _count_event(name, amount)
 
 

@@ -27,7 +27,7 @@ UNKNOWN = object()
 
 
 class _Provisional:
-    """Values saved in a transaction that is still open, and what holds if it is undone.
+    """Values saved in a transaction that is still open, and those to go back to if it is rolled back.
 
     Pickled as the plain dict that is in force, so that a cached instance can be
     loaded where this package is not installed.

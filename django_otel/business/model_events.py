@@ -74,7 +74,7 @@ class _Save:
         return self.started_unix_ns + time.perf_counter_ns() - self.started_ns
 
     def release(self) -> None:
-        """Make current again what was before."""
+        """Make the previous context current again."""
         token, self.token = self.token, None
         if token is not None:
             otel_context.detach(token)

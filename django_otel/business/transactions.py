@@ -125,7 +125,7 @@ class Tracker:
         self._is_owned_by_atomic = connection.in_atomic_block and connection.commit_on_exit
 
     def abandon(self) -> None:
-        """Settle what is left of a transaction whose end was not seen."""
+        """Settle the pending events of a transaction whose end was not seen."""
         if len(self._units) > 1 or self._units[0].pending or self._units[0].counts:
             self._end(ROLLED_BACK)
             self._deliver()

@@ -89,7 +89,7 @@ class ConfigError(ValueError):
 
 
 def key(default: object, rule: Rule, doc: str) -> Any:
-    """A setting: its default, its rule and, for the documentation, what it means."""
+    """A setting: its default, its rule, and its meaning for the documentation."""
     metadata = {"rule": rule, "doc": doc}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)

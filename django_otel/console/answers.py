@@ -92,7 +92,7 @@ class Answers:
         }  # fmt: skip
 
     def find_id(self, given: str) -> str:
-        """The id of the newest trace whose id has this in it; what was given where there is none."""
+        """Return the newest trace id that contains this text; the text itself if there is none."""
         wanted = given.strip().lower()
         if len(wanted) == 32 or not wanted or wanted.strip("0123456789abcdef"):
             return wanted

@@ -15,7 +15,7 @@ _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def whole(given: Any, lowest: int, highest: int) -> int:
-    """A number of an address within bounds; what is none is the lowest."""
+    """Return a number of a query string, within bounds; the lowest for any other text."""
     try:
         return min(highest, max(lowest, int(given)))
     except (TypeError, ValueError):
@@ -23,7 +23,7 @@ def whole(given: Any, lowest: int, highest: int) -> int:
 
 
 def parse_time(given: str, now_s: float) -> tuple[float | None, str]:
-    """A point in time (seconds since the Unix epoch) and the sentence that says what is wrong with it.
+    """Return a point in time (seconds since the Unix epoch) and a message if the text is not one.
 
     A time ago ("15m", "2h", "7d"), or a date with or without a time of day, in the current zone unless it names one.
     """
@@ -41,7 +41,7 @@ def parse_time(given: str, now_s: float) -> tuple[float | None, str]:
 
 
 def read_time(values: Mapping[str, str], name: str, now_s: float, problems: dict[str, str]) -> float | None:
-    """Return the point in time of a field, as `parse_time`; what is wrong with it is added to `problems`."""
+    """Return the point in time of a field, as `parse_time`; a message is added to `problems` if it is not one."""
     at_s, problem = parse_time(values.get(name, ""), now_s)
     if problem:
         problems[name] = problem

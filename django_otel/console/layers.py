@@ -82,7 +82,7 @@ def _draw(found: Mapping[str, float]) -> LayerBar:
 def draw_chart(
     steps: Sequence[Step], moments: Sequence[svg.Moment], period: str, show: Callable[[float], str]
 ) -> tuple[str, svg.Chart, str]:
-    """Title and chart of the mean time in each layer, and what is said without requests."""
+    """Return title and chart of the mean time in each layer, and the text for no requests."""
     lines = [
         svg.Line(
             str(_NAMES[name]),

@@ -159,7 +159,7 @@ def _mail_admins(subject: str, body: str) -> None:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is a failure: what is sent is meant for the address of the settings."""
+    """Treats a redirect as a failure: a notice is meant for the address of the settings."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str

@@ -15,7 +15,7 @@ from django_otel.config.schema import Config
 
 
 class Notifier:
-    """Sends what is due, in a thread that is started when something is."""
+    """Sends due notices, in a thread that is started when one is due."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

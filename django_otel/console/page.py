@@ -169,7 +169,7 @@ def _addresses_like(name: str, some_id: str) -> Callable[[object], str]:
 
 
 def page_links(total: int, number: int, values: Mapping[str, object]) -> dict[str, object]:
-    """Return what the links between the pages of a list need; `values` are those of the address."""
+    """Return the context of the links between the pages of a list; `values` are those of the query string."""
     pages = max(1, math.ceil(total / PAGE_SIZE))
 
     def address(to: int) -> str:

@@ -78,7 +78,7 @@ class _Asked:
 
 
 def _parse_filter(query: Mapping[str, object]) -> _Asked:
-    """The filter of a query string. What cannot be read is kept in the form, and named in `problems`."""
+    """Return the filter of a query string. Invalid values stay in the form, and are named in `problems`."""
     given = {name: str(query.get(name, "")).strip()[:500] for name in _FILTER_NAMES}
     problems: dict[str, str] = {}
     status = given["status"].lower()
@@ -199,7 +199,7 @@ def _columns(sort: str, values: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _with_chosen(chosen: str, choices: Sequence[str]) -> list[str]:
-    """The choices of a field, with what was chosen though nothing stored has it."""
+    """Return the choices of a field, and the chosen value even if nothing stored has it."""
     return [*choices, *([chosen] if chosen and chosen not in choices else [])]
 
 

@@ -47,7 +47,7 @@ class NotExplained(Exception):  # noqa: N818 (an answer, not a fault)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of a statement: what was asked of which database, and the answer's lines."""
+    """The plan of a statement: the query, its database, and the lines of the answer."""
 
     alias: str
     statement: str

@@ -101,7 +101,7 @@ def _fits(condition: Condition, span: Mapping[str, Any], logs: Sequence[Mapping[
 
 
 def parse(query: Mapping[str, object]) -> SpanFilter:
-    """Read the filter of an address; what cannot be read filters nothing, and is named in `problem`."""
+    """Read the filter of a query string; an invalid one filters nothing, and is named in `problem`."""
     given = str(query.get("find", "")).strip()[:_MAX_QUERY]
     kind = str(query.get("kind", ""))
     only_errors, hides_logs = (str(query.get(name, "")) not in ("", "0") for name in ("errors", "without_logs"))

@@ -1,4 +1,4 @@
-"""Stored spans: what kind each is, whether it failed, and its parts, however faulty their sender."""
+"""Stored spans: kind, failure and parts of each, also of faulty senders."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def has_exception(span: Mapping[str, Any]) -> bool:
 
 
 def advice_of(spans: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, str, str]]:
-    """Return what requests of a trace found of equal queries: count, statement, place and cure of each."""
+    """Return the repeated queries that were detected in a trace: count, statement, place and cure of each."""
     events = (event for span in spans for event in list_of(span.get("events")) if event.get("name") == N_PLUS_ONE)
     found = []
     for event in events:

@@ -56,7 +56,7 @@ def export(
 def import_trace(
     request: HttpRequest, admin: ConsoleAdmin, context: dict[str, object], console: StoreProcessor
 ) -> HttpResponse:
-    """A form that takes OTLP/JSON; what it holds is redacted as our own spans are."""
+    """A form that accepts OTLP/JSON; its spans are redacted as our own are."""
     problem = ""
     if request.method == "POST":
         given = request.FILES.get("file")

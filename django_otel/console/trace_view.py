@@ -133,7 +133,7 @@ def draw_flame(spans: Sequence[SpanRecord], *, is_map: bool = False) -> SafeStri
 
 
 def curl_of(spans: Sequence[SpanRecord]) -> str:
-    """The request as a command; "" for what is none. What was redacted is left out, and so are bodies and cookies."""
+    """Return the request as a curl command; "" without one. Redacted values, bodies and cookies are left out."""
     root = find_root(spans)
     if root is None:
         return ""

@@ -88,7 +88,7 @@ class Pages:
         return cls(number, count, (number - 1) * size + 1, min(total, number * size), total)
 
     def positions(self, failed: Sequence[int], *others: int) -> list[int]:
-        """The positions (from 0) to show: those of the page, and of others what failed or was asked for."""
+        """Return the positions (from 0) to show: those of the page, failed ones, and the opened one."""
         own = range(self.first - 1, self.last)
         outside = [position for position in failed if position not in own][:MAX_FAILED]
         return sorted({*own, *outside, *others})

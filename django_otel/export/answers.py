@@ -146,7 +146,7 @@ class Answers:
             self.take(message)
 
     def take(self, message: object) -> None:
-        """Count what an answer of success says was refused."""
+        """Count the items that a successful answer reports as rejected."""
         partial = getattr(message, "partial_success", None)
         if partial is None:
             return
@@ -177,7 +177,7 @@ class Outcome:
 
 
 def send_in_parts(items: Batch, send: Callable[[Batch], bool], answers: Answers, kind: Halving[Batch]) -> Outcome:
-    """Send `items`, and in halves again what the receiver calls too large.
+    """Send `items`; batches that the receiver calls too large are sent again in halves.
 
     `send` returns whether the receiver took its items; `kind` is how they are counted and halved (`Items`, `Points`).
     """

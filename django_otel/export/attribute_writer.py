@@ -181,7 +181,7 @@ class AttributeWriter:
 
 
 class _Table(dict[object, bytes]):
-    """From the texts under one key to their fields; makes what it does not have.
+    """From the texts under one key to their fields; missing ones are made.
 
     Numbers have tables of their own, by type, since 1, True and 1.0 are equal
     and have the same hash. Floats have none: 0.0 and -0.0 are equal, too.

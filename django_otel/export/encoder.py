@@ -102,7 +102,7 @@ _NOT_READ: Any = itertools.repeat(None)
 
 
 class SpanEncoder:
-    """Encodes batches of spans, and remembers between them what repeats. For one thread at a time.
+    """Encodes batches of spans, with a cache of repeated parts. For one thread at a time.
 
     `scrubber` redacts on the way; without one the spans must be clean. `prepare`
     gives the span to encode instead of one whose scope `is_prepared` says so of.
@@ -352,7 +352,7 @@ class _Group:
 
 
 class _Equals:
-    """Finds the first that was seen of equal resources and of equal scopes; by identity what was seen before.
+    """Finds the first seen of equal resources and of equal scopes; known ones by identity.
 
     To hash a resource takes longer than to encode a span.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SwitchLogProcessor(LogRecordProcessor):
-    """The one processor our logger provider knows; what it hands on to changes with the settings.
+    """The only processor of our logger provider; those behind it change with the settings.
 
     `limits` hold for every record: providers of OpenTelemetry 1.43 take none, and one that was built elsewhere has its
     own.

@@ -1,4 +1,4 @@
-"""Span processors: the one our provider knows, and those that batch, clean or keep what it hands on."""
+"""Span processors: the one of our provider, and those behind it that batch, clean or keep spans."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class SwitchProcessor(EndingForwarder, Distributor, Taker):
-    """The one processor our tracer provider knows; what it hands on to changes with the settings."""
+    """The only processor of our tracer provider; those behind it change with the settings."""
 
     def __init__(self) -> None:
         self._parts: tuple[SpanProcessor, ...] = ()
@@ -226,7 +226,7 @@ class CleanProcessor(EndingForwarder, SpanProcessor):
         self.process(span)
 
     def process(self, span: ReadableSpan) -> ReadableSpan:
-        """Hand the span over, scrubbed; what was handed over, with the changes that the processor has made in it."""
+        """Pass the span on, scrubbed; return it with the changes that the processor has made."""
         with guard.contained(f"the span processor {type(self._inner).__name__}"):
             # Also when the processor fails later: it may have changed a part.
             span = self._clean(span)

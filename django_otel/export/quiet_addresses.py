@@ -61,7 +61,7 @@ class _Conceal(logging.Filter):
 
 
 def conceal(settings: Traces | Metrics | Logs) -> None:
-    """Keep the secrets of a receiver's address and headers out of what the stock exporters log from now on."""
+    """Redact the secrets of a receiver's address and headers in the stock exporters' log records from now on."""
     secrets = {value for value in settings.headers.values() if len(value) >= _SHORTEST_VALUE}
     if settings.endpoint is not None:
         secrets |= _find_secrets(settings.endpoint)

@@ -30,7 +30,7 @@ def library_of(record: logging.LogRecord) -> str:
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """Return the record's message without what it says of a task's arguments or result."""
+    """Return the record's message without a task's arguments or result."""
     hide = _HIDE.get(library_of(record)) if record.args else None
     return record.getMessage() if hide is None else hide(record)
 

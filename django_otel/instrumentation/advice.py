@@ -114,7 +114,7 @@ def read_subject(frame: FrameType) -> type:
 
 
 def fit_to_single(advice: Iterable[Advice], tables: Collection[str]) -> set[Advice]:
-    """Return what helps objects of these tables that are read one by one: what reads for many at once does not."""
+    """Return the advice for objects of these tables that are read one by one: without prefetches."""
     kept = set()
     for each in advice:
         if each.table not in tables:
@@ -291,7 +291,7 @@ def _is_same(one: Any, other: type[Model]) -> bool:
 
 
 def _compile(queryset: QuerySet[Any]) -> tuple[Any, ...] | None:
-    """Return what makes it the same query as another; None if it needs none, as the relation of an empty key."""
+    """Return a key that equal queries share; None if no query is needed, as for a relation with an empty key."""
     try:
         sql, params = queryset.query.clone().get_compiler(queryset.db).as_sql()
     except EmptyResultSet:

@@ -1,4 +1,4 @@
-"""The coroutines that wait for the code of a worker thread: what its own stack does not show.
+"""Coroutines that wait for the code of a worker thread, which its own stack does not show.
 
 Django's asynchronous queries run in a thread of asgiref's. Who waits for them
 is found from the thread's work item: its future is chained to one of the event

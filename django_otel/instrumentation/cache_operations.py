@@ -145,7 +145,7 @@ class _Known(SpanForm):
         return series
 
     def extension_of(self, outcome: str) -> Extension:
-        """Return what a span says of an outcome."""
+        """Return the attributes of a span with this outcome."""
         found = self.says[outcome] = Extension(self.attributes, {_OUTCOME: outcome}, runtime.tracer())
         return found
 
@@ -164,7 +164,7 @@ class Measured:
         self._usual = _Known(alias, name, None)
 
     def find(self, group: str | None) -> _Known:
-        """Return what calls with keys of that group have in common."""
+        """Return the common parts of calls with keys of that group."""
         if self._generation is not state.generation:
             self._known = {None: _Known(self.alias, self.name, None)}
             self._usual = self._known[None]
@@ -244,7 +244,7 @@ class CacheSpan:
     def end_span(
         self, outcome: str | None, error: BaseException | None, several: Sequence[Outcome] | None = None
     ) -> None:
-        """End it, with what has come of the operation, or of each key; there is one. Never raises an `Exception`."""
+        """End it with the outcome of the operation, or of each key; there must be one. Never raises an `Exception`."""
         span = self.span
         assert span is not None
         try:
@@ -283,7 +283,7 @@ class CacheOperation(CacheSpan):
     token: Token[CacheOperation | bool]
 
     def rewrite(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[object, ...]:
-        """Return the arguments by position as they are passed on, and note what the result is understood by."""
+        """Return the positional arguments to pass on, and note how to read the result."""
         if self.measured.name == "get":
             if args or "key" in kwargs:
                 # None may be what is stored, and the default as well: a value of our own marks a miss.
@@ -312,7 +312,7 @@ class CacheOperation(CacheSpan):
         return group_of_all(self.asked or ())
 
     def end(self, result: object, error: BaseException | None = None) -> object:
-        """End it with its result or with what it has raised; return the result as the caller expects it."""
+        """End it with its result or its exception; return the result that the caller expects."""
         took_s = layers.leave(self.opened, layers.CACHE) - self.started_s
         try:
             inside.reset(self.token)

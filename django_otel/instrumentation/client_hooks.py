@@ -32,7 +32,7 @@ def build_arguments(name: str, wish: Wish) -> dict[str, object]:
     patterns = wish.outbound_hosts
     if patterns is not None:
         for keyword, adapter in _CLIENTS.get(name, {}).items():
-            arguments[keyword] = _add_verdict(name, adapter, patterns, arguments.get(keyword), "async" in keyword)
+            arguments[keyword] = _add_decision(name, adapter, patterns, arguments.get(keyword), "async" in keyword)
         if name == "aiohttp-client":
             given: Any = arguments.get("trace_configs") or ()
             arguments["trace_configs"] = [*given, _build_aiohttp_redirect_guard(patterns)]
@@ -109,10 +109,10 @@ _CLIENTS: dict[str, dict[str, Adapter]] = {
 }
 
 
-def _add_verdict(
+def _add_decision(
     name: str, adapter: Adapter, patterns: tuple[str, ...], hook: Any, is_async: bool
 ) -> Callable[..., object]:
-    """The project's hook, then our verdict, as the last thing before the instrumentor injects."""
+    """Return a hook that runs the project's, then decides whether the host may receive trace headers."""
 
     def judge(span: trace.Span, *args: object) -> None:
         try:
@@ -129,7 +129,7 @@ def _add_verdict(
                     outbound.strip(headers, tuple(propagate.get_global_textmap().fields))
         except Exception as error:
             guard.report(f"instrumentors.{name} outbound", error)
-            # Unknown where it goes: then without headers.
+            # The host is unknown: send no headers.
             outbound.decide(span, False)
 
     if is_async:

@@ -129,7 +129,7 @@ class _Run:
 
 
 def _build_scrub(arguments: tuple[Iterable[object], Mapping[str, object]]) -> Callable[[str], str]:
-    """Return what redacts a text that the exception of a command has: the command's arguments, and all else."""
+    """Return a function that redacts the text of a command's exception: its arguments, and all other secrets."""
     scrub = runtime.current().scrubber.text
     positional, options = arguments
     values = [value for key, value in options.items() if key not in _COMMON_OPTIONS]

@@ -124,7 +124,7 @@ _state = _State()
 
 
 class Query(Watched):
-    """One SQL text on one connection: what its spans and numbers have in common, worked out once."""
+    """One SQL text on one connection, with the common parts of its spans and metrics."""
 
     __slots__ = ("has_row_count", "is_ready", "operation", "series", "statement")
 
@@ -278,7 +278,7 @@ class QueryWrapper:
     # --- Once per SQL text. ---
 
     def query_of(self, settings: Settings, sql: object) -> Query:
-        """Return what the spans and numbers of `sql` have in common."""
+        """Return the common parts of the spans and metrics of `sql`."""
         if settings is not self._settings:
             self._adopt(settings)
         known = self._queries.get(sql) if type(sql) is str else None
@@ -337,7 +337,7 @@ class QueryWrapper:
         return series
 
     def _examine(self, cursor_class: type) -> bool:
-        """Return whether an instrumentor makes a span of what this cursor executes."""
+        """Return whether an instrumentor makes a span for queries of this cursor."""
         traced = any(_is_instrumentors(base) for base in cursor_class.__mro__)
         self._traced[cursor_class] = traced
         return traced

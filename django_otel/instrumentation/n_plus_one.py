@@ -95,7 +95,7 @@ class Place:
         return bool(self._advice)
 
     def advise(self, advice: Advice) -> None:
-        """Take one more cure for what this line does."""
+        """Add a cure for the queries of this line."""
         self._advice |= {advice}
         if advice.method == PREFETCH or advice.has_peers:
             self.plural |= {advice.table}
@@ -374,7 +374,7 @@ class Repeats:
 
 
 def build_watch(config: Config) -> Watch | None:
-    """Build what the settings ask for; None if DATABASE.N_PLUS_ONE is off."""
+    """Build the watch that the settings ask for; None if DATABASE.N_PLUS_ONE is off."""
     limit = config.database.n_plus_one
     if limit is None:
         return None

@@ -36,7 +36,7 @@ def _time_coroutine(plain: Callable[..., Awaitable[object]]) -> Callable[..., Aw
 
 
 def _time_iteration(plain: Callable[..., Iterable[object]]) -> Callable[..., Iterable[object]]:
-    """For a function that gives the parts of a body: what the caller does with each is not ours."""
+    """Time a function that yields the parts of a body, without the caller's time between them."""
 
     @functools.wraps(plain)
     def timed(*args: object, **kwargs: object) -> Iterable[object]:
@@ -116,7 +116,7 @@ class _Patches:
         self._done: dict[_Place, tuple[type, object, object]] = {}
 
     def add(self, module: str) -> None:
-        """Patch what the module has of the places; what it does not have is left out."""
+        """Patch the places that exist in the module."""
         found = import_module(module)
         for place in _PLACES:
             owner: type | None = getattr(found, place.owner, None)
@@ -127,7 +127,7 @@ class _Patches:
                 setattr(owner, place.method, ours)
 
     def remove(self) -> None:
-        """Put back what was there, unless another tool has replaced it since: that one calls ours."""
+        """Restore the original methods, unless another tool has replaced ours since and calls it."""
         for place, (owner, plain, ours) in list(self._done.items()):
             if vars(owner).get(place.method) is ours:
                 setattr(owner, place.method, plain)

@@ -19,7 +19,7 @@ def note_rows(span: Span, cursor: CursorWrapper) -> None:
 
 
 def note_error(span: Span, error: BaseException) -> None:
-    """Say in the span of a query what it failed with."""
+    """Record the error of a query on its span."""
     mark_failed(span, error)
     code = status_code(error)
     if code:

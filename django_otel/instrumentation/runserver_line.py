@@ -45,7 +45,7 @@ _finished = _Thread()
 
 
 class LineObserver(Observer):
-    """An observer that notes what its request's line gets."""
+    """An observer that collects the additions to its request's line."""
 
     __slots__ = ()
 

@@ -53,7 +53,7 @@ def _check_response(
     callback: Callable[..., HttpResponseBase],
     name: str | None = None,
 ) -> None:
-    """Called with what a view has returned, and with what a middleware has made of it."""
+    """Called with the response of a view, and with that of a middleware."""
     record: Any = get_current()
     if type(record) is not RequestRecord:
         record = record.get(REQUEST_KEY)

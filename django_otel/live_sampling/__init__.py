@@ -1,4 +1,4 @@
-"""Live sampling and live log levels: carries what the admin sets to every process.
+"""Live sampling and live log levels: carries the admin's changes to every process.
 
 Imports runtime and everything below it.
 """

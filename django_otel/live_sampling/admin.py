@@ -164,7 +164,7 @@ class SamplingPolicyAdmin(PolicyPages):
             super().save_related(request, form, formsets, change)
 
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: Any, add: bool = False) -> Any:
-        """For the history: what each changed field was and is."""
+        """For the history: old and new value of each changed field."""
         values = {
             admin_history.label(form, name): form.cleaned_data[name] for name in POLICY_FIELDS if name in form.fields
         }

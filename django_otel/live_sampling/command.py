@@ -172,7 +172,7 @@ class SamplingCommand:
         self._alias = router.db_for_write(SamplingPolicy)
 
     def run(self, options: dict[str, object]) -> int:
-        """Does what was asked and gives the exit code."""
+        """Run the subcommand and return the exit code."""
         action = options["action"] if options["action"] != "rule" else f"rule_{options['rule_action']}"
         missing = gettext(
             'The tables of the sampling policy in database "%(database)s" are not those of this version. '
@@ -366,7 +366,7 @@ class SamplingCommand:
     # --- The history and what is printed. ---
 
     def _log(self, user_name: str | None, message: str, *, is_new: bool = False) -> str:
-        """Write the admin's history where there is one; gives what to say about it."""
+        """Write the admin's history where there is one; return a sentence about it."""
         author = command_history.find_user(user_name)
         row = SamplingPolicy._base_manager.using(self._alias).filter(pk=SamplingPolicy.ONLY_ID).first()
         # After `reset` there is none.
@@ -382,7 +382,7 @@ class SamplingCommand:
             self._write(message % {"seconds": f"{self._config.sampling.refresh_s:g}"})
 
     def _write(self, line: str) -> None:
-        """Print a line; what stands in it was written by others and must not steer the terminal."""
+        """Print a line, with control characters escaped: it holds texts of other users."""
         self._print(printable(line))
 
     def _write_json(self, content: object) -> None:

@@ -52,7 +52,7 @@ def run_action(
     missing: str,
     tables: Iterable[type[Model]] = (),
 ) -> int:
-    """Run `action` and return the exit code; what was refused or failed is written.
+    """Run `action` and return the exit code; errors are printed.
 
     `missing` is the text for missing `tables` (by default those of the sampling policy) in the database `alias`.
     """

@@ -113,7 +113,7 @@ class Follower:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
-        """Apply what is known on this host, and start the thread, unless it runs or this process must not have one."""
+        """Apply the policy known on this host, and start the thread unless it runs or is not allowed here."""
         with self._lock:
             self.wanted = True
             if self.is_following or reason_not_to_run():
@@ -153,7 +153,7 @@ class Follower:
         self._wake.set()
 
     def abandon(self) -> None:
-        """Close what a forked child has inherited; the parent's locks stay as they are."""
+        """Close files that a forked child has inherited; the parent's locks stay as they are."""
         found, self.registry = self.registry, None
         if found is not None:
             found.close()
@@ -334,7 +334,7 @@ class Follower:
         guard.logger.info("The sampling ratio is now %g (%s, version %d).", now.ratio, now.source, now.version)
 
     def _note(self, fault: str, *, is_reported: bool = False) -> None:
-        """Say once that something is wrong, and once that it is over; not what another process has said already."""
+        """Log a problem once, and its end once, unless another process has logged it already."""
         with self._lock:
             before, self.fault = self.fault, fault
         if is_reported:
@@ -379,7 +379,7 @@ class Follower:
 
 
 def _describe_process(applied_at_s: float | None, fault: str) -> dict[str, object]:
-    """Return what this process shows of itself; `applied_at_s` is seconds since the Unix epoch."""
+    """Return the report of this process; `applied_at_s` is seconds since the Unix epoch."""
     sampler = _sampler()
     live, policy = sampler.live, sampler.policy
     return {
@@ -509,7 +509,7 @@ def processes() -> list[dict[str, object]]:
 
     Each has `host`, `pid`, `group` (its server), `command` (a management
     command, or ""), `started_at_s`, `ratio`, `source`, `version` and
-    `fingerprint` (`core.policy.Policy`; "" where nothing of the admin's is
+    `fingerprint` (`sampling.policy.Policy`; "" where nothing of the admin's is
     applied), `applied_at_s`, `sharers`, `error`, and `is_here` for this process.
 
     Units: every `*_s` is seconds since the Unix epoch.
@@ -541,7 +541,7 @@ def processes_elsewhere() -> list[dict[str, Any]]:
 
 
 def status() -> dict[str, Any]:
-    """Return what this process applies now and why; read from memory, without a query.
+    """Return the policy that this process applies now, and why; read from memory, without a query.
 
     Units: every `*_s` is seconds; `since_s`, `read_at_s` and `expires_at_s`
         since the Unix epoch, None where there is no such moment.

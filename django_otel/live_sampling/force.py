@@ -143,7 +143,7 @@ async def look_up(meta: dict[str, object]) -> None:
 
 
 def _candidates(meta: Mapping[str, Any]) -> Iterator[str]:
-    """Give what stands where a token belongs, in the query string and the cookies of a request."""
+    """Yield the possible tokens in the query string and the cookies of a request."""
     query = meta.get("QUERY_STRING")
     if query and PARAMETER in (query := query if isinstance(query, str) else query.decode("latin-1")):
         found = _IN_QUERY.search(query)

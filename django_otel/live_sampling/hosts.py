@@ -80,7 +80,7 @@ class HostReporter:
         self.note(*next(iter(versions.annotate(now=Now()).values_list("watched_at", "now")[:1]), (None, None)))
 
     def note(self, watched_at: datetime.datetime | None, now: datetime.datetime | None) -> None:
-        """Take over when a page was last looked at, and what time it is, both as the database has them."""
+        """Note when a page was last open, and the current time, both by the database."""
         if watched_at != self._watched_at:
             # That it has changed is enough.
             if self._watched_at is not None or _is_within(_WATCHED_S, watched_at, now):

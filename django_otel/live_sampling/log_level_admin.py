@@ -94,7 +94,7 @@ class LogLevelAdmin(RowPages):
         save_in_place(level_alias(), obj)
 
     def construct_change_message(self, request: HttpRequest, form: Any, formsets: object, add: bool = False) -> Any:
-        """Return what the history says: level, for how long, and why."""
+        """Return the text of the history: level, duration, and reason."""
         lasts_s = _SECONDS[form.cleaned_data["lasts"]]
         return text.level_for(form.cleaned_data.get("level", ""), lasts_s, form.cleaned_data.get("note", ""))
 

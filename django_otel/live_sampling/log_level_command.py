@@ -78,7 +78,7 @@ class LogLevelCommand:
         self._alias = level_alias()
 
     def run(self, options: Mapping[str, Any]) -> int:
-        """Do what was asked and return the exit code."""
+        """Run the command and return the exit code."""
         missing = gettext('The table of the log levels is missing in database "%(database)s". Run: %(command)s')
         return run_action(
             lambda: self._do(options), self._write, alias=self._alias, missing=missing, tables=(LogLevel,)
@@ -159,5 +159,5 @@ class LogLevelCommand:
             self._write(f"{line} {row.note}".rstrip())
 
     def _write(self, line: str) -> None:
-        """Print a line; what stands in it was written by others and must not steer the terminal."""
+        """Print a line, with control characters escaped: it holds texts of other users."""
         self._print(printable(line))

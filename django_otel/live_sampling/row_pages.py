@@ -1,4 +1,4 @@
-"""Pages of the admin over rows whose table may be missing, or whose database may not answer: they say what to do."""
+"""Pages of the admin over rows whose table may be missing, or whose database may not answer, with advice then."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ else:
 
 
 def needs_tables(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Say what to do, rather than fail, where the tables are missing or their database does not answer."""
+    """Show advice instead of an error if the tables are missing or their database does not answer."""
 
     @functools.wraps(view)
     def guarded(self: RowPages, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse:
@@ -69,7 +69,7 @@ class RowPages(_ModelAdmin):
         return super().history_view(*args, **kwargs)
 
     def unavailable(self, request: HttpRequest, *, is_answering: bool) -> HttpResponse:
-        """Return what is answered while the rows cannot be reached: `show_unavailable` with words of the model."""
+        """Return the response while the rows cannot be read: `show_unavailable` with words of the model."""
         raise NotImplementedError
 
     def show_unavailable(

@@ -108,7 +108,7 @@ class RowsTogether:
     def pass_on(
         self, alias: str, registry: HostRegistry | None, levels: log_levels.LevelFollower, reporter: HostReporter | None
     ) -> None:
-        """Pass on what was found beside the policy, or ask for it where there was more than one query."""
+        """Pass on the log levels and open pages that were read, or read them if there was more than one query."""
         with guard.contained("reading the log levels"):
             if self.levels is not None:
                 levels.spread(self.levels, registry)

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 
 def level_for(level: str, lasts_s: float, note: str) -> str:
-    """Return what the history says of a log level: which, for how long, and why."""
+    """Return the history's text on a log level: level, duration, and reason."""
     said = gettext("Level %(level)s for %(duration)s. %(note)s")
     return (said % {"level": level, "duration": span(lasts_s), "note": note}).strip()
 
@@ -216,7 +216,7 @@ def promise(refresh_s: float) -> str:
 
 
 def kept(keep_errors: bool, keep_slow_s: float | None) -> str:
-    """Return what is recorded although the ratio says no; empty when nothing is."""
+    """Return a text on the traces that are kept whatever the ratio; empty without any."""
     values = {"seconds": "" if keep_slow_s is None else f"{keep_slow_s:g}"}
     if keep_errors and keep_slow_s is not None:
         return gettext("errors and requests of %(seconds)s s or more") % values
@@ -231,7 +231,7 @@ def rule_name(rule: RuleLike) -> str:
 
 
 def list_values(values: Mapping[str, object], *, always: Iterable[str] = ()) -> str:
-    """For the history of something new: what is not empty, and what is named in `always`."""
+    """For the history of something new: values that are not empty, and those named in `always`."""
     return "; ".join(
         f"{label}: {show(value)}"
         for label, value in values.items()
@@ -240,7 +240,7 @@ def list_values(values: Mapping[str, object], *, always: Iterable[str] = ()) -> 
 
 
 def list_changes(before: Mapping[str, object], after: Mapping[str, object]) -> str:
-    """For the history of a change: what each value was and is."""
+    """For the history of a change: old and new value of each field."""
     return "; ".join(
         f"{label}: {show(before.get(label))} → {show(value)}"
         for label, value in after.items()

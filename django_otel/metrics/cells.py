@@ -62,7 +62,7 @@ class Memory:
     def place(
         self, definition: Definition, attributes: Attributes, start_time_unix_nano: int
     ) -> tuple[memoryview[float], int]:
-        """Return where the cells of a series are; they may hold what an earlier process counted."""
+        """Return the place of a series' cells; they may hold counts of an earlier process."""
         return self.allocate(cells_of(definition))
 
     def has_room(self, definition: Definition, attributes: Attributes, limit: int) -> bool:

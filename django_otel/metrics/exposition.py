@@ -96,7 +96,7 @@ class Page:
         return self._out.getvalue()
 
     def add_target_info(self, resource_attributes: Mapping[str, object], naming: Naming) -> None:
-        """Write the resource, once, without what names one process of many."""
+        """Write the resource, once, without attributes that identify one process of many."""
         # Claimed in any case: a metric of that name would pass for the resource.
         self.claims.take("target", SUFFIXES["info"])
         with guard.contained("the exposition of target_info"):
@@ -238,7 +238,7 @@ def render(
     """Write the page.
 
     `extra` may write more families, of other sources, after ours
-    (`core.registry.render_registry`). Exemplars appear in OpenMetrics alone:
+    (`metrics.registry.render_registry`). Exemplars appear in OpenMetrics alone:
     the older format has no place for them. With an `escaping` names are
     OpenTelemetry's, escaped like that.
 

@@ -1,4 +1,4 @@
-"""The shapes numbers have on their way from a source to a reader.
+"""Data model: families, points, histogram values and exemplars, from a source to a reader.
 
 Sources are our own cells (`metrics.cells`) and the SDK's instruments
 (`metrics.sdk_metrics`); readers are the scrape (`metrics.exposition`) and OTLP
@@ -43,7 +43,7 @@ OWN_SCOPE = Scope("django_otel")
 
 
 class Exemplar(NamedTuple):
-    """One measurement that shows what a number is made of.
+    """One measurement as an example of those in a number.
 
     A tuple, because one is made for each measurement of a sampled request: a
     frozen dataclass is slower.

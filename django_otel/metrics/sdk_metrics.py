@@ -87,7 +87,7 @@ class SdkMetrics:
         self.scrub_scope: Callable[[Scope], Scope] = _same_scope
 
     def after_fork(self) -> None:
-        """In the child: start at zero; what the SDK still holds was counted by the parent."""
+        """In the child: start at zero; the SDK's values were counted by the parent."""
         self._lock = threading.Lock()
         self._families = {}
         self._points = {}
@@ -220,7 +220,7 @@ def _parse_point(point: Any) -> Point:
 
 
 class MetricsDataBuilder:
-    """Families as `MetricsData`, with what was exported before remembered where deltas are wanted."""
+    """Families as `MetricsData`; remembers the previous export for deltas."""
 
     def __init__(self, temporality: str) -> None:
         self._is_delta = temporality == "delta"

@@ -83,7 +83,7 @@ class Series:
         return _subtract(self.cells, self._baseline)
 
     def move(self, memory: Memory) -> None:
-        """Go on in other memory, with what this process has counted so far. The store's lock is held."""
+        """Move to other memory, with the counts of this process so far. The store's lock is held."""
         cells, place, baseline = self.cells, self._place, self._baseline
         self._put(memory)
         self._store.moves += 1
@@ -234,7 +234,7 @@ def _subtract(cells: memoryview[float], baseline: list[float] | None) -> list[fl
 
 
 class RequestSeries:
-    """The series of all requests of one kind, and what is counted at the end of each, in one update.
+    """The series of all requests of one kind, updated together at the end of each.
 
     This costs less than one update after the other: the calls are left out, the
     look for where each series is and, as a view mostly makes the same number of

@@ -208,7 +208,7 @@ class CellStore:
                     instrument.forget()
 
     def catalogued(self, name: str) -> Instrument:
-        """The instrument of `core.names.CATALOGUE` with that name."""
+        """Return the instrument of `catalogue.CATALOGUE` with that name."""
         found = self._instruments.get(name)
         if found is not None and not isinstance(found, ObservableGauge):
             # A name of ours has no other kind; to build its definition would cost ten times as much.
@@ -247,7 +247,7 @@ class CellStore:
         self.count_refused("cardinality_limit")
 
     def move(self, memory: Memory) -> None:
-        """Go on in other memory: what this process has counted so far is added to what is there."""
+        """Move to other memory, and add the counts of this process to those there."""
         with self.lock:
             self.memory = memory
             for instrument in self._instruments.values():
@@ -255,7 +255,7 @@ class CellStore:
                     series.move(memory)
 
     def rebase(self) -> None:
-        """Set right what this process counts as its own after cells were lost."""
+        """Correct the counts of this process after cells were lost."""
         with self.lock:
             for instrument in self._instruments.values():
                 for series in instrument.all_series():

@@ -1,6 +1,6 @@
 """The processes of one host that follow one policy, and the file through which it reaches them.
 
-Each process holds a numbered slot by `flock` (`core.shared.Lease`) and says
+Each process holds a numbered slot by `flock` (`lease.Lease`) and says
 beside it, in `N.json`, who it is and what it has applied; the kernel frees the
 slot at its death. `policy.json` holds the policy that was read last, by whichever process
 read it: a process that saved it, or the one of all that is elected to ask the
@@ -136,7 +136,7 @@ class ReadingFile(Generic[_Content]):
             return False
 
     def read(self) -> _Content | None:
-        """Return what was read last on this host, or None. Errors: `OSError`, `ValueError` when damaged."""
+        """Return the content of the file, or None without one. Errors: `OSError`, `ValueError` when damaged."""
         try:
             # Before the content: a change in between is then read again, not missed.
             self._seen = stamp_of(self.path)
@@ -145,7 +145,7 @@ class ReadingFile(Generic[_Content]):
             return None
 
     def read_contained(self) -> _Content | None:
-        """Return what is there for a moment's look, or None when it cannot be read."""
+        """Return the content of the file, or None when it cannot be read."""
         try:
             return self._parse(read_bounded(self.path))
         except (OSError, ValueError, RecursionError):
@@ -184,7 +184,7 @@ class HostRegistry:
         self.resign()
 
     def report(self, content: Mapping[str, object]) -> None:
-        """Say who this process is and what it has applied, if that is news. Errors: `OSError`."""
+        """Write this process's report, if it has changed. Errors: `OSError`."""
         found = dict(content)
         if self.lease is not None and found != self._reported:
             self.replace_file(f"{self.lease.number}.json", json.dumps(found).encode())
@@ -363,7 +363,7 @@ class HostRegistry:
 
 
 def stamp_of(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file is replaced. Errors: `OSError`."""
+    """Return a stamp that changes when the file is replaced. Errors: `OSError`."""
     status = path.lstat()
     return status.st_ino, status.st_mtime_ns, status.st_size
 

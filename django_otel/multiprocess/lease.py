@@ -92,7 +92,7 @@ def lock_exclusively(descriptor: int) -> None:
 
 
 def _mark_unready(path: Path) -> None:
-    """Note in a slot's cells that its new owner has not zeroed yet what only a living process has."""
+    """Mark a slot whose new owner has not zeroed the gauges and up-down counters yet."""
     try:
         descriptor = open_file(path, os.O_RDWR)
     except OSError:

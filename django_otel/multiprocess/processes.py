@@ -29,7 +29,7 @@ _MAX_KNOWN = 2000
 
 @frozen.record
 class Member:
-    """A living process of the group: its slot, who it is, and how many requests it serves now."""
+    """A living process of the group: its slot, its identity, and how many requests it serves now."""
 
     slot: int
     pid: int
@@ -74,7 +74,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def read_usage(pid: int, started_ticks: int) -> Usage | None:
-    """Return what the process uses now; None when it is gone, or the pid is another one's."""
+    """Return the resources that the process uses now; None when it is gone, or the pid is another one's."""
     try:
         fields = _stat(pid)
         if int(fields[19]) != started_ticks:
@@ -130,7 +130,7 @@ def add_cpu_times(folder: Path, times: Mapping[str, tuple[float, float]]) -> tup
 
 
 def _parse(data: bytes) -> tuple[tuple[float, float], dict[str, tuple[float, float]]]:
-    """Return the content of the file; nothing of what is damaged."""
+    """Return the content of the file, without damaged parts."""
     try:
         gone, known = json.loads(data)
         return (float(gone[0]), float(gone[1])), {

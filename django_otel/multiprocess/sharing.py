@@ -170,7 +170,7 @@ class Sharing:
         )  # fmt: skip
 
     def stop(self) -> None:
-        """Leave the group; what this process has counted there stays."""
+        """Leave the group; the counts of this process stay."""
         self._stop.set()
         self.abandon()
 
@@ -297,7 +297,7 @@ class Sharing:
         return reader.merge() if self._claim(memory, reader) else merged
 
     def _claim(self, memory: SharedMemory, reader: Reader) -> bool:
-        """Say so where this process counts by a definition that looks older than what the last merge showed."""
+        """Claim a definition that looks older than the one of the last merge."""
         with self._store.lock:
             return memory.claim_definitions(reader.newest_definitions())
 

@@ -38,7 +38,7 @@ _HTTP_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
 
 
 def check_configuration(app_configs: object = None, **kwargs: object) -> list[CheckMessage]:
-    """E001, E002, E003, E004, E005: what `settings.OTEL`, or a registration of business events, says cannot be done."""
+    """E001, E002, E003, E004, E005: errors in `settings.OTEL` or in a registration of business events."""
     problems = list(conf.get_problems())
     if not problems:
         problems = list(_find_missing(conf.get_config()))
@@ -167,7 +167,7 @@ def _iterate_paths(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def check_project(app_configs: object = None, **kwargs: object) -> list[CheckMessage]:
-    """W001, W002, W003, W005, W007, W009 to W017: what is probably not meant."""
+    """W001, W002, W003, W005, W007, W009 to W017: settings and middleware that are probably not intended."""
     return list(_run((_check_middleware, _check_double, _check_environment, _check_driver, _check_headers,
                       _check_provider, _check_instrumentors, _check_shared_folder, _check_endpoints, _check_store,
                       _check_nothing, _check_static_files)))  # fmt: skip

@@ -46,7 +46,7 @@ class Refused(Exception):  # noqa: N818 (an answer, not a fault)
 
 @dataclass
 class Collector:
-    """Where what arrives goes, and what came of it."""
+    """The store that received items go to, and counts of them."""
 
     store: TraceStore
     scrubber: Scrubber
@@ -218,7 +218,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def serve(host: str, port: int, collector: Collector, stop: StopFlag, on_start: Callable[[int], None]) -> None:
-    """Take what arrives until `stop` is set; `on_start(port)` once it listens. Errors: `OSError`."""
+    """Receive until `stop` is set; call `on_start(port)` once the server listens. Errors: `OSError`."""
     with _Server(host, port, collector) as server:
         on_start(server.server_port)
         thread = threading.Thread(target=server.serve_forever, args=(_TICK_S,), daemon=True)

@@ -1,4 +1,4 @@
-"""Tries what the configuration promises and says in words what does not work.
+"""Tries every part of the configuration and explains those that do not work.
 
 Nothing here guesses from settings whether an exporter would work: one real span,
 metric and log record go through the real exporters to the configured places,
@@ -340,7 +340,7 @@ def _hearing_exporters() -> Iterator[_Heard]:
 
 
 def send_test_trace(config: Config, timeout_s: float) -> tuple[str, list[Finding]]:
-    """Send one trace through every configured trace exporter; its id (32 hex digits) and what became of it."""
+    """Send one trace through every configured trace exporter; return its id (32 hex digits) and the findings."""
     spans = build_test_spans(config, "django_otel send-test")
     context = spans[0].get_span_context() or trace.INVALID_SPAN_CONTEXT
     trace_id = trace.format_trace_id(context.trace_id)

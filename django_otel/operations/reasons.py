@@ -1,4 +1,4 @@
-"""Why an OTLP receiver does not take what is sent: a bare request to the same place, and its answer in words."""
+"""Why an OTLP receiver rejects exports: a bare request to the same address, and its answer explained."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def _is_nonsense(text: str) -> bool:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and what libraries carry in `reason` and `args`."""
+    """Yield an exception, its causes, and those that libraries keep in `reason` and `args`."""
     seen: set[int] = set()
     waiting: list[object] = [error]
     while waiting:

@@ -31,7 +31,7 @@ _Rows = list[Mapping[str, Any]]
 
 
 class NoStoreError(Exception):
-    """There is nothing to read; the text says why, and what to do."""
+    """There is nothing to read; the text gives the reason and the advice."""
 
 
 def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
@@ -53,7 +53,7 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
 
 
 def add_log_arguments(logs: CommandParser) -> None:
-    """Add what `logs` searches by."""
+    """Add the search options of `logs`."""
     logs.add_argument("--search", default="", metavar="TEXT", help=gettext("only with these words"))
     logs.add_argument(
         "--level", type=str.upper, choices=tuple(SEVERITIES), default=None, help=gettext("this level and above")

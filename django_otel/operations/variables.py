@@ -35,7 +35,7 @@ def list_states(config: Config, environ: Mapping[str, str], *, all_variables: bo
 
 
 def find_state(variable: Variable, config: Config, environ: Mapping[str, str]) -> str:
-    """Return what became of one variable when `config` was made from `environ`."""
+    """Return the state of one variable, where `config` was made from `environ`."""
     if not environ.get(variable.name, "").strip():
         return NOT_SET
     word = re.compile(rf"\b{variable.name}\b")

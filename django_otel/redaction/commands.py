@@ -235,7 +235,7 @@ def _may_have_option(text: str) -> bool:
 
 
 def _redact_prose(text: str, lowered: str) -> str:
-    """Redact what stands in sentences and calls with such a word."""
+    """Redact passwords in sentences and calls with such a word."""
     is_quoted = '"' in text or "'" in text
     if "pass" in lowered and ("user" in lowered or "login" in lowered):
         text = _USER_PASSWORD.sub(_redact_account, text)

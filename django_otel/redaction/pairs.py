@@ -155,7 +155,7 @@ _INPUT = lazy_pattern(
 
 
 class PairScrubber:
-    """Redacts what stands beside a sensitive name. `judge` gives the verdict on a key."""
+    """Redacts values beside a sensitive name. `judge` gives the verdict on a key."""
 
     __slots__ = ("_judge",)
 
@@ -434,7 +434,7 @@ def _is_within(spans: list[tuple[int, int]], pos: int) -> bool:
 
 
 def _skipped_end(text: str, begin: int, separator: str, is_sql: bool) -> int:
-    """Return where a mask at `begin`, or what is no literal of a statement, ends; -1 when neither stands there."""
+    """Return the end of a mask, or of a part of a statement that is not a literal, at `begin`; -1 without one."""
     masked = mask_end(text, begin)
     if masked < 0 and is_sql and is_no_literal(text, begin, separator):
         return begin

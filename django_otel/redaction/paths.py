@@ -1,4 +1,4 @@
-"""Tokens in paths of URLs: `/reset/<uid>/<token>`, links that let in who has them, addresses of webhooks."""
+"""Tokens in paths of URLs: `/reset/<uid>/<token>`, magic links, addresses of webhooks."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class _Untouched:
 
 
 class Scrubber:
-    """Takes secrets out of what is about to be exported. Immutable; one per configuration, for all threads.
+    """Redacts secrets before export. Immutable; one per configuration, for all threads.
 
     **Keys.** A key is cut into words (snake, kebab, dotted, camelCase;
     `HTTP_X_API_KEY`, `apiKey`, `user[password1]`), and whole words are compared:
@@ -197,7 +197,7 @@ class Scrubber:
         try:
             scrubbed = self._value(key, value, 0)
         except Exception as error:
-            guard.report("core.scrub.value", error)
+            guard.report("redacting a value", error)
             return REDACTED
         if self._callback is None or scrubbed is None or scrubbed == REDACTED:
             return scrubbed
@@ -298,13 +298,13 @@ class Scrubber:
         return not (is_ruled or key.lower() in SAFE_KEYS or key in STATEMENT_KEYS or key.endswith(QUERY_KEYS))
 
     def fresh_text(self, text: str) -> str:
-        """`text()` for a caller who remembers for himself what he has asked before."""
+        """`text()` without its cache, for callers with a cache of their own."""
         try:
             if len(text) <= _CACHED_TEXT_LENGTH and _says_nothing(text):
                 return text
             return self._text_uncached(text, False)
         except Exception as error:
-            guard.report("core.scrub.text", error)
+            guard.report("redacting a text", error)
             return REDACTED
 
     def text(self, text: str) -> str:
@@ -312,7 +312,7 @@ class Scrubber:
         try:
             return self._text(text)
         except Exception as error:
-            guard.report("core.scrub.text", error)
+            guard.report("redacting a text", error)
             return REDACTED
 
     def url(self, url: str) -> str:
@@ -320,7 +320,7 @@ class Scrubber:
         try:
             return self._text(url, query="?" not in url and "://" not in url)
         except Exception as error:
-            guard.report("core.scrub.url", error)
+            guard.report("redacting a URL", error)
             return REDACTED
 
     def path(self, text: str, captured: Mapping[str, object], unnamed: Iterable[object] = ()) -> str:

@@ -25,7 +25,7 @@ class SpanCleaner:
         return scrub_span(self.scrubber, self.prepare(span))
 
     def prepare(self, span: ReadableSpan) -> ReadableSpan:
-        """The span with what an official instrumentor has written into it set right."""
+        """Return the span with the attributes of official instrumentors corrected."""
         from django_otel.redaction import library_spans
 
         return library_spans.clean_span(span, self._statement, self._keep_query)

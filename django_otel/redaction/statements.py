@@ -1,4 +1,4 @@
-"""SQL text without any literal: what `db.query.text`, the span's name and the metric's operation are made of.
+"""SQL text without any literal, for `db.query.text`, the span's name and the metric's operation.
 
 A tokenizer, not a parser: it has to know for certain where literals begin and
 end, and nothing else. Where a dialect or a server mode leaves that open, it
@@ -261,7 +261,7 @@ _BARE_PARAMETER = lazy_pattern(
 
 
 def parameterise(sql: object, vendor: str, max_length: int = MAX_LENGTH) -> Statement:
-    """Take the literals out of `sql`, and find out what it does to which table.
+    """Return `sql` without literals, with its operation and first table.
 
     `sql` is what `cursor.execute` takes: str, bytes, or psycopg's composed SQL.
     `vendor` is Django's `connection.vendor`; of an unknown one less text is

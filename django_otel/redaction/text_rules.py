@@ -32,7 +32,7 @@ def _is_secret_named(lowered: str) -> bool:
 
 
 def _redact_places(text: str, judge: Judge, *, is_statement: bool) -> tuple[str, bool]:
-    """Redact what databases, commands, protocols, markup and rows have at known places.
+    """Redact values at known places of database errors, commands, protocols, markup and rows.
 
     Return the text, and whether there is a name in it behind which a secret may stand without `=` or `:`.
     """

@@ -91,7 +91,7 @@ class Dimensions:
 
 
 def to_text(value: object) -> str:
-    """Return the value of an attribute as a label; "" for what is left out."""
+    """Return the value of an attribute as a label; "" for a value that is left out."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -184,7 +184,7 @@ class RequestFinisher:
         return True
 
     def _describe(self, record: RequestRecord, span: trace.Span, ended_s: float, end: _End) -> None:
-        """Say in the span what the request came to."""
+        """Add the result of the request to the span."""
         request, response, series, match, error_type, exception = end
         is_joined = record.rare is not None and record.rare.is_joined
         if match is not None and match.func is series.view and not is_joined:

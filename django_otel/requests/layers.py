@@ -1,4 +1,4 @@
-"""The time budget of a request: what its layers took, each moment counted once.
+"""The time budget of a request: the time of each layer, each moment counted once.
 
 Of the layers that are open at a moment the innermost has the time: database before cache, cache before outbound HTTP,
 that before templates, then the view, and middleware for everything else. So nested layers, and those that overlap in
@@ -104,7 +104,7 @@ def leave(opened: Layers | None, layer: int) -> float:
 
 
 def settle_layers(opened: Layers, now_s: float) -> float:
-    """Count what is still open up to now; the time in any of the layers."""
+    """Count open layers up to now; return the time in all layers, in seconds."""
     seconds = opened.seconds
     # Not interrupted from here.
     seconds[opened.active] += now_s - opened.since_s

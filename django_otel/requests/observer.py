@@ -157,7 +157,7 @@ class Observer(RequestFinisher):
     def _find_class(
         self, method: str | None, scheme: str | None, protocol: str | None, meta: Mapping[str, str]
     ) -> RequestClass:
-        """Return what all requests like this share, and remember it for the next one."""
+        """Return the class of this request, and keep it for the next one."""
         found = self._metrics.find_class(method, scheme, protocol)
         if self._last_class[3] is None and self._counts_workers:
             _count_worker(self._store, meta)
@@ -207,7 +207,7 @@ class Observer(RequestFinisher):
         return scheme, protocol
 
     def is_excluded(self, path: str) -> bool:
-        """Return whether requests for this path have neither span nor metrics, nor spans of what happens inside."""
+        """Return whether requests for this path have neither span nor metrics, and no spans inside."""
         return path in self._excluded_paths or (self._excluded is not None and self._excluded(path) is not None)
 
     def learn(self, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Time that a request waited before Django had it, from the header in which a proxy says when it received it."""
+"""Time that a request waited before Django, from the header in which a proxy states when it received it."""
 
 from __future__ import annotations
 

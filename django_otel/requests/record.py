@@ -123,7 +123,7 @@ class RequestRecord(Context):
         return self.request is None
 
     def keep(self, key: str, value: Any) -> Any:
-        """Keep what is made at its first use, in the dict that a context is; of two threads the first one's is kept.
+        """Store a value made at its first use in the context's dict; of two threads the first one's is kept.
 
         Kept are "span", the span that is not recorded, "layers", and `OPERATION`. The context itself does not show it.
         """
@@ -208,7 +208,7 @@ class RequestRecord(Context):
         self.context_token = attach(context)
 
     def detach(self) -> None:
-        """Put back what was current before; only where `attach` was called."""
+        """Restore the previous context; only where `attach` was called."""
         token = self.context_token
         if token is not None:
             self.context_token = None

@@ -56,7 +56,7 @@ class RequestClass:
 
 
 class RouteSeries(RequestSeries):
-    """The series of one (method, route, status, ...), looked up once, and what its spans end with."""
+    """The series of one (method, route, status, ...), and the last attributes of its spans."""
 
     __slots__ = ("attributes", "extra", "label", "layers", "route", "span_name", "status", "view")
     status: int

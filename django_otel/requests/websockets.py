@@ -56,7 +56,7 @@ class Connection:
     # --- What passes through. ---
 
     def wrap_receive(self, receive: Receive) -> Receive:
-        """Return `receive`, with what comes from the client counted."""
+        """Return `receive` with messages from the client counted."""
 
         async def received() -> Message:
             message = await receive()
@@ -66,7 +66,7 @@ class Connection:
         return received
 
     def wrap_send(self, send: Send) -> Send:
-        """Return `send`, with what goes to the client counted once it was sent."""
+        """Return `send` with messages to the client counted once they were sent."""
 
         async def sent(message: Message) -> None:
             if message.get("type") == "websocket.close":

@@ -61,7 +61,7 @@ class RuleOutcome:
 
 
 class EffectivePolicy:
-    """The layers put together at one moment: what is decided by. Never changed afterwards.
+    """The layers combined at one moment, by which traces are decided. Immutable.
 
     `ratio`, `source`, `version`, `note` and `expires_at_s` are those of the
     layer whose ratio applies; `rules` are the ones that have not run out, in the

@@ -244,7 +244,7 @@ class Policy:
 
     @property
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits that differ for different content: what "applied" is compared by."""
+        """Eight hexadecimal digits that differ for different content, to compare applied policies."""
         return f"{zlib.crc32(json.dumps(self.to_json(), sort_keys=True).encode()):08x}"
 
     def to_json(self) -> dict[str, object]:

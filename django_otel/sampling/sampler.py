@@ -103,7 +103,7 @@ class LiveSampler(Sampler):
             limiter.share(self._processes, clock)
 
     def expect_views(self) -> None:
-        """Say that views with ratios of their own exist: what no rule decides waits for the view."""
+        """Note that views with ratios of their own exist: traces that no rule decides wait for the view."""
         if not self._expects_views:
             self._expects_views = True
             self._compose(time.time())

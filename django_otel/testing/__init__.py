@@ -1,4 +1,4 @@
-"""Test tools: what the code under test recorded. Needs no pytest, and is a pytest plugin where pytest runs.
+"""Test tools over recorded spans, metrics and logs, for any test runner; with pytest also a plugin.
 
 With any test runner:
 

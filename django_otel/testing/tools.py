@@ -118,7 +118,7 @@ class _Tail(Generic[Entry]):
             self._kept = []
 
     def keep(self) -> None:
-        """Stop listening; what was read stays."""
+        """Stop listening; results stay readable."""
         self._kept = self.read()
 
 

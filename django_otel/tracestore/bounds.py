@@ -32,7 +32,7 @@ class Bounds:
         return max(1, self.max_traces // _PINNED_PART)
 
     def keep(self, connection: sqlite3.Connection) -> None:
-        """Evict what is too much."""
+        """Evict traces above the bounds."""
         (total,) = connection.execute("SELECT count(*) FROM trace").fetchone()
         if total > self.max_traces:
             # Of many some more than needed: to choose looks at all of them, and would else do so for each batch.

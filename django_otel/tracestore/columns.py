@@ -20,12 +20,12 @@ def to_text(value: object) -> str:
 
 
 def to_integer(value: object) -> int:
-    """Return a value as a whole number; 0 for what is none."""
+    """Return a value as a whole number; 0 for anything else."""
     if isinstance(value, int):
         return value
     return int(value) if isinstance(value, float) and math.isfinite(value) else 0
 
 
 def to_number(value: object) -> float:
-    """Return a value as a finite number; 0 for what is none."""
+    """Return a value as a finite number; 0 for anything else."""
     return value if isinstance(value, int | float) and math.isfinite(value) else 0.0

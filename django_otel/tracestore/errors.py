@@ -90,7 +90,7 @@ class PendingError:
     steps: dict[int, int] = field(default_factory=dict)
 
     def add(self, other: PendingError) -> None:
-        """Add what was taken and could not be written."""
+        """Put back errors that could not be written."""
         self.chain = self.chain or other.chain
         self.count += other.count
         self.first_s = min(self.first_s or other.first_s, other.first_s)
@@ -120,7 +120,7 @@ class ErrorCollector:
         self.reset()
 
     def reset(self) -> None:
-        """In a child process: what is pending is the parent's, and its lock may be held."""
+        """In a child process: pending errors are the parent's, and its lock may be held."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._pending: dict[tuple[str, str, str], PendingError] = {}
@@ -164,13 +164,13 @@ class ErrorCollector:
             self._on_first()
 
     def take(self) -> list[PendingError]:
-        """Return what is pending, and forget it."""
+        """Return the pending errors, and forget them."""
         with self._lock:
             taken, self._pending = self._pending, {}
         return list(taken.values())
 
     def give_back(self, errors: list[PendingError]) -> None:
-        """Keep what could not be written for the next time."""
+        """Keep errors that could not be written for the next time."""
         with self._lock:
             for error in errors:
                 key = (error.type, error.module, error.function)

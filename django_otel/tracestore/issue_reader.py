@@ -1,4 +1,4 @@
-"""Reads issues: the list, one of them, what is known of its chart, routes, releases and traces."""
+"""Reads issues: the list, and one of them with its chart, routes, releases and traces."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class StatementSum:
 
 @dataclass(slots=True)
 class StoredSpans:
-    """Finished spans of one trace that arrive together: the bytes of an OTLP `TracesData`, and what lists need of them.
+    """Finished spans of one trace that arrive together: the bytes of an OTLP `TracesData`, and the columns of lists.
 
     `rank` is that of the span the trace is listed by: 2 for one without a parent, 1 for the first of its process
     (remote parent), else 0; name, method, route, status and service are of that span.

@@ -1,4 +1,4 @@
-"""Numbers of the dashboard: cumulative ones of a scrape become what was added in each step of time."""
+"""Numbers of the dashboard: cumulative values of a scrape, turned into increments for each step of time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OTHER_ROUTES = "(other routes)"
 
 
 def write_sample(connection: sqlite3.Connection, sample: StoredSample) -> None:
-    """Turn cumulative numbers into what was added since the last sample, and keep it in every step.
+    """Turn cumulative numbers into increments since the last sample, and add them to every step.
 
     A step has the sums over all routes (`data`), its own figures of each route (`routes`), and what had been counted
     of each route when it began (`opening`). So a page about all routes reads sixty small rows and two large ones for

@@ -236,7 +236,7 @@ def _text(data: memoryview) -> str:
 
 
 def fields_of(data: bytes | memoryview) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field: an int, or the bytes of what has a length."""
+    """Yield number and value of each field: an int, or bytes for a length-delimited one."""
     view = memoryview(data)
     position, end = 0, len(view)
     while position < end:

@@ -16,7 +16,7 @@ _CHECK = struct.Struct(">I")
 
 
 def pack(content: object) -> bytes:
-    """JSON, compressed. What JSON does not know (NaN, bytes, foreign objects) becomes text."""
+    """Return compressed JSON. Values that JSON does not know (NaN, bytes, foreign objects) become text."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=str)
     return compress(text.encode("utf-8", "replace"))
 
@@ -40,7 +40,7 @@ def wrap(data: bytes) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """The reverse of `pack`. Errors: `ValueError`, `zlib.error` for what is not ours."""
+    """The reverse of `pack`. Errors: `ValueError`, `zlib.error` for other bytes."""
     return json.loads(zlib.decompress(data))
 
 
@@ -51,7 +51,7 @@ def pack_routes(routes: Mapping[str, object]) -> bytes:
 
 
 def unpack_routes(data: bytes) -> dict[str, object]:
-    """The reverse of `pack_routes`. Errors: `ValueError`, `zlib.error` for what is not ours."""
+    """The reverse of `pack_routes`. Errors: `ValueError`, `zlib.error` for other bytes."""
     lines = (line.split("\t", 1) for line in zlib.decompress(data).decode().splitlines())
     return {json.loads(name): json.loads(figures) for name, figures in lines}
 

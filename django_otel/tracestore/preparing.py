@@ -122,7 +122,7 @@ class SpanPreparer:
         attributes: Mapping[str, object],
         duration_ns: int,
     ) -> None:
-        """Note what the attributes of a span say about its trace."""
+        """Collect the attributes of a span that describe its trace."""
         if type(attributes) is SharedAttributes:
             known = self._queries.get(id(attributes))
             if known is None or known[1] is not scope:
@@ -165,7 +165,7 @@ class SpanPreparer:
         return known
 
     def _redact(self, stored: StoredSpans) -> None:
-        """Redact what becomes a row of its own; statements once each, not once for each query."""
+        """Redact values that become rows; each statement once, not once for each query."""
         texts = [self._redacted(_STATEMENT, text) for text in stored.statements]
         stored.statements = dict(zip(texts, stored.statements.values(), strict=True))
         text = self._scrubber.text

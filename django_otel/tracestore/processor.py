@@ -300,7 +300,7 @@ class StoreProcessor(WorkerOwner, Taker):
                 self._put_sample(self.source())
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Write what is queued now, and what was counted by now; whether that was done in time.
+        """Write the queue and the counts now; return whether that was done in time.
 
         Where a server stops without running anything at exit (uvicorn) this is the last that happens here.
         """

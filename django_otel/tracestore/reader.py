@@ -246,7 +246,7 @@ class StoreReader:
     def _search(
         self, wanted: TraceFilter, where: str, values: list[object], stored: int, place: tuple[int, int]
     ) -> TracePage:
-        """A page of what fits conditions on spans, as far as they are searched in time."""
+        """Return a page of traces that match conditions on spans, as far as the search gets in time."""
         offset, limit = place
         ordered = self.connection.execute(
             f"SELECT seq FROM trace WHERE {where} ORDER BY {wanted.order}",

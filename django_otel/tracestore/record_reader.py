@@ -213,7 +213,7 @@ def _statement_row(connection: sqlite3.Connection, row: Sequence[object]) -> Sta
 
 
 def find_statement(connection: sqlite3.Connection, number: int) -> tuple[str, str]:
-    """Return the text of a statement and the id of the trace in which it ran most often; "" for what is not there."""
+    """Return the text of a statement and the id of the trace in which it ran most often; "" where missing."""
     row = connection.execute(
         "SELECT sql.text, trace.trace_id FROM sql JOIN statement ON statement.sql = sql.id "
         "JOIN trace ON trace.seq = statement.seq WHERE sql.id = ? ORDER BY statement.count DESC, statement.seq DESC "

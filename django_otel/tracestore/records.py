@@ -180,7 +180,7 @@ def count_statement(stored: StoredSpans, text: str, line: str, duration_ns: int)
 
 
 def add_n_plus_one(stored: StoredSpans, attributes: Mapping[str, object]) -> None:
-    """Note what an event of a request says about its repeated queries."""
+    """Collect the repeated queries of a request's event."""
     text = attributes.get("db.query.text")
     found = _statement(stored, text) if isinstance(text, str) else None
     if found is not None:
@@ -213,7 +213,7 @@ def _statement(stored: StoredSpans, text: str) -> StatementSum | None:
 
 
 def to_whole(value: object) -> int:
-    """Return the value of an attribute as a whole number; 0 for what is none."""
+    """Return the value of an attribute as a whole number; 0 for anything else."""
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 

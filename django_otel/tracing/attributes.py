@@ -110,7 +110,7 @@ def _is_lazy(value: object) -> bool:
 
 
 def plain_name(name: object) -> str:
-    """The name of a span as text: a lazy text, or what else was given, is evaluated now."""
+    """Return the name of a span as text; lazy texts and other values are evaluated now."""
     with guard.contained("a lazy name of a span"):
         return str.__str__(name) if issubclass(type(name), str) else str(name)
     return f"<{type(name).__name__}>"

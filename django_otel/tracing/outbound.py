@@ -2,7 +2,7 @@
 
 An instrumentor of an HTTP client calls its request hook, which knows the URL,
 just before it injects headers, which no longer knows it. So the hook leaves its
-verdict in `OUTBOUND`, bound to the client span's id, and the propagator asks
+decision in `OUTBOUND`, bound to the client span's id, and the propagator asks
 `allowed()` before it writes anything.
 """
 
@@ -22,7 +22,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @record
-class Verdict:
+class OutboundDecision:
     """Whether the request of one client span may carry trace headers."""
 
     span_id: int
@@ -30,7 +30,7 @@ class Verdict:
 
 
 #: Set by a client's request hook, taken by the next injection in the same context.
-OUTBOUND: ContextVar[Verdict | None] = ContextVar("django_otel_outbound", default=None)
+OUTBOUND: ContextVar[OutboundDecision | None] = ContextVar("django_otel_outbound", default=None)
 
 
 def is_host_allowed(url: str, patterns: Sequence[str] | None) -> bool:
@@ -67,23 +67,23 @@ def _fits(host: str, port: int | None, pattern: str) -> bool:
 
 
 def decide(span: trace.Span, is_allowed: bool) -> None:
-    """Leave a verdict for the injection that follows for `span`."""
-    OUTBOUND.set(Verdict(span.get_span_context().span_id, is_allowed))
+    """Leave a decision for the injection that follows for `span`."""
+    OUTBOUND.set(OutboundDecision(span.get_span_context().span_id, is_allowed))
 
 
 def allowed(context: Context | None = None) -> bool:
     """Return whether the current injection may write headers; to be asked once per injection.
 
-    A verdict counts for the span it was made for and is used up by it, so that
+    A decision counts for the span it was made for and is used up by it, so that
     nothing later in the same context is refused by mistake.
     """
-    verdict = OUTBOUND.get()
-    if verdict is None:
+    decision = OUTBOUND.get()
+    if decision is None:
         return True
-    if trace.get_current_span(context).get_span_context().span_id != verdict.span_id:
+    if trace.get_current_span(context).get_span_context().span_id != decision.span_id:
         return True
     OUTBOUND.set(None)
-    return verdict.is_allowed
+    return decision.is_allowed
 
 
 def strip(headers: MutableMapping[str, str], fields: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ class Taker(SpanProcessor):
         raise NotImplementedError
 
     def withdraw(self, root: RecordedSpan) -> None:
-        """Forget what was taken of a local root that is discarded, unless `is_discarded` is asked before the export."""
+        """Forget the spans of a local root that is discarded, unless `is_discarded` is checked before the export."""
 
 
 class Distributor(SpanProcessor):

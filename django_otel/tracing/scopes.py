@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Run:
-    """One run of a scope: the context that is current inside, and what to do at the end."""
+    """One run of a scope: the context that is current inside, and the actions at its end."""
 
     __slots__ = ("context", "on_end", "previous", "span", "token")
 
@@ -76,7 +76,7 @@ class Run:
         self.context = inside
 
     def end(self, error: BaseException | None) -> None:
-        """Do once what is to be done at the end; `error` is the exception that ended the run, if any."""
+        """End the run, once; `error` is the exception that ended it, if any."""
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
             with guard.contained("the end of a span"):

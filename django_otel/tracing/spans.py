@@ -1,4 +1,4 @@
-"""Our own spans: what the SDK's are, at a seventh of their cost.
+"""Our own spans: equivalent to the SDK's, at a seventh of their cost.
 
 `RecordedSpan` is a span under way. Span processors get it at its start, where
 they can read and change it as they can the SDK's, and at its end the SDK's own
@@ -102,7 +102,7 @@ class Shared:
 
 
 class OverBudget:
-    """Stands in for `Shared` at the end of spans above LIMITS.SPANS_PER_TRACE: what failed is exported all the same."""
+    """Stands in for `Shared` at the end of spans above LIMITS.SPANS_PER_TRACE: failed ones are still exported."""
 
     __slots__ = ("_shared", "enders", "scrub", "takers", "withdrawers")
 

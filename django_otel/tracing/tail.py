@@ -1,4 +1,4 @@
-"""Tail keeping: what the head decision dropped is exported all the same if it ends in an error or takes long.
+"""Tail keeping: exports traces that the head decision dropped if they end in an error or take long.
 
 With `KEEP_ERRORS` or `KEEP_SLOW_S` the spans of a dropped trace are recorded
 without the sampled flag and held here, per local trace, until the local root
@@ -73,7 +73,7 @@ class TailBuffer:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """In the child: what is held is the parent's."""
+        """In the child: held spans are the parent's."""
         #: By root span id, oldest first.
         self._traces: dict[int, _LocalTrace] = {}
         #: By span id, for every span that is held: its length is what is bounded.
@@ -83,7 +83,7 @@ class TailBuffer:
     renew_locks = after_fork
 
     def clear(self) -> None:
-        """Forget what is held, because no policy asks for it any more."""
+        """Forget the held spans, because no policy asks for them any more."""
         self._traces.clear()
         self._owners.clear()
 

@@ -582,7 +582,7 @@ def test_what_is_no_opentelemetry_type_becomes_scrubbed_text():
 
     assert "hunter2" not in SCRUBBER.value("form", Form())
     assert SCRUBBER.value("form", Broken()) == REDACTED
-    assert guard.fault_counts() == {"core.scrub.value": 1}
+    assert guard.fault_counts() == {"redacting a value": 1}
 
 
 def test_a_structure_without_an_end_is_redacted():

@@ -342,7 +342,7 @@ class Clock:
 
 
 def processes_of(number: int, limit: float) -> list[LiveSampler]:
-    """So many processes that share a clock, as `live` has them do."""
+    """So many processes that share a clock, as the follower lets them do."""
     clock = memoryview(bytearray(16)).cast("d")
     samplers = [sampler_of(Policy(1.0, max_per_second=limit))[0] for _ in range(number)]
     for sampler in samplers:

@@ -69,7 +69,7 @@ backend = Backend("celery", _is_registered)
 
 
 def _patch_amqp() -> None:
-    """Measure what every sender made from now on sends."""
+    """Measure the tasks of every sender that is made from now on."""
     from celery.app.amqp import AMQP
 
     make = getattr(AMQP, "_create_task_sender", None)
@@ -117,7 +117,7 @@ def _measure_sender(amqp: Amqp, send: Sender) -> Sender:
 
 
 def _put_headers(headers: dict[str, object], own: object, carried: Mapping[str, str]) -> None:
-    """Put what goes with the message into its headers.
+    """Add our headers to the message.
 
     `own` are the sender's, which come on top: a retry brings along those of the run before.
     """
@@ -173,7 +173,7 @@ def read_due(eta: object) -> float | None:
 
 
 def _patch_tracer() -> None:
-    """Measure what every tracer made from now on runs: the function by which a worker, or eager mode, runs a task."""
+    """Measure the tasks of every tracer made from now on, the function by which a worker or eager mode runs a task."""
     module = sys.modules["celery.app.trace"]
     make = getattr(module, "build_tracer", None)
     if make is None or hasattr(make, _MARK):

@@ -50,7 +50,7 @@ _running: dict[str, _Running] = {}
 
 
 class _Running:
-    """A task under way, and what was under way around it (a task that an immediate backend runs inside another)."""
+    """A task under way, and the one around it (an immediate backend runs a task inside another)."""
 
     __slots__ = ("outer", "run", "sending", "task_id")
 
@@ -92,7 +92,7 @@ class Row(Protocol):
 
 
 def _patch(package: str) -> None:
-    """Measure what every task of `package` sends."""
+    """Measure the sending of every task of `package`."""
     kind = getattr(sys.modules[f"{package}.base"], "Task", None)
     if kind is None or hasattr(kind.enqueue, _MARK):
         return
@@ -183,7 +183,7 @@ def _on_save(instance: Row, using: str | None = None, **_: object) -> None:
 
 
 def take_headers() -> dict[str, str] | None:
-    """Return what the task that is being sent in this context hands over, for a message that carries it; or None."""
+    """Return the carrier of the task that is being sent in this context, for its message; None without one."""
     sending = _sending.get()
     if sending is None:
         return None
@@ -232,7 +232,7 @@ def _keep(kept: dict[str, _Kept], task_id: str, value: _Kept) -> None:
 
 @guard.guarded("a task that is sent", None)
 def _on_enqueued(task_result: Result, **_: object) -> None:
-    """Note what is handed over for a backend that runs the task in this process, in another thread."""
+    """Keep the carrier for a backend that runs the task in another thread of this process."""
     sending = _sending.get()
     if sending is None or sending.is_carried:
         return

@@ -170,7 +170,7 @@ def _measure_sending_many(send: Method) -> Method:
 
 
 def _put_headers(queue: Queue, data: object) -> object:
-    """Return what a job is made of, with what goes with it in its `meta`. All jobs are written in one step."""
+    """Return the arguments of a job, with the carrier in its `meta`. All jobs are written in one step."""
     func = getattr(data, "func", None)
     name = func if isinstance(func, str) else f"{getattr(func, '__module__', '')}.{getattr(func, '__qualname__', '')}"
     sending = backend.send(name, queue.name, str(getattr(data, "job_id", "") or ""))
@@ -239,7 +239,7 @@ def _end(job: Job, run: Run, outcome: str, error: BaseException | None) -> None:
 
 
 def find_carried() -> Mapping[str, object]:
-    """Return what the sender has handed over with the job that runs here."""
+    """Return the sender's carrier of the job that runs here."""
     job = _current_job.get()
     carried = job.meta.get(django_hooks.CARRIED) if job is not None else None
     return carried if isinstance(carried, dict) else {}

@@ -416,7 +416,7 @@ class Run:
         self._leave()
 
     def forget_context(self) -> None:
-        """Leave what is current alone at the end, which comes in another context than the start."""
+        """Do not restore the context at the end, which comes in another context than the start."""
         self._token = None
 
     def end(self, outcome: str, error: BaseException | None = None) -> None:

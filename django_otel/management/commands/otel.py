@@ -1,4 +1,4 @@
-"""`manage.py otel`: what is configured, whether it works, and what is measured."""
+"""`manage.py otel`: shows the configuration, tries it, and lists metrics and stored traces."""
 
 from __future__ import annotations
 
@@ -316,7 +316,7 @@ class Command(BaseCommand):
 
 
 def _use_store(command: Command, name: str, options: dict[str, Any], config: Config) -> int:
-    """Run a command about what the console has stored, and return the exit code."""
+    """Run a command over the console's store, and return the exit code."""
     if name == "logs" and options["action"] is not None:
         return log_level_command.LogLevelCommand(config, command.stdout.write).run(options)
     if name == "collect":
@@ -502,7 +502,7 @@ def _add_subcommands(commands: Any) -> None:
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Django's common options for every subcommand, too: what is given there stands above what came before."""
+    """Add Django's common options to every subcommand, where they override those before it."""
     for action in parser._actions:  # noqa: SLF001 (shared with the checks and the parser)
         if not isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 (shared with the checks and the parser)
             continue
@@ -530,7 +530,7 @@ def find_admin_ratio(config: Config) -> float | None:
 
 
 def mask(dotted: str, value: object) -> object:
-    """A value as it may be shown, made of what JSON has; secrets become "[redacted]"."""
+    """Return a value in types of JSON, with secrets as "[redacted]"."""
     if dotted in SECRET_KEYS:
         if isinstance(value, Mapping):
             return dict.fromkeys(map(str, value), REDACTED)

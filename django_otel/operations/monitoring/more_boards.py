@@ -1,4 +1,4 @@
-"""Further dashboards and panels: what is slow within a request, tasks, commands, the runtime, websockets."""
+"""Further dashboards and panels: layers of a request, tasks, commands, the runtime, WebSockets."""
 
 from __future__ import annotations
 
