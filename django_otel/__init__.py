@@ -71,11 +71,18 @@ _WATCHED = (
     "OTEL_PYTHON_METER_PROVIDER",
     "OTEL_PYTHON_LOGGER_PROVIDER",
 )
-if any(_name in os.environ for _name in _WATCHED):
-    # Before anything else of OpenTelemetry: its import reads them and may raise.
-    from django_otel.base import sdk_environment as _sdk_environment
 
-    _sdk_environment.prepare()
+
+def _prepare() -> None:
+    """Import what reads variables when it is imported, so that none of them raises."""
+    if any(name in os.environ for name in _WATCHED):
+        from django_otel.base import sdk_environment
+
+        sdk_environment.prepare()
+
+
+# Before anything else of OpenTelemetry. The app does it again, for variables that the settings module has set since.
+_prepare()
 
 
 def __getattr__(name: str) -> object:

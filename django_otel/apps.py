@@ -47,8 +47,10 @@ class DjangoOTelConfig(AppConfig):
 
     def __init__(self, app_name: str, app_module: Any) -> None:
         super().__init__(app_name, app_module)
+        from django_otel import _prepare
         from django_otel.base import late_psutil, log_fields
 
+        _prepare()
         # Before the models of any app are imported, which may log, and of which ours load the SDK.
         log_fields.stand_by()
         late_psutil.import_resources()

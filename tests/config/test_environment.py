@@ -175,10 +175,17 @@ print(json.dumps({
 OTEL = {"TRACES": {"EXPORTERS": ["memory"]}, "LOGS": {"EXPORTERS": ["memory"]}}
 
 
-def start(environ, otel=OTEL):
+#: As a settings module does that reads a file of variables.
+LATE = "import django_otel, json, os, sys; os.environ.update(json.loads(sys.argv[2]))\n"
+
+
+def start(environ, otel=OTEL, *, late=False):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     done = subprocess.run(
-        [sys.executable, "-c", SETUP, json.dumps(otel)], env={**clean, **environ}, capture_output=True, text=True
+        [sys.executable, "-c", LATE + SETUP if late else SETUP, json.dumps(otel), json.dumps(environ)],
+        env=clean if late else {**clean, **environ},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
@@ -213,6 +220,19 @@ def test_nothing_stops_the_start_and_nothing_is_lost(environ):
     for name in environ:
         if not VARIABLES[name].reader:
             assert any(name in text for text in found["warnings"]), name
+
+
+def test_variables_that_the_settings_module_sets_stop_nothing_either():
+    environ = {
+        "OTEL_PROPAGATORS": "xray",
+        "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "garbage",
+        "OTEL_PYTHON_METER_PROVIDER": "no_such",
+    }
+    found, said = start(environ, late=True)
+    assert found["started"] and found["enabled"], said
+    assert found["spans"] == ["a span"]
+    assert found["things"] == [3]
+    assert all(any(name in text for text in found["warnings"]) for name in environ)
 
 
 @pytest.mark.parametrize(
