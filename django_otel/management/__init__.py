@@ -1,0 +1,1 @@
+"""The management command `otel`. May import every other package."""

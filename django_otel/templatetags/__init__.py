@@ -1,0 +1,1 @@
+"""Template tags and filters. Imports the packages up to business."""
