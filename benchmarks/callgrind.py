@@ -104,7 +104,7 @@ def count(function: Callable[[], object]) -> int:
     """Instructions of one call of `function`, of all threads meanwhile, known at once.
 
     The process stays slow from the first count on: to start counting, callgrind
-    translates everything anew, which takes longer than most of what is counted.
+    translates everything again, which takes longer than most of what is counted.
 
     Errors: `RuntimeError` in a process that was not started by `command()` with `environment()`.
     """

@@ -261,7 +261,7 @@ ANSWERS: dict[str, Callable[..., Any]] = {"time": time_round, "count": count_rou
 
 
 class Child:
-    """A process that is told what to do by lines on its standard input."""
+    """A process that reads commands from its standard input."""
 
     def __init__(self, command: list[str], environ: dict[str, str] | None = None) -> None:
         self._process = subprocess.Popen(

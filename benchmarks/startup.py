@@ -155,7 +155,7 @@ def measure(contender: str) -> None:
         figures[moment] = {"cpu_ms": cpu_s * 1e3, "wall_ms": wall_s * 1e3, "mib": private_mib()}
     print(json.dumps(figures))
     sys.stdout.flush()
-    # What an exporter would do at the end is no part of the start, and nobody listens there.
+    # What an exporter would do at the end is not part of the start, and nothing listens there.
     os._exit(0)
 
 

@@ -60,7 +60,7 @@ def close_for_good(connection: Any) -> None:
 
 
 def delete_in_use(folder: Path) -> None:
-    """Delete a folder into which somebody may write a file meanwhile, which costs a further try."""
+    """Delete a folder into which a process may write a file meanwhile, which costs a further try."""
     for _ in range(20):
         try:
             return shutil.rmtree(folder)
@@ -149,7 +149,7 @@ def new_database(url: str) -> Iterator[str]:
             # By hand: urlunsplit() loses the empty host of a unix socket.
             yield f"{parts.scheme}://{parts.netloc}/{name}{'?' + parts.query if parts.query else ''}"
         finally:
-            # Whoever is still connected to it is a server that is being stopped.
+            # Remaining clients are servers that are being stopped.
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
@@ -178,7 +178,7 @@ def start_valkey_process(package: Any, port: int) -> Iterator[None]:
     with running(
         [str(binary), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     ) as process:
-        wait_until(lambda: is_listening(port) or process.poll() is not None, 10, "Valkey")
+        wait_until(lambda: is_listening(port) or process.poll() is not None, 60, "Valkey")
         yield
 
 
@@ -538,7 +538,7 @@ def start_rotel() -> Iterator[Rotel]:
     ]  # fmt: skip
     try:
         with running(command, log=folder / "log") as process:
-            wait_until(lambda: is_listening(http_port) or process.poll() is not None, 15, "rotel")
+            wait_until(lambda: is_listening(http_port) or process.poll() is not None, 60, "rotel")
             yield Rotel(f"http://127.0.0.1:{http_port}", f"http://127.0.0.1:{grpc_port}", folder / "log")
     finally:
         shutil.rmtree(folder, ignore_errors=True)

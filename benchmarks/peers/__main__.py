@@ -118,7 +118,7 @@ class Run:
             reason = "as asked for" if peer.name in self.options.again else what and f"other than before: {what}"
             if not reason:
                 return
-            say(f"  {name}: counted anew, {reason}")
+            say(f"  {name}: counted again, {reason}")
         for kind in ("emission", "instructions", "idle", "wall"):
             self.results[kind].pop(name, None)
         self.results["counted"][name] = {"depends_on": now, "on": time.strftime("%Y-%m-%d")}
@@ -284,7 +284,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true",
                         help="keep what earlier runs with this --output finished while it holds")  # fmt: skip
     parser.add_argument("--again", nargs="+", choices=list(PEERS), default=[], metavar="PEER",
-                        help="with --resume, measure these anew nevertheless")  # fmt: skip
+                        help="with --resume, measure these again")  # fmt: skip
     parser.add_argument("--publish", action="store_true", help="put the figures into docs/ and benchmarks/results.json")
     options = parser.parse_args(arguments)
     if options.quick:

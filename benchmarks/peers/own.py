@@ -1,7 +1,7 @@
 """django_otel switched on in the measured process.
 
 Apart from the peers' subjects, so that what was counted of them is not counted
-anew when this changes.
+again when this changes.
 """
 
 from __future__ import annotations

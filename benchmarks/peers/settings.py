@@ -14,7 +14,7 @@ TEMPLATE = """<!doctype html>
 
 def base_settings(sqlite: str, postgres: dict[str, Any] | None) -> dict[str, Any]:
     """Settings of the bare project; a peer adds its own to these."""
-    # As a site that takes traffic has it: without, each request would connect anew.
+    # As on a site with traffic: otherwise each request would open a connection.
     databases: dict[str, Any] = {
         "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": sqlite, "CONN_MAX_AGE": None}
     }

@@ -226,7 +226,7 @@ class Datadog(Subject):
             }
         )
         if not self.variant.exports:
-            # Which traces are recorded is settled as they are written, so they are: into a buffer that nobody empties
+            # Which traces are recorded is settled as they are written, so they are: into a buffer that is not emptied
             # while requests are measured.
             os.environ["DD_TRACE_WRITER_INTERVAL_SECONDS"] = str(DELAY_S)
             os.environ["DD_TRACE_WRITER_BUFFER_SIZE_BYTES"] = str(200 * 2**20)

@@ -1,4 +1,4 @@
-"""The measured process: one configuration, told what to do in lines of JSON on its standard input.
+"""The measured process: one configuration, with commands in lines of JSON on its standard input.
 
     {"do": "warm",  "case": "json"}
     {"do": "check", "case": "json", "requests": 40}

@@ -21,14 +21,14 @@ class ProcessFailedError(Exception):
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 nobody listens on now."""
+    """Return a free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on this port of 127.0.0.1."""
+    """Return whether this port of 127.0.0.1 is free."""
     with socket.socket() as probe:
         # As servers do: connections of the past that linger are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 _PROTOBUF = "application/x-protobuf"
 _FORWARD_TIMEOUT_S = 5.0
-#: Headers that belong to one connection or are written anew (RFC 9110, 7.6.1).
+#: Headers that belong to one connection or are written again (RFC 9110, 7.6.1).
 _NOT_FORWARDED = {"host", "connection", "content-length", "transfer-encoding", "keep-alive", "te", "upgrade"}
 
 

@@ -294,7 +294,7 @@ class Demo:
 
 
 def fetch(port: int, path: str) -> tuple[int, str]:
-    """GET a page of 127.0.0.1: status and text; (0, "") when nobody answers."""
+    """GET a page of 127.0.0.1: status and text; (0, "") without an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5.0)
     with contextlib.closing(connection):
         try:

@@ -2,7 +2,7 @@
 
 Writes `DATABASE_URL` and `REDIS_URL` as JSON to the file `ready.json` in FOLDER
 once both answer, and runs until SIGTERM, or until its standard input
-closes because whoever started it is gone.
+closes because its parent is gone.
 """
 
 from __future__ import annotations

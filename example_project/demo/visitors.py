@@ -207,7 +207,7 @@ class Crowd:
         """Wait until one more request fits the rate; False when it is time to stop."""
         with self._turn_lock:
             now_s = time.monotonic()
-            # Time in which nobody could send is lost, not made up for by a burst.
+            # Time without requests is lost, not made up for by a burst.
             turn_s = max(self._next_turn_s, now_s)
             self._next_turn_s = turn_s + self._interval_s
         return not self._stop.wait(max(0.0, turn_s - now_s)) and not self._stop.is_set()

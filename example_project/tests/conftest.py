@@ -51,7 +51,7 @@ def gateway(gateway_url: str, settings: Any) -> str:
 
 @pytest.fixture
 def no_gateway(settings: Any) -> None:
-    """Nobody listens where the payment gateway should be."""
+    """Nothing listens at the address of the payment gateway."""
     settings.PAYMENT_GATEWAY_URL = f"http://127.0.0.1:{free_port()}"
 
 

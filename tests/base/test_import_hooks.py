@@ -103,7 +103,7 @@ def test_looking_for_a_module_is_no_import(module):
 
 
 def test_a_callback_that_raises_does_not_fail_the_import(module, caplog):
-    """The application's import is not ours to fail; the fault is told."""
+    """The application's import is not ours to fail; the fault is reported."""
     guard.reset()
     import_hooks.when_imported(NAME, lambda: 1 / 0)
     assert importlib.import_module(NAME).value == 1

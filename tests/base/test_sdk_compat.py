@@ -103,7 +103,7 @@ def _forget_global_providers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", SIGNALS)
 def test_looking_for_a_global_provider_installs_none(monkeypatch, kind):
-    """With nobody's provider there is none, also after having looked."""
+    """Without a provider there is none, also after having looked."""
     _forget_global_providers(monkeypatch)
     monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "sdk_tracer_provider")
     find = SIGNALS[kind][2]
@@ -126,7 +126,7 @@ def test_a_provider_that_somebody_installed_is_found(monkeypatch, kind):
 
 
 def test_an_installed_no_op_counts_as_none(monkeypatch):
-    """Somebody who switched tracing off globally has installed no provider to share."""
+    """A no-op provider, which switches tracing off globally, is not shared."""
     _forget_global_providers(monkeypatch)
     trace.set_tracer_provider(trace.NoOpTracerProvider())
     assert sdk_compat.global_tracer_provider() is None
@@ -252,7 +252,7 @@ def test_a_child_counts_for_itself_from_its_first_measurement():
 
 
 def test_a_gauge_that_is_set_keeps_its_series_and_one_that_is_observed_does_not():
-    """A series is gone when its callback does not give it any more, not when nobody has set it for a while."""
+    """A series is gone when its callback no longer returns it, not when it was not set for a while."""
     from django_otel.metrics.sdk_metrics import SdkMetrics, build_reader
 
     observed = [metrics.Observation(1, {"queue": "a"}), metrics.Observation(2, {"queue": "b"})]

@@ -327,7 +327,7 @@ def test_a_deferred_field_that_is_read_is_loaded(orders, otel_spans):
 
 
 def test_refresh_from_db_replaces_the_loaded_values(orders, otel_spans):
-    """What somebody else has already changed is no transition of ours."""
+    """A change that another process has already made is not a transition of ours."""
     Order.objects.create(number=1)
     order = Order.objects.get()
     Order.objects.update(status="paid")
@@ -594,7 +594,7 @@ def test_async_saves_have_the_active_span_as_parent(orders, otel_spans, django_d
 
 
 def test_an_integrity_error_in_an_atomic_block_leaves_nothing_current(orders, otel_spans, otel_metrics):
-    """post_save never comes then: no event, no count, the former span current again, the error told."""
+    """post_save never comes then: no event, no count, the former span current again, the error recorded."""
     Order.objects.create(number=1)
     otel_spans.clear()
     with api.span("view") as view, transaction.atomic():
@@ -778,7 +778,7 @@ def test_models_without_transitions_do_not_touch_loading(registered):
 
 
 def test_without_a_deleted_event_deletes_stay_fast(registered, django_assert_num_queries):
-    """Delete signals make Django load what it deletes; nobody asked for that."""
+    """Delete signals make Django load the rows that it deletes, which was not asked for."""
     registered(Parcel, created="parcel.packed", updated="parcel.changed")
     assert not pre_delete.has_listeners(Parcel)
     assert not post_delete.has_listeners(Parcel)
@@ -990,7 +990,7 @@ def test_a_queryset_deletion_is_one_event_for_each_row(orders, otel_spans):
 
 
 def test_an_object_can_be_saved_again_after_its_deletion(orders, otel_spans):
-    """It is created anew."""
+    """It is created again."""
     order = Order.objects.create(number=1)
     order.delete()
     order.save()
@@ -1196,7 +1196,7 @@ def test_a_pickled_instance_needs_nothing_of_ours(orders):
 
 
 def test_instances_are_not_kept_alive(orders):
-    """Neither by a transaction nor by anything else, as long as nobody listens to the signal."""
+    """Neither by a transaction nor by anything else, as long as the signal has no receiver."""
     with transaction.atomic():
         order = Order.objects.create(number=1)
         reference = weakref.ref(order)

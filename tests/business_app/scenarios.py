@@ -419,7 +419,7 @@ class Scenarios:
 
     @pytest.mark.parametrize("fault", [KeyboardInterrupt, SystemExit])
     def test_base_exceptions_roll_back_like_all_others(self, otel_spans, fault):
-        """They pass, and the outcome is told."""
+        """They pass, and the outcome is recorded."""
         with pytest.raises(fault), self.atomic():
             self.place(1)
             raise fault
@@ -449,7 +449,7 @@ class Scenarios:
     # --- deletes ---
 
     def test_a_deletion_is_committed_with_djangos_own_transaction(self, otel_spans):
-        """The Collector opens one when nobody else did."""
+        """The Collector opens one if there is none."""
         self.place().delete()
         assert business_spans(otel_spans) == [("order.placed", "autocommit"), ("order.removed", "committed")]
 
@@ -534,7 +534,7 @@ class Scenarios:
     # --- the signal ---
 
     def test_the_signal_comes_after_the_transaction_and_may_use_the_database(self, otel_spans):
-        """Inside commit() a query would begin a transaction that nobody ends."""
+        """Inside commit() a query would begin a transaction that is never ended."""
         received = []
 
         def audit(event, outcome, instance, **kwargs):

@@ -317,7 +317,7 @@ def test_forward_opens_a_group_and_backward_closes_it(open_page: Opener, site: s
     page.keyboard.press(forward)
     page.locator(".otel-details").wait_for()
     page.keyboard.press(backward)
-    services.wait_until(lambda: not page.locator(".otel-details").count(), 10, "the span closed")
+    services.wait_until(lambda: not page.locator(".otel-details").count(), 60, "the span closed")
     page.keyboard.press(backward)
     assert page.evaluate("document.activeElement.matches('.otel-group summary')")
     page.keyboard.press(backward)

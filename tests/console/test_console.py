@@ -174,7 +174,7 @@ def test_a_console_that_is_off_says_how_to_switch_it_on(page, monkeypatch):
 def test_empty_pages_say_what_to_do(console, page):
     assert "Open a page of your site in another tab" in words(page(LIST))
     assert "Figures appear as soon as a request has been answered" in words(
-        page(DASHBOARD, minutes=5, service="nobody")
+        page(DASHBOARD, minutes=5, service="unknown")
     )
     record(console, lambda tracer: tracer.start_span("x").end())
     answer = page(LIST, route="/nowhere/")

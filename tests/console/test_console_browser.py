@@ -96,7 +96,7 @@ def test_from_the_dashboard_to_the_exception(open_page: Any) -> None:
     assert row.get_attribute("aria-expanded") == "true"
     assert "The warehouse door is stuck." in details.inner_text()
     assert "Traceback (most recent call last)" in details.locator("pre").first.inner_text()
-    # What Django logged about it stands beneath.
+    # Django's log records about it stand below.
     assert "Internal Server Error: /error/" in page.locator(".otel-logs").inner_text()
     # The address leads to the open span.
     page.goto(page.url)
@@ -177,7 +177,7 @@ def test_the_list_renews_itself_and_can_be_paused(open_page: Any, shop: Demo) ->
     wait_for_row(page, TRACES, "/")
     first = page.locator(".otel-what a").first
     before = first.get_attribute("href")
-    wait_until(lambda: page.wait_for_timeout(200) or first.get_attribute("href") != before, 20, "a newer trace")
+    wait_until(lambda: page.wait_for_timeout(200) or first.get_attribute("href") != before, 60, "a newer trace")
     page.get_by_role("button", name="Pause").click()
     before = first.get_attribute("href")
     page.wait_for_timeout(6500)

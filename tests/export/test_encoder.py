@@ -524,7 +524,7 @@ def nested(leaves):
 
 keys = st.one_of(st.sampled_from(["a", "b", "password", "http.route", "url.query"]), texts, any_texts)
 attributes = st.dictionaries(keys, nested(scalars), max_size=6)
-#: Redaction makes texts of larger numbers, and 1.43 takes no list of texts and numbers when a span is made anew.
+#: Redaction makes texts of larger numbers, and 1.43 takes no list of texts and numbers when a span is made again.
 small_attributes = st.dictionaries(keys, nested(small), max_size=6)
 given_attributes = st.one_of(
     st.none(),

@@ -53,7 +53,7 @@ def test_sign_ins_are_counted_without_the_users_name(client, otel_metrics):
     User.objects.create_user("ann", password="correct horse")
     assert client.login(username="ann", password="correct horse")
     assert not client.login(username="ann", password="wrong")
-    assert authenticate(username="nobody", password="wrong") is None
+    assert authenticate(username="unknown", password="wrong") is None
     client.logout()
     values = {
         event: otel_metrics.value("django.auth.events", django__auth__event=event)

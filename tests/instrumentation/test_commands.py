@@ -164,7 +164,7 @@ def test_the_server_shows_commands_that_ended_long_ago(tmp_path):
     otel = {"COMMANDS": True, "METRICS_VIEW": {"TOKEN": "s3cret"}, "METRICS": {"SHARED_DIR": str(tmp_path)}}
     sqlite = str(tmp_path / "db.sqlite3")
     with serve("gunicorn", otel, workers=2, migrate=True, TEST_SQLITE=sqlite) as server:
-        wait_until(lambda: server.get("/hello/")[0] == 200, 20, "an answer")
+        wait_until(lambda: server.get("/hello/")[0] == 200, 60, "an answer")
         env = server_env(otel, TEST_SQLITE=sqlite)
         before_s = time.time()
         assert [run(env, "end_as", end, "--count-users").returncode for end in ("well", "well", "error")] == [0, 0, 1]

@@ -248,7 +248,7 @@ def test_async_queries_are_children_of_the_span_around_them(otel_spans):
     ],
 )
 def test_no_literal_of_a_query_is_told(query, otel_spans):
-    """Whether the ORM passes a value as a parameter or somebody wrote it into the SQL."""
+    """Whether the ORM passes a value as a parameter or it was written into the SQL."""
     with span("parent"):
         query()
     assert client_spans(otel_spans)
@@ -539,7 +539,7 @@ def test_the_original_exception_object_is_raised():
 
 
 def test_statement_off_tells_no_text(otel_spans):
-    """Operation and table are still told."""
+    """Operation and table are still recorded."""
     with override_settings(OTEL={"DATABASE": {"STATEMENT": "off"}}), span("parent"):
         Item.objects.count()
     query = otel_spans.one("SELECT app_item")
@@ -626,7 +626,7 @@ def test_installing_and_uninstalling_twice_is_as_good_as_once(otel_spans):
 
 
 def test_new_buckets_hold_for_connections_that_are_open(otel_metrics):
-    """Series kept by the wrapper are forgotten when their instrument begins anew."""
+    """Series kept by the wrapper are forgotten when their instrument is made again."""
     Item.objects.count()
     with override_settings(OTEL={"METRICS": {"BUCKETS": {DURATION: [0.5, 1.0]}}}):
         Item.objects.count()
@@ -638,7 +638,7 @@ def test_new_buckets_hold_for_connections_that_are_open(otel_metrics):
 
 
 def test_suppressed_instrumentation_gives_neither_spans_nor_metrics(otel_spans, otel_metrics):
-    """Our own polling, and whoever else asks for silence."""
+    """Our own polling, and other code that suppresses instrumentation."""
     with span("parent"), suppress_instrumentation():
         Item.objects.count()
         copy = connections["default"].copy()

@@ -164,7 +164,7 @@ def test_fastapi_beside_django_is_one_trace(receiver):
     """Client -> FastAPI route -> httpx -> Django view on the same server: four spans of one trace."""
     port, process = serve_beside(receiver, "application", ["fastapi", "httpx"])
     with process:
-        services.wait_until(lambda: services.is_listening(port), 20, "uvicorn")
+        services.wait_until(lambda: services.is_listening(port), 60, "uvicorn")
         traceparent = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
         answer = httpx.get(f"http://127.0.0.1:{port}/api/orders/7", headers={"traceparent": traceparent}, timeout=10)
         assert answer.json() == {"pk": 7, "django_trace_id": "a" * 32}
@@ -173,7 +173,7 @@ def test_fastapi_beside_django_is_one_trace(receiver):
             names = {span.name for _, span in receiver.spans()}
             return {"GET /api/orders/{pk}", "GET", "GET /json/"} <= names
 
-        services.wait_until(find, 10, "the spans")
+        services.wait_until(find, 60, "the spans")
         by_id = spans_by_id(receiver)
         by_name = {span.name: span for span in by_id.values()}
         django, client, api = by_name["GET /json/"], by_name["GET"], by_name["GET /api/orders/{pk}"]
@@ -193,11 +193,11 @@ def test_django_mounted_in_fastapi_has_one_server_span(receiver):
     """FastAPI's span is there already, so ours joins it instead of making a second."""
     port, process = serve_beside(receiver, "mounting", ["fastapi"])
     with process:
-        services.wait_until(lambda: services.is_listening(port), 20, "uvicorn")
+        services.wait_until(lambda: services.is_listening(port), 60, "uvicorn")
         answer = httpx.get(f"http://127.0.0.1:{port}/orders/3/", timeout=10)
         assert answer.text == "order 3"
-        services.wait_until(lambda: any(span.kind == 2 for _, span in receiver.spans()), 10, "the server span")
-        services.wait_until(lambda: any(span.name == "order.load" for _, span in receiver.spans()), 10, "our span")
+        services.wait_until(lambda: any(span.kind == 2 for _, span in receiver.spans()), 60, "the server span")
+        services.wait_until(lambda: any(span.name == "order.load" for _, span in receiver.spans()), 60, "our span")
         spans = [span for _, span in receiver.spans()]
         servers = [span for span in spans if span.kind == 2]
         assert len(servers) == 1

@@ -87,7 +87,7 @@ def test_an_order_and_its_jobs_are_one_trace_and_all_ends_are_counted(tmp_path, 
                 ("queue_length", "", ""): 0,
             }  # fmt: skip
             if is_killed:
-                # Nobody is left to say so.
+                # No process is left to report it.
                 del expected["duration", "die", "failed"]
             assert numbers(server) == expected
     spans = [span for _, span in receiver.spans()]

@@ -42,7 +42,7 @@ def lines(server, path: str) -> list[str]:
     def found() -> list[str]:
         return [line for line in server.log.read_text().splitlines() if f'"GET {path} ' in line]
 
-    services.wait_until(lambda: bool(found()), 20, f"the line of {path}")
+    services.wait_until(lambda: bool(found()), 60, f"the line of {path}")
     return found()
 
 

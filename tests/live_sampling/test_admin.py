@@ -86,7 +86,7 @@ def test_the_address_of_the_list_leads_to_the_row_or_to_the_form_that_makes_it()
 
 
 def test_a_second_row_cannot_be_added():
-    """Whoever comes second is told so, and the first one's policy stays."""
+    """The second user gets a message, and the first one's policy stays."""
     client = login(is_superuser=True)
     SamplingPolicy(ratio=0.5).save()
 
@@ -308,7 +308,7 @@ def rules(*rows: dict[str, str], initial: int = 0) -> dict[str, str]:
 
 
 def test_rules_are_added_changed_and_removed_with_the_policy():
-    """In one form, as one change, told in the history with what was and what is."""
+    """In one form, as one change, with old and new values in the history."""
     client = login(is_superuser=True)
     before_s = time.time()
     save(
@@ -423,7 +423,7 @@ def test_a_rule_that_makes_no_sense_is_refused_beside_its_fields(row, message):
     ],
 )
 def test_rules_have_permissions_of_their_own(permissions, may_add, may_change, may_remove):
-    """Whoever sees the policy sees them; a form that was forged changes nothing."""
+    """Users who may view the policy may view them; a forged form changes nothing."""
     SamplingPolicy.objects.create(ratio=0.5)
     kept = SamplingRule.objects.create(path="/kept/*", ratio=0.5)
     gone = SamplingRule.objects.create(path="/gone/*", ratio=0.5)
@@ -493,7 +493,7 @@ def test_who_saves_second_is_told_and_loses_nothing():
 
 
 def test_a_rule_that_was_changed_meanwhile_counts_as_well():
-    """By a command, another form, or the project's own code: then nobody's name is made up."""
+    """By a command, another form, or the project's own code: then no author is invented."""
     SamplingPolicy.objects.create(ratio=0.5)
     client = login(is_superuser=True)
     save(client, ROW, ratio="0.4")

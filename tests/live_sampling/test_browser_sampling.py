@@ -78,7 +78,7 @@ def open_page(lender: Lender, site: Site) -> Iterator[Any]:
     complaints: list[str] = []
     on = {
         "pageerror": lambda error: complaints.append(str(error)),
-        # What a content policy forbids is told here, too.
+        # Violations of a content policy are reported here, too.
         "console": lambda message: complaints.append(message.text) if message.type == "error" else None,
     }
     with contextlib.ExitStack() as pages:
@@ -270,7 +270,7 @@ def test_a_rule_that_others_decide_is_said_to_have_no_effect(open_page: Any) -> 
 
 @pytest.mark.long
 def test_two_who_save_at_once_do_not_lose_what_the_other_did(open_page: Any, site: Site) -> None:
-    """The second is told by whom and what, keeps the form, and may then decide."""
+    """The second sees the author and the change, keeps the form, and may then decide."""
     ada, bob = open_page("ada"), open_page("bob")
     for page, ratio in ((ada, "0.1"), (bob, "0.9")):
         page.locator("#id_ratio").fill(ratio)

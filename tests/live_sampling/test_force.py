@@ -274,7 +274,7 @@ def test_a_token_is_known_in_every_process_of_the_site(tmp_path):
             cookie = headers["set-cookie"].split(";")[0]
             server.get("/json/", {"Cookie": f"a=b; {cookie}; c=d"})
             server.get("/json/", {"Cookie": "a=b"})
-            services.wait_until(lambda: len(receiver.spans()) >= 2, 15, "the spans")
+            services.wait_until(lambda: len(receiver.spans()) >= 2, 60, "the spans")
             time.sleep(0.5)
         assert sorted(span.name for _, span in receiver.spans()) == ["GET /hello/", "GET /json/"]
 

@@ -1,4 +1,4 @@
-"""The processes of other hosts on the policy's page: told through the database, and only while somebody looks."""
+"""The processes of other hosts on the policy's page: reported through the database, and only while the page is open."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def as_from(host: str, **member: object) -> None:
 
 
 @pytest.mark.django_db
-def test_what_another_host_told_is_read_and_what_this_one_told_is_not():
-    """Its own processes it sees for itself, as they are now."""
+def test_reports_of_other_hosts_are_read_and_those_of_this_one_are_not():
+    """This host's own processes are read directly."""
     begun_s = time.time()
     as_from("here/1", pid=1)
     as_from("there/2", pid=2)
@@ -42,7 +42,7 @@ def test_what_another_host_told_is_read_and_what_this_one_told_is_not():
 
 
 @pytest.mark.django_db
-def test_a_host_that_tells_nothing_any_more_is_not_shown_and_in_the_end_forgotten():
+def test_a_host_that_stops_reporting_is_hidden_and_later_forgotten():
     """Its clock does not matter: both moments are the database's."""
     as_from("old/1")
     SamplingHost.objects.update(told_at=timezone.now() - datetime.timedelta(seconds=40))
@@ -55,8 +55,8 @@ def test_a_host_that_tells_nothing_any_more_is_not_shown_and_in_the_end_forgotte
 
 
 @pytest.mark.django_db
-def test_nothing_is_reported_while_nobody_looks(monkeypatch):
-    """Only the question whether somebody does, once per poll; a look is answered for a while."""
+def test_nothing_is_reported_while_no_page_is_open(monkeypatch):
+    """Each poll asks only whether a page is open; a page counts as open for a while."""
     now_s = [time.monotonic()]
     monkeypatch.setattr(hosts.time, "monotonic", lambda: now_s[0])
     reporter = hosts.HostReporter()

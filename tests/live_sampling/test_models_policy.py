@@ -36,7 +36,7 @@ def _settings_policy():
 
 
 def insert(table: str, **values: object) -> None:
-    """A row as somebody with a database shell would put it in, past every check of Python's."""
+    """A row inserted in a database shell, past every check in Python."""
     now = timezone.now().replace(tzinfo=None) if not ON_POSTGRESQL else timezone.now()
     whole = {
         POLICY: {
@@ -272,7 +272,7 @@ def test_a_rule_may_stand_without_a_policy():
 
 @pytest.mark.parametrize("kind", ["rule", "policy"])
 def test_changes_at_the_same_moment_take_different_versions(kind):
-    """Eight threads, ten saves each: no version is taken twice, none is lost, nobody fails."""
+    """Eight threads, ten saves each: no version is taken twice, none is lost, no save fails."""
     if not ON_POSTGRESQL:
         pytest.skip("the test database of SQLite lies in memory and has no second connection")
     SamplingPolicy.objects.create(ratio=0.5)
@@ -305,7 +305,7 @@ def test_changes_at_the_same_moment_take_different_versions(kind):
 @pytest.mark.skipif(not ON_POSTGRESQL, reason="the test database of SQLite lies in memory and has no second connection")
 @pytest.mark.parametrize("is_new", [True, False], ids=["a first policy", "a change"])
 def test_of_forms_sent_at_the_same_moment_one_is_saved_and_the_others_are_told(is_new):
-    """Six admins who have all seen the same version; nothing is mixed, nobody gets an error page."""
+    """Six admins who have all seen the same version; nothing is mixed, none gets an error page."""
     url = "/admin/django_otel/samplingpolicy/"
     if not is_new:
         SamplingPolicy.objects.create(ratio=0.5)

@@ -328,7 +328,7 @@ def test_the_login_is_whose_change_it_is(monkeypatch):
 
 
 def test_a_user_who_is_not_there_changes_nothing():
-    """Whoever names one wants the history."""
+    """A named user must be in the history."""
     code, said = run("set", "0.1", "--user", "nobody")
     assert code == 1
     assert "There is no user 'nobody'; nothing was changed." in said
@@ -388,7 +388,7 @@ def test_a_database_that_does_not_answer_is_told_in_one_line(arguments):
 
 
 def test_help_names_examples_and_exit_codes(capsys):
-    """For whoever is in a hurry."""
+    """For urgent changes."""
     with pytest.raises(SystemExit):
         call_command("otel", "sampling", "--help")
     said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Cells: updates that take no lock lose nothing, whoever else runs and wherever the cells are moved meanwhile."""
+"""Cells: updates that take no lock lose nothing, while other threads run and the cells are moved."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_nothing_lets_another_thread_in_between_the_look_at_where_the_cells_are_
 
 @pytest.mark.skipif(not series_module.HAS_GLOBAL_LOCK, reason="updates take a lock here")
 def test_where_the_cells_are_is_looked_up_in_the_same_stretch():
-    """Between the last look at whether something has moved and the first update nobody else runs."""
+    """Between the last look at whether something has moved and the first update no other thread runs."""
     instructions = list(dis.get_instructions(RequestSeries.finish))
     last_look = max(n for n, found in enumerate(instructions) if found.argval == "moves")
     # Some versions put the way back to another look behind the last one, and jump over it when nothing has moved.
@@ -120,7 +120,7 @@ def test_threads_that_count_the_same_lose_nothing(store, often_switched):
 
 
 def test_cells_that_move_while_threads_count_lose_nothing(store, often_switched):
-    """As when a process joins, or its files become too small or are deleted beneath it."""
+    """As when a process joins, or its files become too small or are deleted under it."""
     series = store.counter("c").series({})
     requests = request_series(store)
     is_over = threading.Event()

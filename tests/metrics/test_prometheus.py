@@ -106,7 +106,7 @@ def assert_all_up(prometheus: Prometheus, count: int) -> None:
     # Several scrapes: what is wrong with the second (duplicates, order) must show as well.
     seen = {target["scrapePool"]: target["lastScrape"] for target in prometheus.targets()}
     services.wait_until(
-        lambda: all(target["lastScrape"] != seen[target["scrapePool"]] for target in prometheus.targets()), 20, "more"
+        lambda: all(target["lastScrape"] != seen[target["scrapePool"]] for target in prometheus.targets()), 60, "more"
     )
     assert [(t["scrapePool"], t["health"], t["lastError"]) for t in prometheus.targets() if t["health"] != "up"] == []
     assert prometheus.complaints() == []
@@ -132,7 +132,7 @@ def test_prometheus_scrapes_gunicorn_and_uvicorn(tmp_path):
         assert_all_up(prometheus, len(served))
         for number, kind in enumerate(served, start=3):
             name = f'http_server_request_duration_seconds_count{{job="{kind}",http_route="/json/"}}'
-            services.wait_until(lambda name=name: prometheus.value(name), 20, name)
+            services.wait_until(lambda name=name: prometheus.value(name), 60, name)
             assert prometheus.value(name) == number
             assert prometheus.value(f'target_info{{job="{kind}",service_name="shop"}}') == 1
             quantile = f'histogram_quantile(0.5, http_server_request_duration_seconds_bucket{{job="{kind}"}})'

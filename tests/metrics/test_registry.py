@@ -110,7 +110,7 @@ def test_stopping_twice_is_no_fault(store, theirs):
 
 
 def test_a_registry_that_was_emptied_can_be_stopped(store, theirs):
-    """Somebody else took our collector out."""
+    """Other code removed our collector."""
     registry.start_registry(store.collect, None, theirs)
     theirs.unregister(next(iter(theirs._collector_to_names)))
     registry.stop_registry()

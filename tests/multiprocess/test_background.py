@@ -41,7 +41,7 @@ def test_numbers_of_workers_are_on_the_web_servers_page_and_outlive_them(tmp_pat
     assert work(tmp_path, then=child, otel={**OTEL, "SERVICE_NAME": "shop-worker"}) == 0
     otel = {**OTEL, "METRICS": {"SHARED_DIR": str(tmp_path)}}
     with services.serve("gunicorn", otel, workers=2, TEST_SQLITE=str(tmp_path / "db.sqlite3")) as server:
-        services.wait_until(lambda: server.get("/livez")[0] == 200, 20, "an answer")
+        services.wait_until(lambda: server.get("/livez")[0] == 200, 60, "an answer")
         page = server.get("/metrics")[2]
         assert b"jobs_done_total 10\n" in page
         assert b"django_otel_shared_active 1" in page

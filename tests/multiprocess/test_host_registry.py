@@ -128,7 +128,7 @@ def test_a_folder_that_others_can_write_is_refused(tmp_path):
 
 
 def test_a_missing_folder_of_the_settings_is_made(tmp_path):
-    """Whoever comes first, numbers or policy."""
+    """Whichever comes first, numbers or policy."""
     assert registry_folder("a", [tmp_path / "missing"]).is_dir()
 
 
@@ -175,7 +175,7 @@ def test_one_of_all_leads_and_the_next_takes_over_when_it_dies(folder):
         assert not registry.lead()
         process.kill()
         process.wait()
-        services.wait_until(registry.lead, 5, "the lead")
+        services.wait_until(registry.lead, 60, "the lead")
         assert registry.lead()
         assert not HostRegistry(folder).lead()
         registry.resign()
@@ -232,7 +232,7 @@ def test_a_folder_deleted_beneath_is_noticed(folder):
 
 
 def test_the_leader_gives_a_heartbeat_with_every_turn(folder):
-    """Others read for how long it has given none; with nobody in it, or a damaged file, that is not known."""
+    """Others read for how long it has given none; without a leader, or with a damaged file, that is not known."""
     registry, other = HostRegistry(folder), HostRegistry(folder)
     assert other.silent_s() == 0.0
     assert registry.lead()

@@ -230,7 +230,7 @@ def test_driver_instrumented_is_not_the_driver_in_use():
     assert "(django_otel.W009)" in text
     assert """names "psycopg2", but Django talks to PostgreSQL (database 'default') with psycopg 3.""" in text
     assert "W009" not in manage("check", otel={"INSTRUMENT": ["psycopg"]}, TEST_DATABASE_URL=url)[1]
-    assert "W009" not in manage("check", otel={}, TEST_DATABASE_URL=url)[1], "nobody asked for the default"
+    assert "W009" not in manage("check", otel={}, TEST_DATABASE_URL=url)[1], "the default was not asked for"
 
 
 @pytest.mark.parametrize("name", ["TracerProvider", "ProxyTracerProvider"])

@@ -107,7 +107,7 @@ def answering():
 
 @pytest.fixture
 def talking():
-    """A server that says `greeting` to whoever connects, and hangs up: talking(greeting) is a URL."""
+    """A server that sends `greeting` to each client, and hangs up: talking(greeting) is a URL."""
     with contextlib.ExitStack() as stack:
 
         def start(greeting: bytes) -> str:
@@ -556,7 +556,7 @@ def test_doctor_on_tls_to_a_server_without(settings, answering):
 
 
 def test_doctor_on_exporters_of_the_project(settings):
-    """A dotted path is built and tried; what its exception says may be anything, so only its type is told."""
+    """A dotted path is built and tried; what its exception says may be anything, so only its type is shown."""
     settings.OTEL = {
         "TRACES": {"EXPORTERS": ["tests.operations.test_otel_command.ListExporter"]},
         "SAMPLING": {"LIVE": False},

@@ -54,7 +54,7 @@ def serve_scrape(otel, tmp_path, *arguments):
     log = tmp_path / f"serve-{port}.log"
     environment = services.server_env(otel, PYTHONUNBUFFERED="1")
     with services.running(command("otel", "serve", "--port", str(port), *arguments), environment, log) as process:
-        services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 20, "otel serve")
+        services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 60, "otel serve")
         yield services.Server(f"http://127.0.0.1:{port}", process, log)
 
 
@@ -104,7 +104,7 @@ def test_serve_finds_a_server_that_starts_later_and_its_next_master(shared, tmp_
                 for _ in range(count):
                     web.get("/hello/")
                 assert requests_counted(scrape) == count
-        services.wait_until(lambda: scrape.get("/metrics")[0] == 503, 5, "the end of the second server")
+        services.wait_until(lambda: scrape.get("/metrics")[0] == 503, 60, "the end of the second server")
 
 
 def test_serve_asks_which_of_two_servers_is_meant(shared, tmp_path):
@@ -279,8 +279,8 @@ def test_connections_are_bounded():
             for _ in range(2 * serving.MAX_CONNECTIONS):
                 stack.enter_context(socket.create_connection(("127.0.0.1", server.server_port)))
                 assert server.active <= serving.MAX_CONNECTIONS
-            services.wait_until(lambda: server.active == serving.MAX_CONNECTIONS, 5, "the limit")
-        services.wait_until(lambda: server.active == 0, 10, "the end of them")
+            services.wait_until(lambda: server.active == serving.MAX_CONNECTIONS, 60, "the limit")
+        services.wait_until(lambda: server.active == 0, 60, "the end of them")
     finally:
         stop.set()
         thread.join(10)
@@ -355,7 +355,7 @@ def test_renders_are_bounded_and_one_more_is_told_to_try_again(monkeypatch):
             assert server.get("/metrics")[0] == 503
         finally:
             release.set()
-        services.wait_until(lambda: _answers(server), 10, "a page again")
+        services.wait_until(lambda: _answers(server), 60, "a page again")
 
 
 def _answers(server):
@@ -381,5 +381,5 @@ def test_the_folder_is_left_as_it_was_when_it_vanishes(shared, tmp_path):
         assert requests_counted(scrape) == 1
         services.delete_in_use(next(shared.glob(f"django-otel-{os.geteuid()}/*")))
         services.wait_until(
-            lambda: scrape.get("/metrics")[0] == 200 and requests_counted(scrape) == 1, 10, "the new folder"
+            lambda: scrape.get("/metrics")[0] == 200 and requests_counted(scrape) == 1, 60, "the new folder"
         )

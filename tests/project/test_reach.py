@@ -308,7 +308,7 @@ def test_without_a_usable_folder_each_process_asks_the_database(tmp_path):
     with services.serve("gunicorn", otel, **host.env) as server:
         services.wait_until(lambda: ask(server) == 200, 60, "an answer")
         host.run("SamplingPolicy(ratio=0.25).save()")
-        services.wait_until(lambda: b"django_otel_sampling_ratio 0.25" in metrics(server), 20, "the policy")
+        services.wait_until(lambda: b"django_otel_sampling_ratio 0.25" in metrics(server), 60, "the policy")
         assert server.log.count("cannot share the sampling policy") == 1
 
 
@@ -452,7 +452,7 @@ def test_under_another_tools_provider_that_tool_decides_and_a_check_says_so(host
                 return len(found) >= 5
 
             if spans:
-                services.wait_until(are_there, 20, "the spans")
+                services.wait_until(are_there, 60, "the spans")
             else:
                 # Ten times as long as the tool waits before it exports.
                 time.sleep(1.0)

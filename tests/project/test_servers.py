@@ -81,7 +81,7 @@ def test_every_worker_has_an_instance_id_of_its_own(kind, receiver):
             server.get("/hello/")
             return {resource["service.instance.id"] for resource, _ in receiver.spans()}
 
-        services.wait_until(lambda: len(ids()) == 3, 15, "spans of three workers")
+        services.wait_until(lambda: len(ids()) == 3, 60, "spans of three workers")
 
 
 def test_workers_forked_after_import_report_only_what_they_counted(receiver):
@@ -176,7 +176,7 @@ def test_rotel_takes_every_signal_without_complaint(rotel):
             lambda: all(
                 word in rotel.log for word in ("order.load", "http.server.request.duration", "Internal Server Error")
             ),
-            20,
+            60,
             "all three signals in rotel's log",
         )
         assert "Failed to export" not in server.log
@@ -195,7 +195,7 @@ def test_rotel_takes_grpc(rotel):
     with services.serve("uvicorn", otel) as server:
         server.get("/articles/2021/")
         services.wait_until(
-            lambda: "over-grpc" in rotel.log and "/articles/<year>/" in rotel.log, 20, "spans over gRPC"
+            lambda: "over-grpc" in rotel.log and "/articles/<year>/" in rotel.log, 60, "spans over gRPC"
         )
         assert "Failed to export" not in server.log
 
@@ -254,7 +254,7 @@ def test_opentelemetry_instrument_keeps_its_providers_and_is_joined(receiver):
     command = [launcher, *services.server_command("uvicorn", port)]
     log = services.Path(services.tempfile.mkdtemp()) / "log"
     with services.running(command, environment, log) as process:
-        services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 20, "the server")
+        services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 60, "the server")
         server = services.Server(f"http://127.0.0.1:{port}", process, log)
         assert server.get("/orders/7/")[0] == 200, server.log
         services.wait_until(lambda: any(span.name == "order.load" for _, span in receiver.spans()), what="the spans")

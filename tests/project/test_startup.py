@@ -156,7 +156,7 @@ def test_the_librarys_import_instruments_it(receiver):
 
 
 def test_a_project_that_imports_the_instrumentor_itself_has_it_switched_on():
-    """It imports the library on its way, at a moment when nobody can use it yet."""
+    """It imports the library on its way, at a moment when it cannot be used yet."""
     found = run(
         "from opentelemetry.instrumentation.requests import RequestsInstrumentor\n"
         "from django_otel.instrumentation import instrumentors\n"

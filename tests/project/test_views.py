@@ -306,7 +306,7 @@ def test_token_mode_admits_nobody_else(client, otel, settings, admin_user):
 )
 @pytest.mark.django_db
 def test_signed_in_staff_may_look(client, otel, allow, flags, status):
-    """Active staff, nobody else."""
+    """Active staff only."""
     otel(allow)
     client.force_login(User.objects.create_user("somebody", **flags))
     assert client.get("/metrics", REMOTE_ADDR="8.8.8.8").status_code == status
@@ -385,7 +385,7 @@ def test_a_private_address_means_nothing_in_the_other_modes(client, otel, allow)
 
 
 def test_all_is_open(client, otel):
-    """To whoever asks."""
+    """To every client."""
     otel("all")
     assert client.get("/metrics", REMOTE_ADDR="8.8.8.8").status_code == 200
 

@@ -51,7 +51,7 @@ SECRET_PATHS = [
     ("/nowhere/at/all/{}", FAKES.draw("jwt")),
     ("/nowhere/{}", signing.dumps([1, 2], key="k")),
     ("/.well-known/{}", FAKES.draw("github")),
-    # Short, behind a word that says what it is; and a file under a name that nobody can guess.
+    # Short, behind a word that says what it is; and a file under a name that cannot be guessed.
     ("/invite/{}", FAKES.draw("pass")),
     ("/nowhere/share/{}/", FAKES.draw("pass")),
     ("/nowhere/{}.pdf", FAKES.draw("opaque")),

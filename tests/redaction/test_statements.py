@@ -239,14 +239,14 @@ def test_operation_and_first_table_are_found(sql, summary):
 
 
 def test_the_operation_comes_from_a_fixed_set():
-    """A label must not take a word out of somebody's SQL."""
+    """A label must not take a word out of the project's SQL."""
     found = {parameterise(f"word{number} FROM t", "postgresql").operation for number in range(50)}
     assert found == {OTHER}
     assert len(OPERATIONS) < 70
 
 
 def test_savepoints_have_one_text():
-    """Django names them anew each time."""
+    """Django gives them a new name each time."""
     texts = {parameterise(f'SAVEPOINT "s140_x{number}"', "sqlite").text for number in range(5)}
     texts |= {parameterise(f"SAVEPOINT `s140_x{number}`", "mysql").text for number in range(5)}
     assert texts == {"SAVEPOINT ?"}

@@ -418,7 +418,7 @@ def test_a_dropped_trace_id_is_one_that_would_be_dropped():
 
 
 def test_two_threads_that_ask_a_dropped_span_see_the_same_ids():
-    """Its ids are drawn by whoever asks first, and kept."""
+    """Its ids are drawn when they are first read, and kept."""
     tracer = build_provider(FAST, ratio=0.0).get_tracer("scope")
     for _ in range(50):
         span = tracer.start_span("s", Context())
@@ -617,7 +617,7 @@ class parts:  # noqa: N801
 
 
 def test_what_the_sdk_measures_or_switches_itself_it_does_itself(monkeypatch):
-    """Its internal metrics, a tracer that is switched off, a sampler that somebody put in."""
+    """Its internal metrics, a tracer that is switched off, a sampler that other code put in."""
     monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
     assert type(build_provider(FAST).get_tracer("scope")) is SdkTracer
     monkeypatch.delenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED")
@@ -639,14 +639,14 @@ def test_an_sdk_whose_span_has_new_names_makes_its_own_spans(monkeypatch):
 
 
 def test_the_sdk_in_use_is_one_that_we_know():
-    """Else everything is right and slow, and nobody would notice."""
+    """Else everything is right and slow, unnoticed."""
     assert sdk_compat.find_unknown_names(RecordedSpan) == []
     assert sdk_compat._IS_CONTEXT_KNOWN
     assert sdk_compat.attach is not otel_context.attach
 
 
 def test_instrumentors_get_our_tracer_from_the_global_provider():
-    """Whoever asks the API while our provider is the global one."""
+    """All code that uses the API while our provider is the global one."""
     assert isinstance(trace.get_tracer("an.instrumentor"), trace.Tracer)
     tracer = runtime.current().tracer_provider.get_tracer("an.instrumentor")
     assert isinstance(tracer, Tracer)

@@ -1,4 +1,4 @@
-"""What is current while a request is served: a context of the API, whoever looks at it and however."""
+"""What is current while a request is served: a context of the API, for every reader."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_nothing_of_it_is_left_to_the_garbage_collector(ratio):
         gc.enable()
 
 
-# --- The span that nobody records. ---
+# --- The span that is not recorded. ---
 
 
 def test_a_span_that_is_not_recorded_is_one_for_all_that_ask(dropped):
@@ -184,7 +184,7 @@ def test_the_first_who_asks_may_come_after_the_request(dropped):
 
 
 def test_the_trace_id_is_the_one_that_decided(otel_spans):
-    """Whoever is told of it decides alike by the same ratio."""
+    """Services that receive it decide alike by the same ratio."""
     sampler = runtime.current().sampler
     sampler.swap(Policy(0.5, "admin", 1))
     try:

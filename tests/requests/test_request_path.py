@@ -77,7 +77,7 @@ for name in ("get", "set", "get_many", "touch", "incr"):
                 count("cache " + _name)
                 return _inner(self, *arguments, **keywords)
             setattr(kind, name, spied)
-# Opened anew, with the spied methods beneath what measures it.
+# Opened again, with the spied methods below those that measure it.
 del caches["default"]
 
 def query(execute, sql, params, many, context):

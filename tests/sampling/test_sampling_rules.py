@@ -261,7 +261,7 @@ class Offered:
 
     passed: int
     lasted_s: float
-    #: Without what was lost because a busy machine let nobody offer anything for more than a tenth of a second.
+    #: Without what was lost because a busy machine let no thread run for more than a tenth of a second.
     used_s: float
 
 
@@ -327,7 +327,7 @@ def test_each_process_takes_its_share_of_the_limit():
 
 
 class Clock:
-    """Stands for `time` in the sampler: goes on only when it is told to."""
+    """Stands for `time` in the sampler: goes on only when a test sets it."""
 
     def __init__(self, monkeypatch) -> None:
         self.now_s = 1000.0
@@ -379,7 +379,7 @@ def test_below_the_limit_nothing_is_refused_whichever_process_is_asked(monkeypat
 
 @pytest.mark.parametrize("number", [1, 8])
 def test_what_is_offered_at_odd_moments_uses_the_limit_up(monkeypatch, number):
-    """Three times as much as may pass, at random: what was due while nobody asked is not lost."""
+    """Three times as much as may pass, at random: traces due between requests are not lost."""
     clock = Clock(monkeypatch)
     processes = processes_of(number, 10.0)
     draw = random.Random(7)

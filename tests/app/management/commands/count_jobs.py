@@ -1,4 +1,4 @@
-"""A stand-in for a task worker: counts some jobs, and stays until a line comes when it is told to wait."""
+"""A stand-in for a task worker: counts some jobs, and with `--wait` stays until it reads a line."""
 
 import sys
 
