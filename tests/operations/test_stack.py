@@ -157,5 +157,7 @@ def test_prometheus_runs_with_the_configuration_and_scrapes(tmp_path):
 
 def test_the_paths_of_the_page_exist():
     page = (services.ROOT / "docs" / "deploy.md").read_text()
-    for path in re.findall(r"`(deploy/[\w./-]+)`", page):
+    paths = re.findall(r"`(deploy/[\w./-]+)`", page)
+    assert paths
+    for path in paths:
         assert Path(services.ROOT / path).exists(), path

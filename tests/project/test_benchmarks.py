@@ -590,6 +590,7 @@ def test_the_command_explains_itself():
 def test_no_figure_is_published_of_a_case_that_a_peer_cannot_do():
     published = publication.load().get("peers", {}).get("configurations", {})
     by_name = {case.name: case for case in CASES}
+    assert published
     for name, cases in published.items():
         peer = PEERS[name.partition("/")[0]]
         assert not [case for case in cases if why_not(peer, by_name[case])]

@@ -630,3 +630,4 @@ def test_a_handler_named_in_logging_before_the_app_is_ready_is_harmless(log, mon
     monkeypatch.setattr(runtime.current().logs, "find_provider", lambda: None)
     log.addHandler(logs.OTelHandler())
     log.error("early")
+    assert guard.fault_counts() == {}
