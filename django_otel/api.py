@@ -372,7 +372,7 @@ def gauge(name: str, unit: str = "", description: str = "") -> Gauge:
 def histogram(name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()) -> Histogram:
     """The histogram of that name: `.record(0.25)`.
 
-    `bounds` are upper and ascending; `OTEL["METRICS"]["BUCKETS"]` overrides them.
+    `bounds` are upper and ascending, in `unit`; `OTEL["METRICS"]["BUCKETS"]` overrides them.
 
     Errors: as `counter`, and for bounds that are not ascending numbers.
     """

@@ -240,7 +240,7 @@ class SamplingPolicy(models.Model):
 class SamplingRule(models.Model):
     """A ratio of its own for the requests that a path or a route, and perhaps a method, names.
 
-    Rules are asked in the order of `Meta.ordering`: the highest priority
+    Rules are evaluated in the order of `Meta.ordering`: the highest priority
     first, of equal ones the newest; the first that matches decides.
     """
 
@@ -436,7 +436,7 @@ _open_change: ContextVar[Change | None] = ContextVar("django_otel-sampling-chang
 
 
 def lock_version(using: str) -> int:
-    """Make every other change of the policy and its rules wait until this transaction ends; gives the version.
+    """Make every other change of the policy and its rules wait until this transaction ends; return the version.
 
     Must be called inside `transaction.atomic`, and there before anything else
     is read: SQLite gives no write lock to a transaction with an outdated read.
@@ -538,7 +538,7 @@ class RuleRow:
 
 @record
 class SamplingState:
-    """The policy (None: no row) and its rules, in the order they are asked, at one moment."""
+    """The policy (None: no row) and its rules, in the order of evaluation, at one moment."""
 
     version: int
     policy: PolicyRow | None

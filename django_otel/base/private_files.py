@@ -49,6 +49,10 @@ def create_folder(path: Path) -> None:
     path.chmod(0o700)
 
 
+def _not_a_file(path: Path) -> Unusable:
+    return Unusable(f"{path} is a link or not a regular file; expected a file that belongs to this user.")
+
+
 def open_file(path: Path, flags: int) -> int:
     """Open a regular file of our own, never through a link. Errors: `OSError`, `Unusable` for anything else."""
     try:
@@ -56,12 +60,14 @@ def open_file(path: Path, flags: int) -> int:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise Unusable(f"{path} is a link or no regular file; expected a file of this user's own.") from error
+            raise Unusable(
+                f"{path} is a link or not a regular file; expected a file that belongs to this user."
+            ) from error
         raise
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         os.close(descriptor)
-        raise Unusable(f"{path} is a link or no regular file; expected a file of this user's own.")
+        raise _not_a_file(path)
     if flags & os.O_CREAT and stat.S_IMODE(status.st_mode) != 0o600:
         # An umask that takes the owner's own rights away would lock the other processes out.
         os.fchmod(descriptor, 0o600)

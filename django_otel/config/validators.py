@@ -263,7 +263,7 @@ def _split(url: str, expected: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError:
-        # An address in brackets that is none, or a character that stands for a slash.
+        # An invalid address in brackets, or a character that stands for a slash.
         raise Misfit(expected, "Its host cannot be read.") from None
 
 

@@ -292,7 +292,7 @@ def ms(ns: float) -> float:
 
 
 def iso(ns: int) -> str:
-    """A time in nanoseconds since the Unix epoch, as ISO 8601; "" for one that is none."""
+    """A time in nanoseconds since the Unix epoch, as ISO 8601; "" for one out of range."""
     try:
         return datetime.datetime.fromtimestamp(ns / 1e9, datetime.UTC).isoformat(timespec="milliseconds")
     except (OverflowError, ValueError, OSError):

@@ -331,7 +331,7 @@ def _load_django_instrumentor() -> Any:
 
 
 def _excluding_variables(name: str) -> tuple[str, str]:
-    """Variables that hold regular expressions, and stop the instrumentor that reads one that is none."""
+    """Return the variables with regular expressions whose invalid value stops the instrumentor."""
     return "OTEL_PYTHON_EXCLUDED_URLS", f"OTEL_PYTHON_{name.replace('-', '_').upper()}_EXCLUDED_URLS"
 
 

@@ -64,7 +64,7 @@ def make_token(user: Any, ttl_s: float, permission: str = "") -> str:
     from django_otel import runtime
 
     if not (getattr(user, "is_active", False) and getattr(user, "is_staff", False)):
-        raise PermissionDenied("A forced trace is for active staff to ask for.")
+        raise PermissionDenied("A forced trace needs an active member of staff as its user.")
     if isinstance(ttl_s, bool) or not isinstance(ttl_s, int | float) or not 0.0 < ttl_s <= MAX_TTL_S:
         raise ValueError(f"ttl_s is {ttl_s!r}; expected seconds above 0 and at most {MAX_TTL_S:g}.")
     if not runtime.current().config.sampling.force:

@@ -58,7 +58,7 @@ def read_policy(alias: str, read: Callable[[str], SamplingState] | None = None) 
             raise TableMissingError(missing_table_text(alias)) from error
         raise UnreadableError(FAULTS["unreadable"] % {"database": alias, "error": type(error).__name__}) from error
     except (ValueError, TypeError, OverflowError) as error:
-        raise RowFaultyError(_faulty_row_text(f"it has a value that is none ({type(error).__name__}).")) from error
+        raise RowFaultyError(_faulty_row_text(f"it has an invalid value ({type(error).__name__}).")) from error
     try:
         return policy_from_state(state)
     except (ValueError, TypeError, OverflowError) as error:

@@ -174,7 +174,7 @@ class Characters:
         return (character in self.named) is not self.is_negated
 
     def any_outside(self, others: frozenset[str]) -> str | None:
-        """One of these characters that is none of `others`; None when there is none."""
+        """Return one of these characters that is not in `others`, or None."""
         if not self.is_negated:
             return min(self.named - others, default=None)
         return next((found for found in _SAMPLE if found not in self.named and found not in others), None)

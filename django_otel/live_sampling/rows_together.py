@@ -2,7 +2,7 @@
 
 Four small tables in one statement, which sees one moment of the database: so the policy and its rules always fit
 together, and of fifty hosts the database sees fifty queries in that time. Where the statement fails (a table is
-missing, a row has a value that is none), each part is read by itself, which says what is wrong.
+missing, a row has an invalid value), each part is read by itself, which reports the fault.
 """
 
 from __future__ import annotations

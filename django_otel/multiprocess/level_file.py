@@ -33,7 +33,7 @@ class LevelReading:
             raise ValueError("Log levels of another format.")
         listed, began_s = content.get("levels"), _number(content.get("began_s"))
         if not isinstance(listed, list):
-            raise ValueError("A list of log levels that is none.")
+            raise ValueError("The log levels are not a list.")
         # Of before the machine was started last: older than anything of now.
         return cls(tuple(map(_level, listed[:MAX_LEVELS])), began_s if began_s <= time.monotonic() else 0.0)
 
@@ -42,13 +42,13 @@ def _level(item: object) -> LiveLevel:
     match item:
         case [str(logger), str(level), expires_at_s]:
             return LiveLevel(logger, level, _number(expires_at_s))
-    raise ValueError("A log level that is none.")
+    raise ValueError("A log level is not a logger's name, a level and an end.")
 
 
 def _number(value: object) -> float:
     """Errors: `ValueError` for anything but a finite number."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError("A number that is none.")
+        raise ValueError("A time of the log levels is not a number.")
     return float(value)
 
 

@@ -104,7 +104,7 @@ class Tools:
 
 
 def _scope(since: str, limit: int) -> Scope:
-    """Errors: `ValueError` for a duration that is none."""
+    """Errors: `ValueError` for an invalid duration."""
     return Scope(wording.parse_duration_s(since) if since else None, limit)
 
 

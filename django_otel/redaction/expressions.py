@@ -1,4 +1,4 @@
-"""Texts behind the name of a secret that are none: words of a sentence, types, and the expressions of programs."""
+"""Texts behind the name of a secret that are not secrets: words of a sentence, types, expressions of programs."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Rule:
         put(self, "ratio", check_ratio(self.ratio, "The ratio of a sampling rule"))
         for name in ("path", "route", "method", "note"):
             if not isinstance(getattr(self, name), str):
-                raise ValueError(f"The {name} of a sampling rule is {getattr(self, name)!r}; expected a text.")
+                raise ValueError(f"The {name} of a sampling rule is {getattr(self, name)!r}; expected a string.")
         put(self, "path", self.path.strip())
         put(self, "route", self.route.strip())
         put(self, "method", self.method.strip().upper())
@@ -224,7 +224,7 @@ class Policy:
         if self.ratio is not None:
             put(self, "ratio", check_ratio(self.ratio))
         if not isinstance(self.source, str) or not isinstance(self.note, str):
-            raise ValueError("The source and the note of a sampling policy are texts.")
+            raise ValueError("The source or the note of a sampling policy is not a string.")
         if isinstance(self.version, bool) or not isinstance(self.version, int):
             raise ValueError(f"The version of a sampling policy is {self.version!r}; expected a whole number.")
         put(self, "expires_at_s", _check_time(self.expires_at_s, "The end of a sampling policy"))

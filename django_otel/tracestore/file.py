@@ -93,7 +93,7 @@ def _make_folder(folder: Path) -> None:
     create_folder(folder)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        raise Unusable(f"{folder} is a link or no folder; expected a folder of this user's own.")
+        raise Unusable(f"{folder} is a link or not a folder; expected a folder that belongs to this user.")
     if hasattr(os, "geteuid"):
         if status.st_uid != os.geteuid():
             raise Unusable(f"{folder} belongs to user {status.st_uid}; expected user {os.geteuid()}.")
@@ -186,9 +186,9 @@ class StoreFile:
                 os.close(os.open(self.path, flags, 0o600))
             status = self.path.lstat()
         if not stat.S_ISREG(status.st_mode):
-            raise Unusable(f"{self.path} is a link or a folder; expected a file of this user's own.")
+            raise Unusable(f"{self.path} is a link or a folder; expected a file that belongs to this user.")
         if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
-            raise Unusable(f"{self.path} is not a file of this user's own.")
+            raise Unusable(f"{self.path} does not belong to this user.")
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         # The tables first: another process makes them and the two numbers in one transaction, so that tables seen here

@@ -93,7 +93,7 @@ def from_json(content: object, message: Message) -> bytes:
 
 def _read(data: bytes | memoryview, message: Message, depth: int) -> dict[str, Any]:
     if depth > _DEEPEST:
-        raise ValueError("messages lie too deep")
+        raise ValueError("messages are nested too deep")
     found: dict[str, Any] = {}
     for number, raw in fields_of(data):
         field = message.get(number)
@@ -110,7 +110,7 @@ def _read(data: bytes | memoryview, message: Message, depth: int) -> dict[str, A
 
 def _write(content: Any, message: Message, depth: int) -> bytes:
     if not isinstance(content, Mapping) or depth > _DEEPEST:
-        raise ValueError("expected an object, not so deep")
+        raise ValueError("expected an object that is not nested too deep")
     parts: list[bytes] = []
     for number, (name, kind, is_repeated) in sorted(message.items()):
         value = content.get(name)
@@ -152,7 +152,7 @@ def _whole(value: Any, bits: int, lowest: int = 0) -> int:
 
 def _text(value: Any) -> bytes:
     if not isinstance(value, str):
-        raise ValueError("expected a text")
+        raise ValueError("expected a string")
     encoded = value.encode("utf-8", "replace")
     return write_varint(len(encoded)) + encoded
 

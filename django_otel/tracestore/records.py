@@ -17,7 +17,7 @@ _MAX_BODY = 4_000
 _MAX_DETAILS_BYTES = 8_000
 #: Statements that no trace has any more are forgotten when there are more than so many.
 _MAX_STATEMENTS = 5_000
-#: The id of a trace that is none.
+#: The id of a record without a trace.
 NO_TRACE = "0" * 32
 
 SCHEMA = """

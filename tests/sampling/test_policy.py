@@ -56,7 +56,7 @@ def test_json_gives_back_the_same_policy(ratio, version, until, note, found, lim
         ({"ratio": 1, "path": " "}, "neither path, route nor method"),
         ({"ratio": 1, "path": "checkout/*"}, "such as '/checkout/\\*'"),
         ({"ratio": 1, "path": "/" + "a" * 200}, "longer than 200"),
-        ({"ratio": 1, "path": 5}, "expected a text"),
+        ({"ratio": 1, "path": 5}, "expected a string"),
         ({"ratio": 1, "method": "FETCH"}, "expected one of"),
         ({"ratio": 1, "path": "/", "priority": 1.5}, "whole number"),
         ({"ratio": 1, "path": "/", "expires_at_s": math.inf}, "seconds since the Unix epoch"),
