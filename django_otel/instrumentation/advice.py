@@ -60,11 +60,11 @@ class Advice:
 
 
 class Finding:
-    """Found advice, and by which frame: how far out it is, and the class of the object that it is about."""
+    """Found advice, and by which frame: how far out it is, and what is loaded there; see `read_subject`."""
 
     __slots__ = ("advice", "depth", "subject")
 
-    def __init__(self, depth: int, subject: type, advice: Advice) -> None:
+    def __init__(self, depth: int, subject: object, advice: Advice) -> None:
         self.depth = depth
         self.subject = subject
         self.advice = advice
@@ -104,13 +104,16 @@ def find_advice(inner: list[FrameType], place: FrameType) -> Finding | None:
     return None
 
 
-def read_subject(frame: FrameType) -> type:
-    """Return the class of the object whose relation or field the frame of a `Finding` loads."""
+def read_subject(frame: FrameType) -> tuple[type, object]:
+    """Return the class of the object and the descriptor of the relation or field that the frame of a `Finding` loads.
+
+    A manager's relation needs none: the statement of another one is another.
+    """
     values = frame.f_locals
     instance = values.get("instance")
-    if instance is None:
-        instance = getattr(values.get("self"), "_hints", {}).get("instance")
-    return type(instance)
+    if instance is not None:
+        return type(instance), values.get("self")
+    return type(getattr(values.get("self"), "_hints", {}).get("instance")), None
 
 
 def fit_to_single(advice: Iterable[Advice], tables: Collection[str]) -> set[Advice]:

@@ -5,17 +5,20 @@ view or middleware that runs: Django, installed packages and Python's own librar
 are passed over, and so is a method that only calls the one it overrides. Code of
 a worker thread that coroutines wait for goes on at the line that awaits it.
 Where the project has no line there, it is the class of the project whose method,
-inherited from Django or a package, runs; and at last the innermost package.
+inherited from Django or a package, runs, or that a package reads: a schema of Ninja, a
+type of GraphQL. At last it is the function that Ninja has called, or the innermost package.
 """
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import django
@@ -33,8 +36,9 @@ _NEVER = tuple(
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 #: Classes of the project that say nothing about the place: many places use one object.
 _PASSIVE = (Model, QuerySet, BaseManager)
-#: Variables that hold such an object: of methods, and of the functions that show the admin's lists.
-_OBJECTS = ("self", "model_admin")
+#: Variables that lead to a class of the project: of graphql-core's functions, of methods, and of the functions that
+#: show the admin's lists.
+_OBJECTS = ("parent_type", "self", "model_admin")
 
 #: Kinds of file: never a caller (Django, us, Python), an installed package, the project, and those with the functions
 #: of `_MARKS`, whose frames show more than a line.
@@ -60,7 +64,7 @@ _MAX_RANKS = 5000
 class Caller:
     """Where the project called from."""
 
-    __slots__ = ("attributes", "depth", "detail", "frame", "inner")
+    __slots__ = ("attributes", "depth", "detail", "frame", "inner", "is_line")
 
     def __init__(
         self,
@@ -69,6 +73,8 @@ class Caller:
         depth: int,
         detail: tuple[Any, ...] | None,
         inner: list[FrameType],
+        *,
+        is_line: bool = True,
     ) -> None:
         #: `code.*` attributes.
         self.attributes = attributes
@@ -77,8 +83,10 @@ class Caller:
         #: How far out that frame is; of a coroutine, how far out the thread's work item is.
         self.depth = depth
         #: None for a line of code; a template's name and line, or the class whose method runs, of a frame that does not
-        #: tell by its code, and the variable that holds its object; the coroutine's code and position, of a work item.
+        #: tell by its code, and the variable that leads to it; the coroutine's code and position, of a work item.
         self.detail = detail
+        #: Whether it is a line of the project, whatever is further out; else there was none further out.
+        self.is_line = is_line
         #: The frames between the start and this one, innermost first.
         self.inner = inner
 
@@ -102,7 +110,9 @@ def walk(start: FrameType) -> Caller | None:
         rank = _rank(code.co_filename)
         if rank == _PROJECT:
             calls_up = _calls_up(frame, frames)
-            found = Caller(_describe(frame), frame, len(frames), None, frames.copy() if calls_up else frames)
+            found = Caller(
+                _describe(frame), frame, len(frames), None, frames.copy() if calls_up else frames, is_line=not calls_up
+            )
             if not calls_up:
                 return found
             overriding = overriding or found
@@ -128,7 +138,7 @@ def is_caller(frame: FrameType, detail: tuple[Any, ...]) -> bool:
     if kind == "node":
         return _node_key(frame.f_locals.get("self")) == detail
     if kind == "object":
-        return type(frame.f_locals.get(detail[2])) is detail[1]
+        return _find_owner(frame.f_locals.get(detail[2])) is detail[1]
     found = _walk_waiting(frame, [])
     return found is not None and found.detail == detail
 
@@ -244,19 +254,48 @@ def _walk_waiting(frame: FrameType, frames: list[FrameType]) -> Caller | None:
 
 
 def _find_object(frames: list[FrameType]) -> Caller | None:
-    """The innermost object of a class of the project whose inherited method runs."""
+    """The innermost object of a class of the project whose inherited method runs, or that a package reads."""
     for depth, frame in enumerate(frames):
-        name = next((name for name in _OBJECTS if name in frame.f_code.co_varnames), None)
-        if name is None:
-            continue
-        kind = type(frame.f_locals.get(name))
-        module = sys.modules.get(kind.__module__)
-        path = getattr(module, "__file__", None)
-        if not isinstance(path, str) or _rank(path) != _PROJECT or issubclass(kind, _PASSIVE):
-            continue
-        attributes = _code(path, _find_class(path, kind.__name__), kind.__qualname__)
-        return Caller(attributes, frame, depth, ("object", kind, name), frames[:depth])
+        for name in _OBJECTS:
+            if name not in frame.f_code.co_varnames:
+                continue
+            owner = _find_owner(frame.f_locals.get(name))
+            module = sys.modules.get(getattr(owner, "__module__", None) or "")
+            path = getattr(module, "__file__", None)
+            if not isinstance(path, str) or _rank(path) != _PROJECT:
+                continue
+            if not isinstance(owner, type):
+                attributes = _code(path, owner.__code__.co_firstlineno, owner.__qualname__)
+            elif issubclass(owner, _PASSIVE):
+                continue
+            else:
+                attributes = _code(path, _find_class(path, owner.__name__), owner.__qualname__)
+            return Caller(attributes, frame, depth, ("object", owner, name), frames[:depth], is_line=False)
     return None
+
+
+def _find_owner(value: object) -> type | FunctionType:
+    """Return whose code a package runs with `value`: its class, or the project's class or function behind it."""
+    kind = type(value)
+    read = _OWNERS.get(kind.__name__)
+    if read is not None:
+        with contextlib.suppress(AttributeError, KeyError):
+            found = read(value)
+            if isinstance(found, type | FunctionType):
+                return found
+    return kind
+
+
+#: What packages keep of the project, by the name of their class.
+_OWNERS: dict[str, Callable[[Any], object]] = {
+    # Ninja: an object that a schema reads, and what has called the view.
+    "DjangoGetter": lambda value: value._schema_cls,  # noqa: SLF001 (no public name leads there)
+    "Operation": lambda value: value.view_func,
+    "AsyncOperation": lambda value: value.view_func,
+    # GraphQL: types of graphene and of strawberry.
+    "GrapheneObjectType": lambda value: value.graphene_type,
+    "GraphQLObjectType": lambda value: value.extensions["strawberry-definition"].origin,
+}
 
 
 def _find_class(path: str, name: str) -> int | None:
@@ -268,5 +307,5 @@ def _find_class(path: str, name: str) -> int | None:
 def _find_package(frames: list[FrameType]) -> Caller | None:
     for depth, frame in enumerate(frames):
         if _rank(frame.f_code.co_filename) == _PACKAGE:
-            return Caller(_describe(frame), frame, depth, None, frames[:depth])
+            return Caller(_describe(frame), frame, depth, None, frames[:depth], is_line=False)
     return None

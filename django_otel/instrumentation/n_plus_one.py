@@ -16,15 +16,17 @@ from one line alone a hundred times is looked at by every `limit`th query of a r
 only; when it then comes from another line for the first time, the queries since the
 last look count as that line's, and afterwards each is looked at again. So is one that
 several SQL texts are, or that runs on several databases: their counts are added up.
-Of what class the objects are that a cure is for is asked in the first hundred such
-requests, and then in each tenth: to read a frame's variables takes 5 000 instructions.
+For which relation a cure is, and of what class its objects are, is asked a hundred
+times for each view, and then each tenth time: to read a frame's variables takes 5 000
+instructions. Until a statement is trusted several queries of a request are asked, since
+a serializer alternates between its fields.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
-from types import CodeType, FrameType
+from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 from opentelemetry.trace import Span
@@ -32,29 +34,21 @@ from opentelemetry.trace import Span
 from django_otel import runtime
 from django_otel.base import guard
 from django_otel.config.schema import Config
-from django_otel.instrumentation.advice import PREFETCH, Advice, find_advice, fit_to_single, read_subject, render
 from django_otel.instrumentation.callers import find_outer, is_caller, walk
+from django_otel.instrumentation.places import TRUSTED, Place, Site, find_view
 from django_otel.metrics.instruments import Counter
 from django_otel.metrics.series import Series
 from django_otel.redaction.statements import Statement
 from django_otel.requests.record import RequestRecord
-from django_otel.tracing.attributes import EventPattern, SharedAttributes
+from django_otel.tracing.attributes import SharedAttributes
 from django_otel.tracing.span_form import Extension
 from django_otel.tracing.spans import RecordedSpan
-
-EVENT = "django.n_plus_one"
-COUNT = "django.n_plus_one.count"
-ADVICE = "django.n_plus_one.advice"
-MODEL = "django.n_plus_one.model"
-SQL = "db.query.text"
 
 #: So many equal queries make the console name the line of the last of them.
 _NAMED = 3
 #: Of a process: statements whose places are known, and places of each.
 _MAX_STATEMENTS = 2000
 _MAX_SITES = 100
-#: Classes of objects for which one place is advised.
-_MAX_SUBJECTS = 20
 #: Of a request: places that are counted, and events on its span. The counter counts all.
 _MAX_PLACES = 1000
 _MAX_EVENTS = 20
@@ -63,129 +57,15 @@ _MAX_FAILED_WALKS = 3
 #: Of a process: from so many on a statement is walked for when it comes a second time in a request.
 _MAX_FAILURES = 20
 _MAX_LABELS = 1000
-#: A statement that came so often from one line alone is not looked at each time; and so much longer if it did not.
-_TRUSTED = 100
+#: A statement that did not come from one line alone is looked at so much longer each time.
 _DISTRUSTED = 10_000
-#: So often the objects that a trusted statement is run for are then taken to be of a known class.
-_REST = 9
+#: Of a request: so many queries in a row are asked for their relation.
+_LOOKS = 4
 #: How a statement ends that reads one row.
 _ONE = " LIMIT ?"
 _CONTROL = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT", "START", "END", "SET", ""})
 
 _getframe = sys._getframe  # noqa: SLF001 (the documented way is ten times slower)
-
-
-class Place:
-    """A line of the project, and a statement that it runs."""
-
-    __slots__ = ("_advice", "attributes", "pattern", "plural", "statement")
-
-    def __init__(self, statement: KnownStatement, attributes: dict[str, Any]) -> None:
-        self.statement = statement
-        #: `code.*` attributes.
-        self.attributes = attributes
-        self._advice: frozenset[Advice] = frozenset()
-        #: Tables whose objects are to be read for together.
-        self.plural: frozenset[str] = frozenset()
-        self.pattern = EventPattern(EVENT, self._build_event(self._advice), COUNT)
-
-    @property
-    def has_advice(self) -> bool:
-        """Return whether there is a cure."""
-        return bool(self._advice)
-
-    def advise(self, advice: Advice) -> None:
-        """Add a cure for the queries of this line."""
-        self._advice |= {advice}
-        if advice.method == PREFETCH or advice.has_peers:
-            self.plural |= {advice.table}
-        self.pattern = EventPattern(EVENT, self._build_event(self._advice), COUNT)
-
-    def tell(self, count: int, span: Span, read_singly: Collection[str] | None = None) -> None:
-        """Say on the request's span how often this line ran the statement.
-
-        Objects of the tables `read_singly` are read one by one.
-        """
-        if type(span) is RecordedSpan and not read_singly:
-            span.add_pattern_event(self.pattern, count)
-        elif span.is_recording():
-            advice = fit_to_single(self._advice, read_singly) if read_singly else self._advice
-            span.add_event(EVENT, {**self._build_event(advice), COUNT: count})
-
-    def _build_event(self, advice: Collection[Advice]) -> dict[str, Any]:
-        event = {COUNT: 0, **self.attributes}
-        if self.statement.watch.tells_text:
-            event[SQL] = self.statement.text
-        if advice:
-            event[ADVICE] = render(advice)
-            models = {each.model for each in advice}
-            if len(models) == 1:
-                event[MODEL] = models.pop()
-        return event
-
-
-class Site:
-    """How to recognise a place on the stack."""
-
-    __slots__ = (
-        "advised_at", "code", "confirmed", "depth", "detail", "is_advised", "lasti", "place", "rest", "subjects",
-    )  # fmt: skip
-
-    def __init__(self, depth: int, frame: FrameType, detail: tuple[Any, ...] | None, place: Place) -> None:
-        self.depth = depth
-        self.code: CodeType = frame.f_code
-        self.lasti = frame.f_lasti
-        #: See `callers.Caller`.
-        self.detail = detail
-        self.place = place
-        #: Whether a cure was looked for; how far out the frame is that it was found by, and for objects of what class.
-        self.is_advised = False
-        self.advised_at: int | None = None
-        self.subjects: tuple[type, ...] = ()
-        #: How often in a row they were of a known class.
-        self.confirmed = 0
-        #: How often this is now taken for granted when a trusted query is looked at.
-        self.rest = 0
-
-    def wants_advice(self, distance: int) -> bool:
-        """Return whether a cure is to be looked for: once, and again for objects of another class that come here.
-
-        The query's frame is `distance` frames outside of this one.
-        """
-        if self.advised_at is None:
-            self.rest = _REST
-            return not self.is_advised
-        try:
-            # In one step: each frame on the way would become an object.
-            frame = _getframe(distance + self.advised_at)
-        except ValueError:
-            return False
-        if read_subject(frame) not in self.subjects:
-            self.confirmed = 0
-            return len(self.subjects) < _MAX_SUBJECTS
-        self.confirmed += 1
-        if self.confirmed >= _TRUSTED:
-            self.rest = _REST
-        return False
-
-    def advise(self, start: FrameType) -> None:
-        """Look for a cure; this site is on the stack outside of `start`."""
-        self.is_advised = True
-        inner: list[FrameType] = []
-        frame: FrameType | None = start
-        if self.detail is not None and self.detail[0] == "awaiting":
-            # Its coroutine is not on this stack.
-            found = walk(start)
-            inner, frame = (found.inner, found.frame) if found is not None else ([], None)
-        else:
-            while frame is not None and len(inner) < self.depth:
-                inner.append(frame)
-                frame = frame.f_back
-        finding = find_advice(inner, frame) if frame is not None else None
-        if finding is not None:
-            self.advised_at = finding.depth
-            self.subjects += (finding.subject,)
-            self.place.advise(finding.advice)
 
 
 class KnownStatement:
@@ -228,7 +108,7 @@ class KnownStatement:
     def trust(self, site: Site, record: RequestRecord) -> bool:
         """Note that a query came from `site`; return whether the statement is trusted from now on."""
         self.sightings += 1
-        if self.sightings < _TRUSTED or self.origin is None or len(self.places) != 1:
+        if self.sightings < TRUSTED or self.origin is None or len(self.places) != 1:
             return False
         # Asynchronous requests share their connection.
         is_shared = hasattr(record.request, "scope") or (site.detail is not None and site.detail[0] == "awaiting")
@@ -239,8 +119,8 @@ class KnownStatement:
         """Look at each query again, for a long time."""
         self.sightings, self.is_trusted = -_DISTRUSTED, False
 
-    def learn(self, start: FrameType) -> Site | None:
-        """Walk the stack outside of `start`; None without a line of the project."""
+    def learn(self, start: FrameType, view: str) -> Site | None:
+        """Walk the stack outside of `start`, in a view; None where nothing of the project is found."""
         found = walk(start)
         if found is None:
             self.failures += 1
@@ -256,13 +136,13 @@ class KnownStatement:
         seen = found.frame
         if found.detail is not None and found.detail[0] == "awaiting":
             seen = find_outer(start, found.depth)
-        site = Site(found.depth, seen, found.detail, place)
+        site = Site(found, seen, view, place)
         self.sites.setdefault((site.depth, id(site.code), site.lasti), []).append(site)
         self.depths = tuple(sorted({depth for depth, _, _ in self.sites}))
         return site
 
-    def recognise(self, start: FrameType) -> Site | None:
-        """Look for a known site outside of `start`, innermost first."""
+    def recognise(self, start: FrameType, view: str) -> Site | None:
+        """Look for a known site outside of `start`, in a view, innermost first."""
         frame: FrameType | None = start
         depth = 0
         for wanted in self.depths:
@@ -271,7 +151,7 @@ class KnownStatement:
             if frame is None:
                 return None
             for site in self.sites.get((depth, id(frame.f_code), frame.f_lasti), ()):
-                if site.detail is None or is_caller(frame, site.detail):
+                if (site.view is None or site.view == view) and (site.detail is None or is_caller(frame, site.detail)):
                     return site
         return None
 
@@ -308,7 +188,7 @@ class Watched:
             line = self._line = place, Extension(self.attributes, place.attributes, runtime.tracer())
         line[1].add_to(span)
 
-    def finish(self, span: Span | None, route: str) -> None:
+    def finish(self, span: Span | None, route: str, view: str) -> None:
         """As `Repeats.finish`, for a request whose only repeated query this is."""
         self.owner = self.repeats = None
         try:
@@ -319,9 +199,13 @@ class Watched:
             watch, site = known.watch, known.last
             (watch.known_series.get(route) or watch.find_series(route)).add(1.0)
             if type(span) is RecordedSpan:
-                span.add_pattern_event(site.place.pattern, count)  # type: ignore[union-attr]
+                patterns = site.place.patterns  # type: ignore[union-attr]
+                span.add_pattern_event(
+                    patterns[view] if view in patterns else site.place.find_pattern(view),  # type: ignore[union-attr]
+                    count,
+                )
             elif span is not None:
-                site.place.tell(count, span)  # type: ignore[union-attr]
+                site.place.tell(count, span, view)  # type: ignore[union-attr]
         except Exception as fault:
             guard.report("reporting equal queries", fault)
 
@@ -341,13 +225,16 @@ class Repeats:
         #: Walks in vain, by statement.
         self.failed: dict[KnownStatement, int] | None = None
 
-    def finish(self, span: Span | None, route: str) -> None:
-        """Report repeated statements when the request ends. Never raises an `Exception`."""
+    def finish(self, span: Span | None, route: str, view: str) -> None:
+        """Report repeated statements when the request ends. Never raises an `Exception`.
+
+        `route` is the counter's label, `view` as of `find_view`.
+        """
         try:
             for query in self.queries:
                 self.take(query)
             if self.found:
-                self.watch.report(self.counts, self.found, span, route)
+                self.watch.report(self.counts, self.found, span, route, view)
         except Exception as fault:
             guard.report("reporting equal queries", fault)
 
@@ -407,17 +294,19 @@ def look(record: RequestRecord, query: Watched, span: Span | None) -> None:
             # The stack is not that deep.
             known.watch.move(record, query, _getframe(1))
             return
+        view = find_view(record)
         if (
             frame.f_code is not site.code
             or frame.f_lasti != site.lasti
+            or (site.view is not None and site.view != view)
             or (site.detail is not None and not is_caller(frame, site.detail))
             or not known.is_trusted
         ):
             known.watch.move(record, query, _getframe(1))
-        elif site.rest:
-            site.rest -= 1
-        elif site.wants_advice(2):
-            site.advise(_getframe(1))
+        elif view in site.looks and (seen := site.looks[view]).rest:
+            seen.rest -= 1
+        elif site.wants_advice(2, view):
+            site.advise(_getframe(1), view)
     except Exception as fault:
         guard.report("counting equal queries", fault)
 
@@ -473,10 +362,15 @@ class Watch:
                 site = None
             else:
                 is_same = frame.f_code is site.code and frame.f_lasti == site.lasti
-                if not is_same or (site.detail is not None and not is_caller(frame, site.detail)):
+                if (
+                    not is_same
+                    or (site.detail is not None and not is_caller(frame, site.detail))
+                    or (site.view is not None and site.view != find_view(record))
+                ):
                     site = None
         if site is None:
-            site = known.recognise(_getframe(2)) or self._learn(repeats, known, _getframe(2))
+            view = find_view(record)
+            site = known.recognise(_getframe(2), view) or self._learn(repeats, known, _getframe(2), view)
             if site is None:
                 return
             known.last = site
@@ -496,9 +390,9 @@ class Watch:
             if count >= self._first:
                 if count == _NAMED:
                     self.name(query, place, count, span)
-                if count >= self.limit and (count == self.limit or not site.is_advised):
+                if count >= self.limit and (count < self.limit + _LOOKS or count % self.limit == 0 or not site.looks):
                     # As far out as from `move`.
-                    self._report_later(repeats, site, _getframe(2))
+                    self._report_later(repeats, site, _getframe(2), find_view(record))
         else:
             if len(counts) >= _MAX_PLACES:
                 repeats.make_room()
@@ -528,29 +422,29 @@ class Watch:
         """Find the place of a trusted query that does not come from where it last did."""
         known, limit, repeats = query.known, self.limit, self.open(record)
         assert known is not None
-        site = known.recognise(start)
+        view = find_view(record)
+        site = known.recognise(start, view) or self._learn(repeats, known, start, view)
         if site is None or len(known.places) != 1:
             query.left += limit
             repeats.take(query)
             query.owner = query.repeats = None
             known.distrust()
-            site = site or self._learn(repeats, known, start)
             if site is None:
                 return
             # Those since the last look, as far as is known.
             repeats.counts[site.place] = repeats.counts.get(site.place, 0) + limit
-            self._report_later(repeats, site, start)
-        elif not site.is_advised:
-            site.advise(start)
+            self._report_later(repeats, site, start, view)
+        elif view not in site.looks:
+            site.advise(start, view)
         known.last = site
 
-    def _report_later(self, repeats: Repeats, site: Site, start: FrameType) -> None:
+    def _report_later(self, repeats: Repeats, site: Site, start: FrameType, view: str) -> None:
         if site.place not in repeats.found:
             repeats.found.append(site.place)
-        if site.wants_advice(4):
-            site.advise(start)
+        if site.wants_advice(4, view):
+            site.advise(start, view)
 
-    def _learn(self, repeats: Repeats, known: KnownStatement, start: FrameType) -> Site | None:
+    def _learn(self, repeats: Repeats, known: KnownStatement, start: FrameType, view: str) -> Site | None:
         failed = repeats.failed
         if failed is None:
             failed = repeats.failed = {}
@@ -561,12 +455,12 @@ class Watch:
         if walked > _MAX_FAILED_WALKS or (known.failures >= _MAX_FAILURES and walked == 0):
             failed[known] = walked + 1
             return None
-        site = known.learn(start)
+        site = known.learn(start, view)
         if site is None:
             failed[known] = walked + 1
         return site
 
-    def report(self, counts: dict[Place, int], found: list[Place], span: Span | None, route: str) -> None:
+    def report(self, counts: dict[Place, int], found: list[Place], span: Span | None, route: str, view: str) -> None:
         """Count the `found` places of a request of that route, and add an event for each to its span."""
         (self.known_series.get(route) or self.find_series(route)).add(float(len(found)))
         if span is None:
@@ -574,7 +468,7 @@ class Watch:
         if len(found) > 1:
             found = sorted(found, key=lambda each: -counts[each])[:_MAX_EVENTS]
         for place in found:
-            place.tell(counts[place], span, _find_singly(place, counts) if place.plural else None)
+            place.tell(counts[place], span, view, _find_singly(place, counts) if place.plural else None)
 
     def find_series(self, route: str) -> Series:
         """Return the counter's series of a route that is not among `known_series`."""

@@ -113,7 +113,7 @@ class RequestFinisher:
             if self._legacy is not None:
                 self._legacy.count(record, request, response, response_size_bytes, duration_s)
             if record.repeats is not None:
-                record.repeats.finish(span, series.label)
+                record.repeats.finish(span, series.label, raw_route or "")
             if span is not None and type(span) is not DroppedSpan:
                 self._finish_span(record, span, ended_s, (request, response, series, match, error_type, exception))
         except BaseException as fault:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     class Repeats(Protocol):
         """Equal queries of one request; the database layer's."""
 
-        def finish(self, span: trace.Span | None, route: str) -> None:
-            """Report them. Never raises an `Exception`."""
+        def finish(self, span: trace.Span | None, route: str, view: str) -> None:
+            """Report them; `view` is Django's route of the request. Never raises an `Exception`."""
 
 
 class RareState:

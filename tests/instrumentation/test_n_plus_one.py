@@ -12,7 +12,7 @@ from django.db.models.query import QuerySet, RawQuerySet
 from django.test import AsyncClient
 
 from django_otel.base import guard
-from django_otel.instrumentation import database, n_plus_one
+from django_otel.instrumentation import database, n_plus_one, places
 from django_otel.testing import override_sampling
 from tests.relations import models, views
 
@@ -39,13 +39,14 @@ def shelf(db):
 @pytest.fixture(autouse=True)
 def _look_at_each(monkeypatch):
     """However often a statement came from one line in the tests before."""
-    monkeypatch.setattr(n_plus_one, "_TRUSTED", 10**9)
+    monkeypatch.setattr(n_plus_one, "TRUSTED", 10**9)
 
 
 @pytest.fixture
 def fresh(settings, monkeypatch):
     """A process that knows no statement, and trusts one soon."""
-    monkeypatch.setattr(n_plus_one, "_TRUSTED", 20)
+    monkeypatch.setattr(n_plus_one, "TRUSTED", 20)
+    monkeypatch.setattr(places, "TRUSTED", 20)
     settings.OTEL = {**settings.OTEL, "DATABASE": {"N_PLUS_ONE": 9}}
 
 
@@ -121,11 +122,11 @@ def test_equal_queries_become_one_event_with_the_last_count(client, otel_spans, 
 @pytest.mark.parametrize("trusted", [20, 10**9])
 def test_the_stack_is_walked_in_the_first_request_alone(fresh, client, monkeypatch, view, trusted):
     """Once place and cure of a statement are known they are not looked for again."""
-    monkeypatch.setattr(n_plus_one, "_TRUSTED", trusted)
+    monkeypatch.setattr(n_plus_one, "TRUSTED", trusted)
     walks, found = [], []
-    plain_walk, plain_find = n_plus_one.walk, n_plus_one.find_advice
+    plain_walk, plain_find = n_plus_one.walk, places.find_advice
     monkeypatch.setattr(n_plus_one, "walk", lambda *given: walks.append(given) or plain_walk(*given))
-    monkeypatch.setattr(n_plus_one, "find_advice", lambda *given: found.append(given) or plain_find(*given))
+    monkeypatch.setattr(places, "find_advice", lambda *given: found.append(given) or plain_find(*given))
     client.get(f"/{view}/")
     assert walks
     assert found
@@ -278,7 +279,7 @@ def test_a_relation_of_a_loaded_relation_in_a_variable_is_that_models(client, ot
     assert marked_line(by_model["relations.Author"]).endswith("# here\n")
 
 
-def test_a_line_that_several_models_share_names_no_model_for_them_all(client, otel_spans):
+def test_a_line_that_several_models_share_is_advised_on_by_view(client, otel_spans):
     """A property of an abstract model: the line is in the model."""
     client.get("/of_a_property/")
     found = one(otel_spans)
@@ -288,8 +289,22 @@ def test_a_line_that_several_models_share_names_no_model_for_them_all(client, ot
     otel_spans.clear()
     client.get("/of_another_models_property/")
     found = one(otel_spans)
-    assert found[ADVICE] == f'select_related("owner"){PEERS}'
-    assert found.get(MODEL) != "relations.Book"
+    assert (found[ADVICE], found[MODEL]) == (f'select_related("owner"){PEERS}', "relations.Magazine")
+
+
+def test_a_helper_is_advised_on_for_the_relation_that_each_view_gives_it(client, otel_spans):
+    """The statement, the line and the class are the same."""
+    for view, advice in (
+        ("authors_by_attribute", '"author"'),
+        ("editors_by_attribute", '"editor"'),
+        ("both_by_attribute", '"author", "editor"'),
+        ("authors_by_attribute", '"author"'),
+        ("authors_got_by_attribute", None),
+    ):
+        otel_spans.clear()
+        client.get(f"/{view}/")
+        wanted = None if advice is None else f"select_related({advice}){PEERS}"
+        assert one(otel_spans).get(ADVICE) == wanted, view
 
 
 # --- Where. ---
@@ -331,6 +346,41 @@ def test_without_a_line_of_the_project_its_class_is_the_place(client, otel_spans
     assert {linecache.getline(each[FILE], each[LINE]).split("(")[0] for each in by_advice.values()} == {
         "class BookSerializer"
     }
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("/graphene/?query={books{author{name}editor{name}}}", "Book"),
+        ("/strawberry/?query={books{author{name}editor{name}}}", "Book"),
+        ("/ninja/books", "BookSchema"),
+        ("/ninja/rows", "rows"),
+    ],
+)
+def test_what_a_library_reads_for_the_project_is_the_place(client, otel_spans, url, kind):
+    """GraphQL's types, a schema of Ninja, and one that Ninja has made itself."""
+    library = url.split("/")[1]
+    pytest.importorskip({"graphene": "graphene_django"}.get(library, library))
+    client.get(url)
+    found = one(otel_spans)
+    assert (Path(found[FILE]).name, found[FUNCTION]) == (f"with_{library}.py", kind)
+    assert marked_line(found).endswith("# here\n")
+    assert found[ADVICE] == f'select_related("author", "editor"){PEERS}'
+
+
+@pytest.mark.parametrize("is_trusted", [False, True])
+def test_a_line_further_out_is_the_place_where_there_is_one(fresh, client, otel_spans, monkeypatch, is_trusted):
+    """Also when the same code of a library ran before without one."""
+    pytest.importorskip("graphene_django")
+    if not is_trusted:
+        monkeypatch.setattr(n_plus_one, "TRUSTED", 10**9)
+    for _ in range(3):
+        client.get("/graphene/?query={books{author{name}editor{name}}}")
+    assert one_of_last(otel_spans)[FUNCTION] == "Book"
+    for url, function in (("/executed/", "executed"), ("/graphene/?query={books{author{name}editor{name}}}", "Book")):
+        client.get(url)
+        found = one_of_last(otel_spans)
+        assert (found[FUNCTION], found[COUNT]) == (function, 24)
 
 
 def test_the_admins_lists_are_named_by_their_lines_or_classes(admin_client, otel_spans):
@@ -531,22 +581,34 @@ def test_the_cure_of_a_trusted_statement_is_kept(fresh, client, otel_spans, otel
 
 
 @pytest.mark.heavy
-def test_objects_of_another_class_are_noticed_by_one_request_in_ten(fresh, client, otel_spans, monkeypatch):
-    """To ask each query's stack for them would cost as much as all else."""
-    asked, plain = [], n_plus_one.read_subject
-    monkeypatch.setattr(n_plus_one, "read_subject", lambda frame: asked.append(frame) or plain(frame))
+def test_another_relation_is_noticed_by_one_request_in_ten(fresh, client, otel_spans, monkeypatch):
+    """To ask each query's stack for it would cost as much as all else."""
+    asked, plain = [], places.read_subject
+    monkeypatch.setattr(places, "read_subject", lambda frame: asked.append(frame) or plain(frame))
     for _ in range(50):
-        client.get("/of_a_property/")
+        client.get("/by_attribute/author/")
     asked.clear()
     for _ in range(10):
-        client.get("/of_a_property/")
+        client.get("/by_attribute/author/")
     assert len(asked) == 1
+    assert one_of_last(otel_spans)[ADVICE] == f'select_related("author"){PEERS}'
     for _ in range(10):
-        otel_spans.clear()
-        client.get("/of_another_models_property/")
-    found = one(otel_spans)
-    assert found[ADVICE] == f'select_related("owner"){PEERS}'
-    assert found.get(MODEL) != "relations.Book"
+        client.get("/by_attribute/editor/")
+    assert one_of_last(otel_spans)[ADVICE] == f'select_related("author", "editor"){PEERS}'
+
+
+def test_another_view_of_a_trusted_statement_is_advised_at_once(fresh, client, otel_spans):
+    for _ in range(50):
+        client.get("/of_a_property/")
+    client.get("/of_another_models_property/")
+    found = one_of_last(otel_spans)
+    assert (found[ADVICE], found[MODEL]) == (f'select_related("owner"){PEERS}', "relations.Magazine")
+
+
+def one_of_last(spans):
+    """The one event of the last request."""
+    (event,) = [event for event in list(spans)[-1].events if event.name == NAME]
+    return dict(event.attributes)
 
 
 def counts_of(spans):

@@ -635,6 +635,35 @@ def through_a_helper(request):
     return answer([by_name(str(number)) for number in range(11)])
 
 
+def attribute_of(item, name):
+    return getattr(item, name).name
+
+
+def by_attribute(request, name):
+    return answer([attribute_of(book, name) for book in Book.objects.all()])
+
+
+def authors_by_attribute(request):
+    return by_attribute(request, "author")
+
+
+def editors_by_attribute(request):
+    return by_attribute(request, "editor")
+
+
+def both_by_attribute(request):
+    return answer([attribute_of(book, name) for book in Book.objects.all() for name in ("author", "editor")])
+
+
+def authors_got_by_attribute(request):
+    """They have been given another key."""
+    found = []
+    for book in Book.objects.all():
+        book.author_id = book.editor_id
+        found.append(attribute_of(book, "author"))
+    return answer(found)
+
+
 def two_places(request, first_times, second_times):
     for _ in range(first_times):
         Country.objects.filter(name="a").first()  # first
@@ -841,6 +870,7 @@ async def async_streamed(request):
 
 
 _TAKING = {
+    "by_attribute": "<str:name>/",
     "distinct": "<int:count>/",
     "two_places": "<int:first_times>/<int:second_times>/",
     "repeated": "<int:times>/",
@@ -864,3 +894,15 @@ if importlib.util.find_spec("rest_framework") is not None:
     from tests.relations.rest import RestBooks
 
     urlpatterns.append(path("rest/", RestBooks.as_view()))
+if importlib.util.find_spec("graphene_django") is not None:
+    from tests.relations import with_graphene
+
+    urlpatterns += [path("graphene/", with_graphene.view), path("executed/", with_graphene.executed)]
+if importlib.util.find_spec("strawberry") is not None:
+    from tests.relations import with_strawberry
+
+    urlpatterns.append(path("strawberry/", with_strawberry.view))
+if importlib.util.find_spec("ninja") is not None:
+    from tests.relations import with_ninja
+
+    urlpatterns.append(path("ninja/", with_ninja.api.urls))
