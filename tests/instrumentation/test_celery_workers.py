@@ -326,7 +326,9 @@ def test_numbers_are_exact_when_the_pool_grows_and_shrinks(shop, monkeypatch):
                         lambda total=total: shop.numbers(server).get(("duration", "orders.nap", "succeeded")) == total
                     )
                 except AssertionError:
-                    pytest.fail(f"of {total} tasks: {shop.numbers(server)}")
+                    numbers, spans = shop.numbers(server), spans_of(shop, "process orders.nap")
+                    log = (shop.folder / "worker.log").read_text()
+                    pytest.fail(f"of {total} tasks: {numbers}, {spans} spans, and the worker says:\n{log}")
             assert max(sizes_seen) > 2, "the pool has grown"
             services.wait_until(lambda: len(children_of(worker.pid)) == 1, 60, "a smaller pool")
         assert shop.numbers(server) == {
