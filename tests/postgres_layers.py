@@ -1,11 +1,13 @@
 """Transactions, pools, COPY, fetches and comments on a real PostgreSQL; run by `test_database_postgres`."""
 
+import asyncio
 import contextlib
 import io
 import threading
 
 import pytest
-from django.db import DatabaseError, OperationalError, connection, connections, transaction
+from asgiref.sync import sync_to_async
+from django.db import DatabaseError, IntegrityError, OperationalError, connection, connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.test import override_settings
 from opentelemetry.trace import StatusCode
@@ -115,12 +117,70 @@ def test_the_fetches_of_an_iterator_are_timed(otel_spans, otel_metrics):
     assert {found.attributes["code.file.path"] for found in fetches} == {__file__}
 
 
+@override_settings(OTEL={"DATABASE": {"SOURCE_OVER_S": 0}})
+def test_a_server_side_cursor_that_is_iterated_is_timed(otel_spans, otel_metrics):
+    Item.objects.bulk_create([Item(name=str(number)) for number in range(25)])
+    with span("parent"), transaction.atomic(), connection.chunked_cursor() as cursor:
+        cursor.execute("SELECT name FROM app_item ORDER BY id")
+        cursor.cursor.itersize = 10
+        rows = iter(cursor)
+        assert next(rows) == ("0",)
+        # In the middle of a fetch: those that the server has not sent yet.
+        assert cursor.fetchone() == ("10",)
+        assert [name for (name,) in rows] == [str(number) for number in range(1, 25) if number != 10]
+        assert list(cursor) == []
+    # Of 10, 1, 10, 4 and 0 rows.
+    assert [found.attributes["db.response.returned_rows"] for found in otel_spans.named("FETCH")] == [10, 1, 10, 4, 0]
+    assert operations(otel_metrics, "FETCH") == 5
+
+
+def test_an_error_while_a_server_side_cursor_is_iterated_is_djangos(otel_metrics):
+    """It comes with the row that has it."""
+    with pytest.raises(DatabaseError), transaction.atomic(), connection.chunked_cursor() as cursor:
+        cursor.execute("SELECT 1 / (3 - number) FROM generate_series(1, 5) AS number")
+        cursor.cursor.itersize = 1
+        assert [next(iter(cursor)) for _ in range(2)] == [(0,), (1,)]
+        list(cursor)
+    failed = {"error.type": "django.db.utils.DataError"}
+    assert operations(otel_metrics, "FETCH", **failed) == 1
+
+
+def test_async_code_is_measured_as_other_code_is(otel_spans, otel_metrics):
+    def copy_in():
+        with connection.cursor() as cursor:
+            load(cursor, "a\t1\nb\t2\nc\t3\n")
+
+    async def work():
+        with span("parent"):
+            await sync_to_async(copy_in)()
+            found = [item async for item in Item.objects.aiterator(chunk_size=2)]
+            with pytest.raises(IntegrityError):
+                await Item.objects.acreate(pk=found[0].pk, name="again")
+            await sync_to_async(connections.close_all)()
+        return found
+
+    assert len(asyncio.run(work())) == 3
+    parent = otel_spans.one("parent").context.span_id
+    assert [found.name for found in otel_spans if found.parent and found.parent.span_id == parent] == [
+        "COPY app_item",
+        "SELECT app_item",
+        "INSERT app_item",
+    ]
+    assert otel_spans.one("INSERT app_item").attributes["db.response.status_code"] == "23505"
+    assert operations(otel_metrics, "COPY") == 1
+    # Of two rows, one and none.
+    assert operations(otel_metrics, "FETCH") == 3
+    assert operations(otel_metrics, "INSERT", **{"error.type": "django.db.utils.IntegrityError"}) == 1
+
+
 def test_off_leaves_the_cursor_alone():
     from django.db.backends.postgresql.base import DatabaseWrapper
     from django.db.backends.utils import CursorWrapper
 
     with override_settings(OTEL={"DATABASE": {"METRICS": False, "SPANS": False}}):
         assert "copy" not in vars(CursorWrapper)
+        with transaction.atomic(), connection.chunked_cursor() as cursor:
+            assert type(cursor) is CursorWrapper
         assert "django_otel" not in DatabaseWrapper.chunked_cursor.__code__.co_filename
         assert len(list(Item.objects.iterator())) == 0
 

@@ -4,8 +4,8 @@ On with `DATABASE.METRICS` or `DATABASE.SPANS`. A COPY by `cursor.copy` (psycopg
 `copy_to` (psycopg2) is a query: a span `COPY {table}` from its beginning to the end of its data, with the time that
 the project's code takes to produce or read them; in the time budget of a request that part is the project's, as far as
 the driver lets it be seen (psycopg 3). So is `cursor.stream` (psycopg 3), by its own operation. Each fetch
-of a server-side cursor (`QuerySet.iterator()`) is counted as a FETCH; it has a span only when it is slow. Costs other
-cursors nothing.
+of a server-side cursor (`QuerySet.iterator()`, `for row in cursor` of `connection.chunked_cursor()`) is counted as a
+FETCH; it has a span only when it is slow. Costs other cursors nothing.
 """
 
 from __future__ import annotations
@@ -183,6 +183,16 @@ def _measured_fetch(cursor: CursorWrapper, fetch: Callable[..., object]) -> Call
     return call
 
 
+def _iterate(cursor: CursorWrapper) -> Iterator[Any]:
+    """`CursorWrapper.__iter__` of a server-side cursor: measured fetches, of as many rows as the driver takes."""
+    size: int = cursor.cursor.itersize
+    while True:
+        rows = cursor.fetchmany(size)
+        yield from rows
+        if len(rows) < size:
+            return
+
+
 class _Chunked:
     """`chunked_cursor` of one kind of connection, as it was and measured."""
 
@@ -195,6 +205,8 @@ class _Chunked:
                 if getattr(cursor.cursor, "name", None):
                     for name in ("fetchone", "fetchmany", "fetchall"):
                         vars(cursor)[name] = _measured_fetch(cursor, getattr(cursor, name))
+                    # Python looks this method up in the class alone.
+                    cursor.__class__ = _state.find_iterated(type(cursor))
             return cursor
 
         self.owner = owner
@@ -208,6 +220,16 @@ class _State:
     def __init__(self) -> None:
         #: By the class that has the method.
         self.chunked: dict[type, _Chunked] = {}
+        #: Of a class of cursors, the same with `_iterate`.
+        self.iterated: dict[type, type] = {}
+
+    def find_iterated(self, kind: type) -> type:
+        """Return `kind` with an iteration that is measured."""
+        found = self.iterated.get(kind)
+        if found is None:
+            found = type(kind.__name__, (kind,), {"__iter__": _iterate, "__module__": kind.__module__})
+            self.iterated[kind] = found
+        return found
 
 
 _state = _State()
