@@ -203,8 +203,8 @@ def test_off_there_is_nothing_to_decide(settings):
     [
         ({"http.route": 5}, "already"), ({"http_route": 5}, "already"), ({"le": 5}, "already"),
         ({"error.type": 5}, "already"), ({"a.b": 5, "a_b": 5}, "same label"), ({"tenant": 0}, "limit of 'tenant'"),
-        ({"tenant": True}, "limit of 'tenant'"), ({"tenant": 10**9}, "limit of 'tenant'"), ({"": 5}, "no name"),
-        ({"a b": 5}, "no name"), ({3: 5}, "no name"), (["tenant"], ""), ("tenant", ""),
+        ({"tenant": True}, "limit of 'tenant'"), ({"tenant": 10**9}, "limit of 'tenant'"), ({"": 5}, "not the name"),
+        ({"a b": 5}, "not the name"), ({3: 5}, "not the name"), (["tenant"], ""), ("tenant", ""),
     ],
 )  # fmt: skip
 def test_names_and_limits_are_checked(value, part):
