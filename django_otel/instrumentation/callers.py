@@ -16,7 +16,7 @@ import linecache
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any
@@ -38,7 +38,8 @@ _INSTALLED = ("/site-packages/", "/dist-packages/")
 _PASSIVE = (Model, QuerySet, BaseManager)
 #: Variables that lead to a class of the project: of graphql-core's functions, of methods, and of the functions that
 #: show the admin's lists.
-_OBJECTS = ("parent_type", "self", "model_admin")
+_GRAPHQL = "parent_type"
+_OBJECTS = (_GRAPHQL, "self", "model_admin")
 
 #: Kinds of file: never a caller (Django, us, Python), an installed package, the project, and those with the functions
 #: of `_MARKS`, whose frames show more than a line.
@@ -82,8 +83,9 @@ class Caller:
         self.frame = frame
         #: How far out that frame is; of a coroutine, how far out the thread's work item is.
         self.depth = depth
-        #: None for a line of code; a template's name and line, or the class whose method runs, of a frame that does not
-        #: tell by its code, and the variable that leads to it; the coroutine's code and position, of a work item.
+        #: None for a line of code; of a frame that does not tell by its code a template's name and line, or the class
+        #: whose method runs, the variable that leads to it and the field of GraphQL; the coroutine's code and position,
+        #: of a work item.
         self.detail = detail
         #: Whether it is a line of the project, whatever is further out; else there was none further out.
         self.is_line = is_line
@@ -138,7 +140,8 @@ def is_caller(frame: FrameType, detail: tuple[Any, ...]) -> bool:
     if kind == "node":
         return _node_key(frame.f_locals.get("self")) == detail
     if kind == "object":
-        return _find_owner(frame.f_locals.get(detail[2])) is detail[1]
+        values = frame.f_locals
+        return _find_owner(values.get(detail[2])) is detail[1] and _find_field(values, detail[2]) == detail[3]
     found = _walk_waiting(frame, [])
     return found is not None and found.detail == detail
 
@@ -259,19 +262,29 @@ def _find_object(frames: list[FrameType]) -> Caller | None:
         for name in _OBJECTS:
             if name not in frame.f_code.co_varnames:
                 continue
-            owner = _find_owner(frame.f_locals.get(name))
+            values = frame.f_locals
+            owner = _find_owner(values.get(name))
             module = sys.modules.get(getattr(owner, "__module__", None) or "")
             path = getattr(module, "__file__", None)
             if not isinstance(path, str) or _rank(path) != _PROJECT:
                 continue
+            field = _find_field(values, name)
             if not isinstance(owner, type):
                 attributes = _code(path, owner.__code__.co_firstlineno, owner.__qualname__)
             elif issubclass(owner, _PASSIVE):
                 continue
             else:
-                attributes = _code(path, _find_class(path, owner.__name__), owner.__qualname__)
-            return Caller(attributes, frame, depth, ("object", owner, name), frames[:depth], is_line=False)
+                function = f"{owner.__qualname__}.{field}" if field else owner.__qualname__
+                attributes = _code(path, _find_class(path, owner.__name__), function)
+            detail = "object", owner, name, field
+            return Caller(attributes, frame, depth, detail, frames[:depth], is_line=False)
     return None
+
+
+def _find_field(values: Mapping[str, Any], name: str) -> str | None:
+    """Return the field of a GraphQL type that graphql-core resolves: one view answers all operations."""
+    nodes = values.get("field_nodes") if name == _GRAPHQL else None
+    return str(nodes[0].name.value) if nodes else None
 
 
 def _find_owner(value: object) -> type | FunctionType:

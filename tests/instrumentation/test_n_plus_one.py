@@ -348,24 +348,32 @@ def test_without_a_line_of_the_project_its_class_is_the_place(client, otel_spans
     }
 
 
-@pytest.mark.parametrize(
-    ("url", "kind"),
-    [
-        ("/graphene/?query={books{author{name}editor{name}}}", "Book"),
-        ("/strawberry/?query={books{author{name}editor{name}}}", "Book"),
-        ("/ninja/books", "BookSchema"),
-        ("/ninja/rows", "rows"),
-    ],
-)
-def test_what_a_library_reads_for_the_project_is_the_place(client, otel_spans, url, kind):
-    """GraphQL's types, a schema of Ninja, and one that Ninja has made itself."""
-    library = url.split("/")[1]
-    pytest.importorskip({"graphene": "graphene_django"}.get(library, library))
+@pytest.mark.parametrize("url", ["/ninja/books", "/ninja/rows"])
+def test_what_ninja_reads_for_the_project_is_the_place(client, otel_spans, url):
+    """A schema, and the operation of one that Ninja has made itself."""
+    pytest.importorskip("ninja")
     client.get(url)
     found = one(otel_spans)
-    assert (Path(found[FILE]).name, found[FUNCTION]) == (f"with_{library}.py", kind)
+    assert Path(found[FILE]).name == "with_ninja.py"
+    assert found[FUNCTION] == {"/ninja/books": "BookSchema", "/ninja/rows": "rows"}[url]
     assert marked_line(found).endswith("# here\n")
     assert found[ADVICE] == f'select_related("author", "editor"){PEERS}'
+
+
+@pytest.mark.parametrize("library", ["graphene", "strawberry"])
+def test_a_field_of_graphql_is_a_place_of_its_own(client, otel_spans, library):
+    """One view answers all operations."""
+    pytest.importorskip({"graphene": "graphene_django"}.get(library, library))
+    for fields in (["author", "editor"], ["author"], ["editor"]):
+        otel_spans.clear()
+        client.get(f"/{library}/?query={{books{{{''.join(f'{field}{{name}}' for field in fields)}}}}}")
+        found = detections(otel_spans)
+        assert {each[FUNCTION]: each[ADVICE] for each in found} == {
+            f"Book.{field}": f'select_related("{field}"){PEERS}' for field in fields
+        }
+        assert {each[COUNT] for each in found} == {12}
+        assert {Path(each[FILE]).name for each in found} == {f"with_{library}.py"}
+        assert {marked_line(each).partition("  # ")[2] for each in found} == {"here\n"}
 
 
 @pytest.mark.parametrize("is_trusted", [False, True])
@@ -374,13 +382,14 @@ def test_a_line_further_out_is_the_place_where_there_is_one(fresh, client, otel_
     pytest.importorskip("graphene_django")
     if not is_trusted:
         monkeypatch.setattr(n_plus_one, "TRUSTED", 10**9)
+    url = "/graphene/?query={books{author{name}}}"
     for _ in range(3):
-        client.get("/graphene/?query={books{author{name}editor{name}}}")
-    assert one_of_last(otel_spans)[FUNCTION] == "Book"
-    for url, function in (("/executed/", "executed"), ("/graphene/?query={books{author{name}editor{name}}}", "Book")):
         client.get(url)
+    assert one_of_last(otel_spans)[FUNCTION] == "Book.author"
+    for visited, function in (("/executed/", "executed"), (url, "Book.author")):
+        client.get(visited)
         found = one_of_last(otel_spans)
-        assert (found[FUNCTION], found[COUNT]) == (function, 24)
+        assert (found[FUNCTION], found[COUNT]) == (function, 12)
 
 
 def test_the_admins_lists_are_named_by_their_lines_or_classes(admin_client, otel_spans):

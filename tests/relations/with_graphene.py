@@ -28,4 +28,4 @@ view = GraphQLView.as_view(schema=schema)
 
 
 def executed(request):
-    return JsonResponse(schema.execute("{books{author{name}editor{name}}}").data)
+    return JsonResponse(schema.execute("{books{author{name}}}").data)
