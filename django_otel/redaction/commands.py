@@ -126,7 +126,7 @@ _QUOTED_PROSE = lazy_pattern(
 #: the password is x1y2z3, mot de passe : x
 _SAID_PASSWORD = lazy_pattern(
     r"(?i)(\b(?:pass(?:word|phrase|code|wort)|kennwort)[ ](?:(?:for|of)[ ](?:user[ ])?[\w.@\-]{1,60}[ ])?"
-    r"(?:(?:has been[ ]|was[ ])?(?:changed|reset|set)[ ](?:to|from)|is|was|ist|war)(?:[ ]now)?:?[ ](?:set to[ ])?['\"]?)"  # noqa: E501
+    r"(?:(?:has been[ ]|was[ ])?(?:changed|reset|set)[ ](?:to|from)|is|was|ist|war|lautet)(?:[ ]now)?:?[ ](?:set to[ ])?['\"]?)"  # noqa: E501
     r"(?!(?:sha|md|base|utf|argon|pbkdf|bcrypt|scrypt|ascii)[\-_]?[0-9])(?=[^\s\"']{0,60}[0-9])(?=[^\s\"']{0,60}[A-Za-z])"
     r"[^\s\"'<>,;\[\]]{6,}"
 )
@@ -144,12 +144,16 @@ _ACCOUNT = lazy_pattern(
     r"|basic auth(?:orization)?)(?::|[ ]for|[ ]are)?[ ][\"']?(?:\w{1,20}[ ])?(?!https?:|file:|port:)[\w.@+\-]{1,60}:)"
     r"(?!\[redacted\]|/|[0-9]{1,5}(?![^\s,;]))([^\s\"'<>,;]{4,})"
 )
+_ARABIC = lazy_pattern(
+    r"((?:كلمة (?:المرور|السر|مرور|سر)|رمز (?:التحقق|الدخول|التأكيد)|الرقم السري)[^:=\n0-9A-Za-z]{0,30} (?:هي|هو):? )"
+    r"(?=[^\s]{0,60}[0-9])[^\s\"'<>,;\[\]]{4,}"
+)
 _FRENCH = lazy_pattern(r"(?i)(\bmots? de passe ?: ?)(?!\[redacted\])(?![^\s]{1,20} [a-z])[^\s\"'<>,;]{4,}")
 #: your code is 123456, 2FA code 123456
 _SAID_CODE = lazy_pattern(
     r"(?i)(\b(?:(?:verification|security|login|sign[\- ]in|one[\- ]time|access|confirmation|activation|authentication"
-    r"|2fa|mfa|otp|sms|recovery|reset)[ ](?:pass)?code|your[ ](?:pass)?code|(?:(?:your|the)[ ])?pin(?=[ ](?:is|was|for|of)[ ])|(?:your|the)[ ]pin|otp|one[\- ]time[ ]password)"  # noqa: E501
-    r"(?:[ ](?:for|of)[ ](?:(?:user|card|account)[ ])?(?:ending[ ](?:in[ ])?)?[\w.@\-]{1,60})?(?:[ ](?:is|was))?:?[ ]|\b(?:use|enter|type|submit)[ ](?:the[ ]|this[ ])?(?:code|pin)[ ])"  # noqa: E501
+    r"|2fa|mfa|otp|sms|recovery|reset)[ ](?:pass)?code|(?:bestätigungs|zugangs|sicherheits|freischalt|verifizierungs|anmelde|einmal)code|(?:ihre?|dein)[ ](?:code|tan)|your[ ](?:pass)?code|(?:(?:your|the|ihre|deine)[ ])?pin(?=[ ](?:is|was|for|of|ist|lautet)[ ])|(?:your|the)[ ]pin|otp|one[\- ]time[ ]password)"  # noqa: E501
+    r"(?:[ ](?:for|of)[ ](?:(?:user|card|account)[ ])?(?:ending[ ](?:in[ ])?)?[\w.@\-]{1,60})?(?:[ ](?:is|was|ist|lautet))?:?[ ]|\b(?:use|enter|type|submit)[ ](?:the[ ]|this[ ])?(?:code|pin)[ ])"  # noqa: E501
     r"(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?!\w|[.:][0-9])"
 )
 #: OTP: 123456, 123456 is your login code
@@ -216,11 +220,17 @@ def redact_commands(text: str, lowered: str, *, is_named: bool) -> str:
         or "create_" in lowered
         or "2fa" in lowered
         or "is your" in lowered
+        or "ihre tan" in lowered
     ):
         text = _redact_prose(text, lowered)
     if "credentials " in lowered or "basic auth" in lowered:
         text = _ACCOUNT.sub(_redact_answer, text)
     return text
+
+
+def redact_sentences(text: str) -> str:
+    """Redact passwords and codes in sentences of other languages that have no word of English in them."""
+    return _ARABIC.sub(rf"\1{REDACTED}", text) if "هي" in text or "هو" in text else text
 
 
 def _may_have_option(text: str) -> bool:
@@ -248,6 +258,7 @@ def _redact_prose(text: str, lowered: str) -> str:
         or " was " in lowered
         or " ist " in lowered
         or " war " in lowered
+        or " lautet" in lowered
         or " set to" in lowered
         or " from " in lowered
         or " reset to" in lowered
@@ -260,7 +271,13 @@ def _redact_prose(text: str, lowered: str) -> str:
         text = _IN_BRACKETS.sub(rf"\1{REDACTED}", text)
     if "de passe" in lowered:
         text = _FRENCH.sub(rf"\1{REDACTED}", text)
-    if "code" in lowered or "pin " in lowered or "otp" in lowered or "time password" in lowered:
+    if (
+        "code" in lowered
+        or "pin " in lowered
+        or "otp" in lowered
+        or "time password" in lowered
+        or "ihre tan" in lowered
+    ):
         text = _SAID_CODE.sub(rf"\1{REDACTED}", text)
     if " your " in lowered or "otp" in lowered or "pin:" in lowered or "2fa" in lowered or "mfa" in lowered:
         text = _SHOWN_CODE.sub(_redact_code, text)

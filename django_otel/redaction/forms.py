@@ -29,7 +29,7 @@ _AUTHORITY_END = lazy_pattern(r"""[/?#"'<>\\`]""")
 _BARE_USERINFO = lazy_pattern(
     r"(?<![^\s\"'=(,<\[])(?:(//)[^\s:@/\"'\[\]]{1,100}:[^\s@/\"']{1,200}(?=@[\w\[])"
     r"|(?!(?:sips?|xmpp|mailto|turns?|stuns?|acct|npm|im|h323|docker|tel|from|to|cc):)[\w.\-]{1,60}:[^\s:@/\"'\[]{1,100}"
-    r"(?=@[\w.\-]{1,100}:[0-9]{2,5}(?!\w))"
+    r"(?=@(?:[\w.\-]{1,100}:[0-9]{2,5}(?!\w)|(?:tcp|udp|unix)\())"
     r"|[A-Za-z][\w$#]{0,40}/[^\s/@\"':]{1,100}(?=@(?://)?[\w.\-]{1,100}:[0-9]{4,5}/\w))"
 )
 _PORT = lazy_pattern(r"(?:[0-9]{0,5}|\[redacted\])[).,;:\]}]*")
@@ -89,14 +89,21 @@ _SIGNED = lazy_pattern(
 )
 _DIGESTS = words("sha1 sha256 sha384 sha512 md5")
 #: A random text behind a word that says what it is.
-_RUN = lazy_pattern(r"(?<=[\s'\"])[A-Za-z0-9_\-+/=]{20,}+")
+_RUN = lazy_pattern(r"(?<=[\s'\"])(?=[A-Za-z_\-+/=]*+[0-9])[A-Za-z0-9_\-+/=]{16,}+")
 _NAME_BEFORE = lazy_pattern(
     r"(?i)(?:token|session|secret|password|cookie|csrf|jwt|signature|credential"
-    r"|(?:api|access|auth|private|secret|licen[sc]e|invalid|unknown|wrong|bad|expired|revoked)[_\- ]?key)s?"
-    r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value|provided|given|received|supplied|used)){0,2}:?\s{1,3}['\"]?\Z"  # noqa: E501
+    r"|(?:api|access|auth|private|secret|licen[sc]e|activation|encryption|signing|master|webhook|invalid|unknown|wrong|bad|expired|revoked)[_\- ]?key)s?"  # noqa: E501
+    r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value|provided|given|received|supplied|used|rejected|not|found|invalid|expired|for)){0,3}:?\s{1,3}['\"]?\Z"  # noqa: E501
 )
 #: ?t=x, of links in mails, and names that stand for the id of a row as well as for a key.
-_SHORT_PARAMETER = lazy_pattern(r"((?<=[?&])(?:t|tk|tok|k|h|m|link|magic|sesame|app_?id)=)([A-Za-z0-9_\-]{20,}+)")
+_SHORT_PARAMETER = lazy_pattern(
+    r"((?:\A|(?<=[?&;#]))(?:[chkmprstux]|tk|tok|sess|cred|link|magic|sesame|app_?id|verify|confirm|activate|activation|reset|unsubscribe"
+    r"|opt_?in|login|mac|checksum|samlart)=)([A-Za-z0-9_\-]{16,}+)"
+)
+#: https%3A%2F%2Fbob%3Ax%40host, a URL that is a parameter itself, percent-encoded once or more often.
+_ENCODED_USERINFO = lazy_pattern(
+    r"(?i)(%(?:25){0,4}3A(?:%(?:25){0,4}2F){2})(?!\[redacted\])(?:(?!%(?:25){0,4}(?:2F|3F|40))[^\s\"'<>&/?#]){1,300}(?=%(?:25){0,4}40)"
+)
 #: Characters of a random text that has few digits.
 _SHORTEST_RANDOM = 20
 #: Characters before a random text in which its name is looked for.
@@ -184,6 +191,8 @@ def redact_userinfo(text: str) -> str:
     """Redact user and password of every URL, also of one without its scheme."""
     if "://" in text:
         text = _URL_RUN.sub(_redact_userinfo, text)
+    if "40" in text and "%" in text:
+        text = _ENCODED_USERINFO.sub(rf"\1{REDACTED}", text)
     return _BARE_USERINFO.sub(rf"\1{REDACTED}", text) if "@" in text else text
 
 
@@ -195,18 +204,17 @@ def redact_tokens(text: str) -> str:
         text = _MYSQL_HASH.sub(REDACTED, text)
     if "$" in text or "}" in text:
         text = _PASSWORD_HASH.sub(REDACTED, text)
+    if "=" in text and ("?" in text or "&" in text or text.find("=", 1, 16) > 0):
+        text = _SHORT_PARAMETER.sub(_redact_rare, text)
     if _HAS_RUN.search(text):
         text = _KNOWN_TOKENS.sub(REDACTED, text)
         if "ession" in text:
             text = _SESSION_KEY.sub(REDACTED, text)
         if ":" in text or ".eJ" in text:
             text = _SIGNED.sub(_redact_signed, text)
-        text = _RUN.sub(_redact_named, text)
-        if "=" in text and ("?" in text or "&" in text):
-            text = _SHORT_PARAMETER.sub(_redact_rare, text)
         if "-" in text:
             text = _RESET_TOKEN.sub(REDACTED, text)
-    return text
+    return _RUN.sub(_redact_named, text)
 
 
 def redact_schemes(text: str) -> str:
@@ -217,7 +225,8 @@ def redact_schemes(text: str) -> str:
 
 def _redact_rare(match: re.Match[str]) -> str:
     value = match.group(2)
-    return match.group(1) + REDACTED if is_mixed(value) or _HEX.fullmatch(value) else match.group()
+    is_random = is_mixed(value) or _HEX.fullmatch(value) or has_random_part(value, _SHORTEST_RANDOM)
+    return match.group(1) + REDACTED if is_random else match.group()
 
 
 def redact_cards(text: str) -> str:

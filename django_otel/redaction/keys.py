@@ -33,7 +33,10 @@ _WEAK_WORDS = words("session sessions card cards cookie cookies token tokens")
 #: An object with such a name has properties; of a token and a cookie every member is a secret.
 _THINGS = words("session sessions card cards")
 #: A whole number below it is the id of a row, no secret.
-_MANY_ROWS = 10_000_000
+MANY_ROWS = 10_000_000
+_LONGEST_ROW = len(str(MANY_ROWS))
+#: Kinds of cards.
+_BRANDS = words("visa mastercard maestro amex discover jcb unionpay diners girocard debit credit prepaid")
 _CONTENTS = words(
     "id ids key keys value values val number numbers no num data hash code text string str content contents raw "
     "plain new "
@@ -50,6 +53,10 @@ _STEMS = (
     "seedphrase", "mnemonic", "keymaterial", "communitystring", "snmpcommunity",
     # "password" in other languages.
     "пароль", "密码", "密碼", "パスワード", "비밀번호", "lösenord", "losenord", "salasana", "adgangskode",
+    "סיסמה", "סיסמא", "كلمةالمرور", "كلمةمرور", "كلمةالسر", "كلمةسر", "الرقمالسري", "mậtkhẩu", "katasandi",
+    # "verification code" and "access code".
+    "رمزالتحقق", "رمزتحقق", "رمزالدخول", "验证码", "驗證碼", "認証コード", "인증번호", "кодподтверждения",
+    "zugangscode", "bestätigungscode", "sicherheitscode", "freischaltcode", "einmalcode", "verifizierungscode",
     "wachtwoord", "connectionstring", "becomepass", "presharedkey", "authenticationstring", "writekey",
     "instrumentationkey", "authident", "signaturevalue", "licensekey", "deploykey", "wordpressloggedin",
     "onetimecode", "authuserhash", "sessionauthhash", "aspnetcoreidentity", "aspnetcoreantiforgery",
@@ -139,7 +146,8 @@ PROSE = words(
     "a an the this that is was are must may can cannot could should shall will not no too and or of for field "
     "required invalid incorrect wrong missing expired failed failure changed reset updated created deleted "
     "revoked rejected accepted unknown empty blank too length please enter at use used unable expected got "
-    "does do has have it its your ensure only at least denied mismatch error found insufficient try"
+    "does do has have it its your ensure only at least denied mismatch error found insufficient try "
+    "abgelaufen falsch fehlt ungültig geändert gesetzt zurückgesetzt erforderlich nicht leer unbekannt"
 )
 
 HARMLESS = words(
@@ -274,10 +282,17 @@ def is_harmless(value: str, key: str, verdict: int) -> bool:
         return True
     if verdict == LABEL:
         return not is_random(bare)
+    if lowered in _BRANDS:
+        return split_key(key)[-1:] in (("card",), ("cards",))
     if _NUMBER.match(bare) is None:
         return False
     parts = split_key(key)
-    return is_measure(parts) or (parts[-2:] == ("key", "id") and len(bare) < 8)
+    return is_measure(parts) or (len(bare) < _LONGEST_ROW and (parts[-2:] == ("key", "id") or is_of_row(parts)))
+
+
+def is_of_row(parts: tuple[str, ...]) -> bool:
+    """Return whether a small number under a key of these parts is the id of a row: `card_id`, `session.pk`, `sid`."""
+    return parts == ("sid",) or (len(parts) > 1 and parts[-1] in ("id", "pk") and parts[-2] in _WEAK_WORDS)
 
 
 def is_thing(key: str) -> bool:
@@ -308,7 +323,7 @@ def is_description(value: object, key: str, judge: Callable[[str], int], depth: 
     if value is None or isinstance(value, (bool, float)):
         return True
     if isinstance(value, int):
-        is_row = key.endswith((".id", ".pk")) and abs(value) < _MANY_ROWS
+        is_row = key.endswith((".id", ".pk")) and abs(value) < MANY_ROWS
         return is_row or judge(key) in (PLAIN, LABEL) or is_measure(split_key(key))
     if depth and isinstance(value, Mapping):
         return all(is_description(item, f"{key}.{name}", judge, depth - 1) for name, item in value.items())

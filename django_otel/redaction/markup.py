@@ -29,6 +29,13 @@ _CELL = lazy_pattern(
     r"(?:</t[hd]>\s{0,40})?<(?:td|dd|span|code|pre|p|div|string|data)\b[^<>]{0,200}>\s{0,40}(?:<(?:pre|code|span|div|b|p)\b[^<>]{0,200}>\s{0,40}){0,3}"
     r"(?P<value>[^<\s][^<]{0,2000})"
 )
+#: <b>Password:</b> x, Password:<br>x, Password:</td><td>x</td>
+_LABELLED = lazy_pattern(
+    r"(?<![\w\-])(?P<key>[\w\-]++(?: \w++)?)\s{0,4}"
+    r"(?::\s{0,4}(?:</(?:b|strong|em|i|u|label|span|font|th|td|dt|p|div)>\s{0,8}"
+    r"(?:<(?:td|dd|p|div|span|br ?/?)>\s{0,8})?"
+    r"|<br ?/?>\s{0,8})|</(?:b|strong|em|i|u|label|span|font)>:\s{0,4})(?P<value>[^<\s]{1,400})"
+)
 _INLINE = ("code", "b", "strong", "label", "span", "em", "i")
 #: Headings of columns that hold no secret.
 _WEAK = ("session", "sessions", "card", "cards", "cookie", "cookies", "token", "tokens", "key", "secret")
@@ -62,6 +69,8 @@ def redact_markup(text: str, judge: Judge) -> str:
             text = _MARKED.sub(lambda match: _redact_cell(match, judge), text)
             if "RSAKeyValue" in text:
                 text = _XML_KEY.sub(rf"\1{REDACTED}", text)
+        if ":<" in text or ": <" in text or ">:" in text:
+            text = _LABELLED.sub(lambda match: _redact_labelled(match, judge), text)
         text = _FIELD.sub(lambda match: _redact_field(match, judge), text)
     return text
 
@@ -122,6 +131,13 @@ def _redact_cell(match: re.Match[str], judge: Judge) -> str:
         return match.group()
     start, end = (position - match.start() for position in match.span("value"))
     return match.group()[:start] + REDACTED + value[len(value.rstrip()) :] + match.group()[end:]
+
+
+def _redact_labelled(match: re.Match[str], judge: Judge) -> str:
+    key, bare = match.group("key"), match.group("value").strip(".,;!")
+    if says_something(bare, judge) or not _is_secret(key, bare, judge):
+        return match.group()
+    return match.group()[: match.start("value") - match.start()] + REDACTED
 
 
 def _redact_field(match: re.Match[str], judge: Judge) -> str:

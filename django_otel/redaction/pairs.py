@@ -55,7 +55,7 @@ _KEY = lazy_pattern(
     r"""|["']?[ \t]*+\r?\n[ \t]*+value:[ \t]*+"""  # name: ...\n value: ...
     r"""|(?:\[[\w\-]{0,20}\]){0,2}+[\\"'\])}`]{0,8}+\s*+(?:"""
     rf":[ \t]*+{_TYPE}(?:[ \t]?\|[ \t]?{_TYPE}){{0,4}}+[ \t]++=[ \t]++(?!=)"  # an annotated name in a line of source
-    r"|=>|-{1,3}>|:=|!=|={1,3}|:|%3[Aa]|%3[Dd]|(?i:(?:not )?(?:i?like(?= ')|in(?= ?\(')))"
+    r"|=>|-{1,3}>|:=|!=|={1,3}|[:\uff1a\uff1d]|%3[Aa]|%3[Dd]|(?i:(?:not )?(?:i?like(?= ')|in(?= ?\(')))"
     r"|(?=[|→⇒¦~^;<?>\u2013\u2014-])(?:\|(?!\|)|[→⇒¦]|(?<=[ \t])[\u2013\u2014-](?=[ \t])|<-|~>|\?=|(?<=-)>|[~^;](?=\S)))\s*+"  # what divides them in tables and logs  # noqa: E501
     r"""|["']\s{0,4}+\{\s{0,8}+default\s{0,8}+=\s{0,8}+"""  # variable "name" { default = "value"
     r"""|["']\s++(?:value|content)\s*+=\s*+"""  # <input name="..." value="...">
@@ -69,11 +69,13 @@ _TABLE_BEFORE = lazy_pattern(r"([A-Za-z_]\w{0,60})[\"`\]]?\.[\"`\[]\Z")
 _OWNERS = ("Token", "Device", "Secret", "Session", "Credential", "Credentials", "ApiKey", "APIKey", "Cipher")
 #: Columns of which the name of their table says what they are.
 _COLUMNS = words("key keys code codes hash number value")
-_WORD_BEFORE = lazy_pattern(r"(?:\A|[^A-Za-z])([A-Za-z]{2,30})[ \t]\Z")
+_WORD_BEFORE = lazy_pattern(r"(?<![^\W\d_])([^\W\d_]{2,30})[ \t]\Z")
 _RANDOM_CODES = words("code key ticket")
 _CODE = lazy_pattern(r"[bu]?[\"']?([A-Za-z0-9_\-]{24,}+)(?![\w.:/+])")
 _SECOND_WORDS = words(
-    "id ids key value values number no num hash string code codes data header headers text phrase answer"
+    "id ids key value values number no num hash string code codes data header headers text phrase answer "
+    # Of names of two words in Arabic, Vietnamese, Indonesian and Russian.
+    "المرور مرور السر سر السري التحقق تحقق الدخول khẩu sandi подтверждения"
 )
 _EXCEPTION_NAME = lazy_pattern(
     r"(?:Error|Exception|Warning|Exit|Interrupt|DoesNotExist|MultipleObjectsReturned)\Z"
@@ -119,7 +121,7 @@ _DIVIDERS = frozenset(("->", "-->", "|", "-", "\u2013", "\u2014", "→", "⇒", 
 
 _AROUND_DIVIDERS = " \t\r\n\"'`)]}\\"
 
-_MAYBE_PAIR = lazy_pattern(r"[=:,]|%3[AaDd]|--\w|->|\s-[a-z]{4}")
+_MAYBE_PAIR = lazy_pattern(r"[=:,\uff1a\uff1d]|%3[AaDd]|--\w|->|\s-[a-z]{4}")
 #: A frame of a stack trace, and the lines of source below it.
 _FRAME = lazy_pattern(
     r"""^([ \t|+]*+)File "[^"\n]*+", line [0-9]++[^\n]*+\n((?:\1[ \t]{2}[^\n]*+(?:\n|\Z))*+)""", re.MULTILINE
@@ -277,10 +279,10 @@ class PairScrubber:
     def _spans(self, text: str, key: str, verdict: int, separator: str, begin: int) -> list[tuple[int, int]]:
         """Return where the value of a pair stands in an ordinary text; nothing when it is prose or a program's."""
         whole_line = verdict == SENSITIVE_LINE and (":" in separator or ("=" in separator and is_phrase(key)))
-        closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "")
+        closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "", "\uff1a", "\uff1d")
         if "\n" in separator and (below := self._spans_below(text, key, separator, begin)) is not None:
             return below
-        if is_no_secret_list(text, begin, key):
+        if text.startswith("</", begin) or is_no_secret_list(text, begin, key):
             return []
         start, end = value_span(text, begin, whole_line, closed_key)
         if is_masked(text, start) or text.startswith("</", start):

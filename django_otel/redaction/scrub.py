@@ -25,6 +25,7 @@ from django_otel.redaction.cutting import scrub_beginning, scrub_beginnings
 from django_otel.redaction.key_judge import MAX_KEY_LENGTH, KeyJudge
 from django_otel.redaction.keys import (
     LABEL,
+    MANY_ROWS,
     PLAIN,
     QUERY_KEYS,
     REDACTED,
@@ -33,6 +34,7 @@ from django_otel.redaction.keys import (
     is_description,
     is_harmless,
     is_measure,
+    is_of_row,
     is_thing,
     split_key,
 )
@@ -244,7 +246,9 @@ class Scrubber:
 
     def _under_sensitive_key(self, key: str, value: object, verdict: int, depth: int) -> object:
         words = split_key(key)
-        if isinstance(value, (int, float)) and (verdict == LABEL or is_measure(words)):
+        if isinstance(value, (int, float)) and (
+            verdict == LABEL or is_measure(words) or (is_of_row(words) and 0 <= value < MANY_ROWS)
+        ):
             return value
         if isinstance(value, str):
             if not is_harmless(value, key, verdict):

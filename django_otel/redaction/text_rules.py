@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from django_otel.base.patterns import lazy_pattern
 from django_otel.redaction import bare_pairs, commands, database_errors, forms, markup, paths, personal, protocols, rows
 from django_otel.redaction.keys import STATEMENT_KEYS
 from django_otel.redaction.pairs import Judge, PairScrubber
+
+#: Of a terminal, between a name and its value; they are left out of a text with a secret.
+_COLOURS = lazy_pattern(r"\x1b\[[0-9;]{0,20}m")
 
 
 def _is_secret_named(lowered: str) -> bool:
@@ -42,6 +46,8 @@ def _redact_places(text: str, judge: Judge, *, is_statement: bool) -> tuple[str,
     text = database_errors.redact_statement_secrets(text, lowered)
     is_named = _is_secret_named(lowered)
     text = commands.redact_commands(text, lowered, is_named=is_named)
+    if not text.isascii():
+        text = commands.redact_sentences(text)
     if is_named:
         text = protocols.redact_protocols(text, lowered)
         if not is_statement:
@@ -63,8 +69,16 @@ class TextRules:
 
     def apply(self, text: str, query: bool, key: str) -> str:
         """Return a text that stands under `key` after one pass of all rules; `query` is for a query string alone."""
+        if "\x1b[" in text:
+            plain = _COLOURS.sub("", text)
+            scrubbed = self._apply(plain, query, key)
+            if scrubbed != plain:
+                return scrubbed
+        return self._apply(text, query, key)
+
+    def _apply(self, text: str, query: bool, key: str) -> str:
         text = forms.redact_private_keys(text)
-        if "://" in text or "@" in text:
+        if "://" in text or "@" in text or "%" in text:
             text = forms.redact_userinfo(text)
         if "/" in text:
             text = paths.redact_paths(text)

@@ -35,7 +35,13 @@ def _lines(name: str) -> Iterator[tuple[str, str, str]]:
             section = line[1:-1]
             continue
         key, _, text = line.partition(" | ")
-        text = text.replace("\\\\", "\0").replace("\\n", "\n").replace("\\t", "\t").replace("\0", "\\")
+        text = (
+            text.replace("\\\\", "\0")
+            .replace("\\n", "\n")
+            .replace("\\t", "\t")
+            .replace("\\e", "\x1b")
+            .replace("\0", "\\")
+        )
         yield section, key if key != "-" else "", text
 
 

@@ -73,6 +73,9 @@ class Fakes:
     def _opaque(self) -> str:
         return self.mixed(_ALNUM, 32)
 
+    def _short(self) -> str:
+        return self.mixed(_ALNUM, 16)
+
     def _uuid(self) -> str:
         return "-".join(self.chars(_HEX, n) for n in (8, 4, 4, 4, 12))
 

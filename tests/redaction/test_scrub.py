@@ -63,11 +63,42 @@ def _clean_guard():
 )  # fmt: skip
 def test_a_value_under_a_sensitive_key_is_redacted_whatever_its_type(key):
     assert SCRUBBER.value(key, "hunter2") == REDACTED
-    assert SCRUBBER.value(key, 123456) == REDACTED
+    assert SCRUBBER.value(key, 12345678) == REDACTED
     assert SCRUBBER.value(key, b"hunter2") == REDACTED
     assert SCRUBBER.value(key, ("hunter2", "x")) == (REDACTED,)
     assert SCRUBBER.value(key, {"a": "hunter2"}) == REDACTED
     assert SCRUBBER.is_sensitive(key)
+
+
+@sizes.each("key", ["card_id", "sid", "session_id", "session.id", "gift_card_id", "token_id", "userTokenId"])
+def test_the_small_number_of_a_row_stays(key):
+    assert SCRUBBER.value(key, 12) == 12
+    assert SCRUBBER.value(key, "4711") == "4711"
+    for text in (f"{key}=12", f"{key}: 12, name: x", f"deleted {key}=4711 now"):
+        assert SCRUBBER.text(text) == text
+    assert SCRUBBER.value(key, 12345678) == SCRUBBER.value(key, -1) == REDACTED
+    assert SCRUBBER.value(key, "k3jd8fh2") == SCRUBBER.value(key, "12345678") == REDACTED
+
+
+@sizes.each("key", ["card_number", "access_key_id", "sessionid", "session", "pin", "cvv", "password_id"])
+def test_a_small_number_under_another_sensitive_key_does_not(key):
+    assert SCRUBBER.value(key, 4711) == REDACTED
+
+
+@sizes.each("name", ["t", "k", "h", "s", "c", "x", "p", "tok", "sess", "m", "magic", "verify", "unsubscribe", "mac"])
+def test_a_random_value_under_a_short_name_of_a_query_is_redacted(name):
+    secret = "Zk39fLmQ7xVtb2Rw"
+    for url in (f"https://shop.example/?{name}={secret}", f"/start?lang=de&{name}={secret}&x=1"):
+        assert SCRUBBER.value("http.request.header.referer", [url]) == [url.replace(secret, REDACTED)]
+        assert SCRUBBER.value("url.full", url) == url.replace(secret, REDACTED)
+    assert SCRUBBER.value("url.query", f"{name}={secret}") == f"{name}={REDACTED}"
+    for value in ("12", "winter-shoes-2024", "category_of_the_year", "1700000000000", "true"):
+        assert SCRUBBER.value("url.query", f"{name}={value}") == f"{name}={value}"
+
+
+def test_colours_of_a_terminal_hide_no_secret_and_stay_elsewhere():
+    assert SCRUBBER.text("\x1b[36mpin\x1b[0m=\x1b[35m4711\x1b[0m ok") == f"pin={REDACTED} ok"
+    assert SCRUBBER.text("\x1b[31mERROR\x1b[0m password changed") == "\x1b[31mERROR\x1b[0m password changed"
 
 
 @sizes.each(
