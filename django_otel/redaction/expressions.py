@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from django_otel.base.patterns import lazy_pattern
 from django_otel.redaction.bare_pairs import SAMPLES, Judge, is_password, says_something
 from django_otel.redaction.keys import PLAIN, PROSE, is_thing, split_key, words
@@ -34,6 +36,8 @@ _MEMBER = lazy_pattern(
     r"|[A-Za-z]{1,20}+(?:\.[A-Za-z]{1,30}+\((?:[^()\n\"']{0,60}+|\"[A-Z][^\"\n]{3,80} [^\"\n]{1,80}\"|'[A-Z][^'\n]{3,80} [^'\n]{1,80}')\)){1,6}+"  # noqa: E501
     r"(?=[,;\s)}\]]|\Z)"
 )
+#: What no expression goes on with: a(b)!12345678
+_GLUED = lazy_pattern(r"(?:[^\s\w\"']{1,3}+|(?=[0-9]))(?=[A-Za-z]{0,30}[0-9])[A-Za-z0-9]{8,}")
 #: Card(brand=
 _THING = lazy_pattern(r"[A-Z][A-Za-z]{2,40}+\([a-z_]{1,40}+=")
 _ANNOTATION = lazy_pattern(
@@ -201,10 +205,15 @@ def _is_expression(text: str, pos: int, separator: str) -> bool:
     if "=" not in separator:
         if separator != ": ":
             return False
-        return _ANNOTATION.match(text, pos) is not None or _MEMBER.match(text, pos) is not None
-    return _EXPRESSION.match(text, pos) is not None or (
-        separator != "=" and _SPACED_EXPRESSION.match(text, pos) is not None
+        return _ANNOTATION.match(text, pos) is not None or _is_whole(_MEMBER.match(text, pos))
+    return _is_whole(_EXPRESSION.match(text, pos)) or (
+        separator != "=" and _is_whole(_SPACED_EXPRESSION.match(text, pos))
     )
+
+
+def _is_whole(expression: re.Match[str] | None) -> bool:
+    """Return whether there is an expression, without the rest of a password behind it."""
+    return expression is not None and _GLUED.match(expression.string, expression.end()) is None
 
 
 def is_no_literal(text: str, pos: int, separator: str) -> bool:

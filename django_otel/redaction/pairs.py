@@ -498,7 +498,7 @@ def _literal_spans(text: str, pos: int) -> list[tuple[int, int]]:
     if literal is not None:
         return [_inside(literal)] if _is_literal_secret(literal) else []
     if text[pos : pos + 1] in ("[", "(", "{"):
-        end = min(end, bracket_end(text, pos))
+        end = bracket_end(text, pos, end)
         return [_inside(found) for found in _SOURCE_LITERAL.finditer(text, pos, end) if _is_literal_secret(found)]
     if text[pos : pos + 1] in ('"', "'"):
         # A string that does not end on its line.

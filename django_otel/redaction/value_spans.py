@@ -20,7 +20,11 @@ _RUN = lazy_pattern(
 )
 _RUN_GOES_ON = lazy_pattern(r"""[.!`]*+[^\s,;:)\]}>&"'|/\\.!`]""")
 _ESCAPED_CLOSING = {quote: lazy_pattern(rf"\\*+{quote}") for quote in "\"'"}
-_BRACKET_TOKEN = lazy_pattern(r"""[\[({]|[\])}]|"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'""", re.DOTALL)
+_BRACKET_TOKEN = lazy_pattern(r"""[\[({\])}"']""")
+_STRINGS = {
+    '"': lazy_pattern(r'"(?:[^"\\]|\\.)*+"', re.DOTALL),
+    "'": lazy_pattern(r"'(?:[^'\\]|\\.)*+'", re.DOTALL),
+}
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 #: What goes on behind a closed bracket without a blank: no structure that ended there.
 _BRACKET_GOES_ON = lazy_pattern(r""":++[^\s,;:)\]}>&"'|]""")
@@ -36,22 +40,30 @@ _PARAMETERS = lazy_pattern(
 )
 
 
-def bracket_end(text: str, pos: int) -> int:
-    """Return where the bracket that opens at `pos` closes; the end of the text when it does not.
+def bracket_end(text: str, pos: int, stop: int | None = None) -> int:
+    """Return where the bracket that opens at `pos` closes; the end of the text, or `stop`, when it does not.
 
     A closing bracket of another kind than the last open one closes nothing: it is a part of the value.
     """
     awaited: list[str] = []
-    for token in _BRACKET_TOKEN.finditer(text, pos):
-        character = token.group()[0]
-        closing = _BRACKETS.get(character)
-        if closing is not None:
-            awaited.append(closing)
+    stop = len(text) if stop is None else stop
+    unclosed = ""
+    while (token := _BRACKET_TOKEN.search(text, pos, stop)) is not None:
+        character, pos = token.group(), token.end()
+        if character in _STRINGS:
+            # Where one string does not end, no later one with its quotes does.
+            string = None if character in unclosed else _STRINGS[character].match(text, pos - 1, stop)
+            if string is None:
+                unclosed += character
+            else:
+                pos = string.end()
+        elif character in _BRACKETS:
+            awaited.append(_BRACKETS[character])
         elif character == awaited[-1]:
             awaited.pop()
             if not awaited:
-                return token.end()
-    return len(text)
+                return pos
+    return stop
 
 
 def line_end(text: str, pos: int) -> int:

@@ -30,7 +30,7 @@ PARTS = [
     'name="password"\r\n\r\n', "name=a value=", "Secret('a'", "password:\n- a\n", "password: a -> ", "OTP: 1", "1234 is your ",  # noqa: E501
     "password changed from 'a' to ", "bad credentials a:", "admin password is ", "'a' as token ", "\tTRUE\t1\tsessionid\ta", "codes: abcdef, ", "AC",  # noqa: E501
     "key <(echo ", "//a:1,b:2,", "alter role a set a.b = ", '"a"."key" = ', 'code: a', "334 a\nYQ==\n", "simple_bind_s('a', ", "crypt('", "pragma key", "`", "\\", "'", '"', "%3D", "{", "[", "-", "_", "é", "\x00",  # noqa: E501
-    "\x1b[", "\x1b[1m", "password: <br>", "<b>password:</b>", "a b:</b>", "%3A%2F%2Fa", "&t=aB1", "كلمة المرور هي ", "密码：",  # noqa: E501
+    "\x1b[", "\x1b[1m", "password: <br>", "<b>password:</b>", "a b:</b>", "%3A%2F%2Fa", "&t=aB1", 'token=[a password=\\"\\"', 'File "a", line 1, in b\n    token=[a for ', "كلمة المرور هي ", "密码：",  # noqa: E501
 ]  # fmt: skip
 
 

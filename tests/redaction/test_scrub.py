@@ -432,6 +432,11 @@ def test_a_secret_in_json_or_repr_of_any_depth_never_survives(key, secret, befor
 @example("password", "A|00000000Q", "", "")
 @example("password", "the|QXZQXZQXZ", "", "")
 @example("password", "required|QXZQXZQXZ", "", "")
+@example("password", "$A)00000000Q", "", "")
+@example("password", "$A->b!00000000Q", "", "")
+@example("password", "AA()00000000Q", "", "")
+@example("password", "settings.A(00000000Q", "", "")
+@example("password", "self.a00000000Q", "", "")
 def test_a_secret_without_quotes_never_survives(key, secret, before, after):
     for separator in ("=", ": ", ":", " = ", "=>"):
         assert_gone(f"{before}{key}{separator}{secret}{after}", secret)
