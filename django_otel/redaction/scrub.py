@@ -65,6 +65,8 @@ _OTEL_TYPES = (str, bool, int, float, bytes, Sequence, Mapping)
 _NOTHING_IN_IT = lazy_pattern(r"(?:/*+(?:[a-z]++[0-9]{0,3}+|[0-9]{1,12}+(?:\.[0-9]{1,3}+)?)(?![a-z0-9]))*+/*+")
 #: The name of an attribute by the conventions, in which no rule can find anything either.
 _PLAIN_NAME = lazy_pattern(r"(?:[a-z]{1,15}+[0-9]{0,3}+(?:[._](?=[a-z])|\Z))++")
+#: An id, a path, or the name of a class or a function.
+_NAME_ALONE = lazy_pattern(r"[\w.\-<>/\\]*+")
 #: Words alone, of letters or a few digits, with a blank, "/", "-" or a comma between them ...
 _WORDS_ALONE = lazy_pattern(
     r"[ /]?+(?:(?:[A-Za-z]{1,15}+(?:-[A-Za-z]{1,15}+)*+|[0-9]{1,5}+(?! [0-9]))(?![A-Za-z0-9_])"
@@ -219,7 +221,7 @@ class Scrubber:
         if verdict != PLAIN and key.lower() not in SAFE_KEYS:
             return self._under_sensitive_key(key, value, verdict, depth)
         if isinstance(value, str):
-            if key.lower() in SAFE_KEYS:
+            if key.lower() in SAFE_KEYS and _NAME_ALONE.fullmatch(value):
                 return value
             if self._personal:
                 return self._text_uncached(value, key.endswith(QUERY_KEYS), key)

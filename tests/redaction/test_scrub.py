@@ -96,6 +96,14 @@ def test_a_random_value_under_a_short_name_of_a_query_is_redacted(name):
         assert SCRUBBER.value("url.query", f"{name}={value}") == f"{name}={value}"
 
 
+@sizes.each("key", ["trace_id", "traceparent", "exception.type", "code.file.path", "service.instance.id"])
+def test_a_key_of_ids_and_names_keeps_these_alone(key):
+    for name in ("4111111111111111", "shop.views.token_of.<locals>.<lambda>", "/srv/my app/token.py", "C:\\a b\\c.py"):
+        assert SCRUBBER.value(key, name) == name
+    assert SCRUBBER.value(key, "password=hunter2x") == f"password={REDACTED}"
+    assert "hunter2x" not in SCRUBBER.value(key, "https://bob:hunter2x@shop.example/")
+
+
 def test_colours_of_a_terminal_hide_no_secret_and_stay_elsewhere():
     assert SCRUBBER.text("\x1b[36mpin\x1b[0m=\x1b[35m4711\x1b[0m ok") == f"pin={REDACTED} ok"
     assert SCRUBBER.text("\x1b[31mERROR\x1b[0m password changed") == "\x1b[31mERROR\x1b[0m password changed"
