@@ -12,6 +12,15 @@ import zlib
 DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, zlib.error)
 
 
+#: SQLite's integers end there.
+_MOST = 2**63 - 1
+
+
+def to_storable(value: int) -> int:
+    """Return a whole number as SQLite can compare it: the nearest that it has."""
+    return max(-_MOST, min(_MOST, value))
+
+
 def to_text(value: object) -> str:
     """Return a value as text; nothing as ""."""
     if isinstance(value, str):

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from django_otel.metrics.model import OWN_SCOPE
 from django_otel.tracestore import otlp
-from django_otel.tracestore.columns import DAMAGED, to_integer, to_number, to_text
+from django_otel.tracestore.columns import DAMAGED, to_integer, to_number, to_storable, to_text
 from django_otel.tracestore.numbers import STEPS_S, rise_of_routes
 from django_otel.tracestore.packing import unpack, unpack_route, unpack_routes
 from django_otel.tracestore.search import BUDGET_S, Condition, matching, split_conditions
@@ -105,10 +105,10 @@ class TraceFilter:
                 values.append(wanted)
         if self.since_ns is not None:
             conditions.append("start_ns >= ?")
-            values.append(max(-_MOST_NS, min(_MOST_NS, self.since_ns)))
+            values.append(to_storable(self.since_ns))
         if self.until_ns is not None:
             conditions.append("start_ns <= ?")
-            values.append(max(-_MOST_NS, min(_MOST_NS, self.until_ns)))
+            values.append(to_storable(self.until_ns))
         for condition, parameters in split_conditions(self.conditions)[0]:
             conditions.append(condition)
             values += parameters

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from django_otel.tracestore.columns import DAMAGED, to_integer, to_text
+from django_otel.tracestore.columns import DAMAGED, to_integer, to_storable, to_text
 from django_otel.tracestore.packing import unpack
 
 #: What may be asked for as the order of statements, and the column.
@@ -53,10 +53,10 @@ class LogFilter:
             values.append(self.severity)
         if self.since_ns:
             conditions.append("time_ns >= ?")
-            values.append(self.since_ns)
+            values.append(to_storable(self.since_ns))
         if self.until_ns:
             conditions.append("time_ns < ?")
-            values.append(self.until_ns)
+            values.append(to_storable(self.until_ns))
         if self.logger:
             conditions.append("(logger = ? OR substr(logger, 1, ?) = ?)")
             values += [self.logger, len(self.logger) + 1, f"{self.logger}."]
@@ -228,7 +228,7 @@ def list_requests(connection: sqlite3.Connection, *, since_ns: int = 0, service:
     rows = connection.execute(
         "SELECT route, method, start_ns, duration_ns, (errors > 0 OR status >= 500), queries, trace_id FROM trace "
         "WHERE route != '' AND spans > 0 AND start_ns >= ? AND (? = '' OR service = ?)",
-        (since_ns, service, service),
+        (to_storable(since_ns), service, service),
     )
     return [
         RequestRow(

@@ -99,6 +99,13 @@ def test_logs_are_followed_with_and_without_a_script(console, page):
     assert "data-otel-refresh" not in page(LOGS, follow="1", page="2").content.decode()
 
 
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59+14:00", "9999-12-31", "0001-01-01", "999999999999d"])
+def test_a_time_beyond_those_of_the_store_is_the_last_one(console, page, moment):
+    write_log(console, "a body")
+    for name in ("since", "until"):
+        assert page(LOGS, **{name: moment}).status_code == 200, name
+
+
 @pytest.mark.parametrize("path", [QUERIES, LOGS])
 def test_lists_have_pages(console, page, path):
     for number in range(60):
