@@ -170,7 +170,7 @@ def list_statements(
     if since_ns:
         tables += " JOIN trace ON trace.seq = statement.seq"
         conditions.append("trace.start_ns >= ?")
-        values.append(since_ns)
+        values.append(to_storable(since_ns))
     for word in text.split()[:8]:
         conditions.append("statement.sql IN (SELECT id FROM sql WHERE instr(lower(text), ?) > 0)")
         values.append(word.lower())
