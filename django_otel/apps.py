@@ -26,9 +26,9 @@ _CHECKING_COMMANDS = frozenset({
 })  # fmt: skip
 
 
-#: Where the parts are that measure Django and libraries.
+#: Modules that measure Django and libraries.
 _PARTS = "django_otel.instrumentation"
-#: What a process imports that has tasks; the last, because a test or a project may use the hooks directly.
+#: The part for tasks, imported last, because a test or a project may use the hooks directly.
 _TASK_LIBRARIES = ("celery", "rq", "dramatiq", "django.tasks", "django_tasks", f"{_PARTS}.tasks")
 
 

@@ -312,7 +312,7 @@ def _follow_stream(record: RequestRecord, response: Any) -> None:
         response.streaming_content = _AsyncStream(response.streaming_content, record, response)
     else:
         stream = _SyncStream(response.streaming_content, record, response)
-        # What the project's generator does at its end belongs to the request, also where it is closed before its end.
+        # The end of the project's generator belongs to the request, also where it is closed early.
         ends: list[Callable[[], object]] = response._resource_closers  # noqa: SLF001 (Django has no public name for it)
         ends[:] = [functools.partial(stream.run, end) for end in ends]
         response.streaming_content = stream

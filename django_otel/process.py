@@ -55,7 +55,7 @@ class Process(ProcessState):
         self.membership = Membership(self)
         #: The process's global propagator, with the formats of the settings.
         self.propagator = SwitchPropagator()
-        #: What fills the trace store of this process; None when `CONSOLE` is off.
+        #: The processor that fills the trace store; None when `CONSOLE` is off.
         self.console: StoreProcessor | None = None
         forks.register("export.traces", self.traces.after_fork)
         forks.register("export.metrics", self.metrics.after_fork)
@@ -144,7 +144,7 @@ class Membership:
         self._notice_lock = threading.Lock()
         #: Held by the thread that joins until it is known whether numbers are shared.
         self._sharing_lock = threading.RLock()
-        #: What `threading.Lock` was when the locks were made; gevent puts another in its place.
+        #: The value of `threading.Lock` when the locks were made; gevent replaces it.
         self._lock_type = threading.Lock
         #: Whether gevent has patched `threading` after Django was loaded: its connections are then common to all
         #: greenlets, and a query in a thread of ours would take the one of a request.

@@ -12,7 +12,7 @@ from django_otel.base.patterns import lazy_pattern
 
 #: A pattern of `re_path()`: anchors, escapes, groups, repeated sets. Anything else is a pattern of `path()`.
 _LOOKS_LIKE_REGEX = lazy_pattern(r"[\^$\\]|\(\?|\([^)]*\)|\[[^\]]+\]|\.[*+]")
-#: What stands for a part of the path that the pattern neither names nor spells out.
+#: Stands for a part of the path that the pattern neither names nor spells out.
 _UNNAMED = "<var>"
 #: Routes come from the URLconf, so they are few; the bound is against a URLconf built per request.
 _MAX_ROUTES = 10_000

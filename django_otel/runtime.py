@@ -180,7 +180,7 @@ class Runtime(Process):
         self.started_at_s = time.time()
 
     def _empty_console(self) -> None:
-        # What stands behind our tracer provider was emptied with the traces.
+        # Processors behind our tracer provider were emptied with the traces.
         if self.console is not None and self.console not in self.traces.switch.parts:
             self.console.after_fork()
 

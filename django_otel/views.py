@@ -56,7 +56,7 @@ def _probe(view: View) -> View:
 
     @functools.wraps(view)
     def wrapper(request: HttpRequest, *_captured: object, **_named: object) -> HttpResponse:
-        # What the prefix captures where the URLs are included, such as a tenant, changes nothing here.
+        # Values captured by the prefix of the included URLs, such as a tenant, are ignored.
         request.__dict__[_REACHED] = True
         _discard(request)
         if request.method not in ("GET", "HEAD"):

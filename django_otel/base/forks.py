@@ -16,7 +16,7 @@ from django_otel.base import guard
 
 Hook = Callable[[], object]
 
-#: What a forked child does at once, in this order, and why it stands there.
+#: Actions of a forked child, at once, in this order, each with the reason for its place.
 EARLY = (
     ("base.guard", "its lock first: faults in what follows are reported through it"),
     ("base.forks", "its gate, before anything is imported"),
@@ -31,7 +31,7 @@ EARLY = (
     ("live_sampling.follower", "the same for the lock of the host's folder"),
     ("tracestore.file", "connections of the parent are not used any more"),
 )
-#: What it does after the fork hooks of the SDK's providers, which replace their resource, in this order.
+#: Actions after the fork hooks of the SDK's providers, which replace their resource, in this order.
 LATE = (
     ("runtime.membership", "locks and process id: the child joins with its first measurement, as a process of its own"),
     ("tracing.ids", "another state of the random source, or parent and child would draw the same ids"),

@@ -45,7 +45,7 @@ def record(kind: type[T]) -> type[T]:
 
 #: Marks a field as one of instances, for `dataclasses.fields` and `replace`.
 _INSTANCE_FIELD: Any = dataclasses._FIELD  # type: ignore[attr-defined]  # noqa: SLF001 (no public name)
-#: Where `dataclasses` looks for the fields of a class.
+#: The attribute in which `dataclasses` looks for the fields of a class.
 _FIELDS = "__dataclass_fields__"
 
 

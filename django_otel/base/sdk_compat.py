@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SUPPRESS_INSTRUMENTATION_KEY = _SUPPRESS_INSTRUMENTATION_KEY
 #: The module below `opentelemetry.exporter.otlp.proto.http` (or `.grpc`) with the exporter of logs.
 LOG_EXPORTER_MODULE = "_log_exporter"
-#: What the official DjangoInstrumentor puts into `settings.MIDDLEWARE`.
+#: Middleware that the official DjangoInstrumentor adds to `settings.MIDDLEWARE`.
 DJANGO_MIDDLEWARE = "opentelemetry.instrumentation.django.middleware.otel_middleware._DjangoMiddleware"
 
 
@@ -454,7 +454,7 @@ else:
 
 # --- Making our own spans (`tracing.spans`). ---
 
-#: Where a context holds its span.
+#: Key of a context's span.
 SPAN_KEY = _SPAN_KEY
 #: The trace state of a span whose parent has none.
 EMPTY_TRACE_STATE: TraceState = SpanContext(1, 1, False).trace_state

@@ -238,7 +238,7 @@ def _resolve(config: Config) -> tuple[dict[type[models.Model], Spec], list[Probl
     specs: dict[type[models.Model], Spec] = {}
     for cls in {cls for model in merged for cls in _family(model) if not cls._meta.abstract}:
         nearest = next(base for base in cls.__mro__ if base in merged)
-        # What is wrong is wrong for the registered model; once is enough.
+        # The fault is the registered model's; reporting it once is enough.
         is_heir = cls is not nearest and not nearest._meta.abstract
         specs[cls] = _build_spec(nearest, cls, merged[nearest], [] if is_heir else found)
     unique = {(problem.id, problem.message): problem for problem in found}

@@ -22,7 +22,7 @@ Values = dict[str, object]
 _LOADED = "_django_otel_loaded"
 #: The row does not exist (any more): its creation was rolled back. Known by identity.
 NO_ROW: Values = {}
-#: What `comparable` gives for a value that cannot be compared.
+#: Result of `comparable` for a value that cannot be compared.
 UNKNOWN = object()
 
 
@@ -82,7 +82,7 @@ def set_loaded(instance: models.Model, values: Values, unit: Unit | None, is_new
         return
     previous = _settled(state.get(_LOADED))
     if isinstance(previous, _Provisional):
-        # What is undone together needs no entry of its own: else a chain of all saves of one instance.
+        # Saves that are rolled back together share an entry: else it would be a chain of all saves of one instance.
         root = previous.unit.find()
         below = _below(previous, root)
         previous = below if root is unit else _Provisional(previous.values, below, root)

@@ -145,7 +145,7 @@ def on_pre_save(
         expected = _events_of_save(save.spec, instance, is_new, update_fields, loaded)
         if not expected:
             return
-        # What is expected now is corrected by post_save; the SQL needs its parent before.
+        # The expected events are corrected by post_save; the SQL needs its parent before.
         save.span = start_span(save.spec, expected[0].name, save.started_unix_ns, save.parent)
         if save.span.get_span_context().is_valid:
             save.token = otel_context.attach(trace.set_span_in_context(save.span, save.parent))

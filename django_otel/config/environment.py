@@ -28,7 +28,7 @@ _ENTRY_POINTS = {
 _CLIENT_CERTIFICATES = tuple(name for name in VARIABLES if name.endswith("_CLIENT_CERTIFICATE"))
 #: Of a file of certificates; those of a system's authorities are about 250 kB.
 _MOST_PEM_BYTES = 1 << 20
-#: What Kubernetes and Docker links put into the environment for a service that is called "otel...".
+#: Variables of Kubernetes and Docker links for a service that is called "otel...".
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_|$)|_PORT(_\d+_(TCP|UDP).*)?$|_ENV_")
 
 

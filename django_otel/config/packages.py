@@ -14,7 +14,8 @@ from django_otel.config.schema import ConfigError, Problem
 
 def package_version(distribution: str) -> str:
     """The installed version of a distribution, or ""."""
-    # What pip writes has it in its name. `importlib.metadata` imports as much as the rest of our start-up.
+    # The folder of metadata written by pip has the name. `importlib.metadata` imports as much as the rest of our
+    # start-up.
     prefix = f"{distribution.replace('-', '_')}-"
     for folder in sys.path:
         with contextlib.suppress(OSError):

@@ -57,7 +57,7 @@ DEFAULT_INSTRUMENT = ("psycopg2", "redis", "requests")
 SPAN_EXPORTERS = ("otlp", "otlp-json", "otlp-grpc", "console", "memory", "none")
 METRIC_EXPORTERS = ("prometheus", "prometheus-registry", "otlp", "otlp-json", "otlp-grpc", "console", "none")
 LOG_EXPORTERS = ("otlp", "otlp-json", "otlp-grpc", "console", "memory", "none")
-#: What a metric and a span call by its name; every other method is `_OTHER`.
+#: Methods that metrics and spans name; every other method is `_OTHER`.
 KNOWN_METHODS = METHODS[:-1]
 PROPAGATORS = ("tracecontext", "baggage", "b3", "b3multi", "jaeger", "none")
 #: Variables that are kept beside the settings, in `Config.surroundings`.

@@ -32,7 +32,7 @@ class Variable:
     fits: str = ""
     #: The package that reads it for itself.
     reader: str = ""
-    #: What to do instead, for one that is ignored.
+    #: Advice, for one that is ignored.
     advice: str = ""
     #: Values (lower case) of an ignored variable that ask for nothing but what happens anyway.
     idle: tuple[str, ...] = ()
@@ -329,7 +329,7 @@ _LAUNCHER = (
     "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
     "OTEL_PYTHON_AUTO_INSTRUMENTATION_EXPERIMENTAL_GEVENT_PATCH",
 )
-#: What `OTEL_SEMCONV_STABILITY_OPT_IN` may name.
+#: Valid names in `OTEL_SEMCONV_STABILITY_OPT_IN`.
 _OPT_INS = frozenset(
     name + dup
     for name in ("http", "database", "messaging", "rpc", "code", "k8s", "faas", "cicd", "gen_ai")

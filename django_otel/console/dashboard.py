@@ -26,7 +26,7 @@ from django_otel.tracestore.numbers import SAMPLE_INTERVAL_S, rise
 from django_otel.tracestore.processor import StoreProcessor, numbers_of
 from django_otel.tracestore.reader import Numbers, ProcessRow, StoreReader
 
-#: What can be chosen, in minutes, and the width of a step of the charts, in seconds.
+#: Periods to choose from, in minutes, and the width of a step of the charts, in seconds.
 PERIODS = {5: 10, 30: 30, 180: 180}
 DEFAULT_PERIOD = 30
 #: A process that says nothing for so long is gone, in seconds.
@@ -34,7 +34,7 @@ _SILENT_S = 2.5 * SAMPLE_INTERVAL_S
 _MAX_ROUTES = 100
 _MAX_BUSY_ROUTES = 8
 _MAX_EVENTS = 5
-#: Where there is no figure.
+#: Stands for a missing figure.
 _NOTHING = "-"
 _REQUESTS = ngettext_lazy("%(count)s request", "%(count)s requests", "n")
 _FAILED_REQUESTS = ngettext_lazy("%(count)s failed request", "%(count)s failed requests", "n")

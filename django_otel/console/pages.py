@@ -57,7 +57,7 @@ _FILTER_NAMES = (
 )  # fmt: skip
 #: Longest duration that the filter accepts, in milliseconds (ten days).
 _MAX_MS = 864_000_000
-#: What is offered as a minimum, in milliseconds.
+#: Minimum durations to choose from, in milliseconds.
 DURATIONS_MS = (5, 10, 50, 100, 250, 500, 1000, 5000)
 
 _SPANS = ngettext_lazy("%(count)s span", "%(count)s spans", "n")

@@ -18,7 +18,7 @@ from django_otel.tracestore.search import BadQuery, Condition, duration_fits, pa
 MAX_CLOSED = 60
 _SPAN_ID = re.compile(r"[0-9a-f]{16}")
 _MAX_QUERY = 500
-#: What spans are filtered by: their kinds, those of a request's layers first.
+#: Kinds that spans are filtered by, those of a request's layers first.
 KINDS: dict[str, Promise] = {
     "database": gettext_lazy("database"),
     "cache": gettext_lazy("cache"),

@@ -113,7 +113,7 @@ def draw_bars(
                 # Of our own class and numbers: there is nothing to escape, and a chart has hundreds of them.
                 f'<rect class="otel-bar otel-{line.colour}" x="{_number(index * width + gap / 2)}" '
                 f'y="{_number(HEIGHT - reached - height)}" width="{_number(width - gap)}" '
-                # What happened is seen, however little it was.
+                # A value above zero is always visible.
                 f'height="{_number(max(1.0, height))}"/>'
             )
             reached += height

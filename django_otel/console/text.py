@@ -19,7 +19,7 @@ _NS_PER_MS = 1_000_000
 #: Longer statements are shown as they are: laying them out takes time that grows with them.
 _MAX_FORMATTED_SQL = 8_000
 _MAX_VALUE = 4_000
-#: What is in quotes, and a clause of a statement with the space before it.
+#: A quoted text, or a clause of a statement with the space before it.
 _CLAUSE = re.compile(
     r"""('(?:[^']|'')*+'|"(?:[^"]|"")*+"|`[^`]*+`)|(?<!\s)\s++((?:(?:left|right|full|inner|cross)\s(?:outer\s)?)?join\b"""
     r"""|(?:from|where|group\sby|order\sby|having|limit|union|values|set|returning)\b)""",

@@ -117,7 +117,7 @@ class Row:
     span: Mapping[str, Any]
     note: str = ""
     members: list[Row] = field(default_factory=list)
-    #: What is left out before it.
+    #: Rows that are left out before it.
     gap: Gap | None = None
     #: Log records that follow it in time, or are its own.
     logs: list[InlineLog] = field(default_factory=list)
@@ -180,7 +180,7 @@ class Waterfall:
 
     rows: Sequence[Row]
     pages: Pages
-    #: What is left out at the end.
+    #: Rows that are left out at the end.
     gap: Gap | None
     ticks: Sequence[tuple[str, str]]
     services: Sequence[tuple[str, int]]
@@ -189,7 +189,7 @@ class Waterfall:
     logs: Sequence[LogRow]
     log_pages: Pages
     first_error: Row | None
-    #: What is known of why, in one line.
+    #: The reason, as far as it is known, in one line.
     failure: str
     #: How many spans fit the filter, of how many.
     fitting: int

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MAX_CACHED_LENGTH = 512
 #: Bytes that an encoder remembers before it starts from empty tables (estimated, with the dict entries).
 MAX_CACHE_BYTES = 4 * 2**20
-#: What a remembered value costs beside its own and its encoding's length: two objects and a dict entry.
+#: Cost of a remembered value beside its own and its encoding's length, in bytes: two objects and a dict entry.
 CACHE_ENTRY_BYTES = 190
 #: Different values of one key that are remembered.
 MAX_CACHED_VALUES = 1024
@@ -198,7 +198,7 @@ class _Table(dict[object, bytes]):
         #: The key without the secret that is in it; the same object when there is none.
         self.exported_key = writer.clean_key(key)
         self.head, self.is_text_only = writer.head(key)
-        #: What stands before the eight bytes of a float; the key decides nothing about one where it leaves texts alone.
+        #: Bytes before the eight bytes of a float; the key decides nothing about one where it leaves texts alone.
         self.float_head = writer.float_head(self.head) if self.is_text_only else b""
         self.integers: dict[int, bytes] = {}
         self.flags: dict[bool, bytes] = {}

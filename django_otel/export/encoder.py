@@ -92,7 +92,7 @@ _SPAN_FLAGS_REMOTE = b"\x85\x01" + struct.pack("<I", 0x300)
 _LINK_FLAGS_LOCAL = b"\x35" + struct.pack("<I", 0x100)
 _LINK_FLAGS_REMOTE = b"\x35" + struct.pack("<I", 0x300)
 
-#: Where an attribute's value lies: spans of a resource, of a scope, span, (event or link,) pair, value.
+#: Path to an attribute's value: spans of a resource, of a scope, span, (event or link,) pair, value.
 _SPAN_LEVEL = _SCOPE_LEVEL = 5
 _EVENT_LEVEL = 6
 _RESOURCE_LEVEL = 4
@@ -136,7 +136,7 @@ class SpanEncoder:
         # identity stays its own.
         self._resources: dict[int, tuple[Resource, bytes]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, bytes, bytes]] = {}
-        # What the last span had, by identity: the objects are kept, so that their identity stays theirs.
+        # Parts of the last span, by identity: the objects are kept, so that their identity stays theirs.
         self._trace_id: object = None
         self._trace_head = b""
         self._trace_state: object = None
@@ -199,7 +199,7 @@ class SpanEncoder:
             trace_id, span_id, _, _, trace_state, _ = context
         else:
             trace_id, span_id, trace_state = context.trace_id, context.span_id, context.trace_state
-        # What the last span had is had by most: all spans of a trace share its id and state, siblings a parent.
+        # Most spans share the parts of the last one: all spans of a trace share its id and state, siblings a parent.
         if trace_id != self._trace_id:
             self._trace_head = _SPAN_TRACE_ID + trace_id.to_bytes(16, "big") + _SPAN_ID
             self._trace_id = trace_id

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Of an answer of success, packed and unpacked; bodies of other answers are not read (bytes).
 MAX_ANSWER_BYTES = 4 * 2**20
 _CHUNK_BYTES = 65_536
-#: Where the exporter gives no timeout, in seconds.
+#: Timeout where the exporter gives none, in seconds.
 _DEFAULT_TIMEOUT_S = 10.0
 
 
@@ -87,7 +87,7 @@ def build_session(answers: Answers, base: Any = None, *arguments: object) -> req
             given_s = options.get("timeout")
             timeout_s = float(given_s) if isinstance(given_s, (int, float)) else _DEFAULT_TIMEOUT_S
             if options.get("verify") is None and self.verify is not True:
-                # What is set for OTLP counts more than REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE.
+                # Settings for OTLP take precedence over REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE.
                 options["verify"] = self.verify
             options["stream"] = True
             # Following one would read the whole answer.

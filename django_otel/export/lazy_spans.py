@@ -63,7 +63,7 @@ def build_lazy_cleaner(clean: Clean) -> Clean:
         return lambda span: clean(to_readable(span))
 
     def prepare(span: ReadableSpan) -> ReadableSpan:
-        # What an official instrumentor wrote is corrected at once, as a fault in it costs the span.
+        # Attributes of official instrumentors are corrected at once, because a fault in them loses the span.
         if type(span) is RecordedSpan and not library_spans.is_library_scope(span.instrumentation_scope):
             return LazySpan(span, clean)
         return clean(to_readable(span))

@@ -31,7 +31,7 @@ MAX_BODY_LENGTH = 65_536
 MAX_STACKTRACE_LENGTH = 65_536
 _MAX_DEPTH = 5
 _CUT_MARK = "... [cut]"
-#: What `logging` formats for `exc_info=True` without an exception.
+#: The text of `logging` for `exc_info=True` without an exception.
 NO_EXCEPTION = "NoneType: None"
 
 #: The number a record gets when it is made. It stays with copies and pickles, so that they are known as the same.

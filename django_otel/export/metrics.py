@@ -35,7 +35,7 @@ class MetricPipeline:
         #: The provider in use, ours or another tool's.
         self.provider: MeterProvider | None = None
         self.own_provider: LazyMeterProvider | None = None
-        #: What is measured through the SDK; None until a meter is requested.
+        #: Metrics of the SDK; None until a meter is requested.
         self.sdk_metrics: SdkMetrics | None = None
         self.thread: MetricsThread | None = None
 

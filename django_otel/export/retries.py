@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 _RETRYABLE = frozenset({429, 502, 503, 504})
-#: What the functions of the older exporters ask about a response.
+#: Name of the function of the older exporters that decides about an answer.
 _ASKED = "_is_retryable"
 
 

@@ -50,7 +50,7 @@ class ProcessState:
         #: Grows with every (re)start; what is derived from the settings is kept with the generation it belongs to.
         self.generation = 0
         self.started_at_s = 0.0
-        #: What a scrape and an exporter show of the families: others by name, or all (METRICS.NAMES).
+        #: Returns the families that a scrape and an exporter show (METRICS.NAMES).
         self.present: Callable[[list[Family]], list[Family]] = list
 
     @property

@@ -14,7 +14,7 @@ from django_otel.base.patterns import lazy_pattern
 
 _HIDDEN = "[not exported]"
 _CELERY_VALUES = frozenset(("args", "kwargs", "return_value", "sargs", "skwargs"))
-#: What RQ calls the description of a job: the call of its function, in colours where it writes to a terminal.
+#: RQ's description of a job: the call of its function, in colours where it writes to a terminal.
 _CALL = lazy_pattern(r"((?:\x1b\[[\d;]*m)*[\w.]+)\(.*\)((?:\x1b\[[\d;]*m)*)", re.DOTALL)
 
 #: Attributes of a record that are left out, by library.

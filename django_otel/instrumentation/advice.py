@@ -50,7 +50,7 @@ class Advice:
 
     #: The queryset's method.
     method: str
-    #: What it is called with.
+    #: Its argument, the path of a relation.
     path: str
     #: Label of the model whose queryset it is, and its table.
     model: str

@@ -51,7 +51,7 @@ _EXTRA = (
 #: Those that give an iterator, which asks the server as it goes.
 _ITERATING = ("iter_keys", "sscan_iter")
 
-#: What the `get_or_set` in progress has found out; an object, because async backends run each step in a copy.
+#: Findings of the `get_or_set` in progress; an object, because async backends run each step in a copy.
 _refill: ContextVar[_Refill | None] = ContextVar("django_otel_get_or_set", default=None)
 
 _plain_create_connection = CacheHandler.create_connection

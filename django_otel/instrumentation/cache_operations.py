@@ -120,7 +120,7 @@ class _Known(SpanForm):
             labels["django.cache.key.group"] = group
         super().__init__(f"cache {operation}", labels)
         self._labels = labels
-        #: Where its duration is counted; None as long as none was.
+        #: The series of its duration; None until one was counted.
         self.duration: HistogramSeries | None = None
         #: By outcome: the counter's series, and what a span gets.
         self.outcomes: dict[str, Series] = {}
@@ -272,7 +272,7 @@ class CacheOperation(CacheSpan):
 
     args: tuple[object, ...]
     kwargs: dict[str, Any]
-    #: What `get` answers for a miss; of an operation of several keys these.
+    #: The result of `get` for a miss; the keys of an operation of several.
     asked: Any
     #: Whether the backend has swallowed an error of its server.
     has_swallowed: bool

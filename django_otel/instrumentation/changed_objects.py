@@ -24,7 +24,7 @@ _ALL_MUTATORS = _MUTATORS | {f"a{name}" for name in _MUTATORS}
 #: By these an attribute's name is a text.
 _BY_TEXT = frozenset({"setattr", "__setattr__", "__dict__", "vars", "delattr"})
 _REFRESHERS = frozenset({"refresh_from_db", "arefresh_from_db"})
-#: Where Django keeps related objects.
+#: Attributes in which Django keeps related objects.
 _CACHES = frozenset({"fields_cache", "_prefetched_objects_cache"})
 
 

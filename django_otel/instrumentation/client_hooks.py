@@ -72,7 +72,7 @@ def _contain_url_filter(name: str, url_filter: Callable[[object], str]) -> Calla
     return contained
 
 
-#: What a client's request hook says about the request: its URL and the headers that will be sent.
+#: Reads URL and headers of the request from the arguments of a client's request hook.
 Adapter = Callable[..., tuple[str, Any]]
 
 

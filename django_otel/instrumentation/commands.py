@@ -35,7 +35,7 @@ _ENDLESS = frozenset({
 })  # fmt: skip
 #: The label of a command that no app registers, such as an object given to `call_command`.
 _OTHER = "_other"
-#: Where `load_command_class` leaves the name under which a command was found.
+#: Attribute in which `load_command_class` leaves the name under which a command was found.
 _NAME = "_django_otel_command"
 #: Shorter values are not secrets, and would cut words of a message in two.
 _SHORTEST_ARGUMENT = 4

@@ -81,7 +81,7 @@ _SYSTEMS = {
 }
 #: Operations whose target is a procedure, not a table.
 _PROCEDURES = frozenset({"CALL", "EXEC"})
-#: Where the official instrumentors' cursor and connection classes live.
+#: Modules of the official instrumentors' cursor and connection classes.
 _INSTRUMENTORS = "opentelemetry."
 #: Vendors whose drivers have all rows when a query has ended, and the operations that return some.
 _COUNTING = frozenset({"postgresql", "mysql"})
@@ -134,7 +134,7 @@ class Query(Watched):
         self.operation = statement.operation
         #: Whether a span keeps the attributes as they are; None when not known yet.
         self.is_ready: bool | None = None
-        #: Where it is counted when it succeeds.
+        #: The series of successful executions.
         self.series: HistogramSeries | None = None
         #: Whether the driver knows how many rows it has returned.
         self.has_row_count = False

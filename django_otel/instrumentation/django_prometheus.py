@@ -177,7 +177,7 @@ def install(config: Config) -> None:
 
 def uninstall() -> None:
     """Count nothing more under these names, and show what was counted no longer."""
-    # What was measured under other settings is still in the store.
+    # Values measured under other settings are still in the store.
     runtime.current().present = django_prometheus.without_legacy if _state.was_on else list
     _state.is_on = False
     connection_created.disconnect(dispatch_uid=__name__)

@@ -171,7 +171,7 @@ class Watched:
         self.attributes = SharedAttributes(attributes)
         #: A place that one of its spans was to name, and what that adds.
         self._line: tuple[Place, Extension] | None = None
-        #: Where it was run from; None for one that is not counted by place.
+        #: The line that ran it; None for one that is not counted by place.
         self.known = known
         #: The request whose queries are counted here, by its `started_s`, which is an object of its own.
         self.owner: float | None = None

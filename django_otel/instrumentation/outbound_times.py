@@ -104,7 +104,7 @@ _PLACES = (
     _Place("httpx._models", "Response", "aiter_raw", _time_async_iteration),
     _Place("aiohttp.client", "ClientSession", "_request", _time_coroutine),
     _Place("aiohttp.client_reqrep", "ClientResponse", "read", _time_coroutine),
-    # What all its ways to read a body in parts wait in.
+    # All its ways to read a body in parts wait in this one.
     _Place("aiohttp.streams", "StreamReader", "_wait", _time_coroutine),
 )
 

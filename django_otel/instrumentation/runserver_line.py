@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _LOGGER = "django.server"
 _N_PLUS_ONE = "django.n_plus_one"
-#: What a host of an address may be made of; anything else is not printed.
+#: Characters of a host in an address; anything else is not printed.
 _HOST = re.compile(r"[A-Za-z0-9.\-:\[\]_]{1,253}")
 _ID = "0" * 32
 

@@ -42,10 +42,10 @@ _MAX_SERIES = 1000
 #: The name of templates that were made of a string.
 _UNNAMED = "<string>"
 _plain_render = Template.render
-#: What `{% partialdef %}` defines, a part of a page that is rendered alone; None before Django 6.0.
+#: The class of `{% partialdef %}`, a part of a page that is rendered alone; None before Django 6.0.
 _Partial: Any = getattr(base, "PartialTemplate", None)
 _plain_partial_render: Any = getattr(_Partial, "render", None)
-#: What Jinja2 has made of a template: a generator function, asynchronous or not.
+#: A compiled template of Jinja2: a generator function, asynchronous or not.
 _Root = Callable[[Any], Any]
 
 

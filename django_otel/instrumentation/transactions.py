@@ -94,13 +94,13 @@ class _Transaction:
         self.is_manual = is_manual
         #: Number of atomic blocks that are open in it, its own included.
         self.depth = 0
-        #: What its end puts back, and what is current meanwhile.
+        #: Restores the context at its end; the context that is current meanwhile.
         self.token: Token[Context] | None = None
         self.context: Context | None = None
         self.span: Span | None = None
         #: The savepoint rolled back to last: atomic() releases it next.
         self.undone: str | None = None
-        #: What its block ends with, or what a COMMIT has failed with.
+        #: The exception of its block, or of a COMMIT that failed.
         self.error: BaseException | None = None
         self.started_s = perf_counter()
 

@@ -63,7 +63,7 @@ def _check_response(
             record.view_s += perf_counter() - record.view_from_s
         else:
             layers.leave_view(record, perf_counter())
-    # What Django looks for, nothing at all and a coroutine, is no response.
+    # Django refuses None and coroutines here, which are not responses.
     if not isinstance(response, HttpResponseBase):
         _plain_check_response(self, response, callback, name)  # type: ignore[arg-type]
 

@@ -78,7 +78,7 @@ class _EndingForm(_ModelForm):
         if lasts == _OPEN_END and not (is_typed and self.cleaned_data["expires_at"]):
             self.cleaned_data["expires_at"] = None
         expires_at = self.cleaned_data["expires_at"]
-        # What has run out by itself may stay as it is while something else is changed.
+        # An end that has passed may stay while something else is changed.
         is_of_now = is_typed or not self.instance.pk or {"enabled", "ratio"} & set(self.changed_data)
         if expires_at is not None and expires_at <= text.now() and self.cleaned_data.get("enabled", True) and is_of_now:
             self.add_error(
@@ -229,7 +229,7 @@ class SamplingRuleFormSet(_InlineFormSet):
                 priority = int(form["priority"].value() or 0)
             except ValueError:
                 priority = 0
-            # What has no number yet will be the newest.
+            # A rule without a number will be the newest.
             return (-priority, -(form.instance.pk or 1e18 + (form.index or 0)))
 
         for index, form in enumerate(self.forms):

@@ -16,7 +16,7 @@ from django_otel.base.text import visible
 if TYPE_CHECKING:
     from django_otel.config.schema import Config
 
-#: What an end can be chosen from: (what a form sends, seconds, words).
+#: Durations to choose from: (value of the form, seconds, words).
 DURATIONS = (
     ("5m", 300, gettext_lazy("5 minutes")),
     ("15m", 900, gettext_lazy("15 minutes")),

@@ -58,7 +58,7 @@ class Instrument:
 
     def _make(self, key: object, attributes: Attributes) -> Series:
         store = self._store
-        # What counts the cuts is not cut itself.
+        # The counter of cuts is not cut itself.
         scrubbed = attributes if self.name == OVERFLOW_METRIC else store.clean(attributes)
         with store.lock:
             if scrubbed is not attributes:
@@ -190,7 +190,7 @@ class Histogram(Instrument):
         series.observe(number, trace_id, span_id)
 
 
-#: What an observable callback gives: a value, or pairs of value and attributes. None, as the sum over no rows, is none.
+#: Result of an observable callback: a value, or pairs of value and attributes. None (a sum over no rows) is no value.
 Observed = SupportsFloat | None | Iterable[tuple[SupportsFloat | None, Mapping[str, object]]]
 
 

@@ -19,7 +19,7 @@ _TYPES = {
     Kind.HISTOGRAM: "histogram",
     Kind.EXPONENTIAL_HISTOGRAM: "histogram",
 }
-#: What a family's samples may be called, after its name (OpenMetrics 1.0, "Suffixes").
+#: Suffixes of the names of a family's samples (OpenMetrics 1.0, "Suffixes").
 SUFFIXES = {
     "counter": ("", "_total", "_created"),
     "gauge": ("",),

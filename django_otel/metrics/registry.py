@@ -66,7 +66,7 @@ class FamiliesCollector:
         yield from metrics
 
     def _build(self) -> Iterator[Metric]:
-        # What the project registered under its own name stays; the registry only compares names at registration.
+        # Collectors that the project registered stay; the registry only compares names at registration.
         taken = getattr(self.registry, "_names_to_collectors", {})
         if self.get_resource_attributes is not None and "target_info" not in taken:
             metric = _target_info(self.get_resource_attributes())

@@ -71,7 +71,7 @@ class Series:
         view, base = memory.place(self._definition, self.attributes, self.start_time_unix_nano)
         cells = view[base : base + cells_of(self._definition)]
         found: list[float] = cells.tolist()  # type: ignore[assignment]
-        #: What an earlier process had counted in these cells; None where that is nothing.
+        #: Counts of an earlier process in these cells; None without any.
         self._baseline: list[float] | None = found if any(found) else None
         #: The memory, and where in it the cells begin.
         self._place = view, base

@@ -37,7 +37,7 @@ class BackgroundReader:
     """Reads the background group's numbers without being one of its processes."""
 
     def __init__(self, name: str, bases: list[Path], on_skip: Callable[[str], None] = lambda reason: None) -> None:
-        #: Where the group may be.
+        #: Folders that the group may be in.
         self.folders = [find_parent(base) / name for base in bases]
         self._on_skip = on_skip
         self._readers: Mapping[Path, Reader] = {}

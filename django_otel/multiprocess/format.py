@@ -41,7 +41,7 @@ def is_live(definition: Definition) -> bool:
     return definition.kind in LIVE_KINDS and definition.aggregation != "max_ever"
 
 
-#: What reading a file raises whose checksums are right and whose content is not ours.
+#: Errors of reading a file with right checksums whose content is not ours.
 MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 
 

@@ -58,7 +58,7 @@ class Reading:
     policy: Policy | None
     began_s: float
     read_at_s: float
-    #: What is wrong with the table, the row or the database; "" when all is well.
+    #: The fault of the table, the row or the database; "" without one.
     fault: str = ""
 
     def to_bytes(self) -> bytes:
@@ -169,7 +169,7 @@ class HostRegistry:
     def join(self) -> None:
         """Take the lowest free slot. Errors: `OSError`."""
         self.lease = Lease(self.folder)
-        # What a dead process has said must not pass for ours.
+        # The report of a dead process must not pass for ours.
         (self.folder / f"{self.lease.number}.json").unlink(missing_ok=True)
 
     def is_intact(self) -> bool:

@@ -12,7 +12,7 @@ from django_otel.metrics.cells import Definition, cells_of
 from django_otel.metrics.model import Attributes
 from django_otel.multiprocess.format import ENTRY, HEADER_CELLS, MALFORMED, parse_attribute, parse_definition
 
-#: What begins the payload of a series, up to the number of its definition.
+#: The beginning of a series' payload, up to the number of its definition.
 _SERIES_START = b'{"s":['
 
 
@@ -62,7 +62,7 @@ class SlotLayout:
         fresh: dict[bytes, list[Series]] = {}
         bases: list[bytes] = []
         starts: list[bytes] = []
-        # What a payload begins with, up to the definition's number, is the same for a whole instrument.
+        # The beginning of a payload, up to the definition's number, is the same for a whole instrument.
         by_prefix: dict[bytes, Instrument] = {}
         unpack, header, checksum_of = ENTRY.unpack_from, ENTRY.size, zlib.crc32
         try:

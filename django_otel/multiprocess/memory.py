@@ -61,9 +61,9 @@ class SharedMemory(Memory):
         self._is_appending = False
         self._ring_next = 0
         self._sequence = 0
-        #: What was found in the slot and could not be used: "foreign", "truncated", "damaged".
+        #: States of files in the slot that could not be used: "foreign", "truncated", "damaged".
         self.problems: list[str] = []
-        #: What the process before had measured through the SDK, without what only a living one has.
+        #: SDK metrics of the previous process, without gauges and up-down counters.
         self.inherited: list[Family] = []
         self._files = SlotFiles(folder)
         self.lease = self._files.lease
@@ -95,7 +95,7 @@ class SharedMemory(Memory):
             if self.keys.is_damaged or self.keys.length != committed:
                 self.problems.append("damaged")
             if any((entry.base + entry.cells) * 8 > size for entry in self.keys.entries):
-                # What is beyond the end is gone and starts again at zero; the others go on.
+                # Series beyond the end are lost and start again at zero; the others go on.
                 self.problems.append("truncated")
             end = max((entry.base + entry.cells for entry in self.keys.entries), default=HEADER_CELLS)
             whole = HEADER_BYTES - (HEADER_CELLS - end) // SEGMENT_CELLS * SEGMENT_BYTES

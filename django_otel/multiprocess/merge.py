@@ -14,7 +14,7 @@ from django_otel.multiprocess.format import is_live, read_ring
 from django_otel.multiprocess.layout import Instrument, Series, SlotLayout
 
 ACTIVE = "http.server.active_requests"
-#: What a plan is made for: number, layout, series, definitions, whether it lives, and readable cells of each slot.
+#: The input of a plan: number, layout, series, definitions, whether it lives, and readable cells of each slot.
 State = list[tuple[int, SlotLayout, int, int, bool, int]]
 
 

@@ -38,7 +38,7 @@ from django_otel.multiprocess.merge import MergePlan
 from django_otel.multiprocess.processes import Member
 from django_otel.multiprocess.snapshot import read_snapshot
 
-#: What a scrape reads of a slot: its number, what is in it, the bytes of its cells.
+#: One slot in a scrape: its number, its layout, the bytes of its cells.
 _Loaded = tuple[int, SlotLayout, bytes]
 
 

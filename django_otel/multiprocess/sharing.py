@@ -105,7 +105,7 @@ class Sharing:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._written: object = None
-        #: What a dead process whose slot this is had measured through the SDK.
+        #: SDK metrics of the dead process that had this slot before.
         self._inherited: list[Family] = []
         self.memory: SharedMemory | None = None
         #: The group's folder; None while it cannot be used.
@@ -185,7 +185,7 @@ class Sharing:
     def _run(self) -> None:
         if not self._stop.wait(_TICK_S):
             with guard.contained("reading the shared folder"):
-                # What others have there is parsed once, and better here than in the first scrape.
+                # Dictionaries of other slots are parsed once: better here than in the first scrape.
                 self.merge()
         ticks = 0
         while not self._stop.wait(_TICK_S):
@@ -217,7 +217,7 @@ class Sharing:
             if memory.is_degraded:
                 memory.is_degraded = False
                 self._store.move(memory)
-            # What this process counts by may have been rolled back, and others answer the scrapes.
+            # The definitions of this process may have been rolled back, and others answer the scrapes.
             reader = self.reader
             if reader is not None and self._claim(memory, reader):
                 reader.merge()

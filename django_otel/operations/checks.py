@@ -43,7 +43,7 @@ def check_configuration(app_configs: object = None, **kwargs: object) -> list[Ch
     if not problems:
         problems = list(_find_missing(conf.get_config()))
         known = {problem.id for problem in problems}
-        # What only showed when the providers were built, such as an exporter factory that raises.
+        # Problems that only showed when the providers were built, such as an exporter factory that raises.
         problems += [problem for problem in runtime.current().problems if problem.id not in known]
         problems += business.problems(conf.get_config())
     return [_build_error(problem) for problem in problems]
@@ -410,7 +410,7 @@ def _check_nothing(config: Config) -> Iterator[CheckMessage]:
 def _check_environment(config: Config) -> Iterator[CheckMessage]:
     given = getattr(settings, "OTEL", None)
     if isinstance(given, Mapping):
-        # What the settings alone would give.
+        # The value by the settings alone.
         wanted = parse(given, {}).flat()
         in_force = config.flat()
         for dotted, source in config.sources.items():

@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, content: bytes, kind: str) -> None:
         if status != 200:
-            # What is left of the body is not read.
+            # The rest of the body is not read.
             self.close_connection = True
         self.send_response(status)
         self.send_header("Content-Type", kind)

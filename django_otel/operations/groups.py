@@ -70,7 +70,7 @@ class GroupFinder:
         except OSError as error:
             raise Unavailable(str(error)) from error
         if self._config.metrics.group is None:
-            # What a dead master left is no longer anyone's; a named group's numbers outlive its processes.
+            # The numbers of a dead master's group belong to no server; a named group's numbers outlive its processes.
             found = [group for group in found if group.is_living]
         if self._outsider is not None and any(group.folder == self._outsider.folder for group in found):
             return self._outsider.folder

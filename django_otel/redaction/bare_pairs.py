@@ -28,10 +28,10 @@ from django_otel.redaction.keys import (
 Judge = Callable[[str, bool, bool], int]
 
 _QUOTED = r"\"[^\"\n]{1,200}\"|'[^'\n]{1,200}'"
-#: What stands behind a name: one word, in quotes or not, and the end of the line.
+#: The value behind a name: one word, in quotes or not, and the end of the line.
 _VALUE = lazy_pattern(rf"""[ \t]*+(?P<value>{_QUOTED}|(?:\{{[A-Z0-9\-]{{3,12}}\}}|[^\s"'|<>()\[\]{{}}])[^\s"'|<>]*+)""")
 _REST_OF_LINE = lazy_pattern(r"[ \t\r]*+(?:[#;)][^\n]*+)?(?:\n|\Z)")
-#: What may stand before a name that begins a line.
+#: Prefixes of a name that begins a line.
 _LINE_BEGIN = lazy_pattern(r"[ \t>$#:(\-'\"]{0,12}+(?:(?:set|export|setenv|setx|define|name)[ \t]++)?\Z")
 _CALL = lazy_pattern(r"[A-Za-z_][\w.]*+\(")
 _END_OF_NAME = lazy_pattern(r"(?<=\w)[)\]}=(]")

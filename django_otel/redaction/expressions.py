@@ -8,7 +8,7 @@ from django_otel.base.patterns import lazy_pattern
 from django_otel.redaction.bare_pairs import SAMPLES, Judge, is_password, says_something
 from django_otel.redaction.keys import PLAIN, PROSE, is_thing, split_key, words
 
-#: What a mail server offers, AUTH=PLAIN, and how a user has logged in, auth=ldap.
+#: Mechanisms that a mail server offers (AUTH=PLAIN), and by which a user has logged in (auth=ldap).
 _MECHANISMS = words(
     "plain login cram-md5 digest-md5 ntlm gssapi xoauth2 oauthbearer external ldap oauth oauth2 oidc saml sso basic "
     "kerberos cert certificate mtls tls publickey password scram-sha-256 md5 trust peer pam radius iam anonymous optional "  # noqa: E501
@@ -76,7 +76,7 @@ _RULES_IN_ROW = lazy_pattern(rf"{_RULE}(?:\|{_RULE}){{1,10}}\Z")
 _NUMBERS = lazy_pattern(
     r"\{\s{0,8}(?:\\{0,4}[\"'][\w.\-]{1,40}+\\{0,4}[\"']\s{0,4}:\s{0,4}[0-9]{1,9}+(?:\.[0-9]{1,9}+)?,?\s{0,8}){1,20}+\}"
 )
-#: What forms and serializers say about a field, not the field's value: a sentence of three words or of two known ones.
+#: Errors of forms and serializers about a field, not the field's value: a sentence of three words or of two known ones.
 _SHORT_ERROR = r"(?:Bad|Expired|Incorrect|Invalid|Missing|Not|Required|Too|Unknown|Wrong) [a-z]{2,20}[.!]"
 _FORM_ERRORS = lazy_pattern(
     r"""\[(?:\s{0,8}(?:ErrorDetail\(string=|ValidationError\(\[?)?"""
@@ -84,14 +84,14 @@ _FORM_ERRORS = lazy_pattern(
     rf"""|'(?:{_SHORT_ERROR}|[A-Z][a-z]{{1,20}}(?: [A-Za-z\-]{{1,20}}){{2}}[ .!?][^'\n]{{0,400}}(?<=[.!?]))')"""
     r"""(?:, code=['"]\w{1,40}['"])?\]?\)?,?){1,8}\s{0,8}\]"""
 )
-#: What serializers say of a field.
+#: Errors of serializers about a field.
 _SENTENCE = lazy_pattern(
     r"(?:This (?:field|password|token|value|code|key|link) |(?:The two|Ensure (?:this|that)|Not a|Must be|Unable to) "
     r"|(?:Please e|E)nter (?:a|the|your) |Your [a-z]{2,20} (?:has|is|must|can't|can) |Invalid (?=[a-z]{2,20}[ .]))"
     r"[A-Za-z0-9'\-]{1,20}(?: [A-Za-z0-9'\-]{1,20}){0,20}[.!]\Z"
 )
 _CONDITION = lazy_pattern(r"\b(?:if|elif|while|assert|and|or|not|return) [\w.]{1,80}\s?[!=]=\s?\Z")
-#: What reads a secret from the environment names a variable, not the secret.
+#: Code that reads a secret from the environment names a variable, not the secret.
 _ENVIRONMENT = lazy_pattern(
     r"(?:[A-Za-z_]\w{0,30}\.){0,3}(?:env|environ|getenv|getEnv|config|secrets?|get)(?:\.\w{1,20})?[(\[][\"'][A-Z][A-Z0-9_]{2,60}[\"']"
 )

@@ -108,7 +108,7 @@ _ENCODED_USERINFO = lazy_pattern(
 _SHORTEST_RANDOM = 20
 #: Characters before a random text in which its name is looked for.
 _NAME_LENGTH = 64
-#: What django.contrib.auth.tokens makes: seconds in base 36, a part of an HMAC.
+#: Tokens of django.contrib.auth.tokens: seconds in base 36, a part of an HMAC.
 _RESET_TOKEN = lazy_pattern(r"(?<![A-Za-z0-9])[0-9a-z]{6,7}-[0-9a-f]{32}(?![0-9A-Za-z]|\.[a-z])")
 _HEX = lazy_pattern(r"(?=[0-9]{0,63}[a-f])[0-9a-f]{32,128}")
 _PASSWORD_HASH = lazy_pattern(
@@ -133,7 +133,7 @@ _RARE_SCHEME = lazy_pattern(
 _HAS_SCHEME = lazy_pattern(rf"(?i)(?:{'|'.join(_SCHEME_NAMES)})(?:[ \t+]|%20)")
 _COLUMN_TYPES = words("TEXT VARCHAR CHAR UUID BYTEA BLOB STRING INTEGER INT NOT IS IN NULL LIKE")
 _PARAMETER = lazy_pattern(r"[a-z]{2,20}(?:_[a-z]{2,20}){1,3}=.")
-#: What follows "Bearer" or "Basic" in sentences.
+#: Words that follow "Bearer" or "Basic" in sentences.
 _SCHEME_PROSE = words(
     "a an and are as at auth authentication authorization by credential credentials error expired expires "
     "failed for format from has header headers http in invalid is key method missing must not of on or plan "

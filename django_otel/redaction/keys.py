@@ -138,7 +138,7 @@ QUERY_KEYS = ("url.query", "QUERY_STRING", "query_string")
 #: Keys of texts that are SQL statements.
 STATEMENT_KEYS = ("db.query.text", "db.statement")
 
-#: What follows "password:" in sentences.
+#: Words that follow "password:" in sentences.
 PROSE = words(
     "started stopped refused closed opened ended active inactive present absent enabled disabled saved loaded renewed "
     "refreshed rotated issued granted valid ok unavailable unsupported malformed unauthorized forbidden timeout "
@@ -162,7 +162,7 @@ _NUMBER = lazy_pattern(
     r"|P(?:[0-9]{1,6}[DWMY])*(?:T(?:[0-9]{1,6}(?:\.[0-9]{1,6})?[HMS])+)?\Z"
     r"|[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9:.]{5,16}(?:Z|[+\-][0-9]{2}:?[0-9]{2})?)?\Z"
 )
-#: Where a secret is, in the words of shells, of Terraform and CloudFormation, of Helm, of CI, and of examples.
+#: References to a secret, in the words of shells, of Terraform and CloudFormation, of Helm, of CI, and of examples.
 _NAMED_ELSEWHERE = (
     r"\$\{\w[\w.\-]{0,80}(?::?\?[^{}\"'\n]{0,80})?\}|%[A-Z][A-Z_]{1,60}%|\$env:[A-Za-z_]{2,60}|env:[A-Z][A-Z_]{2,60}"
     r"|\{\{[ \w.|\-/:$()]{1,120}\}\}|\{\{ ?-? ?(?:lookup|env|include|query|hostvars|hashi_vault)\b[^{}\n]{1,120}\}\}|(?i:your)(?:[\-_ ][A-Za-z]{2,12}){0,4}[\-_ ](?i:password|token|key|secret|here)"  # noqa: E501
@@ -178,7 +178,7 @@ _STORE = (
     r"|@Microsoft\.KeyVault\(|(?:file:(?://)?)?/(?:var/)?run/secrets/"
     r"|\$\((?:cat|op|vault|pass|aws|gcloud|kubectl|sops|openssl|printenv|security|head|jq)[ ][^()\n]{0,200}"
 )
-#: What stands for a value that is not there: masks, placeholders of SQL, of formats and of templates.
+#: Stand-ins for a value: masks, placeholders of SQL, of formats and of templates.
 _PLACEHOLDER = lazy_pattern(
     r"\*{2,}+\Z|•{2,}+\Z|[xX]{3,}+\Z|\.{3}\Z|%[sr]\Z|%\([\w.]{1,60}+\)s\Z|\?\Z|\$[0-9]{1,4}+\Z|\$\{?[A-Z_]++\}?\Z"
     r"|\{\{[ \w.|\-]{1,80}\}\}\Z|\{[a-z_.]{1,60}\}\Z|<[a-z_ \-]{1,40}>\Z"
@@ -193,7 +193,7 @@ _MASK = lazy_pattern(
     r"|[A-Z]\w{2,30}\(['\"]?\*{3,}['\"]?\)|(?i:bearer|basic|token) \$\{[\w.]{1,60}\}`?"
     r"|\$\{[A-Z_]{1,60}\}|\$?\{\{[ \w.|\-]{1,80}\}\}|\{[a-z_.]{1,60}\}(?=[\s\"',;)]|\Z)"
 )
-#: What is left of the address of a place: its path, in quotes or not.
+#: The rest of the address of a place: its path, in quotes or not.
 _PLACE = lazy_pattern(r"[\"'][^\"'\n]{0,200}[\"']|[^\s\"',;]{0,200}")
 #: Of a package, or a ratio.
 _VERSION = lazy_pattern(r"[0-9]{1,4}(?:\.[0-9]{1,4}){1,3}(?:(?:a|b|rc|\.dev|\.post|-rc\.?)[0-9]{1,4})?\Z")

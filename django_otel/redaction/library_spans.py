@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     _Given = Mapping[str, AttributeValue]
-    #: What becomes of attributes; None removes one.
+    #: New values of attributes; None removes one.
     _Changes = dict[str, AttributeValue | None]
 
 #: Scopes of the official instrumentors and of whatever follows their naming.

@@ -21,7 +21,7 @@ _ESCAPED_KEY = lazy_pattern(
 )
 _ESCAPED_END = lazy_pattern(_QUOTE)
 _ESCAPED_VALUE = lazy_pattern(r"[^\s&\\\"'<>,;]++")
-#: What is left of an escape before a key: \u0022token
+#: The rest of an escape before a key: \u0022token
 _ESCAPE_REST = lazy_pattern(r"(?:u00|x)2[27]|n|t|r")
 
 _CELL = lazy_pattern(

@@ -93,7 +93,7 @@ _ARN = lazy_pattern(r"\barn:[\w\-:]{1,110}:\Z")
 #: Of Java's tools: -storepass x
 _LONG_OPTION = lazy_pattern(r"-[a-z][A-Za-z]{3,30}\Z")
 _CONVERTER = lazy_pattern(r"\w+>")
-#: What stands on the next line behind a key of YAML: another key, or the items of a list.
+#: The next line behind a key of YAML: another key, or the items of a list.
 _NEXT_KEY = lazy_pattern(r"[\w.\-]{1,60}:(?=[ \t]|\r?\n|\Z)")
 _NEXT_ITEM = lazy_pattern(r"[ \t]*-[ \t]+(?P<quote>[\"']?)(?P<item>[^\s\"'\[{:][^\n\"']*?)(?P=quote)[ \t\r]*(?:\n|\Z)")
 #: A member of a mapping of YAML with its value, if that is on its line.

@@ -12,7 +12,7 @@ _HAS_LONG_SEGMENT = lazy_pattern(r"/[A-Za-z0-9_\-.:~%=@+]{16}")
 _PATH = lazy_pattern(
     r"(?<![A-Za-z0-9_\-.~%=@+/])(?:https?:/)?[A-Za-z0-9_\-.~%=@+]*+(?::[0-9]{1,5})?(?:/[A-Za-z0-9_\-.:~%=@+]*+)++"
 )
-#: What is behind such a word in a path may be a token: after it three segments are judged strictly.
+#: Words in a path that a token may follow: after one three segments are judged strictly.
 _ACTIONS = words(
     "reset password passwd passwordreset confirm confirmation confirmations verify verification activate "
     "activation invite invites invitation invitations magic unsubscribe optout token tokens key login signin "

@@ -8,9 +8,9 @@ from django_otel.base.patterns import lazy_pattern
 from django_otel.redaction.keys import PROSE, REDACTED, is_placeholder, words
 
 _WORD = r"(?:\"(?:[^\"\\\n]|\\.){0,300}+\"|'[^'\n]{0,300}'|[^\s\"'()]{1,400}+)"
-#: Where a command begins: a line, a quote or a bracket, an arrow of a log.
+#: The beginning of a command: of a line, a quote or a bracket, an arrow of a log.
 _BEGIN = r"(?:^|(?<=[\"'(\[`>])|(?<=[>:*|] )|(?<= sent )|(?<= send )|(?<=quote )|(?<=\\n))"
-#: Where a command ends.
+#: The end of a command.
 _END = r"(?=[\"')\]`]|(?:\\r)?\\n|\s*$)"
 _SETTING = lazy_pattern(rf"(?i)(\b(?:requirepass|masterauth|primaryauth)[\"']?[ \t]+)(?!\[redacted\])({_WORD})")
 _AUTH = lazy_pattern(rf"(?m){_BEGIN}([\"']?AUTH[\"']?[ \t]+)(?:({_WORD})([ \t]+))?({_WORD}){_END}")
@@ -38,12 +38,12 @@ _MECHANISM = lazy_pattern(
 _NO_CREDENTIAL = words(
     "plain login cram-md5 digest-md5 ntlm gssapi xoauth xoauth2 oauthbearer external anonymous scram"
 )
-#: What a client answers a server that asks for a name or a password in base64.
+#: A client's answer, in base64, to a server that asks for a name or a password.
 _CHALLENGE = lazy_pattern(
     r"(\b334(?: |\); Msg: )[^\n]{0,200}\n(?:(?:(?:reply|S): ?[^\n]{0,200}\n){0,2}[^\n]{0,40}?(?:send: |C: |> |-> )b?[\"']?|(?=[A-Za-z0-9+/=]++\r?(?:\n|\Z))))([A-Za-z0-9+/=]{4,})"  # noqa: E501
 )
 _PASS = lazy_pattern(rf"(?m){_BEGIN}(PASS[ \t]+)(?!PASS\b)([^\s\"'()]{{1,300}}+){_END}")
-#: What a runner of tests says.
+#: Words of test runners.
 _TEST = lazy_pattern(
     r"(?i)tests?[_A-Z/.]|Test|.*::|.*/|.*\.(?:js|ts|jsx|tsx|py|go|rb|sh|spec|test)\Z|[0-9]{1,3}\Z|[\W_]+\Z"
 )

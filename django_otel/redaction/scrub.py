@@ -351,7 +351,7 @@ class Scrubber:
         if not query and not self._personal and len(text) <= _CACHED_TEXT_LENGTH and _says_nothing(text):
             return text
         once = self._apply_rules(text, query, key)
-        # What one rule leaves may look new to another. Only a text with a secret in it is passed again.
+        # The result of one rule may match another. Only a text with a secret in it is passed again.
         for _ in range(_MAX_PASSES - 1):
             if once is text:
                 break
@@ -440,7 +440,7 @@ def _rename(attributes: Mapping[str, object], names: Mapping[str, str]) -> dict[
     renamed: dict[str, object] = {}
     for key, value in attributes.items():
         name = names.get(key, key)
-        # Where the kept one stood, not where the first one did.
+        # At the place of the kept one, not of the first one.
         renamed.pop(name, None)
         renamed[name] = value
     return renamed

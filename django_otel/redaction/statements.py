@@ -29,7 +29,7 @@ from django_otel.base.patterns import lazy_pattern
 MAX_LENGTH = 4096
 #: Statements remembered. Their keys are at most `MAX_LENGTH` characters, so this is some 10 MB at worst.
 REMEMBERED = 1000
-#: What `db.operation.name` says about a statement whose first word is not an SQL command we know.
+#: `db.operation.name` of a statement whose first word is not a known SQL command.
 OTHER = "OTHER"
 _MAX_TABLE_LENGTH = 128
 
@@ -62,7 +62,7 @@ OPERATIONS = _words(
     "MERGE MOVE NOTIFY OPTIMIZE PRAGMA PREPARE REFRESH REINDEX RELEASE RENAME REPLACE RESET REVOKE ROLLBACK SAVEPOINT "
     "SELECT SET SHOW START TABLE TRUNCATE UNLISTEN UNLOCK UPDATE UPSERT USE VACUUM VALUES"
 )
-#: What may follow the common table expressions of a WITH.
+#: Commands that may follow the common table expressions of a WITH.
 _MAIN_OPERATIONS = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE", "VALUES", "TABLE"})
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "COMMENT", "REINDEX", "RENAME", "TRUNCATE", "LOCK"})
 #: Savepoints are named afresh each time; their names would make every text unique.
@@ -92,7 +92,7 @@ _COLUMNS_FOLLOW = frozenset({"INTO", "CONFLICT", "USING"})
 _COLUMNS_FOLLOW_IN_DDL = frozenset({"TABLE", "REFERENCES", "KEY", "UNIQUE"})
 #: Words that end a list of tables or of assignments.
 _CLAUSES = frozenset({"FROM", "WHERE", "ON", "GROUP", "ORDER", "HAVING", "WINDOW", "LIMIT", "RETURNING"})
-#: What a CREATE, ALTER or DROP is about.
+#: Objects of a CREATE, ALTER or DROP.
 _OBJECTS = frozenset({"TABLE", "INDEX", "VIEW", "TRIGGER"})
 
 _SPACE = r"(?P<space>[\s\x00-\x1f\x7f]++)"
@@ -475,7 +475,7 @@ class _Reader:
             self.operation = word
             self._awaits_main_operation = False
             if word != "SELECT":
-                # What is written to says more than what the common table expressions read.
+                # The table that is written to says more than those that the common table expressions read.
                 self.table = ""
         if self._last == ".":
             self._named(text)

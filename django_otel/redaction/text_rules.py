@@ -40,7 +40,7 @@ def _redact_places(text: str, judge: Judge, *, is_statement: bool) -> tuple[str,
 
     Return the text, and whether there is a name in it behind which a secret may stand without `=` or `:`.
     """
-    # What a rule takes out leaves no name behind, so one text in lower case serves all.
+    # A rule never adds a name, so one text in lower case serves all.
     lowered = text.lower()
     text = database_errors.redact_database_values(text)
     text = database_errors.redact_statement_secrets(text, lowered)

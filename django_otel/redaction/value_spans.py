@@ -26,7 +26,7 @@ _STRINGS = {
     "'": lazy_pattern(r"'(?:[^'\\]|\\.)*+'", re.DOTALL),
 }
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
-#: What goes on behind a closed bracket without a blank: no structure that ended there.
+#: A text that goes on behind a closed bracket without a blank: the structure did not end there.
 _BRACKET_GOES_ON = lazy_pattern(r""":++[^\s,;:)\]}>&"'|]""")
 _YAML_MARK = lazy_pattern(r"(?:(?:!!?|&)[A-Za-z_]\w{0,30}+|[>|][+\-]?|string\([0-9]{1,6}\))\s{1,40}+(?=[^\s])")
 _CLOSERS = ")]},;.!\"'`>"

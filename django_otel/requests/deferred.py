@@ -54,7 +54,7 @@ class DeferredSpan(Span):
         return self._span
 
     def __getattr__(self, name: str) -> Any:
-        # What the SDK's span has beyond the API (kind, name, attributes, ...).
+        # Attributes of the SDK's span beyond the API (kind, name, attributes, ...).
         return getattr(self.decided(), name)
 
     def end(self, end_time: int | None = None) -> None:

@@ -75,7 +75,7 @@ class Observer(RequestFinisher):
         self.set_headers = options.set_headers
         self.starter = SpanStarter(config, tracer, propagator, options, attributes)
         own = self.starter.own_tracer
-        #: What the spans of our own tracer share; None where the request path may not start spans by itself.
+        #: Common parts of our own tracer's spans; None where the request path may not start spans by itself.
         self.shared: Shared | None = own.shared if own is not None else None
         # One look for each of the usual two, without a loop.
         first, second, *others = [*sorted(inbound_keys(propagator)), "", ""]

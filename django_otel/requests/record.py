@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from django_otel.requests.protocols import RequestLike
     from django_otel.requests.series import RequestClass
 
-#: Where a context holds its request, beside the span: a variable of its own would cost more.
+#: Key of a context's request, beside the span: a context variable of its own would cost more.
 REQUEST_KEY = create_key("django_otel-request")
 #: For `RequestRecord.keep`: attributes of the request's span that name the GraphQL operation.
 OPERATION = "operation"
@@ -47,7 +47,7 @@ class RareState:
     def __init__(self) -> None:
         self.exception: BaseException | None = None
         self.force_token = ""
-        #: What the project adds to the metrics of this request.
+        #: The project's attributes of this request's metrics.
         self.metric_attributes: dict[str, str] = {}
         self.is_discarded = self.is_joined = self.is_span_discarded = self.no_store = False
 
@@ -89,7 +89,7 @@ class RequestRecord(Context):
     repeats: Repeats | None
     #: Times of the layers inside the view and the middlewares; None before the first of them.
     layers: Layers | None
-    #: What is answering now, if that is timed: the view, or the response that is rendered or streamed.
+    #: The part that answers now, if that is timed: the view, or the response that is rendered or streamed.
     view: object | None
     #: When that began, and the view's own time before, in seconds; see `layers.enter_view`.
     view_from_s: float

@@ -42,7 +42,7 @@ class RequestClass:
         self.scheme = scheme
         self.protocol = protocol
         self.active = active
-        #: What the spans of all these requests begin with.
+        #: First attributes of the spans of all these requests.
         self.attributes: Attributes = {"http.request.method": method, "url.scheme": scheme}
         if protocol:
             self.attributes["network.protocol.version"] = protocol
@@ -69,7 +69,7 @@ class RouteSeries(RequestSeries):
     label: str
     route: str
     span_name: str
-    #: What the project has added.
+    #: The project's attributes.
     extra: Labels
 
 

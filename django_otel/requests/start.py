@@ -68,7 +68,7 @@ class SpanStarter:
         self._find_force_token = options.find_force_token
         self._attributes = attributes
         found = tracer()
-        #: Where the request path may start spans by itself: our own tracer under our own sampler, and no links that
+        #: Our own tracer where the request path may start spans by itself: under our own sampler, without links that
         #: force a trace; else None. An observer is built again when one of them changes.
         is_own = options.makes_spans and options.sampler is not None and options.find_force_token is None
         self.own_tracer: Tracer | None = None

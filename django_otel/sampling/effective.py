@@ -141,7 +141,7 @@ class EffectivePolicy:
         self.limiter = limiter
         #: Whether nothing but the request decides: neither the clock nor a limit; set when all is put together.
         self.is_steady = False
-        #: Where every request is led, where this is steady and there are no rules; else None.
+        #: The outcome of every request, if this is steady and there are no rules; else None.
         self.usual: RuleOutcome | None = None
         # One that is whole is all there is.
         self._expects_views = expects_views and not (upper is not None and upper.is_whole)

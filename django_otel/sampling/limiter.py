@@ -59,7 +59,7 @@ class Limiter:
         # A new file holds zeros: no process has asked yet. On a machine that was booted lately, 0.0 is just now.
         due_s, asked_s = clock[0] or -math.inf, clock[1] or -math.inf
         clock[1] = now_s
-        # What lies further ahead than any of us puts it is of before the machine was started last, or garbage.
+        # A time further ahead than any process sets it is from before the last boot, or garbage.
         if now_s < due_s <= now_s + 2 * interval_s:
             return False
         # As long as more is offered than may pass, nothing is lost between two requests.
@@ -78,7 +78,7 @@ class Limiter:
                 due = (now_s - self._filled_s) * self._per_second + self._fraction
                 if due >= 1.0:
                     whole = min(int(due), self._most)
-                    # What does not fit is lost; a part of a token is not, unless it is more than fits.
+                    # Tokens that do not fit are lost; a part of one is not, unless it exceeds the bucket.
                     is_full = len(tokens) + due >= self._most_credit
                     self._fraction = self._most_credit - self._most if is_full else due - int(due)
                     self._filled_s = now_s

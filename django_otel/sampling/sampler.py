@@ -56,7 +56,7 @@ class LiveSampler(Sampler):
         self.budget: Callable[[int], bool | None] | None = None
         #: Called at the end of each span above the limit with whether it failed; returns whether it is exported.
         self.end_over_budget: Callable[[int, bool], bool] | None = None
-        #: Where decisions are counted; None counts nothing. Takes effect with the next policy.
+        #: Opens the counters of decisions; None counts nothing. Takes effect with the next policy.
         self.open_series: OpenSeries | None = None
         #: Called with what is put in force, before it is.
         self.on_compose: Callable[[EffectivePolicy], None] | None = None
@@ -195,7 +195,7 @@ class LiveSampler(Sampler):
             elif decision.reason != "parent" or policy.limiter is not None:
                 passed_on = replace_threshold(passed_on, decision.threshold) or None
         if result is DROP and passed_on is not None and parent.trace_flags.sampled:
-            # What is not sampled has no threshold.
+            # A trace that is not sampled has no threshold.
             passed_on = replace_threshold(passed_on, "") or None
         if result is DROP or not attributes:
             # The shared results are good as they are.

@@ -79,7 +79,7 @@ def override_sampling(ratio: float) -> Scope:
 
 
 def _is_test_case(target: object) -> bool:
-    # Who decorates a test case has imported unittest.
+    # Code that decorates a test case has imported unittest.
     module = sys.modules.get("unittest")
     return module is not None and isinstance(target, type) and issubclass(target, module.TestCase)
 

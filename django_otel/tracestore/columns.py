@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import zlib
 
-#: What reading a damaged or foreign part raises.
+#: Errors of reading a damaged or foreign part.
 DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, zlib.error)
 
 

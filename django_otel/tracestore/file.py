@@ -140,7 +140,7 @@ class StoreFile:
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_IOERR_SHMSIZE:
                 raise
         # A full disk has no room for the index of the log that processes share; alone one keeps it in its memory.
-        # What is stored can be read so, and what has room in the file be written; others wait meanwhile.
+        # Stored rows can be read so, and rows written that have room in the file; others wait meanwhile.
         return self._open_it(is_alone=True)
 
     def _open_it(self, *, is_alone: bool) -> sqlite3.Connection:

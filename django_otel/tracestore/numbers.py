@@ -33,7 +33,7 @@ def write_sample(connection: sqlite3.Connection, sample: StoredSample) -> None:
         return
     before = _unpack_or_nothing(row[1]) if row is not None else {}
     running = _unpack_or_nothing(row[2]) if row is not None else {}
-    # What was counted since the last sample belongs, for want of better knowledge, to the middle of that time.
+    # The counts since the last sample are assigned to the middle of that time.
     counted_s = sample.at_s - min(sample.at_s - row[0] if row is not None else SAMPLE_INTERVAL_S, SAMPLE_INTERVAL_S) / 2
     bounds = sample.numbers.get("bounds", {})
     running = without_other_bounds(running, bounds)

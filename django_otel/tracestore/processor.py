@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from opentelemetry._logs import LogRecord
     from opentelemetry.trace import Span
 
-    #: What the queue holds beside spans: a log record with the name of its logger, numbers, a report.
+    #: Items of the queue beside spans: a log record with the name of its logger, numbers, a report.
     _Taken = tuple[LogRecord, str] | StoredSample | StoredProcess | type[ErrorCollector]
     _Item = ReadableSpan | _Taken
 

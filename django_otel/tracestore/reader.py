@@ -63,7 +63,7 @@ class TraceRow:
         return self.root_rank == 0
 
 
-#: What lists are sorted by.
+#: Columns that lists are sorted by.
 SORTS = {
     "time": "start_ns", "duration": "duration_ns", "status": "status", "spans": "spans", "queries": "queries",
     "errors": "errors", "name": "name", "service": "service", "release": "release", "user": "user",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from django_otel.tracestore.columns import DAMAGED, to_integer, to_storable, to_text
 from django_otel.tracestore.packing import unpack
 
-#: What may be asked for as the order of statements, and the column.
+#: Orders of statements, and the column of each.
 STATEMENT_ORDERS = {"total": "total_ns", "count": "queries", "longest": "longest_ns", "traces": "traces"}
 #: As many equal queries in one trace are probably an N+1.
 MANY_EQUAL = 5

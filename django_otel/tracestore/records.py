@@ -150,7 +150,7 @@ MAX_STATEMENT = 4_000
 MAX_PER_TRACE = 200
 #: Systems whose operations are not queries.
 SYSTEMS_WITHOUT_QUERIES = ("redis", "valkey", "memcached")
-#: Who made a request, where `REQUEST.USER` or the project records it.
+#: The user of a request, where `REQUEST.USER` or the project records it.
 USER_KEYS = ("user.id", "user.hash", "enduser.id")
 #: Longest name under which a request without a route is listed.
 LONGEST_TITLE = 200

@@ -190,7 +190,7 @@ class TraceStore(StoreFile):
             records.write_logs(connection, logs, self.bounds.file_bytes)
             if traces:
                 self.bounds.keep(connection)
-        # What was written is in the file; a later batch shrinks it where that is not possible now.
+        # The rows are in the file; a later batch shrinks it where that is not possible now.
         with contextlib.suppress(sqlite3.OperationalError):
             self.bounds.shrink(connection)
         if dropped:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from opentelemetry import trace
 from opentelemetry.context import create_key, get_current
 
-#: Where a context holds the span that encloses, the one before it, and what encloses that.
+#: Key of the enclosing span of a context, the one before it, and the one that encloses that.
 ENCLOSING_KEY = create_key("django_otel-enclosing")
 
 

@@ -213,7 +213,7 @@ def _attached(run: Run) -> Generator[None]:
 
 
 def _decorate_generator(function: Callable[..., Any], scope: Scope) -> Callable[..., object]:
-    # What `yield from` does (PEP 380), with the run's context current only while the body runs.
+    # Like `yield from` (PEP 380), with the run's context current only while the body runs.
     @functools.wraps(function)
     def call(*args: object, **kwargs: object) -> Generator[object, object, object]:
         generator = function(*args, **kwargs)

@@ -80,7 +80,7 @@ class SpanFields(SdkSpan):
         """Return the ended span in the SDK's own form."""
         attributes: Any = self._attributes
         if type(attributes) is SharedAttributes:
-            # Who is given it may reach into it.
+            # Its receiver may change its contents.
             attributes = attributes.copy()
         if self._dropped:
             # The SDK's class carries the number of dropped ones.

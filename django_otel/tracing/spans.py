@@ -96,7 +96,7 @@ class Shared:
         self.enders: tuple[Any, ...] = ()
         self.takers: tuple[Any, ...] = ()
         self.withdrawers: tuple[Any, ...] = ()
-        #: Where spans wait that are recorded and not sampled, if nothing else sees them; else None.
+        #: The buffer of spans that are recorded and not sampled, if nothing else sees them; else None.
         self.held: TailBuffer | None = None
         self.is_sdk_path = False
 
@@ -461,7 +461,7 @@ class DroppedSpan(NonRecordingSpan):
         flags = TraceFlags(parent.trace_flags & RANDOM)
         state: TraceState | None = parent.trace_state
         if parent.trace_flags & TraceFlags.SAMPLED:
-            # What is not sampled has no threshold.
+            # A trace that is not sampled has no threshold.
             state = replace_threshold(state, "")
         return SpanContext(parent.trace_id, ids.generate_span_id(), False, flags, state)
 

@@ -93,7 +93,7 @@ class Tracer(trace.Tracer):
         root: RecordedSpan | None = None
         # By exact type: isinstance() with the API's abstract class is slow.
         if type(parent) is DroppedSpan:
-            # What a dropped span begins is dropped.
+            # Children of a dropped span are dropped.
             return drop(shared, None, parent)
         if type(parent) is RecordedSpan:
             parent_context = parent.get_span_context()

@@ -24,9 +24,9 @@ from django_otel.instrumentation.tasks.celery_types import Amqp, App, Consumer, 
 from django_otel.instrumentation.tasks.runs import FAILED, OTHER, REJECTED, RETRIED, SUCCEEDED, Backend, Run
 from django_otel.instrumentation.tasks.runs import state as runs_state
 
-#: What sends one message: the method of an AMQP object.
+#: Sends one message: a method of an AMQP object.
 Sender = Callable[..., object]
-#: What runs one task: id, arguments, keyword arguments and request to result, how it ended, duration and text.
+#: Runs one task: id, arguments, keyword arguments and request to result, how it ended, duration and text.
 Trace = Callable[..., tuple[object, ...]]
 _UID = "django_otel.tasks"
 _MARK = "_django_otel_sends"
@@ -275,7 +275,7 @@ def _end_otherwise(run: Run, state: str, found: object) -> None:
     """End a run by an exception, `found`."""
     error = found if isinstance(found, BaseException) else None
     if state == "RETRY":
-        # What made the task try again; none where it only asks to be run later.
+        # The cause of the retry; none where the task only asks to be run later.
         cause = getattr(error, "exc", None)
         run.end(RETRIED, cause if isinstance(cause, BaseException) else None)
     elif state == "FAILURE":
@@ -384,7 +384,7 @@ _RECEIVERS: dict[str, Callable[..., None]] = {
     "task_unknown": _on_unknown,
     "task_rejected": _on_rejected,
 }
-#: What is attached to as soon as it is imported.
+#: Functions that attach to a module as soon as it is imported.
 _PARTS: dict[str, Callable[[], None]] = {
     "celery.signals": _connect,
     "celery.app.amqp": _patch_amqp,

@@ -34,9 +34,9 @@ _PACKAGES = ("django.tasks", "django_tasks")
 _MODELS = (("django_tasks_db", "DBTaskResult"), ("django_tasks_database", "DBTaskResult"))
 
 backend = Backend("django")
-#: What is being sent in this context.
+#: The sending in this context.
 _sending: ContextVar[Sending | None] = ContextVar("django_otel_sending", default=None)
-#: What is being run in this context.
+#: The run in this context.
 _run: ContextVar[_Running | None] = ContextVar("django_otel_run", default=None)
 
 
@@ -263,7 +263,7 @@ def _on_started(task_result: Result, **_: object) -> None:
     running = _Running(run, task_result.id)
     _run.set(running)
     _keep(_running, str(task_result.id), running)
-    # What a task sends is sent by it, not by what has sent the task.
+    # A task is the sender of the tasks that it sends, not its own sender.
     _sending.set(None)
 
 
@@ -279,7 +279,7 @@ def _on_finished(task_result: Result, **_: object) -> None:
         _sending.set(running.sending)
     elif started is not None and started.run is not None:
         running = started
-        # What it has made current is so in the context in which it began.
+        # Its span is current in the context in which it began.
         started.run.forget_context()
     if running is None or running.run is None:
         return

@@ -341,7 +341,7 @@ def _wrap(module: str, owner: str, methods: Mapping[str, Callable[[Method], Meth
             setattr(kind, name, measured)
 
 
-#: What is wrapped as soon as its module is imported: by module the class and its methods.
+#: Methods that are wrapped as soon as their module is imported: by module the class and its methods.
 _PARTS: dict[str, tuple[str, dict[str, Callable[[Method], Method]]]] = {
     "rq.queue": (
         "Queue",

@@ -293,7 +293,7 @@ class Run:
         self._name, self._queue = name, queue
         self._metrics = backend.metrics(name, queue)
         self.span: trace.Span | None = None
-        #: What sent the task, where that ends only with it (a library's eager mode).
+        #: The sending of the task, where that ends only with it (a library's eager mode).
         self.sending: Sending | None = None
         self._token: object = None
         self._before: Context | None = None
@@ -347,7 +347,7 @@ class Run:
         context = get_current()
         links: tuple[Link, ...] = ()
         if not is_local:
-            # What is current in a worker is none of the task's.
+            # The context of a worker is not the task's.
             context = extract(headers)
             sender = trace.get_current_span(context).get_span_context() if context else None
             if sender is not None and sender.is_valid and wait_s is not None and wait_s > LINK_AFTER_S:
