@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from django_otel.metrics.catalogue import CATALOGUE, Metric
-from django_otel.metrics.model import Kind
+from django_otel.metrics.model import MetricType
 from django_otel.metrics.prometheus_names import family_name
 from django_otel.operations.monitoring.catalogue_page import build_queries_markdown
 
@@ -19,10 +19,10 @@ BEGIN_QUERIES = "<!-- queries: made by docs/build_readme.py -->"
 END_QUERIES = "<!-- end of queries -->"
 
 _TYPES = {
-    Kind.COUNTER: "counter",
-    Kind.UP_DOWN_COUNTER: "up-down counter",
-    Kind.GAUGE: "gauge",
-    Kind.HISTOGRAM: "histogram",
+    MetricType.COUNTER: "counter",
+    MetricType.UP_DOWN_COUNTER: "up-down counter",
+    MetricType.GAUGE: "gauge",
+    MetricType.HISTOGRAM: "histogram",
 }
 
 
@@ -30,7 +30,7 @@ def build_short_table() -> str:
     """Return what requests, databases and Django itself are measured by, without labels, as a Markdown table."""
     lines = ["| on `/metrics` | type | meaning |", "|---|---|---|"]
     lines += [
-        f"| `{shown_name(metric)}` | {_TYPES[metric.kind]} | {metric.description} |"
+        f"| `{shown_name(metric)}` | {_TYPES[metric.metric_type]} | {metric.description} |"
         for metric in CATALOGUE.values()
         if not metric.name.startswith("django_otel.")
     ]
@@ -45,15 +45,21 @@ def build_table() -> str:
     ]
     for metric in CATALOGUE.values():
         attributes = ", ".join(f"`{attribute}`" for attribute in metric.attributes) or "none"
-        cells = [f"`{metric.name}`", f"`{shown_name(metric)}`", _TYPES[metric.kind], metric.description, attributes]
+        cells = [
+            f"`{metric.name}`",
+            f"`{shown_name(metric)}`",
+            _TYPES[metric.metric_type],
+            metric.description,
+            attributes,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def shown_name(metric: Metric) -> str:
     """Return the name of a metric's samples on `/metrics`; of a histogram without its suffixes."""
-    name, _ = family_name(metric.name, metric.unit, metric.kind)
-    return f"{name}_total" if metric.kind is Kind.COUNTER else name
+    name, _ = family_name(metric.name, metric.unit, metric.metric_type)
+    return f"{name}_total" if metric.metric_type is MetricType.COUNTER else name
 
 
 def fill(page: str, table: str, begin: str = BEGIN, end: str = END) -> str:

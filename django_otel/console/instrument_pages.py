@@ -27,7 +27,7 @@ from django_otel.console.page import StoreFailed, console_page, read_store, trac
 from django_otel.console.quantiles import quantile
 from django_otel.metrics.classic_buckets import with_classic_buckets
 from django_otel.metrics.exemplar_choice import exemplars_by_bucket
-from django_otel.metrics.model import OWN_SCOPE, Exemplar, Family, HistogramValue, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, Exemplar, Family, HistogramValue, MetricType, Point
 from django_otel.metrics.prometheus_names import format_bound, label_text
 from django_otel.tracestore.processor import StoreProcessor
 
@@ -39,12 +39,12 @@ MAX_EXEMPLARS = 900
 _MAX_SEARCH = 200
 _SERIES = ngettext_lazy("%(count)s series", "%(count)s series", "n")
 _MEASUREMENTS = ngettext_lazy("%(count)s measurement", "%(count)s measurements", "n")
-_KINDS: dict[Kind, Promise] = {
-    Kind.COUNTER: gettext_lazy("counter"),
-    Kind.UP_DOWN_COUNTER: gettext_lazy("up-down counter"),
-    Kind.GAUGE: gettext_lazy("gauge"),
-    Kind.HISTOGRAM: gettext_lazy("histogram"),
-    Kind.EXPONENTIAL_HISTOGRAM: gettext_lazy("exponential histogram"),
+_KINDS: dict[MetricType, Promise] = {
+    MetricType.COUNTER: gettext_lazy("counter"),
+    MetricType.UP_DOWN_COUNTER: gettext_lazy("up-down counter"),
+    MetricType.GAUGE: gettext_lazy("gauge"),
+    MetricType.HISTOGRAM: gettext_lazy("histogram"),
+    MetricType.EXPONENTIAL_HISTOGRAM: gettext_lazy("exponential histogram"),
 }
 
 
@@ -134,7 +134,7 @@ def _addresses(families: Sequence[Family], console: StoreProcessor, site: str) -
 
 def _show(family: Family, address_of: Callable[[Exemplar], str]) -> Shown:
     points: Sequence[Point] = family.points
-    if family.kind is Kind.EXPONENTIAL_HISTOGRAM:
+    if family.metric_type is MetricType.EXPONENTIAL_HISTOGRAM:
         points = with_classic_buckets(points, f"the page of the instrument {family.name}")
     exemplars: list[tuple[str, str]] = []
     if any(isinstance(point.value, HistogramValue) for point in points):
@@ -143,7 +143,7 @@ def _show(family: Family, address_of: Callable[[Exemplar], str]) -> Shown:
         summary, chart, ends, rows = _draw_numbers(family, points)
     return Shown(
         name=family.name,
-        kind=str(_KINDS[family.kind]),
+        kind=str(_KINDS[family.metric_type]),
         unit=family.unit,
         description=family.description,
         scope="" if family.scope == OWN_SCOPE else family.scope.name,
@@ -176,7 +176,7 @@ def _draw_numbers(family: Family, points: Sequence[Point]) -> _Drawn:
         show=show,
     )
     summary = text.plural(len(numbers), _SERIES)
-    if family.kind is Kind.COUNTER and len(numbers) > 1:
+    if family.metric_type is MetricType.COUNTER and len(numbers) > 1:
         summary = gettext("%(total)s in %(series)s") % {
             "total": show(sum(value for _, value in numbers)), "series": summary,
         }  # fmt: skip

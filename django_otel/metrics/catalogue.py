@@ -6,7 +6,7 @@ Documentation, dashboards and tests are checked against this module.
 from __future__ import annotations
 
 from django_otel.base.frozen import record
-from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, Family, MetricType, Point
 
 SECONDS_HTTP = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 SECONDS_DB = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
@@ -34,7 +34,7 @@ class Metric:
     """
 
     name: str
-    kind: Kind
+    metric_type: MetricType
     unit: str
     description: str
     attributes: tuple[str, ...]
@@ -58,7 +58,7 @@ CATALOGUE: dict[str, Metric] = {
     for metric in (
         Metric(
             "http.server.request.duration",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Duration of HTTP server requests, to the last byte of the response.",
             (
@@ -75,7 +75,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "http.server.active_requests",
-            Kind.UP_DOWN_COUNTER,
+            MetricType.UP_DOWN_COUNTER,
             "{request}",
             "Number of HTTP server requests in flight.",
             ("http.request.method", "url.scheme"),
@@ -85,7 +85,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "http.server.request.body.size",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "By",
             "Size of HTTP server request bodies, from Content-Length.",
             ("http.request.method", "http.route", "http.response.status_code"),
@@ -95,7 +95,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "http.server.response.body.size",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "By",
             "Size of HTTP server response bodies as Django produced them.",
             ("http.request.method", "http.route", "http.response.status_code"),
@@ -105,7 +105,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.request.queries",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "{query}",
             "Number of database queries per request.",
             ("http.route",),
@@ -115,7 +115,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.request.n_plus_one",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{detection}",
             "Statements that one line ran DATABASE.N_PLUS_ONE times or more in a request.",
             ("http.route",),
@@ -124,7 +124,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.request.layer.duration",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Time of a request in each layer: database, cache, template, http, middleware and the view's own code.",
             ("http.route", "django.layer"),
@@ -134,7 +134,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.request.exceptions",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{exception}",
             "Exceptions not handled by a view or middleware.",
             ("exception.type", "http.route"),
@@ -143,7 +143,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.template.duration",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Duration of template renders, with the templates that are included.",
             ("django.template.name",),
@@ -153,7 +153,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "db.client.operation.duration",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Duration of database client operations.",
             ("db.system.name", "db.operation.name", "db.namespace", "django.db.alias", "error.type"),
@@ -163,7 +163,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.db.connections",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{connection}",
             "Database connections opened.",
             ("django.db.alias",),
@@ -172,7 +172,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.db.connection.errors",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{error}",
             "Database connections that could not be opened.",
             ("django.db.alias", "error.type"),
@@ -181,7 +181,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.db.pool.connections",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "{connection}",
             "Connections of psycopg's pools, by state (idle, used).",
             ("django.db.alias", "state"),
@@ -191,7 +191,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.db.pool.waiting",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "{request}",
             "Requests that wait for a connection of a pool.",
             ("django.db.alias",),
@@ -201,7 +201,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.db.transaction.duration",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Duration of database transactions, by outcome (committed, rolled_back).",
             ("django.db.alias", "django.transaction.outcome"),
@@ -211,7 +211,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.cache.operations",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{operation}",
             "Cache operations. Multi-key operations count each key.",
             ("django.cache.alias", "django.cache.operation", "django.cache.outcome", "django.cache.key.group"),
@@ -220,7 +220,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.cache.operation.duration",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Duration of cache operations.",
             ("django.cache.alias", "django.cache.operation", "django.cache.key.group"),
@@ -230,7 +230,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.auth.events",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{event}",
             "Sign-ins, sign-outs and failed sign-ins.",
             ("django.auth.event",),
@@ -239,7 +239,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.security.events",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{event}",
             "Requests refused by the CSRF check, for their host, as suspicious, or for missing permission.",
             ("django.security.event",),
@@ -248,7 +248,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.email.sent",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{message}",
             "Mail messages passed to the backend, by outcome.",
             ("django.email.outcome",),
@@ -257,7 +257,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.command.duration",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Duration of management commands.",
             ("django.command.name", "django.command.outcome"),
@@ -267,7 +267,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.command.last_success",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "s",
             "When a management command last succeeded, in seconds since the Unix epoch.",
             ("django.command.name",),
@@ -277,7 +277,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.migrations",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "{migration}",
             "Migrations of the project's apps, by whether they are applied.",
             ("django.db.alias", "django.migration.state"),
@@ -287,7 +287,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.task.sent",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{task}",
             "Tasks sent to a queue; each retry is sent again.",
             _TASK,
@@ -296,7 +296,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.task.duration",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Duration of task runs, by outcome (succeeded, failed, retried, rejected).",
             (*_TASK, "django.task.outcome"),
@@ -306,7 +306,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.task.wait",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Time from when a task was sent, or was due, until it started.",
             _TASK,
@@ -316,7 +316,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.task.queue.length",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "{task}",
             "Tasks waiting in a queue.",
             ("django.task.backend", "django.task.queue"),
@@ -326,7 +326,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "http.server.request.time_in_queue",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Time from the proxy's header (REQUEST.QUEUE_HEADERS) to the middleware.",
             (),
@@ -336,7 +336,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.websocket.connections",
-            Kind.UP_DOWN_COUNTER,
+            MetricType.UP_DOWN_COUNTER,
             "{connection}",
             "Open WebSocket connections.",
             ("http.route",),
@@ -346,7 +346,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.websocket.duration",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Duration of WebSocket connections, from their acceptance to their end.",
             ("http.route", "django.websocket.closed_by"),
@@ -356,7 +356,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.websocket.messages",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{message}",
             "Messages of WebSocket connections.",
             ("http.route", "network.io.direction"),
@@ -365,7 +365,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "process.cpu.time",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "s",
             "CPU time of all worker processes, also of those that have ended.",
             ("cpu.mode",),
@@ -374,7 +374,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "process.memory.usage",
-            Kind.UP_DOWN_COUNTER,
+            MetricType.UP_DOWN_COUNTER,
             "By",
             "Resident memory of the living worker processes; memory that they share counts for each.",
             (),
@@ -384,7 +384,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "process.open_file_descriptor.count",
-            Kind.UP_DOWN_COUNTER,
+            MetricType.UP_DOWN_COUNTER,
             "{file_descriptor}",
             "Open file descriptors of the living worker processes.",
             (),
@@ -394,7 +394,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "process.thread.count",
-            Kind.UP_DOWN_COUNTER,
+            MetricType.UP_DOWN_COUNTER,
             "{thread}",
             "Threads of the living worker processes.",
             (),
@@ -404,7 +404,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "process.uptime",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "s",
             "Age of each living worker process.",
             ("worker",),
@@ -414,7 +414,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "cpython.gc.collections",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{collection}",
             "Collections of Python's garbage collector, by generation.",
             ("cpython.gc.generation",),
@@ -423,7 +423,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "cpython.gc.pause",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "Duration of collections, other than those of the youngest objects.",
             ("cpython.gc.generation",),
@@ -433,7 +433,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.event_loop.lag",
-            Kind.HISTOGRAM,
+            MetricType.HISTOGRAM,
             "s",
             "How late the timers of an ASGI server's event loop are.",
             (),
@@ -443,7 +443,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.workers",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "{process}",
             "Living worker processes that serve a request now, or none.",
             ("state",),
@@ -453,7 +453,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.workers.web",
-            Kind.UP_DOWN_COUNTER,
+            MetricType.UP_DOWN_COUNTER,
             "{process}",
             "Living worker processes that have served a request, by how many they take at once (one, several).",
             ("concurrency",),
@@ -463,7 +463,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.model.operations",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{operation}",
             "Saves and deletes of models registered for business events.",
             ("django.model", "django.model.operation"),
@@ -472,7 +472,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django.business.events",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{event}",
             "Business events whose transaction was committed, or that had none.",
             ("business.event",),
@@ -481,7 +481,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.sampling.ratio",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "1",
             "Sampling ratio applied by this process.",
             (),
@@ -491,7 +491,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.sampling.decisions",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{trace}",
             "Traces started here, by sampling decision (recorded, dropped) and reason (ratio, rule, view, parent, "
             "forced, rate_limit); kept: dropped at first, exported at their end (error, slow).",
@@ -501,7 +501,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.spans.dropped",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{span}",
             "Finished spans that were not exported, by reason.",
             ("django_otel.reason",),
@@ -510,7 +510,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.logs.dropped",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{record}",
             "Log records that were not exported, by reason.",
             ("django_otel.reason",),
@@ -519,7 +519,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.metrics.dropped",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{data_point}",
             "Data points rejected by an OTLP receiver, by reason.",
             ("django_otel.reason",),
@@ -528,7 +528,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.export.failures",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{export}",
             "Exports that failed after all retries, by signal.",
             ("django_otel.signal",),
@@ -537,7 +537,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.shared.active",
-            Kind.GAUGE,
+            MetricType.GAUGE,
             "",
             "1 if the processes of this server share their metrics; 0 if the page shows only some of them.",
             (),
@@ -547,7 +547,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.shared.files.skipped",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{file}",
             "Files in the shared folder that could not be read, by reason.",
             ("django_otel.reason",),
@@ -556,7 +556,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.console.dropped",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{item}",
             "Spans, log records and samples not stored by the console, by reason.",
             ("django_otel.reason",),
@@ -565,7 +565,7 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric(
             "django_otel.cardinality.overflow",
-            Kind.COUNTER,
+            MetricType.COUNTER,
             "{measurement}",
             "Measurements aggregated in an overflow series because their instrument reached its cardinality limit.",
             ("django_otel.reason", "django_otel.signal"),
@@ -579,4 +579,4 @@ CATALOGUE: dict[str, Metric] = {
 def build_family(name: str, points: list[Point]) -> Family:
     """Return a family of the catalogue with these points. Errors: `KeyError` for another name."""
     metric = CATALOGUE[name]
-    return Family(metric.name, metric.kind, metric.unit, metric.description, OWN_SCOPE, points)
+    return Family(metric.name, metric.metric_type, metric.unit, metric.description, OWN_SCOPE, points)

@@ -11,15 +11,15 @@ from __future__ import annotations
 from dataclasses import field
 
 from django_otel.base import frozen
-from django_otel.metrics.model import Attributes, Exemplar, Kind
+from django_otel.metrics.model import Attributes, Exemplar, MetricType
 
 
 @frozen.record
 class Definition:
-    """Definition of an instrument. Two definitions of one name must agree in kind."""
+    """Definition of an instrument. Two definitions of one name must agree in type."""
 
     name: str
-    kind: Kind
+    metric_type: MetricType
     unit: str = ""
     #: Another wording is not another instrument.
     description: str = field(default="", compare=False)
@@ -29,9 +29,9 @@ class Definition:
 
 def cells_of(definition: Definition) -> int:
     """Return how many cells a series takes: buckets and sum, value and time of setting, or a value."""
-    if definition.kind is Kind.HISTOGRAM:
+    if definition.metric_type is MetricType.HISTOGRAM:
         return len(definition.bounds) + 2
-    return 2 if definition.kind is Kind.GAUGE else 1
+    return 2 if definition.metric_type is MetricType.GAUGE else 1
 
 
 class Memory:

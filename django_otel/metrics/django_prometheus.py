@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from django_otel.base import guard
 from django_otel.base.frozen import record
-from django_otel.metrics.model import OWN_SCOPE, Attributes, Family, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, Attributes, Family, MetricType, Point
 
 #: `PROMETHEUS_LATENCY_BUCKETS`, in seconds.
 LATENCY_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 25.0, 50.0, 75.0)
@@ -24,12 +24,12 @@ class LegacyMetric:
     """One metric of django-prometheus. `name` is as its source has it; a counter's sample ends in `_total`."""
 
     name: str
-    kind: Kind
+    metric_type: MetricType
     description: str
     bounds: tuple[float, ...] = ()
 
 
-_C, _H, _G = Kind.COUNTER, Kind.HISTOGRAM, Kind.GAUGE
+_C, _H, _G = MetricType.COUNTER, MetricType.HISTOGRAM, MetricType.GAUGE
 
 #: Measured where the requests and the statements are.
 MEASURED = {
@@ -190,7 +190,7 @@ def _derive(families: Iterable[Family], names: Names) -> list[Family]:
 
 def _build(metric: LegacyMetric, points: Mapping[Attributes, float], start_ns: int) -> Family:
     made = [Point(attributes, value, (), start_ns) for attributes, value in points.items()]
-    return Family(metric.name, metric.kind, "", metric.description, OWN_SCOPE, made)
+    return Family(metric.name, metric.metric_type, "", metric.description, OWN_SCOPE, made)
 
 
 def _translate_connections(names: Names, attributes: Mapping[str, object]) -> Iterable[tuple[str, Mapping[str, str]]]:

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterable
 
 from django_otel.base import guard
-from django_otel.metrics.model import OWN_SCOPE, ExponentialValue, Family, HistogramValue, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, ExponentialValue, Family, HistogramValue, MetricType, Point
 
 SCALE = 2
 _PER_DOUBLING: int = 2**SCALE
@@ -104,7 +104,7 @@ def exponentialize(families: Iterable[Family]) -> list[Family]:
 def _convert(
     family: Family, convert: Callable[[HistogramValue], HistogramValue | ExponentialValue]
 ) -> Family:  # fmt: skip
-    if family.kind is not Kind.HISTOGRAM or family.scope != OWN_SCOPE or not family.points:
+    if family.metric_type is not MetricType.HISTOGRAM or family.scope != OWN_SCOPE or not family.points:
         return family
     with guard.contained(f"the buckets of {family.name}"):
         points = [
@@ -113,6 +113,6 @@ def _convert(
             if isinstance(point.value, HistogramValue)
         ]
         is_exponential = all(isinstance(point.value, ExponentialValue) for point in points)
-        kind = Kind.EXPONENTIAL_HISTOGRAM if is_exponential else Kind.HISTOGRAM
-        return Family(family.name, kind, family.unit, family.description, family.scope, points)
+        metric_type = MetricType.EXPONENTIAL_HISTOGRAM if is_exponential else MetricType.HISTOGRAM
+        return Family(family.name, metric_type, family.unit, family.description, family.scope, points)
     return family

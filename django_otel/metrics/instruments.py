@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, SupportsFloat
 from django_otel.base import guard
 from django_otel.metrics.attributes import build_attributes, identity
 from django_otel.metrics.cells import Definition
-from django_otel.metrics.model import OWN_SCOPE, Attributes, Exemplar, Family, HistogramValue, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, Attributes, Exemplar, Family, HistogramValue, MetricType, Point
 from django_otel.metrics.series import GaugeSeries, HistogramSeries, Series
 
 #: OpenTelemetry metrics SDK, "Overflow attribute".
@@ -80,7 +80,9 @@ class Instrument:
         return overflow
 
     def _build(self, attributes: Attributes, *, is_overflow: bool) -> Series:
-        return SERIES_CLASSES.get(self.definition.kind, Series)(self._store, self.definition, attributes, is_overflow)
+        return SERIES_CLASSES.get(self.definition.metric_type, Series)(
+            self._store, self.definition, attributes, is_overflow
+        )
 
     def redefine(self, definition: Definition) -> None:
         """Start again by another definition. The store's lock is held."""
@@ -97,7 +99,7 @@ class Instrument:
 
     def family(self, latest: Mapping[tuple[int, int], Exemplar]) -> Family:
         definition = self.definition
-        family = Family(definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE)
+        family = Family(definition.name, definition.metric_type, definition.unit, definition.description, OWN_SCOPE)
         # Few series have exemplars: ask once per series, not once per bucket.
         shown = {series_id for series_id, _ in latest}
         for series in self.all_series():
@@ -221,7 +223,12 @@ class ObservableGauge(Instrument):
             # Not what was there before, where it failed: that is no longer true.
             self._points = points
         return Family(
-            definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE, list(self._points)
+            definition.name,
+            definition.metric_type,
+            definition.unit,
+            definition.description,
+            OWN_SCOPE,
+            list(self._points),
         )
 
     def _observe(self) -> list[Point]:
@@ -249,10 +256,10 @@ class ObservableGauge(Instrument):
         self._points = []
 
 
-SERIES_CLASSES: dict[Kind, type[Series]] = {Kind.HISTOGRAM: HistogramSeries, Kind.GAUGE: GaugeSeries}
-INSTRUMENT_CLASSES: dict[Kind, type[Instrument]] = {
-    Kind.COUNTER: Counter,
-    Kind.UP_DOWN_COUNTER: UpDownCounter,
-    Kind.GAUGE: Gauge,
-    Kind.HISTOGRAM: Histogram,
+SERIES_CLASSES: dict[MetricType, type[Series]] = {MetricType.HISTOGRAM: HistogramSeries, MetricType.GAUGE: GaugeSeries}
+INSTRUMENT_CLASSES: dict[MetricType, type[Instrument]] = {
+    MetricType.COUNTER: Counter,
+    MetricType.UP_DOWN_COUNTER: UpDownCounter,
+    MetricType.GAUGE: Gauge,
+    MetricType.HISTOGRAM: Histogram,
 }

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from django_otel.metrics.attributes import identity
 from django_otel.metrics.catalogue import CATALOGUE
 from django_otel.metrics.exemplar_choice import keep_newest
-from django_otel.metrics.model import ExponentialValue, Family, HistogramValue, Kind, Point
+from django_otel.metrics.model import ExponentialValue, Family, HistogramValue, MetricType, Point
 
 
 def merge_point(known: Point, increment: Point) -> bool:
@@ -89,12 +89,14 @@ def merge_processes(parts: Iterable[tuple[Iterable[Family], bool]]) -> list[Fami
     points: dict[object, Point] = {}
     for found, is_living in parts:
         for family in found:
-            if not is_living and family.kind in (Kind.UP_DOWN_COUNTER, Kind.GAUGE):
+            if not is_living and family.metric_type in (MetricType.UP_DOWN_COUNTER, MetricType.GAUGE):
                 continue
-            key = (family.scope, family.name, family.kind, family.unit)
+            key = (family.scope, family.name, family.metric_type, family.unit)
             total = families.get(key)
             if total is None:
-                total = families[key] = Family(family.name, family.kind, family.unit, family.description, family.scope)
+                total = families[key] = Family(
+                    family.name, family.metric_type, family.unit, family.description, family.scope
+                )
             for point in family.points:
                 point_key = (key, identity(point.attributes))
                 known = points.get(point_key)
@@ -102,9 +104,9 @@ def merge_processes(parts: Iterable[tuple[Iterable[Family], bool]]) -> list[Fami
                     copy = Point(point.attributes, point.value, point.exemplars, point.start_time_unix_nano)
                     points[point_key] = copy
                     total.points.append(copy)
-                elif family.kind is Kind.GAUGE and _keeps_largest(family.name):
+                elif family.metric_type is MetricType.GAUGE and _keeps_largest(family.name):
                     known.value = max(known.value, point.value)  # type: ignore[type-var]
-                elif family.kind is Kind.GAUGE or not merge_point(known, point):
+                elif family.metric_type is MetricType.GAUGE or not merge_point(known, point):
                     known.value, known.exemplars = point.value, point.exemplars
     return list(families.values())
 

@@ -18,8 +18,8 @@ AttributeValue = str | bool | int | float | tuple[str | bool | int | float, ...]
 Attributes = tuple[tuple[str, AttributeValue], ...]
 
 
-class Kind(enum.StrEnum):
-    """Kinds of metrics of the OpenTelemetry data model."""
+class MetricType(enum.StrEnum):
+    """Types of metrics of the OpenTelemetry data model."""
 
     COUNTER = "counter"
     UP_DOWN_COUNTER = "up_down_counter"
@@ -143,19 +143,19 @@ class Point(_Value):
 class Family(_Value):
     """All series of one instrument: OpenTelemetry name and unit, not yet Prometheus'."""
 
-    __slots__ = ("description", "kind", "name", "points", "scope", "unit")
+    __slots__ = ("description", "metric_type", "name", "points", "scope", "unit")
 
     def __init__(
         self,
         name: str,
-        kind: Kind,
+        metric_type: MetricType,
         unit: str,
         description: str,
         scope: Scope,
         points: list[Point] | None = None,
     ) -> None:
         self.name = name
-        self.kind = kind
+        self.metric_type = metric_type
         self.unit = unit
         self.description = description
         self.scope = scope

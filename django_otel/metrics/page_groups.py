@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 
 from django_otel.base import guard
 from django_otel.metrics.classic_buckets import with_classic_buckets
-from django_otel.metrics.model import OWN_SCOPE, Attributes, ExponentialValue, Family, HistogramValue, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, Attributes, ExponentialValue, Family, HistogramValue, MetricType, Point
 from django_otel.metrics.prometheus_names import Naming, printable
 
 _TYPES = {
-    Kind.COUNTER: "counter",
-    Kind.UP_DOWN_COUNTER: "gauge",
-    Kind.GAUGE: "gauge",
-    Kind.HISTOGRAM: "histogram",
-    Kind.EXPONENTIAL_HISTOGRAM: "histogram",
+    MetricType.COUNTER: "counter",
+    MetricType.UP_DOWN_COUNTER: "gauge",
+    MetricType.GAUGE: "gauge",
+    MetricType.HISTOGRAM: "histogram",
+    MetricType.EXPONENTIAL_HISTOGRAM: "histogram",
 }
 #: Suffixes of the names of a family's samples (OpenMetrics 1.0, "Suffixes").
 SUFFIXES = {
@@ -107,7 +107,7 @@ def build_groups(
             if group is None:
                 continue
             points = family.points
-            if family.kind is Kind.EXPONENTIAL_HISTOGRAM:
+            if family.metric_type is MetricType.EXPONENTIAL_HISTOGRAM:
                 points = with_classic_buckets(points, place)
             labels_now = fresh.setdefault(group.name, {}) if budget > 0 else {}
             _add_points(group, points, known.get(group.name, {}), labels_now, place, naming)
@@ -126,20 +126,20 @@ def _order(family: Family) -> tuple[bool, str, str, str, str, str, str]:
         family.name,
         scope.name,
         scope.version,
-        family.kind.value,
+        family.metric_type.value,
         family.unit,
         family.description,
     )
 
 
 def _group_of(family: Family, groups: dict[str, Group], claims: Claims, naming: Naming) -> Group | None:
-    name, unit = naming.family(family.name, family.unit, family.kind)
-    type_ = _TYPES[family.kind]
+    name, unit = naming.family(family.name, family.unit, family.metric_type)
+    type_ = _TYPES[family.metric_type]
     group = groups.get(name)
     if group is not None and group.type == type_:
         group.help = group.help or _clean_help(family.description)
         group.unit = group.unit or unit
-        group.is_additive = group.is_additive and family.kind is not Kind.GAUGE
+        group.is_additive = group.is_additive and family.metric_type is not MetricType.GAUGE
         return group
     owner = group.name if group is not None else claims.take(name, SUFFIXES[type_])
     if owner is not None:
@@ -148,13 +148,15 @@ def _group_of(family: Family, groups: dict[str, Group], claims: Claims, naming: 
             "The metric %s (%s, from %s) is not on the Prometheus page: its name there, %s, meets that of another "
             "metric, %s. Rename one of the two.",
             family.name,
-            family.kind.value,
+            family.metric_type.value,
             family.scope.name,
             name,
             owner,
         )
         return None
-    group = Group(name, type_, unit, _clean_help(family.description), is_additive=family.kind is not Kind.GAUGE)
+    group = Group(
+        name, type_, unit, _clean_help(family.description), is_additive=family.metric_type is not MetricType.GAUGE
+    )
     groups[name] = group
     return group
 

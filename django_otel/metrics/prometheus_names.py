@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-from django_otel.metrics.model import Attributes, Kind
+from django_otel.metrics.model import Attributes, MetricType
 
 #: UCUM to words: OpenTelemetry "Prometheus and OpenMetrics Compatibility", Metric Metadata.
 _UNITS = {
@@ -60,17 +60,17 @@ def _clean_word(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def family_name(name: str, unit: str, kind: Kind) -> tuple[str, str]:
+def family_name(name: str, unit: str, metric_type: MetricType) -> tuple[str, str]:
     """The Prometheus name of a family, without `_total`, and the unit's word if the name ends in it (else "")."""
     clean = _NOT_IN_A_NAME.sub("_", name) or "_"
     if clean[0].isdigit():
         clean = "_" + clean[1:].lstrip("_")
-    if kind is Kind.COUNTER:
+    if metric_type is MetricType.COUNTER:
         clean = clean.removesuffix("_total") or clean
-    word = "ratio" if kind is Kind.GAUGE and unit == "1" else unit_word(unit)
+    word = "ratio" if metric_type is MetricType.GAUGE and unit == "1" else unit_word(unit)
     if word and clean != word and not clean.endswith("_" + word):
         clean = f"{clean.rstrip('_')}_{word}"
-    elif kind is not Kind.GAUGE and kind is not Kind.UP_DOWN_COUNTER:
+    elif metric_type is not MetricType.GAUGE and metric_type is not MetricType.UP_DOWN_COUNTER:
         # A suffix follows, and consecutive underscores are one.
         clean = clean.rstrip("_") or clean
     # OpenMetrics: a family with a UNIT must end in "_" and that unit.
@@ -78,12 +78,12 @@ def family_name(name: str, unit: str, kind: Kind) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def family_name_utf8(name: str, unit: str, kind: Kind) -> tuple[str, str]:
+def family_name_utf8(name: str, unit: str, metric_type: MetricType) -> tuple[str, str]:
     """`family_name` with the characters of OpenTelemetry's name as they are, and the suffixes of unit and counter."""
     clean = printable(name) or "_"
-    if kind is Kind.COUNTER:
+    if metric_type is MetricType.COUNTER:
         clean = _without_suffix(clean, "total")
-    word = "ratio" if kind is Kind.GAUGE and unit == "1" else unit_word(unit)
+    word = "ratio" if metric_type is MetricType.GAUGE and unit == "1" else unit_word(unit)
     if word and clean != word:
         clean = f"{_without_suffix(clean, word)}_{word}"
     return clean, word if word and clean.endswith("_" + word) else ""
@@ -134,11 +134,11 @@ class Naming:
         #: "" is the specification's translation to names of the old rules.
         self.escaping = escaping
 
-    def family(self, name: str, unit: str, kind: Kind) -> tuple[str, str]:
+    def family(self, name: str, unit: str, metric_type: MetricType) -> tuple[str, str]:
         """Return the name without `_total`, and the unit's word where it ends in that."""
         if not self.escaping:
-            return family_name(name, unit, kind)
-        found, word = family_name_utf8(name, unit, kind)
+            return family_name(name, unit, metric_type)
+        found, word = family_name_utf8(name, unit, metric_type)
         return escape_name(found, self.escaping), word if self.escaping == "allow-utf-8" else ""
 
     def labels(self, attributes: Attributes, *, is_histogram: bool) -> bytes:

@@ -50,7 +50,7 @@ from django_otel.metrics.model import (
     ExponentialValue,
     Family,
     HistogramValue,
-    Kind,
+    MetricType,
     Point,
     Scope,
 )
@@ -112,7 +112,9 @@ class SdkMetrics:
             if data is not None:
                 self._add(data)
             return [
-                Family(family.name, family.kind, family.unit, family.description, family.scope, list(family.points))
+                Family(
+                    family.name, family.metric_type, family.unit, family.description, family.scope, list(family.points)
+                )
                 for family in self._families.values()
             ]
 
@@ -126,13 +128,13 @@ class SdkMetrics:
 
     def _add_metric(self, scope: Scope, metric: Metric) -> None:
         data = metric.data
-        kind = _kind_of(data)
-        if kind is None:
+        metric_type = _type_of(data)
+        if metric_type is None:
             return
-        key = (scope, metric.name, kind, metric.unit)
+        key = (scope, metric.name, metric_type, metric.unit)
         family = self._families.get(key)
         if family is None:
-            family = Family(metric.name, kind, metric.unit or "", metric.description or "", scope)
+            family = Family(metric.name, metric_type, metric.unit or "", metric.description or "", scope)
             self._families[key] = family
         is_absolute = (
             isinstance(data, Gauge)
@@ -172,15 +174,15 @@ def _same_scope(scope: Scope) -> Scope:
     return scope
 
 
-def _kind_of(data: object) -> Kind | None:
+def _type_of(data: object) -> MetricType | None:
     if isinstance(data, Sum):
-        return Kind.COUNTER if data.is_monotonic else Kind.UP_DOWN_COUNTER
+        return MetricType.COUNTER if data.is_monotonic else MetricType.UP_DOWN_COUNTER
     if isinstance(data, Gauge):
-        return Kind.GAUGE
+        return MetricType.GAUGE
     if isinstance(data, HistogramData):
-        return Kind.HISTOGRAM
+        return MetricType.HISTOGRAM
     if isinstance(data, ExponentialHistogram):
-        return Kind.EXPONENTIAL_HISTOGRAM
+        return MetricType.EXPONENTIAL_HISTOGRAM
     return None
 
 
@@ -239,7 +241,9 @@ class MetricsDataBuilder:
         for family in families:
             points = [made for point in family.points if (made := self._build_point(family, point, now_ns)) is not None]
             if points:
-                metric = Metric(family.name, family.description, family.unit, self._build_data(family.kind, points))
+                metric = Metric(
+                    family.name, family.description, family.unit, self._build_data(family.metric_type, points)
+                )
                 scopes.setdefault(family.scope, []).append(metric)
         self._exported_at_ns = now_ns
         if not scopes:
@@ -254,23 +258,23 @@ class MetricsDataBuilder:
             ]
         )
 
-    def _build_data(self, kind: Kind, points: list[Any]) -> Any:
+    def _build_data(self, metric_type: MetricType, points: list[Any]) -> Any:
         counted = AggregationTemporality.DELTA if self._is_delta else AggregationTemporality.CUMULATIVE
-        if kind is Kind.COUNTER:
+        if metric_type is MetricType.COUNTER:
             return Sum(points, counted, is_monotonic=True)
-        if kind is Kind.UP_DOWN_COUNTER:
+        if metric_type is MetricType.UP_DOWN_COUNTER:
             # Specification, "OTLP exporter, delta preference": up-down counters stay cumulative.
             return Sum(points, AggregationTemporality.CUMULATIVE, is_monotonic=False)
-        if kind is Kind.GAUGE:
+        if metric_type is MetricType.GAUGE:
             return Gauge(points)
-        if kind is Kind.HISTOGRAM:
+        if metric_type is MetricType.HISTOGRAM:
             return HistogramData(points, counted)
         return ExponentialHistogram(points, counted)
 
     def _build_point(self, family: Family, point: Point, now_ns: int) -> object:
         value, start_ns = point.value, point.start_time_unix_nano
-        if self._is_delta and family.kind in (Kind.COUNTER, Kind.HISTOGRAM, Kind.EXPONENTIAL_HISTOGRAM):
-            key = (family.scope, family.name, family.kind, identity(point.attributes))
+        if self._is_delta and family.metric_type not in (MetricType.UP_DOWN_COUNTER, MetricType.GAUGE):
+            key = (family.scope, family.name, family.metric_type, identity(point.attributes))
             before = self._before.get(key)
             self._before[key] = Point(point.attributes, _copy_value(value), (), start_ns)
             if before is not None and before.start_time_unix_nano == start_ns:
@@ -312,7 +316,8 @@ class MetricsDataBuilder:
                 max=None,  # type: ignore[arg-type]
                 exemplars=exemplars,
             )
-        if isinstance(value, float) and value.is_integer() and family.kind is not Kind.GAUGE and abs(value) < 2**53:
+        is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+        if is_whole and family.metric_type is not MetricType.GAUGE:
             value = int(value)
         return NumberDataPoint(
             attributes=attributes,

@@ -23,7 +23,7 @@ from django_otel.metrics.instruments import (
     Observed,
     UpDownCounter,
 )
-from django_otel.metrics.model import Attributes, Exemplar, Family, Kind
+from django_otel.metrics.model import Attributes, Exemplar, Family, MetricType
 from django_otel.metrics.series import ExemplarRing
 
 
@@ -126,13 +126,18 @@ class CellStore:
         return self._buckets.get(name, default)
 
     def _with_bounds(self, definition: Definition) -> Definition:
-        if definition.kind is not Kind.HISTOGRAM:
+        if definition.metric_type is not MetricType.HISTOGRAM:
             return definition
         bounds = self.explicit_bounds(definition.name)
         if self.is_exponential:
             bounds = widen(bounds)
         return Definition(
-            definition.name, definition.kind, definition.unit, definition.description, bounds, definition.aggregation
+            definition.name,
+            definition.metric_type,
+            definition.unit,
+            definition.description,
+            bounds,
+            definition.aggregation,
         )
 
     def define(self, definition: Definition) -> Instrument:
@@ -144,35 +149,37 @@ class CellStore:
         with self.lock:
             found = self._instruments.get(definition.name)
             if found is not None:
-                if found.definition.kind is not definition.kind or isinstance(found, ObservableGauge):
-                    kind = "observable gauge" if isinstance(found, ObservableGauge) else found.definition.kind.value
+                if found.definition.metric_type is not definition.metric_type or isinstance(found, ObservableGauge):
+                    kind = (
+                        "observable gauge" if isinstance(found, ObservableGauge) else found.definition.metric_type.value
+                    )
                     raise ValueError(
                         f"The instrument {definition.name!r} is of kind {kind}; "
-                        f"it cannot be a {definition.kind.value} as well. Choose another name."
+                        f"it cannot be a {definition.metric_type.value} as well. Choose another name."
                     )
                 return found
             self._given[definition.name] = definition.bounds
-            made = INSTRUMENT_CLASSES[definition.kind](self, self._with_bounds(definition))
+            made = INSTRUMENT_CLASSES[definition.metric_type](self, self._with_bounds(definition))
             self._instruments[definition.name] = made
             return made
 
     def counter(self, name: str, unit: str = "", description: str = "") -> Counter:
-        instrument = self.define(Definition(name, Kind.COUNTER, unit, description))
+        instrument = self.define(Definition(name, MetricType.COUNTER, unit, description))
         assert isinstance(instrument, Counter)
         return instrument
 
     def up_down_counter(self, name: str, unit: str = "", description: str = "") -> UpDownCounter:
-        instrument = self.define(Definition(name, Kind.UP_DOWN_COUNTER, unit, description, aggregation="livesum"))
+        instrument = self.define(Definition(name, MetricType.UP_DOWN_COUNTER, unit, description, aggregation="livesum"))
         assert isinstance(instrument, UpDownCounter)
         return instrument
 
     def gauge(self, name: str, unit: str = "", description: str = "") -> Gauge:
-        instrument = self.define(Definition(name, Kind.GAUGE, unit, description, aggregation="last"))
+        instrument = self.define(Definition(name, MetricType.GAUGE, unit, description, aggregation="last"))
         assert isinstance(instrument, Gauge)
         return instrument
 
     def histogram(self, name: str, unit: str = "", description: str = "", bounds: tuple[float, ...] = ()) -> Histogram:
-        instrument = self.define(Definition(name, Kind.HISTOGRAM, unit, description, tuple(bounds)))
+        instrument = self.define(Definition(name, MetricType.HISTOGRAM, unit, description, tuple(bounds)))
         assert isinstance(instrument, Histogram)
         return instrument
 
@@ -180,7 +187,7 @@ class CellStore:
         self, name: str, callback: Callable[[], Observed], unit: str = "", description: str = ""
     ) -> ObservableGauge:
         """A gauge read through `callback`; asking again for one name replaces its callback."""
-        definition = _own_definition(Definition(name, Kind.GAUGE, unit, description, (), "last"))
+        definition = _own_definition(Definition(name, MetricType.GAUGE, unit, description, (), "last"))
         with self.lock:
             found = self._instruments.get(name)
             if found is None:
@@ -189,16 +196,17 @@ class CellStore:
                 return made
         if not isinstance(found, ObservableGauge):
             raise ValueError(
-                f"The instrument {name!r} is a {found.definition.kind.value}; it cannot be an observable gauge as well."
+                f"The instrument {name!r} is a {found.definition.metric_type.value}; "
+                "it cannot be an observable gauge as well."
             )
         found.callback = callback
         found.forget()
         return found
 
-    def kind_of(self, name: str) -> Kind | None:
-        """Return the kind of the instrument of that name; None if there is none."""
+    def type_of(self, name: str) -> MetricType | None:
+        """Return the type of the instrument of that name; None if there is none."""
         found = self._instruments.get(name)
-        return None if found is None else found.definition.kind
+        return None if found is None else found.definition.metric_type
 
     def forget_observed(self) -> None:
         """Ask the callbacks of all observable gauges again at the next reading (for tests)."""
@@ -304,7 +312,9 @@ class CellStore:
 
 
 def _define_catalogued(metric: catalogue.Metric) -> Definition:
-    return Definition(metric.name, metric.kind, metric.unit, metric.description, metric.bounds, metric.aggregation)
+    return Definition(
+        metric.name, metric.metric_type, metric.unit, metric.description, metric.bounds, metric.aggregation
+    )
 
 
 def _own_definition(definition: Definition) -> Definition:
@@ -315,10 +325,10 @@ def _own_definition(definition: Definition) -> Definition:
     metric = catalogue.CATALOGUE.get(definition.name)
     if metric is None:
         return definition
-    if metric.kind is not definition.kind:
+    if metric.metric_type is not definition.metric_type:
         raise ValueError(
-            f"The instrument {definition.name!r} is a {metric.kind.value} of django_otel; "
-            f"it cannot be a {definition.kind.value} as well. Choose another name."
+            f"The instrument {definition.name!r} is a {metric.metric_type.value} of django_otel; "
+            f"it cannot be a {definition.metric_type.value} as well. Choose another name."
         )
     return _define_catalogued(metric)
 

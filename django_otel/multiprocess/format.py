@@ -13,7 +13,7 @@ import zlib
 from typing import Any
 
 from django_otel.metrics.cells import Definition, cells_of
-from django_otel.metrics.model import Attributes, Exemplar, Kind
+from django_otel.metrics.model import Attributes, Exemplar, MetricType
 
 #: File format; a file of another format is foreign and skipped.
 MAGIC = 20261123.0
@@ -33,12 +33,12 @@ MAX_SLOTS = 4096
 MAX_KEYS_BYTES = 64 << 20
 #: Beyond this a slot does not grow, and a file is not read: a length may be garbage.
 MAX_CELLS_BYTES = 256 << 20
-LIVE_KINDS = frozenset({Kind.UP_DOWN_COUNTER, Kind.GAUGE})
+LIVE_TYPES = frozenset({MetricType.UP_DOWN_COUNTER, MetricType.GAUGE})
 
 
 def is_live(definition: Definition) -> bool:
     """Return whether only living processes have values of this instrument."""
-    return definition.kind in LIVE_KINDS and definition.aggregation != "max_ever"
+    return definition.metric_type in LIVE_TYPES and definition.aggregation != "max_ever"
 
 
 #: Errors of reading a file with right checksums whose content is not ours.
@@ -102,10 +102,12 @@ class Keys:
 
 def parse_definition(content: Any) -> tuple[Definition, float]:
     """A definition and when it was made, in seconds since the epoch."""
-    name, kind, unit, description, bounds, aggregation, defined_at_s = content
+    name, metric_type, unit, description, bounds, aggregation, defined_at_s = content
     if not all(isinstance(text, str) for text in (name, unit, description, aggregation)):
         raise TypeError("not texts")
-    return Definition(name, Kind(kind), unit, description, parse_bounds(bounds), aggregation), float(defined_at_s)
+    return Definition(name, MetricType(metric_type), unit, description, parse_bounds(bounds), aggregation), float(
+        defined_at_s
+    )
 
 
 def parse_bounds(bounds: Any) -> tuple[float, ...]:
@@ -134,7 +136,7 @@ def pack_definition(definition: Definition, defined_at_s: float) -> bytes:
     return _pack_entry(
         {
             "d": [
-                definition.name, definition.kind.value, definition.unit, definition.description,
+                definition.name, definition.metric_type.value, definition.unit, definition.description,
                 definition.bounds, definition.aggregation, defined_at_s,
             ]
         }

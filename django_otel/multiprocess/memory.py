@@ -27,7 +27,7 @@ from django_otel.multiprocess.format import (
     HEADER_CELLS,
     JOINED_AT_CELL,
     KEYS_LENGTH_CELL,
-    LIVE_KINDS,
+    LIVE_TYPES,
     MAGIC,
     MAGIC_CELL,
     MAX_KEYS_BYTES,
@@ -152,7 +152,7 @@ class SharedMemory(Memory):
             if path.exists():
                 self.problems.append("damaged")
             return
-        self.inherited = [family for family in found if family.kind not in LIVE_KINDS]
+        self.inherited = [family for family in found if family.metric_type not in LIVE_TYPES]
         if len(self.inherited) != len(found):
             # Readers take the slot for living now.
             with contextlib.suppress(OSError):

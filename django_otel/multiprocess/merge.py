@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from django_otel.metrics.cells import Definition, cells_of
-from django_otel.metrics.model import OWN_SCOPE, Exemplar, Family, HistogramValue, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, Exemplar, Family, HistogramValue, MetricType, Point
 from django_otel.multiprocess.format import is_live, read_ring
 from django_otel.multiprocess.layout import Instrument, Series, SlotLayout
 
@@ -92,9 +92,9 @@ class MergePlan:
         for block in self._blocks:
             definition = block.instrument.definition
             columns = [_gather(slots[index], runs) for index, runs in block.runs]
-            if definition.kind is Kind.HISTOGRAM:
+            if definition.metric_type is MetricType.HISTOGRAM:
                 points = _histogram_points(block, definition, columns, exemplars)
-            elif definition.kind is Kind.GAUGE:
+            elif definition.metric_type is MetricType.GAUGE:
                 points = _gauge_points(block, definition, columns)
             else:
                 # Series and sums are of one length, and nothing is measured by their mere existence but zero.
@@ -104,7 +104,7 @@ class MergePlan:
             family = families.get(block.instrument)
             if family is None:
                 families[block.instrument] = Family(
-                    definition.name, definition.kind, definition.unit, definition.description, OWN_SCOPE, points
+                    definition.name, definition.metric_type, definition.unit, definition.description, OWN_SCOPE, points
                 )
             else:
                 family.points += points

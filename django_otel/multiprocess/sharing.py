@@ -307,7 +307,9 @@ class Sharing:
         for family in self._store.collect():
             for point in family.points:
                 if (family.name, point.attributes) not in shown:
-                    merged += [Family(family.name, family.kind, family.unit, family.description, family.scope, [point])]
+                    merged += [
+                        Family(family.name, family.metric_type, family.unit, family.description, family.scope, [point])
+                    ]
 
     def _state(self, *, is_shared: bool) -> list[Family]:
         return [build_family("django_otel.shared.active", [Point((), 1.0 if is_shared else 0.0)])]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from django_otel.base.private_files import open_file
-from django_otel.metrics.model import Exemplar, ExponentialValue, Family, HistogramValue, Kind, Point, Scope
+from django_otel.metrics.model import Exemplar, ExponentialValue, Family, HistogramValue, MetricType, Point, Scope
 from django_otel.multiprocess.format import ENTRY, MALFORMED, MAX_KEYS_BYTES, parse_attributes, parse_bounds
 
 
@@ -62,7 +62,7 @@ def read_snapshot(path: Path) -> list[Family] | None:
 
 def _dump_family(family: Family) -> object:
     return [
-        family.name, family.kind.value, family.unit, family.description,
+        family.name, family.metric_type.value, family.unit, family.description,
         [family.scope.name, family.scope.version, family.scope.schema_url, family.scope.attributes],
         [
             [point.attributes, _dump_value(point.value), point.start_time_unix_nano,
@@ -82,18 +82,24 @@ def _dump_value(value: object) -> object:
 
 
 def _parse_family(item: Any) -> Family:
-    name, kind, unit, description, scope, points = item
+    name, metric_type, unit, description, scope, points = item
     if not all(isinstance(text, str) for text in (name, unit, description, *scope[:3])):
         raise TypeError("not texts")
     family = Family(
-        name, Kind(kind), unit, description, Scope(scope[0], scope[1], scope[2], parse_attributes(scope[3]))
+        name,
+        MetricType(metric_type),
+        unit,
+        description,
+        Scope(scope[0], scope[1], scope[2], parse_attributes(scope[3])),
     )
     for attributes, value, start, exemplars in points:
         found = [Exemplar(float(e[0]), float(e[1]), int(e[2], 16), int(e[3], 16)) for e in exemplars]
         parsed = _parse_value(value)
-        expected = {Kind.HISTOGRAM: HistogramValue, Kind.EXPONENTIAL_HISTOGRAM: ExponentialValue}.get(family.kind)
+        expected = {MetricType.HISTOGRAM: HistogramValue, MetricType.EXPONENTIAL_HISTOGRAM: ExponentialValue}.get(
+            family.metric_type
+        )
         if not (_is_number(parsed) if expected is None else isinstance(parsed, expected)):
-            raise TypeError("a value of another kind")
+            raise TypeError("a value of another type")
         family.points.append(Point(parse_attributes(attributes), parsed, found, int(start)))
     return family
 

@@ -170,8 +170,8 @@ class RecordedMetrics:
         ]
         if not found:
             return _nothing(name)
-        kind = found[0][0].kind.value
-        if kind == "gauge":
+        metric_type = found[0][0].metric_type.value
+        if metric_type == "gauge":
             if len(found) > 1:
                 series = "\n".join(str(dict(point.attributes)) for _, point in found)
                 raise AssertionError(
@@ -179,7 +179,7 @@ class RecordedMetrics:
                 )
             return found[0][1].value
         deltas = [self._delta(family, point) for family, point in found]
-        if "histogram" not in kind:
+        if "histogram" not in metric_type:
             return math.fsum(delta.value for delta in deltas)
         same_bounds = len({delta.bounds for delta in deltas}) == 1
         return HistogramDelta(
@@ -225,7 +225,7 @@ class RecordedMetrics:
 
 def _identity(family: Family, point: Point) -> object:
     # The start time changes when a series begins again.
-    return (family.scope, family.name, family.kind, point.attributes, point.start_time_unix_nano)
+    return (family.scope, family.name, family.metric_type, point.attributes, point.start_time_unix_nano)
 
 
 def _read(point: Point) -> _Reading:
@@ -251,12 +251,12 @@ def _nothing(name: str) -> object:
     from django_otel.metrics import catalogue
 
     catalogued = catalogue.CATALOGUE.get(name)
-    kind = runtime.store.kind_of(name) or (catalogued.kind if catalogued is not None else None)
-    if kind is None:
+    metric_type = runtime.store.type_of(name) or (catalogued.metric_type if catalogued is not None else None)
+    if metric_type is None:
         return 0
-    if "histogram" in kind.value:
+    if "histogram" in metric_type.value:
         return HistogramDelta()
-    return None if kind.value == "gauge" else 0
+    return None if metric_type.value == "gauge" else 0
 
 
 # --- logs ---------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from django_otel import runtime
 from django_otel.metrics.django_prometheus import DERIVED, MEASURED, REPLACED, Names, present
 from django_otel.metrics.exposition import render
-from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point, Scope
+from django_otel.metrics.model import OWN_SCOPE, Family, MetricType, Point, Scope
 from django_otel.metrics.store import CellStore
 from tests import sizes
 
@@ -16,7 +16,7 @@ NAMES = Names({"default": "postgresql"}, {"default": "locmem"}, {"shop.Order": "
 
 def family(name: str, points: list[tuple[dict, float]], scope: Scope = OWN_SCOPE) -> Family:
     made = [Point(tuple(sorted(labels.items())), value, (), 7) for labels, value in points]
-    return Family(name, Kind.COUNTER, "", "", scope, made)
+    return Family(name, MetricType.COUNTER, "", "", scope, made)
 
 
 def page_of(families: list[Family], *, openmetrics: bool = False) -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from django_otel import runtime
 from django_otel.metrics.catalogue import CATALOGUE
 from django_otel.metrics.exponential import SCALE, exponentialize, narrow, narrow_value, to_exponential, widen
-from django_otel.metrics.model import ExponentialValue, HistogramValue, Kind
+from django_otel.metrics.model import ExponentialValue, HistogramValue, MetricType
 from django_otel.metrics.store import CellStore
 from tests import sizes
 
@@ -81,12 +81,12 @@ def test_a_scrape_shows_the_explicit_buckets_and_otlp_exponential_ones():
     shown = {family.name: family for family in narrow(wide.collect(), wide.explicit_bounds)}
     for family in plain.collect():
         found = shown[family.name]
-        assert found.kind is Kind.HISTOGRAM
+        assert found.metric_type is MetricType.HISTOGRAM
         assert [point.value for point in found.points] == [point.value for point in family.points], family.name
     exported = {family.name: family for family in exponentialize(wide.collect())}
-    assert {name: family.kind for name, family in exported.items()} == {
-        "own.one": Kind.EXPONENTIAL_HISTOGRAM, "own.two": Kind.EXPONENTIAL_HISTOGRAM,
-        "own.default": Kind.EXPONENTIAL_HISTOGRAM, "own.negative": Kind.HISTOGRAM,
+    assert {name: family.metric_type for name, family in exported.items()} == {
+        "own.one": MetricType.EXPONENTIAL_HISTOGRAM, "own.two": MetricType.EXPONENTIAL_HISTOGRAM,
+        "own.default": MetricType.EXPONENTIAL_HISTOGRAM, "own.negative": MetricType.HISTOGRAM,
     }  # fmt: skip
     assert exported["own.one"].points[0].value.count == 6
 

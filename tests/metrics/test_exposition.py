@@ -31,7 +31,7 @@ from django_otel.metrics.model import (
     ExponentialValue,
     Family,
     HistogramValue,
-    Kind,
+    MetricType,
     Point,
     Scope,
 )
@@ -77,36 +77,36 @@ def need_promtool():
 @sizes.each(
     ("name", "unit", "kind", "expected", "word"),
     [
-        ("http.server.request.duration", "s", Kind.HISTOGRAM, "http_server_request_duration_seconds", "seconds"),
-        ("http.server.active_requests", "{request}", Kind.UP_DOWN_COUNTER, "http_server_active_requests", ""),
-        ("http.server.response.body.size", "By", Kind.HISTOGRAM, "http_server_response_body_size_bytes", "bytes"),
-        ("queue.fill", "1", Kind.GAUGE, "queue_fill_ratio", "ratio"),
-        ("django_otel.sampling.ratio", "1", Kind.GAUGE, "django_otel_sampling_ratio", "ratio"),
-        ("calls", "1", Kind.COUNTER, "calls", ""),
-        ("open", "1", Kind.UP_DOWN_COUNTER, "open", ""),
-        ("orders.total", "", Kind.COUNTER, "orders", ""),
-        ("orders_total", "{order}", Kind.COUNTER, "orders", ""),
-        ("disk.read_seconds_total", "s", Kind.COUNTER, "disk_read_seconds", "seconds"),
-        ("disk_seconds", "s", Kind.GAUGE, "disk_seconds", "seconds"),
-        ("seconds", "s", Kind.GAUGE, "seconds", ""),
-        ("speed", "m/s", Kind.GAUGE, "speed_meters_per_second", "meters_per_second"),
-        ("io", "By/s", Kind.GAUGE, "io_bytes_per_second", "bytes_per_second"),
-        ("rate", "{request}/s", Kind.GAUGE, "rate_per_second", "per_second"),
-        ("rate", "1/s", Kind.GAUGE, "rate_per_second", "per_second"),
-        ("size", "{packet}By", Kind.GAUGE, "size_bytes", "bytes"),
-        ("mix", "{a}/{b}", Kind.GAUGE, "mix", ""),
-        ("odd", "furlong^2", Kind.GAUGE, "odd_furlong_2", "furlong_2"),
-        ("wide", "TiBy", Kind.GAUGE, "wide_tebibytes", "tebibytes"),
-        ("cpu", "%", Kind.GAUGE, "cpu_percent", "percent"),
-        ("a..b--c  d", "", Kind.GAUGE, "a_b_c_d", ""),
-        ("a:b", "", Kind.GAUGE, "a:b", ""),
-        ("größe", "", Kind.GAUGE, "gr_e", ""),
-        ("3d.model", "", Kind.GAUGE, "_d_model", ""),
-        ("ends.", "s", Kind.GAUGE, "ends_seconds", "seconds"),
-        ("ends.", "", Kind.COUNTER, "ends", ""),
-        ("ends.", "", Kind.GAUGE, "ends_", ""),
-        ("", "", Kind.GAUGE, "_", ""),
-        ("_total", "", Kind.COUNTER, "_total", ""),
+        ("http.server.request.duration", "s", MetricType.HISTOGRAM, "http_server_request_duration_seconds", "seconds"),
+        ("http.server.active_requests", "{request}", MetricType.UP_DOWN_COUNTER, "http_server_active_requests", ""),
+        ("http.server.response.body.size", "By", MetricType.HISTOGRAM, "http_server_response_body_size_bytes", "bytes"),
+        ("queue.fill", "1", MetricType.GAUGE, "queue_fill_ratio", "ratio"),
+        ("django_otel.sampling.ratio", "1", MetricType.GAUGE, "django_otel_sampling_ratio", "ratio"),
+        ("calls", "1", MetricType.COUNTER, "calls", ""),
+        ("open", "1", MetricType.UP_DOWN_COUNTER, "open", ""),
+        ("orders.total", "", MetricType.COUNTER, "orders", ""),
+        ("orders_total", "{order}", MetricType.COUNTER, "orders", ""),
+        ("disk.read_seconds_total", "s", MetricType.COUNTER, "disk_read_seconds", "seconds"),
+        ("disk_seconds", "s", MetricType.GAUGE, "disk_seconds", "seconds"),
+        ("seconds", "s", MetricType.GAUGE, "seconds", ""),
+        ("speed", "m/s", MetricType.GAUGE, "speed_meters_per_second", "meters_per_second"),
+        ("io", "By/s", MetricType.GAUGE, "io_bytes_per_second", "bytes_per_second"),
+        ("rate", "{request}/s", MetricType.GAUGE, "rate_per_second", "per_second"),
+        ("rate", "1/s", MetricType.GAUGE, "rate_per_second", "per_second"),
+        ("size", "{packet}By", MetricType.GAUGE, "size_bytes", "bytes"),
+        ("mix", "{a}/{b}", MetricType.GAUGE, "mix", ""),
+        ("odd", "furlong^2", MetricType.GAUGE, "odd_furlong_2", "furlong_2"),
+        ("wide", "TiBy", MetricType.GAUGE, "wide_tebibytes", "tebibytes"),
+        ("cpu", "%", MetricType.GAUGE, "cpu_percent", "percent"),
+        ("a..b--c  d", "", MetricType.GAUGE, "a_b_c_d", ""),
+        ("a:b", "", MetricType.GAUGE, "a:b", ""),
+        ("größe", "", MetricType.GAUGE, "gr_e", ""),
+        ("3d.model", "", MetricType.GAUGE, "_d_model", ""),
+        ("ends.", "s", MetricType.GAUGE, "ends_seconds", "seconds"),
+        ("ends.", "", MetricType.COUNTER, "ends", ""),
+        ("ends.", "", MetricType.GAUGE, "ends_", ""),
+        ("", "", MetricType.GAUGE, "_", ""),
+        ("_total", "", MetricType.COUNTER, "_total", ""),
     ],
 )
 def test_a_name_follows_the_compatibility_specification(name, unit, kind, expected, word):
@@ -121,8 +121,8 @@ def test_every_metric_of_the_catalogue_has_a_name_that_promtool_would_choose():
     families = [
         family(
             metric.name,
-            metric.kind,
-            [(dict.fromkeys(metric.attributes, "x"), _some_value(metric.kind, metric.bounds))],
+            metric.metric_type,
+            [(dict.fromkeys(metric.attributes, "x"), _some_value(metric.metric_type, metric.bounds))],
             metric.unit,
             metric.description,
         )
@@ -141,12 +141,12 @@ def test_the_linter_does_complain_about_a_bad_page():
 
 
 def _some_value(kind, bounds=(1.0,)):
-    return HistogramValue(bounds, [1.0] * (len(bounds) + 1), 1.5) if kind is Kind.HISTOGRAM else 1.0
+    return HistogramValue(bounds, [1.0] * (len(bounds) + 1), 1.5) if kind is MetricType.HISTOGRAM else 1.0
 
 
 def test_a_counter_is_a_total_and_named_without_it_in_openmetrics():
     """TYPE and HELP bear the samples' name in the older format and the family's in OpenMetrics."""
-    families = [family("orders.total", Kind.COUNTER, [({}, 3)])]
+    families = [family("orders.total", MetricType.COUNTER, [({}, 3)])]
     text = render(families, openmetrics=False, resource_attributes={}).decode()
     newer = render(families, openmetrics=True, resource_attributes={}).decode()
     assert text == "# HELP orders_total Something.\n# TYPE orders_total counter\norders_total 3\n"
@@ -156,7 +156,7 @@ def test_a_counter_is_a_total_and_named_without_it_in_openmetrics():
 def test_openmetrics_names_the_unit_that_the_name_ends_in():
     """UNIT stands exactly where the name ends in that unit."""
     page = render(
-        [family("a", Kind.GAUGE, [({}, 1)], "s"), family("b", Kind.GAUGE, [({}, 1)], "{x}")],
+        [family("a", MetricType.GAUGE, [({}, 1)], "s"), family("b", MetricType.GAUGE, [({}, 1)], "{x}")],
         openmetrics=True,
         resource_attributes={},
     ).decode()
@@ -167,14 +167,16 @@ def test_openmetrics_names_the_unit_that_the_name_ends_in():
 
 def test_up_down_counters_are_gauges():
     """What can fall is no counter, and has no `_total`."""
-    text, newer = both([family("open", Kind.UP_DOWN_COUNTER, [({}, 4)])])
+    text, newer = both([family("open", MetricType.UP_DOWN_COUNTER, [({}, 4)])])
     assert text.families["open"].type == newer.families["open"].type == "gauge"
     assert text.value("open") == 4
 
 
 def test_a_histogram_in_full():
     """Cumulative buckets up to +Inf, sum and count."""
-    families = [family("d", Kind.HISTOGRAM, [({"k": "v"}, HistogramValue((0.5, 1.0), [1.0, 2.0, 3.0], 7.25))], "s")]
+    families = [
+        family("d", MetricType.HISTOGRAM, [({"k": "v"}, HistogramValue((0.5, 1.0), [1.0, 2.0, 3.0], 7.25))], "s")
+    ]
     page = render(families, openmetrics=False, resource_attributes={}).decode()
     assert page == (
         "# HELP d_seconds Something.\n# TYPE d_seconds histogram\n"
@@ -208,7 +210,7 @@ def test_a_histogram_in_full():
 )
 def test_attributes_become_labels(attributes, expected):
     """Names are sanitised, values are texts, keys that meet are joined in their order."""
-    text, newer = both([family("g", Kind.GAUGE, [(attributes, 1)])])
+    text, newer = both([family("g", MetricType.GAUGE, [(attributes, 1)])])
     assert text.value("g", **expected) == newer.value("g", **expected) == 1
 
 
@@ -222,8 +224,8 @@ def test_unsorted_attributes_give_the_same_labels():
 def test_an_attribute_called_le_does_not_touch_the_buckets():
     """On a histogram it steps aside; elsewhere it stays."""
     families = [
-        family("h", Kind.HISTOGRAM, [({"le": "mine"}, HistogramValue((1.0,), [1.0, 1.0], 2.5))]),
-        family("g", Kind.GAUGE, [({"le": "mine"}, 1)]),
+        family("h", MetricType.HISTOGRAM, [({"le": "mine"}, HistogramValue((1.0,), [1.0, 1.0], 2.5))]),
+        family("g", MetricType.GAUGE, [({"le": "mine"}, 1)]),
     ]
     text, _ = both(families)
     assert text.value("h_bucket", exported_le="mine", le="1.0") == 1
@@ -239,8 +241,10 @@ def test_an_attribute_called_le_does_not_touch_the_buckets():
 def test_any_label_and_help_text_survives_the_round_trip(attributes, description):
     """Whatever stands in keys, values and descriptions, both parsers read the page and the labels back."""
     families = [
-        family("g", Kind.GAUGE, [(attributes, 1)], description=description),
-        family("h", Kind.HISTOGRAM, [(attributes, HistogramValue((1.0,), [1.0, 1.0], 2.5))], description=description),
+        family("g", MetricType.GAUGE, [(attributes, 1)], description=description),
+        family(
+            "h", MetricType.HISTOGRAM, [(attributes, HistogramValue((1.0,), [1.0, 1.0], 2.5))], description=description
+        ),
     ]
     text, newer = both(families)
     expected = dict(label_pairs(build_attributes(attributes)))
@@ -250,7 +254,7 @@ def test_any_label_and_help_text_survives_the_round_trip(attributes, description
 def test_equal_looking_values_of_other_types_are_other_series():
     """1, True and 1.0 are equal in Python and different labels; no cache mixes them up."""
     for _ in range(3):
-        text, _ = both([family("g", Kind.GAUGE, [({"k": 1}, 10), ({"k": True}, 20), ({"k": 1.0}, 30)])])
+        text, _ = both([family("g", MetricType.GAUGE, [({"k": 1}, 10), ({"k": True}, 20), ({"k": 1.0}, 30)])])
         assert (text.value("g", k="1"), text.value("g", k="true"), text.value("g", k="1.0")) == (10, 20, 30)
 
 
@@ -294,7 +298,7 @@ def test_large_bounds_are_canonical():
 def test_a_gauge_may_be_anything():
     """NaN and both infinities are values of a gauge in either format."""
     points = [({"k": "nan"}, math.nan), ({"k": "inf"}, math.inf), ({"k": "-inf"}, -math.inf)]
-    for page in both([family("g", Kind.GAUGE, points)]):
+    for page in both([family("g", MetricType.GAUGE, points)]):
         assert math.isnan(page.value("g", k="nan"))
         assert (page.value("g", k="inf"), page.value("g", k="-inf")) == (math.inf, -math.inf)
 
@@ -302,7 +306,7 @@ def test_a_gauge_may_be_anything():
 def test_a_counter_gone_wrong_is_left_out_of_openmetrics_alone():
     """OpenMetrics knows no NaN and no negative total; the rest of the family stays."""
     points = [({"k": "nan"}, math.nan), ({"k": "less"}, -1), ({"k": "good"}, 5)]
-    text, newer = both([family("c", Kind.COUNTER, points)])
+    text, newer = both([family("c", MetricType.COUNTER, points)])
     assert len([1 for name, _ in text.samples if name == "c_total"]) == 3
     assert [key for key in newer.samples if key[0] == "c_total"] == [("c_total", frozenset({("k", "good")}))]
 
@@ -332,7 +336,7 @@ def test_target_info_names_the_service_once_and_no_process():
 
 def test_a_metric_cannot_pass_for_the_resource():
     """A gauge called target.info gives way."""
-    text, newer = both([family("target.info", Kind.GAUGE, [({"fake": "1"}, 1)])])
+    text, newer = both([family("target.info", MetricType.GAUGE, [({"fake": "1"}, 1)])])
     assert [key for key in text.samples if "fake" in dict(key[1])] == []
     assert newer.value("target_info", service_name="shop") == 1
 
@@ -350,8 +354,8 @@ def test_two_meters_with_one_name_keep_each_points_own_labels():
     """The official exporter shows the second meter's beta="B" as alpha="B"."""
     text, newer = both(
         [
-            family("jobs", Kind.COUNTER, [({"alpha": "A"}, 1)], scope=ALPHA),
-            family("jobs", Kind.COUNTER, [({"beta": "B"}, 2)], scope=BETA),
+            family("jobs", MetricType.COUNTER, [({"alpha": "A"}, 1)], scope=ALPHA),
+            family("jobs", MetricType.COUNTER, [({"beta": "B"}, 2)], scope=BETA),
         ]
     )
     for page in (text, newer):
@@ -363,8 +367,8 @@ def test_two_meters_with_one_name_keep_each_points_own_labels():
 
 def test_different_descriptions_give_one_help(caplog):
     """The first description, in an order that does not depend on who came first."""
-    one = family("jobs", Kind.COUNTER, [({"k": "1"}, 1)], description="First.", scope=ALPHA)
-    other = family("jobs", Kind.COUNTER, [({"k": "2"}, 2)], description="Second.", scope=BETA)
+    one = family("jobs", MetricType.COUNTER, [({"k": "1"}, 1)], description="First.", scope=ALPHA)
+    other = family("jobs", MetricType.COUNTER, [({"k": "2"}, 2)], description="Second.", scope=BETA)
     for order in ([one, other], [other, one]):
         text, newer = both(order)
         assert text.families["jobs"].documentation == newer.families["jobs"].documentation == "First."
@@ -375,8 +379,8 @@ def test_different_descriptions_give_one_help(caplog):
 def test_of_two_types_one_stays_whoever_came_first_with_one_warning(turn, caplog):
     """Prometheus allows a name one type; the choice is the same in every worker and every scrape."""
     families = [
-        family("jobs", Kind.COUNTER, [({}, 1)], scope=ALPHA),
-        family("jobs", Kind.GAUGE, [({}, 2)], scope=BETA),
+        family("jobs", MetricType.COUNTER, [({}, 1)], scope=ALPHA),
+        family("jobs", MetricType.GAUGE, [({}, 2)], scope=BETA),
     ][::turn]
     with caplog.at_level(logging.WARNING, "django_otel"):
         for _ in range(2):
@@ -391,8 +395,8 @@ def test_our_own_metric_wins_over_another_librarys():
     """Whatever the other scope is called."""
     text, _ = both(
         [
-            family("x", Kind.GAUGE, [({}, 1)], scope=Scope("aaa")),
-            family("x", Kind.COUNTER, [({}, 2)], scope=OWN_SCOPE),
+            family("x", MetricType.GAUGE, [({}, 1)], scope=Scope("aaa")),
+            family("x", MetricType.COUNTER, [({}, 2)], scope=OWN_SCOPE),
         ]
     )
     assert text.value("x_total") == 2 and "x" not in text.names()
@@ -401,10 +405,10 @@ def test_our_own_metric_wins_over_another_librarys():
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        (("jobs", Kind.COUNTER), ("jobs_total", Kind.GAUGE)),
-        (("jobs", Kind.HISTOGRAM), ("jobs_count", Kind.GAUGE)),
-        (("jobs", Kind.HISTOGRAM), ("jobs_bucket", Kind.GAUGE)),
-        (("jobs", Kind.HISTOGRAM), ("jobs.sum", Kind.COUNTER)),
+        (("jobs", MetricType.COUNTER), ("jobs_total", MetricType.GAUGE)),
+        (("jobs", MetricType.HISTOGRAM), ("jobs_count", MetricType.GAUGE)),
+        (("jobs", MetricType.HISTOGRAM), ("jobs_bucket", MetricType.GAUGE)),
+        (("jobs", MetricType.HISTOGRAM), ("jobs.sum", MetricType.COUNTER)),
     ],
 )
 def test_families_whose_samples_would_meet_are_not_both_shown(first, second):
@@ -417,12 +421,12 @@ def test_families_whose_samples_would_meet_are_not_both_shown(first, second):
 
 def test_colliding_keys_never_make_two_equal_series():
     """`a.b` and `a_b` are one label: counters add, gauges keep the last."""
-    counters = family("c", Kind.COUNTER, [({"a.b": "x"}, 1), ({"a_b": "x"}, 2)])
-    up_downs = family("u", Kind.UP_DOWN_COUNTER, [({"a.b": "x"}, 1), ({"a_b": "x"}, 2)])
-    gauges = family("g", Kind.GAUGE, [({"a.b": "x"}, 1), ({"a_b": "x"}, 2)])
+    counters = family("c", MetricType.COUNTER, [({"a.b": "x"}, 1), ({"a_b": "x"}, 2)])
+    up_downs = family("u", MetricType.UP_DOWN_COUNTER, [({"a.b": "x"}, 1), ({"a_b": "x"}, 2)])
+    gauges = family("g", MetricType.GAUGE, [({"a.b": "x"}, 1), ({"a_b": "x"}, 2)])
     histograms = family(
         "h",
-        Kind.HISTOGRAM,
+        MetricType.HISTOGRAM,
         [
             ({"a.b": "x"}, HistogramValue((1.0,), [1.0, 2.0], 3.0)),
             ({"a_b": "x"}, HistogramValue((1.0,), [4.0, 5.0], 6.0)),
@@ -439,7 +443,7 @@ def test_colliding_keys_never_make_two_equal_series():
 
 def test_an_absent_label_and_an_empty_one_are_one_series():
     """To Prometheus they are."""
-    text, _ = both([family("c", Kind.COUNTER, [({}, 1), ({"k": ""}, 2)])])
+    text, _ = both([family("c", MetricType.COUNTER, [({}, 1), ({"k": ""}, 2)])])
     assert text.value("c_total") == 3
 
 
@@ -448,7 +452,10 @@ def test_histograms_of_other_bounds_add_exactly():
     one = HistogramValue((1.0, 2.0, 5.0), [1.0, 2.0, 3.0, 4.0], 30.0)
     other = HistogramValue((2.0, 3.0, 5.0), [10.0, 20.0, 30.0, 40.0], 300.0)
     text, _ = both(
-        [family("h", Kind.HISTOGRAM, [({}, one)], scope=ALPHA), family("h", Kind.HISTOGRAM, [({}, other)], scope=BETA)]
+        [
+            family("h", MetricType.HISTOGRAM, [({}, one)], scope=ALPHA),
+            family("h", MetricType.HISTOGRAM, [({}, other)], scope=BETA),
+        ]
     )
     buckets = {dict(labels)["le"]: value for (name, labels), value in text.samples.items() if name == "h_bucket"}
     assert buckets == {"2.0": 13, "5.0": 66, "inf": 110}
@@ -457,7 +464,7 @@ def test_histograms_of_other_bounds_add_exactly():
 
 def test_merging_does_not_change_what_the_sources_own():
     """A point is the source's; a second rendering shows the same."""
-    families = [family("c", Kind.COUNTER, [({"a.b": "x"}, 1), ({"a_b": "x"}, 2)])]
+    families = [family("c", MetricType.COUNTER, [({"a.b": "x"}, 1), ({"a_b": "x"}, 2)])]
     assert render(families, openmetrics=False, resource_attributes={}) == render(
         families, openmetrics=False, resource_attributes={}
     )
@@ -511,7 +518,7 @@ def test_an_exponential_histogram_is_shown_with_classic_buckets(values_by_label)
 def test_negative_values_of_an_exponential_histogram_are_counted_below_zero():
     """With buckets below zero there is no sum and no count, which OpenMetrics forbids there."""
     value = ExponentialValue(0, 2, 0, [3, 1], 0, [5], 1.0, 11)
-    for page in both([family("e", Kind.EXPONENTIAL_HISTOGRAM, [({}, value)])]):
+    for page in both([family("e", MetricType.EXPONENTIAL_HISTOGRAM, [({}, value)])]):
         buckets = {
             float(dict(labels)["le"]): count for (name, labels), count in page.samples.items() if name == "e_bucket"
         }
@@ -537,13 +544,15 @@ def test_an_exponential_histogram_at_the_edge_of_the_floats_is_shown(scale):
     offset = int(math.ldexp(1023, scale))
     value = ExponentialValue(scale, 0, offset, [1] * 4, 0, [], 1.0, 4)
     low = ExponentialValue(scale, 0, -offset - 60, [1] * 4, 0, [], 1.0, 4)
-    for page in both([family("e", Kind.EXPONENTIAL_HISTOGRAM, [({"k": "high"}, value), ({"k": "low"}, low)])]):
+    for page in both([family("e", MetricType.EXPONENTIAL_HISTOGRAM, [({"k": "high"}, value), ({"k": "low"}, low)])]):
         assert page.value("e_count", k="high") == page.value("e_count", k="low") == 4
 
 
 def test_an_empty_exponential_histogram_is_shown():
     """No value yet: one bucket, zero."""
-    for page in both([family("e", Kind.EXPONENTIAL_HISTOGRAM, [({}, ExponentialValue(20, 0, 0, [], 0, [], 0.0, 0))])]):
+    for page in both(
+        [family("e", MetricType.EXPONENTIAL_HISTOGRAM, [({}, ExponentialValue(20, 0, 0, [], 0, [], 0.0, 0))])]
+    ):
         assert page.value("e_count") == 0
 
 
@@ -558,28 +567,30 @@ class Unprintable:
 
 
 BROKEN = [
-    ("a distribution in a counter", Kind.COUNTER, HistogramValue((1.0,), [1.0, 1.0], 2.0)),
-    ("a number in a histogram", Kind.HISTOGRAM, 3.0),
-    ("no value", Kind.GAUGE, None),
-    ("a text", Kind.GAUGE, "many"),
-    ("bounds that fall", Kind.HISTOGRAM, HistogramValue((2.0, 1.0), [1.0, 1.0, 1.0], 2.0)),
-    ("bounds that repeat", Kind.HISTOGRAM, HistogramValue((1.0, 1.0), [1.0, 1.0, 1.0], 2.0)),
-    ("an infinite bound", Kind.HISTOGRAM, HistogramValue((1.0, math.inf), [1.0, 1.0, 1.0], 2.0)),
-    ("too few buckets", Kind.HISTOGRAM, HistogramValue((1.0, 2.0), [1.0], 2.0)),
-    ("a bucket that is no number", Kind.HISTOGRAM, HistogramValue((1.0,), [math.nan, 1.0], 2.0)),
-    ("an endless bucket", Kind.HISTOGRAM, HistogramValue((1.0,), [math.inf, 1.0], 2.0)),
-    ("exponential nonsense", Kind.EXPONENTIAL_HISTOGRAM, ExponentialValue(0, 0, 0, ["x"], 0, [], 0.0, 1)),
+    ("a distribution in a counter", MetricType.COUNTER, HistogramValue((1.0,), [1.0, 1.0], 2.0)),
+    ("a number in a histogram", MetricType.HISTOGRAM, 3.0),
+    ("no value", MetricType.GAUGE, None),
+    ("a text", MetricType.GAUGE, "many"),
+    ("bounds that fall", MetricType.HISTOGRAM, HistogramValue((2.0, 1.0), [1.0, 1.0, 1.0], 2.0)),
+    ("bounds that repeat", MetricType.HISTOGRAM, HistogramValue((1.0, 1.0), [1.0, 1.0, 1.0], 2.0)),
+    ("an infinite bound", MetricType.HISTOGRAM, HistogramValue((1.0, math.inf), [1.0, 1.0, 1.0], 2.0)),
+    ("too few buckets", MetricType.HISTOGRAM, HistogramValue((1.0, 2.0), [1.0], 2.0)),
+    ("a bucket that is no number", MetricType.HISTOGRAM, HistogramValue((1.0,), [math.nan, 1.0], 2.0)),
+    ("an endless bucket", MetricType.HISTOGRAM, HistogramValue((1.0,), [math.inf, 1.0], 2.0)),
+    ("exponential nonsense", MetricType.EXPONENTIAL_HISTOGRAM, ExponentialValue(0, 0, 0, ["x"], 0, [], 0.0, 1)),
 ]
 
 
 @pytest.mark.parametrize(("what", "kind", "value"), BROKEN, ids=[what for what, _, _ in BROKEN])
 def test_a_broken_point_costs_only_itself(what, kind, value, caplog):
     """Its neighbours in the family and the other families are shown, and the log has it once."""
-    good = ExponentialValue(0, 0, 0, [1], 0, [], 1.5, 1) if kind is Kind.EXPONENTIAL_HISTOGRAM else _some_value(kind)
+    good = (
+        ExponentialValue(0, 0, 0, [1], 0, [], 1.5, 1) if kind is MetricType.EXPONENTIAL_HISTOGRAM else _some_value(kind)
+    )
     families = [
-        family("a", Kind.GAUGE, [({}, 1)]),
+        family("a", MetricType.GAUGE, [({}, 1)]),
         family("b", kind, [Point((("k", "bad"),), value), ({"k": "good"}, good)]),
-        family("c", Kind.GAUGE, [({}, 3)]),
+        family("c", MetricType.GAUGE, [({}, 3)]),
     ]
     for page in both(families):
         assert (page.value("a"), page.value("c")) == (1, 3)
@@ -591,21 +602,21 @@ def test_a_broken_point_costs_only_itself(what, kind, value, caplog):
 
 def test_an_attribute_without_a_text_costs_only_its_point():
     """Even its own repr may fail."""
-    families = [Family("b", Kind.GAUGE, "", "", OWN_SCOPE, [Point((("k", Unprintable()),), 1.0), Point((), 2.0)])]
+    families = [Family("b", MetricType.GAUGE, "", "", OWN_SCOPE, [Point((("k", Unprintable()),), 1.0), Point((), 2.0)])]
     text, _ = both(families)
     assert text.value("b") == 2
 
 
 def test_a_family_without_any_good_point_leaves_nothing():
     """No metadata without samples."""
-    page = render([family("b", Kind.GAUGE, [({}, None)])], openmetrics=True, resource_attributes={})
+    page = render([family("b", MetricType.GAUGE, [({}, None)])], openmetrics=True, resource_attributes={})
     assert page == b"# EOF\n"
 
 
 def test_a_broken_family_costs_only_itself():
     """Its points are not even a list."""
-    broken = Family("b", Kind.GAUGE, "", "", OWN_SCOPE, None)  # type: ignore[arg-type]
-    text, _ = both([family("a", Kind.GAUGE, [({}, 1)]), broken, family("c", Kind.GAUGE, [({}, 3)])])
+    broken = Family("b", MetricType.GAUGE, "", "", OWN_SCOPE, None)  # type: ignore[arg-type]
+    text, _ = both([family("a", MetricType.GAUGE, [({}, 1)]), broken, family("c", MetricType.GAUGE, [({}, 3)])])
     assert (text.value("a"), text.value("c")) == (1, 3)
 
 
@@ -621,7 +632,7 @@ def test_a_keyboard_interrupt_is_not_contained():
 
     with pytest.raises(KeyboardInterrupt):
         render(
-            [Family("b", Kind.GAUGE, "", "", OWN_SCOPE, [Point((("k", Interrupting()),), 1.0)])],
+            [Family("b", MetricType.GAUGE, "", "", OWN_SCOPE, [Point((("k", Interrupting()),), 1.0)])],
             openmetrics=False,
             resource_attributes={},
         )
@@ -638,7 +649,7 @@ def test_a_bucket_shows_its_newest_exemplar_in_openmetrics_alone():
     """Trace and span id in hex, value and time; the older format has no place for them."""
     value = HistogramValue((1.0, 2.0), [1.0, 1.0, 1.0], 10.0)
     exemplars = [exemplar(0.5, 100.0), exemplar(0.7, 300.0, trace_id=0x123), exemplar(0.9, 200.0), exemplar(5.0)]
-    families = [family("h", Kind.HISTOGRAM, [Point((("k", "v"),), value, exemplars)])]
+    families = [family("h", MetricType.HISTOGRAM, [Point((("k", "v"),), value, exemplars)])]
     text, newer = both(families)
     shown = newer.exemplars["h_bucket", frozenset({("k", "v"), ("le", "1.0")})]
     assert shown.labels == {"trace_id": f"{0x123:032x}", "span_id": f"{0xDEF:016x}"}
@@ -651,27 +662,31 @@ def test_a_bucket_shows_its_newest_exemplar_in_openmetrics_alone():
 
 def test_a_value_on_a_bound_is_an_exemplar_of_that_bucket():
     """Bounds are inclusive."""
-    families = [family("h", Kind.HISTOGRAM, [Point((), HistogramValue((1.0,), [1.0, 0.0], 1.0), [exemplar(1.0)])])]
+    families = [
+        family("h", MetricType.HISTOGRAM, [Point((), HistogramValue((1.0,), [1.0, 0.0], 1.0), [exemplar(1.0)])])
+    ]
     _, newer = both(families)
     assert set(newer.exemplars) == {("h_bucket", frozenset({("le", "1.0")}))}
 
 
 def test_a_counter_shows_its_newest_exemplar():
     """The specification's rule where only one fits."""
-    families = [family("c", Kind.COUNTER, [Point((), 2, [exemplar(1, 5.0), exemplar(1, 9.0, trace_id=7)])])]
+    families = [family("c", MetricType.COUNTER, [Point((), 2, [exemplar(1, 5.0), exemplar(1, 9.0, trace_id=7)])])]
     _, newer = both(families)
     assert newer.exemplars["c_total", frozenset()].labels["trace_id"] == f"{7:032x}"
 
 
 def test_gauges_show_no_exemplars():
     """The specification drops them."""
-    _, newer = both([family("g", Kind.GAUGE, [Point((), 2, [exemplar(1)])])])
+    _, newer = both([family("g", MetricType.GAUGE, [Point((), 2, [exemplar(1)])])])
     assert newer.exemplars == {}
 
 
 def test_exemplars_can_be_switched_off():
     """METRICS.EXEMPLARS is False."""
-    families = [family("h", Kind.HISTOGRAM, [Point((), HistogramValue((1.0,), [1.0, 0.0], 1.0), [exemplar(1.0)])])]
+    families = [
+        family("h", MetricType.HISTOGRAM, [Point((), HistogramValue((1.0,), [1.0, 0.0], 1.0), [exemplar(1.0)])])
+    ]
     _, newer = both(families, exemplars=False)
     assert newer.exemplars == {}
 
@@ -685,7 +700,7 @@ def test_exemplars_can_be_switched_off():
 )  # fmt: skip
 def test_an_exemplar_that_leads_nowhere_is_left_out(bad):
     """The sample itself stays."""
-    families = [family("h", Kind.HISTOGRAM, [Point((), HistogramValue((1.0,), [1.0, 0.0], 1.0), [bad])])]
+    families = [family("h", MetricType.HISTOGRAM, [Point((), HistogramValue((1.0,), [1.0, 0.0], 1.0), [bad])])]
     _, newer = both(families)
     assert newer.exemplars == {} and newer.value("h_count") == 1
 
@@ -703,7 +718,7 @@ def test_exemplars_keep_within_128_characters():
 def test_the_label_cache_is_bounded_by_the_last_page():
     """What is no longer on the page is forgotten, and a reused identity brings no foreign labels back."""
     for turn in range(3):
-        families = [family("g", Kind.GAUGE, [({"k": f"{turn}-{i}"}, i) for i in range(200)])]
+        families = [family("g", MetricType.GAUGE, [({"k": f"{turn}-{i}"}, i) for i in range(200)])]
         text, _ = both(families)
         assert len(text.samples) == 201
         assert text.value("g", k=f"{turn}-7") == 7
@@ -714,7 +729,7 @@ def test_the_label_cache_is_bounded_by_the_last_page():
 
 def test_scrapes_at_once_do_not_disturb_one_another():
     """Eight threads, two sets of families: every page is the page of its own set."""
-    sets = [[family("g", Kind.GAUGE, [({"k": f"{which}-{i}"}, i) for i in range(300)])] for which in range(2)]
+    sets = [[family("g", MetricType.GAUGE, [({"k": f"{which}-{i}"}, i) for i in range(300)])] for which in range(2)]
     expected = [render(families, openmetrics=False, resource_attributes=RESOURCE) for families in sets]
     wrong = []
 
@@ -766,9 +781,9 @@ INSTRUMENT = st.tuples(
 def _families_apart(instruments):
     """Whether no two instruments share a Prometheus name or one of its samples."""
     claims = page_groups.Claims()
-    kinds = {"counter": Kind.COUNTER, "gauge": Kind.GAUGE, "histogram": Kind.HISTOGRAM}
+    kinds = {"counter": MetricType.COUNTER, "gauge": MetricType.GAUGE, "histogram": MetricType.HISTOGRAM}
     for name, kind_name, unit, _ in instruments:
-        kind = kinds.get(kind_name, Kind.UP_DOWN_COUNTER)
+        kind = kinds.get(kind_name, MetricType.UP_DOWN_COUNTER)
         prometheus_name, _unit = family_name(name, unit, kind)
         if name.lower().strip("_") == prometheus_names.unit_word(unit):
             return False
@@ -838,17 +853,21 @@ def test_the_whole_catalogue_agrees_with_the_official_exporter():
     meter = MeterProvider(metric_readers=[reader], shutdown_on_exit=False).get_meter("django_otel")
     store = CellStore()
     for metric in catalogue.CATALOGUE.values():
-        if metric.kind is Kind.GAUGE and metric.unit == "1" and not metric.name.endswith("ratio"):
+        if metric.metric_type is MetricType.GAUGE and metric.unit == "1" and not metric.name.endswith("ratio"):
             continue
         attributes = dict.fromkeys(metric.attributes, "x")
-        extra = {"explicit_bucket_boundaries_advisory": metric.bounds} if metric.kind is Kind.HISTOGRAM else {}
-        theirs = getattr(meter, f"create_{metric.kind.value}")(metric.name, metric.unit, metric.description, **extra)
+        extra = (
+            {"explicit_bucket_boundaries_advisory": metric.bounds} if metric.metric_type is MetricType.HISTOGRAM else {}
+        )
+        theirs = getattr(meter, f"create_{metric.metric_type.value}")(
+            metric.name, metric.unit, metric.description, **extra
+        )
         ours = store.catalogued(metric.name)
         for number in range(7):
-            if metric.kind is Kind.HISTOGRAM:
+            if metric.metric_type is MetricType.HISTOGRAM:
                 theirs.record(number * 0.7, attributes)
                 ours.record(number * 0.7, attributes)
-            elif metric.kind is Kind.GAUGE:
+            elif metric.metric_type is MetricType.GAUGE:
                 theirs.set(number, attributes)
                 ours.set(number, attributes)
             else:
@@ -1055,7 +1074,7 @@ def test_gzip_only_for_those_who_accept_it(header, expected):
 def test_compression_is_reversible_and_worth_it():
     """A page of many series shrinks to a fifth and less."""
     points = [({"http.route": f"/route/{i}/"}, HistogramValue((1.0, 2.0), [i, 1.0, 2.0], 9.0)) for i in range(100)]
-    page = render([family("h", Kind.HISTOGRAM, points)], openmetrics=False, resource_attributes={})
+    page = render([family("h", MetricType.HISTOGRAM, points)], openmetrics=False, resource_attributes={})
     packed = negotiation.compress(page)
     assert gzip.decompress(packed) == page and len(packed) < len(page) / 5
     assert negotiation.compress(page) == packed

@@ -21,7 +21,7 @@ import pytest
 
 from django_otel.metrics import exposition, negotiation
 from django_otel.metrics.attributes import build_attributes
-from django_otel.metrics.model import OWN_SCOPE, Exemplar, ExponentialValue, Family, HistogramValue, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, Exemplar, ExponentialValue, Family, HistogramValue, MetricType, Point
 from tests import services, sizes
 from tests.pages import lint
 
@@ -181,30 +181,30 @@ def hostile_families() -> list[Family]:
         return build_attributes(items)
 
     return [
-        Family("labels", Kind.GAUGE, "", "\n".join(texts), OWN_SCOPE, [
+        Family("labels", MetricType.GAUGE, "", "\n".join(texts), OWN_SCOPE, [
             Point(attributes(text=text, number=number), number) for number, text in enumerate(texts)
         ]),
-        Family("numbers", Kind.GAUGE, "1", "", OWN_SCOPE, [
+        Family("numbers", MetricType.GAUGE, "1", "", OWN_SCOPE, [
             Point(attributes(k=str(number)), value)
             for number, value in enumerate((math.nan, math.inf, -math.inf, 10**400, 1e-320, -0.0, 2**70))
         ]),
-        Family("clash", Kind.COUNTER, "", "Clash.", OWN_SCOPE, [
+        Family("clash", MetricType.COUNTER, "", "Clash.", OWN_SCOPE, [
             Point((("a.b", "x"),), 1), Point((("a_b", "x"),), 2), Point((), 3), Point((("k", ""),), 4),
         ]),
-        Family("bad", Kind.COUNTER, "", "Bad.", OWN_SCOPE, [Point((), math.nan), Point((("k", "v"),), 1)]),
-        Family("e", Kind.EXPONENTIAL_HISTOGRAM, "s", "E.", OWN_SCOPE, [
+        Family("bad", MetricType.COUNTER, "", "Bad.", OWN_SCOPE, [Point((), math.nan), Point((("k", "v"),), 1)]),
+        Family("e", MetricType.EXPONENTIAL_HISTOGRAM, "s", "E.", OWN_SCOPE, [
             Point(attributes(k="a"), ExponentialValue(20, 1, 1 << 20, [1] * 160, 0, [], 300.0, 161)),
             Point(attributes(k="b"), ExponentialValue(3, 0, -20, [1, 0, 2], 5, [4], -1.0, 7)),
         ]),
-        Family("h", Kind.HISTOGRAM, "By", "H.", OWN_SCOPE, [
+        Family("h", MetricType.HISTOGRAM, "By", "H.", OWN_SCOPE, [
             Point(attributes(le="mine", k="a"), HistogramValue((0.5, 1e6, 1e12), [1, 2, 3, 4], 5.5),
                   [Exemplar(0.25, time.time(), 0xABC, 0xDEF)]),
             Point(attributes(k="b"), HistogramValue((2.0, 1.0), [1, 1, 1], 3.0)),
             Point(attributes(k="c"), HistogramValue((), [9], math.nan)),
         ]),
-        Family("clash", Kind.GAUGE, "", "Another type.", OWN_SCOPE, [Point((), 1)]),
-        Family("clash_total", Kind.GAUGE, "", "Another family.", OWN_SCOPE, [Point((), 1)]),
-        Family("target_info", Kind.GAUGE, "", "Not the resource.", OWN_SCOPE, [Point((), 1)]),
+        Family("clash", MetricType.GAUGE, "", "Another type.", OWN_SCOPE, [Point((), 1)]),
+        Family("clash_total", MetricType.GAUGE, "", "Another family.", OWN_SCOPE, [Point((), 1)]),
+        Family("target_info", MetricType.GAUGE, "", "Not the resource.", OWN_SCOPE, [Point((), 1)]),
     ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from django_otel.base import guard
 from django_otel.metrics import registry
 from django_otel.metrics.exposition import render
-from django_otel.metrics.model import OWN_SCOPE, Exemplar, Family, HistogramValue, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, Exemplar, Family, HistogramValue, MetricType, Point
 from django_otel.metrics.store import CellStore
 from tests.pages import assert_same_samples, parse_openmetrics, parse_text
 
@@ -147,9 +147,11 @@ def test_a_source_that_fails_leaves_the_projects_own_metrics(theirs):
 def test_a_broken_point_leaves_the_others(theirs):
     """A falling bound, a NaN counter and a text are left out."""
     families = [
-        Family("h", Kind.HISTOGRAM, "", "", OWN_SCOPE, [Point((), HistogramValue((2.0, 1.0), [1.0, 1.0, 1.0], 1.0))]),
-        Family("c", Kind.COUNTER, "", "", OWN_SCOPE, [Point((), float("nan")), Point((("k", "v"),), 1.0)]),
-        Family("g", Kind.GAUGE, "", "", OWN_SCOPE, [Point((), "text"), Point((("k", "v"),), 1.0)]),  # type: ignore[arg-type]
+        Family(
+            "h", MetricType.HISTOGRAM, "", "", OWN_SCOPE, [Point((), HistogramValue((2.0, 1.0), [1.0, 1.0, 1.0], 1.0))]
+        ),
+        Family("c", MetricType.COUNTER, "", "", OWN_SCOPE, [Point((), float("nan")), Point((("k", "v"),), 1.0)]),
+        Family("g", MetricType.GAUGE, "", "", OWN_SCOPE, [Point((), "text"), Point((("k", "v"),), 1.0)]),  # type: ignore[arg-type]
     ]
     registry.start_registry(lambda: families, None, theirs)
     page = parse_openmetrics(generate_openmetrics(theirs))
@@ -179,7 +181,7 @@ def test_the_registrys_own_target_info_stays(store):
 def test_negative_buckets_have_no_sum(theirs):
     """As on our page."""
     point = Point((), HistogramValue((-1.0, 1.0), [1.0, 1.0, 0.0], -3.0), [Exemplar(0.5, 1.0, 0, 0)])
-    registry.start_registry(lambda: [Family("h", Kind.HISTOGRAM, "", "", OWN_SCOPE, [point])], None, theirs)
+    registry.start_registry(lambda: [Family("h", MetricType.HISTOGRAM, "", "", OWN_SCOPE, [point])], None, theirs)
     assert parse_openmetrics(generate_openmetrics(theirs)).names() == {"h_bucket"}
 
 

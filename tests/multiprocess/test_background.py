@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from django_otel import conf
-from django_otel.metrics.model import Family, HistogramValue, Kind, Point
+from django_otel.metrics.model import Family, HistogramValue, MetricType, Point
 from django_otel.multiprocess import server_group
 from django_otel.multiprocess.background import BackgroundReader, add_background, build_background_name
 from tests import services
@@ -85,9 +85,9 @@ def test_the_background_group_outlives_restarts(tmp_path):
 
 def test_what_both_have_is_added_and_the_rest_stays():
     def family(name: str, *values: float) -> Family:
-        return Family(name, Kind.COUNTER, "", "", None, [Point((("n", n),), v) for n, v in enumerate(values)])
+        return Family(name, MetricType.COUNTER, "", "", None, [Point((("n", n),), v) for n, v in enumerate(values)])
 
-    histogram = Family("h", Kind.HISTOGRAM, "s", "", None, [Point((), HistogramValue((1.0,), [1.0, 0.0], 0.5))])
+    histogram = Family("h", MetricType.HISTOGRAM, "s", "", None, [Point((), HistogramValue((1.0,), [1.0, 0.0], 0.5))])
     own, background = (
         [family("a", 1.0, 2.0), histogram, family("b", 1.0)],
         [family("a", 5.0), histogram, family("c", 7.0)],

@@ -23,7 +23,7 @@ import pytest
 
 from django_otel import runtime
 from django_otel.base import private_files
-from django_otel.metrics.model import ExponentialValue, Family, HistogramValue, Kind, Point, Scope
+from django_otel.metrics.model import ExponentialValue, Family, HistogramValue, MetricType, Point, Scope
 from django_otel.metrics.store import CellStore
 from django_otel.multiprocess import lease as leases
 from django_otel.multiprocess import server_group
@@ -547,7 +547,7 @@ def test_a_damaged_file_is_skipped_counted_once_and_taken_over(tmp_path, suffix,
         pytest.skip("of cells only")
 
     def work():
-        sdk = [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
+        sdk = [Family("sdk", MetricType.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
         sharing = sharing_in(tmp_path, collect_sdk=lambda: sdk)
         for number in range(20):
             sharing._store.counter("n").add(1, {"series": number})
@@ -669,7 +669,7 @@ def test_folder_and_files_are_private_whatever_the_umask(tmp_path):
 
         def work(base=base, mask=mask):
             os.umask(mask)
-            sdk = [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
+            sdk = [Family("sdk", MetricType.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
             name = server_group.build_group_name("p", None, os.getpid())
             sharing = Sharing(name, os.getpid(), [base], CellStore(), lambda: sdk)
             assert sharing.join(), sharing.problem
@@ -716,7 +716,7 @@ def test_a_folder_that_is_a_link_or_open_or_foreign_is_refused_with_its_reason(t
 
 
 def test_a_deleted_folder_is_made_anew_with_what_the_living_counted(tmp_path):
-    sdk = [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
+    sdk = [Family("sdk", MetricType.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
     mine = sharing_in(tmp_path, collect_sdk=lambda: sdk)
     mine._store.counter("n").add(3)
     mine.write_snapshot()
@@ -749,7 +749,7 @@ def test_a_full_disk_falls_back_says_so_and_recovers_with_every_number(tmp_path)
     with small_disk(tmp_path / "disk", "400k") as disk:
 
         def work():
-            sdk = [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
+            sdk = [Family("sdk", MetricType.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
             mine = sharing_in(disk, collect_sdk=lambda: sdk)
             assert not mine.problem
             store = mine._store
@@ -838,7 +838,7 @@ def test_a_folder_mounted_read_only_beside_the_server_is_read(tmp_path):
 
 def test_a_child_starts_at_zero_in_a_slot_of_its_own_and_never_touches_its_parents(tmp_path):
     parent = sharing_in(
-        tmp_path, collect_sdk=lambda: [Family("sdk", Kind.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
+        tmp_path, collect_sdk=lambda: [Family("sdk", MetricType.COUNTER, "", "", Scope("s"), [Point((), 3.0)])]
     )
     parent._store.counter("n").add(5)
     parent._store.gauge("g").set(1)
@@ -949,12 +949,12 @@ def test_snapshots_merge_by_name_scope_and_attributes_and_only_the_living_have_g
     def sdk(scale, offset, gauge):
         exponential = ExponentialValue(scale, 1, offset, [1, 2], 0, [], 5.0, 4)
         return [
-            Family("c", Kind.COUNTER, "", "", one, [Point((("k", 1),), 2), Point((("k", "1"),), 3)]),
-            Family("c", Kind.COUNTER, "", "", other, [Point((("k", 1),), 10)]),
-            Family("g", Kind.GAUGE, "", "", one, [Point((), gauge)]),
-            Family("u", Kind.UP_DOWN_COUNTER, "", "", one, [Point((), 1)]),
-            Family("h", Kind.HISTOGRAM, "", "", one, [Point((), HistogramValue((1.0,), [1, 2], 4.0))]),
-            Family("e", Kind.EXPONENTIAL_HISTOGRAM, "", "", one, [Point((), exponential)]),
+            Family("c", MetricType.COUNTER, "", "", one, [Point((("k", 1),), 2), Point((("k", "1"),), 3)]),
+            Family("c", MetricType.COUNTER, "", "", other, [Point((("k", 1),), 10)]),
+            Family("g", MetricType.GAUGE, "", "", one, [Point((), gauge)]),
+            Family("u", MetricType.UP_DOWN_COUNTER, "", "", one, [Point((), 1)]),
+            Family("h", MetricType.HISTOGRAM, "", "", one, [Point((), HistogramValue((1.0,), [1, 2], 4.0))]),
+            Family("e", MetricType.EXPONENTIAL_HISTOGRAM, "", "", one, [Point((), exponential)]),
         ]
 
     def work(*arguments):
@@ -992,7 +992,12 @@ def test_snapshots_merge_by_name_scope_and_attributes_and_only_the_living_have_g
 def test_a_snapshot_of_another_shape_is_no_snapshot(folder):
     path = folder / "0.snap"
     good = Family(
-        "h", Kind.HISTOGRAM, "", "", Scope("s"), [Point((("a", (1, 2)),), HistogramValue((1.0,), [1, 2], 4.0), [])]
+        "h",
+        MetricType.HISTOGRAM,
+        "",
+        "",
+        Scope("s"),
+        [Point((("a", (1, 2)),), HistogramValue((1.0,), [1, 2], 4.0), [])],
     )
     write_snapshot(path, [good])
     assert read_snapshot(path) == [good]
@@ -1032,7 +1037,7 @@ def test_exemplars_of_sdk_instruments_never_go_back_in_time(kind, seed):
     """Several processes, each adding what it has measured since its last collection; pages add them up in any order."""
     from django_otel.metrics.exemplar_choice import exemplars_by_bucket
     from django_otel.metrics.merging import merge_point, merge_processes
-    from django_otel.metrics.model import Exemplar, ExponentialValue, Family, HistogramValue, Kind, Point, Scope
+    from django_otel.metrics.model import Exemplar, ExponentialValue, Family, HistogramValue, MetricType, Point, Scope
 
     bounds = (1.0, 2.0, 4.0)
     values = {
@@ -1040,7 +1045,11 @@ def test_exemplars_of_sdk_instruments_never_go_back_in_time(kind, seed):
         "histogram": lambda: HistogramValue(bounds, [1, 1, 1, 1], 10.0),
         "exponential": lambda: ExponentialValue(0, 0, 0, [1], 0, [], 1.5, 1),
     }
-    kinds = {"counter": Kind.COUNTER, "histogram": Kind.HISTOGRAM, "exponential": Kind.EXPONENTIAL_HISTOGRAM}
+    kinds = {
+        "counter": MetricType.COUNTER,
+        "histogram": MetricType.HISTOGRAM,
+        "exponential": MetricType.EXPONENTIAL_HISTOGRAM,
+    }
     chance = random.Random(seed)
     totals = [Point({}, values[kind]()) for _ in range(4)]
     shown: dict[int, float] = {}

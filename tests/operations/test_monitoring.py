@@ -15,7 +15,7 @@ from django.core.management import call_command
 from django.test import override_settings
 
 from django_otel.metrics.catalogue import CATALOGUE
-from django_otel.metrics.model import Kind
+from django_otel.metrics.model import MetricType
 from django_otel.metrics.prometheus_names import family_name
 from django_otel.operations.monitoring import collector, dashboards, examples, more_boards, rules, slo, yaml
 from tests import services, sizes
@@ -25,8 +25,10 @@ SLOS = ("availability 99.9", "availability /orders/<int:pk>/ 99", "latency 1s 99
 PROMETHEUS_NAMES = {
     f"{name}{suffix}"
     for metric in CATALOGUE.values()
-    for name in [family_name(metric.name, metric.unit, metric.kind)[0]]
-    for suffix in {Kind.COUNTER: ("_total",), Kind.HISTOGRAM: ("_bucket", "_sum", "_count")}.get(metric.kind, ("",))
+    for name in [family_name(metric.name, metric.unit, metric.metric_type)[0]]
+    for suffix in {MetricType.COUNTER: ("_total",), MetricType.HISTOGRAM: ("_bucket", "_sum", "_count")}.get(
+        metric.metric_type, ("",)
+    )
 } | {"target_info"}
 RECORDED = {name for name, _ in rules.RECORDED} | {
     f"job_slo:error_ratio:rate{window}" for window in ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
@@ -113,28 +115,28 @@ def test_every_expression_is_promql_over_metrics_that_exist():
         assert names and names <= PROMETHEUS_NAMES | RECORDED, (expr, names - PROMETHEUS_NAMES - RECORDED)
 
 
-def name_by_otlp(name: str, unit: str, kind: Kind) -> str:
+def name_by_otlp(name: str, unit: str, kind: MetricType) -> str:
     """How Prometheus and the Collector name a metric that comes by OTLP (prometheus/otlptranslator)."""
     words = [word for word in re.split(r"[^a-zA-Z0-9:]+", name) if word]
     shown = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "%": "percent"}.get(unit, unit)
     if unit not in ("", "1") and "{" not in unit and shown not in words:
         words.append(shown)
-    last = "total" if kind is Kind.COUNTER else "ratio" if kind is Kind.GAUGE and unit == "1" else ""
+    last = "total" if kind is MetricType.COUNTER else "ratio" if kind is MetricType.GAUGE and unit == "1" else ""
     return "_".join([word for word in words if word != last] + ([last] if last else []))
 
 
 def test_metrics_that_come_by_otlp_have_the_same_names():
     """So that one set of queries fits both ways."""
     for metric in CATALOGUE.values():
-        name = family_name(metric.name, metric.unit, metric.kind)[0]
-        scraped = f"{name}_total" if metric.kind is Kind.COUNTER else name
-        assert name_by_otlp(metric.name, metric.unit, metric.kind) == scraped
+        name = family_name(metric.name, metric.unit, metric.metric_type)[0]
+        scraped = f"{name}_total" if metric.metric_type is MetricType.COUNTER else name
+        assert name_by_otlp(metric.name, metric.unit, metric.metric_type) == scraped
 
 
 def test_every_metric_of_the_catalogue_is_on_a_dashboard():
     used = {name for _, _, expr in panel_queries() for name in metric_names(expr)}
     for metric in CATALOGUE.values():
-        name = family_name(metric.name, metric.unit, metric.kind)[0]
+        name = family_name(metric.name, metric.unit, metric.metric_type)[0]
         assert any(series.startswith(name) for series in used), metric.name
 
 

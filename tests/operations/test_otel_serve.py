@@ -15,7 +15,7 @@ import threading
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from django_otel.metrics.model import OWN_SCOPE, Family, Kind, Point
+from django_otel.metrics.model import OWN_SCOPE, Family, MetricType, Point
 from django_otel.operations import serve as serving
 from tests import services
 from tests.multiprocess.test_shared_servers import requests_counted, samples_of, total
@@ -214,7 +214,7 @@ def scrape_server(collect):
         assert not thread.is_alive()
 
 
-ONE_COUNTER = [Family("a", Kind.COUNTER, "", "", OWN_SCOPE, [Point((), 1.0)])]
+ONE_COUNTER = [Family("a", MetricType.COUNTER, "", "", OWN_SCOPE, [Point((), 1.0)])]
 
 
 def _address(server):
@@ -255,7 +255,7 @@ def test_clients_that_send_slowly_shut_nobody_out_and_are_cut_off(number):
 @pytest.mark.heavy
 def test_clients_that_do_not_read_their_answer_shut_nobody_out():
     families = [
-        Family(f"a{number}", Kind.COUNTER, "", "x" * 1000, OWN_SCOPE, [Point((), 1.0)]) for number in range(3_000)
+        Family(f"a{number}", MetricType.COUNTER, "", "x" * 1000, OWN_SCOPE, [Point((), 1.0)]) for number in range(3_000)
     ]
     with scrape_server(lambda: families) as server, contextlib.ExitStack() as stack:
         for _ in range(serving.MAX_SCRAPES + 8):

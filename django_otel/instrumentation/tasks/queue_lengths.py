@@ -138,5 +138,5 @@ def install() -> None:
 
 def uninstall() -> None:
     """Read nothing any more."""
-    if runtime.store.kind_of(NAME) is not None:
+    if runtime.store.type_of(NAME) is not None:
         runtime.store.observable_gauge(NAME, list)

@@ -14,7 +14,7 @@ def build_catalogue_data(metrics: Iterable[Metric]) -> list[dict[str, object]]:
         {
             "name": metric.name,
             "prometheus_name": sample_name(metric),
-            "kind": metric.kind.value,
+            "kind": metric.metric_type.value,
             "unit": metric.unit,
             "description": metric.description,
             "attributes": list(metric.attributes),
@@ -41,7 +41,7 @@ def build_catalogue_markdown(metrics: Iterable[Metric]) -> str:
         meaning = metric.description
         if metric.bounds:
             meaning += " Buckets: " + " ".join(f"{bound:g}" for bound in metric.bounds) + "."
-        kind = metric.kind.value.replace("_", "-")
+        kind = metric.metric_type.value.replace("_", "-")
         cells = (f"`{metric.name}`", kind, metric.unit, meaning, attributes, metric.cardinality, metric.source)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", "## Queries", "", build_queries_markdown(metrics)]) + "\n"

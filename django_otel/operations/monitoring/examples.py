@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django_otel.base.frozen import record
 from django_otel.metrics.catalogue import Metric
-from django_otel.metrics.model import Kind
+from django_otel.metrics.model import MetricType
 from django_otel.metrics.prometheus_names import family_name, label_name
 
 _DURATION = "http_server_request_duration_seconds"
@@ -22,8 +22,8 @@ class Example:
 
 def sample_name(metric: Metric) -> str:
     """Return the name of a metric on `/metrics`; of a histogram without `_bucket`, `_sum`, `_count`."""
-    name, _ = family_name(metric.name, metric.unit, metric.kind)
-    return f"{name}_total" if metric.kind is Kind.COUNTER else name
+    name, _ = family_name(metric.name, metric.unit, metric.metric_type)
+    return f"{name}_total" if metric.metric_type is MetricType.COUNTER else name
 
 
 def find_examples(metric: Metric) -> tuple[Example, ...]:
@@ -37,9 +37,9 @@ def _build_examples(metric: Metric) -> tuple[Example, ...]:
     attribute = _BY.get(metric.name, metric.attributes[0] if metric.attributes else "")
     label = label_name(attribute) if attribute else "job"
     by = f"by `{attribute}`" if attribute else "by service"
-    if metric.kind is Kind.COUNTER:
+    if metric.metric_type is MetricType.COUNTER:
         return (Example(f"Per second, {by}", f"sum by ({label}) (rate({name}[5m]))"),)
-    if metric.kind is Kind.HISTOGRAM:
+    if metric.metric_type is MetricType.HISTOGRAM:
         return (
             Example(
                 f"95th percentile, {by}", f"histogram_quantile(0.95, sum by ({label}, le) (rate({name}_bucket[5m])))"
