@@ -1,9 +1,9 @@
 """The process's one piece of global state: the pipelines and the settings in force.
 
 `start()` builds; it opens no socket, touches no database and starts no thread.
-`join()` is the moment this process has something to say (its first request or
-measurement): from then on background threads may run. After a fork the child
-starts at zero and joins for itself; `base.forks.ORDER` lists what happens there.
+`join()` (`process.Membership`) runs at the first request or measurement of the
+process; from then on background threads may run. After a fork the child starts
+at zero and joins by itself; `base.forks.ORDER` lists the actions after a fork.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Demo:
         elapsed_s = time.monotonic() - started_s
         counted = self._scrape()
         # Stopped before the spans are counted: the last of them are exported at exit.
-        self._say("Stopping the shop and the gateway; they export what they still hold.")
+        self._say("Stopping the shop and the gateway; they export their queues first.")
         self._stop_processes()
         tally = self._receiver.tally if self._receiver is not None else None
         self._say(report.table(report.Outcome(self._crowd.results, counted, tally, WORKERS, elapsed_s)))
@@ -172,7 +172,7 @@ class Demo:
 
         None of it is exported: the table counts what the visitors cause.
         """
-        self._say(f"Visiting release {EARLIER_RELEASE}; {RELEASE} is the one that runs then.")
+        self._say(f"Sending some requests to release {EARLIER_RELEASE}, to compare release {RELEASE} with.")
         silent = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
         earlier = {**environ, **silent, "SHOP_RELEASE": EARLIER_RELEASE}
         self._manage(earlier, "visit")
