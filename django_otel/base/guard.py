@@ -85,7 +85,7 @@ def reset() -> None:
 class contained:  # noqa: N801 (used as a function is, like `contextlib.suppress`)
     """Run a block whose `Exception` must not reach the application; `place` is where a report says it was."""
 
-    # A class: a context manager made of a generator takes five times as long.
+    # A class, because a context manager made of a generator is slower.
     __slots__ = ("_place",)
 
     def __init__(self, place: str) -> None:

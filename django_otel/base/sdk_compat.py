@@ -354,7 +354,7 @@ def read_list(found: BoundedList[Any]) -> tuple[Any, int]:
 
 
 def read_span(span: ReadableSpan) -> SpanParts:
-    """Return the contents of a finished span, read-only; without copies where the SDK allows it (5 us per span)."""
+    """Return the contents of a finished span, read-only; without copies where the SDK allows it."""
     if type(span) not in _RAW_SPAN_TYPES:
         return (
             span.resource, span.instrumentation_scope, span.name, span.get_span_context(), span.parent, span.kind,

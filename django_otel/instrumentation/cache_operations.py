@@ -176,7 +176,7 @@ class Measured:
 
     def begin(self, args: tuple[object, ...], kwargs: dict[str, Any]) -> CacheOperation:
         """Begin a call with these arguments; `CacheOperation.end` ends it."""
-        # Filled in here and not by an `__init__`, whose call would cost as much as half of this.
+        # Filled in here and not by an `__init__`, to save its call.
         operation = CacheOperation()
         operation.measured = self
         operation.asked = operation.span = None

@@ -36,7 +36,7 @@ _MAX_VIEWS = 100
 TRUSTED = 100
 _REST = 9
 
-_getframe = sys._getframe  # noqa: SLF001 (the documented way is ten times slower)
+_getframe = sys._getframe  # noqa: SLF001 (the documented way is much slower)
 
 
 def find_view(record: RequestRecord) -> str:

@@ -219,7 +219,7 @@ class CellStore:
         """Return the instrument of `catalogue.CATALOGUE` with that name."""
         found = self._instruments.get(name)
         if found is not None and not isinstance(found, ObservableGauge):
-            # A name of ours has no other kind; to build its definition would cost ten times as much.
+            # Names of the catalogue have one type only, so no definition is built to compare.
             return found
         return self.define(_define_catalogued(catalogue.CATALOGUE[name]))
 

@@ -120,7 +120,7 @@ class SpanStarter:
         # The decision needs half of a trace id; the other ids, and attributes, only what is recorded.
         low_bits = tracer.shared.ids.bits(64)
         if policy.is_steady:
-            # As decide() does, where there is nothing else to see to: half of what deciding costs.
+            # As decide() does in the usual case, without its further questions.
             decision = outcome.recorded if low_bits < outcome.bound else outcome.dropped
         else:
             decision = policy.decide(low_bits, None, outcome)

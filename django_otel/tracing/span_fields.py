@@ -86,7 +86,7 @@ class SpanFields(SdkSpan):
             # The SDK's class carries the number of dropped ones.
             attributes = BoundedAttributes(None, attributes, True)
             attributes.dropped = self._dropped
-        # By position: keywords cost half as much again.
+        # By position, which is faster than keywords.
         return ReadableSpan(
             self._name, self._context, self._parent, self._resource, attributes, self._events, self._links,
             self._kind, self._tracer.instrumentation_info, self._status, self._start_time, self._end_time,

@@ -55,7 +55,7 @@ class Tracer(trace.Tracer):
         self.scope = scope
         self.instrumentation_info = plain.instrumentation_info
 
-        # As the SDK's tracer has them. No __getattr__: it would cost half a kilo-instruction at each use of the others.
+        # As the SDK's tracer has them. No __getattr__: it would slow down every use of the others.
         self.sampler = plain.sampler
         self.span_processor = plain.span_processor
         self.id_generator = plain.id_generator
@@ -231,7 +231,7 @@ class Tracer(trace.Tracer):
         """Start a recorded span, after the decision; prepared attributes become its own."""
         shared = self.shared
         limits = shared.limits
-        # Filled in here and not by an __init__: the call alone costs as much as ten attributes.
+        # Filled in here and not by an __init__, to save its call.
         span = RecordedSpan()
         span._shared = shared
         span._tracer = self

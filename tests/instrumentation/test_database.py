@@ -283,7 +283,7 @@ def test_sql_that_the_database_rejects_is_not_told_either(otel_spans):
 # --- Metrics. ---
 
 
-def test_the_metric_has_exactly_the_attributes_of_the_contract(otel_metrics):
+def test_the_metric_has_exactly_the_documented_attributes(otel_metrics):
     """Nothing else becomes a label: no table, no statement, no server."""
     Item.objects.count()
     with pytest.raises(DatabaseError), transaction.atomic():

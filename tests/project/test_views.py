@@ -156,7 +156,7 @@ def test_head_has_the_headers_of_get(client, open_page, path):
 
 
 def test_the_names_of_the_urls():
-    """As the contract has them."""
+    """Public: projects reverse them."""
     assert [reverse(f"django_otel:{name}") for name in ("metrics", "livez", "readyz")] == [
         "/metrics",
         "/livez",
