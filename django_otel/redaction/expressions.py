@@ -22,7 +22,7 @@ _EXPRESSION = lazy_pattern(r"(?:self|cls)\.[a-z_]|[A-Za-z_]{3,}+(?:\.[A-Za-z_]++
 _SPACED_EXPRESSION = lazy_pattern(
     r"await\s+[a-z_]|(?:settings|request|response|os|config|self|cls|ctx|context|event|args|kwargs|options|opts|env|environ|process|props|state"
     r"|form|user|obj|instance|params|cfg|conf|app|client|this|req|res|serializer|validated_data)\.[A-Za-z_]++(?:[.\[(,;\s]|\Z)"
-    r"|[A-Za-z_]++(?:\.[A-Za-z_]++)++\("
+    r"|[A-Za-z_]++(?:\.[A-Za-z_]++)++\((?=[^()\n]{0,200}+[()\n])"
     r"|[A-Za-z_]{2,}+\((?:[A-Za-z_][\w.]{0,60}+(?:=[\w.]{1,60}+)?(?:,\s?)?)*+\)"
     r"|(?:std::)?env::var\(|\$[A-Za-z_]{1,40}+(?:(?:->|::)\$?[A-Za-z_]{1,40}+(?![0-9])|(?=[;,)\]])"
     r"|\[(?:[0-9]{0,4}|\$?[A-Za-z_]{1,40}|\"[A-Za-z_.\-]{1,40}\"|'[A-Za-z_.\-]{1,40}')\](?![\w$]))"

@@ -58,7 +58,7 @@ def test_what_is_no_secret_stays(scrubber, text):
         "default password ({}) is in use", 'ConvertTo-SecureString "{}" -AsPlainText', "runas /user:bob /pass:{}",
         "<key>apiToken</key><string>{}</string>", "https://x.example/l?t={}", "Temporary password for bob is {}",
         "password changed from a1b2c3d4 to {}", "existing_password: {}",
-        "password = $A[{}", "password = $A->0{}", "token = $t[0]{}",
+        "password = $A[{}", "password = $A->0{}", "token = $t[0]{}", "password = A.A({}",
     ],
 )  # fmt: skip
 def test_a_secret_beside_such_words_is_redacted(scrubber, text):
