@@ -109,7 +109,6 @@ class Row:
     duration: str
     duration_ns: int
     self_time: str
-    self_share: float
     offset: str
     bars: list[Bar]
     is_error: bool
@@ -482,7 +481,6 @@ class _Builder:
             duration=text.duration(node.end - node.start),
             duration_ns=node.end - node.start,
             self_time=text.duration(self_ns),
-            self_share=self_ns / self._total,
             offset=text.duration(node.start - self._start),
             bars=[self._bar(node)],
             is_error=is_error(span),
