@@ -25,7 +25,7 @@ from django.db import connections
 from django.utils.module_loading import import_string
 
 from django_otel import runtime
-from django_otel.base import frozen, guard
+from django_otel.base import forks, frozen, guard
 from django_otel.base.suppression import suppress_instrumentation
 
 logger = logging.getLogger("django_otel")
@@ -247,8 +247,9 @@ def check_migrations(applied: dict[str, frozenset[tuple[str, str]]]) -> None:
 
     Errors: `NotApplied`, naming the first ones.
     """
-    from django.db.migrations.executor import MigrationExecutor
-    from django.db.migrations.recorder import MigrationRecorder
+    with forks.importing.using():
+        from django.db.migrations.executor import MigrationExecutor
+        from django.db.migrations.recorder import MigrationRecorder
 
     for alias in _databases():
         connection = connections[alias]
@@ -271,7 +272,9 @@ def call_project(path: str) -> None:
 
     Errors: the project's.
     """
-    found: object = import_string(path)()
+    with forks.importing.using():
+        check = import_string(path)
+    found: object = check()
     if inspect.isawaitable(found):
         asyncio.run(_await(found))
 

@@ -59,14 +59,15 @@ class ForkGate:
         #: Made with the first use, after gevent has patched `threading`.
         self._condition: threading.Condition | None = None
         self._pid = os.getpid()
-        self._users = 0
+        #: The threads inside, by `threading.get_ident`; once for each time that one is.
+        self._users: list[int] = []
         self._forks = 0
         #: Whether this process was forked at a bad moment.
         self.is_tainted = False
 
     @contextlib.contextmanager
     def using(self) -> Iterator[None]:
-        """Hold forks off for as long as the block takes."""
+        """Hold forks off for as long as the block takes; a thread that is inside may enter again."""
         # A fork may have run no hooks (uWSGI's own).
         self.after_in_child()
         condition = self._condition
@@ -74,14 +75,17 @@ class ForkGate:
             # Of two threads both use the same.
             condition = self.__dict__.setdefault("_made", threading.Condition())
             self._condition = condition
+        thread = threading.get_ident()
         with condition:
-            condition.wait_for(lambda: not self._forks, self._patience_s)
-            self._users += 1
+            condition.wait_for(lambda: not self._forks or thread in self._users, self._patience_s)
+            self._users.append(thread)
         try:
             yield
         finally:
             with condition:
-                self._users -= 1
+                # In a child that was forked inside, nothing is.
+                if thread in self._users:
+                    self._users.remove(thread)
                 condition.notify_all()
 
     def before_fork(self) -> None:
@@ -103,11 +107,11 @@ class ForkGate:
         if self._pid == os.getpid():
             return
         self._pid = os.getpid()
-        self.is_tainted = self.is_tainted or self._users > 0
+        self.is_tainted = self.is_tainted or bool(self._users)
         # Made with the next use: gunicorn's workers fork first and patch then.
         self._condition = None
         self.__dict__.pop("_made", None)
-        self._users = self._forks = 0
+        self._users, self._forks = [], 0
 
 
 #: A module that a thread is importing while another one forks stays locked in the child: an import of it there never

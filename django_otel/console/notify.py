@@ -9,7 +9,7 @@ import time
 from django.db import connections
 
 from django_otel import runtime
-from django_otel.base import guard
+from django_otel.base import forks, guard
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.config.schema import Config
 
@@ -41,7 +41,8 @@ class Notifier:
     def _run(self) -> None:
         with guard.contained("notifying of errors"), suppress_instrumentation():
             # Not before something is due: it loads sqlite3 and Django's mail.
-            from django_otel.console import notices
+            with forks.importing.using():
+                from django_otel.console import notices
 
             console = runtime.console()
             while console is not None and runtime.console() is console:

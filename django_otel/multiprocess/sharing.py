@@ -185,6 +185,10 @@ class Sharing:
     def _run(self) -> None:
         if not self._stop.wait(_TICK_S):
             with guard.contained("reading the shared folder"):
+                # What merging imports later on: it is imported here, where a fork waits for it.
+                with forks.importing.using():
+                    from django_otel.metrics import merging  # noqa: F401
+                    from django_otel.multiprocess import reader, snapshot  # noqa: F401
                 # Dictionaries of other slots are parsed once: better here than in the first scrape.
                 self.merge()
         ticks = 0

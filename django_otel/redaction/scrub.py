@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from django_otel.base import guard
+from django_otel.base import forks, guard
 from django_otel.base.attribute_values import clean_value
 from django_otel.base.patterns import lazy_pattern
 from django_otel.base.text import encodable
@@ -368,8 +368,9 @@ class Scrubber:
         return original if text == original else text
 
     def _load_rules(self) -> TextRules:
-        # Late: a start has no text that needs them.
-        from django_otel.redaction.text_rules import TextRules
+        # Late: a start has no text that needs them. The first one may be that of a thread, while another one forks.
+        with forks.importing.using():
+            from django_otel.redaction.text_rules import TextRules
 
         self._rules = TextRules(self._judge, is_personal=self._personal)
         return self._rules

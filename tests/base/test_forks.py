@@ -131,8 +131,8 @@ import django
 from django.conf import settings
 receiver = {"EXPORTERS": ["otlp"], "ENDPOINT": sys.argv[1]}
 settings.configure(SECRET_KEY="s", INSTALLED_APPS=["django_otel"], DATABASES={}, OTEL={
-    "SERVICE_NAME": "forks", "CONSOLE": {"ENABLED": False}, "SAMPLING": {"LIVE": False}, "TRACES": receiver,
-    "LOGS": receiver, "METRICS": receiver})
+    "SERVICE_NAME": "forks", "CONSOLE": {"ENABLED": True, "PATH": sys.argv[2]}, "SAMPLING": {"LIVE": False},
+    "TRACES": receiver, "LOGS": receiver, "METRICS": receiver})
 from django_otel import runtime
 from django_otel.base import forks
 django.setup()
@@ -145,16 +145,53 @@ def note(event, arguments):
 
 sys.addaudithook(note)
 with trace.get_tracer("a").start_as_current_span("b"):
-    logging.getLogger("shop").error("no")
+    # Texts that threads redact, by rules that are imported for them.
+    logging.getLogger("shop").error("no, password=hunter2 was not it")
+    try:
+        raise ValueError("token=abcdefg1234567")
+    except ValueError:
+        logging.getLogger("shop").exception("failed")
 assert runtime.current().flush(60)
 assert len(imported) > 10 and outside == [], outside
 """
 
 
-def test_threads_that_export_import_only_where_a_fork_waits_for_them(receiver):
+def test_threads_that_redact_and_export_import_only_where_a_fork_waits_for_them(receiver, tmp_path):
     url = receiver.url.replace("127.0.0.1", "localhost")
     done = subprocess.run(
-        [sys.executable, "-c", THREADS_IMPORT, url],
+        [sys.executable, "-c", THREADS_IMPORT, url, str(tmp_path / "console")],
+        cwd=services.ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+A_THREAD_SHARES = """
+import sys, threading
+import django
+from django.conf import settings
+settings.configure(SECRET_KEY="s", INSTALLED_APPS=["django_otel"], DATABASES={}, OTEL={
+    "SERVICE_NAME": "forks", "SAMPLING": {"LIVE": False}, "TRACES": {"EXPORTERS": []}, "LOGS": {"EXPORTERS": []},
+    "METRICS": {"SHARED_DIR": sys.argv[1], "GROUP": "all"}})
+import django_otel
+from django_otel.base import forks
+django.setup()
+from tests.services import wait_until
+imported, outside = [], []
+
+def note(event, arguments):
+    if event == "import" and threading.current_thread().name == "django_otel-shared":
+        (imported if forks.importing._users else outside).append(arguments[0])
+
+sys.addaudithook(note)
+django_otel.counter("orders").add(1)
+wait_until(lambda: "django_otel.multiprocess.snapshot" in sys.modules, 60, "a merge")
+assert "django_otel.multiprocess.reader" in imported and outside == [], (imported, outside)
+"""
+
+
+def test_the_thread_that_merges_imports_only_where_a_fork_waits_for_it(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", A_THREAD_SHARES, str(tmp_path)],
         cwd=services.ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -168,6 +205,7 @@ def test_a_fork_waits_no_longer_than_its_patience():
         # Who is inside may go in again.
         with gate.using():
             pass
+        assert gate._users
         pid = os.fork()
         if pid == 0:
             gate.after_in_child()

@@ -367,6 +367,7 @@ OTHERS_PRIVATE_NAMES = {
     "_parent_task": "asyncio.TaskGroup",
     "_resource_closers": "django.http.HttpResponseBase",
     "_container": "django.http.HttpResponse; what its public content would join",
+    "_schema_cls": "ninja.schema.DjangoGetter; the schema that reads an object",
     "_field_type": "dataclasses.Field; by which fields() tells those of instances from others",
     "_FIELD": "dataclasses; what `_field_type` is of a field of instances",
     "_is_gil_enabled": "sys, documented",
