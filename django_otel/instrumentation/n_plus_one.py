@@ -294,19 +294,17 @@ def look(record: RequestRecord, query: Watched, span: Span | None) -> None:
             # The stack is not that deep.
             known.watch.move(record, query, _getframe(1))
             return
-        view = find_view(record)
         if (
             frame.f_code is not site.code
             or frame.f_lasti != site.lasti
-            or (site.view is not None and site.view != view)
-            or (site.detail is not None and not is_caller(frame, site.detail))
             or not known.is_trusted
+            or not (site.is_certain or site.fits(frame, record))
         ):
             known.watch.move(record, query, _getframe(1))
-        elif view in site.looks and (seen := site.looks[view]).rest:
-            seen.rest -= 1
-        elif site.wants_advice(2, view):
-            site.advise(_getframe(1), view)
+        elif record.view is site.function and (seen := site.look).rest:  # type: ignore[union-attr]
+            seen.rest -= 1  # type: ignore[union-attr]
+        else:
+            site.look_again(_getframe(1), record)
     except Exception as fault:
         guard.report("counting equal queries", fault)
 
@@ -362,11 +360,7 @@ class Watch:
                 site = None
             else:
                 is_same = frame.f_code is site.code and frame.f_lasti == site.lasti
-                if (
-                    not is_same
-                    or (site.detail is not None and not is_caller(frame, site.detail))
-                    or (site.view is not None and site.view != find_view(record))
-                ):
+                if not is_same or not (site.is_certain or site.fits(frame, record)):
                     site = None
         if site is None:
             view = find_view(record)

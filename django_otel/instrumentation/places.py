@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.trace import Span
 
 from django_otel.instrumentation.advice import PREFETCH, Advice, find_advice, fit_to_single, read_subject, render
-from django_otel.instrumentation.callers import Caller, walk
+from django_otel.instrumentation.callers import Caller, is_caller, walk
 from django_otel.requests.record import RequestRecord
 from django_otel.tracing.attributes import EventPattern
 from django_otel.tracing.spans import RecordedSpan
@@ -35,6 +35,9 @@ _MAX_VIEWS = 100
 #: So often a view has shown nothing new at a place before that is taken for granted; and how often in a row it then is.
 TRUSTED = 100
 _REST = 9
+
+#: In place of a view's function; no request has it.
+_NO_VIEW = object()
 
 _getframe = sys._getframe  # noqa: SLF001 (the documented way is much slower)
 
@@ -127,7 +130,7 @@ class Look:
 class Site:
     """How to recognise a place on the stack."""
 
-    __slots__ = ("code", "depth", "detail", "lasti", "looks", "place", "view")
+    __slots__ = ("code", "depth", "detail", "function", "is_certain", "lasti", "look", "looks", "place", "view")
 
     def __init__(self, found: Caller, seen: FrameType, view: str, place: Place) -> None:
         self.depth = found.depth
@@ -137,9 +140,29 @@ class Site:
         self.detail = found.detail
         #: The only view that comes here by this frame, where further out another one may have a line of its own.
         self.view = None if found.is_line else view
+        #: Whether code and position are all that tells it from others.
+        self.is_certain = found.is_line and found.detail is None
         self.place = place
         #: By view.
         self.looks: dict[str, Look] = {}
+        #: The last view, by its function, and what it has loaded: to find it by its route takes longer.
+        self.function: object = _NO_VIEW
+        self.look: Look | None = None
+
+    def fits(self, frame: FrameType, record: RequestRecord) -> bool:
+        """Return whether a frame with this code and position is at this place, for a site that is not certain."""
+        return (self.detail is None or is_caller(frame, self.detail)) and (
+            self.view is None or self.view == find_view(record)
+        )
+
+    def look_again(self, start: FrameType, record: RequestRecord) -> None:
+        """Look for a cure outside of `start`, the caller's caller, where one is wanted for the request's view."""
+        view = find_view(record)
+        if self.wants_advice(3, view):
+            self.advise(start, view)
+        # A response that is rendered is none, and is not kept.
+        if type(record.view) is FunctionType and view in self.looks:
+            self.function, self.look = record.view, self.looks[view]
 
     def wants_advice(self, distance: int, view: str) -> bool:
         """Return whether a cure is to be looked for: once a view, and again for another relation that is loaded here.

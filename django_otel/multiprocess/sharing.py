@@ -187,8 +187,8 @@ class Sharing:
             with guard.contained("reading the shared folder"):
                 # What merging imports later on: it is imported here, where a fork waits for it.
                 with forks.importing.using():
-                    from django_otel.metrics import merging  # noqa: F401
-                    from django_otel.multiprocess import reader, snapshot  # noqa: F401
+                    from django_otel.metrics import merging  # noqa: F401 (for what follows)
+                    from django_otel.multiprocess import reader, snapshot  # noqa: F401 (for what follows)
                 # Dictionaries of other slots are parsed once: better here than in the first scrape.
                 self.merge()
         ticks = 0
