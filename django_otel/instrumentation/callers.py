@@ -87,7 +87,7 @@ class Caller:
         #: whose method runs, the variable that leads to it and the field of GraphQL; the coroutine's code and position,
         #: of a work item.
         self.detail = detail
-        #: Whether it is a line of the project, whatever is further out; else there was none further out.
+        #: Whether it is a line of the project; else there was none on the whole stack.
         self.is_line = is_line
         #: The frames between the start and this one, innermost first.
         self.inner = inner

@@ -34,7 +34,7 @@ from opentelemetry.trace import Span
 from django_otel import runtime
 from django_otel.base import guard
 from django_otel.config.schema import Config
-from django_otel.instrumentation.callers import find_outer, is_caller, walk
+from django_otel.instrumentation.callers import find_outer, walk
 from django_otel.instrumentation.places import TRUSTED, Place, Site, find_view
 from django_otel.metrics.instruments import Counter
 from django_otel.metrics.series import Series
@@ -151,7 +151,7 @@ class KnownStatement:
             if frame is None:
                 return None
             for site in self.sites.get((depth, id(frame.f_code), frame.f_lasti), ()):
-                if (site.view is None or site.view == view) and (site.detail is None or is_caller(frame, site.detail)):
+                if site.fits(frame, view):
                     return site
         return None
 
@@ -298,7 +298,7 @@ def look(record: RequestRecord, query: Watched, span: Span | None) -> None:
             frame.f_code is not site.code
             or frame.f_lasti != site.lasti
             or not known.is_trusted
-            or not (site.is_certain or site.fits(frame, record))
+            or not (site.is_certain or site.fits(frame, find_view(record)))
         ):
             known.watch.move(record, query, _getframe(1))
         elif record.view is site.function and (seen := site.look).rest:  # type: ignore[union-attr]
@@ -360,7 +360,7 @@ class Watch:
                 site = None
             else:
                 is_same = frame.f_code is site.code and frame.f_lasti == site.lasti
-                if not is_same or not (site.is_certain or site.fits(frame, record)):
+                if not is_same or not (site.is_certain or site.fits(frame, find_view(record))):
                     site = None
         if site is None:
             view = find_view(record)

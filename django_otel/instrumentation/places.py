@@ -2,7 +2,7 @@
 
 One line may do several things: `getattr(book, name)` in a helper, or a serializer that the line runs, loads now one
 relation, now another, and of objects of other classes. So cures are kept by view, each for the relation and the class
-that were seen there: what one view is told is nothing that only another one does.
+that were seen there: a view does not get the cure of a relation that only another view loads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ADVICE = "django.n_plus_one.advice"
 MODEL = "django.n_plus_one.model"
 SQL = "db.query.text"
 
-#: Relations that one view is advised on at one place, and views that are told apart there.
+#: Bounds of one place: relations of a view, and views.
 _MAX_SUBJECTS = 20
 _MAX_VIEWS = 100
 #: So often a view has shown nothing new at a place before that is taken for granted; and how often in a row it then is.
@@ -140,7 +140,7 @@ class Site:
         self.detail = found.detail
         #: The only view that comes here by this frame, where further out another one may have a line of its own.
         self.view = None if found.is_line else view
-        #: Whether code and position are all that tells it from others.
+        #: Whether code and position are enough to recognise it.
         self.is_certain = found.is_line and found.detail is None
         self.place = place
         #: By view.
@@ -149,11 +149,9 @@ class Site:
         self.function: object = _NO_VIEW
         self.look: Look | None = None
 
-    def fits(self, frame: FrameType, record: RequestRecord) -> bool:
-        """Return whether a frame with this code and position is at this place, for a site that is not certain."""
-        return (self.detail is None or is_caller(frame, self.detail)) and (
-            self.view is None or self.view == find_view(record)
-        )
+    def fits(self, frame: FrameType, view: str) -> bool:
+        """Return whether a frame with this code and position is at this place in that view."""
+        return (self.view is None or self.view == view) and (self.detail is None or is_caller(frame, self.detail))
 
     def look_again(self, start: FrameType, record: RequestRecord) -> None:
         """Look for a cure outside of `start`, the caller's caller, where one is wanted for the request's view."""

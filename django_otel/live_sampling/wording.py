@@ -216,7 +216,7 @@ def promise(refresh_s: float) -> str:
 
 
 def kept(keep_errors: bool, keep_slow_s: float | None) -> str:
-    """Return a text on the traces that are kept whatever the ratio; empty without any."""
+    """Return a text on the traces that are kept at any ratio; empty without any."""
     values = {"seconds": "" if keep_slow_s is None else f"{keep_slow_s:g}"}
     if keep_errors and keep_slow_s is not None:
         return gettext("errors and requests of %(seconds)s s or more") % values
