@@ -380,6 +380,8 @@ class Receiver:
     url: str
     requests: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
     status: int = 200
+    #: The body of each answer.
+    answer: bytes = b""
     #: How long an answer takes; what waits already ends with a shorter one.
     delay_s: float = 0.0
     #: How many requests have begun; each is in `requests` after `delay_s`.
@@ -470,8 +472,9 @@ def start_receiver() -> Iterator[Receiver]:
                     (self.path, {k.lower(): v for k, v in self.headers.items()}, kind.FromString(body))
                 )
                 self.send_response(receiver.status)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(receiver.answer)))
             self.end_headers()
+            self.wfile.write(receiver.answer)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -83,7 +83,7 @@ class ForkGate:
             yield
         finally:
             with condition:
-                # In a child that was forked inside, nothing is.
+                # A child that was forked inside the block has begun with an empty list.
                 if thread in self._users:
                     self._users.remove(thread)
                 condition.notify_all()

@@ -20,7 +20,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext, override
 
 from django_otel import runtime
-from django_otel.base import guard
+from django_otel.base import forks, guard
 from django_otel.config.packages import import_path
 from django_otel.tracestore.file import transaction
 from django_otel.tracestore.issue_reader import Issue, find_issue
@@ -79,7 +79,9 @@ def _deliver(notice: Notice, issue: Issue) -> bool:
         elif "://" in target:
             _post(target, content)
         else:
-            import_path(target)(content)
+            with forks.importing.using():
+                tell = import_path(target)
+            tell(content)
     except Exception as error:
         guard.report("notifying of an error", error)
         return False

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sized
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from django_otel.base import guard
+from django_otel.base import forks, guard
 from django_otel.export.quiet_addresses import find_stock_loggers
 from django_otel.redaction.scrub import Scrubber
 
@@ -131,11 +131,13 @@ class Answers:
             return
         with guard.contained("reading the answer of an OTLP receiver"):
             path, name, _ = _MESSAGES[self.signal]
-            module = importlib.import_module(f"opentelemetry.proto.collector.{path}")
+            with forks.importing.using():
+                module = importlib.import_module(f"opentelemetry.proto.collector.{path}")
             try:
                 # A receiver may call it by another type; no message of protobuf begins so.
                 if is_json or body.startswith(b"{"):
-                    from google.protobuf.json_format import Parse  # type: ignore[import-untyped]
+                    with forks.importing.using():
+                        from google.protobuf.json_format import Parse  # type: ignore[import-untyped]
 
                     message = Parse(body, getattr(module, name)(), ignore_unknown_fields=True)
                 else:

@@ -145,7 +145,8 @@ class MetricPipeline:
         if not (state.enabled and state.config.runtime):
             return []
         with guard.contained("reading the use of this process"):
-            from django_otel.multiprocess.processes import describe_processes, own_member
+            with forks.importing.using():
+                from django_otel.multiprocess.processes import describe_processes, own_member
 
             active = state.store.catalogued("http.server.active_requests").all_series()
             return describe_processes([own_member(sum(series.read() for series in active))], None)

@@ -158,6 +158,7 @@ assert len(imported) > 10 and outside == [], outside
 
 def test_threads_that_redact_and_export_import_only_where_a_fork_waits_for_them(receiver, tmp_path):
     url = receiver.url.replace("127.0.0.1", "localhost")
+    receiver.answer = b'{"partialSuccess": {"errorMessage": "this time"}}'
     done = subprocess.run(
         [sys.executable, "-c", THREADS_IMPORT, url, str(tmp_path / "console")],
         cwd=services.ROOT, capture_output=True, text=True, timeout=120,
