@@ -176,13 +176,15 @@ OTEL = {"TRACES": {"EXPORTERS": ["memory"]}, "LOGS": {"EXPORTERS": ["memory"]}}
 
 
 #: As a settings module does that reads a file of variables.
-LATE = "import django_otel, json, os, sys; os.environ.update(json.loads(sys.argv[2]))\n"
+LATE = "import django_otel, json, os, sys; os.environ.update(json.load(sys.stdin))\n"
 
 
 def start(environ, otel=OTEL, *, late=False):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     done = subprocess.run(
-        [sys.executable, "-c", LATE + SETUP if late else SETUP, json.dumps(otel), json.dumps(environ)],
+        [sys.executable, "-c", LATE + SETUP if late else SETUP, json.dumps(otel)],
+        # Not as an argument: Linux takes one of 128 KiB at most, and all variables can be longer.
+        input=json.dumps(environ) if late else "",
         env=clean if late else {**clean, **environ},
         capture_output=True,
         text=True,
