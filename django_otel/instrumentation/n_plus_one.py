@@ -196,16 +196,16 @@ class Watched:
             count = self.look_at - self.left
             if count < known.limit:
                 return
-            watch, site = known.watch, known.last
-            (watch.known_series.get(route) or watch.find_series(route)).add(1.0)
+            watch, place = known.watch, known.last.place  # type: ignore[union-attr]
+            try:
+                series, pattern = watch.known_series[route], place.patterns[view]
+            except KeyError:
+                series, pattern = watch.find_series(route), place.find_pattern(view)
+            series.add(1.0)
             if type(span) is RecordedSpan:
-                patterns = site.place.patterns  # type: ignore[union-attr]
-                span.add_pattern_event(
-                    patterns[view] if view in patterns else site.place.find_pattern(view),  # type: ignore[union-attr]
-                    count,
-                )
+                span.add_pattern_event(pattern, count)
             elif span is not None:
-                site.place.tell(count, span, view)  # type: ignore[union-attr]
+                place.tell(count, span, view)
         except Exception as fault:
             guard.report("reporting equal queries", fault)
 
