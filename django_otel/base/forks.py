@@ -89,11 +89,13 @@ class ForkGate:
                 condition.notify_all()
 
     def before_fork(self) -> None:
-        """Wait for those inside, and let no other thread in."""
+        """Wait for the other threads inside, and let no other one in."""
         if self._condition is not None:
+            # What is imported may fork itself: nobody waits for the thread that forks.
+            thread = threading.get_ident()
             with self._condition:
                 self._forks += 1
-                self._condition.wait_for(lambda: not self._users, self._patience_s)
+                self._condition.wait_for(lambda: all(user == thread for user in self._users), self._patience_s)
 
     def after_in_parent(self) -> None:
         """Let threads in again."""

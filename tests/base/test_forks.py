@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -201,17 +202,35 @@ def test_the_thread_that_merges_imports_only_where_a_fork_waits_for_it(tmp_path)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_waits_no_longer_than_its_patience():
     gate = forks.ForkGate(patience_s=0.05)
-    with gate.using():
-        gate.before_fork()
-        # Who is inside may go in again.
+    is_inside, may_leave = threading.Event(), threading.Event()
+
+    def stay():
         with gate.using():
-            pass
-        assert gate._users
-        pid = os.fork()
-        if pid == 0:
-            gate.after_in_child()
-            with gate.using():
-                os._exit(0 if gate.is_tainted else 1)
-        gate.after_in_parent()
+            is_inside.set()
+            may_leave.wait()
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    is_inside.wait()
+    gate.before_fork()
+    assert gate._users == [thread.ident]
+    pid = os.fork()
+    if pid == 0:
+        gate.after_in_child()
+        with gate.using():
+            os._exit(0 if gate.is_tainted else 1)
+    gate.after_in_parent()
+    may_leave.set()
+    thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert not gate.is_tainted
+
+
+def test_a_thread_that_is_inside_may_enter_again_and_fork_at_once(monkeypatch):
+    gate = forks.ForkGate(patience_s=60)
+    with gate.using():
+        monkeypatch.setattr(gate._condition, "wait", lambda timeout_s: pytest.fail("it waits for itself"))
+        gate.before_fork()
+        with gate.using():
+            assert gate._users == [threading.get_ident()] * 2
+        gate.after_in_parent()
