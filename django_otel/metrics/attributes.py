@@ -12,7 +12,12 @@ from django_otel.metrics.model import Attributes, AttributeValue
 
 def build_attributes(attributes: Mapping[str, object]) -> Attributes:
     """Sort and clean attributes: values keep their type where OpenTelemetry has it, others become text."""
-    return tuple(sorted(((str(key), _clean(value)) for key, value in attributes.items()), key=_by_key))
+    return tuple(
+        sorted(
+            ((key if type(key) is str else clean_text(key), _clean(value)) for key, value in attributes.items()),
+            key=_by_key,
+        )
+    )
 
 
 def _by_key(item: tuple[str, AttributeValue]) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, SupportsFloat
 
-from django_otel.base import guard
+from django_otel.base import guard, proxies
 from django_otel.metrics.attributes import build_attributes, identity
 from django_otel.metrics.cells import Definition
 from django_otel.metrics.model import OWN_SCOPE, Attributes, Exemplar, Family, HistogramValue, MetricType, Point
@@ -16,6 +16,8 @@ from django_otel.metrics.series import GaugeSeries, HistogramSeries, Series
 #: OpenTelemetry metrics SDK, "Overflow attribute".
 OVERFLOW: Attributes = (("otel.metric.overflow", True),)
 OVERFLOW_METRIC = "django_otel.cardinality.overflow"
+#: Characters of a refused value in a log line.
+_LONGEST_REFUSED = 100
 
 
 if TYPE_CHECKING:
@@ -51,7 +53,12 @@ class Instrument:
         Look it up once and keep it where the attributes repeat.
         """
         # None too, as in OpenTelemetry's own instruments.
-        cleaned = build_attributes(attributes) if attributes else ()
+        try:
+            cleaned = build_attributes(attributes) if attributes else ()
+        except Exception as error:
+            # Not a mapping: the measurement counts all the same.
+            guard.report(f"the attributes of {self.name}", error)
+            cleaned = ()
         key = identity(cleaned) if cleaned else ()
         found = self._series.get(key)
         return found if found is not None else self._make(key, cleaned)
@@ -118,12 +125,27 @@ class Instrument:
         return family
 
 
-def _number(value: object) -> float:
-    """A project's number as a cell holds it (Decimal and Fraction too); NaN for anything else."""
+def _read_number(value: object) -> float | None:
+    """A project's number as a cell holds it (Decimal, Fraction and lazy ones too); None for anything else."""
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
+        found: float = float(proxies.resolve(value))
+    except Exception:
+        # Whatever a `__float__` of the project or the query behind a lazy value raises.
+        return None
+    return found
+
+
+class _Refused:
+    """A value of the project in a log line: its `repr()`, where it has one, and only the beginning of a long one."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        try:
+            return repr(self._value)[:_LONGEST_REFUSED]
+        except Exception:
+            return f"<{type(self._value).__name__}>"
 
 
 class Counter(Instrument):
@@ -131,10 +153,13 @@ class Counter(Instrument):
 
     def add(self, amount: float = 1, attributes: Mapping[str, object] = {}) -> None:
         """Add `amount` (in the instrument's unit, not negative: such a call is ignored and logged once)."""
-        number = _number(amount)
-        if not 0 <= number < math.inf:
+        number = _read_number(amount)
+        if number is None or not 0 <= number < math.inf:
             guard.warn_once(
-                f"cells.{self.name}", "Counter %s: %r was not added; expected a number >= 0.", self.name, amount
+                f"cells.{self.name}",
+                "Counter %s: %r was not added; expected a number >= 0.",
+                self.name,
+                _Refused(amount),
             )
             return
         self.series(attributes).add(number)
@@ -145,9 +170,9 @@ class UpDownCounter(Instrument):
 
     def add(self, amount: float, attributes: Mapping[str, object] = {}) -> None:
         """Add `amount`, in the instrument's unit."""
-        number = _number(amount)
-        if not math.isfinite(number):
-            guard.warn_once(f"cells.{self.name}", "Up-down counter %s: %r was not added.", self.name, amount)
+        number = _read_number(amount)
+        if number is None or not math.isfinite(number):
+            guard.warn_once(f"cells.{self.name}", "Up-down counter %s: %r was not added.", self.name, _Refused(amount))
             return
         self.series(attributes).add(number)
 
@@ -157,9 +182,9 @@ class Gauge(Instrument):
 
     def set(self, value: float, attributes: Mapping[str, object] = {}) -> None:
         """Replace the value, in the instrument's unit. What is not a number is ignored and logged once."""
-        number = _number(value)
-        if math.isnan(number) and value == value:
-            guard.warn_once(f"cells.{self.name}", "Gauge %s was not set to %r.", self.name, value)
+        number = _read_number(value)
+        if number is None:
+            guard.warn_once(f"cells.{self.name}", "Gauge %s was not set to %r.", self.name, _Refused(value))
             return
         series = self.series(attributes)
         assert isinstance(series, GaugeSeries)
@@ -175,12 +200,15 @@ class Histogram(Instrument):
         Values that are not finite are ignored and logged once, and so are
         negative ones, by which the sum would fall, unless a bound is below zero.
         """
-        number = value if type(value) is float else _number(value)
-        if not 0 <= number < math.inf:
+        number = value if type(value) is float else _read_number(value)
+        if number is None or not 0 <= number < math.inf:
             bounds = self.definition.bounds
-            if not math.isfinite(number) or not bounds or bounds[0] >= 0:
+            if number is None or not math.isfinite(number) or not bounds or bounds[0] >= 0:
                 guard.warn_once(
-                    f"cells.{self.name}", "Histogram %s: %r was not recorded; expected a number >= 0.", self.name, value
+                    f"cells.{self.name}",
+                    "Histogram %s: %r was not recorded; expected a number >= 0.",
+                    self.name,
+                    _Refused(value),
                 )
                 return
         series: HistogramSeries = self.series(attributes)  # type: ignore[assignment]  # by the kind of the instrument
@@ -238,10 +266,10 @@ class ObservableGauge(Instrument):
             observed = [(observed, {})]
         points: dict[object, Point] = {}
         for value, attributes in observed:
-            number = _number(value)
-            if math.isnan(number) and value == value:
+            number = _read_number(value)
+            if number is None:
                 if value is not None:
-                    guard.warn_once(f"cells.{self.name}", "Gauge %s was not set to %r.", self.name, value)
+                    guard.warn_once(f"cells.{self.name}", "Gauge %s was not set to %r.", self.name, _Refused(value))
                 continue
             cleaned = self._store.clean(build_attributes(attributes))
             if len(points) >= self._store.cardinality_limit and identity(cleaned) not in points:

@@ -179,6 +179,75 @@ def test_labels_are_the_values_that_spans_have_and_none_raises(store, make, labe
         assert families(store)[name].points[0].attributes == (("key", label),)
 
 
+class Awkward:
+    """As arrays and missing values of libraries are: neither a number nor a truth, and without words for itself."""
+
+    def __float__(self):
+        raise RuntimeError("no number")
+
+    def __eq__(self, other):
+        raise ValueError("ambiguous")
+
+    __hash__ = None
+
+    def __repr__(self):
+        raise RuntimeError("no words")
+
+    __bool__ = __repr__
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Awkward,
+        lambda: decimal.Decimal("sNaN"),
+        lambda: SimpleLazyObject(lambda: 1 / 0),
+        lambda: 10**5000,
+        lambda: "x" * 100_000,
+    ],
+    ids=["awkward", "signalling", "lazy", "huge", "long"],
+)
+def test_a_value_that_is_no_number_raises_nowhere_and_is_named_shortly(store, make, caplog, capfd):
+    for measure in (
+        store.counter("orders").add,
+        store.up_down_counter("open").add,
+        store.gauge("level").set,
+        store.histogram("sizes").record,
+    ):
+        measure(make())
+        assert len(caplog.messages.pop()) < 300
+        caplog.clear()
+    store.observable_gauge("seen", lambda: [(make(), {}), (1, {"k": "a"})])
+    assert {name: len(family.points) for name, family in families(store).items()} == {"seen": 1}
+    assert "Logging error" not in capfd.readouterr().err
+
+
+def test_a_lazy_number_is_one(store):
+    store.gauge("level").set(SimpleLazyObject(lambda: 3))
+    store.histogram("sizes").record(SimpleLazyObject(lambda: decimal.Decimal("0.5")))
+    found = families(store)
+    assert (found["level"].points[0].value, found["sizes"].points[0].value.sum) == (3.0, 0.5)
+
+
+@pytest.mark.parametrize("attributes", [[("k", 1)], "text", 5, Awkward()], ids=["pairs", "text", "number", "awkward"])
+def test_what_are_no_attributes_raises_nowhere_and_the_measurement_counts(store, attributes):
+    store.counter("orders").add(2, attributes)
+    store.gauge("level").set(2, attributes)
+    store.histogram("sizes").record(2, attributes)
+    found = families(store)
+    assert (found["orders"].points[0].value, found["level"].points[0].value) == (2.0, 2.0)
+    assert found["sizes"].points[0].value.sum == 2.0
+
+
+def test_a_name_of_a_label_that_has_no_text_is_named_by_its_type(store):
+    class Key:
+        def __str__(self):
+            raise RuntimeError
+
+    store.counter("orders").add(1, {Key(): 1})
+    assert families(store)["orders"].points[0].attributes == (("<Key>", 1),)
+
+
 def test_labels_of_observed_gauges_are_cut(store):
     store.observable_gauge("seen", lambda: [(1.0, {"key": "x" * 1_000})])
     assert families(store)["seen"].points[0].attributes == (("key", "x" * 256),)
