@@ -6,7 +6,6 @@ import html
 import json
 import re
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -317,9 +316,7 @@ def test_the_thread_sends_without_a_request_waiting(console, notified):
     notified("tests.console.test_errors.listen")
     console.on_notices = notify.notifier.wake
     fail(console, catch(VIEW))
-    deadline = time.monotonic() + 20
-    while not TOLD and time.monotonic() < deadline:
-        time.sleep(0.01)
+    services.wait_until(lambda: TOLD, 60, "the notice")
     assert len(TOLD) == 1
 
 

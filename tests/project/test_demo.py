@@ -403,6 +403,11 @@ class Admin:
         fields = {"enabled": "on", "ratio": ratio, "expires_at_0": "", "expires_at_1": "", "note": "a test"}
         page, _ = self.post("/admin/django_otel/samplingpolicy/", fields)
         assert "errornote" not in page, page
+        wait_until(
+            lambda: re.search(r"All \d+ processes apply version", self.get("/admin/django_otel/samplingpolicy/")[0]),
+            60,
+            "the ratio in every process",
+        )
 
 
 @pytest.mark.long
@@ -422,8 +427,6 @@ def test_the_ratio_turned_in_the_admin_changes_what_every_worker_exports(receive
         )
 
         admin.set_ratio("0")
-        # REFRESH_S is 1 in the shop; the slowest request that began before takes some 3 seconds.
-        time.sleep(1.5)
         quiet_from_ns = time.time_ns()
         counted_before = max(requests_counted() for _ in range(6))
         time.sleep(4)
@@ -432,7 +435,6 @@ def test_the_ratio_turned_in_the_admin_changes_what_every_worker_exports(receive
         assert counted_after > counted_before
 
         admin.set_ratio("1")
-        time.sleep(1.5)
         loud_from_ns = time.time_ns()
         wait_until(
             lambda: (
@@ -576,15 +578,14 @@ def test_visitors_keep_to_the_rate_and_stop_at_once() -> None:
         crowd = Crowd(port, 50.0, seed=random.Random(1).randrange(1000))
         began_s = time.monotonic()
         crowd.start()
-        time.sleep(2)
+        wait_until(lambda: crowd.results.sent >= 100, 60, "a hundred requests")
         crowd.stop()
         took_s = time.monotonic() - began_s
         stop.set()
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         server.join()
-    # In the time that it really took: a busy machine sleeps longer than it is told.
-    assert 50 <= crowd.results.sent <= 50 * took_s + 1
+    assert crowd.results.sent <= 50 * took_s + 1
     assert crowd.results.unanswered == 0
 
 

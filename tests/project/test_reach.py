@@ -194,12 +194,22 @@ def test_a_new_process_decides_nothing_before_it_knows_the_policy(tmp_path):
 
 
 FIRST = """
-import time
+import threading, time
 from django_otel import runtime, span
-begun = time.monotonic()
-with span("first"):
-    pass
-print(runtime.current().sampler.policy.ratio, time.monotonic() - begun)
+
+plain_wait = threading.Event.wait
+def wait(event, timeout=None):
+    if timeout is not None and threading.current_thread() is threading.main_thread():
+        waits.append(timeout)
+    return plain_wait(event, timeout)
+threading.Event.wait = wait
+
+for name in ("first", "second"):
+    waits = []
+    begun = time.monotonic()
+    with span(name):
+        pass
+    print(runtime.current().sampler.policy.ratio, time.monotonic() - begun, len(waits))
 """
 
 
@@ -218,11 +228,10 @@ def test_a_database_that_does_not_answer_is_waited_for_once_and_a_second(tmp_pat
     """Connections to it hang; the settings hold, and the next decision waits for nothing."""
     with services.start_black_hole() as hole:
         host = Host(tmp_path, TEST_DATABASE_URL=f"postgresql://x@{hole.removeprefix('http://')}/x")
-        code = FIRST + FIRST.partition("begun")[2].join(("begun", ""))
-        (first, first_s), (second, second_s) = (line.split() for line in host.run(code, RATIO=0.5).splitlines())
-    assert first == second == "0.5"
-    assert 1.0 <= float(first_s)
-    assert float(second_s) < float(first_s)
+        first, second = (line.split() for line in host.run(FIRST, RATIO=0.5).splitlines())
+    assert first[0] == second[0] == "0.5"
+    assert float(first[1]) >= 1.0
+    assert (first[2], second[2]) == ("1", "0")
 
 
 def test_a_rolled_back_change_reaches_nobody(host):

@@ -234,9 +234,9 @@ def test_swapping_under_load_shows_only_whole_policies():
     readers = [threading.Thread(target=read, args=(index,)) for index in range(2)]
     for reader in readers:
         reader.start()
-    deadline_s = time.monotonic() + sizes.scaled(0.3, 1.0)
+    wanted = sizes.scaled(1_000, 10_000)
     swaps = 0
-    while time.monotonic() < deadline_s:
+    while swaps < wanted or min(counts) < wanted:
         for policy in (Policy(1.0, "admin", 1), Policy(0.5, "admin", 2), None):
             sampler.swap(policy)
             swaps += 1
@@ -245,8 +245,6 @@ def test_swapping_under_load_shows_only_whole_policies():
         reader.join()
 
     assert faults == []
-    assert swaps > 100
-    assert min(counts) > 100
 
 
 def test_the_description_names_ratio_source_and_version():
