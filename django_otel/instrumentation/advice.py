@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.core.exceptions import EmptyResultSet, FieldDoesNotExist
 from django.db import connections, models
@@ -31,7 +31,7 @@ from django.template.context import BaseContext
 from django_otel.base import guard
 from django_otel.base.frozen import record
 from django_otel.instrumentation import origins
-from django_otel.instrumentation.callers import is_django
+from django_otel.instrumentation.callers import is_boundary, is_django, is_project
 
 #: None before Django 6.1.
 FETCH_ONE: object = getattr(models, "FETCH_ONE", None)
@@ -42,6 +42,8 @@ FIELDS = "only"
 #: Objects, in the variables of a frame or behind them, among which the object of the relation is looked for.
 _MAX_OBJECTS = 100
 _MAX_STEPS = 3
+#: Frames outside of the line, among which an object that was given to its function is looked for.
+_MAX_CALLERS = 50
 
 
 @record
@@ -57,6 +59,14 @@ class Advice:
     table: str
     #: Whether `fetch_mode(FETCH_PEERS)` is another one.
     has_peers: bool
+
+
+class _Step(NamedTuple):
+    """A relation on the way from one object to another."""
+
+    read_as: str
+    #: Its name in a join; None where `select_related()` does not follow it.
+    joined_as: str | None
 
 
 class Finding:
@@ -153,6 +163,9 @@ def _advise_on_forward(descriptor: Any, instance: Model, queryset: QuerySet[Any]
     if not _loads(queryset, field.remote_field.model):
         return None
     keys = {own.attname for own, _ in field.related_fields}
+    if field.remote_field.parent_link:
+        # It is loaded where fields are deferred. `select_related()` ignores it.
+        return _build(PREFETCH, field.name, instance, place, keys, may_fetch_peers=True)
     return _advise_on_object(instance, field.name, field.name, queryset, place, keys)
 
 
@@ -169,7 +182,7 @@ def _advise_on_reverse(descriptor: Any, instance: Model, queryset: QuerySet[Any]
 def _advise_on_object(
     instance: Model, joined_as: str, read_as: str, queryset: QuerySet[Any], place: FrameType, keys: set[str]
 ) -> Advice | None:
-    """The relation to one object: a join, or a second query where it is in another database."""
+    """The relation to one object: a join, or a second query where it is in another database or no join leads there."""
     if _climbs(queryset, instance, read_as, place):
         return None
     if queryset.db == instance._state.db:
@@ -210,7 +223,7 @@ def _advise_on_manager(queryset: QuerySet[Any], place: FrameType) -> Advice | No
         for instance in instances:
             for name in find_names(type(instance), queryset.model):
                 prefetched = getattr(instance, "_prefetched_objects_cache", {})
-                if name not in prefetched and _compile(getattr(instance, name).all()) == wanted:
+                if name not in prefetched and _compile(getattr(instance, name).get_queryset()) == wanted:
                     found.append((instance, name))
     if len({name for _, name in found}) != 1:
         return None
@@ -303,6 +316,10 @@ def _compile(queryset: QuerySet[Any]) -> tuple[Any, ...] | None:
     loaded = queryset.query.deferred_loading
     return (
         sql,
+        # Both only right after the manager's filter. Behind another step, such as `.all()` once more, it is another
+        # queryset, which a prefetch does not fill.
+        bool(queryset.query.used_aliases),
+        queryset.query.filter_is_sticky,
         tuple(params),
         queryset.db,
         state._iterable_class,
@@ -361,7 +378,14 @@ def _build(
     from django_otel.instrumentation.changed_objects import read_changes
 
     has_peers = may_fetch_peers and FETCH_ONE is not None and instance._state.fetch_mode is FETCH_ONE
-    owner, steps = _find_path(instance, place, is_joined=method != PREFETCH)
+    owner, path = _find_path(instance, place)
+    if method == FIELDS and any(step.joined_as is None for step in path):
+        # Only a queryset of its own has left the field out.
+        owner, path = instance, ()
+    ways = (step.read_as if method == PREFETCH else step.joined_as for step in path)
+    steps = [way for way in ways if way is not None]
+    if len(steps) < len(path):
+        return None
     if origins.is_new(owner) or (method != PREFETCH and origins.is_raw(owner)):
         return None
     changes = read_changes(place, {type(instance), type(owner)})
@@ -376,30 +400,62 @@ def _build(
     return Advice(method, "__".join((*steps, name)), options.label, options.db_table, has_peers)
 
 
-def _find_path(instance: Model, place: FrameType, *, is_joined: bool) -> tuple[Model, tuple[str, ...]]:
-    own: tuple[Model, tuple[str, ...]] = (instance, ())
-    level: list[tuple[Model, Model, tuple[str, ...]]] = [(found, found, ()) for found in _find_objects(place)]
-    if any(found is instance for found, _, _ in level):
-        return own
-    found_here: dict[tuple[type[Model], tuple[str, ...]], Model] = {}
+def _find_path(instance: Model, place: FrameType) -> tuple[Model, tuple[_Step, ...]]:
+    """Return the object in a variable that `instance` hangs on, and how; itself where it is in one.
+
+    What a function was given is looked for in its caller: `str(book.author)` is a matter of the query for the books.
+    """
+    owner = instance
+    path: tuple[_Step, ...] = ()
+    frame: FrameType | None = place
+    for _ in range(_MAX_CALLERS):
+        if frame is None or is_boundary(frame.f_code):
+            break
+        objects = list(_find_objects(frame))
+        is_ours = is_project(frame.f_code.co_filename)
+        # What a function of Django or a package keeps, a line of the project has given it, as a rule.
+        kept = objects if is_ours else list(_find_in_context(frame))
+        if not any(found is owner for found in objects):
+            found_here = _search(owner, objects)
+            if len(found_here) > 1:
+                # It would be a guess which of them it came by.
+                break
+            if found_here:
+                owner, steps = found_here[0]
+                path = (*steps, *path)
+            elif is_ours:
+                break
+        if any(found is owner for found in kept) and not (is_ours and _is_given(frame, owner)):
+            break
+        frame = frame.f_back
+    return owner, path
+
+
+def _is_given(frame: FrameType, instance: Model) -> bool:
+    """Return whether it is an argument of the function."""
+    code = frame.f_code
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return any(frame.f_locals.get(name) is instance for name in names)
+
+
+def _search(instance: Model, objects: Iterable[Model]) -> list[tuple[Model, tuple[_Step, ...]]]:
+    """Return the objects that `instance` hangs on, with the shortest ways; one for each kind of way."""
+    level: list[tuple[Model, Model, tuple[_Step, ...]]] = [(found, found, ()) for found in objects]
+    found_here: dict[tuple[type[Model], tuple[_Step, ...]], Model] = {}
     for _ in range(_MAX_STEPS):
         following = []
         for current, owner, steps in level:
-            for cached_as, value in list(current._state.fields_cache.items()):
-                name = _name_step(type(current), cached_as, is_joined=is_joined)
-                if name is None or not _is_object(value):
+            for read_as, value in list(current._state.fields_cache.items()):
+                if not _is_object(value):
                     continue
+                path = (*steps, _Step(read_as, _name_join(type(current), read_as)))
                 if value is instance:
-                    found_here[type(owner), (*steps, name)] = owner
-                following.append((value, owner, (*steps, name)))
+                    found_here[type(owner), path] = owner
+                following.append((value, owner, path))
         if found_here:
             break
         level = following[:_MAX_OBJECTS]
-    # From two variables it would be a guess which of them it came by.
-    if len(found_here) != 1:
-        return own
-    ((_, steps), owner) = found_here.popitem()
-    return owner, steps
+    return [(owner, path) for (_, path), owner in found_here.items()]
 
 
 def _find_keys(model: type[Model], steps: Iterable[str]) -> Iterator[str]:
@@ -417,24 +473,29 @@ def _find_keys(model: type[Model], steps: Iterable[str]) -> Iterator[str]:
         model = field.related_model
 
 
-def _name_step(model: type[Model], cached_as: str, *, is_joined: bool) -> str | None:
-    """Return how a lookup names the relation; None for one that a join does not follow."""
+def _name_join(model: type[Model], read_as: str) -> str | None:
+    """Return how `select_related()` names the relation; None for one that it does not follow."""
     for field in model._meta.concrete_fields:
-        if field.is_relation and field.name == cached_as:
-            return cached_as
+        if field.is_relation and field.name == read_as:
+            return None if getattr(field.remote_field, "parent_link", False) else read_as
     for related in model._meta.related_objects:
-        if related.one_to_one and related.get_accessor_name() == cached_as:
-            return related.field.related_query_name() if is_joined else cached_as
-    return None if is_joined else cached_as
+        if related.one_to_one and related.get_accessor_name() == read_as:
+            return related.field.related_query_name()
+    return None
 
 
-def _find_objects(place: FrameType) -> Iterator[Model]:
+def _find_objects(frame: FrameType) -> Iterator[Model]:
     """The model objects in a frame's variables, or in those of a template."""
-    values = list(place.f_locals.values())
-    for value in values.copy():
+    own = (value for value in list(frame.f_locals.values()) if _is_object(value))
+    yield from itertools.islice(itertools.chain(own, _find_in_context(frame)), _MAX_OBJECTS)
+
+
+def _find_in_context(frame: FrameType) -> Iterator[Model]:
+    """The model objects in the variables of the template that the frame renders."""
+    for value in list(frame.f_locals.values()):
         if issubclass(type(value), BaseContext):
-            values += (found for scope in list(value.dicts) for found in list(scope.values()))
-    yield from itertools.islice(filter(_is_object, values), _MAX_OBJECTS)
+            for scope in list(value.dicts):
+                yield from filter(_is_object, list(scope.values()))
 
 
 def _is_object(value: object) -> bool:

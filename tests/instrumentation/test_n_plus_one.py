@@ -177,6 +177,12 @@ def test_the_stack_is_walked_in_the_first_request_alone(fresh, client, monkeypat
         ("of_a_database", f'select_related("author"){PEERS}', "Book"),
         ("mentors", f'select_related("mentor"){PEERS}', "Reader"),
         ("read_and_kept", f'only() with "text" or defer() without it{PEERS}', "Book"),
+        ("parent", f'prefetch_related("book_ptr"){PEERS}', "Novel"),
+        ("of_the_parent_link", f'prefetch_related("book_ptr__author"){PEERS}', "Novel"),
+        ("given_to_a_function", f'select_related("book__author"){PEERS}', "Chapter"),
+        ("given_twice", f'select_related("book__author"){PEERS}', "Chapter"),
+        ("kept_and_given", f'select_related("author"){PEERS}', "Book"),
+        ("of_a_generic_foreign_key", f'prefetch_related("content_object__author"){PEERS}', "Note"),
         ("books", None, None),
     ],
 )
@@ -203,7 +209,7 @@ def test_the_cure_is_that_of_the_field_behind_the_query(client, otel_spans, view
      "another_key_by_a_method", "another_key_on_the_way", "another_generic_key", "another_primary_key",
      "refreshed_before", "changed_by_its_manager", "deleted_field", "forgotten", "climbed", "climbed_by_recursion",
      "through_model_by_hand", "got_or_created", "got_or_created_of_an_object", "annotated", "of_rows", "aggregated",
-     "contained"],
+     "contained", "chained", "chained_many", "chained_generic", "filtered_by_nothing", "of_its_database"],
 )  # fmt: skip
 def test_no_cure_is_named_where_it_would_be_a_guess(client, otel_spans, view):
     """Queries that neither a join nor a prefetch replaces, and those of no model's field."""
@@ -400,7 +406,11 @@ def test_the_admins_lists_are_named_by_their_lines_or_classes(admin_client, otel
     admin_client.get("/admin/relations/chapter/")
     found = detections(otel_spans)
     assert {each[FUNCTION] for each in found} == {"ChapterAdmin"}
-    assert {each[ADVICE] for each in found} == {f'select_related("book"){PEERS}', f'select_related("author"){PEERS}'}
+    assert {each[ADVICE] for each in found} == {
+        f'select_related("book"){PEERS}',
+        f'select_related("book__author"){PEERS}',
+    }
+    assert {each[MODEL] for each in found} == {"relations.Chapter"}
 
 
 def test_advice_evaluates_no_lazy_object(client, otel_spans):

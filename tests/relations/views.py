@@ -92,7 +92,11 @@ def inherited(request):
 
 
 def parent(request):
-    return answer([novel.book_ptr.title for novel in Novel.objects.defer("book_ptr__title")])
+    return answer([novel.book_ptr.title for novel in Novel.objects.defer("title")])  # here
+
+
+def of_the_parent_link(request):
+    return answer([novel.book_ptr.author.name for novel in Novel.objects.all()])  # here
 
 
 def child(request):
@@ -121,6 +125,34 @@ def of_a_variable(request):
         author = book.author
         found.append(author.country.name)  # here
     return answer(found)
+
+
+def author_name_of(book):
+    return book.author.name  # here
+
+
+def given_to_a_function(request):
+    return answer([author_name_of(chapter.book) for chapter in Chapter.objects.select_related("book")])
+
+
+def given_twice(request):
+    def read(chapter):
+        return author_name_of(chapter.book)
+
+    return answer([read(chapter) for chapter in Chapter.objects.select_related("book")])
+
+
+def kept_and_given(request):
+    found = []
+    for chapter in Chapter.objects.select_related("book"):
+        book = chapter.book
+        found.append(author_name_of(book))
+    return answer(found)
+
+
+def of_a_generic_foreign_key(request):
+    notes = Note.objects.prefetch_related("content_object")
+    return answer([note.content_object.author.name for note in notes])  # here
 
 
 def of_a_property(request):
@@ -244,6 +276,26 @@ def refreshed(request):
 def prefetched_in_vain(request):
     books = Book.objects.prefetch_related("chapter_set")
     return answer([list(book.chapter_set.all().all()) for book in books])  # here
+
+
+def chained(request):
+    return answer([list(book.chapter_set.all().all()) for book in Book.objects.all()])  # here
+
+
+def chained_many(request):
+    return answer([list(book.tags.all().all()) for book in Book.objects.all()])  # here
+
+
+def chained_generic(request):
+    return answer([list(book.notes.all().all()) for book in Book.objects.all()])  # here
+
+
+def filtered_by_nothing(request):
+    return answer([list(book.chapter_set.filter()) for book in Book.objects.all()])  # here
+
+
+def of_its_database(request):
+    return answer([list(book.tags.using("default")) for book in Book.objects.all()])  # here
 
 
 def unsaved(request):
