@@ -83,6 +83,9 @@ def build_session(answers: Answers, base: Any = None, *arguments: object) -> req
     base = requests.Session if base is None else base
 
     class Session(base):  # type: ignore[misc]
+        def get_redirect_target(self, resp: object) -> None:
+            """Find none: `requests` reads the whole answer before it says where a redirect leads, followed or not."""
+
         def request(self, method: object, url: object, *args: object, **options: object) -> requests.Response:
             given_s = options.get("timeout")
             timeout_s = float(given_s) if isinstance(given_s, (int, float)) else _DEFAULT_TIMEOUT_S
@@ -90,7 +93,6 @@ def build_session(answers: Answers, base: Any = None, *arguments: object) -> req
                 # Settings for OTLP take precedence over REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE.
                 options["verify"] = self.verify
             options["stream"] = True
-            # Following one would read the whole answer.
             options["allow_redirects"] = False
             answers.status = None
             deadline_s = time.monotonic() + timeout_s
@@ -158,12 +160,21 @@ def _find_place(url: str) -> str:
 
 
 def _read_answer(response: requests.Response) -> bytes:
-    """Read the body of an answer of success to its bound, no other, and give the response that body."""
+    """Read the body of an answer of success to its bound, no other, and give the response that body.
+
+    One that breaks off is none: what its status says holds, and another try would send everything twice.
+    """
+    from urllib3.exceptions import HTTPError, TimeoutError  # noqa: A004 (of urllib3 here)
+
     body = b""
     is_whole = False
     try:
         if 200 <= response.status_code < 300:
             body, is_whole = _read_bounded(response)
+    except TimeoutError:
+        raise
+    except (HTTPError, http.client.HTTPException, OSError, ValueError):
+        pass
     finally:
         if not is_whole:
             response.raw.close()

@@ -294,7 +294,7 @@ def _huge_answer():
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("status", [200, 302, 400, 500])
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_a_huge_answer_is_not_read_into_memory(status, is_packed):
     body = _huge_answer() if is_packed else b""
@@ -302,9 +302,10 @@ def test_a_huge_answer_is_not_read_into_memory(status, is_packed):
 
     def answer(handler, _):
         if is_packed:
-            reply(handler, status, body, Content_Encoding="gzip")
+            reply(handler, status, body, Content_Encoding="gzip", Location="/elsewhere")
             return
         handler.send_response(status)
+        handler.send_header("Location", "/elsewhere")
         handler.send_header("Content-Length", str(3 * 2**30))
         handler.end_headers()
         for _ in range(3 * 2**10):
@@ -319,6 +320,44 @@ def test_a_huge_answer_is_not_read_into_memory(status, is_packed):
     assert grown_kb < 100_000
     assert len(written) < 100
     assert made.counts.failures == (0 if status == 200 else 1)
+
+
+@pytest.mark.parametrize("exporter", ["otlp", "otlp-json"])
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ("Content-Length: 100", b"abc"),
+        ("Transfer-Encoding: chunked", b"zz\r\n"),
+        ("Transfer-Encoding: chunked", b"-5\r\nabc"),
+        ("Transfer-Encoding: chunked", b"5\r\nabcde\r\n"),
+    ],
+    ids=["short", "no chunk", "negative chunk", "unended"],
+)
+def test_a_success_whose_body_breaks_off_is_one_and_nothing_is_sent_twice(exporter, head, body):
+    asked = []
+
+    def answer(handler, _):
+        asked.append(1)
+        handler.wfile.write(f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n".encode() + body)
+
+    with answering(answer) as url, pipeline(url, EXPORTERS=[exporter]) as made:
+        made.finish("a")
+        assert made.processors[0].force_flush(30_000)
+    assert (len(asked), made.counts.failures) == (1, 0)
+
+
+@pytest.mark.parametrize("place", ["http://[::1", "http://a:99999999/", "//", "\udcff"], ids=ascii)
+def test_a_redirect_to_no_address_is_a_failure_and_not_sent_again(place):
+    asked = []
+
+    def answer(handler, _):
+        asked.append(1)
+        handler.wfile.write(b"HTTP/1.1 302 X\r\nLocation: " + place.encode("utf-8", "surrogateescape") + b"\r\n\r\n")
+
+    with answering(answer) as url, pipeline(url) as made:
+        made.finish("a")
+        assert made.processors[0].force_flush(30_000)
+    assert (len(asked), made.counts.failures) == (1, 1)
 
 
 def test_the_certificate_of_otlp_counts_more_than_that_of_requests(monkeypatch, tmp_path):
