@@ -42,8 +42,8 @@ FIELDS = "only"
 #: Objects, in the variables of a frame or behind them, among which the object of the relation is looked for.
 _MAX_OBJECTS = 100
 _MAX_STEPS = 3
-#: Frames outside of the line, among which an object that was given to its function is looked for.
-_MAX_CALLERS = 50
+#: Frames in which an object that was given to a function is looked for.
+_MAX_CALLERS = 100
 
 
 @record
@@ -67,6 +67,21 @@ class _Step(NamedTuple):
     read_as: str
     #: Its name in a join; None where `select_related()` does not follow it.
     joined_as: str | None
+
+
+class _Stack(NamedTuple):
+    """The frames between what loads and the line of the project, innermost first, and that line's."""
+
+    inner: list[FrameType]
+    place: FrameType
+
+    def frames(self) -> Iterator[FrameType]:
+        """Frames from what loads outwards, inside the view or middleware that runs."""
+        yield from self.inner
+        frame: FrameType | None = self.place
+        while frame is not None and not is_boundary(frame.f_code):
+            yield frame
+            frame = frame.f_back
 
 
 class Finding:
@@ -100,7 +115,7 @@ def find_advice(inner: list[FrameType], place: FrameType) -> Finding | None:
                 # The query belongs to the innermost.
                 return None
             queryset = values["self"]
-            found = None if _is_being_built(place) else _advise_on_manager(queryset, place)
+            found = None if _is_being_built(place) else _advise_on_manager(queryset, _Stack(inner[depth + 1 :], place))
             if found is not None:
                 return Finding(depth, read_subject(frame), found)
         elif queryset is None:
@@ -109,7 +124,8 @@ def find_advice(inner: list[FrameType], place: FrameType) -> Finding | None:
         else:
             if not _is_from_query(values["instance"], place, code.co_qualname):
                 return None
-            found = _LOADERS[code.co_qualname](values["self"], values["instance"], queryset, place)
+            stack = _Stack(inner[depth + 1 :], place)
+            found = _LOADERS[code.co_qualname](values["self"], values["instance"], queryset, stack)
             return Finding(depth, read_subject(frame), found) if found is not None else None
     return None
 
@@ -138,18 +154,26 @@ def fit_to_single(advice: Iterable[Advice], tables: Collection[str]) -> set[Advi
 
 
 def render(advice: Iterable[Advice]) -> str:
-    """Return the text of several cures for one line; "" without any."""
+    """Return the text of several cures for one line, by model if there are several; "" without any."""
+    by_model: dict[str, list[Advice]] = {}
+    for each in advice:
+        by_model.setdefault(each.model, []).append(each)
+    if len(by_model) == 1:
+        return _render(*by_model.values())
+    return "; ".join(f"{model}: {_render(found)}" for model, found in sorted(by_model.items()))
+
+
+def _render(advice: list[Advice]) -> str:
     parts = []
-    found = list(advice)
     for method in (SELECT, PREFETCH):
-        names = sorted({f'"{each.path}"' for each in found if each.method == method})
+        names = sorted({f'"{each.path}"' for each in advice if each.method == method})
         if names:
             parts.append(f"{method}({', '.join(names)})")
-    names = sorted({f'"{each.path}"' for each in found if each.method == FIELDS})
+    names = sorted({f'"{each.path}"' for each in advice if each.method == FIELDS})
     if names:
         parts.append(f"only() with {', '.join(names)} or defer() without {'it' if len(names) == 1 else 'them'}")
     text = " and ".join(parts)
-    if found and all(each.has_peers for each in found):
+    if all(each.has_peers for each in advice):
         text += ", or fetch_mode(FETCH_PEERS)"
     return text
 
@@ -157,7 +181,7 @@ def render(advice: Iterable[Advice]) -> str:
 # --- By the frame that loads. ---
 
 
-def _advise_on_forward(descriptor: Any, instance: Model, queryset: QuerySet[Any], place: FrameType) -> Advice | None:
+def _advise_on_forward(descriptor: Any, instance: Model, queryset: QuerySet[Any], stack: _Stack) -> Advice | None:
     """`order.customer`, of a foreign key or a one-to-one field."""
     field = descriptor.field
     if not _loads(queryset, field.remote_field.model):
@@ -165,49 +189,49 @@ def _advise_on_forward(descriptor: Any, instance: Model, queryset: QuerySet[Any]
     keys = {own.attname for own, _ in field.related_fields}
     if field.remote_field.parent_link:
         # It is loaded where fields are deferred. `select_related()` ignores it.
-        return _build(PREFETCH, field.name, instance, place, keys, may_fetch_peers=True)
-    return _advise_on_object(instance, field.name, field.name, queryset, place, keys)
+        return _build(PREFETCH, field.name, instance, stack, keys, may_fetch_peers=True)
+    return _advise_on_object(instance, field.name, field.name, queryset, stack, keys)
 
 
-def _advise_on_reverse(descriptor: Any, instance: Model, queryset: QuerySet[Any], place: FrameType) -> Advice | None:
+def _advise_on_reverse(descriptor: Any, instance: Model, queryset: QuerySet[Any], stack: _Stack) -> Advice | None:
     """`customer.profile`, the other end of a one-to-one field."""
     related = descriptor.related
     if not _loads(queryset, related.related_model):
         return None
     keys = {"pk", *(other.attname for _, other in related.field.related_fields)}
     read_as = related.get_accessor_name()
-    return _advise_on_object(instance, related.field.related_query_name(), read_as, queryset, place, keys)
+    return _advise_on_object(instance, related.field.related_query_name(), read_as, queryset, stack, keys)
 
 
 def _advise_on_object(
-    instance: Model, joined_as: str, read_as: str, queryset: QuerySet[Any], place: FrameType, keys: set[str]
+    instance: Model, joined_as: str, read_as: str, queryset: QuerySet[Any], stack: _Stack, keys: set[str]
 ) -> Advice | None:
     """The relation to one object: a join, or a second query where it is in another database or no join leads there."""
-    if _climbs(queryset, instance, read_as, place):
+    if _climbs(queryset, instance, read_as, stack.place):
         return None
     if queryset.db == instance._state.db:
-        found = _build(SELECT, joined_as, instance, place, keys, may_fetch_peers=True)
+        found = _build(SELECT, joined_as, instance, stack, keys, may_fetch_peers=True)
         if found is not None:
             return found
-    return _build(PREFETCH, read_as, instance, place, keys, may_fetch_peers=True)
+    return _build(PREFETCH, read_as, instance, stack, keys, may_fetch_peers=True)
 
 
-def _advise_on_field(descriptor: Any, instance: Model, queryset: QuerySet[Any], place: FrameType) -> Advice | None:
+def _advise_on_field(descriptor: Any, instance: Model, queryset: QuerySet[Any], stack: _Stack) -> Advice | None:
     """`book.text`, where `defer()` or `only()` has left it out."""
     if not _loads(queryset, type(instance)):
         return None
-    return _build(FIELDS, descriptor.field.name, instance, place, {descriptor.field.attname}, may_fetch_peers=True)
+    return _build(FIELDS, descriptor.field.name, instance, stack, {descriptor.field.attname}, may_fetch_peers=True)
 
 
-def _advise_on_generic(descriptor: Any, instance: Model, queryset: QuerySet[Any], place: FrameType) -> Advice | None:
+def _advise_on_generic(descriptor: Any, instance: Model, queryset: QuerySet[Any], stack: _Stack) -> Advice | None:
     """`note.content_object`, a generic foreign key."""
     # Django 6.1 has a descriptor for it, earlier versions the field itself.
     field = getattr(descriptor, "field", descriptor)
     keys = {field.ct_field, getattr(instance._meta.get_field(field.ct_field), "attname", ""), field.fk_field}
-    return _build(PREFETCH, field.name, instance, place, keys, may_fetch_peers=True)
+    return _build(PREFETCH, field.name, instance, stack, keys, may_fetch_peers=True)
 
 
-def _advise_on_manager(queryset: QuerySet[Any], place: FrameType) -> Advice | None:
+def _advise_on_manager(queryset: QuerySet[Any], stack: _Stack) -> Advice | None:
     """`order.items.all()`: a prefetch is of use if the queryset is what the related manager itself gives."""
     queryset_state: Any = queryset
     query = queryset.query
@@ -215,7 +239,7 @@ def _advise_on_manager(queryset: QuerySet[Any], place: FrameType) -> Advice | No
         return None
     given = queryset_state._hints.get("instance")
     # A generic relation does not name the object.
-    instances = [given] if given is not None else list(_find_objects(place))
+    instances = [given] if given is not None else list(_find_objects(stack.place))
     find_names = _find_managers if given is not None else _find_generic
     found = []
     with contextlib.suppress(_QueryRefusedError), _no_queries():
@@ -228,10 +252,10 @@ def _advise_on_manager(queryset: QuerySet[Any], place: FrameType) -> Advice | No
     if len({name for _, name in found}) != 1:
         return None
     instance, name = found[0]
-    if _climbs(queryset, instance, name, place):
+    if _climbs(queryset, instance, name, stack.place):
         return None
     keys = {"pk", instance._meta.pk.attname}
-    return _build(PREFETCH, name, instance, place, keys, may_fetch_peers=False)
+    return _build(PREFETCH, name, instance, stack, keys, may_fetch_peers=False)
 
 
 def _climbs(queryset: QuerySet[Any], instance: Model, name: str, place: FrameType) -> bool:
@@ -242,7 +266,7 @@ def _climbs(queryset: QuerySet[Any], instance: Model, name: str, place: FrameTyp
     return _is_same(queryset.model, type(instance)) and climbs(place, name)
 
 
-_Loader = Callable[[Any, Model, QuerySet[Any], FrameType], Advice | None]
+_Loader = Callable[[Any, Model, QuerySet[Any], _Stack], Advice | None]
 _EVALUATION = "QuerySet._fetch_all"
 _DEFERRED = "DeferredAttribute.__get__"
 _DELETION = "Collector.collect"
@@ -368,7 +392,7 @@ class _QueryRefusedError(Exception):
 
 
 def _build(
-    method: str, name: str, instance: Model, place: FrameType, keys: set[str], *, may_fetch_peers: bool
+    method: str, name: str, instance: Model, stack: _Stack, keys: set[str], *, may_fetch_peers: bool
 ) -> Advice | None:
     """Give the path from an object that the place has in a variable, if `instance` hangs on one.
 
@@ -378,7 +402,7 @@ def _build(
     from django_otel.instrumentation.changed_objects import read_changes
 
     has_peers = may_fetch_peers and FETCH_ONE is not None and instance._state.fetch_mode is FETCH_ONE
-    owner, path = _find_path(instance, place)
+    owner, path = _find_path(instance, stack)
     if method == FIELDS and any(step.joined_as is None for step in path):
         # Only a queryset of its own has left the field out.
         owner, path = instance, ()
@@ -388,7 +412,7 @@ def _build(
         return None
     if origins.is_new(owner) or (method != PREFETCH and origins.is_raw(owner)):
         return None
-    changes = read_changes(place, {type(instance), type(owner)})
+    changes = read_changes(stack.place, {type(instance), type(owner)})
     on_the_way = set(_find_keys(type(owner), steps))
     if method == FIELDS:
         is_changed = not changes.deleted.isdisjoint(keys) or bool(steps and changes.affect(on_the_way))
@@ -400,17 +424,14 @@ def _build(
     return Advice(method, "__".join((*steps, name)), options.label, options.db_table, has_peers)
 
 
-def _find_path(instance: Model, place: FrameType) -> tuple[Model, tuple[_Step, ...]]:
+def _find_path(instance: Model, stack: _Stack) -> tuple[Model, tuple[_Step, ...]]:
     """Return the object in a variable that `instance` hangs on, and how; itself where it is in one.
 
     What a function was given is looked for in its caller: `str(book.author)` is a matter of the query for the books.
     """
     owner = instance
     path: tuple[_Step, ...] = ()
-    frame: FrameType | None = place
-    for _ in range(_MAX_CALLERS):
-        if frame is None or is_boundary(frame.f_code):
-            break
+    for frame in itertools.islice(stack.frames(), _MAX_CALLERS):
         objects = list(_find_objects(frame))
         is_ours = is_project(frame.f_code.co_filename)
         # What a function of Django or a package keeps, a line of the project has given it, as a rule.
@@ -427,7 +448,6 @@ def _find_path(instance: Model, place: FrameType) -> tuple[Model, tuple[_Step, .
                 break
         if any(found is owner for found in kept) and not (is_ours and _is_given(frame, owner)):
             break
-        frame = frame.f_back
     return owner, path
 
 

@@ -58,8 +58,9 @@ class _Places:
         for place, times in self._counts.most_common(_SHOWN):
             tables = [table for table, number in read_singly.items() if number >= times]
             advice = fit_to_single(self._advice.get(place, ()), tables)
-            models = ", ".join(sorted({each.model for each in advice}))
-            yield f"    {times} from {place}" + (f": {models} {render(advice)}" if advice else "")
+            models = {each.model for each in advice}
+            cure = f"{models.pop()} {render(advice)}" if len(models) == 1 else render(advice)
+            yield f"    {times} from {place}" + (f": {cure}" if cure else "")
 
 
 class _Counts:

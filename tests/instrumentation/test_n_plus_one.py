@@ -181,6 +181,7 @@ def test_the_stack_is_walked_in_the_first_request_alone(fresh, client, monkeypat
         ("of_the_parent_link", f'prefetch_related("book_ptr__author"){PEERS}', "Novel"),
         ("given_to_a_function", f'select_related("book__author"){PEERS}', "Chapter"),
         ("given_twice", f'select_related("book__author"){PEERS}', "Chapter"),
+        ("read_by_a_library", f'select_related("book__author"){PEERS}', "Chapter"),
         ("kept_and_given", f'select_related("author"){PEERS}', "Book"),
         ("of_a_generic_foreign_key", f'prefetch_related("content_object__author"){PEERS}', "Note"),
         ("books", None, None),
@@ -283,6 +284,15 @@ def test_a_relation_of_a_loaded_relation_in_a_variable_is_that_models(client, ot
     assert by_model["relations.Book"][ADVICE] == f'select_related("author"){PEERS}'
     assert by_model["relations.Author"][ADVICE] == f'select_related("country"){PEERS}'
     assert marked_line(by_model["relations.Author"]).endswith("# here\n")
+
+
+def test_cures_of_several_models_at_one_line_are_told_by_model(client, otel_spans):
+    """A view is one line for all that a serializer loads."""
+    client.get("/owners_of_two_models/")
+    found = one(otel_spans)
+    cure = f'select_related("owner"){PEERS}'
+    assert found[ADVICE] == f"relations.Book: {cure}; relations.Magazine: {cure}"
+    assert MODEL not in found and found[COUNT] == 24
 
 
 def test_a_line_that_several_models_share_is_advised_on_by_view(client, otel_spans):

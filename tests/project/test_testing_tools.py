@@ -234,6 +234,12 @@ def test_the_failure_names_the_line_and_the_cure(db):
     with pytest.raises(AssertionError) as raised, assert_max_queries_per_statement(2):
         [list(models.Book.objects.get(pk=pk).tags.all()) for pk in models.Book.objects.values_list("pk", flat=True)]
     assert "prefetch_related" not in str(raised.value)
+    models.Magazine.objects.create(title="x", owner=models.Author.objects.first())
+    models.Book.objects.update(owner=models.Author.objects.first())
+    found = [*models.Book.objects.all(), *models.Magazine.objects.all()]
+    with pytest.raises(AssertionError, match="relations.Book: select_related.*; relations.Magazine: select_related"):
+        with assert_max_queries_per_statement(1):
+            [each.owner.name for each in found]
 
 
 async def ask(times):

@@ -155,6 +155,22 @@ def of_a_generic_foreign_key(request):
     return answer([note.content_object.author.name for note in notes])  # here
 
 
+def owner_of(item):
+    return item.owner.name  # here
+
+
+def owners_of_two_models(request):
+    return answer([owner_of(item) for item in (*Book.objects.all(), *Magazine.objects.all())])
+
+
+library = {}
+exec(compile("def read(book):\n    return book.author.name\n", "/usr/lib/dist-packages/library.py", "exec"), library)
+
+
+def read_by_a_library(request):
+    return answer([library["read"](chapter.book) for chapter in Chapter.objects.select_related("book")])  # here
+
+
 def of_a_property(request):
     return answer([book.owner_name for book in Book.objects.all()])
 
