@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.core.exceptions import SuspiciousOperation
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import translation
@@ -134,7 +135,7 @@ def _report_health(request: HttpRequest, probe: str, key: str) -> HttpResponse:
     results = [health.check_started()] if checks is None else checks.evaluate(probe, names, config.health.timeout_s)
     failed = [result for result in results if result.problem]
     status = 503 if failed else 200
-    if "verbose" in request.GET and _refuse(request, config) is None:
+    if _is_verbose(request) and _refuse(request, config) is None:
         lines = [
             f"[{'-' if result.problem else '+'}] {result.name} {result.detail or result.problem or 'ok'}"
             f" ({result.duration_s * 1000:.0f} ms)"
@@ -144,6 +145,14 @@ def _report_health(request: HttpRequest, probe: str, key: str) -> HttpResponse:
     if failed:
         return _answer("failed: " + ", ".join(f"{result.name} ({result.problem})" for result in failed), status)
     return _answer("ok")
+
+
+def _is_verbose(request: HttpRequest) -> bool:
+    """Return whether a line for each check is asked for; not by a query that Django refuses to read."""
+    try:
+        return "verbose" in request.GET
+    except (SuspiciousOperation, ValueError):
+        return False
 
 
 def _problem_ids() -> list[str]:
@@ -252,7 +261,7 @@ _REACHED = "_django_otel_reached"
 
 def needs_user(view: View, request: HttpRequest) -> bool:
     """Return whether access to `view` depends on the signed-in user, or on a function of the project."""
-    if view is livez or (view is not metrics and "verbose" not in request.GET) or _problem_ids():
+    if view is livez or (view is not metrics and not _is_verbose(request)) or _problem_ids():
         return False
     config = runtime.current().config
     allow = config.metrics_view.allow

@@ -18,6 +18,7 @@ from django.utils import translation
 
 from django_otel import own_paths
 from django_otel import views as own_views
+from django_otel.base import guard
 from tests import health_checks, services, sizes, views
 
 PROBES = ("/livez", "/readyz", "/startupz")
@@ -233,6 +234,16 @@ def test_verbose_has_one_line_for_each_check_for_those_who_may_read_the_metrics(
         "[-] tests.health_checks.bad ValueError: password=[redacted] was refused",
         "failed",
     ]
+
+
+@pytest.mark.parametrize("query", ["&".join(["verbose"] * 2000), "verbose&\u20ac"], ids=["too many", "no latin-1"])
+@pytest.mark.parametrize("path", ["/readyz", "/startupz", "/livez", "/metrics"])
+def test_a_query_that_django_refuses_to_read_fails_no_page(client, transactional_db, path, query):
+    with otel(METRICS_VIEW={"ALLOW": "all"}):
+        answer = client.get(path, QUERY_STRING=query)
+    assert answer.status_code == 200
+    assert guard.fault_counts() == {}
+    assert b"[+]" not in answer.content
 
 
 def test_staff_read_the_verbose_page_through_their_session(transactional_db):
