@@ -159,24 +159,28 @@ def redact_fields(text: str, lowered: str, judge: Judge) -> str:
 
     `lowered` is `text` in lower case.
     """
+
+    def is_named(match: re.Match[str]) -> bool:
+        return judge(match.group("key"), True, False) not in (PLAIN, LABEL)
+
     if ('":' in text or "':" in text) and ("value" in lowered or "input" in lowered):
-        text = _replace(_REVERSED, text, lambda match: judge(match.group("key"), True, False) not in (PLAIN, LABEL))
-        text = _replace(_FIELD, text, lambda match: judge(match.group("key"), True, False) not in (PLAIN, LABEL))
+        text = replace_values(_REVERSED, text, is_named)
+        text = replace_values(_FIELD, text, is_named)
     if "value" in lowered or "content" in lowered:
-        text = _replace(_NAMED_VALUE, text, lambda match: judge(match.group("key"), True, False) not in (PLAIN, LABEL))
+        text = replace_values(_NAMED_VALUE, text, is_named)
     if 'name="' in text and "\n" in text.replace("\\n", "\n"):
-        text = _replace(_FORM_PART, text, lambda match: judge(match.group("key"), True, False) not in (PLAIN, LABEL))
+        text = replace_values(_FORM_PART, text, is_named)
     if "pass" in lowered or "pwd" in lowered:
-        text = _replace(
+        text = replace_values(
             _TIGHT,
             text,
             lambda match: _is_strong(match.group("value")) and not says_something(match.group("value"), judge),
         )
-        text = _replace(_SAID, text, lambda match: not says_something(match.group("value"), judge))
+        text = replace_values(_SAID, text, lambda match: not says_something(match.group("value"), judge))
         if "confirm" in lowered:
-            text = _replace(_CONFIRMED, text, lambda match: True)
+            text = replace_values(_CONFIRMED, text, lambda match: True)
     if "(" in text and _HAS_TYPE.search(text):
-        text = _replace(_TYPED_VALUE, text, lambda match: True)
+        text = replace_values(_TYPED_VALUE, text, lambda match: True)
     if (
         " password " in lowered
         or "password-value" in lowered
@@ -187,10 +191,10 @@ def redact_fields(text: str, lowered: str, judge: Judge) -> str:
         or "community" in lowered
         or "psk " in lowered
     ):
-        text = _replace(_DEVICE, text, lambda match: not says_something(match.group("value"), judge))
-        text = _replace(_TYPED, text, lambda match: True)
+        text = replace_values(_DEVICE, text, lambda match: not says_something(match.group("value"), judge))
+        text = replace_values(_TYPED, text, lambda match: True)
     if "snmp-server" in lowered:
-        text = _replace(_TRAP_HOST, text, lambda match: not says_something(match.group("value"), judge))
+        text = replace_values(_TRAP_HOST, text, lambda match: not says_something(match.group("value"), judge))
     return text
 
 
@@ -251,7 +255,8 @@ def _inside(match: re.Match[str]) -> tuple[int, int] | None:
     return begin, begin + len(bare)
 
 
-def _replace(pattern: re.Pattern[str], text: str, is_secret: Callable[[re.Match[str]], bool]) -> str:
+def replace_values(pattern: re.Pattern[str], text: str, is_secret: Callable[[re.Match[str]], bool]) -> str:
+    """Redact the groups "value" of `pattern` where `is_secret` says so."""
     out: list[str] = []
     done = pos = 0
     while (match := pattern.search(text, pos)) is not None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction.keys import PROSE, REDACTED
+from django_otel.redaction.keys import PROSE, REDACTED, has_random_part
 
 _GAP = r"""["',\s]{1,8}"""
 _ARGUMENT = r"""[^\s"',;|]+"""
@@ -107,6 +107,12 @@ _PROMPT = lazy_pattern(
     r"(?i)(\b(?:password|pass ?phrase|passwd) (?:for|of) (?:user |key )?['\"]?[\w@.\\/\-]{1,80}['\"]?: )"
     r"(?!\[redacted\])(\S+)"
 )
+#: secret for tenant 4 = x
+_SAID_FOR = lazy_pattern(
+    r"(?i)(\b(?:password|passphrase|secret|token|(?:api|access|auth|private|secret|signing|encryption)[ _\-]?key"
+    r"|credentials?)(?: [a-z]{1,20})? (?:for|of) (?:[a-z]{1,20} )?[\w@.\\/\-]{1,80} ?(?::|=|is|was) ?['\"]?)"
+    r"(?!\[redacted\])(?=[^\s'\"]{0,400}[0-9])(?=[^\s'\"]{0,400}[A-Za-z])([^\s'\",;)\]}]{8,400})"
+)
 #: echo x | sudo -S
 _PIPED = lazy_pattern(
     r"(\becho(?:[ \t]+-[ne]{1,2})?[ \t]+)(?!['\"]?(?:\[redacted\]|\$))(?:\"[^\"\n]{1,200}\"|'[^'\n]{1,200}'|[^\s|'\"]{1,200})"  # noqa: E501
@@ -167,22 +173,7 @@ _CHANGED = lazy_pattern(
     r"(?i)(\b(?:password|passphrase|passcode|secret|api key|token)[ ](?:was[ ]|has been[ ])?(?:changed[ ]|updated[ ]|set[ ]|rotated[ ])?(?:from|to)[ ])"  # noqa: E501
     r"(?P<first>\"[^\"\n]{1,200}\"|'[^'\n]{1,200}')(?:(?P<middle>[ ]to[ ])(?P<second>\"[^\"\n]{1,200}\"|'[^'\n]{1,200}'))?"  # noqa: E501
 )
-#: login("bob", "x")
-_LOGIN_CALL = lazy_pattern(
-    r"(?i)(\b(?:\w{0,30}auth(?:provider)?|login|authenticate|log_?in|sign_?in|(?:simple_)?bind(?:_s)?|\w{0,30}credentials?:?[ ]?|create_(?:super)?user)\(\s*(?:(?:None|request|self\.request)\s*,\s*)?"  # noqa: E501
-    r"(?:\"[^\"\n]{0,120}\"|'[^'\n]{0,120}')\s*,\s*(?:(?:\"[^\"\n]{0,80}@[^\"\n]{0,80}\"|'[^'\n]{0,80}@[^'\n]{0,80}'|None)\s*,\s*)?)"
-    r"(?!b?['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
-)
-#: Fernet(b"x"), hmac.new(b"x", ...), jwt.decode(token, "x")
-_KEY_CALL = lazy_pattern(
-    r"((?:\b(?:Fernet|MultiFernet|ChaCha20Poly1305|AESGCM|SecretBox)\(\[?\s*|\bhmac\.(?:new|digest)\(\s*"
-    r"|\bjwt\.(?:encode|decode)\((?:\{[^{}\n]{0,400}\}|[\w.]{1,80}|\"[^\"\n]{0,4000}\"|'[^'\n]{0,4000}')\s*,\s*)b?)"
-    r"(?!['\"]\[redacted\])(?:\"[^\"\n]{1,400}\"|'[^'\n]{1,400}')"
-)
 _PROSE_VERB = lazy_pattern(r" (?:was|is|used|given|entered) [\"']")
-_HAS_CALL = lazy_pattern(
-    r"(?:credentials?:?[ ]?|create_(?:super)?user|bind(?:_s)?|auth|provider|log_?in|authenticate|sign_?in)\("
-)
 _MAX_LINE_LENGTH = 2000
 
 
@@ -207,8 +198,6 @@ def redact_commands(text: str, lowered: str, *, is_named: bool) -> str:
         text = _SUBSTITUTED.sub(rf"\1{REDACTED}", _PIPED.sub(rf"\1{REDACTED}", text))
     if ":" in text and (":54" in text or ":6432" in text or ":6543" in text or ":*:" in text):
         text = _PGPASS.sub(rf"\1{REDACTED}", text)
-    if "Fernet(" in text or "jwt." in text or "hmac." in text or "AESGCM(" in text or "SecretBox(" in text:
-        text = _KEY_CALL.sub(rf'\1"{REDACTED}"', text)
     if (
         is_named
         or "sign" in lowered
@@ -249,8 +238,8 @@ def _redact_prose(text: str, lowered: str) -> str:
     is_quoted = '"' in text or "'" in text
     if "pass" in lowered and ("user" in lowered or "login" in lowered):
         text = _USER_PASSWORD.sub(_redact_account, text)
-    if "pass" in lowered and ": " in text and (" for " in lowered or " of " in lowered):
-        text = _PROMPT.sub(_redact_answer, text)
+    if " for " in lowered or " of " in lowered:
+        text = _SAID_FOR.sub(_redact_random, _PROMPT.sub(_redact_answer, text))
     if is_quoted and _PROSE_VERB.search(lowered):
         text = _QUOTED_PROSE.sub(_redact_quoted, text)
     if (
@@ -283,14 +272,18 @@ def _redact_prose(text: str, lowered: str) -> str:
         text = _SHOWN_CODE.sub(_redact_code, text)
     if is_quoted and (" from " in lowered or " to " in lowered):
         text = _CHANGED.sub(_redact_change, text)
-    if is_quoted and "(" in text and _HAS_CALL.search(lowered):
-        text = _LOGIN_CALL.sub(rf'\1"{REDACTED}"', text)
     return text
 
 
 def _redact_answer(match: re.Match[str]) -> str:
     word = match.group(2).strip(".,;!").lower()
     return match.group() if word in PROSE else match.group(1) + REDACTED
+
+
+def _redact_random(match: re.Match[str]) -> str:
+    word = match.group(2)
+    is_password = "pass" in match.group(1).lower() and "/" not in word
+    return match.group(1) + REDACTED if is_password or has_random_part(word) else match.group()
 
 
 def _redact_code(match: re.Match[str]) -> str:

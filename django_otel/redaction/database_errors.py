@@ -83,6 +83,17 @@ _DATABASE_VALUES: tuple[tuple[str, re.Pattern[str], re.Pattern[str], str], ...] 
         lazy_pattern(r"(?<!\A)\"(?=\s*(?:\n|\Z))"),
         '""',
     ),
+    # Of addresses that cannot be read: what stands at the place of a port is a part of a password with a mark in it.
+    (
+        "in connection info",
+        lazy_pattern(r"missing \"=\" after (?=\")"),
+        lazy_pattern(r"(?<!\A)\"(?= in connection info)"),
+        '""',
+    ),
+    ("value as '", lazy_pattern(r"\bPort could not be cast to integer value as (?=')"), lazy_pattern(rf"(?<!\A)'{_LINE_END}"), "''"),  # noqa: E501
+    ("nvalid port", lazy_pattern(r"\b[Ii]nvalid port(?: number)?:? (?=\"(?!:?[0-9.\-]*\"))"), lazy_pattern(r"(?<!\A)\"(?= after host|[.)\"']*\s*(?:\n|\Z))"), '""'),  # noqa: E501
+    ("nvalid port", lazy_pattern(r"\b[Ii]nvalid port(?: number)?:? (?='(?!:?[0-9.\-]*'))"), lazy_pattern(rf"(?<!\A)'{_LINE_END}"), "''"),  # noqa: E501
+    ("connection option \"port\"", lazy_pattern(r"invalid integer value (?=\"[^\n]{0,200}?\" for connection option \"port\")"), lazy_pattern(r"(?<!\A)\"(?= for connection option)"), '""'),  # noqa: E501
     # SQL Server
     ("onversion of the", lazy_pattern(r"[Cc]onversion of the [\w ]{1,40} value (?=')"), lazy_pattern(r"(?<!\A)'(?= overflowed)"), "''"),  # noqa: E501
     (

@@ -18,7 +18,10 @@ _MECHANISMS = words(
 #: Of `fetch()`: with which requests cookies go.
 _FETCH = words("include omit same-origin")
 #: An expression of a program: an attribute, a call, an item. What could be a password with brackets in it is none.
-_EXPRESSION = lazy_pattern(r"(?:self|cls)\.[a-z_]|[A-Za-z_]{3,}+(?:\.[A-Za-z_]++)*+\(\)(?=[\s,;.)\]}]|\Z)")
+_EXPRESSION = lazy_pattern(
+    r"(?:self|cls)\.[a-z_]|(?:django_)?(?:settings|config|conf|app_settings)\.[A-Z]{2,}+(?:_[A-Z]{1,20}+){1,6}(?=[\s,;)\]}]|\Z)"
+    r"|[A-Za-z_.]{2,60}+\[(?:\"[a-z_\-]{1,40}[0-9]?\"|'[a-z_\-]{1,40}[0-9]?')\](?=[\s,;)\]}]|\Z)|[A-Za-z_]{3,}+(?:\.[A-Za-z_]++)*+\(\)(?=[\s,;.)\]}]|\Z)"
+)
 _SPACED_EXPRESSION = lazy_pattern(
     r"await\s+[a-z_]|(?:settings|request|response|os|config|self|cls|ctx|context|event|args|kwargs|options|opts|env|environ|process|props|state"
     r"|form|user|obj|instance|params|cfg|conf|app|client|this|req|res|serializer|validated_data)\.[A-Za-z_]++(?:[.\[(,;\s]|\Z)"
@@ -52,6 +55,8 @@ _TYPE = lazy_pattern(
 _SQL_STRING = lazy_pattern(r"""[NnEeBbXx]?'|[0-9]|"(?!\.)[^"\n]*+"(?!\s*\.)|\Z""")
 #: [x for x in xs]
 _COMPREHENSION = lazy_pattern(r"[\[({][\w.,()=+ ]{1,80}? for [\w, ]{1,40} in [^\"'\]})\n]{1,120}[\]})]")
+#: (state) => state.auth
+_FUNCTION = lazy_pattern(r"\([\w\s,.:={}\[\]?|<>]{0,120}\)(?:\s{0,4}:\s{0,4}[\w<>\[\]|. ]{1,60})?\s{0,4}=>")
 #: Of a message of Django's checks: shop.Partner.api_key: (fields.E120) ...
 _CHECK_ID = lazy_pattern(r"\([a-z_]{1,40}\.[CDEIW][0-9]{3}\)")
 #: (user, password)
@@ -95,6 +100,8 @@ _CONDITION = lazy_pattern(r"\b(?:if|elif|while|assert|and|or|not|return) [\w.]{1
 _ENVIRONMENT = lazy_pattern(
     r"(?:[A-Za-z_]\w{0,30}\.){0,3}(?:env|environ|getenv|getEnv|config|secrets?|get)(?:\.\w{1,20})?[(\[][\"'][A-Z][A-Z0-9_]{2,60}[\"']"
 )
+#: if not check(password): raise Denied
+_STATEMENTS = words("raise return pass continue break yield assert del")
 #: tokens: prompt=120
 _MEASURED = lazy_pattern(r"[a-z_]{2,20}=[0-9]{1,9}\Z")
 _FIRST_WORD = lazy_pattern(
@@ -102,6 +109,14 @@ _FIRST_WORD = lazy_pattern(
 )
 _FIRST_WORDS = lazy_pattern(r"([A-Za-z]{2,20}+)[ ]([a-z]{1,20}+)(?![\w=:])")
 _LINKS = words("to on from with by as at in into for of has had have been was is are not and or but")
+#: Kennwort: mindestens acht Zeichen
+_FOREIGN = words(
+    "passwort kennwort senha contraseña contrasena passe wachtwoord hasło haslo heslo lösenord salasana adgangskode "
+    "пароль şifre sifre jelszó sandi"
+)
+_FOREIGN_SENTENCE = lazy_pattern(
+    r"[^\W\d_]{2,20}+(?:[ ](?:[^\W\d_]{1,20}+|[0-9]{1,3}(?=[ ]))){2,20}+[.!?]?[ \t\r]*+(?:\n|\Z)"
+)
 _COUNT = lazy_pattern(r"[0-9]{1,4} [A-Za-z]{2,20}\b[^=\n]*+(?:\n|\Z)")
 
 
@@ -111,7 +126,7 @@ def is_no_value(text: str, key: str, begin: int, word: str, separator: str, judg
     `is_closed`: a quote or a bracket stands behind the key.
     """
     lowered = word.lower()
-    if separator.endswith(": ") and _is_said(text, key, begin, word, judge, is_closed=is_closed):
+    if separator.endswith(": ") and _is_said(text, key, begin, word, separator, judge, is_closed=is_closed):
         return True
     if _ENVIRONMENT.match(text, begin) or lowered in PROSE or _RULES_IN_ROW.match(lowered):
         return True
@@ -141,15 +156,19 @@ def is_no_value(text: str, key: str, begin: int, word: str, separator: str, judg
     return (not is_closed and lowered == key.lower().rpartition(".")[2]) or _is_expression(text, begin, separator)
 
 
-def _is_said(text: str, key: str, begin: int, word: str, judge: Judge, *, is_closed: bool) -> bool:
+def _is_said(text: str, key: str, begin: int, word: str, separator: str, judge: Judge, *, is_closed: bool) -> bool:
     """Return whether what stands behind "password: " is part of a sentence, an address, a type or a count."""
     lowered = word.lower()
+    if separator[0] == ")" and word in _STATEMENTS:
+        return True
     if lowered in PROSE or lowered.startswith("http") or _TYPE.match(text, begin) is not None:
         return True
     if (len(word) < 3 and word.isdigit()) or _MEASURED.match(word):
         return True
     if key.lower() == "token" and len(word) < 6 and word.isalpha() and word.isupper():
         # Of a parser: EOF.
+        return True
+    if not is_closed and key.lower() in _FOREIGN and _FOREIGN_SENTENCE.match(text, begin):
         return True
     found = None if is_closed else _FIRST_WORD.match(text, begin)
     if found is None and "." in key and (found := _FIRST_WORDS.match(text, begin)) is not None:
@@ -188,6 +207,7 @@ def is_no_secret_list(text: str, pos: int, key: str) -> bool:
         return False
     if (
         _CHECK_ID.match(text, pos)
+        or _FUNCTION.match(text, pos)
         or _COMPREHENSION.match(text, pos)
         or _NAMES.match(text, pos)
         or _SCHEMA.match(text, pos)

@@ -73,6 +73,7 @@ _KNOWN_TOKENS = lazy_pattern(
     r"|LS0tLS1CRUdJTi(?!BDRVJU|BQVUJM)[A-Za-z0-9+/]{40,}+=*"
     r"|base64url\.bearer\.authorization\.k8s\.io\.[A-Za-z0-9_\-]{16,}+"
     r"|[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_\-]{40,}+"
+    r"|(?<![\w~.\-])[A-Za-z0-9_~.\-]{3}[0-9]Q~[A-Za-z0-9_~.\-]{31,34}(?![\w~])"  # Azure
     r"|AC[0-9a-f]{32}[\"',: ]{1,5}[0-9a-f]{32}(?![0-9A-Za-z])"  # Twilio, account and its token
     r")"
     r"|(?<=/bot)[0-9]{8,10}:[A-Za-z0-9_\-]{30,}+"
@@ -89,7 +90,7 @@ _SIGNED = lazy_pattern(
 )
 _DIGESTS = words("sha1 sha256 sha384 sha512 md5")
 #: A random text behind a word that says what it is.
-_RUN = lazy_pattern(r"(?<=[\s'\"])(?=[A-Za-z_\-+/=]*+[0-9])[A-Za-z0-9_\-+/=]{16,}+")
+_RUN = lazy_pattern(r"(?<=[\s'\"])(?=[A-Za-z_\-+/=~.]*+[0-9])[A-Za-z0-9_\-+/=~.]{16,}+")
 _NAME_BEFORE = lazy_pattern(
     r"(?i)(?:token|session|secret|password|cookie|csrf|jwt|signature|credential"
     r"|(?:api|access|auth|private|secret|licen[sc]e|activation|encryption|signing|master|webhook|invalid|unknown|wrong|bad|expired|revoked)[_\- ]?key)s?"  # noqa: E501
@@ -109,7 +110,7 @@ _SHORTEST_RANDOM = 20
 #: Characters before a random text in which its name is looked for.
 _NAME_LENGTH = 64
 #: Tokens of django.contrib.auth.tokens: seconds in base 36, a part of an HMAC.
-_RESET_TOKEN = lazy_pattern(r"(?<![A-Za-z0-9])[0-9a-z]{6,7}-[0-9a-f]{32}(?![0-9A-Za-z]|\.[a-z])")
+_RESET_TOKEN = lazy_pattern(r"(?<![A-Za-z0-9])(?!sha[0-9]{3}-)[0-9a-z]{6,7}-[0-9a-f]{32}(?![0-9A-Za-z]|\.[a-z])")
 _HEX = lazy_pattern(r"(?=[0-9]{0,63}[a-f])[0-9a-f]{32,128}")
 _PASSWORD_HASH = lazy_pattern(
     r"(?:(?:pbkdf2|argon2|bcrypt|scrypt|md5|sha1|sha256|sha512|unsalted)[a-z0-9_]{0,12}|\b(?:grub\.pbkdf2[a-z0-9.]{0,12}))"
@@ -235,10 +236,11 @@ def redact_cards(text: str) -> str:
 
 
 def _redact_named(match: re.Match[str]) -> str:
-    run, start = match.group(), match.start()
+    run, start = match.group().rstrip("."), match.start()
     if not (is_mixed(run) or _HEX.fullmatch(run) or has_random_part(run, _SHORTEST_RANDOM)):
-        return run
-    return REDACTED if _NAME_BEFORE.search(match.string[max(0, start - _NAME_LENGTH) : start]) else run
+        return match.group()
+    is_named = _NAME_BEFORE.search(match.string[max(0, start - _NAME_LENGTH) : start]) is not None
+    return REDACTED + match.group()[len(run) :] if is_named else match.group()
 
 
 def _redact_signed(match: re.Match[str]) -> str:
@@ -346,8 +348,12 @@ def _redact_scheme(match: re.Match[str]) -> str:
         if _PARAMETER.match(bare) is not None:
             # token_type=bearer expires_in=3600
             return match.group()
-    elif (bare.isdigit() and len(bare) < 6) or bare in _COLUMN_TYPES:
-        # token 12 of 40, token TEXT NOT NULL
+    elif (
+        (bare.isdigit() and len(bare) < 6)
+        or bare in _COLUMN_TYPES
+        or (bare.isupper() and bare.isalpha() and len(bare) < 5)
+    ):
+        # token 12 of 40, token TEXT NOT NULL, TOKEN API token for ...
         return match.group()
     elif (
         len(bare) < 20

@@ -93,6 +93,8 @@ _PAIRS_OF_WORDS = (
 _LAST_WORDS = words("pass auth sig signature hmac pin otp mfa salt")
 #: Sensitive as the name of a query parameter only: OAuth's `code`, Google's `key`, CAS' `ticket`.
 _QUERY_WORDS = words("code key state nonce ticket assertion hash sign verifier invite signed otp sso")
+#: A word under such a parameter: ?key=brand, ?state=active, ?sort=name
+_SHORT_WORD = lazy_pattern(r"[a-z]{1,8}(?:[_\-][a-z]{1,8})?\Z")
 #: A number or a date under such a key is a measurement, not a secret.
 _MEASURES = words(
     "count counts counter total size length len limit max min age ttl expiry expires expiration timeout "
@@ -330,6 +332,11 @@ def is_description(value: object, key: str, judge: Callable[[str], int], depth: 
     if depth and isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
         return all(isinstance(item, Mapping) and is_description(item, key, judge, depth - 1) for item in value)
     return False
+
+
+def is_short_word(text: str) -> bool:
+    """Return whether a text is one short word, or two, in small letters."""
+    return _SHORT_WORD.match(text) is not None
 
 
 def is_placeholder(text: str) -> bool:

@@ -27,6 +27,7 @@ from django_otel.redaction.keys import (
     is_mixed,
     is_phrase,
     is_property,
+    is_short_word,
     is_thing,
     mask_end,
     words,
@@ -66,12 +67,19 @@ _PAIR_OPENING = lazy_pattern(r"""[(\[]\s{0,4}[bu]?\\{0,4}["']\Z""")
 #: "authtoken_token"."key"
 _TABLE_BEFORE = lazy_pattern(r"([A-Za-z_]\w{0,60})[\"`\]]?\.[\"`\[]\Z")
 #: Of objects that are secrets: Token(key=
-_OWNERS = ("Token", "Device", "Secret", "Session", "Credential", "Credentials", "ApiKey", "APIKey", "Cipher")
+_OWNERS = (
+    "Token", "Device", "Secret", "Session", "Credential", "Credentials", "ApiKey", "APIKey", "Cipher", "SigningKey",
+    "PrivateKey", "SecretKey", "SymmetricKey", "EncryptionKey", "MasterKey", "SharedKey", "AccessKey",
+)  # fmt: skip
+#: Their arguments: Token(key=x), SigningKey(k=x).
+_ARGUMENTS = words("key k raw data value material")
 #: Columns of which the name of their table says what they are.
 _COLUMNS = words("key keys code codes hash number value")
 _WORD_BEFORE = lazy_pattern(r"(?<![^\W\d_])([^\W\d_]{2,30})[ \t]\Z")
 _RANDOM_CODES = words("code key ticket")
 _CODE = lazy_pattern(r"[bu]?[\"']?([A-Za-z0-9_\-]{24,}+)(?![\w.:/+])")
+#: Of a column's literal with no capitals.
+_SHORTEST_HEX = 32
 _SECOND_WORDS = words(
     "id ids key value values number no num hash string code codes data header headers text phrase answer "
     # Of names of two words in Arabic, Vietnamese, Indonesian and Russian.
@@ -107,6 +115,9 @@ _MOST_LINES = 50
 #: "${PASSWORD}" | sudo
 _VARIABLE = lazy_pattern(r"\$\{?\Z")
 _MEMBER = lazy_pattern(r"(?P<quote>[\"'])(?P<name>[\w.\- ]{1,60})(?P=quote)\s{0,8}:\s{0,8}")
+_MEMBER_BEFORE = lazy_pattern(r"[{ ][A-Z]\w{0,40}:[^\s{}:]{0,80} \Z")
+#: --token TOKEN
+_METAVAR = lazy_pattern(r"[A-Z][A-Z_]{2,40}+(?=[\s\]),;|]|\Z)")
 #: password: x -> y
 _CHANGED = lazy_pattern(r"[\"']?[ \t]{1,4}(?:[=-]{1,2}>|\u2192)[ \t]{1,4}[\"']?(?=[^\s\"'])")
 #: Further codes of a list.
@@ -218,13 +229,13 @@ class PairScrubber:
             key = match.group(1)
             pos = match.end(1)
             # Most keys are not secret anywhere.
-            if self._judge(key, True, True) == PLAIN and key.lower() not in _SECOND_WORDS:
+            if self._judge(key, True, True) == PLAIN and key.lower() not in _SECOND_WORDS and key not in _ARGUMENTS:
                 continue
             separator = text[pos : match.end()]
             is_source = _is_within(source, match.start())
             is_bare = _is_bare(key, separator)
             verdict = SENSITIVE if is_bare else self._judge_in_text(text, match.start(), key, separator, query)
-            if verdict == PLAIN:
+            if verdict == PLAIN and not (is_sql and _is_random_literal(text, key, match.end())):
                 continue
             begin = match.end() if separator else skip_blanks(text, pos)
             if is_bare:
@@ -238,7 +249,7 @@ class PairScrubber:
             else:
                 spans = self._spans(text, key, verdict, separator, begin)
             for start, end in spans:
-                if start < done or is_harmless(text[start:end], key, verdict):
+                if start < done or self._is_harmless(text[start:end], key, verdict):
                     continue
                 out += (text[done:start], REDACTED)
                 values.append(text[start:end])
@@ -249,6 +260,10 @@ class PairScrubber:
             return text
         out.append(text[done:])
         return _redact_again("".join(out), values)
+
+    def _is_harmless(self, value: str, key: str, verdict: int) -> bool:
+        """Return whether a value says nothing, or is a word under a parameter that means many things: ?key=brand."""
+        return is_harmless(value, key, verdict) or (is_short_word(value) and self._judge(key, True, False) == PLAIN)
 
     def _bare_spans(self, text: str, key: re.Match[str], separator: str, *, is_code: bool) -> list[tuple[int, int]]:
         """Return where the secret behind a key without `=` or `:` stands; nowhere in source and in statements."""
@@ -282,7 +297,7 @@ class PairScrubber:
         closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "", "\uff1a", "\uff1d")
         if "\n" in separator and (below := self._spans_below(text, key, separator, begin)) is not None:
             return below
-        if text.startswith("</", begin) or is_no_secret_list(text, begin, key):
+        if text.startswith("</", begin) or is_no_secret_list(text, begin, key) or _is_metavar(text, key, begin):
             return []
         start, end = value_span(text, begin, whole_line, closed_key)
         if is_masked(text, start) or text.startswith("</", start):
@@ -387,7 +402,7 @@ class PairScrubber:
             return PLAIN
         in_query = start == 0 if before == "" else before in "?&#;"
         in_query = in_query and (query or before != "")
-        verdict = self._judge(key, "=" in separator or '"' in separator or "'" in separator, in_query)
+        verdict = self._judge(key, _is_loose(text, start, key, separator), in_query)
         if verdict != PLAIN:
             if separator[0] == ":" and (
                 _EXCEPTION_NAME.search(key)
@@ -402,7 +417,7 @@ class PairScrubber:
             if found is not None and is_mixed(found.group(1)):
                 # {"code": "x"}, of OAuth: elsewhere a code says what went wrong, and a key names an item.
                 return SENSITIVE
-        if key == "key" and _is_of_secret(text, start):
+        if key in _ARGUMENTS and _is_of_secret(text, start):
             return LABEL
         if before in ('"', "`", "[") and key.lower() in _COLUMNS:
             table = _TABLE_BEFORE.search(text, max(0, start - 64), start)
@@ -413,6 +428,29 @@ class PairScrubber:
             if previous is not None:
                 return self._judge(f"{previous.group(1)} {key}", False, False)
         return PLAIN
+
+
+def _is_loose(text: str, start: int, key: str, separator: str) -> bool:
+    """Return whether a short name such as `pass` is one of a secret: not in a sentence or a count."""
+    if separator == ":" and key[:1].isupper():
+        # &{Host:x User:y Pass:z}, of Go
+        return text[start - 1 : start] == "{" or _MEMBER_BEFORE.search(text, max(0, start - 120), start) is not None
+    return "=" in separator or '"' in separator or "'" in separator
+
+
+def _is_metavar(text: str, key: str, begin: int) -> bool:
+    """Return whether the name of an option's value follows, as in the help of a program: --api-key API_KEY."""
+    found = _METAVAR.match(text, begin) if key.startswith("-") else None
+    return found is not None and key.upper().replace("-", "_").endswith("_" + found.group())
+
+
+def _is_random_literal(text: str, key: str, begin: int) -> bool:
+    """Return whether a random text is compared with a column that has a general name: WHERE key = 'x'."""
+    found = _CODE.match(text, begin) if key.lower() in _RANDOM_CODES else None
+    if found is None:
+        return False
+    value = found.group(1)
+    return is_mixed(value) or (len(value) >= _SHORTEST_HEX and "-" not in value and has_random_part(value))
 
 
 def _redact_again(text: str, values: list[str]) -> str:

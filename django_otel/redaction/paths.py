@@ -36,9 +36,9 @@ _WEBHOOK = lazy_pattern(
     r"|hooks\.zapier\.com/hooks/[a-z]{1,20}/|maker\.ifttt\.com/trigger/[\w\-]{1,80}/(?:json/)?with/key/"
     r"|hc-ping\.com/|webhook\.site/|api\.telegram\.org/(?:file/)?bot|logic\.azure\.com(?::[0-9]{1,5})?/workflows/"
     r"|events\.pagerduty\.com/integration/|open\.(?:feishu\.cn|larksuite\.com)/open-apis/bot/(?:v2/)?hook/"
-    r"|hooks\.airtable\.com/workflows/|hook(?:\.[a-z0-9]{1,10})?\.(?:make|integromat)\.com/|/hooks/(?:catch/|(?=[a-z0-9]{26}(?![A-Za-z0-9]))))([^\s\"'<>?#]+)"
+    r"|hooks\.airtable\.com/workflows/|hook(?:\.[a-z0-9]{1,10})?\.(?:make|integromat)\.com/|/services/(?=T[A-Z0-9]{8,12}/B[A-Z0-9]{8,12}/)|/hooks/(?:catch/|(?=[a-z0-9]{26}(?![A-Za-z0-9]))))([^\s\"'<>?#]+)"
 )
-_WEBHOOK_MARKS = ("hook", "/bot", "/integration/", "/with/key/", "hc-ping", "/workflows/")
+_WEBHOOK_MARKS = ("hook", "/services/T", "/bot", "/integration/", "/with/key/", "hc-ping", "/workflows/")
 
 
 def redact_paths(text: str) -> str:

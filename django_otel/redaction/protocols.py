@@ -52,6 +52,11 @@ _APOP = lazy_pattern(r"(\bAPOP[ \t]+\S{1,100}[ \t]+)([0-9a-f]{32})(?![0-9A-Za-z]
 _LOGIN = lazy_pattern(
     rf"(?m)((?:^|[\"'`>]|[>:] )(?:[A-Z0-9.]{{0,12}}[0-9.][A-Za-z0-9.]{{0,12}}|[a-z]{{1,4}}[0-9]{{1,6}})[ ]LOGIN[ ])({_WORD})([ ])({_WORD}){_END}"  # noqa: E501
 )
+#: LOGIN bob@shop.example x1y2z3
+_MAILBOX_LOGIN = lazy_pattern(
+    r"(\bLOGIN[ ][\"']?[\w.+\-]{1,60}@[\w.\-]{1,100}[\"']?)([ ])(?!\[redacted\])(?=[^\s]{0,60}[0-9])"
+    rf"(?=[^\s]{{0,60}}[A-Za-z])({_WORD}){_END}"
+)
 _IDENTIFY = lazy_pattern(rf"(?im)(\b(?:NickServ|NS)[ ]:?IDENTIFY[ ](?:\S{{1,60}}[ ])?)(?!\[redacted\])({_WORD}){_END}")
 _NO_PASSWORD = words(
     "command commands method methods mechanism tls ssl page form attempt attempts success ok no bad user handler "
@@ -72,8 +77,10 @@ def redact_protocols(text: str, lowered: str) -> str:
         text = _CHALLENGE.sub(_redact_last, text)
     if "APOP" in text:
         text = _APOP.sub(_redact_last, text)
-    if " LOGIN " in text:
+    if "LOGIN " in text:
         text = _LOGIN.sub(_redact_login, text)
+        if "@" in text:
+            text = _MAILBOX_LOGIN.sub(_redact_mailbox, text)
     if "identify" in lowered:
         text = _IDENTIFY.sub(_redact_last, text)
     return text
@@ -150,3 +157,8 @@ def _redact_login(match: re.Match[str]) -> str:
     if _is_said(value) or _is_said(user):
         return match.group()
     return f"{command}{user}{gap}{_quoted(value)}"
+
+
+def _redact_mailbox(match: re.Match[str]) -> str:
+    user, gap, value = match.groups()
+    return f"{user}{gap}{_quoted(value)}"

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction import bare_pairs, commands, database_errors, forms, markup, paths, personal, protocols, rows
+from django_otel.redaction import (
+    bare_pairs,
+    calls,
+    commands,
+    database_errors,
+    forms,
+    markup,
+    paths,
+    personal,
+    protocols,
+    rows,
+)
 from django_otel.redaction.keys import STATEMENT_KEYS
 from django_otel.redaction.pairs import Judge, PairScrubber
 
@@ -46,6 +57,7 @@ def _redact_places(text: str, judge: Judge, *, is_statement: bool) -> tuple[str,
     text = database_errors.redact_statement_secrets(text, lowered)
     is_named = _is_secret_named(lowered)
     text = commands.redact_commands(text, lowered, is_named=is_named)
+    text = calls.redact_calls(text, lowered, judge)
     if not text.isascii():
         text = commands.redact_sentences(text)
     if is_named:

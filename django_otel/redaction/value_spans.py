@@ -29,6 +29,10 @@ _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 #: A text that goes on behind a closed bracket without a blank: the structure did not end there.
 _BRACKET_GOES_ON = lazy_pattern(r""":++[^\s,;:)\]}>&"'|]""")
 _YAML_MARK = lazy_pattern(r"(?:(?:!!?|&)[A-Za-z_]\w{0,30}+|[>|][+\-]?|string\([0-9]{1,6}\))\s{1,40}+(?=[^\s])")
+#: Of JSON without blanks: {"mfa":true,"user":7}
+_JSON_LITERAL = lazy_pattern(
+    r"(?:true|false|null|-?[0-9]{1,20}(?:\.[0-9]{1,20})?)(?=,\s{0,8}\\{0,8}[\"']|\s{0,8}[}\]])"
+)
 _CLOSERS = ")]},;.!\"'`>"
 _SCHEME_WORD = lazy_pattern(
     r"(?i)(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256|key|ntlm|hawk|oauth|dpop|jwt|ssws|signature|sharedkey|kerberos"
@@ -133,11 +137,18 @@ def value_span(text: str, pos: int, whole_line: bool, closed_key: bool, *, is_ma
         end = bracket_end(text, pos)
         goes_on = _RUN_GOES_ON.match(text, end) or _BRACKET_GOES_ON.match(text, end)
         return pos, (run_end(text, end) if goes_on else end)
+    if closed_key and (literal := _JSON_LITERAL.match(text, pos)) is not None:
+        return literal.span()
+    return pos, _bare_end(text, pos, closed_key=closed_key, is_marked=is_marked)
+
+
+def _bare_end(text: str, pos: int, *, closed_key: bool, is_marked: bool) -> int:
+    """Return where a value without quotes and brackets ends."""
     end = run_end(text, pos)
     mark = None if is_marked else _YAML_MARK.match(text, pos)
     if mark is not None and mark.end() >= end:
         # "password: !vault x", "password: &anchor x", a block of lines.
-        return pos, value_span(text, mark.end(), False, closed_key, is_marked=True)[1]
+        return value_span(text, mark.end(), False, closed_key, is_marked=True)[1]
     if text[end - 1 : end] == ":" and text[end : end + 1] in (" ", "\t"):
         # "credentials: password: x"  # noqa: ERA001 (prose)
         end = max(end, run_end(text, skip_blanks(text, end)))
@@ -145,7 +156,7 @@ def value_span(text: str, pos: int, whole_line: bool, closed_key: bool, *, is_ma
         after = skip_blanks(text, end)
         parameters = _PARAMETERS.match(text, after)
         end = max(end, run_end(text, after) if parameters is None else parameters.end())
-    return pos, end
+    return end
 
 
 def _backquoted_end(text: str, pos: int) -> int:

@@ -46,6 +46,10 @@ class Fakes:
     def _word(self) -> str:
         return "qx" + self.chars(string.ascii_lowercase, 7)
 
+    def _human(self) -> str:
+        """A word with a capital, a number and a mark, as people make them."""
+        return self._word().capitalize() + self.chars("23456789", 2) + self.chars("!#", 1)
+
     def _phrase(self) -> str:
         return " ".join("q" + self.chars(string.ascii_lowercase, 4) for _ in range(4))
 

@@ -30,6 +30,9 @@ PARTS = [
     'name="password"\r\n\r\n', "name=a value=", "Secret('a'", "password:\n- a\n", "password: a -> ", "OTP: 1", "1234 is your ",  # noqa: E501
     "password changed from 'a' to ", "bad credentials a:", "admin password is ", "'a' as token ", "\tTRUE\t1\tsessionid\ta", "codes: abcdef, ", "AC",  # noqa: E501
     "key <(echo ", "//a:1,b:2,", "alter role a set a.b = ", '"a"."key" = ', 'code: a', "334 a\nYQ==\n", "simple_bind_s('a', ", "crypt('", "pragma key", "`", "\\", "'", '"', "%3D", "{", "[", "-", "_", "é", "\x00",  # noqa: E501
+    "PDO->__construct('a', 'b', ", "getConnection(a, 'b', ", "for parameter password, value: ", "On instance['password']: ", "On instance['a']",  # noqa: E501
+    "invalid port ", "secret for a = ", "LOGIN a@b ", "--token TOKEN ", "password=(a) ", "Kennwort: a b ", "{Pass:a ", "A:b Pass:c ", "k=aB1 SigningKey(",  # noqa: E501
+    "SELECT a WHERE key = '", "/services/TAAAAAAAA/BAAAAAAAA/", "secret a~.", '"mfa":true,"', "password=a['b'] ",
     "\x1b[", "\x1b[1m", "password: <br>", "<b>password:</b>", "a b:</b>", "%3A%2F%2Fa", "&t=aB1", 'token=[a password=\\"\\"', 'File "a", line 1, in b\n    token=[a for ', "كلمة المرور هي ", "密码：",  # noqa: E501
 ]  # fmt: skip
 

@@ -1,0 +1,94 @@
+"""Secrets among the arguments of calls, in what drivers and validators repeat, and the expressions beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from django_otel.redaction.scrub import Scrubber
+
+SECRET = "Hunter2xY"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "mysqli_connect('db', 'bob', '{}')",
+        "#0 /srv/db.php(7): PDO->__construct('mysql:host=db', 'bob', '{}')",
+        'DriverManager.getConnection(url, "bob", "{}")',
+        "paramiko: auth_password('bob', '{}')",
+        'new PasswordAuthentication("bob", "{}")',
+        "oci_connect('bob', '{}', 'shop')",
+    ],
+)
+def test_the_password_among_the_arguments_of_a_call_is_redacted(call):
+    text = Scrubber().text(call.format(SECRET))
+    assert SECRET not in text
+    assert "bob" in text or "[redacted]" in text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Invalid type for parameter Password, value: {}, type: <class 'str'>, valid types: <class 'int'>",
+        "'{0}' is too short\n\nOn instance['user']['password']:\n    '{0}'",
+        "ValueError: Port could not be cast to integer value as '{}'",
+        'invalid dsn: missing "=" after "{}" in connection info string',
+        'invalid integer value "{}" for connection option "port"',
+        'parse "postgres://db": invalid port ":{}" after host',
+    ],
+)
+def test_a_value_that_a_driver_or_a_validator_repeats_is_redacted(message):
+    assert SECRET not in Scrubber().text(message.format(SECRET))
+
+
+@pytest.mark.parametrize("port", ['":5432"', '"99999"', '"-1"'])
+def test_a_port_that_is_a_number_stays(port):
+    text = f"invalid port {port} after host"
+    assert Scrubber().text(text) == text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "client_secret=settings.OAUTH_CLIENT_SECRET,",
+        'login(password=form.cleaned_data["password1"])',
+        "if not check(password, user.password): raise Denied",
+        "export const getToken = (state) => state.auth.token;",
+        "usage: run [--password PASSWORD] [--api-key API_KEY]",
+        "  --token TOKEN   API token of the user",
+    ],
+)
+def test_expressions_and_names_of_arguments_stay(source):
+    assert Scrubber().text(source) == source
+
+
+def test_what_follows_a_value_of_json_without_blanks_stays():
+    text = '{"mfa":true,"user":7,"token":null,"name":"bob"}'
+    assert Scrubber().text(text) == text
+    assert Scrubber().text('{"pin":123456,"user":7}') == '{"pin":[redacted],"user":7}'
+
+
+def test_a_member_of_a_struct_of_go_is_redacted():
+    assert SECRET not in Scrubber().text(f"&{{Host:mail Port:587 User:bob Pass:{SECRET} TLS:true}}")
+
+
+def test_a_word_under_a_parameter_with_many_meanings_stays():
+    for text in ("https://shop.example/s?q=shoes&key=brand", "/list?state=active", "/list?code=de&sign=plus"):
+        assert Scrubber().text(text) == text
+    assert SECRET not in Scrubber().text(f"https://shop.example/s?key={SECRET}")
+
+
+@pytest.mark.parametrize(
+    "column", ["key = '67e39b630ae9f1a95ef9fa7261b2b0a7'", "key = '9f8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c3d2e1f0a'"]
+)
+def test_a_random_literal_of_a_statement_is_redacted_under_a_general_name(column):
+    text = Scrubber().text(f"SELECT * FROM authtoken_token WHERE {column} LIMIT 21")
+    assert text == "SELECT * FROM authtoken_token WHERE key = '[redacted]' LIMIT 21"
+    kept = "SELECT * FROM item WHERE key = '6b2d1b3e-61ab-4c5e-9c1c-9a0d8a8b7c55'"
+    assert Scrubber().text(kept) == kept
+
+
+def test_a_secret_is_found_behind_what_it_is_for():
+    assert SECRET not in Scrubber().text(f"new password for tenant 4 = {SECRET}")
+    kept = "password for bob was changed by administrators"
+    assert Scrubber().text(kept) == kept
