@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
@@ -164,10 +164,9 @@ class RequestFinisher:
             ids = span.get_span_context()
             if ids.trace_flags & 1:
                 end[2].duration.show_exemplar(ended_s - record.started_s, ids.trace_id, ids.span_id)
-        if span.is_recording():
-            self._describe(record, span, ended_s, end)
+        ended_ns = self._describe(record, span, ended_s, end) if span.is_recording() else None
         if record.rare is None or not record.rare.is_joined:
-            span.end()
+            span.end(ended_ns)
 
     def _is_forgotten(self, record: RequestRecord, span: RecordedSpan, duration_s: float, end: _End) -> bool:
         """Return whether the span was held back and nothing is kept for such a request: then it is forgotten here.
@@ -183,9 +182,10 @@ class RequestFinisher:
         span.forget(held)
         return True
 
-    def _describe(self, record: RequestRecord, span: trace.Span, ended_s: float, end: _End) -> None:
-        """Add the result of the request to the span."""
+    def _describe(self, record: RequestRecord, span: trace.Span, ended_s: float, end: _End) -> int | None:
+        """Add the result of the request to the span; return when that ended, in nanoseconds; None for now."""
         request, response, series, match, error_type, exception = end
+        ended_ns = None
         is_joined = record.rare is not None and record.rare.is_joined
         if match is not None and match.func is series.view and not is_joined:
             attributes = series.attributes
@@ -203,7 +203,9 @@ class RequestFinisher:
             attributes = {**attributes, **self._find_more(record, request, response)}
         if not is_joined:
             if exception is not None:
-                record_exception(span, exception, self._scrub_text, escaped=response is None)
+                # To format its stack takes long, which is no time of the request.
+                ended_ns = time_ns() - int((perf_counter() - ended_s) * 1e9)
+                record_exception(span, exception, self._scrub_text, escaped=response is None, time_ns=ended_ns)
             if error_type:
                 # For a server span the description is left empty when the status code says it all
                 # (semantic conventions, "HTTP server span status").
@@ -219,6 +221,7 @@ class RequestFinisher:
         if self._enrich is not None:
             with guard.contained("REQUEST.ENRICH"):
                 self._enrich(span, request, response)
+        return ended_ns
 
     def _find_more(self, record: RequestRecord, request: RequestLike, response: ResponseLike | None) -> Attributes:
         """Attributes of this request alone."""

@@ -77,8 +77,9 @@ def record_exception(
     *,
     escaped: bool = False,
     scrubs_now: bool = False,
+    time_ns: int | None = None,
 ) -> None:
-    """Add an `exception` event as the SDK does, within its length limits.
+    """Add an `exception` event as the SDK does, within its length limits; `time_ns` is its Unix time, now without it.
 
     With `scrubs_now` its texts are redacted by `scrub` here, because it knows more than what redacts all spans later.
 
@@ -93,7 +94,7 @@ def record_exception(
         STACK: stack if is_redacted_later and not scrubs_now else scrub(stack),
     }
     if recording.wants_event(span, attributes):
-        span.add_event("exception", {**attributes, "exception.escaped": str(escaped)})
+        span.add_event("exception", {**attributes, "exception.escaped": str(escaped)}, time_ns)
 
 
 class Recording:

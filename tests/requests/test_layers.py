@@ -209,6 +209,21 @@ def raises(request):
     raise RuntimeError("boom")
 
 
+class SlowlyToldError(Exception):
+    """Notes when it is asked for its text."""
+
+    asked_ns: list[int] = []
+
+    def __str__(self):
+        time.sleep(NAP_S)
+        self.asked_ns.append(time.time_ns())
+        return "slow"
+
+
+def raises_slowly_told(request):
+    raise SlowlyToldError
+
+
 def forbidden(request):
     nap()
     raise PermissionDenied
@@ -259,7 +274,7 @@ urlpatterns = [
     path(f"{view.__name__.replace('_', '-')}/", view)
     for view in (
         everything, everything_async, nested, later, rendered_later, overlapping, threads, stays_open, stream,
-        async_stream, broken_stream, cut_stream, raises, forbidden, exits, around,
+        async_stream, broken_stream, cut_stream, raises, raises_slowly_told, forbidden, exits, around,
         atomic, not_atomic, atomic_async,
     )
 ]  # fmt: skip
@@ -389,6 +404,14 @@ def test_what_ends_early_adds_up(otel_metrics, url):
     with pytest.raises((SystemExit, RuntimeError)):
         get(url)
     check(*read(otel_metrics), {"view": 1, "middleware": 1})
+
+
+def test_the_time_that_an_exceptions_text_takes_is_none_of_the_request(otel_spans):
+    """Its span ends where its layers end."""
+    get("/raises-slowly-told/")
+    (server,) = (span for span in otel_spans if span.kind.name == "SERVER")
+    (event,) = (event for event in server.events if event.name == "exception")
+    assert server.start_time < event.timestamp == server.end_time < SlowlyToldError.asked_ns[-1]
 
 
 def test_the_end_of_a_stream_that_is_closed_early_is_part_of_the_request(otel_metrics, otel_spans):
