@@ -203,7 +203,14 @@ def set_metric_attributes(**attributes: object) -> None:
                 'set_metric_attributes(): %r is not in OTEL["REQUEST"]["METRIC_ATTRIBUTES"] and was ignored.',
                 clean_text(name)[:80],
             )
-        elif text := to_text(value):
+            continue
+        try:
+            text = to_text(value)
+        except Exception as error:
+            # The others are good.
+            guard.report("set_metric_attributes()", error)
+            continue
+        if text:
             values[name] = clean_text(text)
         else:
             values.pop(name, None)

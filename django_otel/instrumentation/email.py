@@ -41,7 +41,8 @@ def _send_measured(send: Callable[[Any], Any], messages: Any) -> Any:
     token = _is_inside.set(True)
     try:
         result = _send_in_span(send, messages, total) if get_current_span().is_recording() else send(messages)
-        sent = min(result, total) if isinstance(result, int) else total
+        # One that answers True or a text gives no number.
+        sent = max(0, min(result, total)) if isinstance(result, int) and result is not True else total
         return result
     finally:
         _is_inside.reset(token)

@@ -106,5 +106,5 @@ def check_route(found: object) -> str:
         return ""
     if not isinstance(found, str):
         raise TypeError(f"REQUEST.ROUTE returned {type(found).__name__}; expected a str or None.")
-    # A lazy or safe text becomes a plain one.
+    # A safe text becomes a plain one.
     return "".join(found.split("\n", 1)[0]).strip()

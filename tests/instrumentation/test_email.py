@@ -33,6 +33,20 @@ class Silent(BaseEmailBackend):
         return None
 
 
+class Agreeing(BaseEmailBackend):
+    """Says that all went well, and not how many messages that were."""
+
+    def send_messages(self, messages):
+        return True
+
+
+class Negative(BaseEmailBackend):
+    """As one that answers as a file's read does."""
+
+    def send_messages(self, messages):
+        return -1
+
+
 class Passing(BaseEmailBackend):
     """Passes messages on to another backend, as queues and debug tools do."""
 
@@ -75,7 +89,10 @@ def test_messages_are_counted(otel_metrics, mailoutbox):
     assert counts(otel_metrics) == {"sent": 4, "failed": 0}
 
 
-@pytest.mark.parametrize(("backend", "sent", "failed"), [("Half", 2, 3), ("Silent", 5, 0), ("Passing", 2, 3)])
+@pytest.mark.parametrize(
+    ("backend", "sent", "failed"),
+    [("Half", 2, 3), ("Silent", 5, 0), ("Agreeing", 5, 0), ("Negative", 0, 5), ("Passing", 2, 3)],
+)
 def test_the_outcome_is_what_the_backend_reports(otel_metrics, backend, sent, failed):
     send(5, f"{__name__}.{backend}")
     assert counts(otel_metrics) == {"sent": sent, "failed": failed}

@@ -132,6 +132,31 @@ def test_any_value_is_harmless(settings, otel_metrics, value):
     assert ("beta" in found) is (value not in (None, ""))
 
 
+class Nameless:
+    """As an object whose text needs a connection that is gone."""
+
+    def __str__(self):
+        raise LookupError("no name")
+
+
+def test_a_value_without_a_text_leaves_the_others(settings, otel_metrics):
+    settings.OTEL = TENANTS
+
+    def view(request):
+        django_otel.set_metric_attributes(**{"shop.tenant": Nameless(), "beta": "on"})
+        return HttpResponse("hello")
+
+    urlpatterns.append(path("any/", view))
+    try:
+        assert Client().get("/any/").content == b"hello"
+    finally:
+        urlpatterns.pop()
+    (found,) = otel_metrics.series(DURATION)
+    assert found["beta"] == "on" and "shop.tenant" not in found
+    assert guard.fault_counts() == {"set_metric_attributes()": 1}
+    guard.reset()
+
+
 def test_unknown_names_are_ignored_and_said_once(settings, otel_metrics, caplog):
     settings.OTEL = TENANTS
     guard.reset()
