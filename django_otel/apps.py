@@ -70,7 +70,7 @@ class DjangoOTelConfig(AppConfig):
             # Commands that run the system checks say it themselves, with the errors of everything else.
             logger.log(
                 logging.DEBUG if _is_checking(runtime.command_name()) else logging.ERROR,
-                "django_otel is off because settings.OTEL is faulty:\n%s",
+                "django_otel is off because settings.OTEL is invalid:\n%s",
                 "\n".join(f"- {problem.message} ({problem.id})" for problem in error.problems),
             )
         except Exception as error:

@@ -19,7 +19,7 @@ _change_callbacks: list[Callable[[], None]] = []
 def get_config() -> Config:
     """The configuration in force.
 
-    Errors: `ConfigError` with every problem when `settings.OTEL` is faulty.
+    Errors: `ConfigError` with every problem when `settings.OTEL` is invalid.
     """
     global _cached  # noqa: PLW0603 (the one value that the module keeps)
     if _cached is None:

@@ -50,8 +50,8 @@ class LogLevel(models.Model):
         unique=True,
         validators=[validate_logger],
         help_text=gettext_lazy(
-            "The name of a logger, such as django.request or a module of yours. It also holds for loggers below it "
-            "that have no level of their own; “root” is the logger above all."
+            "The name of a logger, such as django.request or one of your modules. The level also applies to "
+            "child loggers that have no level of their own; “root” is the root logger."
         ),
     )
     level = models.CharField(gettext_lazy("level"), max_length=50, validators=[validate_level])

@@ -51,8 +51,8 @@ def validate_max_per_second(value: float) -> None:
     if not 0.0 < value <= HIGHEST_PER_SECOND:
         raise ValidationError(
             gettext(
-                "The limit is %(value)s; expected a number above 0 and at most %(most)s. "
-                "To record nothing set the ratio to 0."
+                "The limit is %(value)s; expected a number above 0 and at most %(most)s. To record nothing, "
+                "set the ratio to 0."
             ),
             code="limit_range",
             params={"value": f"{value:g}", "most": f"{HIGHEST_PER_SECOND:g}"},
@@ -64,8 +64,8 @@ def validate_keep_slow_s(value: float) -> None:
     if not 0.0 < value <= LONGEST_SLOW_S:
         raise ValidationError(
             gettext(
-                "The duration is %(value)s; expected seconds above 0 and at most %(most)s. "
-                "To record all set the ratio to 1."
+                "The duration is %(value)s; expected seconds above 0 and at most %(most)s. To record "
+                "everything, set the ratio to 1."
             ),
             code="slow_range",
             params={"value": f"{value:g}", "most": f"{LONGEST_SLOW_S:g}"},
@@ -76,7 +76,7 @@ def validate_path(value: str) -> None:
     """Refuse a glob that can match no path, as it begins with neither "/" nor a wildcard."""
     if value and value[0] not in "/*?[" and not value.startswith(TASK_PREFIX):
         raise ValidationError(
-            gettext('%(path)s matches nothing: begin it with "/" or "*".'),
+            gettext('%(path)s matches nothing: start it with "/" or "*".'),
             code="path_start",
             params={"path": repr(value)},
         )
@@ -129,15 +129,13 @@ class SamplingPolicy(models.Model):
     id = models.PositiveSmallIntegerField(primary_key=True, editable=False)
     enabled = models.BooleanField(
         default=True,
-        help_text=gettext_lazy(
-            "Off: this policy and its rules are ignored and the settings apply. Tracing itself goes on."
-        ),
+        help_text=gettext_lazy("Off: this policy and its rules are ignored and the settings apply. Tracing continues."),
     )
     ratio = models.FloatField(
         validators=[validate_ratio],
         help_text=gettext_lazy(
-            "Share of new traces to record: 0 is none, 0.25 is every fourth, 1 is all. "
-            "Metrics count every request, whatever the ratio."
+            "Share of new traces to record: 0 is none, 0.25 is every fourth, 1 is all. Metrics count every "
+            "request, at any ratio."
         ),
     )
     max_per_second = models.FloatField(
@@ -146,12 +144,12 @@ class SamplingPolicy(models.Model):
         blank=True,
         validators=[validate_max_per_second],
         help_text=gettext_lazy(
-            "New traces per second of one server, all its processes together. Empty: as in the settings."
+            "Maximum new traces per second of one server, over all its processes. Empty: as in the settings."
         ),
     )
     keep_errors = models.BooleanField(
         default=default_keep_errors,
-        help_text=gettext_lazy("Record every request that ends in an error, whatever the ratio."),
+        help_text=gettext_lazy("Record every request that ends in an error, at any ratio."),
     )
     keep_slow_s = models.FloatField(
         gettext_lazy("keep slow, seconds"),
@@ -159,20 +157,20 @@ class SamplingPolicy(models.Model):
         blank=True,
         validators=[validate_keep_slow_s],
         help_text=gettext_lazy(
-            "Record every request that takes at least as long, whatever the ratio. Empty: as in the settings."
+            "Record every request that takes at least this long, at any ratio. Empty: as in the settings."
         ),
     )
     expires_at = models.DateTimeField(
         gettext_lazy("until"),
         null=True,
         blank=True,
-        help_text=gettext_lazy("From then on the settings apply again. Empty: until it is changed."),
+        help_text=gettext_lazy("The settings apply again from this time on. Empty: until it is changed."),
     )
     note = models.CharField(
         max_length=200,
         blank=True,
         default="",
-        help_text=gettext_lazy("The reason, for those who look later. It is kept in the history."),
+        help_text=gettext_lazy("The reason for the change. It is kept in the history."),
     )
     version = models.PositiveBigIntegerField(default=0, editable=False)
     updated_at = models.DateTimeField(auto_now=True, editable=False)
@@ -280,13 +278,15 @@ class SamplingRule(models.Model):
         default=0,
         # SQLite has no bounds of its own.
         validators=[MinValueValidator(-HIGHEST_PRIORITY), MaxValueValidator(HIGHEST_PRIORITY)],
-        help_text=gettext_lazy("The highest is asked first, of equal ones the newest; the first that matches decides."),
+        help_text=gettext_lazy(
+            "The highest is evaluated first; at equal priority, the newest. The first match decides."
+        ),
     )
     expires_at = models.DateTimeField(
         gettext_lazy("until"),
         null=True,
         blank=True,
-        help_text=gettext_lazy("From then on the rule is ignored. Empty: until it is changed."),
+        help_text=gettext_lazy("The rule is ignored from this time on. Empty: until it is changed."),
     )
     note = models.CharField(max_length=200, blank=True, default="")
 
@@ -298,7 +298,7 @@ class SamplingRule(models.Model):
             models.CheckConstraint(
                 condition=(models.Q(path="") & ~models.Q(route="")) | (~models.Q(path="") & models.Q(route="")),
                 name="django_otel_samplingrule_path_or_route",
-                violation_error_message=gettext_lazy("Name a path or a route, and not both."),
+                violation_error_message=gettext_lazy("Name either a path or a route, not both."),
                 violation_error_code="path_or_route",
             ),
             models.CheckConstraint(

@@ -78,7 +78,7 @@ OTEL = {
 
 | subcommand | what it does | exit code |
 |---|---|---|
-| `config [--variables] [--format json]` | every value and where it came from, and the `OTEL_*` variables that are set (with `--variables` all of them) and whether each is obeyed; secrets masked | 0, or 3 when `settings.OTEL` is faulty |
+| `config [--variables] [--format json]` | every value and where it came from, and the `OTEL_*` variables that are set (with `--variables` all of them) and whether each is obeyed; secrets masked | 0, or 3 when `settings.OTEL` is invalid |
 | `doctor [--timeout 5] [--format json]` | sends a span, a metric and a log record through every exporter, explains what does not arrive, looks at middleware, page, table, instrumentors, databases, caches, folders, console and versions | 0, 1 when something does not work, 3 |
 | `send-test [--timeout 5]` | sends one test trace and prints its id and `TRACE_URL` | 0, 1, 3 |
 | `logs level [LOGGER LEVEL] [--for 10m] [--end] [--note TEXT] [--user NAME]` | sets the level of a logger in every process until then, ends it, or lists the levels that are set ([logs.md](logs.md)) | 0, 1, 2 for an unknown level, 3 |

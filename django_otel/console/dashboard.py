@@ -459,7 +459,7 @@ class _Builder:
             gettext("No business event in this period.")
             if registered
             else gettext(
-                'None is registered. Name models in an app\'s otel.py or in OTEL["BUSINESS"] to count their saves.'
+                'No model is registered. List models in an app\'s otel.py or in OTEL["BUSINESS"] to count their saves.'
             )
         )
         return self._panel(gettext("Business events per minute"), chart, hint)

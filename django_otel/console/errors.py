@@ -174,7 +174,7 @@ def error(
         "actions": [
             (state, name)
             for state, name in (
-                ("resolved", gettext("Resolve")), ("ignored", gettext("Ignore")), ("open", gettext("Open again"))
+                ("resolved", gettext("Resolve")), ("ignored", gettext("Ignore")), ("open", gettext("Reopen"))
             )
             if state != row.state
         ],

@@ -102,7 +102,7 @@ def _parse_filter(query: Mapping[str, object]) -> _Asked:
         conditions = tuple(parse_query(given["q"]))
     except BadQuery as error:
         problems["q"] = gettext(
-            "“%(piece)s” cannot be read. Expected words, and conditions such as http.route=/orders/, "
+            "“%(piece)s” is not valid. Expected words, or conditions such as http.route=/orders/, "
             "business.total>100 or db.query.text~orders."
         ) % {"piece": error.args[0]}
     if given["sort"].removeprefix("-") not in SORTS:
@@ -208,10 +208,10 @@ def _why_empty(console: StoreProcessor) -> list[str]:
     current = runtime.current()
     hints = []
     if current.is_foreign:
-        hints.append(gettext('Another tool has installed its own tracer provider; its spans do not pass here. '
-                             'OTEL["PROVIDERS"] = "own" uses ours.'))  # fmt: skip
+        hints.append(gettext("Another tool has installed its own tracer provider; its spans do not reach this "
+                             'store. To use ours, set OTEL["PROVIDERS"] = "own".'))  # fmt: skip
     elif current.config.providers == "none":
-        hints.append(gettext('OTEL["PROVIDERS"] is "none": no traces are made.'))
+        hints.append(gettext('OTEL["PROVIDERS"] is "none": no traces are recorded.'))
     elif current.sampler.ratio_now() == 0:
         hints.append(gettext("The sampling ratio is 0, so no new trace is recorded."))
     return hints

@@ -68,7 +68,7 @@ def details(trace: Trace, span_id: str) -> Details | None:
         (gettext("Kind"), str(span.get("kind", "")).capitalize()),
         (gettext("Began after"), text.duration(start - begin)),
         (gettext("Took"), text.duration(end - start)),
-        (gettext("Made by"), str(span.get("scope", "")) or "django_otel"),
+        (gettext("Created by"), str(span.get("scope", "")) or "django_otel"),
         (gettext("Span"), span_id),
     ]
     if source := text.source_line(attributes):

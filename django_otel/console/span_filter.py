@@ -110,7 +110,7 @@ def parse(query: Mapping[str, object]) -> SpanFilter:
         conditions = parse_query(given)
     except BadQuery as error:
         problem = gettext(
-            "“%(piece)s” cannot be read. Expected words, and conditions such as http.route=/orders/, "
+            "“%(piece)s” is not valid. Expected words, or conditions such as http.route=/orders/, "
             "business.total>100 or db.query.text~orders."
         ) % {"piece": error.args[0]}
     ids = dict.fromkeys(str(query.get("closed", ""))[: 17 * MAX_CLOSED].split("."))

@@ -76,7 +76,7 @@ class _Installed:
     wish: Wish
 
 
-_REFUSED = Sentence(gettext_noop("the instrumentor refused; its own log line says why"))
+_REFUSED = Sentence(gettext_noop("the instrumentor refused to start; its log record says why"))
 #: Instrumentors that wait until their library is imported: nothing can be done with it before, and importing it here
 #: would cost every process its time and memory. All others are switched on at once.
 _LIBRARIES = {
@@ -175,8 +175,8 @@ def find_obstacle(name: str) -> str:
     if entry is None:
         return Sentence(
             gettext_noop(
-                "no installed package offers an instrumentor of this name; %(package)s may be the one to install. "
-                "Installed: %(names)s."
+                "no installed package provides an instrumentor of this name; you may need to install "
+                "%(package)s. Installed: %(names)s."
             ),
             package=f"opentelemetry-instrumentation-{name}",
             names=", ".join(available()) or "-",
@@ -318,9 +318,7 @@ def _switch_on(name: str, wish: Wish, is_user_list: bool) -> State:
     except Exception as error:
         if not isinstance(error, ImportError) or is_user_list:
             guard.report(f"instrumentors.{name}", error)
-        failed = Sentence(
-            gettext_noop("switching it on failed with %(error)s; see the log"), error=type(error).__name__
-        )
+        failed = Sentence(gettext_noop("enabling it failed with %(error)s; see the log"), error=type(error).__name__)
         return State(name, False, failed, is_user_list)
 
 

@@ -191,8 +191,8 @@ class SamplingPolicyAdmin(PolicyPages):
         self.message_user(
             request,
             gettext(
-                "Not saved: another user has created the sampling policy meanwhile. The form now shows theirs; "
-                "change it if you need to."
+                "Not saved: in the meantime another user has created the sampling policy. The form now shows "
+                "theirs; change it if you need to."
             ),
             messages.WARNING,
         )

@@ -58,8 +58,8 @@ class _EndingForm(_ModelForm):
         choices=_ENDS,
         required=False,
         help_text=gettext_lazy(
-            "By the server's clock, from the moment of saving. "
-            "For a time of your own choose “Until a time” and enter it below."
+            "By the server's clock, starting when you save. For any other end, choose “Until a time” and enter "
+            "it below."
         ),
     )
 
@@ -144,16 +144,16 @@ class SamplingPolicyForm(_EndingForm):
 def _describe_conflict() -> str:
     author = last_author()
     if author is None:
-        message = gettext("Not saved: another user has changed the policy or its rules meanwhile.")
+        message = gettext("Not saved: in the meantime another user has changed the policy or its rules.")
     elif author.message:
-        message = gettext("Not saved: %(user)s has changed the policy or its rules meanwhile (%(changes)s).")
+        message = gettext("Not saved: in the meantime %(user)s has changed the policy or its rules (%(changes)s).")
     else:
-        message = gettext("Not saved: %(user)s has changed the policy or its rules meanwhile.")
+        message = gettext("Not saved: in the meantime %(user)s has changed the policy or its rules.")
     if author is not None:
         message %= {"user": visible(author.name), "changes": visible(author.message)}
     advice = gettext(
-        "Your input is still here. Check the policy in force above; save again to replace it with yours, "
-        "or reload the page to start from theirs."
+        "Your input is still here. Check the current policy above; save again to replace it with yours, or "
+        "reload the page to start from theirs."
     )
     return f"{message} {advice}"
 
@@ -202,7 +202,7 @@ class SamplingRuleFormSet(_InlineFormSet):
     def add_fields(self, form: Any, index: int | None) -> None:
         super().add_fields(form, index)
         form.fields["id"].error_messages["invalid_choice"] = gettext(
-            "Another user has removed this rule meanwhile. Remove it here as well, or reload the page."
+            "In the meantime another user has removed this rule. Remove it here as well, or reload the page."
         )
 
     def clean(self) -> None:

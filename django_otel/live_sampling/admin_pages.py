@@ -162,7 +162,7 @@ class PolicyPages(RowPages):
                 object_id=str(SamplingPolicy.ONLY_ID),
                 object_repr=gettext("sampling policy"),
                 action_flag=CHANGE,
-                change_message=gettext("Link made that traces one visit, for %(duration)s")
+                change_message=gettext("Created a link that traces one visit, valid for %(duration)s")
                 % {"duration": text.span(_FORCE_TTL_S)},
             )
             self.message_user(
@@ -170,8 +170,8 @@ class PolicyPages(RowPages):
                 format_html(
                     '{} <a href="{}">{}</a> <code dir="ltr">{}</code>',
                     gettext(
-                        "This link traces the visit of everyone who opens it, for at most %(duration)s. Its parameter "
-                        "works behind any other address of the site as well."
+                        "This link traces the visit of everyone who opens it, for at most %(duration)s. You "
+                        "can add its query parameter to any other address of the site."
                     )
                     % {"duration": text.span(_FORCE_TTL_S)},
                     link,
@@ -193,7 +193,7 @@ class PolicyPages(RowPages):
         otel = overview.describe(status, row, effective)
         if wanted != overview.own_fingerprint() and overview.is_followed(status):
             otel["warnings"].append(
-                gettext("This process has not applied version %(version)s yet; it does so within %(seconds)s s.")
+                gettext("This process has not applied version %(version)s yet; it will within %(seconds)s s.")
                 % {"version": state.version, "seconds": f"{status['refresh_s']:g}"}
             )
         changed = admin_history.last_change(state.version)

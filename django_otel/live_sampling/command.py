@@ -42,12 +42,12 @@ def _epilog() -> str:
     parts = (
         gettext("Examples:") + f"\n{_EXAMPLES}",
         gettext(
-            "Every worker process follows within SAMPLING.REFRESH_S seconds, without a restart; a policy or rule with "
-            "an end ends by itself."
+            "Every worker process follows within SAMPLING.REFRESH_S seconds, without a restart; a policy or "
+            "rule with an end expires by itself."
         ),
         gettext(
-            "Exit codes: 0 done; 1 the database does not answer, a table is missing, or there is no such rule; "
-            "2 the command line is wrong; 3 settings.OTEL is faulty."
+            "Exit codes: 0 success; 1 the database does not answer, a table is missing, or there is no such "
+            "rule; 2 the command line is wrong; 3 settings.OTEL is invalid."
         ),
     )
     return "\n".join("\n".join(textwrap.wrap(part, 78)) + "\n" if "\n" not in part else part for part in parts)
@@ -60,25 +60,23 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     """Add `sampling` to the subcommands of `manage.py otel`."""
     sampling = commands.add_parser(
         "sampling",
-        help=gettext("show or set the share of traces that is recorded, as in the admin"),
-        description=gettext(
-            "Shows or sets the share of traces that is recorded: the policy of the admin and its rules."
-        ),
+        help=gettext("show or set the share of recorded traces, as in the admin"),
+        description=gettext("Shows or sets the share of recorded traces: the admin's policy and its rules."),
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = sampling.add_subparsers(dest="action", metavar="action", required=True)
 
-    get = actions.add_parser("get", help=gettext("the sampling in force, and where it was set"))
+    get = actions.add_parser("get", help=gettext("the effective sampling policy and its source"))
     get.add_argument("--format", choices=("text", "json"), default="text")
 
-    set_ = actions.add_parser("set", help=gettext("set the ratio of the policy, and the options that are given"))
+    set_ = actions.add_parser("set", help=gettext("set the ratio of the policy and the given options"))
     set_.add_argument("ratio", type=argument(text.parse_ratio), help=_ratio_help())
     _add_end(set_)
     set_.add_argument("--note", default=None, help=gettext("the reason, shown in the history"))
     set_.add_argument(
         "--max-per-second", type=argument(_number_or_none), default=argparse.SUPPRESS, metavar="NUMBER",
-        help=gettext('most new traces per second of a server; "none": as in the settings'),
+        help=gettext('maximum new traces per second of a server; "none": as in the settings'),
     )  # fmt: skip
     set_.add_argument(
         "--keep-errors", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
@@ -103,14 +101,14 @@ def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     )
     add.add_argument("--method", type=str.upper, choices=METHODS, default="", help=gettext("only for this method"))
     add.add_argument(
-        "--priority", type=int, default=0, help=gettext("the highest is evaluated first; of equal ones, the newest")
+        "--priority", type=int, default=0, help=gettext("the highest is evaluated first; at equal priority, the newest")
     )
     _add_end(add)
     add.add_argument("--note", default="", help=gettext("the reason, shown in the history"))
     add_user(add)
     list_ = rules.add_parser("list", help=gettext("every rule, in the order of evaluation"))
     list_.add_argument("--format", choices=("text", "json"), default="text")
-    remove = rules.add_parser("remove", help=gettext("remove rules by their number, as list shows it"))
+    remove = rules.add_parser("remove", help=gettext("remove rules by the number that list shows"))
     remove.add_argument("id", type=int, nargs="+", help=gettext("the number of a rule"))
     add_user(remove)
 
@@ -124,12 +122,12 @@ def _add_end(parser: argparse.ArgumentParser) -> None:
     end = parser.add_mutually_exclusive_group()
     end.add_argument(
         "--for", dest="lasts_s", type=argument(text.parse_duration_s), metavar="DURATION",
-        help=gettext("end by itself after this time: 90s, 15m, 1h30m, 2d (without it: until it is changed)"),
+        help=gettext("expire after this time: 90s, 15m, 1h30m, 2d (default: until it is changed)"),
     )  # fmt: skip
     end.add_argument(
         "--until", type=argument(_parse_moment), metavar="TIME",
         help=gettext(
-            "end by itself at this time: 2030-01-31T18:00, in the time zone of the settings unless it names one"
+            "expire at this time: 2030-01-31T18:00, in the time zone of the settings unless it names one"
         ),
     )  # fmt: skip
 
@@ -279,7 +277,7 @@ class SamplingCommand:
         self._write_rules(rows)
         if state.policy is not None and not state.policy.enabled:
             self._write("")
-            self._write(gettext("The policy is not enabled, so none of them applies."))
+            self._write(gettext("The policy is not enabled, so no rule applies."))
 
     def _rule_remove(self, options: dict[str, Any]) -> None:
         numbers = list(dict.fromkeys(options["id"]))
@@ -346,7 +344,7 @@ class SamplingCommand:
             said.append(gettext("At most %(limit)s.") % {"limit": text.limit(effective.max_per_second)})
         kept = text.kept(effective.keep_errors, effective.keep_slow_s)
         if kept:
-            said.append(gettext("Kept whatever the ratio: %(kept)s.") % {"kept": kept})
+            said.append(gettext("Kept at any ratio: %(kept)s.") % {"kept": kept})
         return said
 
     def _reasons_of_policy(self, effective: EffectivePolicy, version: int) -> list[str]:
@@ -450,7 +448,7 @@ def _why_no_policy(row: models.PolicyRow | None) -> str:
     values = {"percent": text.percent(row.ratio), "end": text.show(row.expires_at)}
     if not row.enabled:
         return gettext("The policy of the admin (%(percent)s) is not enabled.") % values
-    return gettext("The policy of the admin (%(percent)s) ran out at %(end)s.") % values
+    return gettext("The policy of the admin (%(percent)s) expired at %(end)s.") % values
 
 
 def _policy_values(row: SamplingPolicy) -> dict[str, object]:

@@ -28,7 +28,7 @@ def add_user(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--user",
         default=None,
-        help=gettext("user who is named in the admin's history as the author (default: your login)"),
+        help=gettext("user to name as the author in the admin's history (default: your login)"),
     )
 
 

@@ -31,11 +31,11 @@ def add_arguments(actions: argparse._SubParsersAction[CommandParser]) -> None:
     """Add `level` to the actions of `manage.py otel logs`."""
     level = actions.add_parser(
         "level",
-        help=gettext("set the level of a logger for a time, in every process"),
+        help=gettext("set the level of a logger temporarily, in every process"),
         description=gettext(
             "Sets the level of a logger in every process: on this host within a second, on others within "
-            "SAMPLING.REFRESH_S. It ends by itself, and the level is then what it was before. Without a logger it "
-            "lists the levels that are set."
+            "SAMPLING.REFRESH_S. It expires by itself; the logger then has its previous level again. Without a "
+            "logger, lists the levels that are set."
         ),
     )
     level.add_argument("logger", nargs="?", help=gettext('name of a logger, such as django.request; "root" for all'))
@@ -44,7 +44,7 @@ def add_arguments(actions: argparse._SubParsersAction[CommandParser]) -> None:
     )
     level.add_argument(
         "--for", dest="lasts_s", type=argument(_lasts_s), default=DEFAULT_LASTS_S, metavar="DURATION",
-        help=gettext("end by itself after this time, at most a day: 90s, 15m, 1h30m (default 10m)"),
+        help=gettext("expire after this time, at most a day: 90s, 15m, 1h30m (default 10m)"),
     )  # fmt: skip
     level.add_argument("--end", action="store_true", help=gettext("end the level of this logger now"))
     level.add_argument("--note", default="", help=gettext("the reason, shown in the history"))
@@ -114,7 +114,9 @@ class LogLevelCommand:
         message = gettext("%(logger)s has level %(level)s until %(end)s, set by %(user)s.")
         self._write(message % {"logger": row.logger, "level": row.level, "end": end_text, "user": author})
         self._write(
-            gettext("Every process of this host applies it within a second, those of others within %(seconds)s s.")
+            gettext(
+                "Every process on this host applies it within a second, processes on other hosts within %(seconds)s s."
+            )
             % {"seconds": f"{self._config.sampling.refresh_s:g}"}
         )
         if history:
@@ -148,7 +150,7 @@ class LogLevelCommand:
             )  # fmt: skip
             return
         if not rows:
-            self._write(gettext("No log level is set for a time."))
+            self._write(gettext("No temporary log level is set."))
             return
         message = ngettext("%(count)d log level is set:", "%(count)d log levels are set:", len(rows))
         self._write(message % {"count": len(rows)})

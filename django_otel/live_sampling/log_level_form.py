@@ -52,7 +52,7 @@ class LogLevelForm(_ModelForm):
         label=gettext_lazy("For how long"),
         choices=_DURATIONS,
         help_text=gettext_lazy(
-            "By the server's clock, from the moment of saving. Then the level is what it was before."
+            "By the server's clock, starting when you save. The logger then has its previous level again."
         ),
     )
 

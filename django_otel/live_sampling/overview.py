@@ -66,7 +66,7 @@ def _reason(status: dict[str, Any], row: SamplingPolicy | None) -> str:
         return gettext("Set by the policy on this page, version %(version)s.") % {"version": status["version"]}
     said = [text.source(status["base_source"])]
     if status["expired"]:
-        said.append(gettext("The policy on this page has run out."))
+        said.append(gettext("The policy on this page has expired."))
     elif row is None:
         said.append(gettext("No policy is saved here."))
     elif not row.enabled:
@@ -80,7 +80,9 @@ def _warnings(status: dict[str, Any], row: SamplingPolicy | None) -> list[str]:
         found.append(gettext("Telemetry is off in this process, so what is saved here has no effect."))
     elif status["foreign"]:
         found.append(
-            gettext("Another tool's tracer provider is in use and decides alone, so what is saved here has no effect.")
+            gettext(
+                "Another tool's tracer provider is in use and makes the decisions, so what is saved here has no effect."
+            )
         )
     elif not status["live"]:
         found.append(gettext('OTEL["SAMPLING"]["LIVE"] is False, so what is saved here has no effect.'))

@@ -62,7 +62,7 @@ def build(formset: Any) -> dict[str, object]:
     for form, fields, found in zip(ordered, entered, matches, strict=True):
         form.preview = _describe_matches(found, len(routes))
         if (fields.path or fields.route).startswith(TASK_PREFIX):
-            form.preview = Preview(gettext("Matches tasks by name, where no sender has decided."), [])
+            form.preview = Preview(gettext("Matches tasks by name, if no sender has made the decision."), [])
     for form in formset.forms:
         if form.preview is None:
             form.preview = Preview("", [])
@@ -103,7 +103,7 @@ def _describe_matches(found: Sequence[preview.Match] | None, total: int) -> Prev
 
 def _describe_match(match: preview.Match) -> dict[str, str]:
     if match.is_taken:
-        kind, note = "taken", gettext("decided by a rule before")
+        kind, note = "taken", gettext("decided by an earlier rule")
     elif match.is_whole:
         kind, note = "whole", ""
     else:

@@ -31,8 +31,8 @@ _LONGEST_S = 366 * 86_400
 #: Why the rows do not apply. English in the log and between processes; pages translate them (`translate_fault`).
 FAULTS = {
     "unreadable": gettext_noop(
-        'The sampling policy could not be read from database "%(database)s" (%(error)s); '
-        "the policy in force stays, and reading is tried again."
+        'The sampling policy could not be read from database "%(database)s" (%(error)s); the current policy '
+        "stays in effect, and reading is retried."
     ),
     "faulty": gettext_noop(
         "The sampling policy in the database is ignored: %(reason)s The settings apply until it is saved again in the "
@@ -207,9 +207,8 @@ def limit(max_per_second: float) -> str:
 def promise(refresh_s: float) -> str:
     """Return when a change is in force, as the page says it."""
     message = ngettext(
-        "A change that is saved here is in force in every worker process within %(seconds)s second, without a restart.",
-        "A change that is saved here is in force in every worker process within %(seconds)s seconds, "
-        "without a restart.",
+        "Every worker process applies a change saved here within %(seconds)s second, without a restart.",
+        "Every worker process applies a change saved here within %(seconds)s seconds, without a restart.",
         plural_number(refresh_s),
     )
     return message % {"seconds": f"{refresh_s:g}"}

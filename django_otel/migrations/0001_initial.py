@@ -24,7 +24,7 @@ class Migration(migrations.Migration):
                     "ratio",
                     models.FloatField(
                         help_text="Share of new traces to record: 0 is none, 0.25 is every fourth, 1 is all. "
-                        "Metrics count every request, whatever the ratio.",
+                        "Metrics count every request, at any ratio.",
                         validators=[django_otel.models.validate_ratio],
                     ),
                 ),
@@ -32,7 +32,7 @@ class Migration(migrations.Migration):
                     "expires_at",
                     models.DateTimeField(
                         blank=True,
-                        help_text="From then on the settings apply again. Empty: until it is changed.",
+                        help_text="The settings apply again from this time on. Empty: until it is changed.",
                         null=True,
                         verbose_name="until",
                     ),
@@ -42,7 +42,7 @@ class Migration(migrations.Migration):
                     models.CharField(
                         blank=True,
                         default="",
-                        help_text="The reason, for those who look later. It is kept in the history.",
+                        help_text="The reason for the change. It is kept in the history.",
                         max_length=200,
                     ),
                 ),

@@ -71,15 +71,15 @@ class Migration(migrations.Migration):
                             django.core.validators.MinValueValidator(-10000),
                             django.core.validators.MaxValueValidator(10000),
                         ],
-                        help_text="The highest is asked first, of equal ones the newest; "
-                        "the first that matches decides.",
+                        help_text="The highest is evaluated first; at equal priority, the newest. The first "
+                        "match decides.",
                     ),
                 ),
                 (
                     "expires_at",
                     models.DateTimeField(
                         blank=True,
-                        help_text="From then on the rule is ignored. Empty: until it is changed.",
+                        help_text="The rule is ignored from this time on. Empty: until it is changed.",
                         null=True,
                         verbose_name="until",
                     ),
@@ -119,7 +119,7 @@ class Migration(migrations.Migration):
             name="keep_errors",
             field=models.BooleanField(
                 default=django_otel.models.default_keep_errors,
-                help_text="Record every request that ends in an error, whatever the ratio.",
+                help_text="Record every request that ends in an error, at any ratio.",
             ),
         ),
         migrations.AddField(
@@ -127,8 +127,8 @@ class Migration(migrations.Migration):
             name="keep_slow_s",
             field=models.FloatField(
                 blank=True,
-                help_text="Record every request that takes at least as long, whatever the ratio. "
-                "Empty: as in the settings.",
+                help_text="Record every request that takes at least this long, at any ratio. Empty: as in the "
+                "settings.",
                 null=True,
                 validators=[django_otel.models.validate_keep_slow_s],
                 verbose_name="keep slow, seconds",
@@ -139,7 +139,8 @@ class Migration(migrations.Migration):
             name="max_per_second",
             field=models.FloatField(
                 blank=True,
-                help_text="New traces per second of one server, all its processes together. Empty: as in the settings.",
+                help_text="Maximum new traces per second of one server, over all its processes. Empty: as in "
+                "the settings.",
                 null=True,
                 validators=[django_otel.models.validate_max_per_second],
                 verbose_name="limit per second",
@@ -150,7 +151,7 @@ class Migration(migrations.Migration):
             name="enabled",
             field=models.BooleanField(
                 default=True,
-                help_text="Off: this policy and its rules are ignored and the settings apply. Tracing itself goes on.",
+                help_text="Off: this policy and its rules are ignored and the settings apply. Tracing continues.",
             ),
         ),
         migrations.AddConstraint(
@@ -213,7 +214,7 @@ class Migration(migrations.Migration):
                 ),
                 name="django_otel_samplingrule_path_or_route",
                 violation_error_code="path_or_route",
-                violation_error_message="Name a path or a route, and not both.",
+                violation_error_message="Name either a path or a route, not both.",
             ),
         ),
         migrations.AddConstraint(

@@ -19,8 +19,9 @@ class Migration(migrations.Migration):
                     "logger",
                     models.CharField(
                         help_text=(
-                            "The name of a logger, such as django.request or a module of yours. It also holds for "
-                            "loggers below it that have no level of their own; “root” is the logger above all."
+                            "The name of a logger, such as django.request or one of your modules. The level "
+                            "also applies to child loggers that have no level of their own; “root” is the root "
+                            "logger."
                         ),
                         max_length=200,
                         unique=True,

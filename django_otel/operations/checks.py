@@ -267,20 +267,20 @@ def _check_double(config: Config) -> Iterator[CheckMessage]:
         yield Warning(
             gettext("Celery is measured twice: TASKS is on, and INSTRUMENT names its official instrumentor."),
             hint=gettext(
-                'Take "celery" out of OTEL["INSTRUMENT"]. With both, the official instrumentor makes the spans and '
-                "TASKS the metrics."
+                'Remove "celery" from OTEL["INSTRUMENT"]. With both, the official instrumentor creates the '
+                "spans and TASKS the metrics."
             ),
             id="django_otel.W003",
         )
     if instrumentors.is_django_instrumented_elsewhere():
         yield Warning(
             gettext(
-                "The official DjangoInstrumentor was switched on by another tool; it measures the same requests as "
+                "Another tool has enabled the official DjangoInstrumentor; it measures the same requests as "
                 "OTelMiddleware, so http.server.request.duration is counted twice."
             ),
             hint=gettext(
-                'Take "django" out of that tool (OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=django under '
-                "opentelemetry-instrument); to let the official instrumentor make the request span, set "
+                'Disable "django" in that tool (OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=django under '
+                "opentelemetry-instrument); to let the official instrumentor create the request span, set "
                 'OTEL["REQUEST"]["SPANS"] = "instrumentor" as well.'
             ),
             id="django_otel.W003",
@@ -325,10 +325,7 @@ def _check_static_files(config: Config) -> Iterator[CheckMessage]:
     missing = [path for path in assets.FILES if not assets.is_listed(path)]
     if missing:
         yield Warning(
-            gettext(
-                "The manifest of the static files' storage does not list %(names)s: our pages in the admin have no "
-                "styles."
-            )
+            gettext("The static files manifest does not list %(names)s: our pages in the admin have no styles.")
             % {"names": ", ".join(missing)},
             hint=gettext("Run `manage.py collectstatic`, as after every installation of an app with static files."),
             id="django_otel.W017",
@@ -386,12 +383,12 @@ def _check_endpoints(config: Config) -> Iterator[CheckMessage]:
 def _check_store(config: Config) -> Iterator[CheckMessage]:
     obstacle = surroundings.find_store_obstacle(config)
     if obstacle and config.console.path is None:
-        text = gettext("traces cannot be kept: %(reason)s.") % {"reason": obstacle}
+        text = gettext("traces cannot be stored: %(reason)s.") % {"reason": obstacle}
         hint = gettext("Set %(setting)s.") % {"setting": 'OTEL["CONSOLE"]["PATH"]'}
         yield Warning(f'OTEL["CONSOLE"]: {text}', hint=hint, id="django_otel.W015")
     elif obstacle:
         yield Warning(
-            gettext('The console\'s traces cannot be kept at OTEL["CONSOLE"]["PATH"]: %(reason)s.')
+            gettext('The console\'s traces cannot be stored at OTEL["CONSOLE"]["PATH"]: %(reason)s.')
             % {"reason": obstacle},
             hint=gettext("Name a folder that the server's user may write to."),
             id="django_otel.W015",
@@ -401,7 +398,7 @@ def _check_store(config: Config) -> Iterator[CheckMessage]:
 def _check_nothing(config: Config) -> Iterator[CheckMessage]:
     if getattr(settings, "OTEL", {}) is None:
         yield Warning(
-            gettext("OTEL is None, which is as if it were not set: every setting has its default."),
+            gettext("OTEL is None, which counts as not set: every setting has its default."),
             hint=gettext('Write OTEL = {}, or OTEL = {"ENABLED": False} to switch telemetry off.'),
             id="django_otel.W016",
         )
@@ -420,7 +417,7 @@ def _check_environment(config: Config) -> Iterator[CheckMessage]:
                     gettext("%(place)s is overridden by the environment variable %(name)s.")
                     % {"place": place, "name": source.removeprefix("environment ")},
                     hint=gettext(
-                        "`manage.py otel config` shows the value in force. Unset the variable or remove the setting."
+                        "`manage.py otel config` shows the effective value. Unset the variable or remove the setting."
                     ),
                     id="django_otel.W007",
                 )
@@ -469,13 +466,13 @@ def _check_driver(config: Config) -> Iterator[CheckMessage]:
     databases = ", ".join(map(repr, aliases))
     yield Warning(
         gettext(
-            'OTEL["INSTRUMENT"] names "%(other)s", but Django talks to PostgreSQL (database %(databases)s) with '
-            "%(driver)s."
+            'OTEL["INSTRUMENT"] names "%(other)s", but Django connects to PostgreSQL (database %(databases)s) '
+            "with %(driver)s."
         )
         % {"other": other, "databases": databases, "driver": driver},
         hint=gettext(
-            "Django's own queries are traced with any driver. For connections of your own over %(driver)s name "
-            '"%(used)s" instead, else leave "%(other)s" out.'
+            "Django's own queries are traced with any driver. For connections that you open with %(driver)s, "
+            'name "%(used)s" instead; otherwise remove "%(other)s".'
         )
         % {"other": other, "used": used, "driver": driver},
         id="django_otel.W009",
@@ -504,8 +501,8 @@ def _check_provider(config: Config) -> Iterator[CheckMessage]:
     if config.sampling.live and runtime.current().is_foreign:
         yield Warning(
             gettext(
-                "Sampling is to follow the admin, but another tool's tracer provider is in use and decides for itself; "
-                "the admin's ratio has no effect."
+                "Sampling should follow the admin, but another tool's tracer provider is in use and makes the "
+                "decisions; the admin's ratio has no effect."
             ),
             hint=gettext('Set OTEL["PROVIDERS"] = "own" to use ours, or OTEL["SAMPLING"]["LIVE"] = False.'),
             id="django_otel.W011",
@@ -522,7 +519,7 @@ def _check_instrumentors(config: Config) -> Iterator[CheckMessage]:
         reason = state.reason if state is not None and state.is_complaint else instrumentors.find_obstacle(name)
         if reason:
             yield Warning(
-                gettext('OTEL["INSTRUMENT"] names "%(name)s", which cannot be switched on: %(reason)s')
+                gettext('OTEL["INSTRUMENT"] names "%(name)s", which cannot be enabled: %(reason)s')
                 % {"name": name, "reason": translate(reason)},
                 hint=gettext("Install the missing package, or remove the name from the list."),
                 id="django_otel.W012",

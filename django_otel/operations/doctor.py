@@ -130,13 +130,13 @@ def _shorten(config: Config, timeout_s: float) -> Config:
 def _try_exporter(name: str, signal: str, config: Config, timeout_s: float, heard: _Heard) -> Finding:
     subject = f"{signal} {name}"
     if name == "prometheus":
-        message = gettext("numbers are served on %(address)s, nothing is sent.")
+        message = gettext("metrics are served at %(address)s; nothing is pushed.")
         return Finding(subject, "ok", message % {"address": _metrics_address()})
     if name == "prometheus-registry":
-        message = gettext("numbers are a collector in prometheus_client's registry, nothing is sent.")
+        message = gettext("metrics are a collector in prometheus_client's registry; nothing is pushed.")
         return Finding(subject, "ok", message)
     if name == "memory":
-        return Finding(subject, "warning", gettext("kept in memory only; meant for tests."))
+        return Finding(subject, "warning", gettext("kept in memory only; intended for tests."))
     if name == "console":
         return Finding(subject, "ok", gettext("printed on the console, nothing is sent."))
     try:
@@ -158,18 +158,18 @@ def _try_own(subject: str, path: str, config: Config) -> Finding:
     made = import_path(path)()
     try:
         if isinstance(made, SpanProcessor):
-            text = gettext("gives a %(type)s; a span processor cannot be tried from here.")
+            text = gettext("returns a %(type)s; a span processor cannot be tested from here.")
             return Finding(subject, "ok", text % {"type": type(made).__name__})
         if not callable(getattr(made, "export", None)):
-            text = gettext("gives a %(type)s; expected a SpanExporter or a SpanProcessor.")
+            text = gettext("returns a %(type)s; expected a SpanExporter or a SpanProcessor.")
             return Finding(subject, "failed", text % {"type": type(made).__name__})
         with suppress_instrumentation():
             result = made.export(build_test_spans(config))
         if getattr(result, "name", "") == "SUCCESS":
-            return Finding(subject, "ok", gettext("took one span."))
-        return Finding(subject, "failed", gettext("did not take one span; its log says why."))
+            return Finding(subject, "ok", gettext("accepted one span."))
+        return Finding(subject, "failed", gettext("did not accept one span; its log says why."))
     except Exception as error:
-        text = gettext("raised %(error)s at the export of one span.")
+        text = gettext("raised %(error)s when exporting one span.")
         return Finding(subject, "failed", text % {"error": name_error(error)})
     finally:
         with contextlib.suppress(Exception):
@@ -356,7 +356,7 @@ def examine(config: Config, timeout_s: float) -> list[Finding]:
     """
     findings = [*_examine_configuration(config)]
     if not config.enabled:
-        text = gettext("is switched off (ENABLED); nothing else was tried.")
+        text = gettext("is off (ENABLED); nothing else was tested.")
         findings.append(Finding("telemetry", "note", text))
         return findings
     findings += _examine_provider(config)
@@ -391,7 +391,7 @@ def _examine_provider(config: Config) -> Iterator[Finding]:
     elif current.is_foreign:
         kind = type(current.tracer_provider)
         text = gettext("another tool has installed a tracer provider (%(module)s); spans go to its exporters.")
-        advice = gettext('For those of the settings set OTEL["PROVIDERS"] = "own".')
+        advice = gettext('To use the exporters of the settings, set OTEL["PROVIDERS"] = "own".')
         yield Finding("provider", "warning", text % {"module": kind.__module__}, advice)
 
 
@@ -402,7 +402,7 @@ def _examine_metrics_page(config: Config) -> Iterator[Finding]:
         url = reverse("django_otel:metrics")
     except NoReverseMatch:
         advice = gettext('Add path("", include("django_otel.urls")) to the urlpatterns.')
-        yield Finding("/metrics", "warning", gettext("no URL leads to it."), advice)
+        yield Finding("/metrics", "warning", gettext("no URL is routed to it."), advice)
         return
     except Exception as error:
         text = gettext("the project's URLs cannot be loaded: %(error)s.")
@@ -424,9 +424,9 @@ def _metrics_address() -> str:
 def _describe_access(config: Config) -> str:
     allow, has_token = config.metrics_view.allow, bool(config.metrics_view.token)
     if allow == "auto" and settings.DEBUG:
-        return gettext("everybody, because DEBUG is on")
+        return gettext("everyone, because DEBUG is on")
     texts = {
-        "all": gettext("everybody"),
+        "all": gettext("everyone"),
         "staff": gettext("signed-in staff"),
         "token": gettext("clients that send the token"),
         "private": gettext("direct clients with a private address, clients that send the token")
@@ -444,7 +444,7 @@ def _examine_instrumentors(config: Config) -> Iterator[Finding]:
     for name in config.instrument:
         state = known.get(name)
         if state is None:
-            reason = translate(instrumentors.find_obstacle(name)) or gettext("not switched on in this command.")
+            reason = translate(instrumentors.find_obstacle(name)) or gettext("not enabled in this command.")
             yield Finding(f"instrumentor {name}", "note", gettext("off: %(reason)s") % {"reason": reason})
         elif state.is_on:
             yield Finding(f"instrumentor {name}", "ok", gettext("on."))
@@ -472,7 +472,7 @@ def _send_spans(name: str, spans: list[ReadableSpan], config: Config, timeout_s:
                     exporter.on_end(span)
                 exporter.force_flush(int(timeout_s * 1000))
                 exporter.shutdown()
-                return Finding(subject, "ok", gettext("was handed the trace."))
+                return Finding(subject, "ok", gettext("received the trace."))
     except ConfigError as error:
         return Finding(subject, "failed", error.problems[0].message, error.problems[0].hint)
     except Exception as error:
@@ -481,7 +481,7 @@ def _send_spans(name: str, spans: list[ReadableSpan], config: Config, timeout_s:
         with suppress_instrumentation(), heard.by_this_thread() as said:
             arrived = exporter.export(spans).name == "SUCCESS"
     except Exception as error:
-        text = gettext("raised %(error)s at the export.")
+        text = gettext("raised %(error)s on export.")
         return Finding(subject, "failed", text % {"error": name_error(error)})
     finally:
         with contextlib.suppress(Exception):

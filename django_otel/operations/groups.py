@@ -28,9 +28,10 @@ def describe_none(config: Config) -> str:
     bases = server_group.candidate_bases(config.metrics.shared_dir, config.surroundings)
     places = [str(server_group.find_parent(base)) for base in bases]
     message = gettext(
-        "No worker process of this project has put numbers into %(places)s. Either none has answered a request yet, or "
-        "the server is a single process (its own /metrics is whole; a METRICS.GROUP makes it share), or it runs as "
-        "another user, in another container or with another SERVICE_NAME or METRICS.SHARED_DIR."
+        "No worker process of this project has written metrics to %(places)s. Either none has answered a "
+        "request yet, or the server is a single process (its own /metrics is complete; a METRICS.GROUP makes "
+        "it share), or it runs as another user, in another container or with another SERVICE_NAME or "
+        "METRICS.SHARED_DIR."
     )
     return message % {"places": ", ".join(places)}
 
@@ -38,7 +39,7 @@ def describe_none(config: Config) -> str:
 def describe_unshared(reason: str) -> str:
     """Return a sentence that says why there can be no group."""
     message = gettext(
-        "Worker processes cannot share their numbers (%(reason)s); /metrics shows those of the process that answers."
+        "Worker processes cannot share their metrics (%(reason)s); /metrics shows those of the process that answers."
     )
     return message % {"reason": reason}
 
@@ -80,8 +81,8 @@ class GroupFinder:
             self.is_ambiguous = True
             listed = ", ".join(str(group.folder) for group in found)
             message = gettext(
-                "Several servers of this project run here: %(folders)s. Name one with --folder, or give each a "
-                'METRICS.GROUP ("manage.py otel folder" shows what is in them).'
+                "Several servers of this project run here: %(folders)s. Choose one with --folder, or give each "
+                'a METRICS.GROUP ("manage.py otel folder" shows their contents).'
             )
             raise Unavailable(message % {"folders": listed})
         return found[0].folder
@@ -166,7 +167,7 @@ class Description:
 
 def describe(group: discovery.Group, slots: Sequence[discovery.Slot]) -> Description:
     """Return a group and its slots in words."""
-    notes = [gettext("living") if group.is_living else gettext("all its processes are gone")]
+    notes = [gettext("living") if group.is_living else gettext("all its processes have ended")]
     if group.owner_pid is not None:
         notes.append(gettext("master %(pid)s") % {"pid": group.owner_pid})
     elif group.folder.name.startswith(server_group.BACKGROUND_PREFIX):

@@ -73,7 +73,7 @@ class Tools:
         return self._answer(lambda answers: answers.list_errors(_scope(since, limit)))
 
     def list_slow_routes(self, since: str = "", limit: int = 20) -> str:
-        """List routes by their 95th percentile, slowest first, with queries per request and the slowest trace."""
+        """List routes by 95th percentile, slowest first, with queries per request and the slowest trace."""
         return self._answer(lambda answers: answers.list_slow_routes(_scope(since, limit)))
 
     def list_n_plus_one(self, since: str = "", limit: int = 20) -> str:

@@ -72,7 +72,7 @@ def explain_answer(status: int, headers: Mapping[str, str], url: str, signal: st
             return Reason(
                 gettext("answers %(status)s with a web page (%(type)s), not as an OTLP receiver does.")
                 % {"status": status, "type": kind},
-                gettext("Something else listens there; look at %(setting)s.") % {"setting": f'{place}["ENDPOINT"]'},
+                gettext("Another service listens there; check %(setting)s.") % {"setting": f'{place}["ENDPOINT"]'},
             )
         return None
     if 300 <= status < 400:
@@ -89,16 +89,16 @@ def explain_answer(status: int, headers: Mapping[str, str], url: str, signal: st
 def _explain_status(status: int, path: str, signal: str, setting: str) -> tuple[str, str]:
     """The meaning of an HTTP status of 400 or more, and what to do."""
     is_receiver = gettext("Is it an OTLP receiver of this signal?")
-    look_at = gettext("Look at %(setting)s.") % {"setting": setting}
-    where = gettext("An OTLP receiver takes %(signal)s at %(path)s, sometimes below a prefix.") % {
+    look_at = gettext("Check %(setting)s.") % {"setting": setting}
+    where = gettext("An OTLP receiver accepts %(signal)s at %(path)s, sometimes below a prefix.") % {
         "signal": signal, "path": f"/v1/{signal}"
     }  # fmt: skip
     known = {
         400: (gettext("answers 400 Bad Request: it did not understand the message."), is_receiver),
         401: (gettext("answers 401 Unauthorized: credentials are missing or wrong."), look_at),
         403: (
-            gettext("answers 403 Forbidden: the credentials may not write there."),
-            gettext("Look at %(setting)s and at the rights of its key.") % {"setting": setting},
+            gettext("answers 403 Forbidden: the credentials have no permission to write."),
+            gettext("Check %(setting)s and the permissions of its key.") % {"setting": setting},
         ),
         404: (gettext("answers 404 Not Found: nothing at the path %(path)s.") % {"path": path}, where),
         405: (gettext("answers 405 Method Not Allowed: it does not accept POST at this path."), where),
@@ -118,8 +118,8 @@ def _explain_status(status: int, path: str, signal: str, setting: str) -> tuple[
     if status in known:
         return known[status]
     if status >= 500:
-        return gettext("answers %(status)s: it has a fault of its own.") % {"status": status}, ""
-    return gettext("answers %(status)s, which OTLP does not know.") % {"status": status}, ""
+        return gettext("answers %(status)s: an internal error of the receiver.") % {"status": status}, ""
+    return gettext("answers %(status)s, which OTLP does not define.") % {"status": status}, ""
 
 
 def explain_http_error(error: BaseException, url: str, timeout_s: float) -> Reason:
@@ -132,7 +132,7 @@ def explain_http_error(error: BaseException, url: str, timeout_s: float) -> Reas
     text = " ".join(str(cause) for cause in chain)
     if isinstance(error, requests.exceptions.ProxyError):
         return Reason(
-            gettext("the proxy of the environment (HTTP_PROXY, HTTPS_PROXY) does not let the request through."),
+            gettext("the proxy in the environment (HTTP_PROXY, HTTPS_PROXY) rejects the request."),
             gettext("Set NO_PROXY=%(host)s or repair the proxy.") % {"host": host},
         )
     if isinstance(error, requests.exceptions.SSLError):
@@ -182,20 +182,20 @@ def _hanging(timeout_s: float) -> Reason:
     return Reason(
         gettext("timeout: the connection was accepted, but no answer came within %(seconds)s s.")
         % {"seconds": f"{timeout_s:g}"},
-        gettext("The receiver hangs, or something else listens there."),
+        gettext("The receiver hangs, or another service listens there."),
     )
 
 
 def _unresolved(host: str) -> Reason:
     return Reason(
         gettext("the host name %(host)s cannot be resolved (DNS).") % {"host": repr(host)},
-        gettext("Is the name right, and known from this machine?"),
+        gettext("Is the name correct, and does it resolve on this machine?"),
     )
 
 
 def _unanswered(timeout_s: float) -> Reason:
     return Reason(
-        gettext("no answer to the attempt to connect within %(seconds)s s.") % {"seconds": f"{timeout_s:g}"},
+        gettext("no response to the connection attempt within %(seconds)s s.") % {"seconds": f"{timeout_s:g}"},
         gettext("The host is down, or a firewall drops packets."),
     )
 
@@ -203,7 +203,7 @@ def _unanswered(timeout_s: float) -> Reason:
 def _refused(host: str, port: int) -> tuple[str, str]:
     advice = gettext("Is the receiver running, and does it listen on this address?")
     if host in ("localhost", "127.0.0.1", "::1"):
-        advice = " ".join((advice, gettext("In a container localhost is the container itself.")))
+        advice = " ".join((advice, gettext("In a container, localhost is the container itself.")))
     text = gettext("connection refused: nothing listens on %(address)s.")
     return text % {"address": f"{host}:{port}"}, advice
 
@@ -282,16 +282,16 @@ def _probe_tcp(address: str, default_port: int, timeout_s: float) -> Reason | No
 
 def explain_grpc_error(code: str, details: str, signal: str, is_secure: bool, timeout_s: float) -> Reason:
     """Return the meaning of a gRPC status for an operator."""
-    look_at = gettext("Look at %(setting)s.") % {"setting": f'OTEL["{signal.upper()}"]["HEADERS"]'}
+    look_at = gettext("Check %(setting)s.") % {"setting": f'OTEL["{signal.upper()}"]["HEADERS"]'}
     low = details.lower()
     if code == "UNAUTHENTICATED":
         return Reason(gettext("UNAUTHENTICATED: credentials are missing or wrong."), look_at)
     if code == "PERMISSION_DENIED":
-        return Reason(gettext("PERMISSION_DENIED: the credentials may not write there."), look_at)
+        return Reason(gettext("PERMISSION_DENIED: the credentials have no permission to write."), look_at)
     if code == "UNIMPLEMENTED":
         return Reason(
             gettext("UNIMPLEMENTED: it speaks gRPC, but does not accept %(signal)s.") % {"signal": signal},
-            gettext("Something else listens there."),
+            gettext("Another service listens there."),
         )
     if code == "DEADLINE_EXCEEDED":
         return _hanging(timeout_s)

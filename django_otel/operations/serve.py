@@ -315,7 +315,7 @@ class _Exchange(BaseHTTPRequestHandler):
         elif path == "/livez":
             self.say(200, "ok")
         elif path != "/metrics":
-            self.say(404, gettext("The numbers are at /metrics."))
+            self.say(404, gettext("The metrics are at /metrics."))
         elif not source.is_allowed(self.headers.get("Authorization", "")):
             self.say(
                 401,
@@ -331,7 +331,7 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def refuse_length(self) -> None:
         """Answer a head that is too long."""
-        message = gettext("The request line and headers may have %(count)s bytes together.")
+        message = gettext("The request line and headers together may have at most %(count)s bytes.")
         self.say(431, message % {"count": MAX_HEAD_BYTES})
 
     def render(self, source: Source) -> None:

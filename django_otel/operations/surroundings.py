@@ -128,7 +128,7 @@ def examine(config: Config, timeout_s: float) -> Iterator[Line]:
     if {"prometheus", "prometheus-registry"} & set(config.metrics.exporters):
         folder = find_shared_folder(config)
         if folder is not None:
-            text = gettext("worker processes share their numbers in %(path)s.") % {"path": folder}
+            text = gettext("worker processes share their metrics in %(path)s.") % {"path": folder}
             yield "shared folder", "ok", text, ""
         else:
             yield (
@@ -136,9 +136,9 @@ def examine(config: Config, timeout_s: float) -> Iterator[Line]:
                 # Without file locks (Windows) no folder would help.
                 "warning" if lease.HAS_LOCKS else "note",
                 gettext(
-                    "worker processes cannot share their numbers; /metrics shows those of the process that answers."
+                    "worker processes cannot share their metrics; /metrics shows those of the process that answers."
                 ),
-                gettext('Set OTEL["METRICS"]["SHARED_DIR"] to a folder that the server may write to.'),
+                gettext('Set OTEL["METRICS"]["SHARED_DIR"] to a folder that the server can write to.'),
             )
     yield from _examine_console(config)
 
@@ -219,10 +219,10 @@ def _examine_console(config: Config) -> Iterator[Line]:
     yield "console", "ok", text, ""
     place, obstacle = find_store(config)
     if place is None:
-        text = gettext("traces cannot be kept: %(reason)s.") % {"reason": obstacle}
+        text = gettext("traces cannot be stored: %(reason)s.") % {"reason": obstacle}
         yield "store", "warning", text, gettext("Set %(setting)s.") % {"setting": 'OTEL["CONSOLE"]["PATH"]'}
     else:
-        yield "store", "ok", gettext("traces are kept in %(path)s.") % {"path": place}, ""
+        yield "store", "ok", gettext("traces are stored in %(path)s.") % {"path": place}, ""
 
 
 def find_mismatches() -> tuple[str, list[str]]:

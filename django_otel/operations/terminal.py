@@ -37,29 +37,29 @@ class NoStoreError(Exception):
 def add_arguments(commands: argparse._SubParsersAction[CommandParser]) -> None:
     """Add the subcommands but `logs`, which has another action."""
     traces = commands.add_parser("traces", help=gettext("recent traces that the console has stored"))
-    traces.add_argument("--route", default="", help=gettext("only of this route, or with this in it"))
-    traces.add_argument("--status", default="", help=gettext("only with this status: 404, 5xx"))
-    traces.add_argument("--errors", action="store_true", help=gettext("only failed ones"))
+    traces.add_argument("--route", default="", help=gettext("only this route, or routes that contain this text"))
+    traces.add_argument("--status", default="", help=gettext("only this status: 404, 5xx"))
+    traces.add_argument("--errors", action="store_true", help=gettext("only failed traces"))
     traces.add_argument(
-        "--min-ms", type=float, default=0.0, metavar="MS", help=gettext("only those that took at least this long")
+        "--min-ms", type=float, default=0.0, metavar="MS", help=gettext("only traces at least this long")
     )  # fmt: skip
     trace = commands.add_parser("trace", help=gettext("one trace: its spans and log records"))
     trace.add_argument("id", help=gettext("the trace id, or its beginning"))
     errors = commands.add_parser("errors", help=gettext("exceptions of stored traces, by type and place"))
-    slow = commands.add_parser("slow", help=gettext("routes by their 95th percentile"))
-    repeated = commands.add_parser("n-plus-one", help=gettext("queries that requests repeat, and what to do"))
+    slow = commands.add_parser("slow", help=gettext("routes by 95th percentile"))
+    repeated = commands.add_parser("n-plus-one", help=gettext("queries that requests repeat, and how to fix them"))
     for parser in (traces, trace, errors, slow, repeated):
         add_scope(parser)
 
 
 def add_log_arguments(logs: CommandParser) -> None:
     """Add the search options of `logs`."""
-    logs.add_argument("--search", default="", metavar="TEXT", help=gettext("only with these words"))
+    logs.add_argument("--search", default="", metavar="TEXT", help=gettext("only records with these words"))
     logs.add_argument(
         "--level", type=str.upper, choices=tuple(SEVERITIES), default=None, help=gettext("this level and above")
     )  # fmt: skip
-    logs.add_argument("--logger", default="", help=gettext("only of this logger and those below it"))
-    logs.add_argument("--trace", default="", metavar="ID", help=gettext("only of this trace"))
+    logs.add_argument("--logger", default="", help=gettext("only this logger and its children"))
+    logs.add_argument("--trace", default="", metavar="ID", help=gettext("only this trace"))
     add_scope(logs)
 
 
@@ -68,11 +68,11 @@ def add_scope(parser: CommandParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text")
     parser.add_argument(
         "--since", type=_duration_s, default=None, metavar="DURATION",
-        help=gettext("only of the last 15m, 2h, 1d (default: all that is stored)"),
+        help=gettext("only the last 15m, 2h, 1d (default: everything stored)"),
     )  # fmt: skip
     parser.add_argument(
         "--limit", type=_rows, default=DEFAULT_ROWS, metavar="N",
-        help=gettext("most rows (default %(default)s)").replace("%(default)s", str(DEFAULT_ROWS)),
+        help=gettext("maximum number of rows (default %(default)s)").replace("%(default)s", str(DEFAULT_ROWS)),
     )  # fmt: skip
 
 
@@ -337,4 +337,4 @@ def _lines(name: str, answer: Answer) -> list[str]:
         return _trace(answer)
     key, show = _LISTS[name]
     rows = _items(answer, key)
-    return show(rows) if rows else [gettext("Nothing that fits is stored.")]
+    return show(rows) if rows else [gettext("Nothing stored matches.")]

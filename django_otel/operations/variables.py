@@ -16,7 +16,7 @@ NOT_SET = gettext_noop("not set")
 OBEYED = gettext_noop("obeyed")
 OBEYED_IN_PART = gettext_noop("obeyed in part")
 IGNORED = gettext_noop("ignored")
-OVERRIDDEN = gettext_noop("no effect: nothing uses it, or another variable stands above it")
+OVERRIDDEN = gettext_noop("no effect: nothing uses it, or another variable takes precedence")
 IDLE = gettext_noop("asks for what happens anyway")
 _READ = gettext_noop("read by %(reader)s")
 

@@ -178,7 +178,7 @@ def test_empty_pages_say_what_to_do(console, page):
     )
     record(console, lambda tracer: tracer.start_span("x").end())
     answer = page(LIST, route="/nowhere/")
-    assert "No trace fits" in words(answer)
+    assert "No matching traces" in words(answer)
 
 
 def test_a_trace_that_is_not_there_is_told_so(console, page, configure):

@@ -144,4 +144,4 @@ def test_nothing_is_taken_for_markup(console, page):
 def test_empty_and_filtered_pages_say_so(console, page):
     assert "No queries" in page(QUERIES).content.decode()
     assert "No log records" in page(LOGS).content.decode()
-    assert "None fits the filter" in page(LOGS, q="nothing").content.decode()
+    assert "Nothing matches the filter" in page(LOGS, q="nothing").content.decode()

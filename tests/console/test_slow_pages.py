@@ -78,7 +78,7 @@ def test_what_broke_or_got_slower_since_the_last_release_comes_first(two_release
     assert order_of(answer, *reversed(ROUTES)) == list(ROUTES)
     text = parse_text(answer)
     for words in ("Before and since the release 2.0", "fails more", "slower", "as before", "no more requests",
-                  "Requests whose trace is stored"):  # fmt: skip
+                  "Only requests with a stored trace"):  # fmt: skip
         assert words in text, words
     assert "80.0 ms" in text
     assert "0.0 %" in text and "25 %" in text

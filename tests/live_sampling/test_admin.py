@@ -93,7 +93,7 @@ def test_a_second_row_cannot_be_added():
 
     response = save(client, ADD, ratio="0.9")
     assert response.url == ROW
-    assert "another user has created the sampling policy meanwhile" in text(client.get(ROW))
+    assert "in the meantime another user has created the sampling policy" in text(client.get(ROW))
     assert SamplingPolicy.objects.get().ratio == 0.5
 
 
@@ -378,9 +378,9 @@ def test_rules_without_a_policy_stand_in_the_form_that_makes_one():
 
 
 WRONG_RULES = [
-    ({"path": "/a", "route": "/a"}, "Name a path or a route, and not both."),
-    ({"note": "nothing to match"}, "Name a path or a route, and not both."),
-    ({"path": "checkout/*"}, '\'checkout/*\' matches nothing: begin it with "/" or "*".'),
+    ({"path": "/a", "route": "/a"}, "Name either a path or a route, not both."),
+    ({"note": "nothing to match"}, "Name either a path or a route, not both."),
+    ({"path": "checkout/*"}, '\'checkout/*\' matches nothing: start it with "/" or "*".'),
     ({"path": "/a", "ratio": "25"}, "For 25 % write 0.25."),
     ({"path": "/a", "ratio": ""}, "This field is required."),
     ({"path": "/a", "method": "BREW"}, "Select a valid choice."),
@@ -482,7 +482,10 @@ def test_who_saves_second_is_told_and_loses_nothing():
     response = save(bob, ROW, ratio="0.9", note="bob's", seen_version=before[1], **rules({"path": "/bob/*"}))
     said = text(response)
     assert response.status_code == 200
-    assert "Not saved: op has changed the policy or its rules meanwhile (Ratio: 0.5 → 0.1; Note: none → ada's)" in said
+    assert (
+        "Not saved: in the meantime op has changed the policy or its rules (Ratio: 0.5 → 0.1; Note: none → ada's)"
+        in said
+    )
     assert 'value="bob&#x27;s"' in response.content.decode()
     assert 'value="/bob/*"' in response.content.decode()
     assert (SamplingPolicy.objects.get().ratio, SamplingPolicy.objects.get().note) == (0.1, "ada's")
@@ -501,7 +504,7 @@ def test_a_rule_that_was_changed_meanwhile_counts_as_well():
     version = seen(client)
     SamplingRule.objects.create(path="/a/*", ratio=1)
     response = save(client, ROW, ratio="0.9", seen_version=version)
-    assert "Not saved: another user has changed the policy or its rules meanwhile. Your" in text(response)
+    assert "Not saved: in the meantime another user has changed the policy or its rules. Your" in text(response)
     assert SamplingPolicy.objects.get().ratio == 0.4
 
 
@@ -522,7 +525,7 @@ def test_a_rule_that_was_removed_meanwhile_is_named():
     data = rules({"id": str(rule.pk), "path": "/a/*", "ratio": "0.5"}, initial=1)
     rule.delete()
     response = save(client, ROW, **data)
-    assert "Another user has removed this rule meanwhile." in text(response)
+    assert "In the meantime another user has removed this rule." in text(response)
     assert not SamplingRule.objects.exists()
 
 
@@ -650,7 +653,7 @@ def test_a_link_that_traces_one_visit_is_made_on_the_page(otel_spans):
         assert list(otel_spans) == []
         Client().get(link.group(1).replace("/?", "/hello/?"))
         assert otel_spans.one("GET /hello/").attributes["sampling.reason"] == "forced"
-    assert log() == ["Link made that traces one visit, for 1 h"]
+    assert log() == ["Created a link that traces one visit, valid for 1 h"]
 
 
 def test_the_link_leads_to_this_site_below_a_script_name(otel_spans):
@@ -706,7 +709,7 @@ def test_the_page_says_what_is_in_force_and_why(pass_time):
     assert "2.5 % of new traces are recorded" in page
     assert "Set by the policy on this page, version 1." in page
     assert 'Then 100 %, from the default of OTEL["SAMPLING"]["RATIO"]' in page
-    assert "in every worker process within 5 seconds, without a restart" in page
+    assert "Every worker process applies a change saved here within 5 seconds, without a restart" in page
 
     save(client, ROW, enabled=None, ratio="0.025")
     assert "The policy on this page is not enabled." in text(client.get(ROW))
@@ -718,7 +721,7 @@ def test_the_page_says_what_is_in_force_and_why(pass_time):
     pass_time(3601)
     page = text(client.get(ROW))
     assert "100 % of new traces are recorded" in page
-    assert "The policy on this page has run out." in page
+    assert "The policy on this page has expired." in page
 
 
 def test_the_page_names_the_environment_variable(monkeypatch):
@@ -751,7 +754,7 @@ def test_the_page_says_when_this_process_has_yet_to_apply_the_row():
     """As in a worker that did not take the save itself."""
     client = login(is_superuser=True)
     SamplingPolicy.objects.bulk_create([SamplingPolicy(pk=1, ratio=0.5, version=3)])
-    assert "This process has not applied version 3 yet; it does so within 5 s." in text(client.get(ROW))
+    assert "This process has not applied version 3 yet; it will within 5 s." in text(client.get(ROW))
 
 
 def test_a_hostile_note_is_escaped():

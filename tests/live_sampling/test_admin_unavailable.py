@@ -116,7 +116,7 @@ def test_the_rest_of_the_admin_does_not_need_the_tables(tables_of, client):
             assert client.get(address).status_code == 200, address
         assert client.get(f"/admin/django_otel/trace/{'a' * 32}/").status_code in (200, 404)
         assert client.post(FORCE).status_code == 302
-    assert "Link made" in LogEntry.objects.get().get_change_message()
+    assert "Created a link" in LogEntry.objects.get().get_change_message()
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])

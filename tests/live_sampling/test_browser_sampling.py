@@ -170,7 +170,7 @@ def test_a_policy_that_runs_out_is_seen_to_end(open_page: Any, site: Site) -> No
     # What is left of it is too short to be seen on a busy machine.
     site.run("SamplingPolicy.objects.update(expires_at=timezone.now() + datetime.timedelta(seconds=2))\n"
              "SamplingPolicy.objects.get().save()")  # fmt: skip
-    wait_for_text(page.locator(".django-otel-status"), r"50 % of new traces[\s\S]*has run out")
+    wait_for_text(page.locator(".django-otel-status"), r"50 % of new traces[\s\S]*has expired")
 
 
 @pytest.mark.long
@@ -282,7 +282,9 @@ def test_two_who_save_at_once_do_not_lose_what_the_other_did(open_page: Any, sit
     ada.locator(".messagelist .success").wait_for()
     bob.get_by_role("button", name="Save").click()
     # The first row: bob's form was one that adds.
-    wait_for_text(bob.locator(".messagelist, .errornote"), "another user has created the sampling policy meanwhile")
+    wait_for_text(
+        bob.locator(".messagelist, .errornote"), "in the meantime another user has created the sampling policy"
+    )
     assert bob.locator("#id_ratio").input_value() == "0.1"
 
     for page, ratio in ((ada, "0.2"), (bob, "0.8")):

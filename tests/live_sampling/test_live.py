@@ -328,7 +328,7 @@ def test_while_the_database_is_down_the_last_policy_stays(sampler, policy_in, ca
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "OperationalError" in warnings[0].getMessage()
-    assert "the policy in force stays" in follower.status()["error"]
+    assert "the current policy stays in effect" in follower.status()["error"]
 
     caplog.clear()
     with override_settings(DATABASE_ROUTERS=[]), caplog.at_level(logging.INFO, logger="django_otel"):

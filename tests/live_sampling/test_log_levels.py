@@ -355,7 +355,7 @@ def test_command_sets_lists_and_ends():
     assert run(NAME, "--end", "--user", "ada")[0] == 0
     assert not LogLevel.objects.exists() and LogEntry.objects.count() == 2
     assert run(NAME, "--end") == (1, f"No level is set for {NAME}.")
-    assert run() == (0, "No log level is set for a time.")
+    assert run() == (0, "No temporary log level is set.")
 
 
 def test_command_names_the_root_logger():

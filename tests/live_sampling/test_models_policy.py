@@ -120,9 +120,9 @@ def test_postgresql_refuses_what_is_not_a_number(column):
     [
         ({"ratio": 25}, "For 25 % write 0.25"),
         ({"ratio": float("nan")}, "expected a number from 0.0 to 1.0"),
-        ({"max_per_second": 0}, "To record nothing set the ratio to 0."),
+        ({"max_per_second": 0}, "To record nothing, set the ratio to 0."),
         ({"max_per_second": float("nan")}, "expected a number above 0"),
-        ({"keep_slow_s": 0}, "To record all set the ratio to 1."),
+        ({"keep_slow_s": 0}, "To record everything, set the ratio to 1."),
         ({"keep_slow_s": float("inf")}, "expected seconds above 0"),
         ({"note": "x" * 201}, "at most 200 characters"),
     ],
@@ -136,9 +136,9 @@ def test_the_policy_says_what_fits(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"path": "/a", "route": "/a"}, "Name a path or a route, and not both."),
-        ({"path": ""}, "Name a path or a route, and not both."),
-        ({"path": "checkout/*"}, '\'checkout/*\' matches nothing: begin it with "/" or "*".'),
+        ({"path": "/a", "route": "/a"}, "Name either a path or a route, not both."),
+        ({"path": ""}, "Name either a path or a route, not both."),
+        ({"path": "checkout/*"}, '\'checkout/*\' matches nothing: start it with "/" or "*".'),
         ({"path": "/" + "a" * 200}, "at most 200 characters"),
         ({"method": "BREW"}, "'BREW' is not a valid choice"),
         ({"ratio": 100}, "For 100 % write 1."),

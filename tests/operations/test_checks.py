@@ -165,7 +165,7 @@ def test_django_instrumented_by_another_tool(settings):
     DjangoInstrumentor().instrument()
     try:
         assert (
-            "The official DjangoInstrumentor was switched on by another tool"
+            "Another tool has enabled the official DjangoInstrumentor"
             in find(checks.check_project(), "W003").msg
         )
     finally:
@@ -228,7 +228,7 @@ def test_driver_instrumented_is_not_the_driver_in_use():
     code, text = manage("check", otel={"INSTRUMENT": ["psycopg2"]}, TEST_DATABASE_URL=url)
     assert code == 0
     assert "(django_otel.W009)" in text
-    assert """names "psycopg2", but Django talks to PostgreSQL (database 'default') with psycopg 3.""" in text
+    assert """names "psycopg2", but Django connects to PostgreSQL (database 'default') with psycopg 3.""" in text
     assert "W009" not in manage("check", otel={"INSTRUMENT": ["psycopg"]}, TEST_DATABASE_URL=url)[1]
     assert "W009" not in manage("check", otel={}, TEST_DATABASE_URL=url)[1], "the default was not asked for"
 
@@ -246,7 +246,7 @@ def test_foreign_provider_takes_no_live_sampling(name):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=server_env({}), capture_output=True, text=True, timeout=60
     )
-    assert "django_otel.W011 Sampling is to follow the admin, but another tool's tracer provider" in done.stdout
+    assert "django_otel.W011 Sampling should follow the admin, but another tool's tracer provider" in done.stdout
 
 
 def test_a_default_project_hears_nothing():
@@ -313,7 +313,7 @@ def test_a_bad_dict_stops_check_and_migrate_but_not_django():
         cwd=ROOT, env=server_env(otel), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.stdout == "up\n"
-    assert done.stderr.count("django_otel is off because settings.OTEL is faulty") == 1
+    assert done.stderr.count("django_otel is off because settings.OTEL is invalid") == 1
 
 
 def test_nothing_is_said_when_telemetry_is_off(settings):

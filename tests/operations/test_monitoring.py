@@ -145,7 +145,7 @@ def test_every_metric_of_the_catalogue_is_on_a_dashboard():
     [
         ("latency /checkout/ 300ms 99", "(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.3, 0.5,"),
         ("latency 99", "expected"), ("availability", "expected"), ("", "expected"), ("speed 99", "expected"),
-        ("availability 100", "below 100"), ("availability 0", "above 0"), ("availability x", "x\" does not fit"),
+        ("availability 100", "below 100"), ("availability 0", "above 0"), ("availability x", "x\" is not valid"),
         ("latency 5 99", "a time such as"), ("latency checkout 1s 99", "a route such as"), ("latency nan 99", "a time"),
         ("availability /a\udcff/ 99", "a route such as"),
     ],

@@ -134,7 +134,7 @@ def test_without_a_subcommand_it_prints_help():
     """And the exit codes, and only the subcommands that exist."""
     code, text = manage(otel={})
     assert code == 0
-    assert "Exit codes: 0 all is well" in text
+    assert "Exit codes: 0 success" in text
     assert re.findall(r"^    (\w[\w-]*) ", text, re.MULTILINE) == [
         "config", "doctor", "send-test", "sampling", "traces", "trace", "errors", "slow", "n-plus-one", "logs",
         "collect", "mcp",
@@ -278,7 +278,7 @@ def test_doctor_tells_the_rest_of_the_set_up(settings):
         "ok      configuration: settings.OTEL is valid; the service is called 'shop'.",
         "ok      middleware: OTelMiddleware is in MIDDLEWARE.",
         '-       traces: no exporter is configured: "auto" exports when an endpoint is set',
-        "ok      metrics prometheus: numbers are served on /metrics, nothing is sent.",
+        "ok      metrics prometheus: metrics are served at /metrics; nothing is pushed.",
         "ok      /metrics: is at /metrics; who may read it: clients that send the token, signed-in staff.",
         "ok      instrumentor requests: on.",
     ):
@@ -295,8 +295,8 @@ def test_doctor_warns_without_failing(settings):
     assert code == 0
     assert "warning configuration django_otel.W001: OTelMiddleware is not in MIDDLEWARE" in text
     assert "warning configuration django_otel.W012:" in text
-    assert "-       instrumentor nonsense: off: no installed package offers" in text
-    assert "warning /metrics: no URL leads to it." in text
+    assert "-       instrumentor nonsense: off: no installed package provides" in text
+    assert "warning /metrics: no URL is routed to it." in text
     assert re.search(r"All is well, with \d warnings\.", text)
 
 
@@ -463,7 +463,7 @@ def diagnose(settings, url: str, exporter: str = "otlp", **traces) -> str:
     assert code == 1, text
     [line] = [line for line in text.splitlines() if line.startswith("FAILED")]
     assert line.startswith(f"FAILED  traces {exporter}: ")
-    assert "1 thing does not work." in text
+    assert "1 check failed." in text
     return line
 
 
@@ -496,12 +496,12 @@ def test_doctor_on_a_name_that_does_not_resolve(exporter, settings):
     ("status", "text"),
     [
         (401, "401 Unauthorized: credentials are missing or wrong."),
-        (403, "403 Forbidden: the credentials may not write there."),
+        (403, "403 Forbidden: the credentials have no permission to write."),
         (404, "404 Not Found: nothing at the path /v1/traces."),
         (405, "405 Method Not Allowed"),
         (400, "400 Bad Request"),
         (429, "429 Too Many Requests"),
-        (500, "500: it has a fault of its own."),
+        (500, "500: an internal error of the receiver."),
     ],
 )
 def test_doctor_on_an_answer_that_is_no_success(status, text, settings, answering):
@@ -510,7 +510,7 @@ def test_doctor_on_an_answer_that_is_no_success(status, text, settings, answerin
     assert f"answers {text}" in line
     assert SECRET not in line
     if status in (401, 403):
-        assert 'Look at OTEL["TRACES"]["HEADERS"]' in line
+        assert 'Check OTEL["TRACES"]["HEADERS"]' in line
 
 
 def test_doctor_on_a_web_page(settings, answering):
@@ -566,7 +566,7 @@ def test_doctor_on_exporters_of_the_project(settings):
     }
     code, text = run("doctor")
     assert code == 1
-    assert "raised RuntimeError at the export of one span." in text
+    assert "raised RuntimeError when exporting one span." in text
     assert SECRET not in text
 
 

@@ -75,8 +75,8 @@ def test_with_shared_memory_alone_nothing_is_missing_but_the_store(project):
     assert "W005" not in run("rw", project, "-m", "django", "check").words
     assert "has put numbers into /dev/shm/django-otel-" in run("rw", project, "-m", "django", "otel", "folder").words
     doctor = run("rw", project, "-m", "django", "otel", "doctor").words
-    assert "ok shared folder: worker processes share their numbers in /dev/shm/django-otel-" in doctor
-    assert "warning store: traces cannot be kept: " in doctor
+    assert "ok shared folder: worker processes share their metrics in /dev/shm/django-otel-" in doctor
+    assert "warning store: traces cannot be stored: " in doctor
 
 
 @pytest.mark.long
@@ -102,13 +102,13 @@ def test_with_shared_memory_alone_workers_share_their_numbers(project, tmp_path)
 
 def test_where_nothing_is_writable_everything_says_so(project):
     check = run("ro", project, "-m", "django", "check").words
-    assert "(django_otel.W005) Worker processes cannot share their numbers (/dev/shm is not writable" in check
-    assert '(django_otel.W015) OTEL["CONSOLE"]: traces cannot be kept: ' in check
+    assert "(django_otel.W005) Worker processes cannot share their metrics (/dev/shm is not writable" in check
+    assert '(django_otel.W015) OTEL["CONSOLE"]: traces cannot be stored: ' in check
     folder = run("ro", project, "-m", "django", "otel", "folder")
-    assert folder.returncode == 1 and "cannot share their numbers (/dev/shm is not writable" in folder.words
+    assert folder.returncode == 1 and "cannot share their metrics (/dev/shm is not writable" in folder.words
     doctor = run("ro", project, "-m", "django", "otel", "doctor").words
-    assert "warning shared folder: worker processes cannot share their numbers" in doctor
-    assert "warning store: traces cannot be kept: " in doctor
+    assert "warning shared folder: worker processes cannot share their metrics" in doctor
+    assert "warning store: traces cannot be stored: " in doctor
     asked = run("ro", project, "-c", ASK)
     assert "django_otel_shared_active 0" in asked.stdout
     [counted] = [line for line in asked.stdout.splitlines() if "request_duration_seconds_count{" in line]

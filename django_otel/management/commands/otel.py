@@ -42,8 +42,8 @@ BAD_CONFIGURATION = 3
 
 def _exit_codes() -> str:
     text = gettext(
-        "Exit codes: 0 all is well; 1 something does not work (doctor, send-test, serve) or is not there (folder); "
-        "2 the command line is wrong; 3 settings.OTEL is faulty, nothing was tried."
+        "Exit codes: 0 success; 1 something does not work (doctor, send-test, serve) or does not exist "
+        "(folder); 2 the command line is wrong; 3 settings.OTEL is invalid, nothing was tested."
     )
     return "\n".join(textwrap.wrap(text, 110))
 
@@ -54,7 +54,7 @@ class Command(BaseCommand):
     requires_migrations_checks = False
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: object) -> CommandParser:
-        self.help = gettext("Shows the configuration of django_otel and tries it out.")
+        self.help = gettext("Shows and tests the configuration of django_otel.")
         kwargs.setdefault("epilog", _exit_codes())
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         return super().create_parser(prog_name, subcommand, **kwargs)
@@ -121,7 +121,7 @@ class Command(BaseCommand):
                 problems = [{"id": problem.id, "message": problem.message} for problem in error.problems]
                 self._write_json({"problems": problems})
             else:
-                self.stdout.write(gettext("settings.OTEL is faulty; django_otel runs without telemetry:") + "\n")
+                self.stdout.write(gettext("settings.OTEL is invalid; django_otel runs without telemetry:") + "\n")
                 for problem in error.problems:
                     self._write_wrapped(f"{problem.message} ({problem.id})", "  ")
             return None
@@ -192,8 +192,7 @@ class Command(BaseCommand):
         if not config.traces.exporters:
             self.stdout.write(
                 gettext(
-                    'Nothing to send to: no trace exporter is configured. Set OTEL["TRACES"]["ENDPOINT"] or '
-                    'OTEL["TRACES"]["EXPORTERS"].'
+                    'No trace exporter is configured. Set OTEL["TRACES"]["ENDPOINT"] or OTEL["TRACES"]["EXPORTERS"].'
                 )
             )
             return NOT_WORKING
@@ -231,7 +230,7 @@ class Command(BaseCommand):
             return NOT_WORKING
         found = groups.GroupFinder(config, folder)
         try:
-            self._write_wrapped(gettext("Shows the numbers in %(path)s.") % {"path": found.find()}, "")
+            self._write_wrapped(gettext("Serving the metrics in %(path)s.") % {"path": found.find()}, "")
         except Unavailable as error:
             if found.is_ambiguous or folder is not None:
                 self._write_wrapped(str(error), "")
@@ -367,7 +366,7 @@ def _cannot_listen(host: str, port: int, error: OSError) -> str:
 def _sum_up(failures: int, warnings: int) -> str:
     """Return the last line of the doctor's report."""
     if failures:
-        message = ngettext("%(count)d thing does not work.", "%(count)d things do not work.", failures)
+        message = ngettext("%(count)d check failed.", "%(count)d checks failed.", failures)
         return message % {"count": failures}
     if warnings:
         message = ngettext("All is well, with %(count)d warning.", "All is well, with %(count)d warnings.", warnings)
@@ -439,7 +438,7 @@ def _add_timeout(parser: CommandParser) -> None:
         type=_seconds,
         default=5.0,
         metavar="SECONDS",
-        help=gettext("longest time for an exporter (default 5)"),
+        help=gettext("time limit for each exporter (default 5)"),
     )
 
 
@@ -455,14 +454,12 @@ def _add_subcommands(commands: Any) -> None:
     )
 
     examine = commands.add_parser(
-        "doctor", help=gettext("send a span, a metric and a log record through every exporter and look for faults")
+        "doctor", help=gettext("send a span, a metric and a log record through every exporter and report problems")
     )
     _add_timeout(examine)
     examine.add_argument("--format", choices=("text", "json"), default="text")
 
-    send = commands.add_parser(
-        "send-test", help=gettext("send one test trace and print its id and where to look at it")
-    )
+    send = commands.add_parser("send-test", help=gettext("send one test trace and print its id and where to find it"))
     _add_timeout(send)
 
     command.add_arguments(commands)
@@ -471,9 +468,9 @@ def _add_subcommands(commands: Any) -> None:
     terminal.add_log_arguments(logs)
     log_level_command.add_arguments(logs.add_subparsers(dest="action", metavar="action"))
     receive = commands.add_parser(
-        "collect", help=gettext("take OTLP over HTTP from other services of this machine into the console's store")
+        "collect", help=gettext("receive OTLP over HTTP from other services of this machine into the console's store")
     )
-    receive.add_argument("--port", type=_port, default=4318, help=gettext("0 takes a free one and prints it"))
+    receive.add_argument("--port", type=_port, default=4318, help=gettext("0 picks a free one and prints it"))
     receive.add_argument("--host", default="127.0.0.1", help=gettext("address to listen on (default 127.0.0.1)"))
     commands.add_parser(
         "mcp", help=gettext("serve the store to coding assistants over standard input and output (extra mcp)")
@@ -486,15 +483,14 @@ def _add_subcommands(commands: Any) -> None:
         "serve",
         help=gettext("answer /metrics for the web server's worker processes on a port of its own"),
         description=gettext(
-            "Shows what the worker processes of this project's web server have counted, without being one "
-            "of them, so that /metrics need not be reachable on the public port. Run it on the same host (in a "
-            "container: with the same SHARED_DIR), as the same user. METRICS_VIEW.TOKEN is required if it is "
-            "set."
+            "Serves the metrics of this project's web server from a process of its own, so that /metrics need "
+            "not be reachable on the public port. Run it on the same host (in a container: with the same "
+            "SHARED_DIR), as the same user. METRICS_VIEW.TOKEN is required if it is set."
         ),
     )
-    serve.add_argument("--port", type=_port, required=True, help=gettext("0 takes a free one and prints it"))
+    serve.add_argument("--port", type=_port, required=True, help=gettext("0 picks a free one and prints it"))
     serve.add_argument("--host", default="127.0.0.1", help=gettext("address to listen on (default 127.0.0.1)"))
-    serve.add_argument("--folder", type=Path, help=gettext("the group's folder, where there are several"))
+    serve.add_argument("--folder", type=Path, help=gettext("the group's folder, if there are several"))
 
     folder = commands.add_parser("folder", help=gettext("the contents of the shared folder of the worker processes"))
     folder.add_argument("--folder", type=Path, help=gettext("only this group's folder"))

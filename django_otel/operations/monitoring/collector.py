@@ -79,7 +79,7 @@ def build_collector(
     names = list(dict.fromkeys(names))
     unknown = [name for name in names if name not in BACKENDS]
     if unknown or not names:
-        message = gettext('"%(found)s" does not fit; expected one or more of %(backends)s.')
+        message = gettext('"%(found)s" is not valid; expected one or more of %(backends)s.')
         raise ValueError(message % {"found": ", ".join(unknown), "backends": ", ".join(BACKENDS)})
     backends = [BACKENDS[name] for name in names]
     exporters = {name: part for backend in backends for name, part in backend.exporters.items()}

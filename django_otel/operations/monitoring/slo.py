@@ -75,7 +75,7 @@ def _bound_matcher(bound_s: float) -> str:
 
 def _misfit(text: str, found: str, expected: str) -> SloError:
     """An error that names the objective, the value found and what fits."""
-    message = gettext('--slo "%(objective)s": "%(found)s" does not fit; expected %(expected)s.')
+    message = gettext('--slo "%(objective)s": "%(found)s" is not valid; expected %(expected)s.')
     return SloError(message % {"objective": text, "found": found, "expected": expected})
 
 
