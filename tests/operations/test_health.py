@@ -239,7 +239,7 @@ def test_verbose_has_one_line_for_each_check_for_those_who_may_read_the_metrics(
 @pytest.mark.parametrize("query", ["&".join(["verbose"] * 2000), "verbose&\u20ac"], ids=["too many", "no latin-1"])
 @pytest.mark.parametrize("path", ["/readyz", "/startupz", "/livez", "/metrics"])
 def test_a_query_that_django_refuses_to_read_fails_no_page(client, transactional_db, path, query):
-    with otel(METRICS_VIEW={"ALLOW": "all"}):
+    with otel(METRICS_VIEW={"ALLOW": "all"}, HEALTH={"READY": ["config"], "STARTUP": ["config"]}):
         answer = client.get(path, QUERY_STRING=query)
     assert answer.status_code == 200
     assert guard.fault_counts() == {}
