@@ -154,7 +154,7 @@ def _build_connection(scope: Scope, route: str | Callable[[Scope], str | None] |
 
 
 def _find_route(scope: Scope, route: str | Callable[[Scope], str | None] | None) -> str:
-    """The route of an accepted connection; "" where none is known."""
+    """The route of a connection that has reached its application; "" where none is known."""
     found = route(scope) if callable(route) else route
     if found is None:
         parts = scope.get(_PARTS)
@@ -193,6 +193,8 @@ def _note_route(routes: object, scope: Scope, parts: list[str]) -> None:
         if found.pattern.match(text):
             parts.append(regex_of(found.pattern))
             return
+    # Where a router inside of another one has no such route, there is none.
+    parts.clear()
 
 
 class _Lifespan:

@@ -35,7 +35,7 @@ _STEPS = 10
 
 
 class Connection:
-    """A connection under way; `find_route` returns its route once the application has accepted it."""
+    """A connection under way; `find_route` returns its route once the application has accepted or refused it."""
 
     def __init__(self, store: CellStore, observer: Observer, scope: Scope, find_route: Callable[[], str]) -> None:
         self._store = store
@@ -110,8 +110,7 @@ class Connection:
             series.add(1.0)
 
     def _accept(self) -> None:
-        with guard.contained("the route of a WebSocket"):
-            self._route = self._find_route()
+        self._name_route()
         route: dict[str, object] = {"http.route": self._route} if self._route else {}
         messages = self._store.catalogued("django.websocket.messages")
         self._messages = {
@@ -120,6 +119,10 @@ class Connection:
         self._open = self._store.catalogued("django.websocket.connections").series(route)
         self._open.add(1.0)
         self._accepted_s = perf_counter()
+
+    def _name_route(self) -> None:
+        with guard.contained("the route of a WebSocket"):
+            self._route = self._find_route()
         if self._route:
             self.span.update_name(f"websocket {self._route}")
             self.span.set_attribute("http.route", self._route)
@@ -186,6 +189,9 @@ class Connection:
 
     def _describe(self, closed_by: str, error: BaseException | None) -> None:
         span = self.span
+        if self._accepted_s is None:
+            # Refused, or failed before: which consumer it was.
+            self._name_route()
         span.set_attribute("django.websocket.closed_by", closed_by)
         for direction, number in self._counts.items():
             span.set_attribute(f"django.websocket.messages.{direction}", number)

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from django.urls import path as django_path
 
 from django_otel import asgi
 from django_otel.multiprocess.discovery import Outsider
@@ -214,6 +215,32 @@ def test_a_refused_connection_was_never_open(otel_metrics, otel_spans):
     assert otel_metrics.value("django.websocket.duration").count == 0
     assert otel_metrics.series("django.websocket.connections") == []
     assert otel_spans.one("websocket").attributes["django.websocket.closed_by"] == "server"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("/ws/refused/", "websocket /ws/refused/"), ("/ws/failing/7/", "websocket /ws/failing/<int:number>/"),
+     ("/ws/nowhere/", "websocket")],
+)  # fmt: skip
+def test_a_connection_that_was_not_accepted_names_the_consumer(otel_spans, path, name):
+    """In its span alone."""
+    from channels.exceptions import DenyConnection
+    from channels.generic.websocket import AsyncWebsocketConsumer
+    from channels.routing import URLRouter
+
+    class Refusing(AsyncWebsocketConsumer):
+        async def connect(self):
+            raise DenyConnection
+
+    class Failing(AsyncWebsocketConsumer):
+        async def connect(self):
+            raise LookupError("planted")
+
+    routes = [django_path("refused/", Refusing.as_asgi()), django_path("failing/<int:number>/", Failing.as_asgi())]
+    with contextlib.suppress(LookupError, ValueError):
+        run(Client(DISCONNECT), URLRouter([django_path("ws/", URLRouter(routes))]), scope_of(path=path))
+    span = otel_spans.one(name)
+    assert span.attributes.get("http.route") == (name.partition(" ")[2] or None)
 
 
 def test_a_fault_of_ours_does_not_reach_the_application(otel_metrics):
