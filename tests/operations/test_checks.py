@@ -164,10 +164,7 @@ def test_django_instrumented_by_another_tool(settings):
     settings.MIDDLEWARE = list(settings.MIDDLEWARE)
     DjangoInstrumentor().instrument()
     try:
-        assert (
-            "Another tool has enabled the official DjangoInstrumentor"
-            in find(checks.check_project(), "W003").msg
-        )
+        assert "Another tool has enabled the official DjangoInstrumentor" in find(checks.check_project(), "W003").msg
     finally:
         DjangoInstrumentor().uninstrument()
 
