@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
+from inspect import isasyncgenfunction, isgeneratorfunction
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -172,8 +173,19 @@ class QueryLimit:
             counts.check()
 
     def __call__(self, function: F) -> F:
-        """Decorate a function or a coroutine function: each call is a block of its own."""
+        """Decorate a function or a coroutine function: each call is a block of its own.
+
+        Errors: `TypeError` for a class or a generator, whose code runs after the call.
+        """
         from asgiref.sync import iscoroutinefunction
+
+        if isinstance(function, type) or isgeneratorfunction(function) or isasyncgenfunction(function):
+            kind = "class" if isinstance(function, type) else "generator"
+            raise TypeError(
+                f"{function.__qualname__} is a {kind}; assert_max_queries_per_statement() decorates functions and "
+                "coroutine functions. Open the block inside: with assert_max_queries_per_statement(n), or "
+                "self.enterContext(...) in setUp()."
+            )
 
         if iscoroutinefunction(function):
 
@@ -200,8 +212,8 @@ def assert_max_queries_per_statement(n: int) -> QueryLimit:
     and decorator, also of coroutine functions and for `TestCase.enterContext`.
 
     Errors: `AssertionError` naming the statements, the lines that run them and, where it is certain, the cure, in the
-    words of the event `django.n_plus_one`; `ValueError` if `n` is below 0.
+    words of the event `django.n_plus_one`; `ValueError` if `n` is not a whole number or below 0.
     """
-    if n < 0:
-        raise ValueError(f"n is {n}; expected a whole number of at least 0")
+    if not isinstance(n, int) or n < 0:
+        raise ValueError(f"n is {n!r}; expected a whole number of at least 0")
     return QueryLimit(n)

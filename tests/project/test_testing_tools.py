@@ -92,6 +92,30 @@ def test_an_error_inside_is_not_hidden(db):
         pass
 
 
+@pytest.mark.parametrize("n", ["3", None, 2.5])
+def test_a_limit_is_a_whole_number(n):
+    with pytest.raises(ValueError, match="expected a whole number"):
+        assert_max_queries_per_statement(n)
+
+
+def test_what_runs_after_its_call_cannot_be_decorated():
+    """A class would be a function afterwards, whose tests no runner finds; of a generator nothing would be counted."""
+
+    class Case:
+        def test(self):
+            raise NotImplementedError
+
+    def generate():
+        yield
+
+    async def generate_async():
+        yield
+
+    for each, kind in ((Case, "class"), (generate, "generator"), (generate_async, "generator")):
+        with pytest.raises(TypeError, match=f"is a {kind}; .* inside"):
+            assert_max_queries_per_statement(2)(each)
+
+
 CASES = """
 import logging, sys
 sys.modules["pytest"] = None
