@@ -420,6 +420,8 @@ def assert_gone(text: str, secret: str) -> None:
 @given(KEYS, secrets(PRINTABLE), BEFORE, AFTER)
 @example("password", "A00000000Q ?", "", "")
 @example("password", "a\"b\\QXZQXZQXZ'", "", "")
+@example("password", "\"':QXZQXZQXZ", "", "")
+@example("password", "\"',QXZQXZQXZ", "", "")
 def test_a_secret_in_json_or_repr_of_any_depth_never_survives(key, secret, before, after):
     inner = {"user": "bob", key: secret, "n": [1, None]}
     as_json = json.dumps(inner)
