@@ -101,6 +101,8 @@ _ARN = lazy_pattern(r"\barn:[\w\-:]{1,110}:\Z")
 #: Of Java's tools: -storepass x
 _LONG_OPTION = lazy_pattern(r"-[a-z][A-Za-z]{3,30}\Z")
 _CONVERTER = lazy_pattern(r"\w+>")
+#: Behind a name in markup: there is no value.
+_CLOSING_TAG = lazy_pattern(r"</[A-Za-z][\w:.\-]{0,60}\s{0,8}>")
 #: The next line behind a key of YAML: another key, or the items of a list.
 _NEXT_KEY = lazy_pattern(r"[\w.\-]{1,60}:(?=[ \t]|\r?\n|\Z)")
 _NEXT_ITEM = lazy_pattern(r"[ \t]*-[ \t]+(?P<quote>[\"']?)(?P<item>[^\s\"'\[{:][^\n\"']*?)(?P=quote)[ \t\r]*(?:\n|\Z)")
@@ -297,10 +299,10 @@ class PairScrubber:
         closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "", "\uff1a", "\uff1d")
         if "\n" in separator and (below := self._spans_below(text, key, separator, begin)) is not None:
             return below
-        if text.startswith("</", begin) or is_no_secret_list(text, begin, key) or _is_metavar(text, key, begin):
+        if _CLOSING_TAG.match(text, begin) or is_no_secret_list(text, begin, key) or _is_metavar(text, key, begin):
             return []
         start, end = value_span(text, begin, whole_line, closed_key)
-        if is_masked(text, start) or text.startswith("</", start):
+        if is_masked(text, start) or _CLOSING_TAG.match(text, start):
             return []
         if whole_line and separator == ": " and not is_phrase(key) and is_line_of_prose(text[start:end], self._judge):
             return []

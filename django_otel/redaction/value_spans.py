@@ -9,7 +9,7 @@ from django_otel.base.patterns import lazy_pattern
 _QUOTE = lazy_pattern(r"""(?:[bBuUrRfF]{0,2})(["'`])""")
 _ESCAPED_QUOTE = lazy_pattern(r"""[bBuUrRfF]{0,2}(\\{1,8}+)(["'])""")
 #: What follows a quoted value; behind a separator a blank or the next name.
-_VALUE_ENDS = r"""[\s)\]}]|[,;:](?:[\s"']|\Z)|\Z"""
+_VALUE_ENDS = r"""\s|[)\]}](?!\w)|[,;:](?:[\s"']|\Z)|\Z"""
 _QUOTED_REST = {
     # A quote behind an escaped backslash closes only where a value can end: in the repr of JSON it is in the value.
     '"': lazy_pattern(rf'(?:[^"\\]|\\.|""|(?<=\\)"(?!{_VALUE_ENDS}))*+"', re.DOTALL),

@@ -422,6 +422,7 @@ def assert_gone(text: str, secret: str) -> None:
 @example("password", "a\"b\\QXZQXZQXZ'", "", "")
 @example("password", "\"':QXZQXZQXZ", "", "")
 @example("password", "\"',QXZQXZQXZ", "", "")
+@example("password", "\"']QXZQXZQXZ", "", "")
 def test_a_secret_in_json_or_repr_of_any_depth_never_survives(key, secret, before, after):
     inner = {"user": "bob", key: secret, "n": [1, None]}
     as_json = json.dumps(inner)
@@ -447,6 +448,7 @@ def test_a_secret_in_json_or_repr_of_any_depth_never_survives(key, secret, befor
 @example("password", "AA()00000000Q", "", "")
 @example("password", "settings.A(00000000Q", "", "")
 @example("password", "self.a00000000Q", "", "")
+@example("password", "</QXZQXZQXZ", "", "")
 def test_a_secret_without_quotes_never_survives(key, secret, before, after):
     for separator in ("=", ": ", ":", " = ", "=>"):
         assert_gone(f"{before}{key}{separator}{secret}{after}", secret)
