@@ -45,13 +45,16 @@ def _keep_metadata() -> None:
 
 _keep_metadata()
 
-# An example may take as long as the machine's load makes it take.
-hypothesis.settings.register_profile(
-    "tests",
+# An example may take as long as the machine's load makes it take. The same examples in every run, as in CI: new ones
+# are looked for with `--hypothesis-profile=random`, where what they find does not stop another change.
+_profile = hypothesis.settings(
     max_examples=sizes.examples(100),
     deadline=None,
+    derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile("tests", _profile)
+hypothesis.settings.register_profile("random", _profile, derandomize=False)
 hypothesis.settings.load_profile("tests")
 
 #: Files that take longest, with servers and without: each begins before the others of its kind.

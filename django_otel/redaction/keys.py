@@ -191,9 +191,9 @@ _PLACEHOLDER = lazy_pattern(
 )
 _MASK = lazy_pattern(
     rf"(?:{_NAMED_ELSEWHERE})(?=[\s\"',;)]|\Z)|(?:{_STORE})"
-    r"|<[a-z_ \-]{1,40}>|\[(?i:hidden|filtered|removed|masked|secure|secret)\]"
+    r"|(?:<[a-z][a-z_ \-]{0,40}>|\[(?i:hidden|filtered|removed|masked|secure|secret)\])(?!\w)"
     r"|[A-Z]\w{2,30}\(['\"]?\*{3,}['\"]?\)|(?i:bearer|basic|token) \$\{[\w.]{1,60}\}`?"
-    r"|\$\{[A-Z_]{1,60}\}|\$?\{\{[ \w.|\-]{1,80}\}\}|\{[a-z_.]{1,60}\}(?=[\s\"',;)]|\Z)"
+    r"|(?:\$\{[A-Z_]{1,60}\}|\$?\{\{[ \w.|\-]{1,80}\}\})(?!\w)|\{[a-z_.]{1,60}\}(?=[\s\"',;)]|\Z)"
 )
 #: The rest of the address of a place: its path, in quotes or not.
 _PLACE = lazy_pattern(r"[\"'][^\"'\n]{0,200}[\"']|[^\s\"',;]{0,200}")
