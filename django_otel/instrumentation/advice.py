@@ -32,6 +32,7 @@ from django_otel.base import guard
 from django_otel.base.frozen import record
 from django_otel.instrumentation import origins
 from django_otel.instrumentation.callers import is_boundary, is_django, is_project
+from django_otel.requests.record import current as record_of_request
 
 #: None before Django 6.1.
 FETCH_ONE: object = getattr(models, "FETCH_ONE", None)
@@ -42,6 +43,8 @@ FIELDS = "only"
 #: Objects, in the variables of a frame or behind them, among which the object of the relation is looked for.
 _MAX_OBJECTS = 100
 _MAX_STEPS = 3
+#: Attributes of a request that have its user: those of Django's middleware, and of REST framework.
+_USERS = ("_cached_user", "_acached_user", "user")
 #: Frames in which an object that was given to a function is looked for.
 _MAX_CALLERS = 100
 
@@ -410,7 +413,7 @@ def _build(
     steps = [way for way in ways if way is not None]
     if len(steps) < len(path):
         return None
-    if origins.is_new(owner) or (method != PREFETCH and origins.is_raw(owner)):
+    if origins.is_new(owner) or (method != PREFETCH and origins.is_raw(owner)) or _comes_with_request(owner):
         return None
     changes = read_changes(stack.place, {type(instance), type(owner)})
     on_the_way = set(_find_keys(type(owner), steps))
@@ -449,6 +452,14 @@ def _find_path(instance: Model, stack: _Stack) -> tuple[Model, tuple[_Step, ...]
         if any(found is owner for found in kept) and not (is_ours and _is_given(frame, owner)):
             break
     return owner, path
+
+
+def _comes_with_request(owner: Model) -> bool:
+    """Return whether it is the request's user, or hangs on it: what Django loads by no queryset of the project."""
+    found = record_of_request()
+    values = vars(found.request) if found is not None and found.request is not None else {}
+    users = [values[name] for name in _USERS if _is_object(values.get(name))]
+    return any(owner is user for user in users) or bool(_search(owner, users))
 
 
 def _is_given(frame: FrameType, instance: Model) -> bool:

@@ -224,6 +224,17 @@ def test_no_cure_is_named_where_it_would_be_a_guess(client, otel_spans, view):
     assert marked_line(found).endswith("# here\n")
 
 
+@pytest.mark.parametrize("view", ["of_the_user", "of_the_users_member"])
+def test_the_requests_user_has_no_cure(client, otel_spans, django_user_model, view):
+    """Its query is Django's."""
+    user = django_user_model.objects.create_user("ann")
+    models.Member.objects.create(user=user)
+    client.force_login(user)
+    client.get(f"/{view}/")
+    found = one(otel_spans)
+    assert marked_line(found).endswith("# here\n") and ADVICE not in found
+
+
 def read_all(response):
     if response.streaming and response.is_async:
         async_to_sync(_read_async)(response)

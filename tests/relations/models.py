@@ -116,3 +116,10 @@ class Card(models.Model):
 
     reader = models.ForeignKey(Reader, models.CASCADE)
     lender = models.ForeignKey(Reader, models.CASCADE, to_field="code", null=True, related_name="lent")
+
+
+class Member(models.Model):
+    """What belongs to a user."""
+
+    user = models.OneToOneField("auth.User", models.CASCADE, db_constraint=False)
+    books = models.ManyToManyField(Book)

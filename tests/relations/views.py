@@ -266,6 +266,14 @@ def ordered(request):
     return answer([list(book.tags.order_by("name")) for book in Book.objects.all()])  # here
 
 
+def of_the_user(request):
+    return answer([list(request.user.groups.all()) for _ in range(12)])  # here
+
+
+def of_the_users_member(request):
+    return answer([list(request.user.member.books.all()) for _ in range(12)])  # here
+
+
 def first(request):
     return answer([book.chapter_set.first() for book in Book.objects.all()])  # here
 
