@@ -84,7 +84,7 @@ _FORM_PART = lazy_pattern(
 )
 #: ApiKey("x"), Secret(value='x'), ClientSecretCredential("tenant", "client", "x")
 _TYPED_VALUE = lazy_pattern(
-    r"\b(?P<key>(?:[A-Z]\w{0,40})?(?:Secret|Passphrase|Password|ApiKey|APIKey|AuthToken|AccessToken|RefreshToken|KeyCredential|SecretCredential))"
+    r"\b(?P<key>(?:[A-Z]\w{0,40})?(?:Secret|SecretStr|SecretBytes|SecretValue|SecretString|Sensitive|Passphrase|Password|ApiKey|APIKey|AuthToken|AccessToken|RefreshToken|KeyCredential|SecretCredential))"
     rf"\((?:(?:value|secret|key|token|password)=|(?:(?:{_QUOTED}),\s{{0,4}}){{1,4}})?(?P<value>{_QUOTED})(?=\s{{0,4}}[,)])"
 )
 
@@ -102,7 +102,14 @@ _SAID = lazy_pattern(
     r"(?:[ ]for[ ](?:user[ ])?[\w.@\-]{1,60})?[ ](?:is|was|will be)(?:[ ]now)?:?"
     r"|(?:entered|typed|tried|submitted|sent)[ ](?:the[ ]|a[ ])?password)[ ](?P<value>[^\s\"'<>\[\]()]{4,60})(?=[.!]?\s*(?:\n|\Z))"  # noqa: E501
 )
-_HAS_TYPE = lazy_pattern(r"(?:Secret|Passphrase|Password|Key|Token|Credential)\(")
+#: password entered: x, Passwort gesetzt: x, mot de passe est x, sua senha é x
+_TOLD = lazy_pattern(
+    r"(?i)\b(?:pass(?:word|wd|phrase|code|wort)|kennwort|mots? de passe|contrase[ñn]a|senha|clave|wachtwoord"
+    r"|has[lł]o|l[öo]senord|salasana|adgangskode|пароль|şifre|sifre|jelszó)(?:[ ][^\W\d_]{2,20}){0,2}?"
+    r"(?:[ ](?:est|es|è|é|ist|is|jest|är|er|on|это|to)[ :]|[ ][^\W\d_]{2,20}:|[ ][(][^\W\d_]{2,20}[)]:)[ ]{0,2}"
+    r"(?P<value>[\"'][^\"'\s]{6,60}[\"']|[^\s\"'<>\[\](),;]{6,60})(?=[.!,;]?(?:\s|\Z))"
+)
+_HAS_TYPE = lazy_pattern(r"(?:Secret(?:Str|Bytes|Value|String)?|Sensitive|Passphrase|Password|Key|Token|Credential)\(")
 
 #: Nouns that follow the name of a secret in sentences and in headings.
 _NOUNS = words(
@@ -196,6 +203,16 @@ def redact_fields(text: str, lowered: str, judge: Judge) -> str:
     if "snmp-server" in lowered:
         text = replace_values(_TRAP_HOST, text, lambda match: not says_something(match.group("value"), judge))
     return text
+
+
+def redact_told(text: str, judge: Judge) -> str:
+    """Return `text` without the passwords of sentences, in the languages in which "password" is known."""
+
+    def is_told(match: re.Match[str]) -> bool:
+        value = match.group("value").strip("\"'")
+        return _is_strong(value) and not says_something(value, judge)
+
+    return replace_values(_TOLD, text, is_told)
 
 
 def find_secret(text: str, start: int, end: int, judge: Judge) -> tuple[int, int] | None:

@@ -26,6 +26,11 @@ _OPTIONS: tuple[tuple[str, str], ...] = (
         rf"(?:-E|--cert|--proxy-cert)(?:{_GAP}|=)?[^\s:\"']{{1,120}}:|(?:-b|--cookie)(?:{_GAP}|=)?[^\s=\"']{{1,120}}=|(?:-u|--user|-U|--proxy-user)(?:{_GAP}|=)?[^\s:\"']{{1,120}}:",
     ),
     (r"https?", rf"(?:-a|--auth){_GAP}[^\s:\"']{{1,120}}:"),
+    (
+        r"etcdctl|nats|wget|aria2c|siege|ab|wrk|hey|kcat|consul|cypher-shell",
+        rf"--(?:user|auth|creds|credentials|userpass)(?:{_GAP}|=)[^\s:\"']{{1,120}}:",
+    ),
+    (r"stats auth", r"[^\s:\"']{1,120}:"),
     (r"lftp", rf"-u{_GAP}[^\s,\"']{{1,120}},"),
     (r"smbclient|rpcclient|smbget", rf"-U{_GAP}[^\s%\"']{{1,120}}%"),
     (r"snmp(?:get|walk|set|bulkwalk|trap|table)", rf"-[AXc]{_GAP}(?!public\b)"),
@@ -63,6 +68,7 @@ _COMMAND = lazy_pattern(
 _HAS_COMMAND = lazy_pattern(
     r"\b(?:mysql|mariadb|7z|(?:un)?rar|sshpass|docker|podman|helm|az|oc|buildah|skopeo|mongo|influx|clickhouse|redis-cli|valkey-cli"
     r"|ldap|sqlcmd|bcp|zip|unzip|isql|curl|vault|kubectl|user(?:add|mod)|twine|net user|rclone|mc|chpasswd|gh auth|composer|doctl|nmcli|ansible-vault|ssh-keygen|kinit|su|sudo|cryptsetup|gpg|https?|lftp|smb|rpcclient|snmp|net use|openssl|sqlplus|impdp|expdp|rman|sqlldr|CONN"  # noqa: E501
+    r"|etcdctl|nats|wget|aria2c|siege|ab|wrk|hey|kcat|consul|cypher-shell|stats auth"
     r"|htpasswd|mosquitto|ipmitool|plink|pscp|psftp|cqlsh|smbmap|arangosh|xfreerdp|wfreerdp|rabbitmqctl|runas|mstsc|schtasks|psexec|wmic|wpa_pass|ConvertTo-)"
 )
 _SECRETS = tuple(
@@ -77,7 +83,7 @@ _HAS_OPTION = lazy_pattern(r"[\s\"']--?[A-Za-z]")
 _HAS_ACCOUNT = lazy_pattern(r"/[^\s/]{1,60}@")
 #: Of commands that take their secrets without an option.
 _PLAIN_ARGUMENTS = (
-    "/user:", "pass:", "wpa_passphrase ", "SecureString ", "/p:", "/password:", "_user ", "change_password ", "vault ", "net user ", "rclone ", "mc alias ", "<<<", "http-basic.", "nmcli ", "encrypt_string "  # noqa: E501
+    "/user:", "pass:", "wpa_passphrase ", "SecureString ", "/p:", "/password:", "_user ", "change_password ", "vault ", "net user ", "rclone ", "mc alias ", "<<<", "http-basic.", "nmcli ", "encrypt_string ", "stats auth "  # noqa: E501
 )  # fmt: skip
 _THIN = lazy_pattern(r"(\bjdbc:oracle:\w{1,10}:\w{1,60}/)[^\s@/]+(?=@)")
 _NETRC = lazy_pattern(r"(\blogin\s+[^\s|]{1,200}\s+password\s+)(?!\[redacted\]|[\-+|=])\S+")
@@ -155,6 +161,18 @@ _ARABIC = lazy_pattern(
     r"(?=[^\s]{0,60}[0-9])[^\s\"'<>,;\[\]]{4,}"
 )
 _FRENCH = lazy_pattern(r"(?i)(\bmots? de passe ?: ?)(?!\[redacted\])(?![^\s]{1,20} [a-z])[^\s\"'<>,;]{4,}")
+#: credentials: bob / x
+_TWO = lazy_pattern(
+    r"(?i)(\b(?:credentials?|creds|logins?|account)(?::| are| is| =)[ ][\"']?[\w.@+\-]{1,60}[\"']?[ ](?:/|:|and)[ ])"
+    r"(?!\[redacted\])(?=[^\s]{0,60}[0-9])(?=[^\s]{0,60}[A-Za-z])([^\s\"'<>,;()]{6,60})"
+)
+#: auth failed (bob:x)
+_FAILED = lazy_pattern(
+    r"(?i)(\b(?:auth(?:entication|orization)?|log-?[io]n|sign-?in|bind)"
+    r"[ ](?:failed|failure|error|rejected|denied|refused|attempt|ok|succeeded)"
+    r"(?:[ ](?:for|with|by|as|using))?:?[ ][(\[\"']?[\w.@+\-]{1,60}:)"
+    r"(?=[^\s]{0,60}[0-9])(?=[^\s]{0,60}[A-Za-z])(?=[^\s]{0,60}(?-i:[A-Z!#$%*+^~&?]))([^\s\"'<>,;()\[\]/:@=]{8,60})"
+)
 #: your code is 123456, 2FA code 123456
 _SAID_CODE = lazy_pattern(
     r"(?i)(\b(?:(?:verification|security|login|sign[\- ]in|one[\- ]time|access|confirmation|activation|authentication"
@@ -212,8 +230,17 @@ def redact_commands(text: str, lowered: str, *, is_named: bool) -> str:
         or "ihre tan" in lowered
     ):
         text = _redact_prose(text, lowered)
+    return _redact_accounts(text, lowered) if ":" in text else text
+
+
+def _redact_accounts(text: str, lowered: str) -> str:
+    """Redact the passwords of accounts, of which a name stands before each."""
     if "credentials " in lowered or "basic auth" in lowered:
         text = _ACCOUNT.sub(_redact_answer, text)
+    if " / " in text or " and " in text or " : " in text:
+        text = _TWO.sub(_redact_answer, text)
+    if "fail" in lowered or "denied" in lowered or "reject" in lowered or "refused" in lowered:
+        text = _FAILED.sub(_redact_answer, text)
     return text
 
 

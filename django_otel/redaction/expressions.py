@@ -30,12 +30,15 @@ _SPACED_EXPRESSION = lazy_pattern(
     r"|(?:std::)?env::var\(|\$[A-Za-z_]{1,40}+(?:(?:->|::)\$?[A-Za-z_]{1,40}+(?![0-9])|(?=[;,)\]])"
     r"|\[(?:[0-9]{0,4}|\$?[A-Za-z_]{1,40}|\"[A-Za-z_.\-]{1,40}\"|'[A-Za-z_.\-]{1,40}')\](?![\w$]))"
     r"|[A-Za-z_$][A-Za-z_.$]{1,60}+(?:(?:->|::)[A-Za-z_]{1,40}+){0,4}+\([^\"'()\n0-9]{0,80}\)"
+    r"|[A-Za-z_.]{0,60}(?:get|load|read|fetch|lookup|resolve|env|config|secret)[a-z_]{0,30}\((?:\"[a-z][a-z_./\-]{2,80}\"|'[a-z][a-z_./\-]{2,80}')[,)]"
+    r"|[A-Z][A-Za-z_.]{1,60}+\((?:\.\.\.|None)(?:,[^\n\"']{0,200})?\)"
     r"|(?:getpass|input|raw_input|prompt|readline|askpass|getenv)\([\"'][^\"'\n]{0,80}[: >][\"']\)"
 )
 #: Behind a name of an object of JavaScript: another name, or the rules for a field.
 _MEMBER = lazy_pattern(
     r"(?:process\.env|import\.meta\.env|req|request|this|self|props|state|config|settings|env|form|options|opts|params|data|user)"
     r"(?:\.[A-Za-z_]{1,40}+){1,4}+(?=[,;\s)}\]]|\Z)"
+    r"|[A-Z][A-Za-z]{2,30}+\.[A-Z_]{2,30}+(?:\([0-9]{0,4}\))?(?=[,;\s)}\]]|\Z)"
     r"|[A-Za-z]{1,20}+(?:\.[A-Za-z]{1,30}+\((?:[^()\n\"']{0,60}+|\"[A-Z][^\"\n]{3,80} [^\"\n]{1,80}\"|'[A-Z][^'\n]{3,80} [^'\n]{1,80}')\)){1,6}+"  # noqa: E501
     r"(?=[,;\s)}\]]|\Z)"
 )
@@ -48,7 +51,7 @@ _ANNOTATION = lazy_pattern(
 )
 #: A type as languages write it behind a name.
 _TYPE = lazy_pattern(
-    r"[&*?]{0,2}+(?:(?:str|int|bool|bytes|float|string|String|Bytes|Any|object|dict|list|tuple|SecretStr|Token|Secret|char|void|mixed|array|callable"
+    r"[&*?]{0,2}+(?:(?:self|parent|str|int|bool|bytes|float|string|String|Bytes|Any|object|dict|list|tuple|SecretStr|Token|Secret|char|void|mixed|array|callable"
     r"|iterable|never|boolean|Boolean|number|unknown|undefined|never|static|varchar|text|uuid|ID|Int|Float)(?:\[\]|[!?]){0,2}+(?=[\s,;)\]}>=|]|\Z)"
     r"|[A-Z][A-Za-z]{2,40}+(?:<[\w, .|<>?&']{1,60}>|\[[A-Za-z, .|\[\]()]{1,60}\]))"
 )
@@ -102,6 +105,9 @@ _ENVIRONMENT = lazy_pattern(
 )
 #: if not check(password): raise Denied
 _STATEMENTS = words("raise return pass continue break yield assert del")
+_DECLARED = lazy_pattern(
+    r"\b(?:string|bytes|bool|float|double|u?int(?:32|64)|s?fixed(?:32|64)|[A-Z][A-Za-z.]{2,40})[ ]\Z"
+)
 #: tokens: prompt=120
 _MEASURED = lazy_pattern(r"[a-z_]{2,20}=[0-9]{1,9}\Z")
 _FIRST_WORD = lazy_pattern(
@@ -153,7 +159,11 @@ def is_no_value(text: str, key: str, begin: int, word: str, separator: str, judg
     if is_thing(key) and _THING.match(text, begin):
         return True
     # "password=password", " = get(...)", "=self.token": a line of source outside a stack.
-    return (not is_closed and lowered == key.lower().rpartition(".")[2]) or _is_expression(text, begin, separator)
+    return (
+        (not is_closed and lowered == key.lower().rpartition(".")[2])
+        or (word.isdigit() and _is_field_number(text, begin - len(separator) - len(key), begin + len(word)))
+        or _is_expression(text, begin, separator)
+    )
 
 
 def _is_said(text: str, key: str, begin: int, word: str, separator: str, judge: Judge, *, is_closed: bool) -> bool:
@@ -182,6 +192,11 @@ def _is_said(text: str, key: str, begin: int, word: str, separator: str, judge: 
     if is_password(split_key(key), alone=True):
         return found.group(2) is not None and found.group(1) not in SAMPLES
     return True
+
+
+def _is_field_number(text: str, start: int, end: int) -> bool:
+    """Return whether a declaration of protobuf, `string password = 2;`, has its name at `start` and ends at `end`."""
+    return text[end : end + 1] in (";", " ") and _DECLARED.search(text, max(0, start - 60), start) is not None
 
 
 def is_field_error(value: str) -> bool:

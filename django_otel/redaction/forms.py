@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction.keys import REDACTED, has_random_part, is_mixed, is_placeholder, words
+from django_otel.redaction.keys import REDACTED, has_random_part, is_mixed, is_placeholder, is_random, words
 
 _PEM = lazy_pattern(
     r"(?:-----BEGIN |---- BEGIN |\A(?=[^\n]{1,90}-----[\s\\]))[^-\n]{0,60}PRIVATE KEY[^-\n]{0,20}----.*?(?:---- ?END [^-\n]{0,80}-----?|\Z)",  # noqa: E501
@@ -96,6 +96,23 @@ _NAME_BEFORE = lazy_pattern(
     r"|(?:api|access|auth|private|secret|licen[sc]e|activation|encryption|signing|master|webhook|invalid|unknown|wrong|bad|expired|revoked)[_\- ]?key)s?"  # noqa: E501
     r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value|provided|given|received|supplied|used|rejected|not|found|invalid|expired|for)){0,3}:?\s{1,3}['\"]?\Z"  # noqa: E501
 )
+#: WIFI:T:WPA;S:office;P:x;;
+_WIFI = lazy_pattern(r"(\bWIFI:(?:[TSHREAI]:(?:[^;\\\n]|\\.){0,100};){0,8}P:)(?!\[redacted\])(?:[^;\\\n]|\\.){1,200}")
+#: csrf mismatch: expected x, got y
+_SAYS_WHICH = r"(?:expected|wanted|got|received|computed|calculated|given|provided)[ :=]{1,3}"
+_COMPARED = lazy_pattern(
+    rf"(?i)(\b(?:csrf|xsrf|token|hmac|signature|secret|password|nonce|api[_ \-]?key)s?\b"
+    rf"[^\n]{{0,60}}?\b{_SAYS_WHICH}['\"]?)"
+    rf"([A-Za-z0-9_\-+/=~.]{{16,200}}+)"
+    rf"(?:(['\"]?,?[ ](?:but[ ]|and[ ]|vs\.?[ ])?(?:{_SAYS_WHICH})?['\"]?)([A-Za-z0-9_\-+/=~.]{{16,200}}+))?"
+)
+#: Unseal Key 1: x, of Vault
+_NUMBERED = lazy_pattern(
+    r"(?i)(\b(?:unseal|recovery)[ _\-](?:key|share)(?:[ _\-]share)?[ _\-]#?[0-9]{1,2}[:=][ ]{0,2}['\"]?)"
+    r"([A-Za-z0-9_\-+/=]{16,200}+)"
+)
+#: ::add-mask::x, of GitHub's workflows
+_ADDED_MASK = lazy_pattern(r"(::add-mask::)(?!\[redacted\])[^\s\"']+")
 #: ?t=x, of links in mails, and names that stand for the id of a row as well as for a key.
 _SHORT_PARAMETER = lazy_pattern(
     r"((?:\A|(?<=[?&;#]))(?:[chkmprstux]|tk|tok|sess|cred|link|magic|sesame|app_?id|verify|confirm|activate|activation|reset|unsubscribe"
@@ -199,6 +216,10 @@ def redact_userinfo(text: str) -> str:
 
 def redact_tokens(text: str) -> str:
     """Redact keys of vendors, signed values and password hashes."""
+    if "WIFI:" in text:
+        text = _WIFI.sub(rf"\1{REDACTED}", text)
+    if "::add-mask::" in text:
+        text = _ADDED_MASK.sub(rf"\1{REDACTED}", text)
     if "eyJ" in text:
         text = _JWT.sub(REDACTED, text)
     if "*" in text:
@@ -215,7 +236,10 @@ def redact_tokens(text: str) -> str:
             text = _SIGNED.sub(_redact_signed, text)
         if "-" in text:
             text = _RESET_TOKEN.sub(REDACTED, text)
-    return _RUN.sub(_redact_named, text)
+    text = _RUN.sub(_redact_named, text)
+    if "expected" in text or "got " in text or "received" in text:
+        text = _COMPARED.sub(_redact_compared, text)
+    return _NUMBERED.sub(_redact_rare, text) if "seal" in text or "ecovery" in text or "hare" in text else text
 
 
 def redact_schemes(text: str) -> str:
@@ -241,6 +265,13 @@ def _redact_named(match: re.Match[str]) -> str:
         return match.group()
     is_named = _NAME_BEFORE.search(match.string[max(0, start - _NAME_LENGTH) : start]) is not None
     return REDACTED + match.group()[len(run) :] if is_named else match.group()
+
+
+def _redact_compared(match: re.Match[str]) -> str:
+    opening, first, middle, second = match.groups()
+    if not is_random(first):
+        return match.group()
+    return opening + REDACTED + (middle + (REDACTED if is_random(second) else second) if second else "")
 
 
 def _redact_signed(match: re.Match[str]) -> str:

@@ -185,6 +185,7 @@ _PLACEHOLDER = lazy_pattern(
     r"\*{2,}+\Z|•{2,}+\Z|[xX]{3,}+\Z|\.{3}\Z|%[sr]\Z|%\([\w.]{1,60}+\)s\Z|\?\Z|\$[0-9]{1,4}+\Z|\$\{?[A-Z_]++\}?\Z"
     r"|\{\{[ \w.|\-]{1,80}\}\}\Z|\{[a-z_.]{1,60}\}\Z|<[a-z_ \-]{1,40}>\Z"
     r"|\[(?i:hidden|redacted|filtered|removed|masked|secure|secret)\]\Z"
+    r"|%[+#\-]?[0-9.]{0,4}[a-zA-Z]\Z|#?\{[\w.]{0,60}(?:![rsa])?(?::[^{}\s]{0,10})?\}\Z"
     r"|(?:required|nullable|sometimes|confirmed|bail)(?:\|[a-z_]{2,20}+(?::[\w,.]{1,40}+)?)*+\Z"
     r"|(?i:bearer|basic|token|apikey) (?:\$?\{[\w.]{1,60}\}|\{\{[ \w.|\-]{1,80}\}\}|%s|%\([\w.]{1,60}\)s|<[\w \-]{1,40}>|\$[A-Za-z_]{1,40})\Z"  # noqa: E501
     rf"|(?:{_NAMED_ELSEWHERE})\Z|(?:{_STORE})"
@@ -192,6 +193,7 @@ _PLACEHOLDER = lazy_pattern(
 _MASK = lazy_pattern(
     rf"(?:{_NAMED_ELSEWHERE})(?=[\s\"',;)]|\Z)|(?:{_STORE})"
     r"|(?:<[a-z][a-z_ \-]{0,40}>|\[(?i:hidden|filtered|removed|masked|secure|secret)\])(?!\w)"
+    r"|\((?:sensitive|hidden|redacted|masked|removed|unset|not set|known after apply)(?: value)?\)(?!\w)"
     r"|[A-Z]\w{2,30}\(['\"]?\*{3,}['\"]?\)|(?i:bearer|basic|token) \$\{[\w.]{1,60}\}`?"
     r"|(?:\$\{[A-Z_]{1,60}\}|\$?\{\{[ \w.|\-]{1,80}\}\})(?!\w)|\{[a-z_.]{1,60}\}(?=[\s\"',;)]|\Z)"
 )

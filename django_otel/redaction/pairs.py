@@ -408,7 +408,7 @@ class PairScrubber:
         if verdict != PLAIN:
             if separator[0] == ":" and (
                 _EXCEPTION_NAME.search(key)
-                or (_SOURCE_FILE.search(key) and text[start + len(key) + 1 : start + len(key) + 2].isdigit())
+                or (_SOURCE_FILE.search(key) and text[start + len(key) + 1 : start + len(key) + 2] in ":0123456789")
                 or (before == ":" and _ARN.search(text, max(0, start - 120), start))
                 or (before == "<" and _CONVERTER.match(text, start + len(key) + len(separator)))
             ):

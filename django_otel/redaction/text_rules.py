@@ -60,6 +60,8 @@ def _redact_places(text: str, judge: Judge, *, is_statement: bool) -> tuple[str,
     text = calls.redact_calls(text, lowered, judge)
     if not text.isascii():
         text = commands.redact_sentences(text)
+    if "pass" in lowered or "contrase" in lowered or "senha" in lowered or "kennwort" in lowered or not text.isascii():
+        text = bare_pairs.redact_told(text, judge)
     if is_named:
         text = protocols.redact_protocols(text, lowered)
         if not is_statement:

@@ -56,6 +56,14 @@ def test_a_port_that_is_a_number_stays(port):
         "export const getToken = (state) => state.auth.token;",
         "usage: run [--password PASSWORD] [--api-key API_KEY]",
         "  --token TOKEN   API token of the user",
+        "message Login { string user = 1; string password = 2; }",
+        "public function setPassword(string $password): self",
+        'fmt.Errorf("token: %w", err)',
+        "password: DataTypes.STRING,",
+        'SECRET_KEY = get_secret("django/secret-key")',
+        "api_key: str = Field(..., min_length=20)",
+        "~ password = (sensitive value)",
+        "tests/test_password.py::test_reset PASSED",
     ],
 )
 def test_expressions_and_names_of_arguments_stay(source):
@@ -91,4 +99,46 @@ def test_a_random_literal_of_a_statement_is_redacted_under_a_general_name(column
 def test_a_secret_is_found_behind_what_it_is_for():
     assert SECRET not in Scrubber().text(f"new password for tenant 4 = {SECRET}")
     kept = "password for bob was changed by administrators"
+    assert Scrubber().text(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "sudo: password entered: {}",
+        "Neues Passwort gesetzt: {}",
+        "Votre mot de passe est {}",
+        "Su contraseña es {}",
+        "La tua password è {}",
+        "temporary credentials: bob / {}",
+        "auth failed (bob:{})",
+        "WIFI:T:WPA;S:office;P:{};;",
+        "etcdctl --user root:{} put a b",
+        "listen stats\n  stats auth admin:{}",
+        "SecretStr('{}')",
+    ],
+)
+def test_the_password_of_a_sentence_a_command_or_a_code_is_redacted(sentence):
+    assert SECRET not in Scrubber().text(sentence.format(SECRET))
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "La password è stata modificata.",
+        "Votre mot de passe est expiré",
+        "password entered: correctly",
+        "login failed (web1:8000)",
+        "auth failed for bob: timeout after 30s",
+    ],
+)
+def test_a_sentence_about_a_password_stays(sentence):
+    assert Scrubber().text(sentence) == sentence
+
+
+def test_values_that_are_compared_are_redacted():
+    first, second = "Kc5MN6s4FIgxFJqYd29IojfE77BIcL17", "qDipF6zGBdIZ5QjwLSLDfVBSYgDOUpo3"
+    text = Scrubber().text(f"csrf token mismatch: expected {first}, got {second}")
+    assert text == "csrf token mismatch: expected [redacted], got [redacted]"
+    kept = "checksum mismatch: expected 9f86d081884c7d659a2feaa0c55ad015, got 4b825dc642cb6eb9a060e54bf8d69288"
     assert Scrubber().text(kept) == kept

@@ -33,6 +33,8 @@ PARTS = [
     "PDO->__construct('a', 'b', ", "getConnection(a, 'b', ", "for parameter password, value: ", "On instance['password']: ", "On instance['a']",  # noqa: E501
     "invalid port ", "secret for a = ", "LOGIN a@b ", "--token TOKEN ", "password=(a) ", "Kennwort: a b ", "{Pass:a ", "A:b Pass:c ", "k=aB1 SigningKey(",  # noqa: E501
     "SELECT a WHERE key = '", "/services/TAAAAAAAA/BAAAAAAAA/", "secret a~.", '"mfa":true,"', "password=a['b'] ",
+    "token expected aB1", "csrf got ", "WIFI:P:", "Unseal Key 1: ", "::add-mask::", "auth failed a:", "credentials: a / ", "passwort a a ",  # noqa: E501
+    "string password = 2", "etcdctl --user a:", "password = get(", "SecretStr('a'",
     "\x1b[", "\x1b[1m", "password: <br>", "<b>password:</b>", "a b:</b>", "%3A%2F%2Fa", "&t=aB1", 'token=[a password=\\"\\"', 'File "a", line 1, in b\n    token=[a for ', "كلمة المرور هي ", "密码：",  # noqa: E501
 ]  # fmt: skip
 
