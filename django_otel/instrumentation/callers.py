@@ -34,6 +34,9 @@ _NEVER = tuple(
     Path(folder).as_posix() + "/" for folder in (_DJANGO, Path(__file__).parent.parent, Path(os.__file__).parent)
 )
 _INSTALLED = ("/site-packages/", "/dist-packages/")
+#: Installed packages that are never a caller: OpenTelemetry's, and the part of Django that runs queries in threads,
+#: where the coroutine that waits for them may not be known yet.
+_BETWEEN = ("/opentelemetry/", "/asgiref/")
 #: Classes of the project that say nothing about the place: many places use one object.
 _PASSIVE = (Model, QuerySet, BaseManager)
 #: Variables that lead to a class of the project: of graphql-core's functions, of methods, and of the functions that
@@ -176,7 +179,8 @@ def _rank(file_name: str) -> int:
         if normal.endswith(_MARKED_FILES):
             rank = _MARKED
         elif any(mark in normal for mark in _INSTALLED):
-            rank = _FRAMEWORK if normal.startswith(_NEVER) or "/opentelemetry/" in normal else _PACKAGE
+            is_between = normal.startswith(_NEVER) or any(part in normal for part in _BETWEEN)
+            rank = _FRAMEWORK if is_between else _PACKAGE
         elif normal == _JINJA_TEXT:
             rank = _PROJECT
         else:

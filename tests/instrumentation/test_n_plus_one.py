@@ -2,17 +2,18 @@
 
 import asyncio
 import linecache
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import django
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.contenttypes.models import ContentType
 from django.db.models.query import QuerySet, RawQuerySet
 from django.test import AsyncClient
 
 from django_otel.base import guard
-from django_otel.instrumentation import database, n_plus_one, places
+from django_otel.instrumentation import callers, database, n_plus_one, places
 from django_otel.testing import override_sampling
 from tests.relations import models, views
 
@@ -497,6 +498,25 @@ def test_tasks_of_the_request_are_part_of_it(client, otel_spans):
 
 
 # --- On, off, and without recording. ---
+
+
+class Eager(ThreadPoolExecutor):
+    """Ends its work before the caller goes on, as a thread that has just begun may."""
+
+    def submit(self, *args, **kwargs):
+        future = super().submit(*args, **kwargs)
+        wait([future])
+        return future
+
+
+def test_work_that_is_not_waited_for_yet_has_no_line_of_a_package():
+    """It would be taken for the place of all following queries."""
+
+    async def ask(threads):
+        return await sync_to_async(callers.find_caller, thread_sensitive=False, executor=threads)()
+
+    with Eager(1) as threads:
+        assert async_to_sync(ask)(threads) == {}
 
 
 def test_requests_that_are_not_recorded_are_counted_all_the_same(client, otel_spans, otel_metrics):
