@@ -102,6 +102,11 @@ _SAID = lazy_pattern(
     r"(?:[ ]for[ ](?:user[ ])?[\w.@\-]{1,60})?[ ](?:is|was|will be)(?:[ ]now)?:?"
     r"|(?:entered|typed|tried|submitted|sent)[ ](?:the[ ]|a[ ])?password)[ ](?P<value>[^\s\"'<>\[\]()]{4,60})(?=[.!]?\s*(?:\n|\Z))"  # noqa: E501
 )
+#: unlocked with 'x'
+_USED = lazy_pattern(
+    r"(?i)\b(?:unlock|decrypt|encrypt|authenticat|logg|login|bound)[a-z]{0,5}(?:[ ]in)?(?:[ ][\w.\-]{1,30})?"
+    r"[ ](?:with|using)[ ](?:key[ ]|pass[a-z]{3,6}[ ])?(?P<value>\"[^\"\s]{6,100}\"|'[^'\s]{6,100}')"
+)
 #: password entered: x, Passwort gesetzt: x, mot de passe est x, sua senha é x
 _TOLD = lazy_pattern(
     r"(?i)\b(?:pass(?:word|wd|phrase|code|wort)|kennwort|mots? de passe|contrase[ñn]a|senha|clave|wachtwoord"
@@ -212,6 +217,8 @@ def redact_told(text: str, judge: Judge) -> str:
         value = match.group("value").strip("\"'")
         return _is_strong(value) and not says_something(value, judge)
 
+    if " with " in text or " using " in text:
+        text = replace_values(_USED, text, is_told)
     return replace_values(_TOLD, text, is_told)
 
 

@@ -176,7 +176,7 @@ _FAILED = lazy_pattern(
 #: your code is 123456, 2FA code 123456
 _SAID_CODE = lazy_pattern(
     r"(?i)(\b(?:(?:verification|security|login|sign[\- ]in|one[\- ]time|access|confirmation|activation|authentication"
-    r"|2fa|mfa|otp|sms|recovery|reset)[ ](?:pass)?code|(?:bestätigungs|zugangs|sicherheits|freischalt|verifizierungs|anmelde|einmal)code|(?:ihre?|dein)[ ](?:code|tan)|your[ ](?:pass)?code|(?:(?:your|the|ihre|deine)[ ])?pin(?=[ ](?:is|was|for|of|ist|lautet)[ ])|(?:your|the)[ ]pin|otp|one[\- ]time[ ]password)"  # noqa: E501
+    r"|2fa|mfa|otp|sms|recovery|reset)[ ](?:pass)?code|(?:bestätigungs|zugangs|sicherheits|freischalt|verifizierungs|anmelde|einmal)code|(?:ihre?|dein)[ ](?:code|tan)|your[ ](?:pass)?code|(?:(?:your|the|ihre|deine)[ ])?pin(?=[ ](?:is|was|for|of|ist|lautet)[ ])|(?:your|the|entered|typed|wrong|invalid|incorrect|bad|new|old|temporary|initial|default|card)[ ]pin|otp|one[\- ]time[ ]password)"  # noqa: E501
     r"(?:[ ](?:for|of)[ ](?:(?:user|card|account)[ ])?(?:ending[ ](?:in[ ])?)?[\w.@\-]{1,60})?(?:[ ](?:is|was|ist|lautet))?:?[ ]|\b(?:use|enter|type|submit)[ ](?:the[ ]|this[ ])?(?:code|pin)[ ])"  # noqa: E501
     r"(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?!\w|[.:][0-9])"
 )

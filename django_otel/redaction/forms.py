@@ -32,6 +32,13 @@ _BARE_USERINFO = lazy_pattern(
     r"(?=@(?:[\w.\-]{1,100}:[0-9]{2,5}(?!\w)|(?:tcp|udp|unix)\())"
     r"|[A-Za-z][\w$#]{0,40}/[^\s/@\"':]{1,100}(?=@(?://)?[\w.\-]{1,100}:[0-9]{4,5}/\w))"
 )
+#: 'bob:x1Y2z3@host': the password has a digit and a capital or a mark, as the part behind `email:` rarely has.
+_STRONG_USERINFO = lazy_pattern(
+    r"(?<![^\s\"'=(,<\[])"
+    r"(?!(?:sips?|xmpp|mailto|turns?|stuns?|acct|npm|im|h323|docker|tel|from|to|b?cc|e-?mail|urn|user):)"
+    r"([\w.\-]{0,60}:)"
+    r"(?=[^@\s]{0,100}[0-9])(?=[^@\s]{0,100}[A-Z!#$%*+^~&?])(?=[^@\s]{0,100}[a-zA-Z])[^\s:@/\"'\[\]]{6,100}(?=@[\w\[])"
+)
 _PORT = lazy_pattern(r"(?:[0-9]{0,5}|\[redacted\])[).,;:\]}]*")
 #: db-0:27017,db-1:27017
 _HOSTS = lazy_pattern(r"[\w.\-]{1,200}:[0-9]{1,5}(?:,[\w.\-]{1,200}(?::[0-9]{1,5})?){1,50}[).;}]*")
@@ -92,9 +99,15 @@ _DIGESTS = words("sha1 sha256 sha384 sha512 md5")
 #: A random text behind a word that says what it is.
 _RUN = lazy_pattern(r"(?<=[\s'\"])(?=[A-Za-z_\-+/=~.]*+[0-9])[A-Za-z0-9_\-+/=~.]{16,}+")
 _NAME_BEFORE = lazy_pattern(
-    r"(?i)(?:token|session|secret|password|cookie|csrf|jwt|signature|credential"
+    r"(?i)(?:token|session|secret|password|cookie|csrf|jwt|signature|credential|nonce"
+    r"|(?:auth(?:orization)?|device|access|verification|invit(?:e|ation)|reset|activation|pairing|login)[_\- ]code"
     r"|(?:api|access|auth|private|secret|licen[sc]e|activation|encryption|signing|master|webhook|invalid|unknown|wrong|bad|expired|revoked)[_\- ]?key)s?"  # noqa: E501
-    r"(?:[ _]id|[ _]key)?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value|provided|given|received|supplied|used|rejected|not|found|invalid|expired|for)){0,3}:?\s{1,3}['\"]?\Z"  # noqa: E501
+    r"(?:[ _](?:id|key|basic|post))?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value|provided|given|received|supplied|used|rejected|not|found|invalid|expired|for)){0,3}:?\s{1,3}['\"]?\Z"  # noqa: E501
+)
+#: refresh token reuse detected: x
+_NAME_FAR = lazy_pattern(
+    r"(?i)\b(?:token|session|secret|password|csrf|jwt|credential|api[_\- ]key|nonce)s?"
+    r"(?:[ ][a-z]{2,14}){1,4}:[ ]['\"]?\Z"
 )
 #: WIFI:T:WPA;S:office;P:x;;
 _WIFI = lazy_pattern(r"(\bWIFI:(?:[TSHREAI]:(?:[^;\\\n]|\\.){0,100};){0,8}P:)(?!\[redacted\])(?:[^;\\\n]|\\.){1,200}")
@@ -115,7 +128,7 @@ _NUMBERED = lazy_pattern(
 _ADDED_MASK = lazy_pattern(r"(::add-mask::)(?!\[redacted\])[^\s\"']+")
 #: ?t=x, of links in mails, and names that stand for the id of a row as well as for a key.
 _SHORT_PARAMETER = lazy_pattern(
-    r"((?:\A|(?<=[?&;#]))(?:[chkmprstux]|tk|tok|sess|cred|link|magic|sesame|app_?id|verify|confirm|activate|activation|reset|unsubscribe"
+    r"((?:\A|(?<=[?&;#]))(?:[a-pr-uw-z]|tk|tok|sess|cred|link|magic|sesame|app_?id|verify|confirm|activate|activation|reset|unsubscribe"
     r"|opt_?in|login|mac|checksum|samlart)=)([A-Za-z0-9_\-]{16,}+)"
 )
 #: https%3A%2F%2Fbob%3Ax%40host, a URL that is a parameter itself, percent-encoded once or more often.
@@ -211,6 +224,8 @@ def redact_userinfo(text: str) -> str:
         text = _URL_RUN.sub(_redact_userinfo, text)
     if "40" in text and "%" in text:
         text = _ENCODED_USERINFO.sub(rf"\1{REDACTED}", text)
+    if "@" in text and ":" in text:
+        text = _STRONG_USERINFO.sub(rf"\1{REDACTED}", text)
     return _BARE_USERINFO.sub(rf"\1{REDACTED}", text) if "@" in text else text
 
 
@@ -263,7 +278,8 @@ def _redact_named(match: re.Match[str]) -> str:
     run, start = match.group().rstrip("."), match.start()
     if not (is_mixed(run) or _HEX.fullmatch(run) or has_random_part(run, _SHORTEST_RANDOM)):
         return match.group()
-    is_named = _NAME_BEFORE.search(match.string[max(0, start - _NAME_LENGTH) : start]) is not None
+    before = match.string[max(0, start - _NAME_LENGTH) : start]
+    is_named = _NAME_BEFORE.search(before) is not None or (is_mixed(run) and _NAME_FAR.search(before) is not None)
     return REDACTED + match.group()[len(run) :] if is_named else match.group()
 
 

@@ -124,7 +124,7 @@ _DESCRIPTIONS = words(
     "queue topic handler strategy protocol layer created updated changed env environment target owner vendor "
     "check checks supported available duration age bucket range "
     "rule flow attempt encoder typ kid decision server host arn region alias "
-    "table view page form template screen task job url uri file interval"
+    "stdin prompt fd table view page form template screen task job url uri file interval"
 )
 #: The whole line after such a key belongs to the value.
 _LINE_WORDS = frozenset(("authorization", "cookie", "cookies", "passphrase", "mnemonic"))
@@ -195,7 +195,8 @@ _MASK = lazy_pattern(
     r"|(?:<[a-z][a-z_ \-]{0,40}>|\[(?i:hidden|filtered|removed|masked|secure|secret)\])(?!\w)"
     r"|\((?:sensitive|hidden|redacted|masked|removed|unset|not set|known after apply)(?: value)?\)(?!\w)"
     r"|[A-Z]\w{2,30}\(['\"]?\*{3,}['\"]?\)|(?i:bearer|basic|token) \$\{[\w.]{1,60}\}`?"
-    r"|(?:\$\{[A-Z_]{1,60}\}|\$?\{\{[ \w.|\-]{1,80}\}\})(?!\w)|\{[a-z_.]{1,60}\}(?=[\s\"',;)]|\Z)"
+    r"|(?:\$\{[A-Z_]{1,60}\}|\$?\{\{[ \w.|\-]{1,80}\}\})(?!\w)|#?\{[a-z_.]{1,60}\}(?=[\s\"',;)]|\Z)"
+    r"|(?i:bearer|basic|token) \$(?:[A-Za-z_]{1,40}(?=[\"'\s]|\Z)|\([a-z]{2,20} [^()\n]{1,80}\))"
 )
 #: The rest of the address of a place: its path, in quotes or not.
 _PLACE = lazy_pattern(r"[\"'][^\"'\n]{0,200}[\"']|[^\s\"',;]{0,200}")
@@ -247,7 +248,7 @@ def judge_words(parts: tuple[str, ...], loose: bool, query: bool) -> int:
             return LABEL
     if len(parts) > 1 and (
         parts[0] == "existing"
-        or parts[-2:] == ("routing", "key")
+        or parts[-2:] in (("routing", "key"), ("secret", "id"))
         or (parts[-2:] == ("key", "id") and parts[-3:-2] != ("access",) and not any(word in _WORDS for word in parts))
         or (last in _DESCRIPTIONS and not _has_pair(parts[-2:]) and not joined.startswith("set"))
     ):

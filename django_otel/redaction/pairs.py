@@ -57,11 +57,15 @@ _KEY = lazy_pattern(
     r"""|(?:\[[\w\-]{0,20}\]){0,2}+[\\"'\])}`]{0,8}+\s*+(?:"""
     rf":[ \t]*+{_TYPE}(?:[ \t]?\|[ \t]?{_TYPE}){{0,4}}+[ \t]++=[ \t]++(?!=)"  # an annotated name in a line of source
     r"|=>|-{1,3}>|:=|!=|={1,3}|[:\uff1a\uff1d]|%3[Aa]|%3[Dd]|(?i:(?:not )?(?:i?like(?= ')|in(?= ?\(')))"
-    r"|(?=[|→⇒¦~^;<?>\u2013\u2014-])(?:\|(?!\|)|[→⇒¦]|(?<=[ \t])[\u2013\u2014-](?=[ \t])|<-|~>|\?=|(?<=-)>|[~^;](?=\S)))\s*+"  # what divides them in tables and logs  # noqa: E501
+    r"|(?=[|→⇒¦│┃║~^;<?>\u2013\u2014-])(?:\|(?!\|)|[→⇒¦│┃║]|(?<=[ \t])[\u2013\u2014-](?=[ \t])|<-|~>|\?=|(?<=-)>|[~^;](?=\S)))\s*+"  # what divides them in tables and logs  # noqa: E501
     r"""|["']\s{0,4}+\{\s{0,8}+default\s{0,8}+=\s{0,8}+"""  # variable "name" { default = "value"
     r"""|["']\s++(?:value|content)\s*+=\s*+"""  # <input name="..." value="...">
     r"""|\\{0,4}["'],\s*+(?=[bu]?\\{0,4}["'])"""  # ("name", "value")
     r"|(?=[ \t]+[^\s\-]))"  # --name value
+)
+#: config.set('smtp', 'password', 'x')
+_CALL_OPENING = lazy_pattern(
+    r"\.(?:h?set|put|add|set_?option|set_?value|replace|update)\(\s{0,4}(?:\"[^\"\n]{0,60}\"|'[^'\n]{0,60}'),\s{0,4}[\"']\Z"
 )
 _PAIR_OPENING = lazy_pattern(r"""[(\[]\s{0,4}[bu]?\\{0,4}["']\Z""")
 #: "authtoken_token"."key"
@@ -76,7 +80,7 @@ _ARGUMENTS = words("key k raw data value material")
 #: Columns of which the name of their table says what they are.
 _COLUMNS = words("key keys code codes hash number value")
 _WORD_BEFORE = lazy_pattern(r"(?<![^\W\d_])([^\W\d_]{2,30})[ \t]\Z")
-_RANDOM_CODES = words("code key ticket")
+_RANDOM_CODES = words("code key ticket state nonce")
 _CODE = lazy_pattern(r"[bu]?[\"']?([A-Za-z0-9_\-]{24,}+)(?![\w.:/+])")
 #: Of a column's literal with no capitals.
 _SHORTEST_HEX = 32
@@ -117,7 +121,14 @@ _MOST_LINES = 50
 #: "${PASSWORD}" | sudo
 _VARIABLE = lazy_pattern(r"\$\{?\Z")
 _MEMBER = lazy_pattern(r"(?P<quote>[\"'])(?P<name>[\w.\- ]{1,60})(?P=quote)\s{0,8}:\s{0,8}")
+#: {user: bob, pass: x}
+_OBJECT_BEFORE = lazy_pattern(r"\{[^{}\n]{0,100}(?:, ?|\{ ?)\Z")
+_SMALL_NUMBER = lazy_pattern(r"[ ]?[0-9]{1,4}(?![\w.\-])")
 _MEMBER_BEFORE = lazy_pattern(r"[{ ][A-Z]\w{0,40}:[^\s{}:]{0,80} \Z")
+#: Behind the quote that ends a prompt.
+_PROMPT_END = lazy_pattern(r"[ ]?[A-Z_]{2,40}(?:[\s;)]|\Z)|\s{0,2}[);]|\Z")
+_PROMPT_LENGTH = 80
+_LONGEST_PATH = 200
 #: --token TOKEN
 _METAVAR = lazy_pattern(r"[A-Z][A-Z_]{2,40}+(?=[\s\]),;|]|\Z)")
 #: password: x -> y
@@ -130,7 +141,9 @@ _SHORTEST_CODE = 6
 _MORE_DIGITS = lazy_pattern(r"(?<=[ =:][0-9]{4})(?:[ \-][0-9]{3,7}){2,4}+(?![\w.:])")
 
 #: The dividers of `_KEY` behind which a name may stand as well as a value.
-_DIVIDERS = frozenset(("->", "-->", "|", "-", "\u2013", "\u2014", "→", "⇒", "¦", "<-", "~>", ">", "~", "^", ";"))
+_DIVIDERS = frozenset(
+    ("->", "-->", "|", "-", "\u2013", "\u2014", "→", "⇒", "¦", "│", "┃", "║", "<-", "~>", ">", "~", "^", ";")
+)
 
 _AROUND_DIVIDERS = " \t\r\n\"'`)]}\\"
 
@@ -265,7 +278,11 @@ class PairScrubber:
 
     def _is_harmless(self, value: str, key: str, verdict: int) -> bool:
         """Return whether a value says nothing, or is a word under a parameter that means many things: ?key=brand."""
-        return is_harmless(value, key, verdict) or (is_short_word(value) and self._judge(key, True, False) == PLAIN)
+        return (
+            is_harmless(value, key, verdict)
+            or (key in ("PWD", "OLDPWD") and value[:1] == "/" and len(value) < _LONGEST_PATH)
+            or (is_short_word(value) and self._judge(key, True, False) == PLAIN)
+        )
 
     def _bare_spans(self, text: str, key: re.Match[str], separator: str, *, is_code: bool) -> list[tuple[int, int]]:
         """Return where the secret behind a key without `=` or `:` stands; nowhere in source and in statements."""
@@ -299,7 +316,9 @@ class PairScrubber:
         closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "", "\uff1a", "\uff1d")
         if "\n" in separator and (below := self._spans_below(text, key, separator, begin)) is not None:
             return below
-        if _CLOSING_TAG.match(text, begin) or is_no_secret_list(text, begin, key) or _is_metavar(text, key, begin):
+        if _is_metavar(text, key, begin) or _is_prompt(text, separator, begin):
+            return []
+        if _CLOSING_TAG.match(text, begin) or is_no_secret_list(text, begin, key):
             return []
         start, end = value_span(text, begin, whole_line, closed_key)
         if is_masked(text, start) or _CLOSING_TAG.match(text, start):
@@ -400,7 +419,10 @@ class PairScrubber:
             is_option = key.startswith("--") or (_LONG_OPTION.match(key) and before in ("", " ", "\t", '"', "'"))
             return self._judge(key, True, False) if is_option else PLAIN
         is_pair = separator.rstrip().endswith(",") and not key.startswith("--")
-        if is_pair and not _PAIR_OPENING.search(text, max(0, start - 16), start):
+        if is_pair and not (
+            _PAIR_OPENING.search(text, max(0, start - 16), start)
+            or _CALL_OPENING.search(text, max(0, start - 90), start)
+        ):
             return PLAIN
         in_query = start == 0 if before == "" else before in "?&#;"
         in_query = in_query and (query or before != "")
@@ -437,13 +459,25 @@ def _is_loose(text: str, start: int, key: str, separator: str) -> bool:
     if separator == ":" and key[:1].isupper():
         # &{Host:x User:y Pass:z}, of Go
         return text[start - 1 : start] == "{" or _MEMBER_BEFORE.search(text, max(0, start - 120), start) is not None
-    return "=" in separator or '"' in separator or "'" in separator
+    if "=" in separator or '"' in separator or "'" in separator:
+        return True
+    is_member = separator.strip() == ":" and _OBJECT_BEFORE.search(text, max(0, start - 110), start) is not None
+    return is_member and not _SMALL_NUMBER.match(text, start + len(key) + 1)
 
 
 def _is_metavar(text: str, key: str, begin: int) -> bool:
     """Return whether the name of an option's value follows, as in the help of a program: --api-key API_KEY."""
     found = _METAVAR.match(text, begin) if key.startswith("-") else None
     return found is not None and key.upper().replace("-", "_").endswith("_" + found.group())
+
+
+def _is_prompt(text: str, separator: str, begin: int) -> bool:
+    """Return whether a string ends behind the name: read -p "Password: " NAME."""
+    quote = text[begin : begin + 1]
+    if separator.strip(" ") != ":" or quote not in ('"', "'") or not _PROMPT_END.match(text, begin + 1):
+        return False
+    line = text.rfind("\n", 0, begin) + 1
+    return text.count(quote, max(line, begin - _PROMPT_LENGTH), begin) % 2 == 1
 
 
 def _is_random_literal(text: str, key: str, begin: int) -> bool:

@@ -50,7 +50,7 @@ _TEST = lazy_pattern(
 _APOP = lazy_pattern(r"(\bAPOP[ \t]+\S{1,100}[ \t]+)([0-9a-f]{32})(?![0-9A-Za-z])")
 #: a1 LOGIN bob x
 _LOGIN = lazy_pattern(
-    rf"(?m)((?:^|[\"'`>]|[>:] )(?:[A-Z0-9.]{{0,12}}[0-9.][A-Za-z0-9.]{{0,12}}|[a-z]{{1,4}}[0-9]{{1,6}})[ ]LOGIN[ ])({_WORD})([ ])({_WORD}){_END}"  # noqa: E501
+    rf"(?m)((?:^|[\"'`>]|[>:] |[ ](?=[A-Z]{{1,4}}[0-9]{{2,6}} ))(?:[A-Z0-9.]{{0,12}}[0-9.][A-Za-z0-9.]{{0,12}}|[a-z]{{1,4}}[0-9]{{1,6}})[ ]LOGIN[ ])({_WORD})([ ])({_WORD}){_END}"  # noqa: E501
 )
 #: LOGIN bob@shop.example x1y2z3
 _MAILBOX_LOGIN = lazy_pattern(

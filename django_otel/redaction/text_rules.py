@@ -60,7 +60,15 @@ def _redact_places(text: str, judge: Judge, *, is_statement: bool) -> tuple[str,
     text = calls.redact_calls(text, lowered, judge)
     if not text.isascii():
         text = commands.redact_sentences(text)
-    if "pass" in lowered or "contrase" in lowered or "senha" in lowered or "kennwort" in lowered or not text.isascii():
+    if (
+        "pass" in lowered
+        or "lock" in lowered
+        or "crypt" in lowered
+        or "contrase" in lowered
+        or "senha" in lowered
+        or "kennwort" in lowered
+        or not text.isascii()
+    ):
         text = bare_pairs.redact_told(text, judge)
     if is_named:
         text = protocols.redact_protocols(text, lowered)

@@ -40,6 +40,7 @@ _SCHEME_WORD = lazy_pattern(
     r"(?i)(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256|key|ntlm|hawk|oauth|dpop|jwt|ssws|signature|sharedkey|kerberos"
     r"|geniekey|gnap|hmac(?:-sha[0-9]{1,3})?|scram-sha-[0-9]{1,3}|mutual|hoba|vapid|aws)\Z"
 )
+_CREDENTIAL = lazy_pattern(r"\S{0,3}+(?<=\w)|\S{0,3}\w")
 #: The parameters of such a scheme: id="x", mac="y"
 _PARAMETERS = lazy_pattern(
     r"[\w\-]{1,40}=(?:\"[^\"\n]{0,400}\"|[^\s,\"]{1,400})(?:,\s{0,4}[\w\-]{1,40}=(?:\"[^\"\n]{0,400}\"|[^\s,\"]{1,400}))*+"
@@ -156,6 +157,9 @@ def _bare_end(text: str, pos: int, *, closed_key: bool, is_marked: bool) -> int:
         end = max(end, run_end(text, skip_blanks(text, end)))
     if _SCHEME_WORD.match(text[pos:end][:20]) and text[end : end + 1] in (" ", "\t"):
         after = skip_blanks(text, end)
+        if not _CREDENTIAL.match(text, after):
+            # token=token %}
+            return end
         parameters = _PARAMETERS.match(text, after)
         end = max(end, run_end(text, after) if parameters is None else parameters.end())
     return end

@@ -64,6 +64,15 @@ def test_a_port_that_is_a_number_stays(port):
         "api_key: str = Field(..., min_length=20)",
         "~ password = (sensitive value)",
         "tests/test_password.py::test_reset PASSED",
+        "{% url 'reset' uidb64=uid token=token %}",
+        "secret = base64.b64decode(encoded_secret)",
+        'puts "password: #{password}"',
+        'read -s -p "Password: " PASSWORD',
+        'curl -H "Authorization: Bearer $TOKEN" https://api.example.com',
+        "docker login -u ci --password-stdin registry.example.com",
+        "aws secretsmanager get-secret-value --secret-id shop/db",
+        "alice : TTY=pts/0 ; PWD=/home/alice ; USER=root ; COMMAND=/bin/ls",
+        "counts: {pass: 12, fail: 0}",
     ],
 )
 def test_expressions_and_names_of_arguments_stay(source):
@@ -116,6 +125,14 @@ def test_a_secret_is_found_behind_what_it_is_for():
         "etcdctl --user root:{} put a b",
         "listen stats\n  stats auth admin:{}",
         "SecretStr('{}')",
+        "ParseResult(scheme='redis', netloc=':{}@redis:6379', path='/0')",
+        "[Errno -2] Name or service not known: 'bob:{}@shop.example.com'",
+        "bob:{}@10.0.0.1",
+        "b'[AUTHENTICATIONFAILED]' after A001 LOGIN bob {}",
+        "config.set('smtp', 'password', '{}')",
+        "│ password │ '{}' │",
+        "key slot 0 unlocked with '{}'",
+        "auth: {{user: bob, pass: {}}}",
     ],
 )
 def test_the_password_of_a_sentence_a_command_or_a_code_is_redacted(sentence):
@@ -129,6 +146,8 @@ def test_the_password_of_a_sentence_a_command_or_a_code_is_redacted(sentence):
         "Votre mot de passe est expiré",
         "password entered: correctly",
         "login failed (web1:8000)",
+        "user:bob1990@mail.example",
+        "encrypted with 'AES-256-GCM'",
         "auth failed for bob: timeout after 30s",
     ],
 )
@@ -142,3 +161,24 @@ def test_values_that_are_compared_are_redacted():
     assert text == "csrf token mismatch: expected [redacted], got [redacted]"
     kept = "checksum mismatch: expected 9f86d081884c7d659a2feaa0c55ad015, got 4b825dc642cb6eb9a060e54bf8d69288"
     assert Scrubber().text(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "refresh token reuse detected: {}",
+        "nonce {} already used",
+        "authorization code {} already redeemed",
+        "device code {} pending",
+        "https://shop.example.com/join?i={}",
+        "AuthForbidden: state={}",
+    ],
+)
+def test_a_random_text_behind_the_name_of_a_code_is_redacted(text):
+    secret = "xFJqY7d2A9Iojf77wBIcL16SUsqPsiQ3"
+    assert secret not in Scrubber().text(text.format(secret))
+
+
+def test_a_number_that_was_entered_as_a_pin_is_redacted():
+    assert "779535" not in Scrubber().text("entered PIN 779535")
+    assert Scrubber().text("wrong PIN 3 times") == "wrong PIN 3 times"

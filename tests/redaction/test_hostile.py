@@ -35,6 +35,8 @@ PARTS = [
     "SELECT a WHERE key = '", "/services/TAAAAAAAA/BAAAAAAAA/", "secret a~.", '"mfa":true,"', "password=a['b'] ",
     "token expected aB1", "csrf got ", "WIFI:P:", "Unseal Key 1: ", "::add-mask::", "auth failed a:", "credentials: a / ", "passwort a a ",  # noqa: E501
     "string password = 2", "etcdctl --user a:", "password = get(", "SecretStr('a'",
+    ":aA1!aA1", "a:aA1!aA1@", "X01 LOGIN a ", ".set('a', '", "password │ ", "unlocked with 'a", "{pass: ", "{a: b, pass: ", "token a a a: aB1",  # noqa: E501
+    'p "Password: " ', "password = a.b(a, ", "password=token ", "PWD=/",
     "\x1b[", "\x1b[1m", "password: <br>", "<b>password:</b>", "a b:</b>", "%3A%2F%2Fa", "&t=aB1", 'token=[a password=\\"\\"', 'File "a", line 1, in b\n    token=[a for ', "كلمة المرور هي ", "密码：",  # noqa: E501
 ]  # fmt: skip
 
