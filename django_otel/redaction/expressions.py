@@ -51,6 +51,8 @@ _ANNOTATION = lazy_pattern(
     r"[A-Z][A-Za-z]{2,40}+(?:[<\[][\w, .|]{1,60}[>\]])?(?: \| None)? = (?:new |(?:None|null)\b|[A-Za-z_][A-Za-z_.]{1,60}+[(\[])"  # noqa: E501
 )
 #: A type as languages write it behind a name.
+#: A URL, a protocol and its version, or the status of an answer.
+_HTTP = lazy_pattern(r"(?i)https?(?:://|/[0-9]|[_\-]?[0-9]{3}\Z|[^\w]{0,3}\Z)")
 _TYPE = lazy_pattern(
     r"[&*?]{0,2}+(?:(?:self|parent|str|int|bool|bytes|float|string|String|Bytes|Any|object|dict|list|tuple|SecretStr|Token|Secret|char|void|mixed|array|callable"
     r"|iterable|never|boolean|Boolean|number|unknown|undefined|never|static|varchar|text|uuid|ID|Int|Float)(?:\[\]|[!?]){0,2}+(?=[\s,;)\]}>=|]|\Z)"
@@ -172,7 +174,7 @@ def _is_said(text: str, key: str, begin: int, word: str, separator: str, judge: 
     lowered = word.lower()
     if separator[0] == ")" and word in _STATEMENTS:
         return True
-    if lowered in PROSE or lowered.startswith("http") or _TYPE.match(text, begin) is not None:
+    if lowered in PROSE or _HTTP.match(word) is not None or _TYPE.match(text, begin) is not None:
         return True
     if (len(word) < 3 and word.isdigit()) or _MEASURED.match(word):
         return True
