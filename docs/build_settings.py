@@ -58,32 +58,32 @@ OTEL = {
 - `psycopg2`, `psycopg`, `redis`, `requests`, `httpx`, `urllib3` and `aiohttp-client` wait until the project imports the
   library, and import nothing themselves; every other instrumentor is loaded at the start.
 - A library that another tool (`opentelemetry-instrument`) has instrumented is left alone.
-- `"django"` is not accepted here: `OTelMiddleware` measures requests. `REQUEST.SPANS = "instrumentor"` has the official
-  DjangoInstrumentor make the span, with its own behaviour (no native async, `build_absolute_uri` on each request);
-  metrics stay ours. `REQUEST.EXCLUDE` is handed over to it.
-- What they record is put right before it leaves: SQL without literals (`DATABASE.STATEMENT`), no query string unless
-  `REQUEST.QUERY`, no documents found by a Redis search, short names for Redis pipelines. Arguments of statements stay
-  out unless the instrumentor has the argument `capture_parameters`.
-- `PROPAGATION.OUTBOUND_HOSTS` is kept for requests, httpx, urllib3, urllib and aiohttp-client, redirects included. A
-  pattern is a glob on the host (`*.internal`), with `:port` on both (`pay.internal:8443`). Instrumentors of other
-  clients (message queues, gRPC, cloud SDKs) send their headers as they like.
-- FastAPI in the same ASGI application: create the Django application first (`get_asgi_application()`), import FastAPI
-  after it. Newer FastAPI measures itself, also without its instrumentor. With Django *mounted inside* FastAPI the
-  server span is FastAPI's, ours joins it, and both count the request; leave Django's paths out of FastAPI's with
-  `{"fastapi": {"excluded_urls": "..."}}`.
-- Newer than the instrumentor allows (SQLAlchemy 2.1 with instrumentor 0.66, say), a library stays off, and the check
-  W012 says which versions fit.
+- `"django"` is not accepted here: `OTelMiddleware` measures requests. With `REQUEST.SPANS = "instrumentor"` the official
+  DjangoInstrumentor creates the span, with its own behaviour (no native async, `build_absolute_uri` on each request);
+  metrics stay ours. `REQUEST.EXCLUDE` is passed on to it.
+- Their spans are corrected before export: SQL without literals (`DATABASE.STATEMENT`), no query string unless
+  `REQUEST.QUERY` is on, no documents found by a Redis search, short names for Redis pipelines. Arguments of statements
+  are removed unless the instrumentor has the argument `capture_parameters`.
+- `PROPAGATION.OUTBOUND_HOSTS` applies to requests, httpx, urllib3, urllib and aiohttp-client, redirects included. A
+  pattern is a glob on the host (`*.internal`), or on host and port (`pay.internal:8443`). It does not apply to
+  instrumentors of other clients (message queues, gRPC, cloud SDKs).
+- FastAPI in the same ASGI application: create the Django application first (`get_asgi_application()`), then import
+  FastAPI. Newer FastAPI releases measure themselves, even without the instrumentor. If Django is *mounted inside*
+  FastAPI, FastAPI creates the server span, ours joins it, and both count the request; exclude Django's paths from
+  FastAPI with `{"fastapi": {"excluded_urls": "..."}}`.
+- A library that is newer than its instrumentor supports (SQLAlchemy 2.1 with instrumentor 0.66, for example) is not
+  instrumented; check W012 names the supported versions.
 
 ## manage.py otel
 
 | subcommand | what it does | exit code |
 |---|---|---|
 | `config [--variables] [--format json]` | every value and where it came from, and the `OTEL_*` variables that are set (with `--variables` all of them) and whether each is obeyed; secrets masked | 0, or 3 when `settings.OTEL` is invalid |
-| `doctor [--timeout 5] [--format json]` | sends a span, a metric and a log record through every exporter, explains what does not arrive, looks at middleware, page, table, instrumentors, databases, caches, folders, console and versions | 0, 1 when something does not work, 3 |
+| `doctor [--timeout 5] [--format json]` | sends a span, a metric and a log record through every exporter, explains failures, and checks middleware, page, table, instrumentors, databases, caches, folders, console and versions | 0, 1 when something does not work, 3 |
 | `send-test [--timeout 5]` | sends one test trace and prints its id and `TRACE_URL` | 0, 1, 3 |
-| `logs level [LOGGER LEVEL] [--for 10m] [--end] [--note TEXT] [--user NAME]` | sets the level of a logger in every process until then, ends it, or lists the levels that are set ([logs.md](logs.md)) | 0, 1, 2 for an unknown level, 3 |
+| `logs level [LOGGER LEVEL] [--for 10m] [--end] [--note TEXT] [--user NAME]` | sets the level of a logger in every process temporarily, ends it, or lists the levels that are set ([logs.md](logs.md)) | 0, 1, 2 for an unknown level, 3 |
 | `traces`, `trace ID`, `errors`, `slow`, `n-plus-one`, `logs` `[--since 15m] [--limit 20] [--format json]` | what the console has stored ([assistants.md](assistants.md)) | 0, 1 without a store or such a trace, 3 |
-| `collect [--port 4318] [--host 127.0.0.1]` | takes OTLP over HTTP from other services of this machine into the console's store ([console.md](console.md#other-services)) | 0, 1, 3 |
+| `collect [--port 4318] [--host 127.0.0.1]` | receives OTLP over HTTP from other services of this machine into the console's store ([console.md](console.md#other-services)) | 0, 1, 3 |
 | `mcp` | the same for coding assistants, over standard input and output (extra `mcp`) | 0, 1 without the package, 3 |
 | `catalogue [--format md or json]` | every metric | 0 |
 
@@ -93,21 +93,21 @@ OTEL = {
 |---|---|
 | `E001` | unknown key |
 | `E002` | wrong type or value out of range |
-| `E003` | an import path that leads nowhere |
+| `E003` | an import path that cannot be imported |
 | `E004` | a package that the settings need is not installed |
 | `E005` | a sampling rule could never match or makes no sense |
 | `W001` | OTelMiddleware is not in MIDDLEWARE |
 | `W002` | OTelMiddleware is not first |
 | `W003` | requests are measured twice |
 | `W004` | `/metrics` is open to all (`check --deploy`) |
-| `W005` | the folder in which worker processes share their numbers cannot be used |
+| `W005` | the folder in which worker processes share their metrics cannot be used |
 | `W006` | the sampling ratio is 1.0 and traces are exported (`check --deploy`) |
 | `W007` | an environment variable overrides a setting |
 | `W008` | live sampling without its table (`check --database default`) |
-| `W009` | the driver that is instrumented is not the one in use |
-| `W010` | a sensitive header is to be recorded; it is not |
+| `W009` | the instrumented driver is not the one in use |
+| `W010` | a sensitive header is configured to be recorded; it is not |
 | `W011` | live sampling has no effect: another tool's provider is in use |
-| `W012` | a name in INSTRUMENT cannot be switched on |
+| `W012` | an instrumentor in INSTRUMENT cannot be enabled |
 | `W013` | an environment variable was ignored, or has no effect |
 | `W014` | OTLP over HTTP goes to port 4317, which is that of gRPC |
 | `W015` | the console's traces cannot be kept at CONSOLE.PATH |
