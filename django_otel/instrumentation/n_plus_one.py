@@ -63,6 +63,8 @@ _DISTRUSTED = 10_000
 _LOOKS = 4
 #: How a statement ends that reads one row.
 _ONE = " LIMIT ?"
+#: In place of a request's `Repeats`, for a query that is counted by place.
+_BY_PLACE: Any = object()
 _CONTROL = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN", "COMMIT", "START", "END", "SET", ""})
 
 _getframe = sys._getframe  # noqa: SLF001 (the documented way is much slower)
@@ -377,6 +379,9 @@ class Watch:
             query.owner, query.look_at = record.started_s, self.limit
             query.left = query.look_at
             repeats.add(query)
+        else:
+            # Should another request make the statement a trusted one, this one's count goes on here.
+            query.repeats = _BY_PLACE
         place = site.place
         counts = repeats.counts
         if place in counts:

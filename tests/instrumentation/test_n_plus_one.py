@@ -9,6 +9,7 @@ import django
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.contenttypes.models import ContentType
+from django.db import connection
 from django.db.models.query import QuerySet, RawQuerySet
 from django.test import AsyncClient
 
@@ -610,6 +611,25 @@ def test_counts_of_a_trusted_statement_are_exact(fresh, client, otel_spans, monk
         client.get(f"/repeated/{times}/")
         assert [each[COUNT] for each in detections(otel_spans)] == ([times] if times > 8 else [])
         assert len(looks) == seen
+
+
+def test_a_statement_that_another_request_makes_trusted_meanwhile_is_counted_exactly(fresh, client, otel_spans):
+    """In another thread: so many of this one's queries were counted by their place."""
+    seen = []
+
+    def trust(execute, sql, *more):
+        seen.append(sql)
+        if len(seen) == 5:
+            for known in database._state.settings.watch._statements.values():
+                known.is_trusted = True
+        return execute(sql, *more)
+
+    with connection.execute_wrapper(trust):
+        client.get("/repeated_by_a_helper/12/")
+    assert one(otel_spans)[COUNT] == 12
+    otel_spans.clear()
+    client.get("/repeated_by_a_helper/12/")
+    assert one(otel_spans)[COUNT] == 12
 
 
 def test_a_trusted_statement_from_another_line_is_that_lines(fresh, client, otel_spans):
