@@ -265,9 +265,6 @@ def _respond(record: RequestRecord, response: HttpResponseBase) -> HttpResponseB
             return response
         else:
             size_bytes = sum(map(len, response))
-        if record.request_class.method == "HEAD":
-            # Servers send none of it.
-            size_bytes = 0
     except Exception as fault:
         guard.report("measuring a response", fault)
     except BaseException:
@@ -304,7 +301,7 @@ def _follow_stream(record: RequestRecord, response: Any) -> None:
     if record.observer.times_layers and record.view is None:
         # Up to its last byte.
         layers.enter_view(record, response)
-    if isinstance(response, FileResponse) and (size_bytes := _announced_size(record, response)) is not None:
+    if isinstance(response, FileResponse) and (size_bytes := _announced_size(response)) is not None:
         # Wrapping it would lose the server's sendfile; its end is its close().
         closers: list[object] = response._resource_closers  # type: ignore[attr-defined]  # noqa: SLF001 (Django has no public name for it)
         closers.append(lambda: record.observer.finish(record, response, size_bytes))
@@ -318,12 +315,10 @@ def _follow_stream(record: RequestRecord, response: Any) -> None:
         response.streaming_content = stream
 
 
-def _announced_size(record: RequestRecord, response: FileResponse) -> int | None:
+def _announced_size(response: FileResponse) -> int | None:
     """The size that the response says it has, in bytes; None where it does not know."""
     length = response.headers.get("Content-Length", "")
-    if not (length.isascii() and length.isdecimal()):
-        return None
-    return 0 if record.method == "HEAD" else int(length)
+    return int(length) if length.isascii() and length.isdecimal() else None
 
 
 class _SyncStream:
@@ -377,7 +372,7 @@ class _SyncStream:
             record.exception = record.exception or error
         # The response holds this stream: let go of it.
         response, self._response = self._response, None
-        record.observer.finish(record, response, self._size_bytes if record.method != "HEAD" else 0, error)
+        record.observer.finish(record, response, self._size_bytes, error)
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -437,7 +432,7 @@ class _AsyncStream:
     def _finish(self, error: BaseException | None = None) -> None:
         record = self._record
         response, self._response = self._response, None
-        record.observer.finish(record, response, self._size_bytes if record.method != "HEAD" else 0, error)
+        record.observer.finish(record, response, self._size_bytes, error)
 
 
 class OTelMiddleware:

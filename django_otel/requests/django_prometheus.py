@@ -79,9 +79,7 @@ class LegacyRequestMetrics:
         self._latency.observe(duration_s)
         self._request_size.observe(record.body_bytes or 0.0)
         if answer is not None and not is_streaming and size_bytes is not None:
-            if method == "HEAD":
-                # The server leaves out what Django produced.
-                size_bytes = len(answer.content)
+            # What Django produced, also where the server leaves it out.
             self._response_size.observe(float(size_bytes))
         if request.META.get("HTTP_X_REQUESTED_WITH") == "XMLHttpRequest":
             self._ajax.add(1.0)

@@ -73,6 +73,29 @@ class RouteSeries(RequestSeries):
     extra: Labels
 
 
+class BodilessSeries(RouteSeries):
+    """The series of answers that servers send without their body.
+
+    A class of its own, so that other requests are not asked for it.
+    Source: RFC 9110, 6.4.1.
+    """
+
+    __slots__ = ()
+
+    def finish(
+        self,
+        decisions: Series | None,
+        duration_s: float,
+        response_size_bytes: int | None,
+        query_count: int,
+        own_s: float = 0.0,
+        view_s: float = 0.0,
+    ) -> None:
+        """Count a request as `RequestSeries` does, with a size of 0 where there is an answer."""
+        size_bytes = None if response_size_bytes is None else 0
+        super().finish(decisions, duration_s, size_bytes, query_count, own_s, view_s)
+
+
 class RequestMetrics:
     """The instruments of requests, and the series of them that are known."""
 
@@ -151,7 +174,8 @@ class RequestMetrics:
             duration["network.protocol.version"] = protocol
         if error_type:
             duration["error.type"] = error_type
-        made = RouteSeries(
+        is_bodiless = method == "HEAD" or status in (204, 304) or 100 <= status < 200
+        made = (BodilessSeries if is_bodiless else RouteSeries)(
             active,
             _open(self._duration, duration),
             _open(self._request_size, sizes),

@@ -46,6 +46,7 @@ CALLED_BY_OTHERS = {
     "console/entries.py ConsoleAdmin.has_module_permission": "the admin",
     "console/notices.py _NoRedirects.redirect_request": "urllib",
     "instrumentation/feature_flags.py _watch_openfeature.EvaluationHook.finally_after": "OpenFeature",
+    "export/http_session.py build_session.Session.get_redirect_target": "requests",
     "instrumentation/tasks/dramatiq_hooks.py Hooks.after_enqueue": "Dramatiq",
     "instrumentation/tasks/dramatiq_hooks.py Hooks.after_process_message": "Dramatiq",
     "instrumentation/tasks/dramatiq_hooks.py Hooks.before_enqueue": "Dramatiq",

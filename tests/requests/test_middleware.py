@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 from django.core.handlers.asgi import ASGIHandler
-from django.http import FileResponse, HttpResponse, StreamingHttpResponse
+from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from opentelemetry import baggage, context, trace
 from opentelemetry.trace import SpanKind, StatusCode
@@ -537,6 +537,31 @@ def test_a_file_of_unknown_size_is_measured_as_it_is_sent(rf, otel_metrics):
 class PartsOfItsOwn(HttpResponse):
     def __iter__(self):
         return iter([b"abc", b"de"])
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: StreamingHttpResponse([b"abc", b"de"]),
+        lambda: FileResponse([b"abc", b"de"]),
+        PartsOfItsOwn,
+        lambda: JsonResponse({}),
+    ],
+    ids=["stream", "file", "parts", "json"],
+)
+@pytest.mark.parametrize("status", [199, 204, 304])
+def test_an_answer_whose_status_has_no_body_has_no_size(rf, otel_metrics, build, status):
+    def view(request):
+        response = build()
+        response.status_code = status
+        return response
+
+    response = OTelMiddleware(view)(rf.get("/"))
+    list(response)
+    response.close()
+    found = otel_metrics.value("http.server.response.body.size")
+    assert (found.count, found.sum) == (1, 0)
 
 
 @pytest.mark.django_db
