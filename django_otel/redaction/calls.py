@@ -43,6 +43,16 @@ _HAS_CALL = lazy_pattern(
 _CHECKED = lazy_pattern(
     r"\bfor parameter (?P<key>[\w.\[\]]{1,80}), value: (?P<value>[^\n]{1,400}?)(?=, (?:type|valid)\b)"
 )
+#: HSET user:1 password x
+_REDIS_FIELD = lazy_pattern(
+    r"\bHM?SET(?:NX)?[ ]\S{1,100}(?:[ ]\S{1,100}[ ]\S{1,200}){0,10}?"
+    r"[ ][\"']?(?P<key>[\w.\-]{1,60})[\"']?[ ](?P<value>\"[^\"\n]{1,300}\"|[^\s\"']{1,300})"
+)
+#: {"saslStart": 1, "payload": "x"}
+_SASL = lazy_pattern(
+    r"(\bsasl(?:Start|Continue)\b[^{}\n]{0,200}?\bpayload[\"']?\s{0,2}[:=]\s{0,2}"
+    r"(?:Bin(?:ary|Data)\((?:[0-9],[ ]?)?)?b?[\"'])(?!\[redacted\])[^\"'\n]{4,4000}"
+)
 #: 'x' is too short ... On instance['password']: 'x', of jsonschema
 _INSTANCE = lazy_pattern(
     r"\bOn instance(?:\[[\w\"'.\- ]{1,80}\]){0,8}?\[[\"'](?P<key>[^\"'\]\n]{1,80})[\"']\]:\s{1,20}"
@@ -57,6 +67,10 @@ def redact_calls(text: str, lowered: str, judge: Judge) -> str:
             text = _CONNECT.sub(rf'\1"{REDACTED}"', _LOGIN.sub(rf'\1"{REDACTED}"', text))
         if "Fernet(" in text or "jwt." in text or "hmac." in text or "AESGCM(" in text or "SecretBox(" in text:
             text = _KEY.sub(rf'\1"{REDACTED}"', text)
+    if "HSET" in text or "HMSET" in text:
+        text = replace_values(_REDIS_FIELD, text, lambda match: _is_named(match, judge))
+    if "saslStart" in text or "saslContinue" in text:
+        text = _SASL.sub(rf"\1{REDACTED}", text)
     if "for parameter " in text:
         text = replace_values(_CHECKED, text, lambda match: _is_named(match, judge))
     if "On instance[" in text:

@@ -131,6 +131,11 @@ _SHORT_PARAMETER = lazy_pattern(
     r"((?:\A|(?<=[?&;#]))(?:[a-pr-uw-z]|tk|tok|sess|cred|link|magic|sesame|app_?id|verify|confirm|activate|activation|reset|unsubscribe"
     r"|opt_?in|login|mac|checksum|samlart)=)([A-Za-z0-9_\-]{16,}+)"
 )
+#: ?u=bob&p=x
+_SHORT_LOGIN = lazy_pattern(
+    r"(\b(?:u|usr|user|username)=[^\s&=]{1,60}[&;, ][ ]?p=)"
+    r"(?=[^\s&]{0,60}[0-9])(?=[^\s&]{0,60}[A-Za-z])[^\s&;,\"'<>\[]{6,100}"
+)
 #: https%3A%2F%2Fbob%3Ax%40host, a URL that is a parameter itself, percent-encoded once or more often.
 _ENCODED_USERINFO = lazy_pattern(
     r"(?i)(%(?:25){0,4}3A(?:%(?:25){0,4}2F){2})(?!\[redacted\])(?:(?!%(?:25){0,4}(?:2F|3F|40))[^\s\"'<>&/?#]){1,300}(?=%(?:25){0,4}40)"
@@ -242,7 +247,7 @@ def redact_tokens(text: str) -> str:
     if "$" in text or "}" in text:
         text = _PASSWORD_HASH.sub(REDACTED, text)
     if "=" in text and ("?" in text or "&" in text or text.find("=", 1, 16) > 0):
-        text = _SHORT_PARAMETER.sub(_redact_rare, text)
+        text = _SHORT_LOGIN.sub(rf"\1{REDACTED}", _SHORT_PARAMETER.sub(_redact_rare, text))
     if _HAS_RUN.search(text):
         text = _KNOWN_TOKENS.sub(REDACTED, text)
         if "ession" in text:

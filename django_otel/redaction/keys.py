@@ -80,7 +80,7 @@ _KEY_OWNERS = words(
 #: "... code" and its kind; `error_code`, `postal_code` and `promo_code` are not among them.
 _CODE_OWNERS = words(
     "auth authorization recovery backup verification verify security access reset activation confirmation invite "
-    "invitation login pin otp mfa totp sms pairing device unlock magic"
+    "invitation login pin otp mfa totp sms pairing device unlock magic oauth oidc sso"
 )
 #: Links that let in who has them.
 _LINK_OWNERS = words("magic reset invite invitation activation confirmation verification webhook hook signed presigned")
@@ -94,7 +94,9 @@ _LAST_WORDS = words("pass auth sig signature hmac pin otp mfa salt")
 #: Sensitive as the name of a query parameter only: OAuth's `code`, Google's `key`, CAS' `ticket`.
 _QUERY_WORDS = words("code key state nonce ticket assertion hash sign verifier invite signed otp sso")
 #: A word under such a parameter: ?key=brand, ?state=active, ?sort=name
-_SHORT_WORD = lazy_pattern(r"[a-z]{1,8}(?:[_\-][a-z]{1,8})?\Z")
+_SHORT_WORD = lazy_pattern(r"[a-z]{1,8}(?:[_\-][a-z]{1,8})?\Z|[A-Z]{2,3}\Z|(?:md5|crc32|(?:sha|hs|rs|es)[0-9]{1,3})\Z")
+#: What a second factor may be: mfa=totp.
+_FACTORS = words("totp hotp sms email mail push webauthn passkey fido2 u2f app call voice duo optional backup")
 #: A number or a date under such a key is a measurement, not a secret.
 _MEASURES = words(
     "count counts counter total size length len limit max min age ttl expiry expires expiration timeout "
@@ -124,7 +126,8 @@ _DESCRIPTIONS = words(
     "queue topic handler strategy protocol layer created updated changed env environment target owner vendor "
     "check checks supported available duration age bucket range "
     "rule flow attempt encoder typ kid decision server host arn region alias "
-    "stdin prompt fd table view page form template screen task job url uri file interval"
+    "stdin prompt fd mounted issued rotated revoked loaded "
+    "table view page form template screen task job url uri file interval"
 )
 #: The whole line after such a key belongs to the value.
 _LINE_WORDS = frozenset(("authorization", "cookie", "cookies", "passphrase", "mnemonic"))
@@ -289,6 +292,8 @@ def is_harmless(value: str, key: str, verdict: int) -> bool:
         return not is_random(bare)
     if lowered in _BRANDS:
         return split_key(key)[-1:] in (("card",), ("cards",))
+    if lowered in _FACTORS:
+        return split_key(key)[-1:] == ("mfa",)
     if _NUMBER.match(bare) is None:
         return False
     parts = split_key(key)

@@ -97,6 +97,10 @@ def _redact_unknown(segment: str, before: str) -> str:
         return REDACTED
     if _SHORT_TOKEN.match(segment) and not _ACTIONS.isdisjoint(split_key(before[:64])):
         return REDACTED
+    return _redact_file(segment)
+
+
+def _redact_file(segment: str) -> str:
     stem, dot, extension = segment.rpartition(".")
     if dot and len(stem) >= _SHORTEST_STEM and is_mixed(stem) and _FILE.match(segment):
         # A private file under a name that cannot be guessed.
@@ -116,6 +120,9 @@ def _redact_path(match: re.Match[str]) -> str:
             armed = 4
         if index and len(segment) >= 16 and _is_secret(segment, is_armed=armed > 0):
             segments[index] = REDACTED
+            is_changed = True
+        elif armed > 0 and len(segment) >= _SHORTEST_STEM and (file := _redact_file(segment)) != segment:
+            segments[index] = file
             is_changed = True
         armed -= 1
     return "/".join(segments) if is_changed else match.group()

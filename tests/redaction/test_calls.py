@@ -90,7 +90,12 @@ def test_a_member_of_a_struct_of_go_is_redacted():
 
 
 def test_a_word_under_a_parameter_with_many_meanings_stays():
-    for text in ("https://shop.example/s?q=shoes&key=brand", "/list?state=active", "/list?code=de&sign=plus"):
+    for text in (
+        "https://shop.example/s?q=shoes&key=brand",
+        "/list?state=active",
+        "/list?code=de&sign=plus",
+        "/list?code=DE&hash=md5",
+    ):
         assert Scrubber().text(text) == text
     assert SECRET not in Scrubber().text(f"https://shop.example/s?key={SECRET}")
 
@@ -133,6 +138,9 @@ def test_a_secret_is_found_behind_what_it_is_for():
         "│ password │ '{}' │",
         "key slot 0 unlocked with '{}'",
         "auth: {{user: bob, pass: {}}}",
+        "HSET user:1 name bob password {}",
+        '{{"saslStart": 1, "payload": "{}"}}',
+        "https://x.example/?u=bob&p={}",
     ],
 )
 def test_the_password_of_a_sentence_a_command_or_a_code_is_redacted(sentence):
@@ -147,6 +155,8 @@ def test_the_password_of_a_sentence_a_command_or_a_code_is_redacted(sentence):
         "password entered: correctly",
         "login failed (web1:8000)",
         "user:bob1990@mail.example",
+        "login ok user=alice method=password mfa=totp ms=12",
+        "HSET user:1 token_type bearer",
         "encrypted with 'AES-256-GCM'",
         "auth failed for bob: timeout after 30s",
     ],
@@ -182,3 +192,13 @@ def test_a_random_text_behind_the_name_of_a_code_is_redacted(text):
 def test_a_number_that_was_entered_as_a_pin_is_redacted():
     assert "779535" not in Scrubber().text("entered PIN 779535")
     assert Scrubber().text("wrong PIN 3 times") == "wrong PIN 3 times"
+
+
+def test_a_private_file_under_a_random_name_is_redacted():
+    assert Scrubber().value("url.path", "/ical/kuBsm8bbIUy6uICVx1U1Z6nCvRLhG4D7.ics") == "/ical/[redacted].ics"
+    assert Scrubber().value("url.path", "/download/report-2026-03-01-final-version.pdf").endswith("version.pdf")
+
+
+def test_the_code_of_oauth_is_redacted_as_an_attribute_and_a_count_stays():
+    assert Scrubber().value("oauth.code", "ZuwlREBPSggMu8vR1oCZ29kf") == "[redacted]"
+    assert Scrubber().value("secrets_mounted", "3") == "3"
