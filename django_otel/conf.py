@@ -1,4 +1,4 @@
-"""`settings.OTEL` as a `Config`, parsed once and again when the setting changes."""
+"""`settings.OTEL` as a `Config`, parsed once, and again if the setting changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _change_callbacks: list[Callable[[], None]] = []
 
 
 def get_config() -> Config:
-    """The configuration in force.
+    """The effective configuration.
 
     Errors: `ConfigError` with every problem when `settings.OTEL` is invalid.
     """

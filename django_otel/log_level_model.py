@@ -1,4 +1,4 @@
-"""The table of log levels that hold for a time."""
+"""The table of temporary log levels."""
 
 from __future__ import annotations
 

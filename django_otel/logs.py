@@ -1,4 +1,4 @@
-"""Logs: the trace's ids on every record, and records to OpenTelemetry.
+"""Logs: trace ids on every record, and export of records.
 
 Correlation is a log record factory in front of the one that was there: every
 record of every logger carries `otelTraceID`, `otelSpanID`, `otelTraceSampled`
@@ -67,7 +67,7 @@ class _State:
 
     def __init__(self) -> None:
         self.renew_lock()
-        #: The factory of log records that we have put in force, and the one of `logging.basicConfig`.
+        #: The factory of log records that we have installed, and the one of `logging.basicConfig`.
         self.factory: _CorrelatingFactory | None = None
         self.basic_config: Callable[..., None] | None = None
         self.level = logging.INFO

@@ -1,4 +1,4 @@
-"""The middleware: where a request's record begins and ends, sync and async.
+"""The middleware: starts and finishes the record of a request, sync and async.
 
 The two twins `__call__` and `__acall__` do the same around `get_response`. What
 is measured of a request stands in `requests.observer`.
@@ -52,7 +52,7 @@ _REBUILDING_SETTINGS = frozenset(
 
 
 class _Held:
-    """The observer for the settings in force, and the generation of settings it was built for."""
+    """The observer for the effective settings, and the generation of settings it was built for."""
 
     __slots__ = ("generation", "observer", "of_hosts", "of_hosts_generation")
 
@@ -68,7 +68,7 @@ _held = _Held()
 
 
 def get_observer() -> Observer | None:
-    """The observer for the settings in force; None when telemetry is off."""
+    """The observer for the effective settings; None when telemetry is off."""
     generation = _runtime.generation
     if generation == _held.generation:
         return _held.observer

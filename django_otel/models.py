@@ -1,4 +1,4 @@
-"""The tables of this app: the sampling policy that the admin sets, its rules, the version of both, and log levels."""
+"""Tables of this app: the admin's sampling policy, its rules, the version of both, and log levels."""
 
 from __future__ import annotations
 

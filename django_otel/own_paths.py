@@ -1,4 +1,4 @@
-"""Paths at which the URLconf mounts our own pages: known before a request is resolved, verified by resolving.
+"""Paths at which the URLconf mounts our own pages: known before a request is resolved, and verified by resolving.
 
 The middleware answers these paths itself and leaves them out of the telemetry.
 Only our own view functions count: a page of the project at `/metrics`, and a

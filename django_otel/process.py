@@ -1,4 +1,4 @@
-"""This process: its three pipelines, and how it belongs to the group of processes that share numbers."""
+"""This process: its three pipelines, and its membership in the group of processes that share metrics."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Membership:
         self.prepare_callbacks: list[Callback] = []
         self._is_preparing = False
         self._has_hooks = False
-        #: The process in which the settings were put in force; another one was forked from it.
+        #: The process in which the settings were applied; another one was forked from it.
         self._configured_pid = self._pid = os.getpid()
         #: The process for which `_notice_fork` has looked.
         self._noticed_pid = 0
@@ -159,7 +159,7 @@ class Membership:
         forks.register("runtime.membership", self.after_fork)
 
     def note_configured(self) -> None:
-        """Note that the settings are put in force in this process, unless its parent has done so."""
+        """Note that the settings are applied in this process, unless its parent has done so."""
         if not self._has_hooks:
             self._configured_pid = os.getpid()
 

@@ -1,4 +1,4 @@
-"""The process's one piece of global state: the pipelines and the settings in force.
+"""The process's one piece of global state: the pipelines and the effective settings.
 
 `start()` builds; it opens no socket, touches no database and starts no thread.
 `join()` (`process.Membership`) runs at the first request or measurement of the
@@ -41,7 +41,7 @@ ConfigCallback = Callable[[Config], None]
 
 
 class Runtime(Process):
-    """State in force in this process, put there by the settings. Others only read it."""
+    """State of this process as the settings define it. Others only read it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Runtime(Process):
     # --- Start and restart. ---
 
     def start(self, config: Config) -> None:
-        """Put `config` in force, for the first time or again.
+        """Apply `config`, for the first time or again.
 
         Errors: `ConfigError` when something it names cannot be imported or is not
         installed; telemetry is off then.
@@ -285,7 +285,7 @@ def current() -> Runtime:
 
 
 def tracer() -> trace.Tracer:
-    """Return the tracer for our own spans, by the settings in force; ask each time."""
+    """Return the tracer for our own spans, by the effective settings; ask each time."""
     return _current.traces.tracer
 
 

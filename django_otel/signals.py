@@ -20,7 +20,7 @@ around it is still open. In a transaction with more than
 `sampling_changed` is sent when rows of the sampling policy were changed, within
 their transaction; `using` is the alias of the database. The package's own
 processes listen to it and apply the policy once it is committed.
-`log_levels_changed` is the same for log levels that hold for a time.
+`log_levels_changed` is the same for temporary log levels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`path("", include("django_otel.urls"))`: the scrape and the probes, without a trailing slash, as scrapers ask."""
+"""`path("", include("django_otel.urls"))`: metrics and probes, without a trailing slash, as scrapers request them."""
 
 from __future__ import annotations
 

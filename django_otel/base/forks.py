@@ -24,7 +24,7 @@ EARLY = (
     ("logs", "its lock, before anything is logged"),
     (
         "base.log_levels",
-        "levels that hold for a time end: the child follows them from its first measurement on",
+        "temporary levels end: the child follows them from its first measurement on",
     ),
     ("metrics.store", "numbers begin at zero, in private memory: the cells in the shared file are the parent's"),
     ("multiprocess.sharing", "the parent's slot is closed: a child that kept its lock open would keep it held"),

@@ -1,4 +1,4 @@
-"""The fields that a format of `LOGGING` may name, before telemetry has started. Imports nothing of OpenTelemetry."""
+"""Log record fields that a format of `LOGGING` may use before telemetry has started. Imports no OpenTelemetry code."""
 
 from __future__ import annotations
 

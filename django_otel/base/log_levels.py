@@ -1,4 +1,4 @@
-"""Levels of loggers that hold for a time: set, ended, and set back to exactly what they were."""
+"""Temporary levels of loggers: set, ended, and restored exactly."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class LiveLevels:
             logger.setLevel(earlier)
 
     def restore_all(self) -> None:
-        """End every level that holds for a time."""
+        """End every temporary level."""
         with self._lock:
             for name in list(self._changed):
                 self._restore(name)

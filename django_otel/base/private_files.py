@@ -1,4 +1,4 @@
-"""Folders and files of this user alone, in places that other users may write to."""
+"""Folders and files that belong to this user alone, in places where other users may write."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def build_log_limits() -> object:
 
 
 def apply_log_limits(limits: Any, attributes: int, attribute_length: int | None) -> None:
-    """Put limits in force for log records made from now on; `attribute_length` None means no limit."""
+    """Apply limits to log records made from now on; `attribute_length` None means no limit."""
     limits.max_attributes = limits.max_log_record_attributes = attributes
     limits.max_attribute_length = limits.max_log_record_attribute_length = attribute_length
 

@@ -1,4 +1,4 @@
-"""Keeps variables that the OpenTelemetry packages cannot read from stopping the site.
+"""Prevents environment variables that the OpenTelemetry packages cannot parse from stopping the site.
 
 The API and the SDK read some variables when they are imported, and raise for what they do not understand; so do
 exporters when they are made. What is configured is taken from `config`, so these variables are hidden for the moment

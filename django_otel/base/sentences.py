@@ -1,4 +1,4 @@
-"""Sentences that are made where no language is known, and are shown in the reader's."""
+"""Translatable sentences: built where the reader's language is unknown, and translated when they are shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A context in which the official instrumentors make no spans."""
+"""A context in which the official instrumentors create no spans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts as they may leave the process."""
+"""Texts in the form in which they may leave the process."""
 
 from __future__ import annotations
 

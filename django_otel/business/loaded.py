@@ -1,4 +1,4 @@
-"""Loaded values: the watched columns of an instance as they are in the database, without asking it."""
+"""Loaded values: the watched columns of an instance as stored in the database, without a query."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNKNOWN = object()
 class _Provisional:
     """Values saved in a transaction that is still open, and those to go back to if it is rolled back.
 
-    Pickled as the plain dict that is in force, so that a cached instance can be
+    Pickled as the current plain dict, so that a cached instance can be
     loaded where this package is not installed.
     """
 

@@ -1,4 +1,4 @@
-"""Specs: registrations made ready for one concrete class each."""
+"""Specs: registrations, prepared for one concrete class each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Spec:
 
 
 class Registry:
-    """The specs in force."""
+    """The effective specs."""
 
     def __init__(self) -> None:
         #: By class, also of proxies and children. Replaced as a whole by `business`, never changed.

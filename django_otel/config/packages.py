@@ -1,4 +1,4 @@
-"""Packages and objects that settings name: whether they are installed, and what a dotted path leads to."""
+"""Packages and objects that settings name: whether they are installed, and the object behind a dotted path."""
 
 from __future__ import annotations
 

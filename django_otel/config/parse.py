@@ -1,4 +1,4 @@
-"""From `settings.OTEL` and the environment to a `Config`, or to every problem at once."""
+"""Parses `settings.OTEL` and the environment into a `Config`, or reports every problem at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three signals: their names, the protocols of OTLP, and the addresses that they are sent to."""
+"""The three signals: their names, the OTLP protocols, and their endpoints."""
 
 from __future__ import annotations
 

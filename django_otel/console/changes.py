@@ -1,4 +1,4 @@
-"""Routes before and after a moment: what broke, what got slower, what is new, most important first.
+"""Routes before and after a point in time: failing, slower and new ones, the most important first.
 
 Two sources: the figures of all requests, which are kept for some three hours, and the stored traces, which reach back
 further but are a choice. Both sides of a comparison come from the same one.

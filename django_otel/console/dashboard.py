@@ -1,4 +1,4 @@
-"""The figures of the dashboard: what was counted in the last minutes, by step of time and by route.
+"""Figures of the dashboard: counts of the last minutes, by time step and by route.
 
 They come from the samples in the store and from what `/metrics` would show now,
 so that the page and the scrape agree at the moment the page is made.

@@ -1,4 +1,4 @@
-"""Where the console stands in the admin: an entry each for traces and dashboard."""
+"""The console's entries in the admin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trace's id, and a link to it, wherever Django shows a failure.
+"""The trace id, and a link to the trace, wherever Django shows a failure.
 
 Django's debug page and the mails of `AdminEmailHandler` are written by one
 class, `ExceptionReporter`; the id is put on top of what it writes. The page for

@@ -1,4 +1,4 @@
-"""Values of the addresses of pages: whole numbers, and points in time."""
+"""Values from page addresses: whole numbers and points in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of a request goes, on the pages: a bar of one trace, a stacked chart of all requests."""
+"""Time of a request by layer, on the pages: a bar for one trace, a stacked chart of all requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sends the notices that are due: by mail to ADMINS, to a webhook, to a function of the project.
+"""Sends due notifications: by mail to ADMINS, to a webhook, or to a function of the project.
 
 The store knows what is due and who is sending it, so that of all processes one sends, and the next one that looks goes
 on where a process was killed.

@@ -1,4 +1,4 @@
-"""Notifies of new errors, and of those that come back, in a thread of its own, which ends when nothing is due."""
+"""Notifies of new and returning errors, in a background thread that ends when nothing is due."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Common parts of the console's pages: who may see them, their tabs, and the answer where there is no store.
+"""Common parts of the console's pages: access, tabs, and the page shown if there is no store.
 
 Each page is a function `f(request, admin, context, console, ...)` under `console_page`.
 """

@@ -1,4 +1,4 @@
-"""The page of a stored statement's plan, asked for by a POST from the page of a trace or of queries."""
+"""The page of a stored statement's query plan, requested by a POST from a trace or from the queries."""
 
 from __future__ import annotations
 

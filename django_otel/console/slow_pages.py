@@ -1,4 +1,4 @@
-"""The page of slow routes and releases: each route before and after the last release, or another moment."""
+"""The page of slow routes and releases: each route before and after the last release, or another point in time."""
 
 from __future__ import annotations
 

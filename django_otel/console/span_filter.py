@@ -1,4 +1,4 @@
-"""The filter of a trace's spans, and which of them are collapsed; both stand in the page's address."""
+"""The filter of a trace's spans and the collapsed spans; both are part of the page's address."""
 
 from __future__ import annotations
 

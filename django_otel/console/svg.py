@@ -1,4 +1,4 @@
-"""Charts drawn on the server: SVG of classes and attributes alone, so that a strict content policy lets them be.
+"""Charts drawn on the server: SVG with classes and attributes only, which a strict content policy allows.
 
 The drawing area is stretched to the width there is; everything written stands
 beside it in HTML, so that it stays readable at any width.

@@ -1,4 +1,4 @@
-"""The page of tasks: how often each was sent and ran, how it ended, how long it waited and took; the last runs.
+"""The page of tasks: how often each was sent and ran, outcomes, wait and duration, and the last runs.
 
 Numbers are those of `/metrics` at this moment, over all worker processes; runs are those of stored traces.
 """

@@ -1,4 +1,4 @@
-"""Numbers, durations and statements as a person reads them: units as in SI, the decimal separator of the language."""
+"""Numbers, durations and statements as people read them: SI units, and the decimal separator of the language."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages that take a trace out of the store, put one in, and compare two."""
+"""Pages that export a trace from the store, import one, and compare two."""
 
 from __future__ import annotations
 

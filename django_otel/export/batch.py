@@ -1,4 +1,4 @@
-"""Hands finished things to an exporter in batches, from a thread of its own.
+"""Passes finished items to an exporter in batches, from a background thread.
 
 The thread starts with the first item, not before, and again after a fork; a
 full queue drops what comes and counts it; flush and shutdown keep their

@@ -1,4 +1,4 @@
-"""From the exporters that the settings name to the processors and exporters of each signal."""
+"""Builds the processors and exporters of each signal from the exporters that the settings name."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def build_span_limits() -> SpanLimits:
 
 
 def apply_span_limits(limits: SpanLimits, config: Config) -> None:
-    """Put the settings' limits in force for spans started from now on."""
+    """Apply the settings' limits to spans started from now on."""
     wanted = config.traces.limits
     limits.max_attributes = limits.max_span_attributes = wanted.attributes
     limits.max_event_attributes = wanted.attributes if wanted.event_attributes is None else wanted.event_attributes
@@ -33,7 +33,7 @@ def apply_span_limits(limits: SpanLimits, config: Config) -> None:
 
 
 def apply_sdk_span_limits(limits: SpanLimits, own: SpanLimits) -> None:
-    """Put `own` in force for spans that the SDK makes, but for lengths: it would cut before anything is redacted."""
+    """Apply `own` to spans that the SDK creates, except for lengths: it would cut before anything is redacted."""
     for name in ("attributes", "span_attributes", "event_attributes", "link_attributes", "events", "links"):
         setattr(limits, f"max_{name}", getattr(own, f"max_{name}"))
     limits.max_attribute_length = limits.max_span_attribute_length = None

@@ -1,4 +1,4 @@
-"""The ends of a process at which Python runs no `atexit` hook.
+"""Ends of a process at which Python runs no `atexit` hook.
 
 `os._exit` ends the children of `multiprocessing`, of billiard (Celery's
 prefork pool) and of RQ, and programs that say so; uvicorn ends itself by

@@ -1,4 +1,4 @@
-"""Filter of the stock exporters' loggers: errors of `requests` and gRPC repeat the whole address, with its secrets."""
+"""Log filter for the stock exporters: errors of `requests` and gRPC contain the whole address with its secrets."""
 
 from __future__ import annotations
 

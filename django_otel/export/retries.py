@@ -1,4 +1,4 @@
-"""Which answers of a receiver are followed by another try, for stock exporters that decide it otherwise.
+"""Retries of stock exporters, corrected: which responses of a receiver are retried.
 
 From 1.45 on they do as the OTLP specification says ("Failures", "Retryable Response Codes"). Older ones drop a batch
 after 429, and send it six times after an answer that time does not change.

@@ -1,4 +1,4 @@
-"""The end of everything that exports: within one budget, and all parts at once."""
+"""Shutdown of everything that exports: in parallel, within one time budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State that the pipelines of traces, metrics and logs share: settings in force, resource, counts of losses."""
+"""State that the pipelines of traces, metrics and logs share: effective settings, resource, counts of losses."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _DROPPED = {
 
 
 class ProcessState:
-    """Settings and resource in force in this process."""
+    """Effective settings and resource of this process."""
 
     def __init__(self) -> None:
-        #: Held while settings are put in force, and while this process joins.
+        #: Held while settings are applied, and while this process joins.
         self.lock = threading.RLock()
         self.enabled = False
         self.started = False

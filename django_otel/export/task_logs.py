@@ -1,4 +1,4 @@
-"""Log records of task libraries, as they are exported: without the arguments and results of tasks.
+"""Log records of task libraries as they are exported: without arguments and results of tasks.
 
 By the first part of the logger's name: Celery, RQ and Dramatiq write them into messages, Celery and RQ into attributes
 as well.

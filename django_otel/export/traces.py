@@ -32,7 +32,7 @@ class TracePipeline:
 
     def __init__(self, state: ProcessState) -> None:
         self._state = state
-        #: For our own spans, by the settings in force.
+        #: For our own spans, by the effective settings.
         self.tracer: trace.Tracer = _NOOP_TRACER
         #: The provider in use, ours or another tool's; None when no spans are made.
         self.provider: trace.TracerProvider | None = None

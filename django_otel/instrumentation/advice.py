@@ -1,4 +1,4 @@
-"""How equal queries of a request become one: worked out from the model's field behind them, never from SQL.
+"""Advice for equal queries of a request, derived from the model field behind them, never from SQL.
 
 While a relation or a deferred field is loaded, Django's own frames stand on the
 stack between the query and the project's line: the field's descriptor, or the

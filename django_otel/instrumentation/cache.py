@@ -1,4 +1,4 @@
-"""Django's caches, on any backend: every operation counted and timed, sync and async; spans where wanted.
+"""Django's caches, with any backend: every operation counted and timed, sync and async; spans if enabled.
 
 Metrics with `CACHE.METRICS`, a span `cache {operation}` with `CACHE.SPANS`, around what the backend does for it (the
 Redis instrumentor's span, a query). Values are never read, keys only for `CACHE.KEY_GROUP`.

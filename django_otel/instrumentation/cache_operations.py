@@ -1,4 +1,4 @@
-"""One operation of a cache while it is under way: its outcome, duration, span, and its part of the time budget.
+"""One cache operation in progress: its outcome, duration, span, and its part of the time budget.
 
 `cache` decides what is an operation. Keys are read for `CACHE.KEY_GROUP` alone, whose answer is what is exported: at
 most 100 different groups, all others are `_other`.

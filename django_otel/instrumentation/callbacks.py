@@ -1,4 +1,4 @@
-"""Database connections of callbacks that are asked for a metric's value, in whichever thread reads it."""
+"""Database connections of callbacks that return a metric's value, in any reading thread."""
 
 from __future__ import annotations
 

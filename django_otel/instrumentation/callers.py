@@ -1,4 +1,4 @@
-"""The project's line that is executing now. It walks the stack, so it is called rarely.
+"""The line of the project that is executing. Finding it walks the stack, so it is done rarely.
 
 The line is the innermost one of the project, or of a template of it, inside the
 view or middleware that runs: Django, installed packages and Python's own library

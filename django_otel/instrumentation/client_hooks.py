@@ -1,4 +1,4 @@
-"""Arguments of instrumentors: the project's hooks contained, ours for OUTBOUND_HOSTS added."""
+"""Arguments of instrumentors: guards around the project's hooks, and our hooks for OUTBOUND_HOSTS."""
 
 from __future__ import annotations
 

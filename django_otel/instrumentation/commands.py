@@ -1,4 +1,4 @@
-"""Management commands, from the command line and by `call_command`: a span, a duration, and when each last succeeded.
+"""Management commands, from the command line and by `call_command`: a span, a duration, and the last success.
 
 Off by default (`COMMANDS`). Span `manage.py {command}` (never an argument), metrics `django.command.duration` and
 `django.command.last_success`. A command costs two cell updates, requests nothing. Not measured: commands that serve or

@@ -1,4 +1,4 @@
-"""COPY of PostgreSQL's drivers and the fetches of server-side cursors, which pass no execute wrapper.
+"""COPY of PostgreSQL's drivers and fetches of server-side cursors, which bypass execute wrappers.
 
 On with `DATABASE.METRICS` or `DATABASE.SPANS`. A COPY by `cursor.copy` (psycopg 3), `copy_expert`, `copy_from` or
 `copy_to` (psycopg2) is a query: a span `COPY {table}` from its beginning to the end of its data, with the time that

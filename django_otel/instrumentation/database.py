@@ -1,4 +1,4 @@
-"""Spans and `db.client.operation.duration` of every query Django makes, whatever the database.
+"""Spans and `db.client.operation.duration` of every query of Django, on any database.
 
 Django offers `connection.execute_wrappers` for this: one `QueryWrapper` goes
 to the front of each connection's list, so that it is the outermost and a
@@ -514,7 +514,7 @@ def uninstall() -> None:
 
 
 def current_settings() -> Settings | None:
-    """Return the options in force; None while queries are not observed."""
+    """Return the effective options; None while queries are not observed."""
     return _state.settings
 
 

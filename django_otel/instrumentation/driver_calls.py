@@ -1,4 +1,4 @@
-"""Operations that Django asks the driver for directly: commit, rollback, fetches of a server-side cursor, COPY.
+"""Operations that Django calls on the driver directly: commit, rollback, fetches of a server-side cursor, COPY.
 
 They pass no execute wrapper. `begin` and `DriverCall.finish` measure one as the connection's `QueryWrapper` measures
 a query: `db.client.operation.duration`, the request's database time, and a span. A call that is slow

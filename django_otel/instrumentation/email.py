@@ -1,4 +1,4 @@
-"""Mail that Django sends, by any backend derived from BaseEmailBackend: messages counted, and a span per call.
+"""Mail that Django sends, with any backend derived from BaseEmailBackend: messages counted, and a span per call.
 
 Off by default (`EMAIL`). Metric `django.email.sent` by outcome; span `send mail` while a span is recorded, with the
 number of messages. Addresses, subjects and texts are never read.

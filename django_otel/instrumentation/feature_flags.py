@@ -29,7 +29,7 @@ _is_inside: ContextVar[bool] = ContextVar("django_otel_in_flag", default=False)
 
 
 class _State:
-    """Settings in force."""
+    """Effective settings."""
 
     is_on = False
     #: Our hook in the list of OpenFeature's API, which cannot take single ones out again, but all of them.

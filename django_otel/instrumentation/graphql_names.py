@@ -27,7 +27,7 @@ NAME, KIND, VIEW = "graphql.operation.name", "graphql.operation.type", "django.v
 
 
 class _State:
-    """Settings in force."""
+    """Effective settings."""
 
     def __init__(self) -> None:
         #: The method of graphql-core as it was, while ours is in its place.

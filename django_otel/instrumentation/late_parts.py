@@ -1,4 +1,4 @@
-"""Parts that are imported only where something uses them: a library that the project imports, or a setting.
+"""Parts that are imported only if something uses them: a library that the project imports, or a setting.
 
 Most processes have none of Celery, RQ, GraphQL or the names of django-prometheus. A part for one of these is
 imported, and follows the settings, from the moment its library is imported; a start pays for no more than a hook.

@@ -1,4 +1,4 @@
-"""Equal queries of one request from one place (N+1): found, counted, and said on the request's span.
+"""Equal queries of one request from one place (N+1): detected, counted, and reported on the request's span.
 
 Equal are statements with the same text without literals, on any database. A
 place is a line of the project: file, line and function, or a template's name and
@@ -321,7 +321,7 @@ def note_query(watch: Watch | None, record: RequestRecord, query: Watched, span:
 
 
 class Watch:
-    """Counts the queries of requests under the settings in force; made again when they change."""
+    """Counts the queries of requests under the effective settings; made again when they change."""
 
     def __init__(self, limit: int, counter: Counter, *, tells_text: bool) -> None:
         self.limit = limit

@@ -1,4 +1,4 @@
-"""Places of the project that run a statement: how each is recognised on the stack, and what cures it.
+"""Places of the project that run a statement: how each is recognised on the stack, and the advice for it.
 
 One line may do several things: `getattr(book, name)` in a helper, or a serializer that the line runs, loads now one
 relation, now another, and of objects of other classes. So cures are kept by view, each for the relation and the class

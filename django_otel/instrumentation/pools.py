@@ -1,4 +1,4 @@
-"""Size and use of psycopg's connection pools, which Django makes for a database whose options ask for a pool.
+"""Size and use of psycopg's connection pools, which Django creates if a database's options request one.
 
 On with `DATABASE.METRICS`. Metrics `django.db.pool.connections` (idle, used) and `django.db.pool.waiting`, the sum
 over the living processes of the server: each has a pool of its own. They are brought up to date whenever a

@@ -1,4 +1,4 @@
-"""The line that `runserver` prints for each request, made longer: duration, queries, N+1, and where its trace is.
+"""The line that `runserver` prints for each request, extended: duration, queries, N+1, and the trace's address.
 
 Only while DEBUG is on and the process is `manage.py runserver`. Django's own
 line stays one line: a filter on its logger adds to the record. An ASGI server

@@ -1,4 +1,4 @@
-"""Comments in SQL that say which route, view or trace a statement belongs to, in the format of sqlcommenter.
+"""Comments in SQL that name the route, view or trace of a statement, in the format of sqlcommenter.
 
 Off by default (`DATABASE.COMMENTS`). `SELECT ... /*route='%2Forders%2F',traceparent='00-...-01'*/`: what the server
 logs of a statement then leads back to the request. Names and values are URL-encoded, so nothing in them ends the

@@ -1,4 +1,4 @@
-"""Database transactions: duration by outcome, the time of COMMIT and ROLLBACK, and spans where they are asked for.
+"""Database transactions: duration by outcome, the time of COMMIT and ROLLBACK, and spans if enabled.
 
 On with `DATABASE.METRICS`: metric `django.db.transaction.duration`, and `db.client.operation.duration` of COMMIT and
 ROLLBACK. With `DATABASE.TRANSACTIONS` each transaction of a recorded request has a span `transaction {alias}` around

@@ -1,4 +1,4 @@
-"""Where Django's handler enters and leaves the view, for the time budget of requests (`REQUEST.TIME_BUDGET`).
+"""The moments at which Django's handler enters and leaves the view, for the time budget (`REQUEST.TIME_BUDGET`).
 
 On by default. No span and no metric of its own: two readings of the clock per request. The view's time ends with what
 it returns; a `TemplateResponse`, or a response of Django REST framework, is rendered later, and that counts too. An

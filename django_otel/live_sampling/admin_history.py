@@ -1,4 +1,4 @@
-"""The history of the sampling policy in the admin: changes of a form, and the author of the version in force."""
+"""The history of the sampling policy in the admin: changes of a form, and the author of the current version."""
 
 from __future__ import annotations
 

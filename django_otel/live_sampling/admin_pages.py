@@ -182,7 +182,7 @@ class PolicyPages(RowPages):
         return HttpResponseRedirect(self.url("changelist"))
 
     def overview(self) -> dict[str, Any]:
-        """Return the policy in force and the processes that apply it, for the templates."""
+        """Return the effective policy and the processes that apply it, for the templates."""
         from django_otel.live_sampling import follower, overview
 
         row = SamplingPolicy.objects.using(alias()).filter(pk=SamplingPolicy.ONLY_ID).first()

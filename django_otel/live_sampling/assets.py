@@ -1,4 +1,4 @@
-"""Static files of our admin pages, also where the storage's manifest does not list them yet."""
+"""Static files of our admin pages, even if the storage's manifest does not list them yet."""
 
 from __future__ import annotations
 

@@ -306,7 +306,7 @@ class SamplingCommand:
         until: datetime.datetime | None = options["until"]
         return until
 
-    # --- What is in force. ---
+    # --- The effective policy. ---
 
     def _effective(self) -> tuple[EffectivePolicy, models.SamplingState]:
         """As a worker process decides that has read the rows just now."""

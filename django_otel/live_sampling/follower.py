@@ -191,7 +191,7 @@ class Follower:
                 is_leader = self.registry is None or self.registry.lead() or self.registry.silent_s() > _SILENT_S
             if is_leader and (time.monotonic() >= self._next_poll_s or self._cache.is_there()):
                 self._next_poll_s = time.monotonic() + self.poll()
-        with guard.contained("reporting the sampling policy in force"):
+        with guard.contained("reporting the effective sampling policy"):
             self._share()
             self._report()
         if is_live():
@@ -444,7 +444,7 @@ def ensure_started() -> None:
 
 
 def stop(timeout_s: float = 0.0) -> None:
-    """Stop following; the policy in force stays. Waits for the thread up to `timeout_s` seconds."""
+    """Stop following; the current policy stays in effect. Waits for the thread up to `timeout_s` seconds."""
     found = _followers.get(os.getpid())
     if found is not None:
         found.stop(timeout_s)

@@ -1,4 +1,4 @@
-"""Signed links that trace one visit, whatever is sampled otherwise.
+"""Signed links that trace one visit at any sampling ratio.
 
 A member of staff makes a token and puts it behind any address of the site, as
 the parameter `otel_force_token`. The request that brings it is recorded, and the

@@ -1,4 +1,4 @@
-"""Texts isolated from the direction of those around them: code and figures in pages written from right to left."""
+"""Isolates texts from the writing direction around them: code and figures in right-to-left pages."""
 
 from __future__ import annotations
 

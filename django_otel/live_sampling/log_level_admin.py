@@ -1,4 +1,4 @@
-"""Live log levels in the admin: a page of those that hold, a form to set one, Django's history and permissions."""
+"""Temporary log levels in the admin: the list, a form to set one, Django's history and permissions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`manage.py otel logs level`: log levels that hold for a time, from the command line."""
+"""`manage.py otel logs level`: temporary log levels, from the command line."""
 
 from __future__ import annotations
 

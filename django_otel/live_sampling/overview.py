@@ -1,4 +1,4 @@
-"""Policy in force, in words, and which process applies which version: the head of the policy's page."""
+"""The effective policy in words, and which process applies which version: the head of the policy's page."""
 
 from __future__ import annotations
 

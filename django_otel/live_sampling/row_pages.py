@@ -1,4 +1,4 @@
-"""Pages of the admin over rows whose table may be missing, or whose database may not answer, with advice then."""
+"""Admin pages over rows whose table may be missing or whose database may not answer; they then show advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One query for all that a host asks each `SAMPLING.REFRESH_S`: version, policy, rules, log levels, open pages.
+"""One query for everything that a host reads each `SAMPLING.REFRESH_S`: version, policy, rules, log levels, open pages.
 
 Four small tables in one statement, which sees one moment of the database: so the policy and its rules always fit
 together, and of fifty hosts the database sees fifty queries in that time. Where the statement fails (a table is

@@ -1,4 +1,4 @@
-"""The routes that the rules of a form match, in words, whether they are saved or not."""
+"""The routes that the rules of a form match, in words, whether saved or not."""
 
 from __future__ import annotations
 

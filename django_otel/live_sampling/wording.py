@@ -205,7 +205,7 @@ def limit(max_per_second: float) -> str:
 
 
 def promise(refresh_s: float) -> str:
-    """Return when a change is in force, as the page says it."""
+    """Return when a change takes effect, as the page words it."""
     message = ngettext(
         "Every worker process applies a change saved here within %(seconds)s second, without a restart.",
         "Every worker process applies a change saved here within %(seconds)s seconds, without a restart.",

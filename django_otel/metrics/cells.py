@@ -1,4 +1,4 @@
-"""Cells of float64 in which our instruments count.
+"""Cells of float64 that hold the values of our instruments.
 
 A series owns a run of cells in a `Memory`: one for a counter, up-down counter
 or gauge; one per bucket and one for the sum for a histogram (its count is the

@@ -1,4 +1,4 @@
-"""Classic buckets of exponential histograms: the text formats have no other."""
+"""Classic buckets of exponential histograms, because the text formats have no others."""
 
 from __future__ import annotations
 

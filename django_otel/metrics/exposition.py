@@ -1,4 +1,4 @@
-"""From families of numbers to the text that Prometheus scrapes.
+"""Renders metric families as the text that Prometheus scrapes.
 
 Two things differ on purpose from OpenTelemetry's "Prometheus and OpenMetrics
 Compatibility": no `otel_scope_*` labels (they multiply series), and exponential

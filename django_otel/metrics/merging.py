@@ -1,4 +1,4 @@
-"""Adding up families: increments of one process, and the same instruments of several.
+"""Adds up families: increments of one process, and equal instruments of several processes.
 
 Apart from `metrics.sdk_metrics`, which imports the SDK's metrics: a scrape does not need them.
 """

@@ -1,4 +1,4 @@
-"""Between the SDK's metrics and our families, in both directions.
+"""Converts between the SDK's metrics and our families, in both directions.
 
 In: a passive reader with delta temporality, whose increments are added up here.
 So a fork needs no baseline, and OTLP and the scrape see one set of numbers.

@@ -1,4 +1,4 @@
-"""The group of processes that work outside the web server: task workers, their schedulers.
+"""The group of processes outside the web server: task workers and their schedulers.
 
 All of a project's on one host share one folder, whichever program started them and however often it was restarted.
 The web server's page adds their numbers to its own, see `add_background`.

@@ -1,4 +1,4 @@
-"""The file through which levels of loggers that hold for a time reach the processes of one host."""
+"""The file through which temporary log levels reach the processes of one host."""
 
 from __future__ import annotations
 

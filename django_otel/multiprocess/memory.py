@@ -224,7 +224,7 @@ class SharedMemory(Memory):
         return entry
 
     def claim_definitions(self, newest: Mapping[str, tuple[Definition, float]]) -> bool:
-        """Note that this process's definitions are in force again, where an earlier one's look newer.
+        """Note that this process's definitions apply again, where an earlier one's look newer.
 
         So it is after a change was rolled back: what a dead process left in this
         slot is of an older date than what it was rolled back from. `newest`

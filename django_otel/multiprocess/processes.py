@@ -1,4 +1,4 @@
-"""CPU time, memory, descriptors and threads of the processes of a group, read from /proc when a page is asked for.
+"""CPU time, memory, descriptors and threads of the processes of a group, read from /proc when the page is requested.
 
 The process that answers reads them for all: each slot's header has pid, start and pid namespace of its process, so a
 pid that means something else is never read. What a killed process had used stays, in a file of the folder. Where there

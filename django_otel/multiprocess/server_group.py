@@ -74,7 +74,7 @@ def _pid_namespace() -> str:
 def owner_pid(configured_pid: int, environ: Mapping[str, str]) -> int | None:
     """The master process this one belongs to; None for a server of a single process.
 
-    `configured_pid` is the process in which the settings were put in force.
+    `configured_pid` is the process in which the settings were applied.
     """
     own = os.getpid()
     if configured_pid != own:

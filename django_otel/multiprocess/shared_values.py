@@ -1,4 +1,4 @@
-"""Values of an attribute that all processes of a group count together, so that a limit on them holds over all.
+"""Values of an attribute that all processes of a group count together, so that a limit applies to the group.
 
 One file per attribute in the group's folder, a line of JSON per value. A process looks into it only for a value that
 it does not know yet, and never again once the file is full.

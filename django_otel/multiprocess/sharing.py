@@ -1,4 +1,4 @@
-"""This process's part in its group: its slot, its snapshot, the scrape over all of them.
+"""This process's part in its group: its slot, its snapshot, and the scrape over all slots.
 
 When the folder cannot be used, is deleted or is full, numbers stay in plain
 memory and the page says so; every second this process looks whether it can

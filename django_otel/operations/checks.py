@@ -1,4 +1,4 @@
-"""System checks. Ids and meanings stay as they are documented; messages never hold a secret.
+"""System checks. Ids and meanings stay as documented; messages never contain a secret.
 
 Everything but errors of the configuration is a Warning: an Error keeps
 `migrate` and `runserver` from running, which telemetry must not.

@@ -1,4 +1,4 @@
-"""`manage.py otel collect`: takes OTLP over HTTP from other services of this machine into the console's store.
+"""`manage.py otel collect`: receives OTLP over HTTP from other services of this machine into the console's store.
 
 Traces and log records, as protobuf or JSON, also gzipped. Bodies, connections and
 times are bounded; what arrives is redacted as our own data is. For one machine:

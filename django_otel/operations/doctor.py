@@ -1,4 +1,4 @@
-"""Tries every part of the configuration and explains those that do not work.
+"""Tests every part of the configuration and explains failures.
 
 Nothing here guesses from settings whether an exporter would work: one real span,
 metric and log record go through the real exporters to the configured places,

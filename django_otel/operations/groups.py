@@ -1,4 +1,4 @@
-"""Groups of worker processes that `manage.py otel serve` and `otel folder` show, and why there is none."""
+"""Groups of worker processes that `manage.py otel serve` and `otel folder` show, and the reason if there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why an OTLP receiver rejects exports: a bare request to the same address, and its answer explained."""
+"""Explains why an OTLP receiver rejects exports: sends a bare request to the same address and interprets the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small HTTP server for the scrape alone, on a port of its own: `manage.py otel serve`.
+"""A small HTTP server for `/metrics` alone, on a separate port: `manage.py otel serve`.
 
 One thread reads every request's head and writes every answer without blocking, so a
 client that sends or reads slowly costs a connection and nothing else. Pages are

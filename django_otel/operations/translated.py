@@ -1,4 +1,4 @@
-"""Texts that other parts have made, in the language of the reader."""
+"""Translates texts of other packages into the reader's language."""
 
 from __future__ import annotations
 

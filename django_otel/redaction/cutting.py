@@ -1,4 +1,4 @@
-"""Texts that are too long: redacted first, then cut, so that no cut hides the name of a secret or leaves its tail."""
+"""Cuts texts that are too long: redacted first, so that no cut hides the name of a secret or leaves its tail."""
 
 from __future__ import annotations
 

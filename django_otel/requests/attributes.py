@@ -1,4 +1,4 @@
-"""Attributes with which the span of a request begins."""
+"""Attributes of a request span at its start."""
 
 from __future__ import annotations
 

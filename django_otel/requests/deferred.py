@@ -1,4 +1,4 @@
-"""A span whose sampling decision is made at the first use.
+"""A span whose sampling decision is made at its first use.
 
 A rule may name a route, and the route is known only once Django has resolved
 the path. So the request's span is decided by the first who asks it anything: a

@@ -1,4 +1,4 @@
-"""Ending the measurement of a request: its metrics, then its span."""
+"""Finishes the measurement of a request: its metrics, then its span."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The time budget of a request: the time of each layer, each moment counted once.
+"""Time budget of a request: the time of each layer, with each moment counted once.
 
 Of the layers that are open at a moment the innermost has the time: database before cache, cache before outbound HTTP,
 that before templates, then the view, and middleware for everything else. So nested layers, and those that overlap in

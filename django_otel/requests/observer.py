@@ -1,4 +1,4 @@
-"""One request from start to finish, without Django's help.
+"""One request from start to finish, independent of Django.
 
 `begin` and `finish` are the request path. What they need from the settings was
 put into attributes of `Observer` when the middleware was built, and what is the

@@ -1,4 +1,4 @@
-"""Parts of an `Observer` beside the settings: decided once, when the middleware is built."""
+"""Options of an `Observer` in addition to the settings: computed once, when the middleware is built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Protocols for a framework's requests and responses; Django's fit."""
+"""Protocols for a framework's requests and responses; Django's classes implement them."""
 
 from __future__ import annotations
 

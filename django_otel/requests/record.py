@@ -1,4 +1,4 @@
-"""The request under way: a plain record, and the context in which it and its span are found."""
+"""Record of the current request, and the context in which it and its span are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting the span of a request, by what is above it: nothing, a caller, a span of this process, another tool's."""
+"""Starts the span of a request according to its parent: none, a caller, a span of this process, or another tool's."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Effective policy: the layers put together at one moment, and where each request is led in it.
+"""Effective policy: all layers combined for one moment, and the outcome for each request.
 
-What follows from a policy is worked out when it is put in force, so that a
+What follows from a policy is computed when it is applied, so that a
 decision is a comparison and a cell update.
 """
 

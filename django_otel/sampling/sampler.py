@@ -58,7 +58,7 @@ class LiveSampler(Sampler):
         self.end_over_budget: Callable[[int, bool], bool] | None = None
         #: Opens the counters of decisions; None counts nothing. Takes effect with the next policy.
         self.open_series: OpenSeries | None = None
-        #: Called with what is put in force, before it is.
+        #: Called with a policy before it is applied.
         self.on_compose: Callable[[EffectivePolicy], None] | None = None
         #: Called before the first decision of the process, and removed by the code that has done it.
         self.on_first: Callable[[], None] | None = None
@@ -74,7 +74,7 @@ class LiveSampler(Sampler):
         return self._base
 
     def rebase(self, base: Policy) -> None:
-        """Replace the policy of settings and environment; one from the admin stays in force.
+        """Replace the policy of settings and environment; one from the admin stays in effect.
 
         Errors: `ValueError` when `base` expires or has no ratio: nothing would be left to apply.
         """
@@ -91,7 +91,7 @@ class LiveSampler(Sampler):
         return self._live
 
     def swap(self, policy: Policy | None) -> None:
-        """Put `policy` in force, for every tracer of the process at once; None goes back to `base`."""
+        """Apply `policy` to every tracer of the process at once; None goes back to `base`."""
         self._live = policy
         self._compose(time.time())
 
@@ -137,7 +137,7 @@ class LiveSampler(Sampler):
     def policy(self) -> EffectivePolicy:
         """Return the effective policy."""
         policy = self.effective
-        # The clock is only asked while something with an end is in force. It may be set back as well.
+        # The clock is only asked while something with an end is in effect. It may be set back as well.
         if policy.is_timed and not policy.since_s <= (now_s := time.time()) < policy.until_s:
             return self._compose(now_s)
         return policy

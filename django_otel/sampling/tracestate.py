@@ -1,4 +1,4 @@
-"""`tracestate` of sampled traces: `ot=th:...`, by which a backend knows how many traces a recorded one stands for.
+"""`tracestate` of sampled traces: `ot=th:...`, which tells a backend how many traces a recorded one represents.
 
 `th` is the rejection threshold T: a trace is sampled if its randomness R is at least T, both of 56 bits. Our sampler
 records trace ids whose low half is *below* a bound, as `TraceIdRatioBased` does, so R is its complement and is written

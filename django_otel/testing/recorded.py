@@ -1,4 +1,4 @@
-"""Recorded spans, metrics and logs of a test, with the questions that tests ask about them."""
+"""Recorded spans, metrics and logs of a test, with methods to query them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values as they are read from the store's file: any kind may stand in any column.
+"""Reads values from the store's file, where any column may contain any type.
 
 SQLite keeps any value in any column: a damaged file, or another tool's hand, must not break a page.
 """

@@ -1,4 +1,4 @@
-"""The store's file: where it is, how it is made, opened, checked and set aside.
+"""The store's file: its place, and how it is created, opened, checked and set aside.
 
 The file is never the application's database, and no connection outlives the
 batch or the page it was opened for, so that none is carried over a fork. It is

@@ -1,4 +1,4 @@
-"""Numbers of the dashboard: cumulative values of a scrape, turned into increments for each step of time."""
+"""Figures of the dashboard: cumulative values of scrapes, turned into increments per time step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OTLP messages between their two forms: the bytes of protobuf and the objects of OTLP/JSON.
+"""Converts OTLP messages between protobuf bytes and OTLP/JSON objects.
 
 Driven by one table of messages, without protobuf, which is installed only with an OTLP exporter. Unknown fields are
 left out.

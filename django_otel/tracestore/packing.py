@@ -1,4 +1,4 @@
-"""How contents stand in the file: JSON, compressed, never pickle."""
+"""Encoding of contents in the file: JSON, compressed, never pickle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prepares finished spans for the store: encoded once per trace, and the few columns that lists need.
+"""Prepares finished spans for the store: encoded once per trace, with the few columns that lists need.
 
 The bytes are those of the OTLP encoder, redacted on the way. Of everything
 else only what becomes a column is redacted here: name, method, route, service

@@ -1,4 +1,4 @@
-"""Takes finished spans, log records and numbers off the request path and into the trace store.
+"""Moves finished spans, log records and figures off the request path and into the trace store.
 
 The request path pays for one `append` to a bounded queue. Scrubbing, packing
 and writing happen in a thread of its own; what the queue has no room for, or

@@ -1,4 +1,4 @@
-"""Statements about many rows at once: each statement of its own costs as much as several rows."""
+"""Statements over many rows at once: a single statement costs as much as several rows."""
 
 from __future__ import annotations
 

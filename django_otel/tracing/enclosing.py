@@ -1,4 +1,4 @@
-"""Spans around the project's code that it has not asked for, such as that of a transaction.
+"""Spans around project code that the project did not request, such as the span of a transaction.
 
 They are current, so that what happens inside is below them. But what the project says of its own span (attributes,
 events) is still said of that one.

@@ -1,4 +1,4 @@
-"""Tracer provider that makes our tracers, and the kinds of span processors that it serves directly."""
+"""Tracer provider of our tracers, and the kinds of span processors that it calls directly."""
 
 from __future__ import annotations
 

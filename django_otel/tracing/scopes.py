@@ -1,4 +1,4 @@
-"""Scopes: something that begins, is current for a while, and ends.
+"""Scopes: objects that begin, are current for a while, and end.
 
 A scope is a context manager and a decorator of functions, coroutine functions,
 generators and async generators.

@@ -1,4 +1,4 @@
-"""Common parts of many spans, such as those of one cache operation or middleware: worked out once."""
+"""Common parts of many spans, such as those of one cache operation or middleware, computed once."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class _LocalTrace:
 class TailBuffer:
     """Holds back the spans of dropped traces until it is known how they end.
 
-    `policy()` is what is in force; `emit(span)` exports a kept one, `discard(span)`
+    `policy()` is the effective policy; `emit(span)` exports a kept one, `discard(span)`
     drops an unsampled one; `on_keep(reason)` is called per kept trace
     ("error", "slow"), `on_drop(count)` for spans that are pushed out.
 

@@ -1,4 +1,4 @@
-"""Tracer that makes our spans.
+"""Tracer that creates our spans.
 
 It serves everything that asks our `OwnTracerProvider` for one: the request
 path, the database layer, `django_otel.span` and every other instrumentor.

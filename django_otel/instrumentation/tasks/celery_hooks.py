@@ -1,4 +1,4 @@
-"""Celery: tasks sent by any of its ways, and run by a worker of any pool or eagerly.
+"""Celery: tasks sent by any API, and run by a worker of any pool or eagerly.
 
 Sending is measured around `AMQP.send_task_message`, through which every message goes; running around the tracer that
 Celery builds for each task, which costs a fifth of the signals `task_prerun` and `task_postrun`. What ends outside of

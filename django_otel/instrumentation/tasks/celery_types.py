@@ -1,4 +1,4 @@
-"""Celery's classes, as far as they are used: Celery has no types of its own."""
+"""Types of the parts of Celery that are used: Celery has no type annotations."""
 
 from __future__ import annotations
 

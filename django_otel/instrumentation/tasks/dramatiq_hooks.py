@@ -1,4 +1,4 @@
-"""Dramatiq: a middleware of its own kind, which hands the sender's trace over in the message's options.
+"""Dramatiq: a Dramatiq middleware that passes the sender's trace in the message's options.
 
 Arguments and results are never read.
 """

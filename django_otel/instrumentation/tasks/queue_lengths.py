@@ -1,4 +1,4 @@
-"""Lengths of queues (`django.task.queue.length`): asked for when metrics are read, never while a request is served.
+"""Lengths of queues (`django.task.queue.length`): read with the metrics, never during a request.
 
 One process asks: the one that answers a scrape, and of those that send metrics over OTLP the one that holds a lock.
 """

@@ -1,4 +1,4 @@
-"""RQ: jobs sent by its queues and run by its workers; the sender's trace goes with the job, in its `meta`.
+"""RQ: jobs sent by its queues and run by its workers; the sender's trace is in the job's `meta`.
 
 Sending is measured around `Queue.enqueue_job`, `schedule_job` and `enqueue_many`, running around `Job.perform`. A job
 whose process is gone is counted by the worker's main process. Arguments and results are never read. Jobs of Django's

@@ -1,4 +1,4 @@
-"""Switching the measuring of tasks on and off with the settings."""
+"""Turns the measuring of tasks on and off with the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`manage.py otel`: shows the configuration, tries it, and lists metrics and stored traces."""
+"""`manage.py otel`: shows and tests the configuration, and lists metrics and stored traces."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ class Command(BaseCommand):
                 return NOT_WORKING
             # The web server may be started later.
             self._write_wrapped(" ".join((str(error), gettext("Waiting for it."))), "")
-        # A policy of the admin is followed here too, so that the page shows the ratio in force.
+        # A policy of the admin is followed here too, so that the page shows the effective ratio.
         follower.ensure_started()
         source = serving.Source(
             collect=found.collect,

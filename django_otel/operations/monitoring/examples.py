@@ -1,4 +1,4 @@
-"""Examples of PromQL for each metric of the catalogue: those of its kind, and for the best-known ones their own."""
+"""PromQL examples for each metric of the catalogue: by kind, with specific ones for the best-known metrics."""
 
 from __future__ import annotations
 
