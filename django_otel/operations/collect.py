@@ -7,14 +7,17 @@ beyond it a Collector with Tempo or Jaeger, and `TRACE_URL`.
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from django_otel.base import guard
 from django_otel.base.private_files import Unusable
@@ -33,6 +36,8 @@ MAX_REQUESTS = 16
 #: How long a client may take for its whole request, in seconds.
 _TIMEOUT_S = 10.0
 _TICK_S = 0.2
+#: Of the length of a body; Python refuses to read numbers of thousands.
+_MOST_DIGITS = 20
 _PROTOBUF, _JSON = "application/x-protobuf", "application/json"
 
 
@@ -85,10 +90,43 @@ class Collector:
         return incoming.read_spans(body, self.scrubber, keeps_statements=self.keeps_statements)
 
 
+class _BoundedReader(io.RawIOBase):
+    """A client's bytes up to a moment: the timeout of a socket is that of each read, however little it brings."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self._client = client
+        #: On the clock of `time.monotonic()`.
+        self.deadline_s = 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        left_s = self.deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._client.settimeout(left_s)
+        try:
+            return self._client.recv_into(buffer)
+        finally:
+            self._client.settimeout(_TIMEOUT_S)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
     timeout = _TIMEOUT_S
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self._reader = _BoundedReader(self.connection)
+        self.rfile = io.BufferedReader(self._reader)
+
+    def handle_one_request(self) -> None:
+        # A request that takes longer ends as one of a client that is gone.
+        self._reader.deadline_s = time.monotonic() + _TIMEOUT_S
+        super().handle_one_request()
 
     def do_POST(self) -> None:
         collector = self.server.collector
@@ -125,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
             raise Refused(411, "The length of the body is missing.")
-        if int(length) > MAX_BODY_BYTES:
+        if len(length) > _MOST_DIGITS or int(length) > MAX_BODY_BYTES:
             raise Refused(413, f"The body has more than {MAX_BODY_BYTES} bytes.")
         body = self.rfile.read(int(length))
         if len(body) < int(length):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.client
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -143,6 +145,55 @@ def test_what_is_refused_is_counted_in_the_answer(server):
 def test_faulty_requests_are_refused_and_it_goes_on(server, body, path, headers, status):
     assert post(server, body, path, **headers)[0] == status
     assert post(server, json.dumps(message()).encode())[0] == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"POST /v1/traces HTTP/1.1\r\nX-Slow: ",
+        b"POST /v1/traces HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n",
+    ],
+    ids=["request line", "head", "body"],
+)
+def test_clients_that_drip_are_cut_off_and_shut_nobody_out(server, monkeypatch, head):
+    monkeypatch.setattr(collect, "_TIMEOUT_S", 0.5)
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(collect.MAX_REQUESTS)]
+    gone = set()
+
+    def drip() -> bool:
+        for client in clients:
+            try:
+                client.setblocking(False)
+                if client in gone or client.recv(1000) == b"":
+                    gone.add(client)
+            except BlockingIOError:
+                client.setblocking(True)
+                with contextlib.suppress(OSError):
+                    client.sendall(b"a")
+            except OSError:
+                gone.add(client)
+        return len(gone) == len(clients)
+
+    try:
+        for client in clients:
+            client.sendall(head)
+        services.wait_until(drip, 20, "the end of clients that drip")
+        assert post(server, json.dumps(message("after")).encode())[0] == 200
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_a_length_of_thousands_of_digits_is_too_large(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    try:
+        connection.request(
+            "POST", "/v1/traces", headers={"Content-Type": "application/json", "Content-Length": "9" * 5000}
+        )
+        assert connection.getresponse().status == 413
+    finally:
+        connection.close()
 
 
 def test_chunked_bodies_are_bounded(server):
