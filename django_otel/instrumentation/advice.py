@@ -424,7 +424,7 @@ def _build(
     if is_changed:
         return None
     options = owner._meta
-    return Advice(method, "__".join((*steps, name)), options.label, options.db_table, has_peers)
+    return Advice(method, "__".join((*steps, name)), options.label, options.db_table, has_peers and not changes.streams)
 
 
 def _find_path(instance: Model, stack: _Stack) -> tuple[Model, tuple[_Step, ...]]:

@@ -23,18 +23,24 @@ _MUTATORS = frozenset({"add", "remove", "clear", "set", "create", "get_or_create
 _ALL_MUTATORS = _MUTATORS | {f"a{name}" for name in _MUTATORS}
 #: By these an attribute's name is a text.
 _BY_TEXT = frozenset({"setattr", "__setattr__", "__dict__", "vars", "delattr"})
+#: By these objects come one by one: each has its relations loaded before it has peers.
+_STREAMS = frozenset({"iterator", "aiterator"})
 _REFRESHERS = frozenset({"refresh_from_db", "arefresh_from_db"})
 #: Attributes in which Django keeps related objects.
 _CACHES = frozenset({"fields_cache", "_prefetched_objects_cache"})
 
 
 class Changes(NamedTuple):
-    """Names of attributes that are set, deleted, and whose manager is changed; whether an object is read again."""
+    """Names of attributes that are set, deleted, and whose manager is changed; whether an object is read again.
+
+    And whether objects are read by `iterator()`, one by one.
+    """
 
     set: frozenset[str]
     deleted: frozenset[str]
     managed: frozenset[str]
     refreshes: bool
+    streams: bool
 
     def affect(self, keys: Iterable[str]) -> bool:
         """Return whether a relation that depends on these attributes may have changed since the object was loaded."""
@@ -46,10 +52,11 @@ def read_changes(place: FrameType, models: Iterable[type]) -> Changes:
     stored: set[str] = set()
     deleted: set[str] = set()
     managed: set[str] = set()
-    refreshes = False
+    refreshes = streams = False
     for code in _find_codes(place, tuple(models)):
         names = set(code.co_names)
         refreshes = refreshes or not names.isdisjoint(_REFRESHERS | _CACHES)
+        streams = streams or not names.isdisjoint(_STREAMS)
         if not names.isdisjoint(_BY_TEXT):
             texts = {text for text in code.co_consts if isinstance(text, str)}
             stored |= texts
@@ -63,7 +70,7 @@ def read_changes(place: FrameType, models: Iterable[type]) -> Changes:
             elif each.argval in _ALL_MUTATORS and before:
                 managed.add(before)
             before = each.argval if each.opname == "LOAD_ATTR" else ""
-    return Changes(frozenset(stored), frozenset(deleted), frozenset(managed), refreshes)
+    return Changes(frozenset(stored), frozenset(deleted), frozenset(managed), refreshes, streams)
 
 
 def climbs(place: FrameType, name: str) -> bool:

@@ -164,7 +164,7 @@ def test_the_stack_is_walked_in_the_first_request_alone(fresh, client, monkeypat
         ("by_raw", 'prefetch_related("tags")', "Book"),
         ("by_raw_and_foreign_key", f'prefetch_related("author"){PEERS}', "Book"),
         ("by_raw_and_path", f'prefetch_related("book__author"){PEERS}', "Chapter"),
-        ("by_iterator", f'select_related("author"){PEERS}', "Book"),
+        ("by_iterator", 'select_related("author")', "Book"),
         ("saved_before", f'select_related("author"){PEERS}', "Book"),
         ("read_once", 'prefetch_related("tags")', "Book"),
         ("reverse_beside_an_empty_key", 'prefetch_related("card_set")', "Reader"),
