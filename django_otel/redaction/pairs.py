@@ -106,7 +106,7 @@ _ARN = lazy_pattern(r"\barn:[\w\-:]{1,110}:\Z")
 _LONG_OPTION = lazy_pattern(r"-[a-z][A-Za-z]{3,30}\Z")
 _CONVERTER = lazy_pattern(r"\w+>")
 #: Behind a name in markup: there is no value.
-_CLOSING_TAG = lazy_pattern(r"</[A-Za-z][\w:.\-]{0,60}\s{0,8}>")
+_CLOSING_TAG = lazy_pattern(r"</[A-Za-z][\w:.\-]{0,60}\s{0,8}>(?!\w)")
 #: The next line behind a key of YAML: another key, or the items of a list.
 _NEXT_KEY = lazy_pattern(r"[\w.\-]{1,60}:(?=[ \t]|\r?\n|\Z)")
 _NEXT_ITEM = lazy_pattern(r"[ \t]*-[ \t]+(?P<quote>[\"']?)(?P<item>[^\s\"'\[{:][^\n\"']*?)(?P=quote)[ \t\r]*(?:\n|\Z)")

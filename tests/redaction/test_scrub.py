@@ -451,6 +451,7 @@ def test_a_secret_in_json_or_repr_of_any_depth_never_survives(key, secret, befor
 @example("password", "</QXZQXZQXZ", "", "")
 @example("password", "HTTP00000000Q", "", "")
 @example("password", "<_>QXZQXZQXZ", "", "")
+@example("password", "</A>QXZQXZQXZ", "", "")
 @example("password", "[hidden]QXZQXZQXZ", "", "")
 @example("password", "${A}QXZQXZQXZ", "", "")
 @example("password", "{{a}}QXZQXZQXZ", "", "")
