@@ -111,9 +111,15 @@ _USED = lazy_pattern(
 _TOLD = lazy_pattern(
     r"(?i)\b(?:pass(?:word|wd|phrase|code|wort)|kennwort|mots? de passe|contrase[ñn]a|senha|clave|wachtwoord"
     r"|has[lł]o|l[öo]senord|salasana|adgangskode|пароль|şifre|sifre|jelszó)(?:[ ][^\W\d_]{2,20}){0,2}?"
-    r"(?:[ ](?:est|es|è|é|ist|is|jest|är|er|on|это|to)[ :]|[ ][^\W\d_]{2,20}:|[ ][(][^\W\d_]{2,20}[)]:)[ ]{0,2}"
+    r"(?:[ ](?:est|es|è|é|ist|is|jest|är|er|on|это|to|from)[ :]|[ ][^\W\d_]{2,20}:|[ ][(][^\W\d_]{2,20}[)]:)[ ]{0,2}"
     r"(?P<value>[\"'][^\"'\s]{6,60}[\"']|[^\s\"'<>\[\](),;]{6,60})(?=[.!,;]?(?:\s|\Z))"
 )
+#: {password,<<"x">>} of Erlang, Password REG_SZ x, password ..... x
+_OTHERS = lazy_pattern(r"\{(?P<key>[a-z]\w{1,40}),[ ]?(?:<<)?(?P<value>\"[^\"\n]{1,300}\")(?=(?:>>)?\})")
+_REGISTRY = lazy_pattern(
+    r"(?P<key>\b[\w.\-]{1,60})[ \t]{1,8}REG_(?:EXPAND_|MULTI_)?(?:SZ|BINARY)[ \t]{1,8}(?P<value>[^\s]{1,300})"
+)
+_LEADERS = lazy_pattern(r"(?P<key>\b[\w\-]{1,60})[ ]?\.{3,80}[ ]?(?P<value>[^\s.][^\s]{5,100})")
 _HAS_TYPE = lazy_pattern(r"(?:Secret(?:Str|Bytes|Value|String)?|Sensitive|Passphrase|Password|Key|Token|Credential)\(")
 
 #: Nouns that follow the name of a secret in sentences and in headings.
@@ -173,13 +179,16 @@ def redact_fields(text: str, lowered: str, judge: Judge) -> str:
     """
 
     def is_named(match: re.Match[str]) -> bool:
-        return judge(match.group("key"), True, False) not in (PLAIN, LABEL)
+        key = match.group("key")
+        is_secret = judge(key, True, False) not in (PLAIN, LABEL)
+        return is_secret and not is_harmless(match.group("value").strip("\"'"), key, SENSITIVE)
 
     if ('":' in text or "':" in text) and ("value" in lowered or "input" in lowered):
         text = replace_values(_REVERSED, text, is_named)
         text = replace_values(_FIELD, text, is_named)
     if "value" in lowered or "content" in lowered:
         text = replace_values(_NAMED_VALUE, text, is_named)
+    text = _redact_dividers(text, judge, is_named)
     if 'name="' in text and "\n" in text.replace("\\n", "\n"):
         text = replace_values(_FORM_PART, text, is_named)
     if "pass" in lowered or "pwd" in lowered:
@@ -207,6 +216,19 @@ def redact_fields(text: str, lowered: str, judge: Judge) -> str:
         text = replace_values(_TYPED, text, lambda match: True)
     if "snmp-server" in lowered:
         text = replace_values(_TRAP_HOST, text, lambda match: not says_something(match.group("value"), judge))
+    return text
+
+
+def _redact_dividers(text: str, judge: Judge, is_named: Callable[[re.Match[str]], bool]) -> str:
+    """Return `text` without the secrets that rare dividers part from their names."""
+    if "{" in text and ('"}' in text or '">>' in text):
+        text = replace_values(
+            _OTHERS, text, lambda match: is_named(match) and not says_something(match.group("value"), judge)
+        )
+    if " REG_" in text:
+        text = replace_values(_REGISTRY, text, is_named)
+    if "..." in text:
+        text = replace_values(_LEADERS, text, lambda match: is_named(match) and _is_strong(match.group("value")))
     return text
 
 

@@ -161,6 +161,8 @@ _ARABIC = lazy_pattern(
     r"(?=[^\s]{0,60}[0-9])[^\s\"'<>,;\[\]]{4,}"
 )
 _FRENCH = lazy_pattern(r"(?i)(\bmots? de passe ?: ?)(?!\[redacted\])(?![^\s]{1,20} [a-z])[^\s\"'<>,;]{4,}")
+#: /u:bob /p:x
+_WINDOWS = lazy_pattern(r"(?i)((?<![^\s\"'])/(?:p|pw|pwd|pass|password):)(?!\[redacted\])[^\s\"']+")
 #: credentials: bob / x
 _TWO = lazy_pattern(
     r"(?i)(\b(?:credentials?|creds|logins?|account)(?::| are| is| =)[ ][\"']?[\w.@+\-]{1,60}[\"']?[ ](?:/|:|and)[ ])"
@@ -179,6 +181,13 @@ _SAID_CODE = lazy_pattern(
     r"|2fa|mfa|otp|sms|recovery|reset)[ ](?:pass)?code|(?:bestätigungs|zugangs|sicherheits|freischalt|verifizierungs|anmelde|einmal)code|(?:ihre?|dein)[ ](?:code|tan)|your[ ](?:pass)?code|(?:(?:your|the|ihre|deine)[ ])?pin(?=[ ](?:is|was|for|of|ist|lautet)[ ])|(?:your|the|entered|typed|wrong|invalid|incorrect|bad|new|old|temporary|initial|default|card)[ ]pin|otp|one[\- ]time[ ]password)"  # noqa: E501
     r"(?:[ ](?:for|of)[ ](?:(?:user|card|account)[ ])?(?:ending[ ](?:in[ ])?)?[\w.@\-]{1,60})?(?:[ ](?:is|was|ist|lautet))?:?[ ]|\b(?:use|enter|type|submit)[ ](?:the[ ]|this[ ])?(?:code|pin)[ ])"  # noqa: E501
     r"(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?!\w|[.:][0-9])"
+)
+#: Votre code de vérification est 123456, Use 123456 to log in
+_FOREIGN_CODE = lazy_pattern(
+    r"(?i)((?:\bcode de (?:vérification|sécurité|confirmation|connexion|validation)|\bc[óo]digo de \w{4,16}"
+    r"|\bcodice di \w{4,16}|验证码|驗證碼)[ ]?(?:est|es|è|é|:|是|为|為|\uff1a)[ ]?(?::[ ]?)?"
+    r"|\b(?:use|enter)[ ](?=[0-9 \-]{4,8}[ ](?:to|as)[ ](?:log|sign|verify|confirm|reset|complete|access|your)))"
+    r"(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?![0-9]|[.:][0-9])"
 )
 #: OTP: 123456, 123456 is your login code
 _SHOWN_CODE = lazy_pattern(
@@ -230,6 +239,10 @@ def redact_commands(text: str, lowered: str, *, is_named: bool) -> str:
         or "ihre tan" in lowered
     ):
         text = _redact_prose(text, lowered)
+    if "code d" in lowered or "digo d" in lowered or "codice d" in lowered or "use " in lowered or "enter " in lowered:
+        text = _FOREIGN_CODE.sub(rf"\1{REDACTED}", text)
+    if "/p" in lowered and "/u" in lowered:
+        text = _WINDOWS.sub(rf"\1{REDACTED}", text)
     return _redact_accounts(text, lowered) if ":" in text else text
 
 
@@ -246,6 +259,8 @@ def _redact_accounts(text: str, lowered: str) -> str:
 
 def redact_sentences(text: str) -> str:
     """Redact passwords and codes in sentences of other languages that have no word of English in them."""
+    if "验证码" in text or "驗證碼" in text:
+        text = _FOREIGN_CODE.sub(rf"\1{REDACTED}", text)
     return _ARABIC.sub(rf"\1{REDACTED}", text) if "هي" in text or "هو" in text else text
 
 

@@ -6,14 +6,7 @@ import re
 
 from django_otel.base.patterns import lazy_pattern
 from django_otel.redaction.bare_pairs import SAMPLES, Judge, is_password, says_something
-from django_otel.redaction.keys import PLAIN, PROSE, is_thing, split_key, words
-
-#: Mechanisms that a mail server offers (AUTH=PLAIN), and by which a user has logged in (auth=ldap).
-_MECHANISMS = words(
-    "plain login cram-md5 digest-md5 ntlm gssapi xoauth2 oauthbearer external ldap oauth oauth2 oidc saml sso basic "
-    "kerberos cert certificate mtls tls publickey password scram-sha-256 md5 trust peer pam radius iam anonymous optional "  # noqa: E501
-    "local remote webauthn passkey jwt session token apikey"
-)
+from django_otel.redaction.keys import MECHANISMS, PLAIN, PROSE, is_thing, split_key, words
 
 #: Of `fetch()`: with which requests cookies go.
 _FETCH = words("include omit same-origin")
@@ -28,6 +21,7 @@ _SPACED_EXPRESSION = lazy_pattern(
     r"|[A-Za-z_]++(?:\.[A-Za-z_]++)++\((?=[^()\n]{0,200}+[()\n])"
     r"|[A-Za-z_]{2,}+\((?:[A-Za-z_][\w.]{0,60}+(?:=[\w.]{1,60}+)?(?:,\s?)?)*+\)"
     r"|[A-Za-z_]\w{0,30}+(?:\.[A-Za-z_]\w{0,30}+){1,4}+\((?:[A-Za-z_][\w.]{0,60}+(?:,\s?)?){0,8}+\)(?=[\s,;.)\]}]|\Z)"
+    r"|[A-Za-z_]\w{1,40}+\([A-Za-z_]\w{1,40}+\([\w, .]{0,40}\)\)(?=[\s,;)]|\Z)"
     r"|(?:std::)?env::var\(|\$[A-Za-z_]{1,40}+(?:(?:->|::)\$?[A-Za-z_]{1,40}+(?![0-9])|(?=[;,)\]])"
     r"|\[(?:[0-9]{0,4}|\$?[A-Za-z_]{1,40}|\"[A-Za-z_.\-]{1,40}\"|'[A-Za-z_.\-]{1,40}')\](?![\w$]))"
     r"|[A-Za-z_$][A-Za-z_.$]{1,60}+(?:(?:->|::)[A-Za-z_]{1,40}+){0,4}+\([^\"'()\n0-9]{0,80}\)"
@@ -73,7 +67,7 @@ _NAMES = lazy_pattern(
 #: The type of a field in a schema: {"type": "string", "minLength": 8}
 _SCHEMA = lazy_pattern(
     r"\{(?![^{}]{0,300}\b(?:default|examples?|const|enum|value)\b)[^{}]{0,200}?[\"']?\btype[\"']?\s{0,4}:\s{0,4}[\"']?"
-    r"(?:string|integer|number|boolean|object|array|http|apiKey|oauth2|openIdConnect|text|keyword|password)\b"
+    r"(?:string|String|Number|Boolean|Object|Array|Schema\.|DataTypes\.|Sequelize\.|integer|number|boolean|object|array|http|apiKey|oauth2|openIdConnect|text|keyword|password)\b"
 )
 #: ['required', 'min:8']
 _RULES = lazy_pattern(
@@ -142,7 +136,7 @@ def is_no_value(text: str, key: str, begin: int, word: str, separator: str, judg
     if separator[:1] == " " and separator.strip() in ("==", "!=", "===") and word.isalpha() and word.islower():
         # Two names are compared.
         return True
-    if lowered in _MECHANISMS and key.lower() == "auth":
+    if lowered in MECHANISMS and key.lower() == "auth":
         return True
     if lowered in _FETCH and key.lower() == "credentials":
         return True

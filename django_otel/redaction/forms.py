@@ -101,7 +101,7 @@ _RUN = lazy_pattern(r"(?<=[\s'\"])(?=[A-Za-z_\-+/=~.]*+[0-9])[A-Za-z0-9_\-+/=~.]
 _NAME_BEFORE = lazy_pattern(
     r"(?i)(?:token|session|secret|password|cookie|csrf|jwt|signature|credential|nonce"
     r"|(?:auth(?:orization)?|device|access|verification|invit(?:e|ation)|reset|activation|pairing|login)[_\- ]code"
-    r"|(?:api|access|auth|private|secret|licen[sc]e|activation|encryption|signing|master|webhook|invalid|unknown|wrong|bad|expired|revoked)[_\- ]?key)s?"  # noqa: E501
+    r"|(?:api|access|auth|private|secret|licen[sc]e|activation|encryption|signing|master|webhook|recovery|unseal|invalid|unknown|wrong|bad|expired|revoked)[_\- ]?key)s?"  # noqa: E501
     r"(?:[ _](?:id|key|basic|post))?(?:[ ]{1,3}(?:is|was|are|issued|generated|created|now|set|to|value|provided|given|received|supplied|used|rejected|not|found|invalid|expired|for)){0,3}:?\s{1,3}['\"]?\Z"  # noqa: E501
 )
 #: refresh token reuse detected: x
@@ -167,6 +167,7 @@ _RARE_SCHEME = lazy_pattern(
     r"|SharedKey(?:Lite)?|AWS)[ \t]++)(?!\[redacted\])((?:[\w\-]{1,80}:)?[A-Za-z0-9+/=_.~\-]{20,}+)"
 )
 _HAS_SCHEME = lazy_pattern(rf"(?i)(?:{'|'.join(_SCHEME_NAMES)})(?:[ \t+]|%20)")
+_DIGEST = lazy_pattern(r"(?:sha[0-9]{1,3}|md5|blake2b):[0-9a-f]{16,}")
 _COLUMN_TYPES = words("TEXT VARCHAR CHAR UUID BYTEA BLOB STRING INTEGER INT NOT IS IN NULL LIKE")
 _PARAMETER = lazy_pattern(r"[a-z]{2,20}(?:_[a-z]{2,20}){1,3}=.")
 #: Words that follow "Bearer" or "Basic" in sentences.
@@ -386,7 +387,10 @@ def _redact_userinfo(match: re.Match[str]) -> str:
 
 def _redact_scheme(match: re.Match[str]) -> str:
     scheme, space, value = match.groups()
-    bare = value.rstrip(".:!?")
+    bare = value.rstrip(".:!?*_`")
+    if (value.endswith(":") and bare.isalpha()) or _DIGEST.match(value):
+        # Bearer capability: read, digest sha256:...
+        return match.group()
     if not any(character.isalnum() for character in bare) or is_placeholder(bare):
         return match.group()
     if bare[0] == "#" and bare[1:].isdigit():

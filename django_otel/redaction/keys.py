@@ -69,7 +69,7 @@ _KEY_OWNERS = words(
     "api access private secret signing signature encryption master account auth ssh storage shared session service "
     "license subscription deploy webhook app application client consumer hmac aes rsa jwt gpg pgp wrapping preshared "
     "instrumentation write ingestion integration fastly fernet functions function admin server management merchant "
-    "developer root "
+    "developer root recovery unseal "
     # Of services, whose keys are named after them.
     "stripe sendgrid mailgun mailchimp mandrill postmark sparkpost twilio vonage nexmo openai anthropic mistral "
     "cohere gemini huggingface algolia mapbox maps recaptcha hcaptcha turnstile paypal braintree adyen razorpay "
@@ -95,6 +95,13 @@ _LAST_WORDS = words("pass auth sig signature hmac pin otp mfa salt")
 _QUERY_WORDS = words("code key state nonce ticket assertion hash sign verifier invite signed otp sso")
 #: A word under such a parameter: ?key=brand, ?state=active, ?sort=name
 _SHORT_WORD = lazy_pattern(r"[a-z]{1,8}(?:[_\-][a-z]{1,8})?\Z|[A-Z]{2,3}\Z|(?:md5|crc32|(?:sha|hs|rs|es)[0-9]{1,3})\Z")
+#: Mechanisms that a mail server offers (AUTH=PLAIN), and by which a user has logged in (auth=ldap).
+MECHANISMS = words(
+    "plain login cram-md5 digest-md5 ntlm gssapi xoauth2 oauthbearer external ldap oauth oauth2 oidc saml sso basic "
+    "kerberos cert certificate mtls tls publickey password scram-sha-256 md5 trust peer pam radius iam anonymous optional "  # noqa: E501
+    "local remote webauthn passkey jwt session token apikey"
+)
+
 #: What a second factor may be: mfa=totp.
 _FACTORS = words("totp hotp sms email mail push webauthn passkey fido2 u2f app call voice duo optional backup")
 #: A number or a date under such a key is a measurement, not a secret.
@@ -126,7 +133,7 @@ _DESCRIPTIONS = words(
     "queue topic handler strategy protocol layer created updated changed env environment target owner vendor "
     "check checks supported available duration age bucket range "
     "rule flow attempt encoder typ kid decision server host arn region alias "
-    "stdin prompt fd mounted issued rotated revoked loaded "
+    "encryption maps process stdin prompt fd mounted issued rotated revoked loaded "
     "table view page form template screen task job url uri file interval"
 )
 #: The whole line after such a key belongs to the value.
@@ -188,6 +195,7 @@ _PLACEHOLDER = lazy_pattern(
     r"\*{2,}+\Z|•{2,}+\Z|[xX]{3,}+\Z|\.{3}\Z|%[sr]\Z|%\([\w.]{1,60}+\)s\Z|\?\Z|\$[0-9]{1,4}+\Z|\$\{?[A-Z_]++\}?\Z"
     r"|\{\{[ \w.|\-]{1,80}\}\}\Z|\{[a-z_.]{1,60}\}\Z|<[a-z_ \-]{1,40}>\Z"
     r"|\[(?i:hidden|redacted|filtered|removed|masked|secure|secret)\]\Z"
+    r"|@_\Z|\$[@*#?]\Z|\((?:none|empty|null|unset|not set|blank)\)\Z|[nN]/[aA]\Z"
     r"|%[+#\-]?[0-9.]{0,4}[a-zA-Z]\Z|#?\{[\w.]{0,60}(?:![rsa])?(?::[^{}\s]{0,10})?\}\Z"
     r"|(?:required|nullable|sometimes|confirmed|bail)(?:\|[a-z_]{2,20}+(?::[\w,.]{1,40}+)?)*+\Z"
     r"|(?i:bearer|basic|token|apikey) (?:\$?\{[\w.]{1,60}\}|\{\{[ \w.|\-]{1,80}\}\}|%s|%\([\w.]{1,60}\)s|<[\w \-]{1,40}>|\$[A-Za-z_]{1,40})\Z"  # noqa: E501
@@ -196,7 +204,8 @@ _PLACEHOLDER = lazy_pattern(
 _MASK = lazy_pattern(
     rf"(?:{_NAMED_ELSEWHERE})(?=[\s\"',;)]|\Z)|(?:{_STORE})"
     r"|(?:<[a-z][a-z_ \-]{0,40}>|\[(?i:hidden|filtered|removed|masked|secure|secret)\])(?!\w)"
-    r"|\((?:sensitive|hidden|redacted|masked|removed|unset|not set|known after apply)(?: value)?\)(?!\w)"
+    r"|\((?:sensitive|hidden|redacted|masked|removed|unset|none|empty|null|not set|known after apply)"
+    r"(?: value)?\)(?!\w)"
     r"|[A-Z]\w{2,30}\(['\"]?\*{3,}['\"]?\)|(?i:bearer|basic|token) \$\{[\w.]{1,60}\}`?"
     r"|(?:\$\{[A-Z_]{1,60}\}|\$?\{\{[ \w.|\-]{1,80}\}\})(?!\w)|#?\{[a-z_.]{1,60}\}(?=[\s\"',;)]|\Z)"
     r"|(?i:bearer|basic|token) \$(?:[A-Za-z_]{1,40}(?=[\"'\s]|\Z)|\([a-z]{2,20} [^()\n]{1,80}\))"
@@ -292,6 +301,8 @@ def is_harmless(value: str, key: str, verdict: int) -> bool:
         return not is_random(bare)
     if lowered in _BRANDS:
         return split_key(key)[-1:] in (("card",), ("cards",))
+    if lowered in MECHANISMS and key.lower() == "auth":
+        return True
     if lowered in _FACTORS:
         return split_key(key)[-1:] == ("mfa",)
     if _NUMBER.match(bare) is None:

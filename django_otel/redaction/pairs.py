@@ -129,6 +129,7 @@ _MEMBER_BEFORE = lazy_pattern(r"[{ ][A-Z]\w{0,40}:[^\s{}:]{0,80} \Z")
 _PROMPT_END = lazy_pattern(r"[ ]?[A-Z_]{2,40}(?:[\s;)]|\Z)|\s{0,2}[);]|\Z")
 _PROMPT_LENGTH = 80
 _LONGEST_PATH = 200
+_NAME = lazy_pattern(r"[\"']([a-z]{2,20}(?:_[a-z]{2,20}){1,3})[\"']")
 #: --token TOKEN
 _METAVAR = lazy_pattern(r"[A-Z][A-Z_]{2,40}+(?=[\s\]),;|]|\Z)")
 #: password: x -> y
@@ -412,16 +413,24 @@ class PairScrubber:
         out.append(text[done:])
         return "".join(out)
 
+    def _is_pair(self, text: str, start: int, key: str, separator: str) -> bool:
+        """Return whether a name and its value stand in brackets, and not the names of two fields."""
+        is_open = _PAIR_OPENING.search(text, max(0, start - 16), start) is not None
+        if not is_open and _CALL_OPENING.search(text, max(0, start - 90), start) is None:
+            return False
+        name = _NAME.match(text, start + len(key) + len(separator))
+        return name is None or self._judge(name.group(1), True, False) == PLAIN
+
     def _judge_in_text(self, text: str, start: int, key: str, separator: str, query: bool) -> int:
         before = text[max(0, start - 1) : start]
         if not separator:
             # "--password x": nothing but white space follows, so only an option counts.
             is_option = key.startswith("--") or (_LONG_OPTION.match(key) and before in ("", " ", "\t", '"', "'"))
             return self._judge(key, True, False) if is_option else PLAIN
-        is_pair = separator.rstrip().endswith(",") and not key.startswith("--")
-        if is_pair and not (
-            _PAIR_OPENING.search(text, max(0, start - 16), start)
-            or _CALL_OPENING.search(text, max(0, start - 90), start)
+        if (
+            separator.rstrip().endswith(",")
+            and not key.startswith("--")
+            and not self._is_pair(text, start, key, separator)
         ):
             return PLAIN
         in_query = start == 0 if before == "" else before in "?&#;"

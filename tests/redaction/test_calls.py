@@ -73,6 +73,11 @@ def test_a_port_that_is_a_number_stays(port):
         "aws secretsmanager get-secret-value --secret-id shop/db",
         "alice : TTY=pts/0 ; PWD=/home/alice ; USER=root ; COMMAND=/bin/ls",
         "counts: {pass: 12, fail: 0}",
+        "my ($user, $password) = @_;",
+        "$token = bin2hex(random_bytes(16));",
+        "password: { type: String, required: true, select: false }",
+        "protected $hidden = ['password', 'remember_token'];",
+        '<add key="TokenLifetimeMinutes" value="30" />',
     ],
 )
 def test_expressions_and_names_of_arguments_stay(source):
@@ -141,6 +146,12 @@ def test_a_secret_is_found_behind_what_it_is_for():
         "HSET user:1 name bob password {}",
         '{{"saslStart": 1, "payload": "{}"}}',
         "https://x.example/?u=bob&p={}",
+        '[{{password,<<"{}">>}},{{user,<<"bob">>}}]',
+        '{{password, "{}"}}',
+        "Password REG_SZ {}",
+        "/p:{} /u:bob",
+        "password ........ {}",
+        "Changed password from {} to Other4xYz",
     ],
 )
 def test_the_password_of_a_sentence_a_command_or_a_code_is_redacted(sentence):
@@ -157,6 +168,15 @@ def test_the_password_of_a_sentence_a_command_or_a_code_is_redacted(sentence):
         "user:bob1990@mail.example",
         "login ok user=alice method=password mfa=totp ms=12",
         "HSET user:1 token_type bearer",
+        "See *Token authentication* in the manual.",
+        "password: N/A",
+        "password: (none)",
+        'auth = "mtls"',
+        "password_encryption = scram-sha-256",
+        "credential_process = aws-vault exec prod",
+        "pinned digest sha256:4b825dc642cb6eb9a060e54bf8d69288fbee49044b825dc642cb6eb9a060e54b",
+        "Bearer capability: read",
+        "{token, expired}",
         "encrypted with 'AES-256-GCM'",
         "auth failed for bob: timeout after 30s",
     ],
@@ -202,3 +222,22 @@ def test_a_private_file_under_a_random_name_is_redacted():
 def test_the_code_of_oauth_is_redacted_as_an_attribute_and_a_count_stays():
     assert Scrubber().value("oauth.code", "ZuwlREBPSggMu8vR1oCZ29kf") == "[redacted]"
     assert Scrubber().value("secrets_mounted", "3") == "3"
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Use 763318 to log in to Shop",
+        "Votre code de vérification est 763318",
+        "Su código de verificación es 763318",
+        "Il tuo codice di verifica è 763318",
+        "您的验证码是 763318",
+    ],
+)
+def test_a_code_is_redacted_in_sentences_of_more_languages(sentence):
+    assert "763318" not in Scrubber().text(sentence)
+
+
+def test_a_number_that_is_used_stays():
+    for text in ("use 1234 to 5678 workers", "code de pays est 4951", "use 8192 as buffer size"):
+        assert Scrubber().text(text) == text

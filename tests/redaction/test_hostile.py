@@ -37,6 +37,8 @@ PARTS = [
     "string password = 2", "etcdctl --user a:", "password = get(", "SecretStr('a'",
     ":aA1!aA1", "a:aA1!aA1@", "X01 LOGIN a ", ".set('a', '", "password │ ", "unlocked with 'a", "{pass: ", "{a: b, pass: ", "token a a a: aB1",  # noqa: E501
     'p "Password: " ', "password = a.b(a, ", "password=token ", "PWD=/",
+    '{password, "a', '{password,<<"a">>', "password REG_SZ a ", "password ... a", "password ....", "/p:a /u:", "验证码是1234", "use 1234 to ",  # noqa: E501
+    "['password', 'remember_token', ", "digest sha256:", "$a = b(c(1))",
     "HSET a b ", "HSET a password ", '"saslStart": 1, "payload": ', "?u=a&p=a1", "u=a ", "/ical/aB1aB1aB1aB1aB1aB1aB1aB1.ics",  # noqa: E501
     "\x1b[", "\x1b[1m", "password: <br>", "<b>password:</b>", "a b:</b>", "%3A%2F%2Fa", "&t=aB1", 'token=[a password=\\"\\"', 'File "a", line 1, in b\n    token=[a for ', "كلمة المرور هي ", "密码：",  # noqa: E501
 ]  # fmt: skip
