@@ -184,7 +184,7 @@ _SAID_CODE = lazy_pattern(
 )
 #: Votre code de vérification est 123456, Use 123456 to log in
 _FOREIGN_CODE = lazy_pattern(
-    r"(?i)((?:\bcode de (?:vérification|sécurité|confirmation|connexion|validation)|\bc[óo]digo de \w{4,16}"
+    r"(?i)((?:\bcode de (?:vérification|sécurité|confirmation|connex[a-z]{3}|validation)|\bc[óo]digo de \w{4,16}"
     r"|\bcodice di \w{4,16}|验证码|驗證碼)[ ]?(?:est|es|è|é|:|是|为|為|\uff1a)[ ]?(?::[ ]?)?"
     r"|\b(?:use|enter)[ ](?=[0-9 \-]{4,8}[ ](?:to|as)[ ](?:log|sign|verify|confirm|reset|complete|access|your)))"
     r"(?:[0-9]{4,8}|[0-9]{3}[ \-][0-9]{3})(?![0-9]|[.:][0-9])"

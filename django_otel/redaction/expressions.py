@@ -121,6 +121,11 @@ _FOREIGN_SENTENCE = lazy_pattern(
     r"[^\W\d_]{2,20}+(?:[ ](?:[^\W\d_]{1,20}+|[0-9]{1,3}(?=[ ]))){2,20}+[.!?]?[ \t\r]*+(?:\n|\Z)"
 )
 _COUNT = lazy_pattern(r"[0-9]{1,4} [A-Za-z]{2,20}\b[^=\n]*+(?:\n|\Z)")
+#: --token TOKEN
+_METAVAR = lazy_pattern(r"[A-Z][A-Z_]{2,40}+(?=[\s\]),;|]|\Z)")
+#: Behind the quote that ends a prompt.
+_PROMPT_END = lazy_pattern(r"[ ]?[A-Z_]{2,40}(?:[\s;)]|\Z)|\s{0,2}[);]|\Z")
+_PROMPT_LENGTH = 80
 
 
 def is_no_value(text: str, key: str, begin: int, word: str, separator: str, judge: Judge, *, is_closed: bool) -> bool:
@@ -256,3 +261,19 @@ def is_no_literal(text: str, pos: int, separator: str) -> bool:
         return True
     is_sql = separator != "=" and "=" in separator
     return is_sql and _SQL_STRING.match(text, pos) is None
+
+
+def is_metavar(text: str, key: str, begin: int) -> bool:
+    """Return whether the name of an option's value follows, as in the help of a program: --api-key API_KEY."""
+    found = _METAVAR.match(text, begin) if key.startswith("-") else None
+    return found is not None and key.upper().replace("-", "_").endswith("_" + found.group())
+
+
+def is_prompt(text: str, separator: str, begin: int) -> bool:
+    """Return whether a string ends behind the name: read -p "Password: " NAME."""
+    quote = text[begin : begin + 1]
+    if separator.strip(" ") != ":" or quote not in ('"', "'") or not _PROMPT_END.match(text, begin + 1):
+        return False
+    start = max(0, begin - _PROMPT_LENGTH)
+    line = text.rfind("\n", start, begin) + 1
+    return text.count(quote, max(line, start), begin) % 2 == 1

@@ -11,9 +11,11 @@ from django_otel.redaction.bare_pairs import find_divided, find_secret, says_som
 from django_otel.redaction.expressions import (
     is_field_error,
     is_line_of_prose,
+    is_metavar,
     is_no_literal,
     is_no_secret_list,
     is_no_value,
+    is_prompt,
 )
 from django_otel.redaction.keys import (
     LABEL,
@@ -125,13 +127,8 @@ _MEMBER = lazy_pattern(r"(?P<quote>[\"'])(?P<name>[\w.\- ]{1,60})(?P=quote)\s{0,
 _OBJECT_BEFORE = lazy_pattern(r"\{[^{}\n]{0,100}(?:, ?|\{ ?)\Z")
 _SMALL_NUMBER = lazy_pattern(r"[ ]?[0-9]{1,4}(?![\w.\-])")
 _MEMBER_BEFORE = lazy_pattern(r"[{ ][A-Z]\w{0,40}:[^\s{}:]{0,80} \Z")
-#: Behind the quote that ends a prompt.
-_PROMPT_END = lazy_pattern(r"[ ]?[A-Z_]{2,40}(?:[\s;)]|\Z)|\s{0,2}[);]|\Z")
-_PROMPT_LENGTH = 80
 _LONGEST_PATH = 200
 _NAME = lazy_pattern(r"[\"']([a-z]{2,20}(?:_[a-z]{2,20}){1,3})[\"']")
-#: --token TOKEN
-_METAVAR = lazy_pattern(r"[A-Z][A-Z_]{2,40}+(?=[\s\]),;|]|\Z)")
 #: password: x -> y
 _CHANGED = lazy_pattern(r"[\"']?[ \t]{1,4}(?:[=-]{1,2}>|\u2192)[ \t]{1,4}[\"']?(?=[^\s\"'])")
 #: Further codes of a list.
@@ -317,7 +314,7 @@ class PairScrubber:
         closed_key = separator[:1] not in (":", "=", "-", "!", " ", "\t", "", "\uff1a", "\uff1d")
         if "\n" in separator and (below := self._spans_below(text, key, separator, begin)) is not None:
             return below
-        if _is_metavar(text, key, begin) or _is_prompt(text, separator, begin):
+        if is_metavar(text, key, begin) or is_prompt(text, separator, begin):
             return []
         if _CLOSING_TAG.match(text, begin) or is_no_secret_list(text, begin, key):
             return []
@@ -472,21 +469,6 @@ def _is_loose(text: str, start: int, key: str, separator: str) -> bool:
         return True
     is_member = separator.strip() == ":" and _OBJECT_BEFORE.search(text, max(0, start - 110), start) is not None
     return is_member and not _SMALL_NUMBER.match(text, start + len(key) + 1)
-
-
-def _is_metavar(text: str, key: str, begin: int) -> bool:
-    """Return whether the name of an option's value follows, as in the help of a program: --api-key API_KEY."""
-    found = _METAVAR.match(text, begin) if key.startswith("-") else None
-    return found is not None and key.upper().replace("-", "_").endswith("_" + found.group())
-
-
-def _is_prompt(text: str, separator: str, begin: int) -> bool:
-    """Return whether a string ends behind the name: read -p "Password: " NAME."""
-    quote = text[begin : begin + 1]
-    if separator.strip(" ") != ":" or quote not in ('"', "'") or not _PROMPT_END.match(text, begin + 1):
-        return False
-    line = text.rfind("\n", 0, begin) + 1
-    return text.count(quote, max(line, begin - _PROMPT_LENGTH), begin) % 2 == 1
 
 
 def _is_random_literal(text: str, key: str, begin: int) -> bool:
