@@ -217,6 +217,8 @@ def test_a_refused_connection_was_never_open(otel_metrics, otel_spans):
     assert otel_spans.one("websocket").attributes["django.websocket.closed_by"] == "server"
 
 
+# Channels closes old connections of the database after each message, so of those that other tests have opened.
+@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("path", "name"),
     [("/ws/refused/", "websocket /ws/refused/"), ("/ws/failing/7/", "websocket /ws/failing/<int:number>/"),
