@@ -16,6 +16,7 @@ from django_otel.redaction.library_spans import vendor_of
 from django_otel.redaction.scrub import Scrubber
 from django_otel.redaction.statements import parameterise
 from django_otel.tracestore import otlp, records
+from django_otel.tracestore.columns import to_storable
 from django_otel.tracestore.items import StoredLog, StoredSpans
 from django_otel.tracestore.otlp_json import LOGS, TRACES, from_json, to_json
 from django_otel.tracing.spans import SPANS_DROPPED
@@ -232,7 +233,8 @@ def _clean_span(span: dict[str, Any], scrubber: Scrubber, *, keeps_statements: b
 
 
 def _log_of(log: dict[str, Any], logger: str, service: str, scrubber: Scrubber) -> StoredLog:
-    time_ns = int(log.get("timeUnixNano") or log.get("observedTimeUnixNano") or 0)
+    # Text of JSON has no bounds.
+    time_ns = to_storable(int(log.get("timeUnixNano") or log.get("observedTimeUnixNano") or 0))
     body = scrubber.value("body", _plain(log.get("body")))
     text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, default=str)
     trace_id, span_id = str(log.get("traceId", "")).lower(), str(log.get("spanId", "")).lower()
@@ -241,7 +243,7 @@ def _log_of(log: dict[str, Any], logger: str, service: str, scrubber: Scrubber) 
         "time": time_ns,
         "span": span_id if is_id(span_id, 16) else "0" * 16,
         "level": scrubber.text(str(log.get("severityText", "")))[:40],
-        "severity": int(log.get("severityNumber") or 0),
+        "severity": to_storable(int(log.get("severityNumber") or 0)),
         "logger": logger,
         "body": text[:_LONGEST_BODY],
         "service": service,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 
+from django_otel.tracestore.columns import to_storable
 from django_otel.tracestore.items import StatementSum, StoredLog, StoredSpans
 from django_otel.tracestore.packing import pack
 from django_otel.tracestore.rows import select_in
@@ -91,8 +92,8 @@ def _log_values(log: StoredLog) -> tuple[object, ...]:
     size = len(body) * 2 + len(data) + len(logger) + 150
     severity = record.get("severity")
     return (
-        log.time_ns, severity if isinstance(severity, int) else 0, size, level, logger, log.service, trace_id, span_id,
-        body, data,
+        to_storable(log.time_ns), to_storable(severity) if isinstance(severity, int) else 0, size, level, logger,
+        log.service, trace_id, span_id, body, data,
     )  # fmt: skip
 
 
@@ -127,7 +128,16 @@ def write_statements(connection: sqlite3.Connection, parts: Sequence[tuple[int, 
     connection.executemany("INSERT OR IGNORE INTO sql (text) VALUES (?)", [(text,) for text in texts])
     numbers: dict[str, int] = dict(select_in(connection, "SELECT text, id FROM sql WHERE text", texts))
     rows = [
-        (seq, numbers[text], each.count, each.total_ns, each.longest_ns, each.repeated, each.line, each.advice)
+        (
+            seq,
+            numbers[text],
+            each.count,
+            to_storable(each.total_ns),
+            to_storable(each.longest_ns),
+            to_storable(each.repeated),
+            each.line,
+            each.advice,
+        )
         for seq, text, each in found
     ]
     connection.executemany(_ADD_STATEMENT, rows)

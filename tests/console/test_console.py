@@ -35,7 +35,7 @@ from tests.tracestore.test_store import provider_with
 
 LIST, DASHBOARD = "/admin/django_otel/trace/", "/admin/django_otel/dashboard/"
 INSTRUMENTS = "/admin/django_otel/instruments/"
-SLOW, ERRORS, QUERIES = (f"/admin/django_otel/{page}/" for page in ("slow", "errors", "queries"))
+SLOW, ERRORS, QUERIES, LOGS = (f"/admin/django_otel/{page}/" for page in ("slow", "errors", "queries", "logs"))
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7|add:7 }}{% debug %}&lt;\u202e\x00"
 
 
@@ -1118,3 +1118,24 @@ def test_a_filter_of_any_length_is_asked(console, seconds):
 
     with read(console.store()) as reader:
         assert reader.list_traces(TraceFilter(min_duration_s=seconds)).total == 0
+
+
+def test_pages_answer_whatever_times_another_service_has_sent(console, page):
+    from django_otel.redaction.scrub import Scrubber
+    from django_otel.tracestore import incoming
+
+    query = [{"key": "db.system.name", "value": {"stringValue": "sqlite"}}]
+    text = [{"key": "db.query.text", "value": {"stringValue": "SELECT 1"}}]
+    spans = [
+        {"traceId": "c" * 32, "spanId": f"{number:016x}", "name": "pay", "attributes": query + text,
+         "startTimeUnixNano": str(start), "endTimeUnixNano": str(2**64 - 1)}
+        for number, start in enumerate([0, 2**63 - 1, 2**64 - 1], 1)
+    ]  # fmt: skip
+    logs = [{"timeUnixNano": str(10**30), "body": {"stringValue": "late"}, "traceId": "c" * 32}]
+    received = [
+        *incoming.read_spans_json({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}, Scrubber()).items,
+        *incoming.read_logs_json({"resourceLogs": [{"scopeLogs": [{"logRecords": logs}]}]}, Scrubber()).items,
+    ]
+    console.store().write(received, lambda count, reason: pytest.fail(reason))
+    for path in (LIST, f"{LIST}{'c' * 32}/", f"{LIST}{'c' * 32}/export/", QUERIES, LOGS, SLOW, DASHBOARD):
+        assert page(path).status_code == 200, path

@@ -11,6 +11,7 @@ from django_otel.tracestore import incoming
 from django_otel.tracestore.items import StoredSpans
 from django_otel.tracestore.otlp_json import LOGS, TRACES, from_json, to_json
 from django_otel.tracestore.reader import TraceFilter, read
+from django_otel.tracestore.record_reader import LogFilter, search_logs
 from django_otel.tracestore.writer import TraceStore
 from tests import sizes
 
@@ -136,3 +137,37 @@ def test_log_records_are_redacted():
     assert "hunter2" not in json.dumps(log.record)
     data = from_json({"resourceLogs": [{"scopeLogs": [{"logRecords": [{"timeUnixNano": "7"}]}]}]}, LOGS)
     assert incoming.read_logs(data, Scrubber()).items[0].time_ns == 7
+
+
+@pytest.mark.parametrize(("start", "end"), [(2**63 - 1, 2**64 - 1), (2**64 - 1, 2**64 - 1), (2**64 - 1, 0), (0, 2**63)])
+def test_times_beyond_those_of_the_store_cost_nothing_else(tmp_path, start, end):
+    tmp_path.chmod(0o700)
+    query = {"key": "db.system.name", "value": {"stringValue": "sqlite"}}
+    text = {"key": "db.query.text", "value": {"stringValue": "SELECT 1"}}
+
+    def span(trace_id, number, start_ns, end_ns):
+        return {
+            "traceId": trace_id, "spanId": f"{number:016x}", "name": "pay", "attributes": [query, text],
+            "startTimeUnixNano": str(start_ns), "endTimeUnixNano": str(end_ns),
+        }  # fmt: skip
+
+    spans = [*(span(TRACE_ID, number, start, end) for number in range(1, 5)), span(OTHER_ID, 9, 10**18, 10**18 + 5)]
+    content = {"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}
+    store = TraceStore(tmp_path / "traces.sqlite3", max_traces=500, max_bytes=16 << 20)
+    for _ in range(2):
+        # Into a new row, and into one that is there.
+        store.write(incoming.read_spans_json(content, Scrubber()).items, lambda count, reason: pytest.fail(reason))
+    with read(store) as reader:
+        assert {row.trace_id for row in reader.list_traces(TraceFilter(), limit=10).rows} == {TRACE_ID, OTHER_ID}
+
+
+@pytest.mark.parametrize("value", ["18446744073709551615", "1" + "0" * 300, "-1" + "0" * 300])
+def test_numbers_of_log_records_beyond_those_of_the_store_cost_nothing_else(tmp_path, value):
+    tmp_path.chmod(0o700)
+    odd = {"timeUnixNano": value, "severityNumber": int(value), "body": {"stringValue": "odd"}, "traceId": TRACE_ID}
+    usual = {"timeUnixNano": str(10**18), "body": {"stringValue": "usual"}, "traceId": OTHER_ID}
+    content = {"resourceLogs": [{"scopeLogs": [{"logRecords": [odd, usual]}]}]}
+    store = TraceStore(tmp_path / "traces.sqlite3", max_traces=500, max_bytes=16 << 20)
+    store.write(incoming.read_logs_json(content, Scrubber()).items, lambda count, reason: pytest.fail(reason))
+    with read(store) as reader:
+        assert sorted(row.body for row in search_logs(reader.connection, LogFilter()).rows) == ["odd", "usual"]
