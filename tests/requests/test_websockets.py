@@ -226,19 +226,16 @@ def test_a_refused_connection_was_never_open(otel_metrics, otel_spans):
 )  # fmt: skip
 def test_a_connection_that_was_not_accepted_names_the_consumer(otel_spans, path, name):
     """In its span alone."""
-    from channels.exceptions import DenyConnection
-    from channels.generic.websocket import AsyncWebsocketConsumer
     from channels.routing import URLRouter
 
-    class Refusing(AsyncWebsocketConsumer):
-        async def connect(self):
-            raise DenyConnection
+    async def refuse(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.close"})
 
-    class Failing(AsyncWebsocketConsumer):
-        async def connect(self):
-            raise LookupError("planted")
+    async def fail(scope, receive, send):
+        raise LookupError("planted")
 
-    routes = [django_path("refused/", Refusing.as_asgi()), django_path("failing/<int:number>/", Failing.as_asgi())]
+    routes = [django_path("refused/", refuse), django_path("failing/<int:number>/", fail)]
     with contextlib.suppress(LookupError, ValueError):
         run(Client(DISCONNECT), URLRouter([django_path("ws/", URLRouter(routes))]), scope_of(path=path))
     span = otel_spans.one(name)
