@@ -73,7 +73,7 @@ def run(mode: str, env: dict[str, str], *arguments: str) -> subprocess.Completed
 @pytest.mark.long
 def test_with_shared_memory_alone_nothing_is_missing_but_the_store(project):
     assert "W005" not in run("rw", project, "-m", "django", "check").words
-    assert "has put numbers into /dev/shm/django-otel-" in run("rw", project, "-m", "django", "otel", "folder").words
+    assert "has written metrics to /dev/shm/django-otel-" in run("rw", project, "-m", "django", "otel", "folder").words
     doctor = run("rw", project, "-m", "django", "otel", "doctor").words
     assert "ok shared folder: worker processes share their metrics in /dev/shm/django-otel-" in doctor
     assert "warning store: traces cannot be stored: " in doctor
