@@ -292,7 +292,7 @@ def test_two_who_save_at_once_do_not_lose_what_the_other_did(open_page: Any, sit
     ada.get_by_role("button", name="Save").click()
     ada.locator(".messagelist .success").wait_for()
     bob.get_by_role("button", name="Save").click()
-    wait_for_text(bob.locator(".errorlist.nonfield"), r"Not saved: ada has changed .*Ratio: 0\.1 → 0\.2")
+    wait_for_text(bob.locator(".errorlist.nonfield"), r"in the meantime ada has changed .*Ratio: 0\.1 → 0\.2")
     assert bob.locator("#id_ratio").input_value() == "0.8"
     assert site.run("print(SamplingPolicy.objects.get().ratio)").strip() == "0.2"
     bob.get_by_role("button", name="Save").click()

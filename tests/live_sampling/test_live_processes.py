@@ -202,7 +202,7 @@ def test_of_two_admins_who_save_at_once_one_is_told_and_all_processes_have_the_o
             )
             assert sorted(status for status, _ in answers) == [200, 302]
             (refused,) = (page for status, page in answers if status == 200)
-            assert "Not saved: op has changed the policy" in refused
+            assert "Not saved: in the meantime op has changed the policy" in refused
             (kept,) = (ratio for ratio, (status, _) in zip(wanted, answers, strict=True) if status == 302)
         wait_for_ratio(server, float(kept))
         assert {answer["version"] for answer in statuses(server).values()} == {11}
