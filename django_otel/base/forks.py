@@ -91,7 +91,7 @@ class ForkGate:
     def before_fork(self) -> None:
         """Wait for the other threads inside, and let no other one in."""
         if self._condition is not None:
-            # What is imported may fork itself: nobody waits for the thread that forks.
+            # What is imported may fork itself; then its thread does not wait for itself.
             thread = threading.get_ident()
             with self._condition:
                 self._forks += 1

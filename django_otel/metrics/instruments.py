@@ -130,7 +130,7 @@ def _read_number(value: object) -> float | None:
     try:
         found: float = float(proxies.resolve(value))
     except Exception:
-        # Whatever a `__float__` of the project or the query behind a lazy value raises.
+        # A `__float__` of the project, or the query behind a lazy value, may raise anything.
         return None
     return found
 

@@ -179,9 +179,7 @@ def redact_fields(text: str, lowered: str, judge: Judge) -> str:
     """
 
     def is_named(match: re.Match[str]) -> bool:
-        key = match.group("key")
-        is_secret = judge(key, True, False) not in (PLAIN, LABEL)
-        return is_secret and not is_harmless(match.group("value").strip("\"'"), key, SENSITIVE)
+        return is_secret_pair(match.group("key"), match.group("value"), judge)
 
     if ('":' in text or "':" in text) and ("value" in lowered or "input" in lowered):
         text = replace_values(_REVERSED, text, is_named)
@@ -242,6 +240,12 @@ def redact_told(text: str, judge: Judge) -> str:
     if " with " in text or " using " in text:
         text = replace_values(_USED, text, is_told)
     return replace_values(_TOLD, text, is_told)
+
+
+def is_secret_pair(key: str, value: str, judge: Judge) -> bool:
+    """Return whether a name is that of a secret, and its value, with or without quotes, may be one."""
+    is_named = judge(key.strip(), True, False) not in (PLAIN, LABEL)
+    return is_named and not is_harmless(value.strip().strip("\"'"), key, SENSITIVE)
 
 
 def find_secret(text: str, start: int, end: int, judge: Judge) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ import re
 
 from django_otel.base.patterns import lazy_pattern
 from django_otel.redaction.bare_pairs import SAMPLES, Judge, is_password, says_something
-from django_otel.redaction.keys import MECHANISMS, PLAIN, PROSE, is_thing, split_key, words
+from django_otel.redaction.keys import PLAIN, PROSE, is_mechanism, is_thing, split_key, words
 
 #: Of `fetch()`: with which requests cookies go.
 _FETCH = words("include omit same-origin")
@@ -44,9 +44,9 @@ _THING = lazy_pattern(r"[A-Z][A-Za-z]{2,40}+\([a-z_]{1,40}+=")
 _ANNOTATION = lazy_pattern(
     r"[A-Z][A-Za-z]{2,40}+(?:[<\[][\w, .|]{1,60}[>\]])?(?: \| None)? = (?:new |(?:None|null)\b|[A-Za-z_][A-Za-z_.]{1,60}+[(\[])"  # noqa: E501
 )
-#: A type as languages write it behind a name.
 #: A URL, a protocol and its version, or the status of an answer.
 _HTTP = lazy_pattern(r"(?i)https?(?:://|/[0-9]|[_\-]?[0-9]{3}\Z|[^\w]{0,3}\Z)")
+#: A type as languages write it behind a name.
 _TYPE = lazy_pattern(
     r"[&*?]{0,2}+(?:(?:self|parent|str|int|bool|bytes|float|string|String|Bytes|Any|object|dict|list|tuple|SecretStr|Token|Secret|char|void|mixed|array|callable"
     r"|iterable|never|boolean|Boolean|number|unknown|undefined|never|static|varchar|text|uuid|ID|Int|Float)(?:\[\]|[!?]){0,2}+(?=[\s,;)\]}>=|]|\Z)"
@@ -141,7 +141,7 @@ def is_no_value(text: str, key: str, begin: int, word: str, separator: str, judg
     if separator[:1] == " " and separator.strip() in ("==", "!=", "===") and word.isalpha() and word.islower():
         # Two names are compared.
         return True
-    if lowered in MECHANISMS and key.lower() == "auth":
+    if is_mechanism(lowered, key):
         return True
     if lowered in _FETCH and key.lower() == "credentials":
         return True

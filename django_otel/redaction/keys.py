@@ -96,7 +96,7 @@ _QUERY_WORDS = words("code key state nonce ticket assertion hash sign verifier i
 #: A word under such a parameter: ?key=brand, ?state=active, ?sort=name
 _SHORT_WORD = lazy_pattern(r"[a-z]{1,8}(?:[_\-][a-z]{1,8})?\Z|[A-Z]{2,3}\Z|(?:md5|crc32|(?:sha|hs|rs|es)[0-9]{1,3})\Z")
 #: Mechanisms that a mail server offers (AUTH=PLAIN), and by which a user has logged in (auth=ldap).
-MECHANISMS = words(
+_MECHANISMS = words(
     "plain login cram-md5 digest-md5 ntlm gssapi xoauth2 oauthbearer external ldap oauth oauth2 oidc saml sso basic "
     "kerberos cert certificate mtls tls publickey password scram-sha-256 md5 trust peer pam radius iam anonymous optional "  # noqa: E501
     "local remote webauthn passkey jwt session token apikey"
@@ -301,7 +301,7 @@ def is_harmless(value: str, key: str, verdict: int) -> bool:
         return not is_random(bare)
     if lowered in _BRANDS:
         return split_key(key)[-1:] in (("card",), ("cards",))
-    if lowered in MECHANISMS and key.lower() == "auth":
+    if is_mechanism(lowered, key):
         return True
     if lowered in _FACTORS:
         return split_key(key)[-1:] == ("mfa",)
@@ -351,6 +351,11 @@ def is_description(value: object, key: str, judge: Callable[[str], int], depth: 
     if depth and isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
         return all(isinstance(item, Mapping) and is_description(item, key, judge, depth - 1) for item in value)
     return False
+
+
+def is_mechanism(lowered: str, key: str) -> bool:
+    """Return whether a value in lower case names a way to log in: auth=ldap, AUTH=PLAIN."""
+    return lowered in _MECHANISMS and key.lower() == "auth"
 
 
 def is_short_word(text: str) -> bool:

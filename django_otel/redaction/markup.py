@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction.bare_pairs import says_something
-from django_otel.redaction.keys import LABEL, PLAIN, PROSE, REDACTED, SENSITIVE, is_harmless
-
-#: (key, loose, query) -> verdict.
-Judge = Callable[[str, bool, bool], int]
+from django_otel.redaction.bare_pairs import Judge, is_secret_pair, says_something
+from django_otel.redaction.keys import LABEL, PLAIN, PROSE, REDACTED
 
 #: A quote as HTML, JSON or a program writes it: &quot; \u0022 \x27
 _QUOTE = r"(?:&(?:amp;)?(?:quot|apos|#0{0,4}3[49]|#[xX]0{0,4}2[27]);|\\{1,4}(?:u00|x)2[27])"
@@ -81,9 +77,7 @@ def redact_web_keys(text: str) -> str:
 
 
 def _is_secret(key: str, value: str, judge: Judge) -> bool:
-    bare = value.strip().strip("\"'")
-    is_named = judge(key.strip(), True, False) not in (PLAIN, LABEL)
-    return is_named and not bare.startswith("[redacted") and not is_harmless(bare, key, SENSITIVE)
+    return is_secret_pair(key, value, judge) and not value.strip().strip("\"'").startswith("[redacted")
 
 
 def _redact_escaped(text: str, judge: Judge) -> str:

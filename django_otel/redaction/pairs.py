@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable
 
 from django_otel.base.patterns import lazy_pattern
-from django_otel.redaction.bare_pairs import find_divided, find_secret, says_something
+from django_otel.redaction.bare_pairs import Judge, find_divided, find_secret, says_something
 from django_otel.redaction.expressions import (
     is_field_error,
     is_line_of_prose,
@@ -35,9 +34,6 @@ from django_otel.redaction.keys import (
     words,
 )
 from django_otel.redaction.value_spans import bracket_end, line_end, run_end, skip_blanks, value_span
-
-#: (key, loose, query) -> verdict.
-Judge = Callable[[str, bool, bool], int]
 
 # A pair in a URL that is itself a parameter, percent-encoded once or more often.
 _ENCODED_KEY = lazy_pattern(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from django_otel.base.patterns import lazy_pattern
+from django_otel.redaction.bare_pairs import Judge
 from django_otel.redaction.keys import LABEL, PLAIN, REDACTED, is_harmless
-
-#: (key, loose, query) -> verdict.
-Judge = Callable[[str, bool, bool], int]
 
 _INSERT = lazy_pattern(
     r"(?i)\b(?:insert|replace)\s+(?:(?:or\s+\w{1,10}|ignore|low_priority|delayed)\s+)?into\s+[^\s(]{1,200}\s*"

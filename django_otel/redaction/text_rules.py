@@ -15,8 +15,9 @@ from django_otel.redaction import (
     protocols,
     rows,
 )
+from django_otel.redaction.bare_pairs import Judge
 from django_otel.redaction.keys import STATEMENT_KEYS
-from django_otel.redaction.pairs import Judge, PairScrubber
+from django_otel.redaction.pairs import PairScrubber
 
 #: Of a terminal, between a name and its value; they are left out of a text with a secret.
 _COLOURS = lazy_pattern(r"\x1b\[[0-9;]{0,20}m")

@@ -13,12 +13,12 @@ DAMAGED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, Recur
 
 
 #: SQLite's integers end there.
-MOST = 2**63 - 1
+_MOST = 2**63 - 1
 
 
 def to_storable(value: int) -> int:
     """Return a whole number as SQLite can compare it: the nearest that it has."""
-    return max(-MOST, min(MOST, value))
+    return max(-_MOST, min(_MOST, value))
 
 
 def to_text(value: object) -> str:

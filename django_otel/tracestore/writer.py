@@ -13,7 +13,7 @@ from django_otel.base.private_files import Unusable
 from django_otel.config.schema import Config
 from django_otel.tracestore import records
 from django_otel.tracestore.bounds import Bounds
-from django_otel.tracestore.columns import MOST, to_storable
+from django_otel.tracestore.columns import to_storable
 from django_otel.tracestore.file import PAGE_BYTES, StoreFile, find_file, is_corrupt, transaction, used_bytes
 from django_otel.tracestore.issues import StoredErrors, note_release, write_errors
 from django_otel.tracestore.items import Stored, StoredLog, StoredProcess, StoredSample, StoredSpans
@@ -95,13 +95,10 @@ class _Summary:
 
     def values(self) -> tuple[object, ...]:
         """The columns after `seq`, in the order of `_COLUMNS`."""
-        times_ns = (self.start_ns, self.end_ns, self.duration_ns)
-        if self.end_ns > MOST or self.start_ns < 0:
-            # As OTLP and the SDK allow it.
-            times_ns = (to_storable(self.start_ns), to_storable(self.end_ns), to_storable(self.duration_ns))
-            self.root_start_ns = to_storable(self.root_start_ns)
+        # OTLP and the SDK have later times than SQLite's numbers.
         return (
-            *times_ns, self.root_rank, self.root_start_ns, self.name, self.method,
+            *map(to_storable, (self.start_ns, self.end_ns, self.duration_ns)), self.root_rank,
+            to_storable(self.root_start_ns), self.name, self.method,
             self.route, self.status, self.service, self.services, self.spans, self.queries, self.errors, self.logs,
             self.bytes, self.dropped, self.spans_dropped, self.release, self.user,
         )  # fmt: skip
