@@ -174,6 +174,36 @@ def test_jobs_that_wait_are_stopped_or_tried_again_later_stand_in_their_senders_
     assert all(services.attributes_of(span)["django.task.wait"] < 60 for span in ran)
 
 
+EARLY = """
+import django; django.setup()
+import os, signal
+from rq import Worker
+from tests.task_shop.rq_jobs import queue, send_invoice
+class Killed(Worker):
+    def prepare_job_execution(self, *arguments, **options):
+        super().prepare_job_execution(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+queue.enqueue(send_invoice, 1)
+Killed([queue], connection=queue.connection).work(burst=True)
+"""
+
+
+def test_a_job_whose_process_is_killed_between_its_status_and_its_work_has_waited(tmp_path):
+    """Redis says that it has started, but its process had no time to count the wait."""
+    otel = {
+        "SERVICE_NAME": "shop", "SAMPLING": {"LIVE": False}, "METRICS_VIEW": {"ALLOW": "all"},
+        "METRICS": {"SHARED_DIR": str(tmp_path)},
+    }  # fmt: skip
+    with services.start_valkey() as broker:
+        variables, environment = prepare_shop(tmp_path, broker, otel)
+        services.run_python(EARLY, environment)
+        with services.serve("gunicorn", otel, workers=1, **variables) as server:
+            assert numbers(server) == {
+                ("sent", "send_invoice", ""): 1, ("wait", "send_invoice", ""): 1,
+                ("duration", "send_invoice", "failed"): 1,
+            }  # fmt: skip
+
+
 def test_jobs_that_run_at_once_stand_below_their_sender(valkey_url, otel_spans, otel_metrics):
     from redis import Redis
     from rq import Queue

@@ -64,12 +64,17 @@ class _Memory:
     def __init__(self) -> None:
         #: The queues that it has sent to or worked for, by name.
         self.queues: dict[str, Queue] = {}
-        #: Shared with the process that a worker forks for a job: the checksum of the id of the job that it has counted.
-        self.ended: mmap.mmap | None = None
+        #: Shared with the process that a worker forks for a job: which job's wait it has counted, and which job's end.
+        self.counted: mmap.mmap | None = None
         self.is_worker = False
+        #: Whether this worker starts a process of its own for each job, in place of forking.
+        self.spawns = False
 
 
 _memory = _Memory()
+_CHECKSUM_BYTES = 4
+#: Where a job's checksum stands in `_Memory.counted`.
+_WAIT, _END = slice(_CHECKSUM_BYTES), slice(_CHECKSUM_BYTES, 2 * _CHECKSUM_BYTES)
 #: The job that is about to run in this context.
 _current_job: ContextVar[Job | None] = ContextVar("django_otel_rq_job", default=None)
 
@@ -199,6 +204,7 @@ def _measure_run(perform: Method) -> Method:
         run = None if not runs_state.is_on or _is_of_django(self) else _begin(self)
         if run is None:
             return perform(self)
+        _note(_WAIT, self)
         try:
             result = perform(self)
         except BaseException as error:
@@ -234,8 +240,17 @@ def _to_seconds(when: datetime) -> float:
 @guard.guarded("the end of an RQ job", None)
 def _end(job: Job, run: Run, outcome: str, error: BaseException | None) -> None:
     run.end(outcome, error)
-    if _memory.ended is not None:
-        _memory.ended[:4] = zlib.crc32(str(job.id).encode()).to_bytes(4, "big")
+    _note(_END, job)
+
+
+def _checksum(job: Job) -> bytes:
+    return zlib.crc32(str(job.id).encode()).to_bytes(_CHECKSUM_BYTES, "big")
+
+
+def _note(place: slice, job: Job) -> None:
+    """Tell the worker's main process that the wait or the end of this job is counted."""
+    if _memory.counted is not None:
+        _memory.counted[place] = _checksum(job)
 
 
 def find_carried() -> Mapping[str, object]:
@@ -254,12 +269,13 @@ def _note_execution(prepare: Method) -> Method:
         with guard.contained("the start of an RQ worker"):
             if not _memory.is_worker:
                 _memory.is_worker = True
+                _memory.spawns = any(kind.__name__ == "SpawnWorker" for kind in type(self).__mro__)
                 runtime.work_in_background()
                 for queue in getattr(self, "queues", ()):
                     _remember(queue)
-            if _memory.ended is None:
-                _memory.ended = mmap.mmap(-1, 4)
-            _memory.ended[:4] = bytes(4)
+            if _memory.counted is None:
+                _memory.counted = mmap.mmap(-1, 2 * _CHECKSUM_BYTES)
+            _memory.counted[:] = bytes(2 * _CHECKSUM_BYTES)
         return prepare(self, *args, **options)
 
     return measured
@@ -278,11 +294,15 @@ def _count_failures(handle: Method) -> Method:
 
 def _count_lost(job: Job, is_stopped: bool) -> None:
     """Count a job that failed without saying so: its process was killed."""
-    if _memory.ended is None or _memory.ended[:4] == zlib.crc32(str(job.id).encode()).to_bytes(4, "big"):
+    counted, checksum = _memory.counted, _checksum(job)
+    if counted is None or counted[_END] == checksum:
         return
-    has_begun = str(getattr(job.get_status(refresh=False), "value", "")) == "started"
     started_s = _to_seconds(job.started_at) if job.started_at is not None else time.time()
-    run = _begin(job, started_s, not has_begun)
+    has_begun = counted[_WAIT] == checksum
+    if _memory.spawns:
+        # Its process shares no memory with this one: it counts the wait soon after it has set the status.
+        has_begun = str(getattr(job.get_status(refresh=False), "value", "")) == "started"
+    run = _begin(job, started_s, counts_wait=not has_begun)
     if run is not None:
         run.set_attribute("django.task.reason", "stopped" if is_stopped else "lost")
         run.end(RETRIED if job.retries_left and not is_stopped else FAILED)
