@@ -2,13 +2,16 @@
 
 Only `Exception` is contained. `KeyboardInterrupt`, `SystemExit`,
 `asyncio.CancelledError` and the like pass through: a guard that eats them
-hangs workers.
+hangs workers. So does what a signal's handler raises while this code runs,
+such as the time limit of a task in Celery (`SoftTimeLimitExceeded`) or RQ
+(`JobTimeoutException`): it is meant for the application.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import signal
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -45,7 +48,11 @@ def report(place: str, error: BaseException) -> None:
 
     The exception's text is not logged on its own line, and later faults at the
     same place are only counted, so that a client cannot fill the log.
+
+    Raises `error` where it is no fault: a signal's handler raised it.
     """
+    if _is_from_signal(error):
+        raise error
     with _faults.lock:
         _faults.counts[place] = _faults.counts.get(place, 0) + 1
         first = place not in _faults.logged and len(_faults.logged) < _MAX_PLACES
@@ -58,6 +65,25 @@ def report(place: str, error: BaseException) -> None:
             place,
             exc_info=(type(error), error, error.__traceback__),
         )
+
+
+def _is_from_signal(error: BaseException) -> bool:
+    """Return whether a handler of a signal, which runs between any two steps of the main thread, raised `error`."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    codes = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code in codes:
+            return True
+        step = step.tb_next
+    return False
+
+
+def _code_of(handler: object) -> object:
+    """Return the code of a function, of a method, or of what is called like one; None without any."""
+    call = handler if hasattr(handler, "__code__") else getattr(handler, "__call__", None)  # noqa: B004 (not asked for)
+    return getattr(call, "__code__", None)
 
 
 def warn_once(place: str, message: str, *arguments: object) -> None:
