@@ -121,19 +121,31 @@ with django_otel.span("order"):
     jobs.queue.enqueue(jobs.nap, 600, job_id="stopped")
     jobs.queue.enqueue(jobs.nap, 600, job_timeout=1)
 """
-#: Asks again: a worker that has just begun with a job may not hear it.
+#: Tells when it knows the job's process: asked before that, or again after its end, RQ's worker kills itself.
+STOPPABLE = """
+import django; django.setup()
+from rq import Worker
+from tests.task_shop.rq_jobs import queue
+class Telling(Worker):
+    def monitor_work_horse(self, job, *arguments):
+        self.connection.set("monitored", job.id)
+        super().monitor_work_horse(job, *arguments)
+Telling([queue], connection=queue.connection).work(with_scheduler=True)
+"""
 STOP = """
-import contextlib, os, time
+import os, time
 from redis import Redis
 from rq.command import send_stop_job_command
-from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 connection = Redis.from_url(os.environ["TEST_BROKER"])
-while (status := Job.fetch("stopped", connection=connection).get_status()) != "stopped":
-    if status == "started":
-        with contextlib.suppress(InvalidJobOperation):
-            send_stop_job_command(connection, "stopped")
-    time.sleep(0.2)
+def wait_for(status):
+    while Job.fetch("stopped", connection=connection).get_status() != status:
+        time.sleep(0.1)
+while connection.get("monitored") != b"stopped":
+    time.sleep(0.1)
+wait_for("started")
+send_stop_job_command(connection, "stopped")
+wait_for("stopped")
 """
 
 
@@ -155,8 +167,7 @@ def test_jobs_that_wait_are_stopped_or_tried_again_later_stand_in_their_senders_
         variables, environment = prepare_shop(tmp_path, broker, otel)
         with services.serve("gunicorn", otel, workers=1, **variables) as server:
             services.run_python(ORDER.format(path=str(tmp_path / "tried")), environment)
-            work = WORK.format(kind="Worker").replace("burst=True", "with_scheduler=True")
-            with services.running([sys.executable, "-c", work], environment, tmp_path / "worker.log") as worker:
+            with services.running([sys.executable, "-c", STOPPABLE], environment, tmp_path / "worker.log") as worker:
                 services.run_python(STOP, environment)
                 services.wait_until(lambda: expected.items() <= numbers(server).items(), 90, "all ends")
                 worker.terminate()
