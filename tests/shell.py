@@ -83,6 +83,10 @@ def enter(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     time.tzset()
+    # Ignored in what is started in the background, or by nohup.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for ignored in (signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_DFL)
     signal.alarm(request.get("timeout_s", 0))
     for number, path in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         file = os.open(path, os.O_RDWR | os.O_APPEND)

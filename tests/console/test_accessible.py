@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests import services, sizes
+from tests import services
 from tests.live_sampling.test_browser import Lender, chromium, give_session, keep_picture, lender
 
 __all__ = ["chromium", "lender"]
@@ -28,12 +28,13 @@ NO_TRACE = f"{TRACES}{'0' * 31}1/"
 OTEL = {"SERVICE_NAME": "shop", "SAMPLING": {"RATIO": 1.0, "REFRESH_S": 1.0, "FORCE": True}}
 #: Marks that turn the direction of a text; a page shows their names in place of them.
 BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+#: A narrow page is the harder one.
 LOOKS = [
-    ("light", "en"), pytest.param("dark", "ar", marks=pytest.mark.long),
-    pytest.param("light", "ar", marks=pytest.mark.long), pytest.param("dark", "en", marks=pytest.mark.long),
+    ("en", (320,)), pytest.param("en", (1280,), marks=pytest.mark.long),
+    pytest.param("ar", (1280, 320), marks=pytest.mark.long),
 ]  # fmt: skip
-#: A narrow page is the harder one; both widths belong to the looks of the long run.
-WIDTHS = sizes.scaled((320,), (1280, 320))
+#: The rules of axe-core that depend on colours.
+COLOUR_RULES = ["color-contrast", "link-in-text-block"]
 PREPARE = """
 import django
 django.setup()
@@ -150,18 +151,24 @@ def open_page(lender: Lender) -> Iterator[Opener]:
         yield open_it
 
 
-def violations(page: Any, axe: str, widths: tuple[int, ...] = WIDTHS) -> list[str]:
-    """Every rule of axe-core that the page breaks, with the elements; on a desk and on a phone."""
-    found = []
+def violations(page: Any, axe: str, widths: tuple[int, ...] = (320,)) -> list[str]:
+    """Every rule of axe-core that the page breaks, with the elements; in light and, those of colours, in dark."""
     page.evaluate(axe)
+    found = []
     for width in widths:
         page.set_viewport_size({"width": width, "height": 900})
-        found += [
-            f"{width} px, {rule['id']}: {node['html'][:300]} {node['any'][:1]}"
-            for rule in page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
-            for node in rule["nodes"]
-        ]
+        found += run_axe(page, f"{width} px")
+    # Or colours would be on their way to others.
+    page.add_style_tag(content="*, ::before, ::after { transition: none !important }")
+    page.emulate_media(color_scheme="dark")
+    found += run_axe(page, "dark", runOnly=COLOUR_RULES)
+    page.emulate_media(color_scheme="light")
     return found
+
+
+def run_axe(page: Any, what: str, **options: Any) -> list[str]:
+    found = page.evaluate("options => axe.run(options)", {"resultTypes": ["violations"], **options})["violations"]
+    return [f"{what}, {rule['id']}: {node['html'][:300]} {node['any'][:1]}" for rule in found for node in rule["nodes"]]
 
 
 def is_too_wide(page: Any) -> bool:
@@ -231,65 +238,67 @@ PAGES_WITHOUT = {
 }
 
 
-@pytest.mark.parametrize(("scheme", "language"), LOOKS)
-def test_axe_finds_nothing_on_any_page(open_page: Opener, site: str, axe: str, scheme: str, language: str) -> None:
+@pytest.mark.parametrize(("language", "widths"), LOOKS)
+def test_axe_finds_nothing_on_any_page(
+    open_page: Opener, site: str, axe: str, language: str, widths: tuple[int, ...]
+) -> None:
     """Of the console, the policy's admin and the visitor's page of a failed request."""
-    page = open_page(site, DASHBOARD, scheme, language)
+    page = open_page(site, DASHBOARD, language=language)
     found = {}
     for name, path in PAGES.items():
         page.goto(path)
         if "dashboard" in name:
             services.wait_until(lambda: page.reload() and page.locator(".otel-tile").count(), 30, "figures")
-        found[name] = violations(page, axe)
-        # Now as narrow as the last of `WIDTHS`.
+        found[name] = violations(page, axe, widths)
+        # Now as narrow as the last of `widths`.
         assert not is_too_wide(page), name
         assert page.evaluate("document.documentElement.dir") == ("rtl" if language == "ar" else "ltr"), name
     page.goto(POLICY)
     page.locator("[data-otel-add] button").click()
-    found["policy-rule-added"] = violations(page, axe)
+    found["policy-rule-added"] = violations(page, axe, widths)
     page.locator("#id_ratio").fill("7")
     page.locator("[name=_save]").click()
     page.locator(".errornote").wait_for()
-    found["policy-errors"] = violations(page, axe)
+    found["policy-errors"] = violations(page, axe, widths)
     page.goto(POLICY)
     page.locator("[formaction]").click()
     page.locator(".messagelist a").wait_for()
-    found["policy-force-link"] = violations(page, axe)
+    found["policy-force-link"] = violations(page, axe, widths)
     for name, what in (("n-plus-one", "/n-plus-one/"), ("error", "/boom/")):
         open_trace(page, what)
-        found[f"trace-{name}"] = violations(page, axe)
+        found[f"trace-{name}"] = violations(page, axe, widths)
         page.locator("[data-otel-open]").first.click()
         page.locator(".otel-details").wait_for()
-        found[f"trace-{name}-opened"] = violations(page, axe)
+        found[f"trace-{name}-opened"] = violations(page, axe, widths)
     assert {name: each for name, each in found.items() if each} == {}
 
 
-@pytest.mark.parametrize(("scheme", "language"), LOOKS)
+@pytest.mark.parametrize(("language", "widths"), LOOKS)
 def test_axe_finds_nothing_on_the_page_of_a_new_policy(
-    open_page: Opener, site_new: str, axe: str, scheme: str, language: str
+    open_page: Opener, site_new: str, axe: str, language: str, widths: tuple[int, ...]
 ) -> None:
     """There is none yet; nor after a form with errors."""
-    page = open_page(site_new, f"{POLICY}add/", scheme, language)
-    found = {"policy-add": violations(page, axe)}
+    page = open_page(site_new, f"{POLICY}add/", language=language)
+    found = {"policy-add": violations(page, axe, widths)}
     page.locator("#id_ratio").fill("7")
     page.locator("[name$=-path]").first.evaluate("field => { field.value = 'no-slash' }")
     page.locator("[name=_save]").click()
     page.locator(".errornote").wait_for()
-    found["policy-add-errors"] = violations(page, axe)
+    found["policy-add-errors"] = violations(page, axe, widths)
     assert {name: each for name, each in found.items() if each} == {}
 
 
-@pytest.mark.parametrize(("scheme", "language"), LOOKS)
+@pytest.mark.parametrize(("language", "widths"), LOOKS)
 @pytest.mark.long
 def test_axe_finds_nothing_where_a_part_is_off(
-    open_page: Opener, site_without: str, axe: str, scheme: str, language: str
+    open_page: Opener, site_without: str, axe: str, language: str, widths: tuple[int, ...]
 ) -> None:
     """The console is off, the tables of the policy are missing."""
-    page = open_page(site_without, DASHBOARD, scheme, language)
+    page = open_page(site_without, DASHBOARD, language=language)
     found = {}
     for name, path in PAGES_WITHOUT.items():
         page.goto(path)
-        found[name] = violations(page, axe)
+        found[name] = violations(page, axe, widths)
     assert {name: each for name, each in found.items() if each} == {}
 
 
@@ -297,7 +306,10 @@ def test_axe_finds_what_is_wrong(open_page: Opener, site: str, axe: str) -> None
     """Or the tests above could not fail."""
     page = open_page(site, TRACES)
     page.evaluate("document.querySelector('label[for=otel-event]').remove()")
-    assert any("select-name" in each for each in violations(page, axe))
+    page.add_style_tag(content="@media (prefers-color-scheme: dark) { label { color: #333 !important } }")
+    found = violations(page, axe)
+    assert any(each.startswith("320 px, select-name") for each in found)
+    assert {each.partition(":")[0] for each in found if "contrast" in each} == {"dark, color-contrast"}
 
 
 @pytest.mark.parametrize("language", ["en", "ar"])
