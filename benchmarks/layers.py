@@ -294,11 +294,15 @@ def why_not(layer: Layer, subject: str) -> str:
         return "is not installed"
 
 
+def process_of(layer: Layer, subject: str, requests: int, warm_up: int = WARM_UP) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments and the variables of the Python process that does a subject's requests."""
+    arguments = [__file__, "--count", layer.name, "--subject", subject, "--requests", str(requests)]
+    return arguments, {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), _WARM_UP: str(warm_up)}
+
+
 def count(layer: Layer, subject: str, requests: int, warm_up: int = WARM_UP) -> float:
     """Return thousand instructions of one request of a subject."""
-    arguments = [__file__, "--count", layer.name, "--subject", subject, "--requests", str(requests)]
-    environ = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), _WARM_UP: str(warm_up)}
-    return callgrind.run(arguments, environ)["counted"] / requests / 1000
+    return callgrind.run(*process_of(layer, subject, requests, warm_up))["counted"] / requests / 1000
 
 
 def compare(layer: Layer, subjects: list[str], requests: int, warm_up: int = WARM_UP) -> dict[str, float | None]:

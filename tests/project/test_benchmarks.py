@@ -162,10 +162,20 @@ def test_a_peer_without_the_layer_has_no_cell():
 @pytest.mark.long
 @pytest.mark.skipif(bool(callgrind.why_not()), reason=callgrind.why_not() or "-")
 @pytest.mark.parametrize("layer", layers.LAYERS, ids=lambda layer: layer.name)
-def test_every_cell_of_the_layers_is_counted(layer):
+def test_every_layer_is_counted(layer):
+    assert layers.count(layer, "on", layers.QUICK_REQUESTS, layers.QUICK_WARM_UP) > 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layer", layers.LAYERS, ids=lambda layer: layer.name)
+def test_what_is_counted_of_every_layer_and_peer_runs(layer):
+    """All cells, without callgrind."""
     for subject in layers.SUBJECTS:
         if not layers.why_not(layer, subject):
-            assert layers.count(layer, subject, layers.QUICK_REQUESTS, layers.QUICK_WARM_UP) > 0
+            arguments, variables = layers.process_of(layer, subject, layers.QUICK_REQUESTS, layers.QUICK_WARM_UP)
+            command, environ = [sys.executable, *arguments], {**os.environ, **variables}
+            done = subprocess.run(command, env=environ, capture_output=True, text=True)
+            assert done.returncode == 0, f"{subject}: {done.stderr}"
 
 
 @pytest.fixture
