@@ -65,6 +65,10 @@ class Prometheus:
         found: list[dict[str, Any]] = self.api("targets")["activeTargets"]
         return found
 
+    def answered(self) -> list[dict[str, Any]]:
+        """The targets but those that have not answered yet, or the last time not within half a second."""
+        return [t for t in self.targets() if t["health"] != "unknown" and "deadline" not in t["lastError"]]
+
     def complaints(self) -> list[str]:
         return [line for line in self.log_path.read_text().splitlines() if re.search(r"level=(warn|error)", line)]
 
@@ -98,17 +102,15 @@ def job(name: str, url: str, token: str | None = None) -> str:
 def assert_all_up(prometheus: Prometheus, count: int) -> None:
     """Every target has been scraped, is up, and neither API nor log knows a fault."""
 
-    def scraped() -> bool:
-        targets = prometheus.targets()
-        return len(targets) == count and all(target["health"] != "unknown" for target in targets)
+    def scraped_after(seen: dict[str, str]) -> list[dict[str, Any]] | None:
+        found = [t for t in prometheus.answered() if t["lastScrape"] != seen.get(t["scrapePool"])]
+        return found if len(found) == count else None
 
-    services.wait_until(scraped, 30, "the first scrape")
+    first = services.wait_until(lambda: scraped_after({}), 60, "the first scrape")
     # Several scrapes: what is wrong with the second (duplicates, order) must show as well.
-    seen = {target["scrapePool"]: target["lastScrape"] for target in prometheus.targets()}
-    services.wait_until(
-        lambda: all(target["lastScrape"] != seen[target["scrapePool"]] for target in prometheus.targets()), 60, "more"
-    )
-    assert [(t["scrapePool"], t["health"], t["lastError"]) for t in prometheus.targets() if t["health"] != "up"] == []
+    seen = {target["scrapePool"]: target["lastScrape"] for target in first}
+    second = services.wait_until(lambda: scraped_after(seen), 60, "a second scrape")
+    assert [(t["scrapePool"], t["health"], t["lastError"]) for t in second if t["health"] != "up"] == []
     assert prometheus.complaints() == []
 
 
@@ -159,8 +161,9 @@ def test_a_scrape_with_the_wrong_token_is_down(tmp_path):
         services.serve("gunicorn", otel) as server,
         start_prometheus(tmp_path, [job("shop", server.url, "wrong")]) as prometheus,
     ):
-        services.wait_until(lambda: [t for t in prometheus.targets() if t["health"] == "down"], 30, "the refusal")
-        assert "401" in prometheus.targets()[0]["lastError"]
+        (target,) = services.wait_until(prometheus.answered, 60, "the refusal")
+        assert target["health"] == "down"
+        assert "401" in target["lastError"]
 
 
 def hostile_families() -> list[Family]:
@@ -277,8 +280,9 @@ def test_prometheus_rejects_a_bad_page(tmp_path, page):
         serve_page(True, lambda: page) as url,
         start_prometheus(tmp_path, [job("bad", url)]) as prometheus,
     ):
-        services.wait_until(lambda: [t for t in prometheus.targets() if t["health"] == "down"], 30, "the rejection")
-        assert prometheus.targets()[0]["lastError"]
+        (target,) = services.wait_until(prometheus.answered, 60, "the rejection")
+        assert target["health"] == "down"
+        assert target["lastError"]
 
 
 def test_promtool_accepts_what_a_server_shows():
