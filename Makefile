@@ -56,7 +56,7 @@ messages:
 
 # Instructions per request against their targets; needs valgrind.
 bench:
-	$(PYTHON) benchmarks/instructions.py --check --requests 30 --layouts 6
+	$(PYTHON) benchmarks/instructions.py --check --requests 100 --layouts 6
 
 # The quick tests on every Python that is installed, with each Django and OpenTelemetry that it takes; the rows go into
 # docs/matrix.md.

@@ -57,12 +57,20 @@ hypothesis.settings.register_profile("tests", _profile)
 hypothesis.settings.register_profile("random", _profile, derandomize=False)
 hypothesis.settings.load_profile("tests")
 
-#: Files that take longest, with servers and without: each begins before the others of its kind.
-LONGEST = frozenset(
-    "test_accessible.py test_browser_sampling.py test_console_browser.py test_demo.py test_gevent.py "
-    "test_live_processes.py test_shared_servers.py test_shared.py "
-    "test_admin.py test_console.py test_cutting.py test_encoder.py test_store.py".split()
+#: Files that take longest, the longest first: each begins before the others of its kind.
+_LONGEST = (
+    "test_accessible.py test_shared.py test_console_browser.py test_live_processes.py test_browser_sampling.py "
+    "test_demo.py test_shared_servers.py test_gevent.py test_console.py test_admin.py test_cutting.py test_store.py "
+    "test_encoder.py"
 )
+#: The same of a long run.
+_LONGEST_OF_ALL = (
+    "test_benchmarks.py test_demo.py test_accessible.py test_reach.py test_distribution.py test_panels.py "
+    "test_celery_workers.py test_database_postgres.py test_pictures.py test_live_processes.py test_process_end.py "
+    "test_scrub.py test_cutting.py test_environment.py test_browser.py test_console.py test_clocks.py "
+    "test_browser_sampling.py test_shared.py test_hostile.py test_hosts.py test_django_tasks.py"
+)
+LONGEST = (_LONGEST_OF_ALL if sizes.IS_LONG else _LONGEST).split()
 #: What the instrumentors said of themselves after a test, where it was right.
 _checked = set()
 #: Settings and environment that were read last, and what came of them.
@@ -155,7 +163,8 @@ def pytest_collection_modifyitems(items):
             slow_files.add(item.path)
     found = yield
     # After pytest-randomly has shuffled them.
-    items.sort(key=lambda item: (item.path not in slow_files, item.path.name not in LONGEST))
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (item.path not in slow_files, ranks.get(item.path.name, len(ranks))))
     return found
 
 

@@ -757,7 +757,7 @@ class Scenarios:
 
     def test_threads_do_not_see_each_others_saves(self, otel_spans):
         """What is current belongs to a thread: two saves under way at once keep their own parents."""
-        barrier = threading.Barrier(2, timeout=10)
+        barrier = threading.Barrier(2, timeout=60)
         errors = []
 
         def pause(**kwargs):

@@ -71,7 +71,7 @@ def test_everything_arrives_in_order_and_in_batches():
 
 def test_a_full_queue_drops_what_comes_and_counts_it():
     gate = threading.Event()
-    worker, drops, _ = build_worker(lambda batch: gate.wait(5), queue_size=10, batch_size=5)
+    worker, drops, _ = build_worker(lambda batch: gate.wait(60), queue_size=10, batch_size=5)
     for number in range(50):
         worker.put(number)
         time.sleep(0.002)
@@ -137,10 +137,10 @@ busy, gate, got = threading.Event(), threading.Event(), []
 def export(batch):
     got.extend(batch)
     if "slow" in batch:
-        busy.set(); gate.wait(5)
+        busy.set(); gate.wait(60)
     return True
 worker = BatchWorker("x", export, queue_size=10, batch_size=1, delay_s=0.01, on_drop=print, on_failure=print)
-worker.put("slow"); busy.wait(5); worker.put("parent's")
+worker.put("slow"); busy.wait(60); worker.put("parent's")
 pid = os.fork()
 if pid == 0:
     got.clear()

@@ -166,7 +166,7 @@ def test_fastapi_beside_django_is_one_trace(receiver):
     with process:
         services.wait_until(lambda: services.is_listening(port), 60, "uvicorn")
         traceparent = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
-        answer = httpx.get(f"http://127.0.0.1:{port}/api/orders/7", headers={"traceparent": traceparent}, timeout=10)
+        answer = httpx.get(f"http://127.0.0.1:{port}/api/orders/7", headers={"traceparent": traceparent}, timeout=60)
         assert answer.json() == {"pk": 7, "django_trace_id": "a" * 32}
 
         def find():
@@ -183,7 +183,7 @@ def test_fastapi_beside_django_is_one_trace(receiver):
         assert django.parent_span_id == client.span_id
         assert (api.kind, client.kind, django.kind) == (2, 3, 2)
         assert services.attributes_of(api)["http.route"] == "/api/orders/{pk}"
-        page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+        page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
         routes = [line for line in page.splitlines() if line.startswith("http_server_request_duration_seconds_count")]
         assert len([line for line in routes if 'http_route="/json/"' in line]) == 1
         assert len([line for line in routes if 'http_route="/api/orders/{pk}"' in line]) == 1
@@ -194,7 +194,7 @@ def test_django_mounted_in_fastapi_has_one_server_span(receiver):
     port, process = serve_beside(receiver, "mounting", ["fastapi"])
     with process:
         services.wait_until(lambda: services.is_listening(port), 60, "uvicorn")
-        answer = httpx.get(f"http://127.0.0.1:{port}/orders/3/", timeout=10)
+        answer = httpx.get(f"http://127.0.0.1:{port}/orders/3/", timeout=60)
         assert answer.text == "order 3"
         services.wait_until(lambda: any(span.kind == 2 for _, span in receiver.spans()), 60, "the server span")
         services.wait_until(lambda: any(span.name == "order.load" for _, span in receiver.spans()), 60, "our span")

@@ -302,13 +302,13 @@ def test_of_two_readings_that_overlap_the_one_that_began_later_wins(sampler, mon
             for opened in connections.all(initialized_only=True):
                 close_for_good(opened)
             has_read.set()
-            may_apply.wait(10)
+            may_apply.wait(60)
         return policy
 
     monkeypatch.setattr(policy_rows, "read_policy", slow)
     thread = threading.Thread(target=follower.follower().poll, name="slow poll")
     thread.start()
-    assert has_read.wait(10)
+    assert has_read.wait(60)
     SamplingPolicy(ratio=0.75).save()
     may_apply.set()
     thread.join()

@@ -281,7 +281,7 @@ def test_changes_at_the_same_moment_take_different_versions(kind):
 
     def change() -> None:
         try:
-            begin.wait(10)
+            begin.wait(60)
             for _ in range(10):
                 if kind == "rule":
                     SamplingRule.objects.create(path="/a", ratio=1).delete()

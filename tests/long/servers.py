@@ -408,7 +408,7 @@ def crash_and_restart(kind: Kind, folder: Path) -> Site:
             time.sleep(0.6)
         site.verify()
         os.killpg(site.server.process.pid, signal.SIGKILL)
-        site.server.process.wait(5)
+        site.server.process.wait(60)
     with start(kind, folder) as again:
         if again.counted() != 0:
             raise Failure(f"a new master begins at {again.counted()}")

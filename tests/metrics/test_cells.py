@@ -194,7 +194,7 @@ def test_without_a_global_lock_an_update_waits_for_ours(store):
         thread.start()
         assert not done.wait(0.2)
         assert series.read() == 0.0
-    thread.join(10)
+    thread.join(60)
     assert series.read() == 2.0
 
 

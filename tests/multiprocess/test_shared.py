@@ -1264,7 +1264,7 @@ def test_a_scrape_waits_for_the_thread_that_joins(monkeypatch):
 
     def start_sharing():
         begun.set()
-        assert may_end.wait(10)
+        assert may_end.wait(60)
         membership.sharing = joined
 
     monkeypatch.setattr(membership, "sharing", None)
@@ -1278,11 +1278,11 @@ def test_a_scrape_waits_for_the_thread_that_joins(monkeypatch):
     joiner = threading.Thread(target=runtime.join)
     scraper = threading.Thread(target=lambda: pages.append((runtime.join(), runtime.collect())[1]))
     joiner.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     scraper.start()
     scraper.join(0.2)
     assert pages == []
     may_end.set()
-    joiner.join(10)
-    scraper.join(10)
+    joiner.join(60)
+    scraper.join(60)
     assert pages == [["of all processes"]]

@@ -90,7 +90,7 @@ def test_serve_shows_what_all_workers_have_counted_and_ends_at_sigterm(shared, t
         [folder] = shared.glob("*/*/")
         assert len(list(folder.glob("*.cells"))) <= 3
         scrape.process.send_signal(signal.SIGTERM)
-        assert scrape.process.wait(5) == 0
+        assert scrape.process.wait(60) == 0
         assert TOKEN not in scrape.log
 
 
@@ -210,7 +210,7 @@ def scrape_server(collect):
         yield services.Server(f"http://127.0.0.1:{server.server_port}", None, None)
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -249,7 +249,7 @@ def test_clients_that_send_slowly_shut_nobody_out_and_are_cut_off(number):
                     assert connection.recv(1) == b""
         finally:
             stopped.set()
-            dripping.join(10)
+            dripping.join(60)
 
 
 @pytest.mark.heavy
@@ -283,7 +283,7 @@ def test_connections_are_bounded():
         services.wait_until(lambda: server.active == 0, 60, "the end of them")
     finally:
         stop.set()
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_renders_are_bounded_and_one_more_is_told_to_try_again(monkeypatch):
                 client = stack.enter_context(socket.create_connection(_address(server)))
                 client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             for _ in range(serving.MAX_SCRAPES):
-                assert begun.acquire(timeout=10)
+                assert begun.acquire(timeout=60)
             assert server.get("/livez")[0] == 200
             assert server.get("/metrics")[0] == 503
         finally:

@@ -96,7 +96,7 @@ class Demo:
     def wait(self) -> int:
         """The exit code."""
         code = self.process.wait(LONGEST_RUN_S)
-        self._reader.join(10)
+        self._reader.join(60)
         return code
 
     def running(self) -> list[str]:
@@ -136,7 +136,7 @@ class Demo:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(line.split()[0]), signal.SIGKILL)
         self.process.wait()
-        self._reader.join(10)
+        self._reader.join(60)
         if self.process.stdout is not None:
             self.process.stdout.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -387,7 +387,7 @@ class Admin:
 
     def get(self, path: str) -> tuple[str, str]:
         """The page's text and its address after redirects."""
-        with self._browser.open(self._base_url + path, timeout=10) as answer:
+        with self._browser.open(self._base_url + path, timeout=60) as answer:
             return answer.read().decode(), urllib.parse.urlsplit(answer.url).path
 
     def post(self, path: str, fields: Mapping[str, str]) -> tuple[str, str]:
@@ -396,7 +396,7 @@ class Admin:
         token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page)
         assert token, page
         body = urllib.parse.urlencode({**fields, "csrfmiddlewaretoken": token.group(1)}).encode()
-        with self._browser.open(self._base_url + path, body, timeout=10) as answer:
+        with self._browser.open(self._base_url + path, body, timeout=60) as answer:
             return answer.read().decode(), urllib.parse.urlsplit(answer.url).path
 
     def set_ratio(self, ratio: str) -> None:

@@ -168,7 +168,7 @@ def test_a_span_that_is_not_recorded_is_one_for_all_that_ask(dropped):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert len(found) == 8 and len(set(map(id, found))) == 1
         assert found[0] is trace.get_current_span() is here.span
         assert found[0].get_span_context().is_valid and not found[0].is_recording()

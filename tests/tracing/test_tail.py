@@ -79,13 +79,13 @@ def late(request):
         token = otel_context.attach(context)
         with django_otel.span("late"):
             started.set()
-            go.wait(5)
+            go.wait(60)
         otel_context.detach(token)
 
     started = threading.Event()
     thread = threading.Thread(target=run)
     thread.start()
-    started.wait(5)
+    started.wait(60)
     LATE.append((thread, go))
     return HttpResponse(status=int(request.GET["status"]))
 
@@ -283,7 +283,7 @@ def test_a_span_that_outlives_its_request_shares_its_lot(client, otel_spans, sta
         client.get(f"/late/?status={status}")
         thread, go = LATE.pop()
         go.set()
-        thread.join(5)
+        thread.join(60)
 
     assert [span.name for span in otel_spans] == (["GET /late/", "late"] if status == 500 else [])
 
