@@ -71,7 +71,7 @@ def _is_from_signal(error: BaseException) -> bool:
     """Return whether a handler of a signal, which runs between any two steps of the main thread, raised `error`."""
     if threading.current_thread() is not threading.main_thread():
         return False
-    codes = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    codes = {_code_of(signal.getsignal(number)) for number in range(1, signal.NSIG)} - {None}
     step = error.__traceback__
     while step is not None:
         if step.tb_frame.f_code in codes:

@@ -67,8 +67,6 @@ class _Memory:
         #: Shared with the process that a worker forks for a job: which job's wait it has counted, and which job's end.
         self.counted: mmap.mmap | None = None
         self.is_worker = False
-        #: Whether this worker starts a process of its own for each job, in place of forking.
-        self.spawns = False
 
 
 _memory = _Memory()
@@ -247,6 +245,7 @@ def _checksum(job: Job) -> bytes:
     return zlib.crc32(str(job.id).encode()).to_bytes(_CHECKSUM_BYTES, "big")
 
 
+@guard.guarded("what is counted of an RQ job", None)
 def _note(place: slice, job: Job) -> None:
     """Tell the worker's main process that the wait or the end of this job is counted."""
     if _memory.counted is not None:
@@ -269,7 +268,6 @@ def _note_execution(prepare: Method) -> Method:
         with guard.contained("the start of an RQ worker"):
             if not _memory.is_worker:
                 _memory.is_worker = True
-                _memory.spawns = any(kind.__name__ == "SpawnWorker" for kind in type(self).__mro__)
                 runtime.work_in_background()
                 for queue in getattr(self, "queues", ()):
                     _remember(queue)
@@ -286,24 +284,25 @@ def _count_failures(handle: Method) -> Method:
     def measured(self: object, job: Job, *args: object, **options: object) -> object:
         if runs_state.is_on and not getattr(self, "is_horse", False) and not _is_of_django(job):
             with guard.contained("a lost RQ job"):
-                _count_lost(job, getattr(self, "_stopped_job_id", None) == job.id)
+                _count_lost(self, job)
         return handle(self, job, *args, **options)
 
     return measured
 
 
-def _count_lost(job: Job, is_stopped: bool) -> None:
+def _count_lost(worker: object, job: Job) -> None:
     """Count a job that failed without saying so: its process was killed."""
     counted, checksum = _memory.counted, _checksum(job)
     if counted is None or counted[_END] == checksum:
         return
     started_s = _to_seconds(job.started_at) if job.started_at is not None else time.time()
     has_begun = counted[_WAIT] == checksum
-    if _memory.spawns:
-        # Its process shares no memory with this one: it counts the wait soon after it has set the status.
+    if any(kind.__name__ == "SpawnWorker" for kind in type(worker).__mro__):
+        # The job's process shares no memory with this one: it counts the wait soon after it has set the status.
         has_begun = str(getattr(job.get_status(refresh=False), "value", "")) == "started"
     run = _begin(job, started_s, counts_wait=not has_begun)
     if run is not None:
+        is_stopped = getattr(worker, "_stopped_job_id", None) == job.id
         run.set_attribute("django.task.reason", "stopped" if is_stopped else "lost")
         run.end(RETRIED if job.retries_left and not is_stopped else FAILED)
 
