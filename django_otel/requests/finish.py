@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from time import perf_counter, time_ns
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
@@ -203,8 +203,10 @@ class RequestFinisher:
             attributes = {**attributes, **self._find_more(record, request, response)}
         if not is_joined:
             if exception is not None:
-                # To format its stack takes long, which is no time of the request.
-                ended_ns = time_ns() - int((perf_counter() - ended_s) * 1e9)
+                # To format its stack takes long, which is no time of the request. Not every other tool's span has the
+                # time at which it began.
+                begun_ns = getattr(span, "start_time", None)
+                ended_ns = begun_ns + int((ended_s - record.started_s) * 1e9) if begun_ns is not None else None
                 record_exception(span, exception, self._scrub_text, escaped=response is None, time_ns=ended_ns)
             if error_type:
                 # For a server span the description is left empty when the status code says it all
