@@ -33,7 +33,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_otel.requests import layers
-from tests.http_echo import start_echo
+from tests.http_echo import Reader, start_echo
 
 LAYER = "django.request.layer.duration"
 #: How long each step sleeps, at least.
@@ -488,10 +488,11 @@ OUTBOUND = {
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", OUTBOUND)
-def test_outbound_calls_are_the_layer_http(otel_metrics, name):
+def test_outbound_calls_are_the_layer_http(otel_metrics, monkeypatch, name):
     """With their bodies, which come late."""
-    with start_echo() as echo:
+    with start_echo() as echo, monkeypatch.context() as patch:
         echo.part_delay_s = NAP_S
+        Reader().watch(patch, echo)
         urlpatterns.append(path("call/", lambda request: HttpResponse(OUTBOUND[name](echo.url()))))
         clear_url_caches()
         try:
