@@ -43,7 +43,7 @@ class Echo:
 class Reader:
     """Knows when the one client of an echo waits for more than it has been sent.
 
-    A machine under load stops a thread anywhere, so a time that passes on the server alone says nothing of the client's.
+    Under load a thread is stopped anywhere, so a time that passes on the server alone says nothing of the client's.
     """
 
     def __init__(self) -> None:
