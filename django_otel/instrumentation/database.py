@@ -163,11 +163,10 @@ class QueryWrapper:
     def __call__(self, execute: Execute, sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:  # noqa: C901 (one decision after the other, each with its reason)
         settings = _state.settings
         outer = get_current()
-        request: Any
-        parent: Any
+        request: Any = outer
         if type(outer) is RequestRecord:
             # As within most requests. Nothing else is in it; a span that was never accessed is not recorded.
-            request, parent, is_suppressed = outer, outer.span_or_none, False
+            parent, is_suppressed = request.span_or_none, False
         else:
             request, parent = outer.get(REQUEST_KEY), outer.get(SPAN_KEY)
             is_suppressed = bool(outer.get(SUPPRESS_INSTRUMENTATION_KEY) or outer.get(_PLAIN_SUPPRESS_KEY))
@@ -209,8 +208,9 @@ class QueryWrapper:
         if request is not None and query is not None:
             # Calls cost most here; `n_plus_one.Watched` says what this does.
             if query.owner is request.started_s:
-                query.left = left = query.left - 1
-                if not left:
+                if left := query.left - 1:
+                    query.left = left
+                else:
                     look(request, query, span)
             elif (known := query.known) is not None:
                 if known.is_trusted and query.repeats is None:

@@ -74,13 +74,15 @@ class KnownStatement:
     """A statement's text, and where it has been run from in this process."""
 
     __slots__ = (
-        "depths", "failures", "first_look", "is_trusted", "last", "limit", "one_of", "origin", "places", "sightings",
-        "sites", "text", "watch",
+        "depths", "failures", "first_look", "is_trusted", "known_series", "last", "limit", "one_of", "origin", "places",
+        "sightings", "sites", "text", "usual_look", "watch",
     )  # fmt: skip
 
     def __init__(self, watch: Watch, statement: Statement, origin: object) -> None:
         self.watch = watch
         self.limit = watch.limit
+        #: The watch's.
+        self.known_series = watch.known_series
         self.text = statement.text
         self.one_of = find_one_of(statement)
         #: SQL text and database that run it; None once there are several.
@@ -91,6 +93,8 @@ class KnownStatement:
         self.sightings = 0
         #: The count at which a query of a recorded request is looked at.
         self.first_look = watch.limit if runtime.console() is None else min(watch.limit, _NAMED)
+        #: The first look of most requests, at which nothing is named.
+        self.usual_look = watch.limit if watch.limit > _NAMED else 0
         #: The site of the last query.
         self.last: Site | None = None
         #: By depth, identity of the code (which the sites hold) and position in it.
@@ -198,11 +202,12 @@ class Watched:
             count = self.look_at - self.left
             if count < known.limit:
                 return
-            watch, place = known.watch, known.last.place  # type: ignore[union-attr]
+            place = known.last.place  # type: ignore[union-attr]
             try:
-                series, pattern = watch.known_series[route], place.patterns[view]
+                series = known.known_series[route]
+                pattern = place.patterns[view]
             except KeyError:
-                series, pattern = watch.find_series(route), place.find_pattern(view)
+                series, pattern = known.watch.find_series(route), place.find_pattern(view)
             series.add(1.0)
             if type(span) is RecordedSpan:
                 span.add_pattern_event(pattern, count)
@@ -277,19 +282,19 @@ def look(record: RequestRecord, query: Watched, span: Span | None) -> None:
     try:
         known: KnownStatement = query.known  # type: ignore[assignment]
         site: Site = known.last  # type: ignore[assignment]
-        if query.repeats is None:
-            if record.repeats is None:
-                record.repeats = query.repeats = query
-            else:
-                known.watch.open(record).add(query)
-        count, limit = query.look_at, known.limit
-        if count != limit or limit <= _NAMED:
+        if record.repeats is None:
+            record.repeats = query.repeats = query
+        elif query.repeats is None:
+            known.watch.open(record).add(query)
+        count = query.look_at
+        if count == known.usual_look:
+            query.left = count
+            query.look_at = count + count
+        else:
             query.look_at = known.watch.name(query, site.place, count, span)
             query.left = query.look_at - count
-            if count % limit:
+            if count % known.limit:
                 return
-        else:
-            query.look_at, query.left = count + limit, limit
         try:
             frame = _getframe(site.depth + 1)
         except ValueError:

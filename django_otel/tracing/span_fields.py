@@ -15,7 +15,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationInfo, Instrume
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status
 
 from django_otel.base.sdk_compat import SpanParts, read_list
-from django_otel.tracing.attributes import SharedAttributes
+from django_otel.tracing.attributes import EventPattern, SharedAttributes
 
 if TYPE_CHECKING:
 
@@ -50,8 +50,8 @@ class SpanFields(SdkSpan):
     _end_time: int | None
     #: A tuple of at most one, or the SDK's list; of links, an empty tuple or that list.
     _events: tuple[Event, ...] | BoundedList[Event]
-    #: The same, or of a single one that is not made yet its pattern, number and time, and what was made of them.
-    _kept_events: tuple[Event, ...] | BoundedList[Event] | list[Any]
+    #: The same, or the pattern of a single one that is not made yet.
+    _kept_events: tuple[Event, ...] | BoundedList[Event] | EventPattern
     _kind: SpanKind
     _links: tuple[()] | BoundedList[Link]
     _name: str

@@ -63,6 +63,8 @@ UNSET = Status(StatusCode.UNSET)
 #: The SDK marks ids that it draws as random, from a certain version on.
 RANDOM = getattr(TraceFlags, "RANDOM_TRACE_ID", 0)
 ROOT_UNSAMPLED = TraceFlags(RANDOM)
+#: What a span begins with. CPython has one empty tuple; elsewhere the look at it only takes longer.
+_NO_EVENTS: tuple[Event, ...] = ()
 
 
 #: How many spans of a trace this process did not record, on the span that began it here.
@@ -133,7 +135,8 @@ class RecordedSpan(SpanFields):
 
     # Slots, and no defaults in the class, so that the interpreter finds each at once (200 instructions a time).
     __slots__ = (
-        "_is_discarded", "_limits", "_lock", "_record_exception", "_root", "_set_status_on_exception", "_shared",
+        "_is_discarded", "_limits", "_lock", "_pattern_number", "_record_exception", "_root",
+        "_set_status_on_exception", "_shared",
     )  # fmt: skip
 
     #: Stack traces have a limit of their own.
@@ -143,6 +146,8 @@ class RecordedSpan(SpanFields):
     _is_discarded: bool
     _limits: SpanLimits
     _lock: threading.Lock
+    #: Of an event that is not made yet; see `add_pattern_event`.
+    _pattern_number: int
     _record_exception: bool
     #: The span of ours that began this part of the trace in this process; None for that one itself.
     _root: RecordedSpan | None
@@ -253,8 +258,9 @@ class RecordedSpan(SpanFields):
     def add_pattern_event(self, pattern: EventPattern, number: int) -> None:
         """Add an event of `pattern` with that number, of the span's end unless it is read before; no late one."""
         # Not interrupted between the look and the store, which the lock would cost more than; see `metrics.series`.
-        if HAS_GLOBAL_LOCK and self._kept_events == () and self._end_time is None:
-            self._kept_events = [pattern, number]
+        if HAS_GLOBAL_LOCK and self._kept_events is _NO_EVENTS and self._end_time is None:
+            self._pattern_number = number
+            self._kept_events = pattern
             return
         with self._lock:
             if self._end_time is None:
@@ -263,13 +269,12 @@ class RecordedSpan(SpanFields):
     @property
     def _events(self) -> tuple[Event, ...] | BoundedList[Event]:  # type: ignore[override]
         kept = self._kept_events
-        if not isinstance(kept, list):
+        if not isinstance(kept, EventPattern):
             return kept
-        if len(kept) == 2:
-            # Of two threads that read at once both see the first.
-            time_of_ns = self._end_time or time_ns()
-            kept.append(self._limited(kept[0].make(kept[1], time_of_ns, self._limits, self._shared.scrub)))
-        made: tuple[Event, ...] | BoundedList[Event] = kept[2]
+        time_of_ns = self._end_time or time_ns()
+        made = self._limited(kept.make(self._pattern_number, time_of_ns, self._limits, self._shared.scrub))
+        # Two threads that read a span before its end may see two times; a third sees what is kept.
+        self._kept_events = made
         return made
 
     def _limited(self, event: Event) -> tuple[Event, ...] | BoundedList[Event]:
