@@ -45,10 +45,20 @@ def missing(what: str) -> None:
     pytest.skip(what)
 
 
+#: The ports that `free_port` gives: below those that the system gives to connections and to servers on port 0.
+_PORTS = range(20_000, 32_768)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port on which nothing listens, and which is given to nobody else in this run: a server binds it only later."""
+    folder = os.environ.get("DJANGO_OTEL_TESTS_FOLDER")
+    while True:
+        port = secrets.choice(_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            if folder is not None:
+                Path(folder, f"port-{port}").touch(exist_ok=False)
+            return port
 
 
 def close_for_good(connection: Any) -> None:
@@ -380,6 +390,8 @@ class Receiver:
     url: str
     requests: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
     status: int = 200
+    #: Those of the first answers; `status` is that of all further ones.
+    first_statuses: list[int] = field(default_factory=list)
     #: The body of each answer.
     answer: bytes = b""
     #: How long an answer takes; what waits already ends with a shorter one.
@@ -468,10 +480,12 @@ def start_receiver() -> Iterator[Receiver]:
             if kind is None:
                 self.send_response(404)
             else:
+                # Before the request is seen: a test may set another one as soon as it is.
+                status = receiver.first_statuses.pop(0) if receiver.first_statuses else receiver.status
                 receiver.requests.append(
                     (self.path, {k.lower(): v for k, v in self.headers.items()}, kind.FromString(body))
                 )
-                self.send_response(receiver.status)
+                self.send_response(status)
             self.send_header("Content-Length", str(len(receiver.answer)))
             self.end_headers()
             self.wfile.write(receiver.answer)
