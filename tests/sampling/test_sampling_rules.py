@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -255,77 +254,6 @@ def test_every_process_gives_the_same_answer_for_the_same_trace_id():
 # --- The limit. ---
 
 
-@dataclass
-class Offered:
-    """What passed while as many traces as possible were offered; times in seconds."""
-
-    passed: int
-    lasted_s: float
-    #: Without what was lost because a busy machine let no thread run for more than a tenth of a second.
-    used_s: float
-
-
-def offer(sampler: LiveSampler, seconds: float, threads: int = 1) -> Offered:
-    """Offer as many traces as possible."""
-    passed, used_s = [0] * threads, [0.0] * threads
-    begun_s, ended_s = [0.0] * threads, [0.0] * threads
-    policy = sampler.policy
-    begin = threading.Barrier(threads)
-
-    def run(index: int) -> None:
-        draw = random.Random(index).getrandbits
-        begin.wait()
-        begun_s[index] = before_s = now_s = time.monotonic()
-        while now_s < begun_s[index] + seconds:
-            passed[index] += policy.judge(draw(128)).is_sampled
-            now_s = time.monotonic()
-            used_s[index] += min(now_s - before_s, 0.1)
-            before_s = now_s
-        ended_s[index] = now_s
-
-    workers = [threading.Thread(target=run, args=(index,)) for index in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    # While one waits another may go on, so all together lost no more than any of them.
-    return Offered(sum(passed), max(ended_s) - min(begun_s), max(used_s))
-
-
-@pytest.mark.heavy
-@pytest.mark.scaled
-@pytest.mark.parametrize(("limit", "threads"), sizes.few([(50.0, 1), (50.0, 4), (400.0, 4), (400.0, 1)], 2))
-def test_the_limit_holds_over_a_burst_within_10_percent(limit, threads):
-    """One or two seconds of as many as the processor can offer, after a pause in which nothing was saved up."""
-    sampler, counts = sampler_of(Policy(1.0, max_per_second=limit))
-    time.sleep(0.5)
-
-    found = offer(sampler, sizes.scaled(1.0, 2.0), threads)
-
-    assert 0.9 * limit * found.used_s <= found.passed <= 1.1 * limit * found.lasted_s
-    assert counts["", "dropped", "rate_limit"] > found.passed
-
-
-@pytest.mark.heavy
-def test_each_process_takes_its_share_of_the_limit():
-    """Also when others come or go; as gentle as before for what is under way."""
-    sampler, _ = sampler_of(Policy(1.0, max_per_second=400.0))
-
-    def check(share: float) -> None:
-        found = offer(sampler, 1.0)
-        assert 0.85 * share * found.used_s <= found.passed <= 1.15 * share * found.lasted_s
-
-    sampler.share(4)
-    check(100.0)
-    sampler.share(1)
-    check(400.0)
-    sampler.swap(Policy(1.0, "admin", 1, max_per_second=100.0))
-    sampler.share(2)
-    check(50.0)
-    sampler.swap(Policy(1.0, "admin", 2, is_whole=True))
-    assert offer(sampler, 0.1).passed > 500
-
-
 class Clock:
     """Stands for `time` in the sampler: goes on only when a test sets it."""
 
@@ -339,6 +267,63 @@ class Clock:
 
     def time(self) -> float:
         return 2e9 + self.now_s
+
+
+def offer(sampler: LiveSampler, clock: Clock, seconds: float, threads: int = 1) -> int:
+    """Offer a hundred thousand traces a second, from several threads at once; how many passed."""
+    passed, policy, end_s = [0] * threads, sampler.policy, clock.now_s + seconds
+    begin, ticking = threading.Barrier(threads), threading.Lock()
+
+    def run(index: int) -> None:
+        draw = random.Random(index).getrandbits
+        begin.wait()
+        while clock.now_s < end_s:
+            with ticking:
+                clock.now_s += 1e-5
+            passed[index] += policy.judge(draw(128)).is_sampled
+
+    workers = [threading.Thread(target=run, args=(index,)) for index in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(passed)
+
+
+@pytest.mark.heavy
+@pytest.mark.scaled
+@pytest.mark.parametrize(("limit", "threads"), sizes.few([(50.0, 1), (50.0, 4), (400.0, 4), (400.0, 1)], 2))
+def test_the_limit_holds_over_a_burst_within_10_percent(monkeypatch, limit, threads):
+    """One or two seconds of many more, after a pause in which nothing was saved up."""
+    clock = Clock(monkeypatch)
+    sampler, counts = sampler_of(Policy(1.0, max_per_second=limit))
+    clock.now_s += 0.5
+    seconds = sizes.scaled(1.0, 2.0)
+
+    passed = offer(sampler, clock, seconds, threads)
+
+    assert 0.9 * limit * seconds <= passed <= 1.1 * limit * seconds
+    assert counts["", "dropped", "rate_limit"] > passed
+
+
+@pytest.mark.heavy
+def test_each_process_takes_its_share_of_the_limit(monkeypatch):
+    """Also when others come or go; as gentle as before for what is under way."""
+    clock = Clock(monkeypatch)
+    sampler, _ = sampler_of(Policy(1.0, max_per_second=400.0))
+
+    def check(share: float) -> None:
+        assert 0.85 * share <= offer(sampler, clock, 1.0) <= 1.15 * share
+
+    sampler.share(4)
+    check(100.0)
+    sampler.share(1)
+    check(400.0)
+    sampler.swap(Policy(1.0, "admin", 1, max_per_second=100.0))
+    sampler.share(2)
+    check(50.0)
+    sampler.swap(Policy(1.0, "admin", 2, is_whole=True))
+    assert offer(sampler, clock, 0.1) > 500
 
 
 def processes_of(number: int, limit: float) -> list[LiveSampler]:
@@ -432,16 +417,16 @@ def test_the_limit_covers_what_remote_parents_switch_on(monkeypatch):
     assert counts["", "dropped", "parent"] == 10
 
 
-def test_the_weights_of_a_limited_trace_add_up_to_what_was_offered():
+def test_the_weights_of_a_limited_trace_add_up_to_what_was_offered(monkeypatch):
     """Each one that passes also stands for those that the limit refused before it."""
+    clock = Clock(monkeypatch)
     sampler, _ = sampler_of(Policy(0.5, max_per_second=200.0))
     policy = sampler.policy
     draw = random.Random(3).getrandbits
-    weight = offered = 0
-    end_s = time.monotonic() + 0.5
-    while time.monotonic() < end_s:
+    weight, offered = 0, 50_000
+    for _ in range(offered):
+        clock.now_s += 1e-5
         decision = policy.judge(draw(128))
-        offered += 1
         if decision.is_sampled:
             weight += decision.attributes["sampling.weight"]
 
