@@ -14,6 +14,7 @@ import requests
 
 from tests import services
 from tests.live_sampling.test_browser import LOOKS, WEAK_TEXT, Lender, chromium, give_session, keep_picture, lender
+from tests.live_sampling.test_hosts import ADDRESS, signed_in
 from tests.live_sampling.time_left import check_time_left
 
 __all__ = ["chromium", "lender"]
@@ -35,6 +36,7 @@ class Site:
     def __init__(self, url: str, env: dict[str, str]) -> None:
         self.url = url
         self._env = env
+        self._session: requests.Session | None = None
 
     def run(self, code: str) -> str:
         """Python in a process of its own, as another host would change the policy."""
@@ -44,8 +46,17 @@ class Site:
         return services.run_python(lines + code, self._env).stdout
 
     def reset(self) -> None:
-        """The state every test begins with: no policy, no rule."""
+        """The state every test begins with: no policy, no rule, in every process."""
         self.run("SamplingPolicy.objects.all().delete(); SamplingRule.objects.all().delete()")
+        session = self._session = self._session or signed_in(self.url)
+
+        def have_all_turned() -> bool:
+            # A process is known from its first request on, and the first worker to be there may take all of them.
+            requests.get(f"{self.url}/hello/", headers={"Connection": "close"}, timeout=60)
+            status = session.get(f"{self.url}{ADDRESS}", headers={"Connection": "close"}, timeout=60).json()
+            return status["is_settled"] and len(status["processes"]) == WORKERS
+
+        services.wait_until(have_all_turned, 60, "every process without a policy")
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +78,6 @@ def site(tmp_path_factory: Any) -> Iterator[Site]:
     with services.running(command, env, folder / "log") as process:
         services.wait_until(lambda: services.is_listening(port) or process.poll() is not None, 30, "gunicorn")
         assert process.poll() is None, (folder / "log").read_text()
-        for _ in range(60):
-            # Each follows from its first request on; a new connection each time, which any may take.
-            requests.get(f"{made.url}/hello/", headers={"Connection": "close"}, timeout=10)
         yield made
 
 
@@ -101,7 +109,7 @@ def headline(page: Any) -> Any:
     return page.locator(".django-otel-headline")
 
 
-def wait_for_text(locator: Any, pattern: str, timeout_s: float = 15.0) -> str:
+def wait_for_text(locator: Any, pattern: str, timeout_s: float = 60.0) -> str:
     """Waits until the element's text has the pattern."""
     text = ""
 
