@@ -25,6 +25,18 @@ def ids(request, number):
     return JsonResponse({"ids": [before, inner, django_otel.current_trace_id()], "thread": threading.get_ident()})
 
 
+MEETING = []
+
+
+def meet(request, number):
+    """Answer when so many requests are here at once."""
+    MEETING.append(request)
+    end_s = time.monotonic() + 60
+    while len(MEETING) < number and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return HttpResponse(status=200 if len(MEETING) >= number else 504)
+
+
 def stream(request, number):
     """Chunks that tell the trace they are produced in, slowly."""
 
@@ -155,6 +167,7 @@ urlpatterns = [
     path("watch-slowly/", watch_slowly),
     path("", include("django_otel.urls")),
     path("ids/<int:number>/", ids),
+    path("meet/<int:number>/", meet),
     path("stream/<int:number>/", stream),
     path("async-stream/<int:number>/", async_stream),
     path("async-ids/<int:number>/", async_ids),

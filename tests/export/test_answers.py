@@ -795,7 +795,13 @@ def test_a_grpc_server_without_resources_is_not_asked_with_parts():
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota exceeded for project 12")
 
     with grpc_server("traces", export) as url:
-        assert send_over_grpc(url, "traces", 4, TIMEOUT_S=0.5) == (False, {"export_failed": 4})
+
+        def is_asked():
+            # In a process that was stopped the time may be over before the server is asked.
+            assert send_over_grpc(url, "traces", 4, TIMEOUT_S=0.5) == (False, {"export_failed": 4})
+            return asked
+
+        services.wait_until(is_asked, what="a request")
     assert set(asked) == {4}
 
 

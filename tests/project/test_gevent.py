@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,6 +43,8 @@ def test_concurrent_requests_keep_their_contexts_apart_and_nothing_blocks(argume
     with services.serve("gunicorn-gevent", exporting(receiver), arguments=arguments, **HARD) as server:
         assert server.get("/fine/")[0] == 200
         with ThreadPoolExecutor(40) as pool:
+            # Requests overlap, in one thread: while one sleeps others begin.
+            assert [status for status, _, _ in pool.map(server.get, ["/meet/40/"] * 40)] == [200] * 40
             answers = list(pool.map(lambda n: server.get(f"/ids/{n}/"), range(200)))
         seen = [json.loads(body)["ids"] for status, _, body in answers if status == 200]
         assert len(seen) == 200
@@ -57,9 +58,6 @@ def test_concurrent_requests_keep_their_contexts_apart_and_nothing_blocks(argume
         )
         assert active_requests(server.get("/metrics")[2]) == 0
         log = server.log
-    # Requests overlap, in one thread: while one sleeps others begin.
-    times = sorted((s.start_time_unix_nano, s.end_time_unix_nano) for _, s in receiver.spans() if s.name == "inner")
-    assert sum(later[0] < earlier[1] for earlier, later in itertools.pairwise(times)) > 100
     if not arguments:
         # A preloaded project has loaded ssl before gunicorn patches, with or without us.
         assert "MonkeyPatchWarning" not in log

@@ -179,10 +179,15 @@ def test_a_new_process_decides_nothing_before_it_knows_the_policy(tmp_path):
             "gunicorn-gthread", otel, workers=2, arguments=("--max-requests", "10"), **host.env
         ) as server:
             services.wait_until(lambda: ask(server) == 200, 60, "an answer")
-            with ThreadPoolExecutor(4) as pool:
-                statuses = list(pool.map(lambda _: ask(server), range(60)))
-            assert statuses.count(200) > 50
-            assert server.log.count("Booting worker") >= 6
+            statuses = []
+
+            def are_recycled():
+                with ThreadPoolExecutor(4) as pool:
+                    statuses.extend(pool.map(lambda _: ask(server), range(60)))
+                return server.log.count("Booting worker") >= 6
+
+            services.wait_until(are_recycled, 60, "recycled workers")
+            assert statuses.count(200) > 0.8 * len(statuses)
         code = "import django_otel\nwith django_otel.span('first'): pass\ndjango_otel.flush(5)"
         env = services.server_env(otel, **host.env)
         services.run_python("import django; django.setup()\n" + code, env)
@@ -201,6 +206,8 @@ plain_wait = threading.Event.wait
 def wait(event, timeout=None):
     if timeout is not None and threading.current_thread() is threading.main_thread():
         waits.append(timeout)
+        # Of a busy machine's time the thread that reads may get none for a second.
+        timeout *= {patience}
     return plain_wait(event, timeout)
 threading.Event.wait = wait
 
@@ -219,16 +226,16 @@ def test_the_first_process_of_a_host_asks_the_database_before_its_first_decision
     one, two = two_hosts
     if is_known_from_before:
         two.run("SamplingPolicy(ratio=0.75).save()")
-        assert two.run(FIRST).split()[0] == "0.75"
+        assert two.run(FIRST.format(patience=60)).split()[0] == "0.75"
     one.run("SamplingPolicy(ratio=0.25).save()")
-    assert two.run(FIRST).split()[0] == "0.25"
+    assert two.run(FIRST.format(patience=60)).split()[0] == "0.25"
 
 
 def test_a_database_that_does_not_answer_is_waited_for_once_and_a_second(tmp_path):
     """Connections to it hang; the settings hold, and the next decision waits for nothing."""
     with services.start_black_hole() as hole:
         host = Host(tmp_path, TEST_DATABASE_URL=f"postgresql://x@{hole.removeprefix('http://')}/x")
-        first, second = (line.split() for line in host.run(FIRST, RATIO=0.5).splitlines())
+        first, second = (line.split() for line in host.run(FIRST.format(patience=1), RATIO=0.5).splitlines())
     assert first[0] == second[0] == "0.5"
     assert float(first[1]) >= 1.0
     assert (first[2], second[2]) == ("1", "0")

@@ -524,8 +524,9 @@ def test_a_real_prometheus_scrapes_with_that_configuration_and_answers_the_queri
                 assert server.request("POST", "/orders/8/pay/", b"")[0] == 500
                 return all(found is not None and found == found for found in map(value, queries()))
 
-            services.wait_until(answers, 40, "an answer to every query")
-            assert value(queries()[1]) == pytest.approx(0.5, abs=0.2)
+            services.wait_until(answers, 60, "an answer to every query")
+            # A scrape may come between the two of a pair, which is less and less of the whole.
+            services.wait_until(lambda: answers() and abs(value(queries()[1]) - 0.5) < 0.2, 60, "half of them failed")
 
 
 # --- What is measured. ---

@@ -86,6 +86,7 @@ def query(execute, sql, params, many, context):
 
 watching = False
 sys.addaudithook(watch)
+WORKED = ("lock follower", "sqlite3.connect")
 paths = ["/hello/", "/orders/5/", "/nested/deep/x/", "/json/", "/nowhere/"]
 for path in paths:
     client.get(path)  # what is loaded or looked up once
@@ -93,7 +94,7 @@ with connections["default"].execute_wrapper(query):
     watching = True
     begun = time.monotonic()
     requests = 0
-    while time.monotonic() - begun < 2.5 or requests < 100:
+    while requests < 100 or (min(others[name] for name in WORKED) <= 2 and time.monotonic() < begun + 60):
         for path in paths:
             client.get(path)
             requests += 1
@@ -112,7 +113,7 @@ print(json.dumps({"requests": requests, "counted": seen, "others": others, "save
 
 
 def test_requests_do_nothing_for_live_sampling_but_compare_and_count(tmp_path):
-    """Rules by path and route, limit, tail keeping and a policy of the admin in force; 2.5 seconds of requests."""
+    """Rules by path and route, limit, tail keeping and a policy of the admin in force, while the thread works."""
     otel = {
         "SERVICE_NAME": "path",
         "METRICS": {"SHARED_DIR": str(tmp_path)},
