@@ -143,7 +143,9 @@ def explain_http_error(error: BaseException, url: str, timeout_s: float) -> Reas
         return Reason(*_refused(host, parts.port or (443 if parts.scheme == "https" else 80)))
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return _unanswered(timeout_s)
-    if isinstance(error, requests.exceptions.Timeout):
+    # One that ends while the request is sent is none of the timeouts of requests.
+    is_cut_off = "Connection aborted" in text and any(isinstance(cause, TimeoutError) for cause in chain)
+    if isinstance(error, requests.exceptions.Timeout) or is_cut_off:
         return _hanging(timeout_s)
     if isinstance(error, requests.exceptions.ConnectionError) and _is_nonsense(text):
         return Reason(

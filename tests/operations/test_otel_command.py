@@ -13,15 +13,18 @@ import socket
 import threading
 
 import pytest
+import requests
 from django.core.management import CommandError, call_command
 from django.urls import path
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from urllib3.exceptions import ProtocolError
 
 from django_otel.config.schema import Config, walk
 from django_otel.instrumentation import instrumentors
 from django_otel.metrics import catalogue
 from django_otel.multiprocess import server_group
+from django_otel.operations import reasons
 from tests.services import attributes_of, free_port, run_django, server_env, start_black_hole, wait_until
 
 SECRET = "hunter2-very-secret"
@@ -488,6 +491,13 @@ def test_doctor_on_a_black_hole(exporter, settings):
     with start_black_hole() as url:
         line = diagnose(settings, url, exporter, hangs=True)
     assert "timeout: the connection was accepted, but no answer came within 1 s." in line
+
+
+def test_a_receiver_that_does_not_take_the_request_in_time_is_a_timeout():
+    """As the libraries say it: the connection was aborted."""
+    aborted = ProtocolError("Connection aborted.", TimeoutError("The write operation timed out"))
+    reason = reasons.explain_http_error(requests.exceptions.ConnectionError(aborted), "http://collector:4318", 1.0)
+    assert reason.text.startswith("timeout: ")
 
 
 @pytest.mark.parametrize("exporter", ["otlp", "otlp-grpc"])
