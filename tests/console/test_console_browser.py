@@ -184,6 +184,21 @@ def test_the_list_renews_itself_and_can_be_paused(open_page: Any, shop: Demo) ->
     assert first.get_attribute("href") == before
 
 
+def test_a_list_that_is_paused_while_it_is_renewed_stays_as_it_is(open_page: Any) -> None:
+    page = open_page(TRACES)
+    wait_for_row(page, TRACES, "/")
+    held: list[Any] = []
+    page.route(lambda address: TRACES in address, lambda route: held.append(route), times=1)
+    wait_until(lambda: page.wait_for_timeout(200) or held, 60, "the request for newer traces")
+    page.get_by_role("button", name="Pause").click()
+    shown = page.locator("#otel-main").inner_html()
+    with page.expect_response(lambda answer: TRACES in answer.url) as found:
+        held[0].fulfill(body="<p>newer</p>", content_type="text/html")
+    found.value.finished()
+    page.wait_for_timeout(200)
+    assert page.locator("#otel-main").inner_html() == shown
+
+
 def test_times_are_those_of_the_viewers_zone(open_page: Any) -> None:
     shown = {}
     for zone in ("Asia/Tokyo", "America/New_York"):

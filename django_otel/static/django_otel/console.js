@@ -187,12 +187,13 @@
     bar.append(state, ' ', pause);
     region.before(bar);
     let before = '';
+    const isBusy = () => paused || document.hidden || String(getSelection()) !== '';
     const renew = async () => {
-      const busy = paused || document.hidden || String(getSelection()) !== '';
-      if (!busy) {
+      if (!isBusy()) {
         try {
           const nodes = await fetchNodes(region.dataset.otelRefresh);
-          if (nodes.innerHTML !== before) {
+          /* What has begun meanwhile counts as well. */
+          if (!isBusy() && nodes.innerHTML !== before) {
             before = nodes.innerHTML;
             const focused = region.contains(document.activeElement) && document.activeElement.getAttribute('href');
             region.replaceChildren(...nodes.childNodes);
