@@ -304,21 +304,21 @@ def test_the_sampling_ratio_is_turned_in_the_admin(open_page: Any, shop: Demo) -
     page.locator(".messagelist .success").wait_for()
     header = page.evaluate("getComputedStyle(document.querySelector('#header')).backgroundColor")
     assert header not in ("rgba(0, 0, 0, 0)", "rgb(255, 255, 255)"), "the admin has lost its style sheet"
-    page.wait_for_timeout(1500)
     page.goto("/admin/django_otel/samplingpolicy/")
     cookies = {cookie["name"]: cookie["value"] for cookie in page.context.cookies()}
     said: dict[str, str] = {}
-    for _ in range(60):
+
+    def have_both_turned() -> bool:
         # A new connection each time, which either worker may take; the browser would keep the one it has.
-        answer = requests.get(page.url, cookies=cookies, headers={"Connection": "close"}, timeout=10)
+        answer = requests.get(page.url, cookies=cookies, headers={"Connection": "close"}, timeout=60)
         text = " ".join(re.sub("<[^>]*>", " ", answer.text).split())
         pid, share = re.search(r"pid (\d+)", text), re.search(r"(\S+) ?% of new traces", text)
         assert pid, text
         assert share, text
         said[pid.group(1)] = share.group(1)
-        if len(said) == 2:
-            break
-    assert list(said.values()) == ["0", "0"], "not every worker applied what was saved"
+        return list(said.values()) == ["0", "0"]
+
+    wait_until(have_both_turned, 60, "both workers to apply what was saved")
     # For the tests after this one.
     page.get_by_label("Ratio:", exact=True).first.fill("1")
     page.get_by_role("button", name="Save", exact=True).click()

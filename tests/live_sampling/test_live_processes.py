@@ -254,8 +254,9 @@ def test_every_worker_lets_a_policy_run_out_by_its_own_clock(on_sqlite):
         statuses(server, 2)
         run_python(on_sqlite, code)
         wait_for_ratio(server, 0.25, wanted=2)
-        (end_s,) = {answer["expires_at_s"] for answer in statuses(server, 2).values()}
-        before, after = set(), set()
+        found = statuses(server, 2)
+        (end_s,) = {answer["expires_at_s"] for answer in found.values()}
+        before, after = set(found), set()
         while len(after) < 2:
             asked_s = time.time()
             answer = json.loads(server.get("/status/", timeout_s=PATIENCE_S)[2])

@@ -294,13 +294,15 @@ def test_the_lifespan_is_answered(otel_spans, knows):
 # --- Real servers. ---
 
 
-def command(kind: str, port: int) -> list[str]:
+def command(kind: str, port: int, patience_s: int) -> list[str]:
     if kind == "daphne":
-        return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), "--application-close-timeout", "1",
-            "tests.asgi_sockets:application"]  # fmt: skip
+        return [
+            sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port),
+            "--application-close-timeout", str(patience_s), "tests.asgi_sockets:application",
+        ]  # fmt: skip
     return [
         sys.executable, "-m", "uvicorn", "tests.asgi_sockets:application", "--host", "127.0.0.1", "--port", str(port),
-        "--timeout-graceful-shutdown", "2",
+        "--timeout-graceful-shutdown", str(patience_s),
     ]  # fmt: skip
 
 
@@ -309,7 +311,7 @@ def connect_all(stack: contextlib.ExitStack, port: int, paths: list[str]) -> lis
 
     found = []
     for path in paths:
-        found.append(stack.enter_context(connect(f"ws://127.0.0.1:{port}{path}", close_timeout=5)))
+        found.append(stack.enter_context(connect(f"ws://127.0.0.1:{port}{path}", close_timeout=60)))
         for number in range(3):
             found[-1].send(f"m{number}")
             assert found[-1].recv(timeout=30) == f"m{number}"
@@ -317,14 +319,17 @@ def connect_all(stack: contextlib.ExitStack, port: int, paths: list[str]) -> lis
 
 
 @contextlib.contextmanager
-def serving(kind: str, folder: Path):
-    """Run a server of the sockets that shares its numbers in `folder`; give the process, its port and its log."""
+def serving(kind: str, folder: Path, patience_s: int = 2):
+    """Run a server of the sockets that shares its numbers in `folder`; give the process, its port and its log.
+
+    When it stops it waits for `patience_s` seconds until clients have closed their connections.
+    """
     pytest.importorskip("websockets")
     pytest.importorskip(kind)
     otel = {"METRICS": {"SHARED_DIR": str(folder), "GROUP": "sockets"}}
     env = server_env(otel, TEST_SQLITE=str(folder / "db.sqlite3"), TEST_ROOT_URLCONF="tests.asgi_sockets")
     port, log = free_port(), folder / "log"
-    with running(command(kind, port), env, log) as process:
+    with running(command(kind, port, patience_s), env, log) as process:
         wait_until(lambda: is_listening(port) or process.poll() is not None, 30, f"{kind} on port {port}")
         yield process, port, log
 
@@ -332,7 +337,7 @@ def serving(kind: str, folder: Path):
 @pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
 def test_fifty_connections_are_exact_also_when_the_server_stops(kind):
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        with serving(kind, Path(folder)) as (process, port, log):
+        with serving(kind, Path(folder), 20) as (process, port, log):
             paths = [
                 "/bare/7/" if number % 2 else ("/ws/chat/a/" if number % 4 else "/live/b/") for number in range(50)
             ]
