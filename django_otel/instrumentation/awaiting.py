@@ -4,6 +4,9 @@ Django's asynchronous queries run in a thread of asgiref's. Who waits for them
 is found from the thread's work item: its future is chained to one of the event
 loop, which holds the callback that wakes the waiting task. No public name leads
 there before Python 3.14, so each step is one look that may find nothing.
+
+A new thread begins its work while the coroutine that wants it still starts the
+thread, so that nothing waits yet: then that coroutine's thread has the work on its stack.
 """
 
 from __future__ import annotations
@@ -11,19 +14,26 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+from django_otel.metrics.series import HAS_GLOBAL_LOCK
 
 #: Futures and tasks between a thread and the line that waits for it: wait_for() in gather() in a task group, ...
 _MAX_HOPS = 12
 _MAX_CALLBACKS = 20
 #: Coroutines that one task is inside of.
 _MAX_DEPTH = 100
+#: Functions that hand in work, with the argument that is it: the event loop's, unless it is uvloop's, and executors'.
+_HANDING_IN = {"run_in_executor": "func", "submit": "fn"}
+#: Frames between the start of a thread and those.
+_MAX_STARTING = 20
 
 
 def find_waiting(work_item: object) -> list[FrameType]:
-    """Return the frames of the coroutines that wait for `work_item`, innermost first; [] where none does.
+    """Return the frames of the coroutines that wait or will wait for `work_item`, innermost first; [] where none does.
 
     Where a task waits for that task (`gather`, a task group), its coroutines follow.
     """
@@ -38,7 +48,41 @@ def find_waiting(work_item: object) -> list[FrameType]:
         inner.reverse()
         frames += inner
         waited_for = task
-    return frames
+    return frames or _find_handing_in(work_item)
+
+
+def _find_handing_in(work_item: Any) -> list[FrameType]:
+    """Return the frames outside of the function that hands in `work_item` at this moment, in another thread."""
+    if not HAS_GLOBAL_LOCK:
+        # The other thread runs on, and a frame is not to be looked at then.
+        return []
+    # From Python 3.14 on it has function and arguments in one.
+    work = getattr(work_item, "fn", None) or next(iter(getattr(work_item, "task", ())), None)
+    if work is None:
+        return []
+    for innermost in sys._current_frames().values():  # noqa: SLF001 (the documented way to other threads' stacks)
+        found: FrameType | None = None
+        frame: FrameType | None = innermost
+        for _ in range(_MAX_STARTING):
+            if frame is None:
+                break
+            argument = _HANDING_IN.get(frame.f_code.co_name)
+            if argument is not None and frame.f_locals.get(argument) is work:
+                # Outside of it may be another, whose executor this is.
+                found = frame
+            frame = frame.f_back
+        if found is not None:
+            return list(_outside(found))
+    return []
+
+
+def _outside(frame: FrameType) -> Iterator[FrameType]:
+    for _ in range(_MAX_DEPTH):
+        outer = frame.f_back
+        if outer is None:
+            return
+        yield outer
+        frame = outer
 
 
 def _find_waiter(future: Any, seen: set[int]) -> asyncio.Task[Any] | None:

@@ -14,7 +14,7 @@ from django.db.models.query import QuerySet, RawQuerySet
 from django.test import AsyncClient
 
 from django_otel.base import guard
-from django_otel.instrumentation import callers, database, n_plus_one, places
+from django_otel.instrumentation import awaiting, callers, database, n_plus_one, places
 from django_otel.testing import override_sampling
 from tests.relations import models, views
 
@@ -510,14 +510,33 @@ class Eager(ThreadPoolExecutor):
         return future
 
 
-def test_work_that_is_not_waited_for_yet_has_no_line_of_a_package():
-    """It would be taken for the place of all following queries."""
+@pytest.mark.parametrize("can_look_at_other_threads", [True, False])
+def test_work_that_is_not_waited_for_yet_is_from_the_line_that_hands_it_in(monkeypatch, can_look_at_other_threads):
+    """Never from a line of a package, which would be taken for the place of all following queries."""
+    monkeypatch.setattr(awaiting, "HAS_GLOBAL_LOCK", can_look_at_other_threads)
 
     async def ask(threads):
         return await sync_to_async(callers.find_caller, thread_sensitive=False, executor=threads)()
 
     with Eager(1) as threads:
-        assert async_to_sync(ask)(threads) == {}
+        found = async_to_sync(ask)(threads)
+    if can_look_at_other_threads:
+        assert (found[FILE], found[LINE]) == (__file__, ask.__code__.co_firstlineno + 1)
+    else:
+        assert found == {}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("executor", [ThreadPoolExecutor, Eager])
+def test_a_query_that_a_new_thread_runs_before_its_coroutine_waits_is_counted(
+    monkeypatch, client, otel_spans, executor
+):
+    monkeypatch.setattr(views, "ThreadPoolExecutor", executor)
+    client.get("/in_new_threads/")
+    found = one(otel_spans)
+    assert (found[COUNT], found[FUNCTION]) == (12, "in_new_threads")
+    line = Path(VIEWS).read_text(encoding="utf-8").splitlines()[found[LINE] - 1]
+    assert line.endswith("# here")
 
 
 def test_requests_that_are_not_recorded_are_counted_all_the_same(client, otel_spans, otel_metrics):

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from asgiref.sync import async_to_sync, sync_to_async
@@ -878,6 +879,16 @@ async def awaited(request):
     found = []
     async for book in Book.objects.all():
         found.append(await Author.objects.aget(pk=book.author_id))  # here
+    return answer(found)
+
+
+async def in_new_threads(request):
+    found = []
+    for pk in [book.author_id async for book in Book.objects.all()]:
+        with ThreadPoolExecutor(1) as threads:
+            get = sync_to_async(Author.objects.get, thread_sensitive=False, executor=threads)
+            found.append(await get(pk=pk))  # here
+            threads.submit(connections.close_all).result()
     return answer(found)
 
 
