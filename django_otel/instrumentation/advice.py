@@ -450,7 +450,24 @@ def _find_path(instance: Model, stack: _Stack) -> tuple[Model, tuple[_Step, ...]
             elif is_ours:
                 break
         if any(found is owner for found in kept) and not (is_ours and _is_given(frame, owner)):
+            return _follow_names(frame, owner, path)
+    return owner, path
+
+
+def _follow_names(frame: FrameType, owner: Model, path: tuple[_Step, ...]) -> tuple[Model, tuple[_Step, ...]]:
+    """Go on from an object in a variable to the one that it was read from, where the code says so."""
+    from django_otel.instrumentation import naming
+
+    for _ in range(_MAX_STEPS):
+        found = naming.find_in_function(frame, owner) or naming.find_in_template(frame, owner)
+        if found is None:
             break
+        current = owner = found.owner
+        steps = []
+        for attribute in found.attributes:
+            steps.append(_Step(attribute, _name_join(type(current), attribute)))
+            current = current._state.fields_cache[attribute]
+        path = (*steps, *path)
     return owner, path
 
 

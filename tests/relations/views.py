@@ -13,6 +13,7 @@ from django.db.models import Count, Value, prefetch_related_objects
 from django.db.models.signals import post_init
 from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
+from django.template import engines
 from django.urls import path, re_path
 from django.utils.functional import SimpleLazyObject
 from django.views.generic import ListView
@@ -126,6 +127,49 @@ def of_a_variable(request):
         author = book.author
         found.append(author.country.name)  # here
     return answer(found)
+
+
+def of_two_variables(request):
+    found = []
+    for chapter in Chapter.objects.select_related("book"):
+        book = chapter.book
+        author = book.author
+        found.append(author.country.name)  # here
+    return answer(found)
+
+
+def of_a_walrus(request):
+    return answer([
+        (author := book.author) and
+        author.country.name  # here
+        for book in Book.objects.all()
+    ])  # fmt: skip
+
+
+def of_an_author_and_a_book(request):
+    found = []
+    for author in Author.objects.all():
+        for book in author.books.all():
+            found.append((book, author.country.name))
+    return answer(found)
+
+
+def of_a_variable_with_two_origins(request):
+    found = []
+    for number, book in enumerate(Book.objects.all()):
+        author = book.author
+        if number > 100:
+            author = Author.objects.first()
+        found.append(author.country.name)
+    return answer(found)
+
+
+def of_a_filtered_name(request):
+    backend = engines["django"]
+    text = (
+        "{% for book in books %}{% with author=book.author|default:None %}{{ author.country }}{% endwith %}{% endfor %}"
+    )
+    return HttpResponse(backend.from_string(text).render({"books": Book.objects.all()}))
 
 
 def author_name_of(book):
@@ -789,6 +833,10 @@ def discarded(request, times):
     repeat(times)
     record_of(request).discard()
     return answer([])
+
+
+def in_a_given_template(request):
+    return render(request, "page.html", {"books": Book.objects.all(), "part": "part.html"})
 
 
 def in_a_template(request):
