@@ -247,7 +247,8 @@ class OTelHandler(logging.Handler):
             text = self.format(record) if self.formatter is not None else task_logs.message_of(record)
             # Also in the message, where a QueueHandler has formatted it.
             return text.replace(f"\n{log_records.NO_EXCEPTION}\n", "\n").removesuffix(f"\n{log_records.NO_EXCEPTION}")
-        except Exception:
+        except Exception as error:
+            guard.pass_on(error)
             # Arguments that do not fit the message: the application's fault, which its own handlers report.
             return str(record.msg)
 

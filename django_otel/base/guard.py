@@ -51,8 +51,7 @@ def report(place: str, error: BaseException) -> None:
 
     Raises `error` where it is no fault: a signal's handler raised it.
     """
-    if _is_from_signal(error):
-        raise error
+    pass_on(error)
     with _faults.lock:
         _faults.counts[place] = _faults.counts.get(place, 0) + 1
         first = place not in _faults.logged and len(_faults.logged) < _MAX_PLACES
@@ -65,6 +64,12 @@ def report(place: str, error: BaseException) -> None:
             place,
             exc_info=(type(error), error, error.__traceback__),
         )
+
+
+def pass_on(error: BaseException) -> None:
+    """Raise `error` where a signal's handler raised it; for what is contained and is no fault of ours to report."""
+    if _is_from_signal(error):
+        raise error
 
 
 def _is_from_signal(error: BaseException) -> bool:

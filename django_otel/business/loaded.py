@@ -168,7 +168,8 @@ def comparable(column: Any, value: object) -> Any:
             return None if value is None else UNKNOWN
         value = column.to_python(value)
         hash(value)
-    except Exception:
+    except Exception as error:
+        guard.pass_on(error)
         # Not a value of this column, or a mutable one: nothing it could be compared with.
         return UNKNOWN
     return value

@@ -58,7 +58,8 @@ def trace_address(trace_id: str, request: HttpRequest | None = None, *, is_absol
     if is_absolute and request is not None and not urlsplit(address).netloc:
         try:
             return request.build_absolute_uri(address)
-        except Exception:
+        except Exception as error:
+            guard.pass_on(error)
             # A disallowed host is one of the reported failures.
             return address
     return address

@@ -142,7 +142,8 @@ class Answers:
                     message = Parse(body, getattr(module, name)(), ignore_unknown_fields=True)
                 else:
                     message = getattr(module, name).FromString(body)
-            except Exception:
+            except Exception as error:
+                guard.pass_on(error)
                 # A receiver that says "OK" in words has taken everything.
                 return
             self.take(message)

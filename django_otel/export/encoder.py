@@ -404,7 +404,8 @@ def _hashable(thing: object) -> object:
     """The thing itself, or its identity where its attributes cannot be hashed (the stock encoder raises)."""
     try:
         hash(thing)
-    except Exception:
+    except Exception as error:
+        guard.pass_on(error)
         return id(thing)
     return thing
 

@@ -150,7 +150,8 @@ def exception_attributes_of(record: logging.LogRecord, scrub: Scrub) -> dict[str
             attributes[exception_attributes.EXCEPTION_MESSAGE] = cut(str(error), MAX_BODY_LENGTH, scrub)
             lines = "".join(traceback.format_exception(kind, error, trace_back))
             attributes[exception_attributes.EXCEPTION_STACKTRACE] = cut_stack(lines, scrub)
-        except Exception:
+        except Exception as fault:
+            guard.pass_on(fault)
             # The exception's own __str__ fails: its type is what is known.
             return attributes
         return attributes

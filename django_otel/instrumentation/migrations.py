@@ -117,6 +117,7 @@ def count_all(aliases: list[str]) -> list[Reading]:
         try:
             counts = _count(alias)
         except Exception as error:
+            guard.pass_on(error)
             guard.warn_once(
                 f"django.migrations {alias}",
                 "django.migrations: the migrations of the database %s cannot be read now (%s).",

@@ -11,6 +11,7 @@ from django.db import Error as DatabaseFault
 from django.db import connections, router
 from django.utils import timezone
 
+from django_otel.base import guard
 from django_otel.base.suppression import suppress_instrumentation
 from django_otel.live_sampling.wording import FAULTS
 from django_otel.sampling.policy import Policy, Rule
@@ -151,7 +152,8 @@ def tables_exist(alias: str, models: Iterable[type[Model]] = (), *, with_columns
                 found = {column.name for column in connection.introspection.get_table_description(cursor, table)}
                 if not {field.column for field in model._meta.concrete_fields} <= found:
                     return False
-    except Exception:
+    except Exception as error:
+        guard.pass_on(error)
         # No driver knows then.
         return None
     return True

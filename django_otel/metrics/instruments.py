@@ -129,7 +129,8 @@ def _read_number(value: object) -> float | None:
     """A project's number as a cell holds it (Decimal, Fraction and lazy ones too); None for anything else."""
     try:
         found: float = float(proxies.resolve(value))
-    except Exception:
+    except Exception as error:
+        guard.pass_on(error)
         # A `__float__` of the project, or the query behind a lazy value, may raise anything.
         return None
     return found
@@ -144,7 +145,8 @@ class _Refused:
     def __repr__(self) -> str:
         try:
             return repr(self._value)[:_LONGEST_REFUSED]
-        except Exception:
+        except Exception as error:
+            guard.pass_on(error)
             return f"<{type(self._value).__name__}>"
 
 

@@ -22,6 +22,7 @@ import functools
 import re
 from collections.abc import Iterator
 
+from django_otel.base import guard
 from django_otel.base.frozen import record
 from django_otel.base.patterns import lazy_pattern
 
@@ -277,7 +278,8 @@ def parameterise(sql: object, vendor: str, max_length: int = MAX_LENGTH) -> Stat
     if type(sql) is not str:
         try:
             sql = _text_of(sql, max_length)
-        except Exception:
+        except Exception as error:
+            guard.pass_on(error)
             # It is a driver's object in a state we do not know; the driver will say what is wrong with it.
             return UNREADABLE
     if len(sql) > max_length:

@@ -216,5 +216,6 @@ def _chain_of(error: BaseException, frames: tuple[Frame, ...]) -> tuple[Raised, 
 def _message_of(error: BaseException) -> str:
     try:
         return str(error)[: 2 * _MAX_MESSAGE]
-    except Exception:
+    except Exception as fault:
+        guard.pass_on(fault)
         return ""

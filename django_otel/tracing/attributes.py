@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import operator
 from collections.abc import Callable, Mapping
@@ -74,8 +73,11 @@ def _build_bounded(most: int | None, attributes: Attributes, *, is_fixed: bool =
         guard.report("the attributes of a span", error)
     kept: dict[str, Any] = {}
     for key, value in (attributes or {}).items():
-        with contextlib.suppress(Exception):
+        try:
             BoundedAttributes(None, {key: value})
+        except Exception as error:
+            guard.pass_on(error)
+        else:
             kept[key] = value
     return BoundedAttributes(most, kept, is_fixed)
 
@@ -104,7 +106,8 @@ def resolve_all(attributes: Mapping[str, object]) -> Mapping[str, Any]:
 def _is_lazy(value: object) -> bool:
     try:
         return value.__class__ is not type(value) or type(value).__name__ == _LAZY_TEXT
-    except Exception:
+    except Exception as error:
+        guard.pass_on(error)
         # A lazy one that fails; `resolve` reports it.
         return True
 

@@ -47,7 +47,8 @@ def format_stack(error: BaseException, scrub: Callable[[str], str], limit: int =
     """
     try:
         text = encodable("".join(traceback.format_exception(error)))
-    except Exception:
+    except Exception as fault:
+        guard.pass_on(fault)
         return type_name(error)
     return cutting.cut_stack(text, limit, scrub)
 
@@ -56,7 +57,8 @@ def message_of(error: BaseException, scrub: Callable[[str], str]) -> str:
     """Return `str(error)`, redacted by `scrub` and cut when it is long; the class name when that fails."""
     try:
         return encodable(cutting.cut(str(error), _MAX_MESSAGE, scrub))
-    except Exception:
+    except Exception as fault:
+        guard.pass_on(fault)
         return type_name(error)
 
 

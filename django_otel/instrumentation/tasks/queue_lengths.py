@@ -5,7 +5,6 @@ One process asks: the one that answers a scrape, and of those that send metrics 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -98,8 +97,7 @@ def _read_app(app: App) -> Iterator[Length]:
         for name in sorted(names)[:100]:
             yield _count(connection, name), {"django.task.backend": "celery", "django.task.queue": name}
     finally:
-        with contextlib.suppress(Exception):
-            connection.release()
+        _close(connection.release)
 
 
 def _count(connection: Connection, queue: str) -> float:
@@ -110,8 +108,15 @@ def _count(connection: Connection, queue: str) -> float:
     except connection.channel_errors:
         return 0.0
     finally:
-        with contextlib.suppress(Exception):
-            channel.close()
+        _close(channel.close)
+
+
+def _close(close: Callable[[], object]) -> None:
+    """Close what may be gone already."""
+    try:
+        close()
+    except Exception as error:
+        guard.pass_on(error)
 
 
 #: Readers of lengths, by library.
