@@ -385,6 +385,8 @@ def test_what_does_not_get_out_before_the_deadline_is_counted(build):
         pipeline = build({"EXPORTERS": ["otlp"], "ENDPOINT": f"{url}/v1/traces", "TIMEOUT_S": 2,
                           "BATCH": {"QUEUE_SIZE": 50, "BATCH_SIZE": 10, "DELAY_S": 0.05}})  # fmt: skip
         pipeline.finish(*(f"s{number}" for number in range(30)))
+        queue = pipeline.processors[0].worker._queue
+        services.wait_until(lambda: len(queue) <= 20, what="the first batch to be under way")
         assert not shutdown.shut_down(pipeline.processors, 0.5)
         services.wait_until(lambda: sum(pipeline.counts.drops.values()) == 30, 60, "the count")
     assert set(pipeline.counts.drops) == {"export_failed", "shutdown"}

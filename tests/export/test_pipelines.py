@@ -107,9 +107,10 @@ def test_an_export_that_raises_is_contained_and_the_worker_goes_on():
 
 
 def test_flush_and_shutdown_keep_their_deadline_when_the_other_side_hangs():
-    gate = threading.Event()
-    worker, drops, _ = build_worker(lambda batch: gate.wait(600))
+    begun, gate = threading.Event(), threading.Event()
+    worker, drops, _ = build_worker(lambda batch: (begun.set(), gate.wait(600))[1])
     worker.put(1)
+    assert begun.wait(60)
     assert not worker.flush(0.3)
     worker.put(2)
     worker.start_shutdown()

@@ -41,7 +41,7 @@ settings.configure(
                                "django.contrib.auth.context_processors.auth",
                                "django.contrib.messages.context_processors.messages"]}}],
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "used.sqlite3"}},
-    OTEL={"SERVICE_NAME": "used"},
+    OTEL={"SERVICE_NAME": "used", "HEALTH": {"TIMEOUT_S": 60}},
 )
 django.setup()
 import django_otel
