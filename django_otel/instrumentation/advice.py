@@ -264,9 +264,10 @@ def _advise_on_manager(queryset: QuerySet[Any], stack: _Stack) -> Advice | None:
 def _climbs(queryset: QuerySet[Any], instance: Model, name: str, place: FrameType) -> bool:
     """Return whether the line goes up or down a tree, which no queryset could have loaded."""
     # Not before there is something to advise: few processes come to it.
-    from django_otel.instrumentation.changed_objects import climbs
+    from django_otel.instrumentation.changed_objects import project_frames
+    from django_otel.instrumentation.climbing import climbs
 
-    return _is_same(queryset.model, type(instance)) and climbs(place, name)
+    return _is_same(queryset.model, type(instance)) and climbs(project_frames(place), instance, name)
 
 
 _Loader = Callable[[Any, Model, QuerySet[Any], _Stack], Advice | None]
@@ -406,9 +407,12 @@ def _build(
 
     has_peers = may_fetch_peers and FETCH_ONE is not None and instance._state.fetch_mode is FETCH_ONE
     owner, path = _find_path(instance, stack)
-    if method == FIELDS and any(step.joined_as is None for step in path):
+    is_elsewhere = bool(path) and owner._state.db != instance._state.db
+    if method == FIELDS and (is_elsewhere or any(step.joined_as is None for step in path)):
         # Only a queryset of its own has left the field out.
         owner, path = instance, ()
+    elif method == SELECT and is_elsewhere:
+        return None
     ways = (step.read_as if method == PREFETCH else step.joined_as for step in path)
     steps = [way for way in ways if way is not None]
     if len(steps) < len(path):
@@ -418,7 +422,9 @@ def _build(
     changes = read_changes(stack.place, {type(instance), type(owner)})
     on_the_way = set(_find_keys(type(owner), steps))
     if method == FIELDS:
-        is_changed = not changes.deleted.isdisjoint(keys) or bool(steps and changes.affect(on_the_way))
+        is_changed = not changes.deleted.isdisjoint(keys) or bool(
+            steps and (changes.affect(on_the_way) or not changes.joins)
+        )
     else:
         is_changed = changes.affect(keys | on_the_way) or name in changes.managed
     if is_changed:
@@ -450,7 +456,9 @@ def _find_path(instance: Model, stack: _Stack) -> tuple[Model, tuple[_Step, ...]
             elif is_ours:
                 break
         if any(found is owner for found in kept) and not (is_ours and _is_given(frame, owner)):
-            return _follow_names(frame, owner, path)
+            owner, path = _follow_names(frame, owner, path)
+            if not (is_ours and _is_given(frame, owner)):
+                break
     return owner, path
 
 

@@ -33,7 +33,7 @@ _CACHES = frozenset({"fields_cache", "_prefetched_objects_cache"})
 class Changes(NamedTuple):
     """Names of attributes that are set, deleted, and whose manager is changed; whether an object is read again.
 
-    And whether objects are read by `iterator()`, one by one.
+    And whether objects are read by `iterator()`, one by one, and whether those of relations can only come by joins.
     """
 
     set: frozenset[str]
@@ -41,6 +41,7 @@ class Changes(NamedTuple):
     managed: frozenset[str]
     refreshes: bool
     streams: bool
+    joins: bool
 
     def affect(self, keys: Iterable[str]) -> bool:
         """Return whether a relation that depends on these attributes may have changed since the object was loaded."""
@@ -52,11 +53,13 @@ def read_changes(place: FrameType, models: Iterable[type]) -> Changes:
     stored: set[str] = set()
     deleted: set[str] = set()
     managed: set[str] = set()
-    refreshes = streams = False
+    refreshes = streams = joins = prefetches = False
     for code in _find_codes(place, tuple(models)):
         names = set(code.co_names)
         refreshes = refreshes or not names.isdisjoint(_REFRESHERS | _CACHES)
         streams = streams or not names.isdisjoint(_STREAMS)
+        joins = joins or "select_related" in names
+        prefetches = prefetches or "Prefetch" in names
         if not names.isdisjoint(_BY_TEXT):
             texts = {text for text in code.co_consts if isinstance(text, str)}
             stored |= texts
@@ -70,27 +73,12 @@ def read_changes(place: FrameType, models: Iterable[type]) -> Changes:
             elif each.argval in _ALL_MUTATORS and before:
                 managed.add(before)
             before = each.argval if each.opname == "LOAD_ATTR" else ""
-    return Changes(frozenset(stored), frozenset(deleted), frozenset(managed), refreshes, streams)
+    return Changes(
+        frozenset(stored), frozenset(deleted), frozenset(managed), refreshes, streams, joins and not prefetches
+    )
 
 
-def climbs(place: FrameType, name: str) -> bool:
-    """Return whether the line goes from object to object by the relation `name`: `node = node.parent`, or recursively.
-
-    Then each object but the first has come by that relation itself.
-    """
-    code = place.f_code
-    if any(frame.f_code is code for frame in _project_frames(place.f_back)):
-        return True
-    steps = list(dis.get_instructions(code))
-    for first, second, *following in zip(steps, steps[1:], steps[2:], steps[3:], strict=False):
-        if second.opname == "LOAD_ATTR" and second.argval == name and first.opname.startswith("LOAD_"):
-            stored = next((each for each in following if each.opname != "COPY"), None)
-            if stored is not None and stored.opname.startswith("STORE_") and stored.argval == first.argval:
-                return True
-    return False
-
-
-def _project_frames(frame: FrameType | None) -> Iterator[FrameType]:
+def project_frames(frame: FrameType | None) -> Iterator[FrameType]:
     """Frames of the project from this one outwards, inside the view or middleware that runs."""
     for _ in range(_MAX_FRAMES):
         if frame is None or is_boundary(frame.f_code):
@@ -103,7 +91,7 @@ def _project_frames(frame: FrameType | None) -> Iterator[FrameType]:
 def _find_codes(place: FrameType, models: tuple[type, ...]) -> Iterator[CodeType]:
     """Code of the line's function, of those around it, and of what they call by name."""
     seen: set[CodeType] = set()
-    for frame in _project_frames(place):
+    for frame in project_frames(place):
         around = list(_nested(frame.f_code))
         called = [
             function.__code__

@@ -7,8 +7,6 @@ that name, or the template's tag; and the relation must lead there.
 
 from __future__ import annotations
 
-import dis
-import re
 from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -16,16 +14,10 @@ from typing import Any, NamedTuple
 from django.db.models import Model
 from django.template.context import BaseContext
 
+from django_otel.instrumentation.steps import read_steps
+
 #: Django's methods that give values to names for the part of a template inside the tag.
 _TAGS = frozenset({"WithNode.render", "IncludeNode.render"})
-#: Steps of the interpreter, as far as they matter here.
-_KINDS = {
-    **dict.fromkeys(("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF", "LOAD_NAME"), "LOAD"),
-    **dict.fromkeys(("STORE_FAST", "STORE_DEREF", "STORE_NAME"), "STORE"),
-    "LOAD_ATTR": "ATTR",
-    "COPY": "COPY",
-}
-_PAIRED = re.compile("LOAD|STORE")
 #: Frames outside of one that are looked at for them.
 _MAX_FRAMES = 100
 
@@ -38,34 +30,52 @@ class Naming(NamedTuple):
 
 
 def find_in_function(frame: FrameType, instance: Model) -> Naming | None:
-    """Return how a variable of the function got `instance`; None where not all its assignments are of one form."""
-    values = frame.f_locals
-    for name in [name for name, value in values.items() if value is instance]:
-        read = _read_assignments(frame.f_code, name)
-        if read is not None:
-            found = _follow(values.get(read[0]), read[1:], instance)
-            if found is not None:
-                return found
-    return None
+    """Return how the variables of the function got `instance`; None where one may have it from elsewhere."""
+    found: list[Naming | None] = []
+    for name in [name for name, value in frame.f_locals.items() if value is instance]:
+        codes, values = _find_scope(frame, name)
+        read = _read_assignments(codes, name)
+        if read is None:
+            return None
+        if len(read) == 1 and values.get(read[0]) is instance:
+            # Another of these names.
+            continue
+        found.append(_follow(values.get(read[0]), read[1:], instance))
+    return _only(found)
 
 
 def find_in_template(frame: FrameType, instance: Model) -> Naming | None:
-    """Return how a tag around what `frame` renders named `instance`; None without one."""
+    """Return how the tags around what `frame` renders named `instance`; None where a name may be from elsewhere."""
+    found: list[Naming | None] = []
+    named: set[str] = set()
+    explained: set[str] = set()
     outer: FrameType | None = frame
     for _ in range(_MAX_FRAMES):
         if outer is None:
-            return None
+            break
         if outer.f_code.co_qualname in _TAGS:
-            for read, context in _read_tag(outer.f_locals, instance):
-                found = _follow(context.get(read[0]), read[1:], instance)
-                if found is not None:
-                    return found
+            for name, read, context in _read_tag(outer.f_locals, instance):
+                scopes: Any = getattr(context, "dicts", ())
+                named |= {each for scope in scopes for each, value in scope.items() if value is instance}
+                explained.add(name)
+                if len(read) != 1 or context.get(read[0]) is not instance:
+                    found.append(_follow(context.get(read[0]), read[1:], instance))
         outer = outer.f_back
-    return None
+    return _only(found) if named <= explained else None
 
 
-def _read_tag(values: dict[str, Any], instance: Model) -> Iterator[tuple[tuple[str, ...], BaseContext]]:
-    """Yield the lookups (`book.author`) that gave a tag's name the object, and the context; none with a filter."""
+def _only(found: list[Naming | None]) -> Naming | None:
+    """Return what all of them are."""
+    first = found[0] if found else None
+    # Models are compared by their keys, and new ones cannot be hashed.
+    is_one = first is not None and all(
+        each is not None and each.owner is first.owner and each.attributes == first.attributes for each in found
+    )
+    return first if is_one else None
+
+
+def _read_tag(values: dict[str, Any], instance: Model) -> Iterator[tuple[str, tuple[str, ...], BaseContext]]:
+    """Yield names that a tag gave the object, by which lookups (`book.author`), and the context; none with a filter."""
     context, given = values.get("context"), values.get("values")
     if not isinstance(context, BaseContext) or not isinstance(given, dict):
         return
@@ -74,7 +84,7 @@ def _read_tag(values: dict[str, Any], instance: Model) -> Iterator[tuple[tuple[s
         expression = expressions.get(name) if value is instance else None
         lookups = getattr(getattr(expression, "var", None), "lookups", None)
         if lookups and not getattr(expression, "filters", None):
-            yield tuple(lookups), context
+            yield name, tuple(lookups), context
 
 
 def _follow(owner: Any, attributes: tuple[str, ...], instance: Model) -> Naming | None:
@@ -88,25 +98,47 @@ def _follow(owner: Any, attributes: tuple[str, ...], instance: Model) -> Naming 
     return Naming(owner, attributes) if attributes and current is instance else None
 
 
-def _read_assignments(code: CodeType, wanted: str) -> tuple[str, ...] | None:
+def _find_scope(frame: FrameType, name: str) -> tuple[list[CodeType], dict[str, Any]]:
+    """Return the code that may store the variable, and the values there; no code where it is not known.
+
+    A variable that functions share is one of the outermost of them, and each of them may store it.
+    """
+    code = frame.f_code
+    values = dict(frame.f_locals)
+    while name in code.co_freevars:
+        outer = frame.f_back
+        if outer is None or code not in outer.f_code.co_consts:
+            return [], {}
+        frame, code = outer, outer.f_code
+        values = {**frame.f_locals, **values}
+    return list(_find_sharing(code, name)), values
+
+
+def _find_sharing(code: CodeType, name: str) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType) and name in constant.co_freevars:
+            yield from _find_sharing(constant, name)
+
+
+def _read_assignments(codes: list[CodeType], wanted: str) -> tuple[str, ...] | None:
     """Return variable and attributes of `wanted = variable.attribute...`; None where it is stored otherwise, too."""
-    found: set[tuple[str, ...]] = set()
-    chain: tuple[str, ...] = ()
-    for kind, name in _read_steps(code):
-        if kind == "STORE" and name == wanted:
-            found.add(chain)
-        if kind == "LOAD":
-            chain = (name,)
-        elif kind != "COPY":
-            chain = (*chain, name) if kind == "ATTR" and chain else ()
+    found = {chain for code in codes for name, chain in _read_stores(code) if name == wanted}
     return next(iter(found)) if len(found) == 1 and () not in found else None
 
 
-def _read_steps(code: CodeType) -> Iterator[tuple[str, str]]:
-    """Yield what a function does with variables and attributes, in the order of its code; other steps have no name."""
-    for each in dis.get_instructions(code):
-        if isinstance(each.argval, tuple) and "_FAST" in each.opname:
-            # From Python 3.13 on one instruction may do two steps: STORE_FAST_LOAD_FAST.
-            yield from zip(_PAIRED.findall(each.opname), each.argval, strict=False)
-        else:
-            yield _KINDS.get(each.opname, ""), str(each.argval)
+def _read_stores(code: CodeType) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each variable that is stored, with the variable and attributes that are read for it; () for all else."""
+    chain: tuple[str, ...] = ()
+    copied = False
+    for _, kind, name in read_steps(code):
+        if kind == "STORE":
+            yield name, chain
+        is_kept = kind == "STORE" and copied
+        copied = kind == "COPY"
+        if kind == "LOAD":
+            chain = (name,)
+        elif kind == "ATTR" and chain:
+            chain = (*chain, name)
+        elif not (copied or is_kept):
+            chain = ()

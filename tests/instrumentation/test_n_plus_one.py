@@ -178,6 +178,8 @@ def test_the_stack_is_walked_in_the_first_request_alone(fresh, client, monkeypat
         ("of_an_annotated_queryset", f'select_related("author"){PEERS}', "Book"),
         ("of_a_database", f'select_related("author"){PEERS}', "Book"),
         ("mentors", f'select_related("mentor"){PEERS}', "Reader"),
+        ("mentors_kept", f'select_related("mentor"){PEERS}', "Reader"),
+        ("deferred_of_a_relation", f'only() with "author__name" or defer() without it{PEERS}', "Book"),
         ("read_and_kept", f'only() with "text" or defer() without it{PEERS}', "Book"),
         ("parent", f'prefetch_related("book_ptr"){PEERS}', "Novel"),
         ("of_the_parent_link", f'prefetch_related("book_ptr__author"){PEERS}', "Novel"),
@@ -211,6 +213,8 @@ def test_the_cure_is_that_of_the_field_behind_the_query(client, otel_spans, view
      "another_key", "another_key_by_its_name", "another_key_before", "another_key_by_a_function",
      "another_key_by_a_method", "another_key_on_the_way", "another_generic_key", "another_primary_key",
      "refreshed_before", "changed_by_its_manager", "deleted_field", "forgotten", "climbed", "climbed_by_recursion",
+     "climbed_by_two_names", "climbed_to_the_end", "climbed_by_a_list", "climbed_by_levels", "climbed_by_a_helper",
+     "of_a_variable_of_a_new_object", "deferred_by_a_prefetch",
      "through_model_by_hand", "got_or_created", "got_or_created_of_an_object", "annotated", "of_rows", "aggregated",
      "contained", "chained", "chained_many", "chained_generic", "filtered_by_nothing", "of_its_database"],
 )  # fmt: skip
@@ -253,17 +257,23 @@ class AuthorsElsewhere:
     """A router that has the authors in a database of their own."""
 
     def db_for_read(self, model, **hints):
-        return "other" if model is models.Author else None
+        return "other" if model in (models.Author, models.Country) else None
 
 
 @pytest.mark.django_db(databases=["default", "other"])
 def test_a_relation_into_another_database_is_prefetched(client, otel_spans, settings):
-    """No join leads there."""
+    """No join leads there, nor through it."""
+    for country in models.Country.objects.all():
+        models.Country.objects.using("other").create(pk=country.pk, name=country.name)
     for author in models.Author.objects.all():
-        models.Author.objects.using("other").create(pk=author.pk, name=author.name)
+        values = {"pk": author.pk, "name": author.name, "country_id": author.country_id}
+        models.Author.objects.using("other").create(**values)
     settings.DATABASE_ROUTERS = [f"{__name__}.AuthorsElsewhere"]
     client.get("/foreign_key_elsewhere/")
     assert one(otel_spans)[ADVICE] == f'prefetch_related("author"){PEERS}'
+    otel_spans.clear()
+    client.get("/of_two_relations_elsewhere/")
+    assert one(otel_spans)[ADVICE] == f'prefetch_related("author__country"){PEERS}'
 
 
 def test_an_object_read_by_a_query_of_its_own_is_joined(client, otel_spans):
@@ -293,7 +303,8 @@ def test_two_relations_of_one_line_are_one_event_with_both(client, otel_spans):
 @pytest.mark.parametrize(
     ("view", "first", "model"),
     [("of_a_variable", "author", "Book"), ("of_a_walrus", "author", "Book"),
-     ("of_two_variables", "book__author", "Chapter")],
+     ("of_a_variable_inside", "author", "Book"), ("of_two_targets", "author", "Book"),
+     ("of_a_variable_of_a_given_object", "book__author", "Chapter"), ("of_two_variables", "book__author", "Chapter")],
 )  # fmt: skip
 def test_a_variable_that_is_given_a_relation_is_a_step_on_the_way(client, otel_spans, view, first, model):
     """`author = book.author`, then `author.country`: the query for the books can load both."""
@@ -305,7 +316,11 @@ def test_a_variable_that_is_given_a_relation_is_a_step_on_the_way(client, otel_s
     assert marked_line(cures[second]).endswith("# here\n")
 
 
-@pytest.mark.parametrize("view", ["of_an_author_and_a_book", "of_a_variable_with_two_origins", "of_a_filtered_name"])
+@pytest.mark.parametrize(
+    "view",
+    ["of_an_author_and_a_book", "of_a_variable_with_two_origins", "of_a_filtered_name", "of_one_of_two",
+     "of_what_there_is", "of_two_names", "of_a_shared_variable", "of_a_shared_variable_inside"],
+)  # fmt: skip
 def test_a_variable_that_may_have_its_object_from_elsewhere_is_no_step(client, otel_spans, view):
     """That a book has this author proves nothing: it may have it from the author's related manager."""
     client.get(f"/{view}/")
@@ -334,6 +349,26 @@ def test_a_name_that_a_templates_tag_gives_is_a_step_on_the_way(client, otel_spa
     cures = {each[ADVICE]: each[MODEL] for each in detections(otel_spans)}
     assert cures.pop(f'select_related("author__country"){PEERS}') == "relations.Book"
     assert cures == {f'select_related("author"){PEERS}': "relations.Book"}
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "{% with writer=book.author %}{{ author.country.name }}{% endwith %}",
+        "{% include part with writer=book.author %}",
+    ],
+)
+def test_a_tags_name_for_an_object_that_has_another_name_is_no_step(client, otel_spans, settings, tmp_path, inside):
+    text = "{% for author in authors %}{% for book in author.books.all %}" + inside + "{% endfor %}{% endfor %}"
+    (tmp_path / "part.html").write_text("{{ author.country.name }}")
+    (tmp_path / "page.html").write_text(text)
+    settings.TEMPLATES = [{**settings.TEMPLATES[0], "DIRS": [str(tmp_path)]}]
+    client.get("/in_a_given_template/")
+    cures = {each[ADVICE]: each[MODEL] for each in detections(otel_spans)}
+    assert cures == {
+        'prefetch_related("books")': "relations.Author",
+        f'select_related("country"){PEERS}': "relations.Author",
+    }
 
 
 def test_cures_of_several_models_at_one_line_are_told_by_model(client, otel_spans):

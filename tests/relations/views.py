@@ -9,7 +9,7 @@ from pathlib import Path
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib import admin
 from django.db import IntegrityError, connection, connections, transaction
-from django.db.models import Count, Value, prefetch_related_objects
+from django.db.models import Count, Prefetch, Value, prefetch_related_objects
 from django.db.models.signals import post_init
 from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
@@ -162,6 +162,114 @@ def of_a_variable_with_two_origins(request):
             author = Author.objects.first()
         found.append(author.country.name)
     return answer(found)
+
+
+def of_one_of_two(request):
+    """Two chains for one name, without a branch of its own for the second."""
+    others = Author.objects.in_bulk()
+    found = []
+    for number, book in enumerate(Book.objects.all()):
+        author = others[book.author_id] if number > 100 else book.author
+        found.append(author.country.name)
+    return answer(found)
+
+
+def of_what_there_is(request):
+    found = []
+    for known in Author.objects.all():
+        for book in known.books.all():
+            author = known or book.author
+            found.append(author.country.name)
+    return answer(found)
+
+
+def of_two_names(request):
+    """The same object."""
+    found = []
+    for author in Author.objects.all():
+        for book in author.books.all():
+            writer = book.author
+            found.append((writer, author.country.name))
+    return answer(found)
+
+
+def of_a_shared_variable(request):
+    def take(given):
+        nonlocal author
+        author = given
+
+    found = []
+    for known in Author.objects.all():
+        for book in known.books.all():
+            author = book.author
+            take(known)
+            found.append(author.country.name)
+    return answer(found)
+
+
+def of_a_shared_variable_inside(request):
+    def read(book):
+        nonlocal author
+        if book is None:
+            author = book.author
+        return author.country.name
+
+    found = []
+    for author in Author.objects.all():
+        found += [read(book) for book in author.books.all()]
+    return answer(found)
+
+
+def of_a_variable_inside(request):
+    found = []
+    for book in Book.objects.all():
+        author = book.author
+
+        def read():
+            return author.country.name  # here
+
+        found.append(read())
+    return answer(found)
+
+
+def of_two_targets(request):
+    found = []
+    for book in Book.objects.all():
+        author = writer = book.author
+        found.append((author, writer.country.name))  # here
+    return answer(found)
+
+
+def country_name_of(book):
+    author = book.author
+    return author.country.name  # here
+
+
+def of_a_variable_of_a_given_object(request):
+    return answer([country_name_of(chapter.book) for chapter in Chapter.objects.select_related("book")])
+
+
+def of_a_variable_of_a_new_object(request):
+    found = []
+    for key in [author.pk for author in Author.objects.all()]:
+        book = Book(author_id=key)
+        author = book.author
+        found.append(author.country.name)  # here
+    return answer(found)
+
+
+def of_two_relations_elsewhere(request):
+    return answer([book.author.country.name for book in Book.objects.prefetch_related("author")])  # here
+
+
+def deferred_of_a_relation(request):
+    books = Book.objects.select_related("author").defer("author__name")
+    return answer([book.author.name for book in books])  # here
+
+
+def deferred_by_a_prefetch(request):
+    books = Book.objects.prefetch_related(Prefetch("author", queryset=Author.objects.defer("name")))
+    return answer([book.author.name for book in books])  # here
 
 
 def of_a_filtered_name(request):
@@ -600,6 +708,48 @@ def climbed_by_recursion(request):
     return answer([climb(Reader.objects.get(pk=build_chain().pk))])
 
 
+def climbed_by_two_names(request):
+    reader = Reader.objects.get(pk=build_chain().pk)
+    while reader.mentor_id is not None:
+        mentor = reader.mentor  # here
+        reader = mentor
+    return answer([reader])
+
+
+def climbed_to_the_end(request):
+    reader = Reader.objects.get(pk=build_chain().pk)
+    while reader is not None:
+        reader = reader.mentor if reader.mentor_id else None  # here
+    return answer([])
+
+
+def climbed_by_a_list(request):
+    waiting = [Reader.objects.get(pk=build_chain().pk)]
+    while waiting:
+        reader = waiting.pop()
+        if reader.mentor_id is not None:
+            waiting.append(reader.mentor)  # here
+    return answer([])
+
+
+def climbed_by_levels(request):
+    level = [Reader.objects.get(pk=build_chain().pk)]
+    while level:
+        level = [reader.mentor for reader in level if reader.mentor_id is not None]  # here
+    return answer([])
+
+
+def mentor_of(reader):
+    return reader.mentor  # here
+
+
+def climbed_by_a_helper(request):
+    reader = Reader.objects.get(pk=build_chain().pk)
+    while reader.mentor_id is not None:
+        reader = mentor_of(reader)
+    return answer([reader])
+
+
 def through_model_by_hand(request):
     through = Book.tags.through
     return answer([list(through.objects.filter(book=book)) for book in Book.objects.all()])  # here
@@ -663,6 +813,16 @@ def of_a_database(request):
 def mentors(request):
     build_chain()
     return answer([reader.mentor for reader in Reader.objects.exclude(mentor=None)])  # here
+
+
+def mentors_kept(request):
+    build_chain()
+    found = []
+    for reader in Reader.objects.exclude(mentor=None):
+        mentor = reader.mentor  # here
+        found += [mentor]
+        found.append(mentor)
+    return answer(found)
 
 
 def read_and_kept(request):
@@ -836,7 +996,8 @@ def discarded(request, times):
 
 
 def in_a_given_template(request):
-    return render(request, "page.html", {"books": Book.objects.all(), "part": "part.html"})
+    given = {"books": Book.objects.all(), "authors": Author.objects.all(), "part": "part.html"}
+    return render(request, "page.html", given)
 
 
 def in_a_template(request):
