@@ -34,6 +34,8 @@ _LOGGER = "example_project.shop"
 ADMIN_NAME = "admin"
 SERVICES = "PostgreSQL and Valkey"
 _READY_TIMEOUT_S = 40.0
+#: How often a signal is looked for while a command runs.
+_TICK_S = 0.1
 _PROGRESS_S = 0.5
 #: Where lines cannot be rewritten, they come less often.
 _PROGRESS_NO_TERMINAL_S = 5.0
@@ -182,19 +184,28 @@ class Demo:
         )
 
     def _manage(self, environ: Mapping[str, str], *arguments: str) -> None:
-        done = subprocess.run(
+        with subprocess.Popen(
             [sys.executable, "manage.py", *arguments],
             cwd=settings.BASE_DIR,
             env={**environ, "DJANGO_SETTINGS_MODULE": "example_project.settings"},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-        )
+        ) as process:
+            output = None
+            while output is None:
+                try:
+                    output, _ = process.communicate(timeout=_TICK_S)
+                except subprocess.TimeoutExpired:
+                    # The signal was for us alone, or came before the command could take it.
+                    if self._stop.is_set():
+                        process.terminate()
         if self._stop.is_set():
             raise StoppedEarlyError
-        if done.returncode:
+        if process.returncode:
             raise ProcessFailedError(
-                f"manage.py {arguments[0]} failed ({describe_exit(done.returncode)}).\n\n{done.stdout}{done.stderr}"
+                f"manage.py {arguments[0]} failed ({describe_exit(process.returncode)}).\n\n{output}"
             )
 
     def _serve(

@@ -313,6 +313,18 @@ def test_ctrl_c_while_the_demo_is_still_preparing_leaves_nothing(after: str, arg
         run.assert_nothing_is_left()
 
 
+def test_a_signal_for_the_demo_alone_ends_it_while_a_database_does_not_answer() -> None:
+    """The command that waits for the database is not told by the system."""
+    with (
+        services.start_black_hole() as hole,
+        demo(environ={"DATABASE_URL": hole.replace("http://", "postgresql://me@") + "/shop"}) as run,
+    ):
+        run.wait_for("Preparing")
+        run.process.send_signal(signal.SIGTERM)
+        assert run.wait() == 130, run.output
+        run.assert_nothing_is_left()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("victim", ["payment-gateway", "shop"])
 def test_a_child_that_dies_ends_the_demo_with_its_log(victim: str) -> None:
