@@ -6,16 +6,19 @@ loop, which holds the callback that wakes the waiting task. No public name leads
 there before Python 3.14, so each step is one look that may find nothing.
 
 A new thread begins its work while the coroutine that wants it still starts the
-thread, so that nothing waits yet: then that coroutine's thread has the work on its stack.
+thread, so that nothing waits yet: then that coroutine's thread has the work on its stack, and runs its task.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
+import inspect
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -28,6 +31,18 @@ _MAX_CALLBACKS = 20
 _MAX_DEPTH = 100
 #: Functions that hand in work, with the argument that is it: the event loop's, unless it is uvloop's, and executors'.
 _HANDING_IN = {"run_in_executor": "func", "submit": "fn"}
+#: Function that a coroutine calls after that and before it waits, with the argument that is the future of the work.
+_BEFORE_WAITING = {"shield": "arg"}
+#: Flags of a coroutine's code.
+_COROUTINE = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+#: So often it is looked for whoever hands in, or waits by now: other threads go on while this one looks.
+_MAX_LOOKS = 3
+#: Before Python 3.12 the garbage collector runs inside of any step that makes an object, and runs Python code, during
+#: which other threads go on: the frame that an object is being made for may be gone then.
+_COLLECTS_ANYTIME = sys.version_info < (3, 12)
+_look_lock = threading.Lock()
+#: Not longer, should a process have been forked while a thread had the lock.
+_MAX_LOCKED_S = 0.05
 #: Frames between the start of a thread and those.
 _MAX_STARTING = 20
 
@@ -37,52 +52,114 @@ def find_waiting(work_item: object) -> list[FrameType]:
 
     Where a task waits for that task (`gather`, a task group), its coroutines follow.
     """
+    future = getattr(work_item, "future", None)
     frames: list[FrameType] = []
-    waited_for: Any = getattr(work_item, "future", None)
     seen: set[int] = set()
+    task = _find_waiter(future, seen)
+    for _ in range(_MAX_LOOKS):
+        if task is not None:
+            break
+        frames, task = _find_handing_in(work_item, seen)
+        if frames:
+            break
+        # It may have gone on meanwhile.
+        seen = set()
+        task = _find_waiter(future, seen)
+    if task is not None and not frames:
+        frames = _read_stack(task)
     for _ in range(_MAX_HOPS):
-        task = _find_waiter(waited_for, seen)
+        task = _find_waiter(task, seen)
         if task is None:
             break
-        inner = list(_walk(task.get_coro()))
-        inner.reverse()
-        frames += inner
-        waited_for = task
-    return frames or _find_handing_in(work_item)
+        frames += _read_stack(task)
+    return frames
 
 
-def _find_handing_in(work_item: Any) -> list[FrameType]:
-    """Return the frames outside of the function that hands in `work_item` at this moment, in another thread."""
+def _read_stack(task: asyncio.Task[Any]) -> list[FrameType]:
+    """Return the frames of a task that waits, innermost first."""
+    frames = list(_walk(task.get_coro()))
+    frames.reverse()
+    return frames
+
+
+def _find_handing_in(work_item: Any, futures: set[int]) -> tuple[list[FrameType], asyncio.Task[Any] | None]:
+    """Return the frames outside of the function that hands in `work_item` at this moment, in another thread.
+
+    And the task that does so, if one does. `futures` are those that the work settles, by their identity.
+    """
     if not HAS_GLOBAL_LOCK:
         # The other thread runs on, and a frame is not to be looked at then.
-        return []
+        return [], None
     # From Python 3.14 on it has function and arguments in one.
     work = getattr(work_item, "fn", None) or next(iter(getattr(work_item, "task", ())), None)
     if work is None:
-        return []
+        return [], None
+    with _safe_look() as is_safe:
+        return _look_at_threads(work, futures) if is_safe else ([], None)
+
+
+def _look_at_threads(work: object, futures: set[int]) -> tuple[list[FrameType], asyncio.Task[Any] | None]:
     for innermost in sys._current_frames().values():  # noqa: SLF001 (the documented way to other threads' stacks)
         found: FrameType | None = None
         frame: FrameType | None = innermost
         for _ in range(_MAX_STARTING):
             if frame is None:
                 break
-            argument = _HANDING_IN.get(frame.f_code.co_name)
-            if argument is not None and frame.f_locals.get(argument) is work:
+            name = frame.f_code.co_name
+            if name in _HANDING_IN:
+                is_found = frame.f_locals.get(_HANDING_IN[name]) is work
+            else:
+                is_found = name in _BEFORE_WAITING and id(frame.f_locals.get(_BEFORE_WAITING[name])) in futures
+            if is_found:
                 # Outside of it may be another, whose executor this is.
                 found = frame
             frame = frame.f_back
         if found is not None:
-            return list(_outside(found))
-    return []
+            frames = _outside(found)
+            return frames, _find_running([found, *frames])
+    return [], None
 
 
-def _outside(frame: FrameType) -> Iterator[FrameType]:
-    for _ in range(_MAX_DEPTH):
-        outer = frame.f_back
-        if outer is None:
-            return
-        yield outer
-        frame = outer
+@contextlib.contextmanager
+def _safe_look() -> Iterator[bool]:
+    """Keep other threads from ending a frame while an object is made for it; False where that is not certain."""
+    if not _COLLECTS_ANYTIME:
+        yield True
+        return
+    if not _look_lock.acquire(timeout=_MAX_LOCKED_S):
+        yield False
+        return
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield True
+    finally:
+        if collects:
+            gc.enable()
+        _look_lock.release()
+
+
+def _find_running(frames: Iterable[FrameType]) -> asyncio.Task[Any] | None:
+    """Return the task that runs these frames, innermost first, where one of them knows its event loop."""
+    for frame in frames:
+        for name in ("self", "loop"):
+            loop = frame.f_locals.get(name)
+            if isinstance(loop, asyncio.AbstractEventLoop):
+                return asyncio.current_task(loop)
+    return None
+
+
+def _outside(frame: FrameType) -> list[FrameType]:
+    """Return the frames outside of this one; those of coroutines without the event loop's and of what runs that."""
+    frames: list[FrameType] = []
+    of_coroutines = 0
+    outer = frame.f_back
+    while outer is not None and len(frames) < _MAX_DEPTH:
+        frames.append(outer)
+        if outer.f_code.co_flags & _COROUTINE:
+            of_coroutines = len(frames)
+        outer = outer.f_back
+    return frames[:of_coroutines] or frames
 
 
 def _find_waiter(future: Any, seen: set[int]) -> asyncio.Task[Any] | None:

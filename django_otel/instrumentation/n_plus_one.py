@@ -400,17 +400,23 @@ class Watch:
         else:
             if len(counts) >= _MAX_PLACES:
                 repeats.make_room()
-            repeats.counts[place] = 1
+            counts = repeats.counts
+            # Another thread may have been the first meanwhile.
+            counts.setdefault(place, 0)
+            counts[place] += 1
 
     def open(self, record: RequestRecord) -> Repeats:
         """Return the request's `Repeats`, made if there is none."""
-        sole = record.repeats
-        if type(sole) is Repeats:
-            return sole
-        repeats = record.repeats = Repeats(self)
-        if sole is not None:
-            repeats.add(sole)  # type: ignore[arg-type]
-        return repeats
+        while True:
+            sole = record.repeats
+            if type(sole) is Repeats:
+                return sole
+            repeats = Repeats(self)
+            # Several threads may run queries of one request. No other comes between this look and the store.
+            if record.repeats is sole:
+                record.repeats = repeats
+                if sole is not None:
+                    repeats.add(sole)  # type: ignore[arg-type]
 
     def name(self, query: Watched, place: Place, count: int, span: Span | None) -> int:
         """Give the third equal query the line, for the console; return the next count to look at."""

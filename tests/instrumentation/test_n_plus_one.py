@@ -1,7 +1,10 @@
 """Equal queries of a request (N+1): found, counted, placed and advised on."""
 
 import asyncio
+import gc
 import linecache
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -598,6 +601,87 @@ def test_work_that_is_not_waited_for_yet_is_from_the_line_that_hands_it_in(monke
         assert found == {}
 
 
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_no_garbage_is_collected_while_other_threads_are_looked_at(monkeypatch, was_enabled):
+    """Before Python 3.12 other threads go on then, and a frame that is being read may be gone."""
+    monkeypatch.setattr(awaiting, "_COLLECTS_ANYTIME", True)
+    collects, plain = [], sys._current_frames
+    monkeypatch.setattr(awaiting.sys, "_current_frames", lambda: collects.append(gc.isenabled()) or plain())
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        with Eager(1) as threads:
+            threads.submit(callers.find_caller)
+        assert collects and not any(collects)
+        assert gc.isenabled() is was_enabled
+    finally:
+        gc.enable()
+
+
+def test_other_threads_are_not_looked_at_where_something_waits(monkeypatch):
+    """The look takes the longer the more threads there are."""
+    looks, plain = [], sys._current_frames
+    monkeypatch.setattr(awaiting.sys, "_current_frames", lambda: looks.append(1) or plain())
+    begins = threading.Event()
+
+    async def ask(threads):
+        find = sync_to_async(callers.find_caller, thread_sensitive=False, executor=threads)
+        asyncio.get_running_loop().call_soon(begins.set)
+        return await find()
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(begins.wait)
+        assert async_to_sync(ask)(threads)[FUNCTION].endswith("ask")
+    assert looks == []
+
+
+def test_work_that_a_waiting_tasks_task_hands_in_is_from_the_line_that_waits():
+    """`gather` makes a task of each coroutine, whose stack has no line of the project."""
+
+    async def ask(threads):
+        find = sync_to_async(callers.find_caller, thread_sensitive=False, executor=threads)
+        return await asyncio.gather(find(), find())
+
+    with Eager(2) as threads:
+        found = async_to_sync(ask)(threads)
+    assert [(each.get(FILE), each.get(LINE)) for each in found] == [(__file__, ask.__code__.co_firstlineno + 2)] * 2
+
+
+def test_work_that_is_done_before_its_coroutine_waits_is_from_the_line_that_hands_it_in(monkeypatch):
+    """It may begin only after it was handed in."""
+    begins, plain = threading.Event(), asyncio.shield
+
+    def shield(arg):
+        begins.set()
+        threads.shutdown()
+        return plain(arg)
+
+    async def ask():
+        return await sync_to_async(callers.find_caller, thread_sensitive=False, executor=threads)()
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(begins.wait)
+        monkeypatch.setattr(asyncio, "shield", shield)
+        try:
+            found = async_to_sync(ask)()
+        finally:
+            begins.set()
+    assert (found.get(FILE), found.get(LINE)) == (__file__, ask.__code__.co_firstlineno + 1)
+
+
+def test_what_runs_the_event_loop_is_no_place_of_what_its_tasks_hand_in():
+    """A task for which nothing waits, in a loop that a line of the project runs."""
+
+    async def ask(threads):
+        asked = sync_to_async(callers.find_caller, thread_sensitive=False, executor=threads)
+        task = asyncio.get_running_loop().create_task(asked())
+        while not task.done():
+            await asyncio.sleep(0)
+        return task.result()
+
+    with Eager(1) as threads, asyncio.Runner() as runner:
+        assert runner.run(ask(threads)) == {}
+
+
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("executor", [ThreadPoolExecutor, Eager])
 def test_a_query_that_a_new_thread_runs_before_its_coroutine_waits_is_counted(
@@ -721,6 +805,27 @@ def test_a_statement_that_another_request_makes_trusted_meanwhile_is_counted_exa
     otel_spans.clear()
     client.get("/repeated_by_a_helper/12/")
     assert one(otel_spans)[COUNT] == 12
+
+
+def test_queries_of_threads_that_begin_to_count_a_request_at_once_are_counted(client, otel_spans, monkeypatch):
+    """What one of them has counted meanwhile is not lost."""
+    begun = []
+
+    class Interrupted(n_plus_one.Repeats):
+        """Is interrupted by another thread's query while it is made."""
+
+        __slots__ = ()
+
+        def __init__(self, watch):
+            if not begun:
+                begun.append(1)
+                views.by_name("x")
+            super().__init__(watch)
+
+    monkeypatch.setattr(n_plus_one, "Repeats", Interrupted)
+    client.get("/through_a_helper/")
+    assert begun
+    assert one(otel_spans)[COUNT] == 13
 
 
 def test_a_trusted_statement_from_another_line_is_that_lines(fresh, client, otel_spans):
