@@ -391,6 +391,7 @@ OTHERS_PRIVATE_NAMES = {
     "_exit": "os",
     "_value_": "enum, documented; half the time of .value",
     "_getframe": "sys",
+    "_current_frames": "sys",
     "_request": "rest_framework.request.Request, documented",
     "_django_otel_sample_ratio": "our mark on a view",
     "_answers_lifespan": "our mark on an ASGI application",
