@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext
 
 from django_otel.base import guard
+from django_otel.base.patterns import lazy_pattern
 from django_otel.base.text import visible
 
 _NS_PER_MS = 1_000_000
@@ -20,7 +21,7 @@ _NS_PER_MS = 1_000_000
 _MAX_FORMATTED_SQL = 8_000
 _MAX_VALUE = 4_000
 #: A quoted text, or a clause of a statement with the space before it.
-_CLAUSE = re.compile(
+_CLAUSE = lazy_pattern(
     r"""('(?:[^']|'')*+'|"(?:[^"]|"")*+"|`[^`]*+`)|(?<!\s)\s++((?:(?:left|right|full|inner|cross)\s(?:outer\s)?)?join\b"""
     r"""|(?:from|where|group\sby|order\sby|having|limit|union|values|set|returning)\b)""",
     re.IGNORECASE,
