@@ -51,7 +51,7 @@ def compile_pattern(text: str, flags: int = 0) -> re.Pattern[str]:
 
 
 def write_atomic(text: str) -> str:
-    """Return a pattern with each `(...)*+` written as `(?>(...)*)`, without comments that have brackets."""
+    """Return a pattern with each `(...)*+` written as `(?>(...)*)`. Brackets in its comments count as its own."""
     written: list[str] = []
     begins: list[int] = []
     at = 0

@@ -35,7 +35,7 @@ _HANDING_IN = {"run_in_executor": "func", "submit": "fn"}
 _BEFORE_WAITING = {"shield": "arg"}
 #: Flags of a coroutine's code.
 _COROUTINE = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-#: So often it is looked for whoever hands in, or waits by now: other threads go on while this one looks.
+#: Looks for the coroutine that hands in the work, or waits for it by now: other threads go on during a look.
 _MAX_LOOKS = 3
 #: Before Python 3.12 the garbage collector runs inside of any step that makes an object, and runs Python code, during
 #: which other threads go on: the frame that an object is being made for may be gone then.

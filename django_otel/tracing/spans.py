@@ -273,8 +273,9 @@ class RecordedSpan(SpanFields):
             return kept
         time_of_ns = self._end_time or time_ns()
         made = self._limited(kept.make(self._pattern_number, time_of_ns, self._limits, self._shared.scrub))
-        # Two threads that read a span before its end may see two times; a third sees what is kept.
-        self._kept_events = made
+        # Two threads that read a span before its end may see two times; another may have kept a further event by now.
+        if self._kept_events is kept:
+            self._kept_events = made
         return made
 
     def _limited(self, event: Event) -> tuple[Event, ...] | BoundedList[Event]:

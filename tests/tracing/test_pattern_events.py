@@ -48,6 +48,25 @@ def test_a_pattern_is_an_event_like_any_other(order, limits):
     assert contents(with_patterns.readable_span()) == contents(plain.readable_span())
 
 
+def test_an_event_that_comes_while_a_pattern_is_made_is_kept():
+    """As from another thread, while the first one reads the span."""
+    span = start()
+
+    class Slow(EventPattern):
+        is_first = True
+
+        def make(self, *given):
+            if self.is_first:
+                self.is_first = False
+                span.add_event("other")
+            return super().make(*given)
+
+    span.add_pattern_event(Slow("repeated", GIVEN, "count"), 12)
+    for _ in range(2):
+        assert [event.name for event in span.events][:1] == ["repeated"]
+    assert [event.name for event in span.events] == ["repeated", "other"]
+
+
 @pytest.mark.parametrize("limits", [{"max_event_attributes": 2}, {"max_attribute_length": 9}], ids=str)
 def test_a_pattern_is_within_the_limits_of_its_span(limits):
     pattern = EventPattern("repeated", GIVEN, "count")
